@@ -1,0 +1,54 @@
+"""Budgets and levels: the one place where a fraction becomes an integer.
+
+A *budget* is a fraction in (0, 1] of a model's latent tokens and exists only at the edges (HTTP, CLI, Python
+API). A *level* is the number of latents kept per group, J̃ in the paper (section 3.4), and is what
+everything inside works with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from elit_serve.errors import InvalidInput
+
+
+def level_of_budget(budget: float, levels: Sequence[int], *, field: str = "budget") -> int:
+    """The trained level nearest to `budget` x J, J being the largest of `levels`.
+
+    Halves round up, and a tie between two trained levels goes to the higher one.
+
+    >>> level_of_budget(0.25, range(1, 17))
+    4
+    """
+    if not (isinstance(budget, int | float) and math.isfinite(budget) and 0 < budget <= 1):
+        raise InvalidInput(field, budget, "a budget is a fraction above 0 and at most 1")
+    wanted = max(1, math.floor(budget * max(levels) + 0.5))
+    return min(levels, key=lambda level: (abs(level - wanted), -level))
+
+
+def check_level(level: int, levels: Sequence[int], *, field: str = "levels") -> int:
+    """`level` itself if the model was trained at it."""
+    if level not in levels:
+        raise InvalidInput(field, level, f"this model was trained at levels {spans(levels)}")
+    return level
+
+
+def budget_of_level(level: int, levels: Sequence[int]) -> float:
+    """The fraction of the latents that `level` keeps."""
+    return level / max(levels)
+
+
+def spans(values: Sequence[int]) -> str:
+    """Integers as short text.
+
+    >>> spans([1, 2, 3, 8, 16])
+    '1-3, 8, 16'
+    """
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)

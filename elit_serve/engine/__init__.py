@@ -1,0 +1,1 @@
+"""Running a checkpoint: files to weights, requests to pictures."""

@@ -1,0 +1,240 @@
+"""A model directory on disk: write, validate, load. Nothing is ever unpickled.
+
+config.json                      what the model is, and the SHA-256 of every weight file
+model.safetensors                the weights; when large, model-00001-of-0000N.safetensors and an index
+quality.json, latency/, README.md   optional, read elsewhere
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from elit_serve.engine.config import ModelConfig, WeightDtype, WeightsConfig
+from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.nn import Backbone, BackboneSpec, build
+
+MAX_CONFIG_BYTES = 8 << 20
+MAX_SHARD_BYTES = 4 << 30
+TORCH_DTYPES: dict[WeightDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+BUNDLED_MODEL = "garden64"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A validated model directory: configuration and weights on the CPU."""
+
+    path: Path
+    config: ModelConfig
+    model: Backbone
+
+    @property
+    def model_hash(self) -> str:
+        return model_hash(self.config)
+
+
+def model_hash(config: ModelConfig) -> str:
+    """Twelve hex digits that change with the weights or with what they are loaded into."""
+    content = {"backbone": config.backbone.model_dump(), "weights": config.weights.files}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def bundled_models() -> Path:
+    """The folder of the models that travel with the package: inside a wheel, or beside a source checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "bundled"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def resolve_model(model: str | os.PathLike[str] | None) -> Path:
+    """A model directory by path, or a bundled model by its name; None is the bundled default."""
+    name = os.fspath(model) if model is not None else BUNDLED_MODEL
+    if Path(name).is_dir():
+        return Path(name)
+    bundled = bundled_models() / name
+    if Path(name).name == name and (bundled / "config.json").is_file():
+        return bundled
+    known = sorted(folder.parent.name for folder in bundled_models().glob("*/config.json"))
+    raise InvalidInput("model", name, f"a model directory, or a bundled model ({', '.join(known) or 'none here'})")
+
+
+def read_config(path: Path) -> ModelConfig:
+    """`config.json` of a model directory."""
+    file = path / "config.json"
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(path, [f"config.json is larger than {MAX_CONFIG_BYTES} bytes"])
+        return ModelConfig.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(path, [f"config.json cannot be read: {error.strerror}"]) from None
+    except ValidationError as error:
+        problems = [f"config.json: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise CheckpointError(path, problems) from None
+    except InvalidInput as error:
+        raise CheckpointError(path, [f"config.json: {error}"]) from None
+
+
+def load_checkpoint(path: Path, *, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Validates everything, then loads the weights on the CPU in `dtype`.
+
+    Raises one `CheckpointError` that lists all that is wrong.
+    """
+    config = read_config(path)
+    with torch.device("meta"):
+        model = build(config.spec)
+    problems = _weight_problems(path, config.weights, model)
+    if problems:
+        raise CheckpointError(path, problems)
+    model.load_state_dict(_read_tensors(path, config.weights, dtype), assign=True)
+    return Checkpoint(path=path, config=config, model=model.eval().requires_grad_(False))
+
+
+def _weight_problems(path: Path, weights: WeightsConfig, model: Backbone) -> list[str]:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems: list[str] = []
+    seen: set[str] = set()
+    for name, digest in weights.files.items():
+        file = path / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+            continue
+        if _sha256(file) != digest:
+            problems.append(f"{name} is truncated or altered: its SHA-256 is not the one in config.json")
+        problems += _header_problems(file, expected, TORCH_DTYPES[weights.dtype], seen)
+    if not problems:
+        problems += [f"tensor {name} is missing" for name in expected if name not in seen]
+    return _at_most(problems, 12)
+
+
+def _header_problems(
+    file: Path, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seen: set[str]
+) -> list[str]:
+    problems = []
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                part = tensors.get_slice(name)
+                shape, found = tuple(part.get_shape()), part.get_dtype()
+                if name not in expected:
+                    problems.append(f"tensor {name} does not belong to this backbone")
+                elif shape != expected[name]:
+                    problems.append(f"tensor {name} has shape {shape}, expected {expected[name]}")
+                elif found != _SAFETENSORS_NAMES[dtype]:
+                    problems.append(f"tensor {name} is {found}, expected {_SAFETENSORS_NAMES[dtype]}")
+                if name in seen:
+                    problems.append(f"tensor {name} is in two files")
+                seen.add(name)
+    except (SafetensorError, OSError) as error:
+        problems.append(f"{file.name} is not a safetensors file: {error}")
+    return problems
+
+
+_SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def _read_tensors(path: Path, weights: WeightsConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name in weights.files:
+        with safe_open(path / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                tensors[key] = file.get_tensor(key).to(dtype)
+    return tensors
+
+
+def write_checkpoint(
+    path: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    replace: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> ModelConfig:
+    """Writes a model directory in one move: either all of it is there, or nothing has changed.
+
+    `config.weights.dtype` is the dtype on disk; the file digests are filled in. With `replace` an existing directory
+    keeps its other files (README.md, quality.json, latency/). Returns the config as written.
+    """
+    if path.exists() and not replace:
+        raise InvalidInput("path", str(path), "it exists already")
+    _check_weights(path, config.spec, weights)
+    dtype = TORCH_DTYPES[config.weights.dtype]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        if path.exists():
+            keep = shutil.ignore_patterns("*.safetensors", "*.index.json", "config.json")
+            shutil.copytree(path, staging, ignore=keep, dirs_exist_ok=True)
+        files = _write_shards(staging, {k: v.detach().to("cpu", dtype) for k, v in weights.items()}, max_shard_bytes)
+        written = config.model_copy(update={"weights": config.weights.model_copy(update={"files": files})})
+        (staging / "config.json").write_text(written.model_dump_json(indent=2) + "\n")
+        staging.chmod(0o755)
+        _swap_in(staging, path)
+    except OSError as error:
+        raise CheckpointError(path, [f"it cannot be written: {error.strerror or error}"]) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return written
+
+
+def _check_weights(path: Path, spec: BackboneSpec, weights: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in build(spec).state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != expected:
+        raise CheckpointError(path, ["the weights are not those of the backbone in the config"])
+
+
+def _write_shards(folder: Path, weights: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, str]:
+    shards: list[dict[str, Tensor]] = [{}]
+    room = max_shard_bytes
+    for name, tensor in weights.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = max_shard_bytes
+        shards[-1][name] = tensor.contiguous()
+        room -= tensor.nbytes
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in weights.values())},
+            "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    return {name: _sha256(folder / name) for name in names}
+
+
+def _swap_in(staging: Path, path: Path) -> None:
+    if not path.exists():
+        staging.rename(path)
+        return
+    old = path.with_name(f".{path.name}-replaced")
+    path.rename(old)
+    staging.rename(path)
+    shutil.rmtree(old)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _at_most(problems: list[str], limit: int) -> list[str]:
+    return problems if len(problems) <= limit else [*problems[:limit], f"and {len(problems) - limit} more"]

@@ -1,0 +1,241 @@
+"""One model on one device: labels, seeds and plans in, pictures out. Offline generation and tests use it directly."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elit_serve.budget import check_level, level_of_budget
+from elit_serve.engine.autoencoder import open_autoencoder
+from elit_serve.engine.checkpoint import TORCH_DTYPES, Checkpoint, load_checkpoint, resolve_model
+from elit_serve.engine.config import WeightDtype
+from elit_serve.errors import GenerationFailed, InvalidInput
+from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode
+from elit_serve.sampling import Branch, Guidance, Plan, Velocity, initial_noise, sample
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A generated picture and the facts that make it again."""
+
+    image: Image.Image
+    facts: dict[str, Any]
+
+    def encode(self, output_format: OutputFormat = "png") -> bytes:
+        """The encoded file with the facts inside; the same picture gives the same bytes."""
+        return encode(self.image, output_format, self.facts)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes .png, .jpg, .jpeg or .webp with the facts inside."""
+        suffix = Path(path).suffix.lower().lstrip(".")
+        output_format = {"jpg": "jpeg"}.get(suffix, suffix)
+        if output_format not in OUTPUT_FORMATS:
+            raise InvalidInput("output", os.fspath(path), f"a name ending in .{', .'.join(OUTPUT_FORMATS)} or .jpg")
+        try:
+            Path(path).write_bytes(self.encode(output_format))
+        except OSError as error:
+            raise InvalidInput("output", os.fspath(path), f"it cannot be written: {error.strerror}") from None
+
+
+class Pipeline:
+    """A loaded checkpoint that turns labels, seeds and plans into pictures."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.config = checkpoint.config
+        self.model_hash = checkpoint.model_hash
+        self.path = checkpoint.path
+        self.device = device
+        self.dtype = dtype
+        self._model = checkpoint.model.to(device, dtype)
+        self._autoencoder = open_autoencoder(self.config.autoencoder, self.path / "autoencoder", device, dtype)
+        self._class_ids = {name: i for i, name in enumerate(self.config.classes)}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        dtype: WeightDtype | None = None,
+        threads: int | None = None,
+    ) -> Pipeline:
+        """Loads a model directory or a bundled model by name; None is the bundled default.
+
+        Without `device` a GPU is taken if there is one; without `dtype`, bfloat16 on a GPU and float32 on a CPU.
+        `threads` limits the CPU threads of the whole process.
+        """
+        target = choose_device(device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if dtype is not None and dtype not in TORCH_DTYPES:
+            raise InvalidInput("dtype", dtype, f"one of {', '.join(TORCH_DTYPES)}")
+        precision = TORCH_DTYPES[dtype or ("bfloat16" if target.type == "cuda" else "float32")]
+        checkpoint = load_checkpoint(resolve_model(model), dtype=precision)
+        return cls(checkpoint, device=target, dtype=precision)
+
+    def class_id(self, label: str | int, *, field: str = "label") -> int:
+        """The index of a class given by name or index; unknown ones raise with the nearest names."""
+        if isinstance(label, int) or (label.isdecimal() and label not in self._class_ids):
+            index = int(label)
+            if 0 <= index < len(self.config.classes):
+                return index
+            raise InvalidInput(field, label, f"class ids run from 0 to {len(self.config.classes) - 1}")
+        name = label.strip().lower().replace(" ", "-")
+        for candidate in (label, name):
+            if candidate in self._class_ids:
+                return self._class_ids[candidate]
+        nearest = difflib.get_close_matches(name, self.config.classes, n=3, cutoff=0.5)
+        shown = nearest or [*self.config.classes[:5], "..."]
+        hint = "the nearest are" if nearest else "some are"
+        raise InvalidInput(field, label, f"no class of {self.config.name} has this name; {hint} {', '.join(shown)}")
+
+    def plan(
+        self,
+        *,
+        budget: float | None = None,
+        levels: Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+    ) -> Plan:
+        """A plan from what a caller gives; the model's recommended sampling fills the rest.
+
+        `budget` fixes one level for all steps (default: full); `levels` gives one level per step and excludes it.
+        """
+        defaults = self.config.sampling
+        guidance = guidance or defaults.guidance.guidance()
+        if guidance.method in ("ag", "ccfg"):
+            check_level(guidance.weak_level, self.config.levels, field="guidance.weak_level")
+        if levels is not None:
+            if budget is not None:
+                raise InvalidInput("budget", budget, "levels already say the budget of every step; leave it out")
+            if steps is not None and steps != len(levels):
+                raise InvalidInput(
+                    "steps", steps, f"levels has {len(levels)} entries; leave steps out or make them equal"
+                )
+            chosen = tuple(check_level(level, self.config.levels) for level in levels)
+        else:
+            num_steps = defaults.steps if steps is None else steps
+            if not 1 <= num_steps <= MAX_STEPS:
+                raise InvalidInput("steps", num_steps, f"between 1 and {MAX_STEPS}")
+            level = level_of_budget(1.0 if budget is None else budget, self.config.levels)
+            chosen = (level,) * num_steps
+        return Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift)
+
+    def generate(
+        self,
+        label: str | int,
+        *,
+        budget: float | None = None,
+        seed: int = 0,
+        levels: Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+    ) -> Picture:
+        """One picture of a class.
+
+        >>> load("models/garden64").generate("tulip", budget=0.25, seed=7).save("tulip.png")  # doctest: +SKIP
+        """
+        plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance)
+        return self.run([self.class_id(label)], [seed], plan)[0]
+
+    def run(
+        self,
+        class_ids: Sequence[int],
+        seeds: Sequence[int],
+        plan: Plan,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[Picture]:
+        """A batch of pictures under one plan, one for each class and seed.
+
+        `on_step` is called after each step with the number of steps done.
+        """
+        images = self.to_images(self.sample(class_ids, seeds, plan, on_step))
+        pairs = zip(images, class_ids, seeds, strict=True)
+        return [Picture(image=image, facts=self._facts(class_id, seed, plan)) for image, class_id, seed in pairs]
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        class_ids: Sequence[int],
+        seeds: Sequence[int],
+        plan: Plan,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Decoded pictures [B, 3, H, W] in [0, 1] on the device, float32."""
+        for seed in seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise InvalidInput("seed", seed, f"between 0 and {MAX_SEED}")
+        noise = initial_noise(seeds, self.config.spec.sample_shape).to(self.device)
+        labels = torch.tensor(class_ids, device=self.device)
+        samples = sample(self._velocity(labels), noise, plan, on_step)
+        if not bool(torch.isfinite(samples).all()):
+            raise GenerationFailed("the model produced NaN or infinite values")
+        return (self._autoencoder.decode(samples).float() * 0.5 + 0.5).clamp(0, 1)
+
+    @staticmethod
+    def to_images(pictures: Tensor) -> list[Image.Image]:
+        """[B, 3, H, W] in [0, 1] -> Pillow images, rounded to 8 bits."""
+        array = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(np.ascontiguousarray(picture)) for picture in array]
+
+    def _velocity(self, labels: Tensor) -> Velocity:
+        """The model as a velocity function for labels [B]; all branches of a step share one call."""
+        null = torch.full_like(labels, self._model.null_class)
+
+        def velocity(x: Tensor, t: float, branches: Sequence[Branch]) -> Sequence[Tensor]:
+            levels = [branch.level for branch in branches]
+            level = levels[0] if len(set(levels)) == 1 else levels
+            count = len(branches)
+            label = torch.cat([null if branch.class_dropped else labels for branch in branches])
+            times = torch.full((count * len(x),), t, device=x.device)
+            velocities: Tensor = self._model(x.repeat(count, 1, 1, 1), times, label, level)
+            return velocities.float().chunk(count)
+
+        return velocity
+
+    def _facts(self, class_id: int, seed: int, plan: Plan) -> dict[str, Any]:
+        guidance = plan.guidance
+        return {
+            "model": self.config.name,
+            "model_hash": self.model_hash,
+            "label": self.config.classes[class_id],
+            "class_id": class_id,
+            "seed": seed,
+            "steps": plan.num_steps,
+            "levels": list(plan.levels),
+            "time_shift": plan.time_shift,
+            "guidance": {
+                "method": guidance.method,
+                "scale": guidance.scale,
+                "weak_level": guidance.weak_level,
+                "interval": list(guidance.interval),
+            },
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device of this name, or the best one here for None."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InvalidInput("device", device, "cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise InvalidInput("device", device, "cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InvalidInput("device", device, f"this machine has {torch.cuda.device_count()} CUDA devices")
+    return chosen

@@ -1,0 +1,89 @@
+"""Every exception of elit-serve, in one tree.
+
+    ElitError
+    ├── InvalidInput          the caller asked for something that cannot be (HTTP 422, exit code 2)
+    │   └── Infeasible        ... within the time it allows; carries the smallest latency that works
+    ├── CheckpointError       a model directory cannot be loaded; lists everything that is wrong
+    ├── RecipeError           a training recipe is not valid; lists everything that is wrong
+    ├── DataError             a data set cannot be read, or too much of it is corrupt
+    ├── RunError              a training run directory cannot be written, resumed or exported
+    ├── MissingPackage        an optional package is needed; names the extra that brings it
+    ├── GenerationFailed      the engine failed on this request (HTTP 500)
+    └── EngineStopped         the engine no longer takes work (HTTP 503)
+
+Errors are made where the fact is known and carry its values; they become HTTP statuses in one table
+(`server.problems`) and exit code 2 in one place (`cli.main`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ElitError(Exception):
+    """Base of all errors that elit-serve raises on purpose. `str()` is one line for a user."""
+
+
+class InvalidInput(ElitError):
+    """A value from outside that cannot be used.
+
+    `field` names it as the caller spelled it, `value` is what was given, `allowed` says what would do.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field}: {_shown(value)} is not allowed; {allowed}")
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+
+class Infeasible(InvalidInput):
+    """A latency target that no level can meet, even alone on the device."""
+
+    def __init__(self, latency_ms: float, min_latency_ms: float) -> None:
+        super().__init__("latency_ms", latency_ms, f"the smallest feasible value here is {min_latency_ms:.0f}")
+        self.min_latency_ms = min_latency_ms
+
+
+class CheckpointError(ElitError):
+    """A model directory that cannot be loaded, with all of its problems."""
+
+    def __init__(self, path: object, problems: Sequence[str]) -> None:
+        super().__init__(f"{path} is not a usable model: " + "; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class RecipeError(ElitError):
+    """A recipe file that cannot be used, with all of its problems."""
+
+    def __init__(self, path: object, problems: Sequence[str]) -> None:
+        super().__init__(f"{path} is not a valid recipe: " + "; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class DataError(ElitError):
+    """A data set that cannot be read."""
+
+
+class RunError(ElitError):
+    """A training run that cannot be started, resumed, saved or exported."""
+
+
+class MissingPackage(ElitError):
+    """A package that only some installations carry."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs the package {package}: pip install 'elit-serve[{extra}]'")
+
+
+class GenerationFailed(ElitError):
+    """The engine could not finish this request; others are not affected."""
+
+
+class EngineStopped(ElitError):
+    """The engine is not running, so the request was not taken."""
+
+
+def _shown(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

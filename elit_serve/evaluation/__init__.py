@@ -1,0 +1,1 @@
+"""What a checkpoint's pictures are worth at every level."""

@@ -1,0 +1,171 @@
+"""Transformer parts shared by every backbone.
+
+Letters: B batch, N tokens (or K tokens of another sequence), D width, H heads, E = D / H head size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROPE_THETA = 10_000.0
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN (DiT, section 3.2): x [B, N, D] with shift and scale [B, D] -> [B, N, D]."""
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def rope_table(positions: Tensor, head_size: int) -> Tensor:
+    """Cosines and sines of 2D RoPE, half of the head for rows and half for columns.
+
+    positions [N, 2] in units of tokens -> [2, N, 1, E / 2], float32; index 0 is cos, 1 is sin.
+    """
+    num_freqs = head_size // 4
+    freqs = ROPE_THETA ** (-torch.arange(num_freqs, dtype=torch.float64, device=positions.device) / num_freqs)
+    angles = (positions.double().unsqueeze(-1) * freqs).flatten(1)  # [N, 2, E/4] -> [N, E/2]
+    return torch.stack([angles.cos(), angles.sin()]).float().unsqueeze(2)
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Applies RoPE: x [B, N, H, E], rope [2, N, 1, E / 2] -> [B, N, H, E] in x's dtype."""
+    cos, sin = rope.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """t in [0, 1] -> [B, D]: sinusoids of 1000 t, then a two-layer MLP (as DiT)."""
+
+    def __init__(self, dim: int, num_freqs: int = 128) -> None:
+        super().__init__()
+        self.num_freqs = num_freqs
+        self.up = nn.Linear(2 * num_freqs, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        steps = torch.arange(self.num_freqs, dtype=torch.float32, device=t.device)
+        freqs = torch.exp(-math.log(10_000) * steps / self.num_freqs)
+        angles = 1000 * t.float().unsqueeze(1) * freqs  # [B, F]
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)  # [B, 2F]
+        return self.out(F.silu(self.up(waves.to(self.up.weight.dtype))))  # [B, D]
+
+
+class Mlp(nn.Module):
+    """Two layers around a tanh-GELU, the hidden one `ratio` times as wide."""
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, ratio * dim)
+        self.down = nn.Linear(ratio * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with QK normalisation and RoPE: x [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.RMSNorm(dim // num_heads, eps=1e-6)
+        self.k_norm = nn.RMSNorm(dim // num_heads, eps=1e-6)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)  # [B, N, H, E]
+        q = rotate(self.q_norm(q), rope)
+        k = rotate(self.k_norm(k), rope)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class GroupedCrossAttention(nn.Module):
+    """Cross-attention inside groups: queries of a group see the keys of that group only (paper, section 3.3).
+
+    Both sequences are laid out group by group, so folding groups into the batch is a reshape.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.q_norm = nn.RMSNorm(dim // num_heads, eps=1e-6)
+        self.k_norm = nn.RMSNorm(dim // num_heads, eps=1e-6)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, rope: Tensor, context_rope: Tensor, num_groups: int) -> Tensor:
+        """x [B, N, D] reads context [B, K, D]; N and K are multiples of num_groups. -> [B, N, D]"""
+        batch, tokens, dim = x.shape
+        q = self.q(x).view(batch, tokens, self.num_heads, -1)  # [B, N, H, E]
+        k, v = self.kv(context).view(batch, context.shape[1], 2, self.num_heads, -1).unbind(2)  # [B, K, H, E]
+        q = rotate(self.q_norm(q), rope)
+        k = rotate(self.k_norm(k), context_rope)
+        q, k, v = (self._fold(part, num_groups) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v)  # [B * G, H, N / G, E]
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, dim))
+
+    @staticmethod
+    def _fold(x: Tensor, num_groups: int) -> Tensor:
+        batch, tokens, heads, size = x.shape
+        return x.reshape(batch * num_groups, tokens // num_groups, heads, size).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """A DiT block with adaLN-Zero: x [B, N, D], condition c [B, D] -> [B, N, D]."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.attention = SelfAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(dim, mlp_ratio)
+        self.modulation = nn.Linear(dim, 6 * dim)
+
+    def forward(self, x: Tensor, c: Tensor, rope: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=-1)
+        x = x + gate1.unsqueeze(1) * self.attention(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Tokens to patches of velocity: x [B, N, D], c [B, D] -> [B, N, out]."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.linear = nn.Linear(dim, out)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.modulation(F.silu(c)).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm(x), shift, scale))
+
+
+def initialise(model: nn.Module) -> None:
+    """Xavier for linear layers, N(0, 0.02) for embeddings, zero for what must start as identity or zero.
+
+    Zeroed are the adaLN projections, the final layer, and every module that lists itself in
+    `zero_at_start`, a tuple of its own linear layers (Write's output projections).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    for module in model.modules():
+        zeroed = [getattr(module, "modulation", None), *getattr(module, "zero_at_start", ())]
+        if isinstance(module, FinalLayer):
+            zeroed.append(module.linear)
+        for linear in zeroed:
+            if linear is not None:
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)

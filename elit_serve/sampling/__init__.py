@@ -1,0 +1,22 @@
+"""From noise to samples: time grids, guidance, level schedules and the Euler solver.
+
+Time runs as in the paper: X_t = (1 - t) X_0 + t X_1 with X_0 noise and X_1 data, so sampling goes from
+t = 0 to t = 1. The velocity function is an argument; nothing here knows a network.
+"""
+
+from elit_serve.sampling.euler import Velocity, euler_step, sample
+from elit_serve.sampling.grid import time_grid
+from elit_serve.sampling.noise import initial_noise
+from elit_serve.sampling.plan import Branch, Guidance, GuidanceMethod, Plan
+
+__all__ = [
+    "Branch",
+    "Guidance",
+    "GuidanceMethod",
+    "Plan",
+    "Velocity",
+    "euler_step",
+    "initial_noise",
+    "sample",
+    "time_grid",
+]

@@ -1,0 +1,47 @@
+"""Euler's method along the velocity field, with guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from elit_serve.sampling.grid import time_grid
+from elit_serve.sampling.plan import Branch, Guidance, Plan
+
+
+class Velocity(Protocol):
+    """The model as the sampler sees it."""
+
+    def __call__(self, x: Tensor, t: float, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        """x [B, *shape] at time t -> the velocity [B, *shape] of each branch, in order."""
+
+
+def guided(velocities: Sequence[Tensor], guidance: Guidance) -> Tensor:
+    """Equation 3: w v_main - (w - 1) v_weak, or v_main when it is alone. [B, *shape] each."""
+    if len(velocities) == 1:
+        return velocities[0]
+    main, weak = velocities
+    return guidance.scale * main - (guidance.scale - 1) * weak
+
+
+def euler_step(velocity: Velocity, x: Tensor, plan: Plan, grid: Sequence[float], step: int) -> Tensor:
+    """x [B, *shape] at grid[step] -> x at grid[step + 1]."""
+    t, t_next = grid[step], grid[step + 1]
+    return x + (t_next - t) * guided(velocity(x, t, plan.branches(step, t)), plan.guidance)
+
+
+def sample(velocity: Velocity, noise: Tensor, plan: Plan, on_step: Callable[[int], None] | None = None) -> Tensor:
+    """Integrates from noise [B, *shape] at t = 0 to samples [B, *shape] at t = 1.
+
+    `on_step` is called with the number of steps done after each of them. The global error is of first order
+    in 1 / num_steps.
+    """
+    grid = time_grid(plan.num_steps, plan.time_shift)
+    x = noise
+    for step in range(plan.num_steps):
+        x = euler_step(velocity, x, plan, grid, step)
+        if on_step is not None:
+            on_step(step + 1)
+    return x

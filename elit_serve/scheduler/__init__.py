@@ -1,0 +1,1 @@
+"""Which request gets how much compute, decided on values; standard library only."""

@@ -1,0 +1,1 @@
+"""Training an elastic model from a recipe and exporting it as a deployable directory."""
