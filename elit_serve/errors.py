@@ -9,6 +9,7 @@
     ├── RunError              a training run directory cannot be written, resumed or exported
     ├── MissingPackage        an optional package is needed; names the extra that brings it
     ├── GenerationFailed      the engine failed on this request (HTTP 500)
+    ├── Overloaded            the queue is full; carries when to come back (HTTP 503)
     └── EngineStopped         the engine no longer takes work (HTTP 503)
 
 Errors are made where the fact is known and carry its values; they become HTTP statuses in one table
@@ -78,6 +79,14 @@ class MissingPackage(ElitError):
 
 class GenerationFailed(ElitError):
     """The engine could not finish this request; others are not affected."""
+
+
+class Overloaded(ElitError):
+    """The queue is full, so the request was not taken."""
+
+    def __init__(self, num_queued: int, retry_after_s: int) -> None:
+        super().__init__(f"{num_queued} requests are queued, which is the limit; retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
 
 
 class EngineStopped(ElitError):
