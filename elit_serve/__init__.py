@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from elit_serve.engine.pipeline import Pipeline
@@ -26,7 +26,7 @@ def load(
     model: str | os.PathLike[str] | None = None,
     *,
     device: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    dtype: str | None = None,
     threads: int | None = None,
 ) -> Pipeline:
     """A model ready to generate: a model directory, or a bundled model by its name (default: garden64).

@@ -36,6 +36,14 @@ TORCH_DTYPES: dict[WeightDtype, torch.dtype] = {
 BUNDLED_MODEL = "garden64"
 
 
+def weight_dtype(name: str) -> WeightDtype:
+    """`name` as one of the dtypes that weights may have."""
+    for known in TORCH_DTYPES:
+        if name == known:
+            return known
+    raise InvalidInput("dtype", name, f"one of {', '.join(TORCH_DTYPES)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A validated model directory: configuration and weights on the CPU."""
@@ -185,8 +193,8 @@ def write_checkpoint(
         (staging / "config.json").write_text(written.model_dump_json(indent=2) + "\n")
         staging.chmod(0o755)
         _swap_in(staging, path)
-    except OSError as error:
-        raise CheckpointError(path, [f"it cannot be written: {error.strerror or error}"]) from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(path, [f"it cannot be written: {error}"]) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return written

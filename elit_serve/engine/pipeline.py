@@ -5,22 +5,22 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from elit_serve.budget import check_level, level_of_budget
 from elit_serve.engine.autoencoder import open_autoencoder
-from elit_serve.engine.checkpoint import TORCH_DTYPES, Checkpoint, load_checkpoint, resolve_model
-from elit_serve.engine.config import WeightDtype
+from elit_serve.engine.checkpoint import TORCH_DTYPES, Checkpoint, load_checkpoint, resolve_model, weight_dtype
+from elit_serve.engine.pixels import from_signed, to_images
+from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode
-from elit_serve.sampling import Branch, Guidance, Plan, Velocity, initial_noise, sample
+from elit_serve.sampling import Guidance, Plan, initial_noise, sample
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
@@ -68,7 +68,7 @@ class Pipeline:
         model: str | os.PathLike[str] | None = None,
         *,
         device: str | None = None,
-        dtype: WeightDtype | None = None,
+        dtype: str | None = None,
         threads: int | None = None,
     ) -> Pipeline:
         """Loads a model directory or a bundled model by name; None is the bundled default.
@@ -79,9 +79,7 @@ class Pipeline:
         target = choose_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        if dtype is not None and dtype not in TORCH_DTYPES:
-            raise InvalidInput("dtype", dtype, f"one of {', '.join(TORCH_DTYPES)}")
-        precision = TORCH_DTYPES[dtype or ("bfloat16" if target.type == "cuda" else "float32")]
+        precision = TORCH_DTYPES[weight_dtype(dtype or ("bfloat16" if target.type == "cuda" else "float32"))]
         checkpoint = load_checkpoint(resolve_model(model), dtype=precision)
         return cls(checkpoint, device=target, dtype=precision)
 
@@ -133,6 +131,21 @@ class Pipeline:
             chosen = (level,) * num_steps
         return Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift)
 
+    def guidance(
+        self,
+        *,
+        method: str | None = None,
+        scale: float | None = None,
+        weak_budget: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> Guidance:
+        """Guidance from what a caller gives; the model's recommended sampling fills the rest."""
+        fields: dict[str, Any] = {"method": method, "scale": scale, "interval": interval}
+        if weak_budget is not None:
+            fields["weak_level"] = level_of_budget(weak_budget, self.config.levels, field="guidance.weak_budget")
+        given = {name: value for name, value in fields.items() if value is not None}
+        return replace(self.config.sampling.guidance.guidance(), **given)
+
     def generate(
         self,
         label: str | int,
@@ -161,7 +174,7 @@ class Pipeline:
 
         `on_step` is called after each step with the number of steps done.
         """
-        images = self.to_images(self.sample(class_ids, seeds, plan, on_step))
+        images = to_images(self.sample(class_ids, seeds, plan, on_step))
         pairs = zip(images, class_ids, seeds, strict=True)
         return [Picture(image=image, facts=self._facts(class_id, seed, plan)) for image, class_id, seed in pairs]
 
@@ -179,31 +192,10 @@ class Pipeline:
                 raise InvalidInput("seed", seed, f"between 0 and {MAX_SEED}")
         noise = initial_noise(seeds, self.config.spec.sample_shape).to(self.device)
         labels = torch.tensor(class_ids, device=self.device)
-        samples = sample(self._velocity(labels), noise, plan, on_step)
+        samples = sample(class_velocity(self._model, labels), noise, plan, on_step)
         if not bool(torch.isfinite(samples).all()):
             raise GenerationFailed("the model produced NaN or infinite values")
-        return (self._autoencoder.decode(samples).float() * 0.5 + 0.5).clamp(0, 1)
-
-    @staticmethod
-    def to_images(pictures: Tensor) -> list[Image.Image]:
-        """[B, 3, H, W] in [0, 1] -> Pillow images, rounded to 8 bits."""
-        array = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(np.ascontiguousarray(picture)) for picture in array]
-
-    def _velocity(self, labels: Tensor) -> Velocity:
-        """The model as a velocity function for labels [B]; all branches of a step share one call."""
-        null = torch.full_like(labels, self._model.null_class)
-
-        def velocity(x: Tensor, t: float, branches: Sequence[Branch]) -> Sequence[Tensor]:
-            levels = [branch.level for branch in branches]
-            level = levels[0] if len(set(levels)) == 1 else levels
-            count = len(branches)
-            label = torch.cat([null if branch.class_dropped else labels for branch in branches])
-            times = torch.full((count * len(x),), t, device=x.device)
-            velocities: Tensor = self._model(x.repeat(count, 1, 1, 1), times, label, level)
-            return velocities.float().chunk(count)
-
-        return velocity
+        return from_signed(self._autoencoder.decode(samples))
 
     def _facts(self, class_id: int, seed: int, plan: Plan) -> dict[str, Any]:
         guidance = plan.guidance

@@ -55,6 +55,10 @@ class Backbone(nn.Module):
     def _make_blocks(self) -> None:
         raise TypeError("a Backbone is either a DiT or an ElitDiT")
 
+    def compilable(self) -> list[nn.Module]:
+        """The modules worth compiling, one by one."""
+        raise TypeError("a Backbone is either a DiT or an ElitDiT")
+
     @property
     def null_class(self) -> int:
         """The label that stands for no class."""
@@ -99,7 +103,6 @@ class DiT(Backbone):
         self.blocks = nn.ModuleList(Block(spec.dim, spec.num_heads) for _ in range(spec.depth))
 
     def compilable(self) -> list[nn.Module]:
-        """The modules worth compiling, one by one."""
         return list(self.blocks)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor, level: int = 1) -> Tensor:
@@ -130,7 +133,6 @@ class ElitDiT(Backbone):
         self.tail = blocks(interface.tail)
 
     def compilable(self) -> list[nn.Module]:
-        """The modules worth compiling, one by one."""
         return [*self.head, self.read, *self.core, self.write, *self.tail]
 
     def forward(

@@ -1,0 +1,168 @@
+"""The command line: `elit-serve COMMAND`. Errors are one line and exit code 2; torch is imported only when needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import elit_serve
+from elit_serve.errors import ElitError, InvalidInput
+
+app = typer.Typer(
+    help="Serve and train elastic diffusion transformers: one checkpoint, every latency.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="A model directory, or a bundled model by name. Default: the bundled garden64.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads for torch. Default: torch's own choice.")]
+
+
+def main() -> None:
+    """Runs the command line; every expected error becomes one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except ElitError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(elit_serve.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def describe(
+    model: Annotated[str, typer.Argument(help="A preset such as elit-dit-xl/2 or dit-b/2, or a model directory.")],
+    resolution: Annotated[int | None, typer.Option(help="Pixels per side, for presets. Default: 256.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per training iteration.")] = 256,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Parameters and FLOPs of a model at every level, without allocating a weight."""
+    from elit_serve.nn.describe import describe_spec
+
+    name, spec, levels = _spec_of(model, resolution)
+    description = describe_spec(name, spec, levels=levels, batch=batch)
+    if json:
+        typer.echo(description.as_json())
+    else:
+        Console().print(description.as_text(), highlight=False)
+
+
+@app.command()
+def generate(
+    label: Annotated[list[str], typer.Option(help="Class name or id; with --grid it may be repeated.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")],
+    model: ModelArgument = None,
+    budget: Annotated[float | None, typer.Option(help="Fraction of the latents to use, in (0, 1]. Default: 1.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Noise seed.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
+    weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per class, same seed.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Generate a picture, or a grid of levels by classes, without a server."""
+    from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.engine.sheets import level_sheet
+
+    if len(label) > 1 and not grid:
+        raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
+    if grid and budget is not None:
+        raise InvalidInput("budget", budget, "--grid shows every budget; leave it out")
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
+    plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen)
+    class_ids = [pipeline.class_id(name) for name in label]
+    if grid:
+        level_sheet(pipeline, class_ids, seed, plan).save(output)
+    else:
+        pipeline.run(class_ids, [seed], plan)[0].save(output)
+    typer.echo(f"{output}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe: a TOML file, see models/recipes/.")],
+    data: Annotated[Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg, .png or .webp.")],
+    out: Annotated[Path, typer.Option(help="The run's folder.")],
+    val: Annotated[Path | None, typer.Option(help="Validation pictures. Default: some of --data are held out.")] = None,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="A folder in diffusers' format, if the recipe needs it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Train a model from a recipe; data-parallel under torchrun."""
+    import torch
+
+    from elit_serve.engine.pipeline import choose_device
+    from elit_serve.trainer.loop import train as run_training
+    from elit_serve.trainer.recipe import read_recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run_training(
+        read_recipe(recipe),
+        data,
+        out,
+        validation=val,
+        autoencoder=autoencoder,
+        resume=resume,
+        device=choose_device(device),
+        console=Console(),
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    destination: Annotated[Path, typer.Argument(help="The model directory to write, as models/NAME.")],
+    step: Annotated[int | None, typer.Option(help="The checkpoint to take. Default: the newest.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="A folder in diffusers' format, copied into the model.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite the weights of an existing model.")] = False,
+    max_shard_mb: Annotated[int, typer.Option(min=1, help="Largest weight file.")] = 4096,
+) -> None:
+    """Write a run's averaged weights as a deployable model directory."""
+    from elit_serve.engine.checkpoint import weight_dtype
+    from elit_serve.trainer.export import export as write_model
+
+    config = write_model(
+        run,
+        destination,
+        step=step,
+        dtype=weight_dtype(dtype),
+        autoencoder=autoencoder,
+        replace=replace,
+        max_shard_bytes=max_shard_mb << 20,
+    )
+    typer.echo(f"{destination}: {', '.join(config.weights.files)}")
+
+
+def _spec_of(model: str, resolution: int | None):  # type: ignore[no-untyped-def]
+    ...
+
+
+if __name__ == "__main__":
+    main()

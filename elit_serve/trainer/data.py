@@ -1,0 +1,233 @@
+"""Photographs to training batches: decoded once into memory when they fit, streamed when not.
+
+Which sample comes at which step depends on the seed alone, so a resumed run sees what an unbroken one would,
+and two ranks together see what one would. Letters: B batch, H x W picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from elit_serve.errors import DataError
+from elit_serve.pictures import DamagedPicture, Photograph, decode, fit, list_photographs
+from elit_serve.trainer.draws import seed_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """images [B, 3, H, W] uint8, labels [B] int64, and the damaged pictures met on the way."""
+
+    images: Tensor
+    labels: Tensor
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSet:
+    """Photographs of one size, by class."""
+
+    photographs: tuple[Photograph, ...]
+    classes: tuple[str, ...]
+    height: int
+    width: int
+
+    @classmethod
+    def open(cls, source: Path, height: int, width: int, classes: Sequence[str] | None = None) -> PictureSet:
+        """All photographs of a folder or tar; with `classes` the labels must be among those."""
+        photographs = list_photographs(source)
+        names = tuple(classes or sorted({photograph.label for photograph in photographs}))
+        unknown = sorted({photograph.label for photograph in photographs} - set(names))
+        if unknown:
+            raise DataError(f"{source} has classes that the training data lacks: {', '.join(unknown[:5])}")
+        return cls(photographs=tuple(photographs), classes=names, height=height, width=width)
+
+    def __len__(self) -> int:
+        return len(self.photographs)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all pictures decoded, in bytes."""
+        return len(self) * 3 * self.height * self.width
+
+    def split(self, fraction: float) -> tuple[PictureSet, PictureSet]:
+        """(rest, held out): every k-th photograph in order of class and name is held out, k = 1 / fraction."""
+        step = max(2, round(1 / fraction))
+        held_out = self.photographs[step - 1 :: step]
+        rest = tuple(p for i, p in enumerate(self.photographs) if i % step != step - 1)
+        if not held_out:
+            raise DataError(f"{len(self)} photographs are too few to hold out a fraction of {fraction}")
+        return replace(self, photographs=rest), replace(self, photographs=held_out)
+
+    def label(self, index: int) -> int:
+        return self.classes.index(self.photographs[index].label)
+
+    def picture(self, index: int) -> Tensor:
+        """[3, H, W] uint8; raises `DamagedPicture`."""
+        pixels = np.asarray(fit(decode(self.photographs[index]), self.height, self.width))
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+@dataclass
+class DamageReport:
+    """Counts damaged pictures and stops when there are too many."""
+
+    total: int
+    max_fraction: float
+    names: dict[str, None] = field(default_factory=dict)  # an ordered set
+
+    def add(self, names: Sequence[str]) -> list[str]:
+        """The names not reported before."""
+        fresh = [name for name in names if name not in self.names]
+        self.names.update(dict.fromkeys(fresh))
+        if len(self.names) > self.max_fraction * self.total:
+            shown = "; ".join(list(self.names)[:5])
+            raise DataError(
+                f"{len(self.names)} of {self.total} pictures are damaged, more than the allowed fraction "
+                f"{self.max_fraction}: {shown}"
+            )
+        return fresh
+
+
+class SampleOrder:
+    """Which samples form the global batch of a step: one shuffled pass over the data after another."""
+
+    def __init__(self, num_samples: int, batch: int, seed: int) -> None:
+        if num_samples < 1:
+            raise DataError("no readable photograph is left to train on")
+        self._num_samples, self._batch, self._seed = num_samples, batch, seed
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+
+    def indices(self, step: int) -> Tensor:
+        """[batch] int64 for a step counted from 0."""
+        position, end = step * self._batch, (step + 1) * self._batch
+        parts = []
+        while position < end:
+            epoch, place = divmod(position, self._num_samples)
+            part = self._pass(epoch)[place : place + end - position]
+            parts.append(part)
+            position += len(part)
+        return torch.cat(parts)
+
+    def _pass(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_of(self._seed, "order", epoch))
+            self._epoch, self._permutation = epoch, torch.randperm(self._num_samples, generator=generator)
+        return self._permutation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOrder:
+    """The order of a run, and this rank's part of each global batch."""
+
+    batch: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    def build(self, num_samples: int) -> SampleOrder:
+        return SampleOrder(num_samples, self.batch, self.seed)
+
+    def mine(self, indices: Tensor) -> Tensor:
+        """The part of a global draw [batch, ...] that belongs to this rank."""
+        return indices.chunk(self.world)[self.rank]
+
+
+class MemoryData:
+    """All pictures decoded on the device; with `limit`, that many spread evenly over them."""
+
+    def __init__(
+        self, pictures: PictureSet, damage: DamageReport, device: torch.device, *, limit: int | None = None
+    ) -> None:
+        wanted = range(0, len(pictures), max(1, len(pictures) // limit) if limit else 1)
+        kept, images = [], []
+        with ThreadPoolExecutor() as pool:
+            decoded = pool.map(lambda index: _picture_or_damage(pictures, index), wanted)
+            for index, picture in zip(wanted, decoded, strict=True):
+                if isinstance(picture, DamagedPicture):
+                    damage.add([str(picture)])
+                else:
+                    kept.append(index)
+                    images.append(picture)
+        if not images:
+            raise DataError("no readable photograph is left to train on")
+        self.images = torch.stack(images).to(device)
+        self.labels = torch.tensor([pictures.label(index) for index in kept], device=device)
+
+    def batches(self, run_order: RunOrder, first_step: int) -> Iterator[Batch]:
+        order = run_order.build(len(self.images))
+        step = first_step
+        while True:
+            indices = run_order.mine(order.indices(step)).to(self.images.device)
+            yield Batch(images=self.images[indices], labels=self.labels[indices])
+            step += 1
+
+
+class StreamedData:
+    """Pictures decoded when they are needed, by worker processes.
+
+    A damaged picture is replaced by the next readable one in order of class and name.
+    """
+
+    def __init__(self, pictures: PictureSet, workers: int, pin_memory: bool) -> None:
+        self._pictures, self._workers, self._pin_memory = pictures, workers, pin_memory
+
+    def batches(self, run_order: RunOrder, first_step: int) -> Iterator[Batch]:
+        order = run_order.build(len(self._pictures))
+        loader = DataLoader(
+            _DecodedPictures(self._pictures),
+            batch_sampler=_BatchSampler(run_order, order, first_step),
+            num_workers=self._workers,
+            collate_fn=_collate,
+            pin_memory=self._pin_memory,
+        )
+        yield from loader
+
+
+class _BatchSampler:
+    def __init__(self, run_order: RunOrder, order: SampleOrder, first_step: int) -> None:
+        self._run_order, self._order, self._first_step = run_order, order, first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self._first_step
+        while True:
+            yield self._run_order.mine(self._order.indices(step)).tolist()
+            step += 1
+
+
+class _DecodedPictures(Dataset[tuple[Tensor, int, list[str]]]):
+    def __init__(self, pictures: PictureSet) -> None:
+        self._pictures = pictures
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, list[str]]:
+        damaged: list[str] = []
+        for offset in range(len(self._pictures)):
+            place = (index + offset) % len(self._pictures)
+            picture = _picture_or_damage(self._pictures, place)
+            if not isinstance(picture, DamagedPicture):
+                return picture, self._pictures.label(place), damaged
+            damaged.append(str(picture))
+        raise DataError("no readable photograph is left to train on")
+
+
+def _picture_or_damage(pictures: PictureSet, index: int) -> Tensor | DamagedPicture:
+    try:
+        return pictures.picture(index)
+    except DamagedPicture as damage:
+        return damage
+
+
+def _collate(items: list[tuple[Tensor, int, list[str]]]) -> Batch:
+    images, labels, damaged = zip(*items, strict=True)
+    return Batch(
+        images=torch.stack(images),
+        labels=torch.tensor(labels),
+        damaged=tuple(name for names in damaged for name in names),
+    )

@@ -1,0 +1,397 @@
+"""The training loop: rectified flow at a budget drawn once per iteration (paper, sections 3.1 and 3.4).
+
+A step is a pure function of (recipe, data, step number, weights), so that a run that was killed and resumed
+goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from elit_serve import __version__
+from elit_serve.clock import Clock, MonotonicClock
+from elit_serve.engine.autoencoder import Autoencoder, open_autoencoder
+from elit_serve.engine.pixels import from_signed, to_images
+from elit_serve.engine.velocity import class_velocity
+from elit_serve.errors import InvalidInput, RunError
+from elit_serve.nn import Backbone, ElitDiT, build
+from elit_serve.pictures import grid
+from elit_serve.sampling import initial_noise, sample
+from elit_serve.trainer.data import DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
+from elit_serve.trainer.distributed import World, join_world
+from elit_serve.trainer.draws import augment, draw_level, draw_permutation, draw_step, to_unit
+from elit_serve.trainer.ema import Ema
+from elit_serve.trainer.loss import rectified_flow_loss, validation_times
+from elit_serve.trainer.progress import Reporter
+from elit_serve.trainer.recipe import Recipe
+from elit_serve.trainer.run import RunDirectory, RunFacts, Snapshot, TrainState
+
+VALIDATION_PICTURES = 512
+SHEET_CLASSES = 8
+COMPILED_VARIANTS = 64  # of one block: head, core and tail lengths, training and validation, level 1
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        training: PictureSet,
+        validation: PictureSet,
+        world: World,
+        run: RunDirectory,
+        autoencoder: Autoencoder,
+    ) -> None:
+        self.recipe, self.world, self.run = recipe, world, run
+        self.autoencoder = autoencoder
+        self.damage = DamageReport(total=len(training), max_fraction=recipe.data.max_corrupt)
+        self.classes = training.classes
+        self.order = RunOrder(batch=recipe.training.batch, seed=recipe.training.seed, rank=world.rank, world=world.size)
+        self.data = self._open(training)
+        held_out = DamageReport(total=len(validation), max_fraction=1.0)
+        self.validation = MemoryData(validation, held_out, world.device, limit=VALIDATION_PICTURES)
+        torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
+        self.model = build(recipe.backbone.spec(len(self.classes))).to(world.device)
+        self.ema = Ema(self.model, recipe.optimizer.ema)
+        self.optimizer = self._make_optimizer()
+        self.step = 0
+        self.window_loss = torch.zeros((), device=world.device)
+        self.window_steps = 0
+
+    def _open(self, training: PictureSet) -> MemoryData | StreamedData:
+        if training.nbytes <= self.recipe.data.memory_gb * 1e9:
+            return MemoryData(training, self.damage, self.world.device)
+        return StreamedData(training, self.recipe.data.workers, pin_memory=self.world.device.type == "cuda")
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        options = self.recipe.optimizer
+        return torch.optim.AdamW(
+            self.model.parameters(),
+            lr=options.learning_rate,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+            fused=self.world.device.type == "cuda",
+        )
+
+    def train(self, reporter: Reporter | None) -> None:
+        """Runs to the recipe's last step, or to the step at which the process is asked to end."""
+        if self.recipe.training.compile:
+            compile_blocks(self.model)
+            compile_blocks(self.ema.model)
+        model = self._distributed()
+        with _ending_gracefully(alone=self.world.size == 1) as asked_to_end:
+            for batch in self.data.batches(self.order, self.step):
+                self._report_damage(batch.damaged, reporter)
+                self._train_step(model, batch.images.to(self.world.device), batch.labels.to(self.world.device))
+                self._after_step(reporter)
+                if self.step == self.recipe.training.steps:
+                    break
+                if asked_to_end():
+                    self._save()
+                    raise RunError(f"asked to end; saved at step {self.step}, continue with --resume")
+
+    def _distributed(self) -> nn.Module:
+        if self.world.size == 1:
+            return self.model
+        return DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    def _train_step(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+        """images [B / ranks, 3, H, W] uint8, labels [B / ranks]."""
+        recipe, spec = self.recipe, self.model.spec
+        draws = draw_step(self.step, spec.sample_shape, recipe.training, recipe.data, self.world.device)
+        mine = draws.part(self.world.rank, self.world.size)
+        level = draw_level(self.step, recipe.budget, recipe.levels, recipe.training.seed)
+        learning_rate = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = recipe.training.accumulation
+        for index in range(parts):
+            micro = mine.part(index, parts)
+            data = self._encode(augment(images.chunk(parts)[index], micro))
+            label = torch.where(micro.class_dropped, self.model.null_class, labels.chunk(parts)[index])
+            is_last = index == parts - 1
+            with self._synchronising(model, is_last), self._precision():
+                loss = rectified_flow_loss(model, data, micro.noise, micro.t, label, level, self._dropped_latents())
+                torch.autograd.backward(loss / parts)
+            self.window_loss += loss.detach() / parts
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.window_steps += 1
+        self.ema.update(self.model, self.step)
+
+    def _dropped_latents(self) -> Tensor | None:
+        """Under random drop, the learned latents in this step's order; otherwise None."""
+        if self.recipe.budget.drawing != "random-drop":
+            return None
+        assert isinstance(self.model, ElitDiT), type(self.model)
+        latents = self.model.latents
+        permutation = draw_permutation(self.step, len(latents), self.recipe.training.seed)
+        return latents[permutation.to(latents.device)]
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.autoencoder.encode(images)
+
+    def _synchronising(self, model: nn.Module, now: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients with the last micro-batch only."""
+        if now or not isinstance(model, DistributedDataParallel):
+            return nullcontext()
+        context: AbstractContextManager[None] = model.no_sync()
+        return context
+
+    def _precision(self) -> torch.autocast:
+        enabled = self.recipe.training.precision == "bfloat16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then constant, then linear to zero over the last `decay_steps`."""
+        options, steps = self.recipe.optimizer, self.recipe.training.steps
+        factor = min(1.0, (step + 1) / max(1, options.warmup_steps))
+        if options.decay_steps:
+            factor = min(factor, (steps - step) / options.decay_steps)
+        return options.learning_rate * factor
+
+    def _after_step(self, reporter: Reporter | None) -> None:
+        every, last = self.recipe.every, self.step == self.recipe.training.steps
+        if self.step % every.log == 0 or last:
+            self._log(reporter)
+        if reporter is not None and (self.step % every.validation == 0 or last):
+            reporter.validation(self.step, self.validate())
+        if reporter is not None and (self.step % every.samples == 0 or last):
+            reporter.samples(self.step, self.sample_sheet())
+        if self.step % every.checkpoint == 0 or last:
+            self._save()
+
+    def _log(self, reporter: Reporter | None) -> None:
+        loss = self.world.mean(self.window_loss / self.window_steps)
+        if reporter is not None:
+            reporter.training(
+                self.step,
+                loss=float(loss),
+                learning_rate=self.learning_rate(self.step - 1),
+                grad_norm=float(self.grad_norm),
+            )
+        if not torch.isfinite(loss):
+            raise RunError(f"the loss is {float(loss)} at step {self.step}; lower the learning rate")
+        self.window_loss = torch.zeros_like(self.window_loss)
+        self.window_steps = 0
+
+    def _report_damage(self, names: tuple[str, ...], reporter: Reporter | None) -> None:
+        for name in self.damage.add(names):
+            if reporter is not None:
+                reporter.say(f"skipped a damaged picture: {name}")
+
+    @property
+    def shown_levels(self) -> list[int]:
+        """The levels that validation and sample grids show: powers of two, and the largest."""
+        levels = self.recipe.levels
+        powers = [level for level in levels if level & (level - 1) == 0]
+        return sorted({*powers, levels[-1]})
+
+    @torch.no_grad()
+    def validate(self) -> dict[int, float]:
+        """The loss of the averaged weights on held-out pictures, at fixed noise and times, by level."""
+        recipe, spec = self.recipe, self.model.spec
+        images, labels = self.validation.images, self.validation.labels
+        times = validation_times(len(images), recipe.training.time_mean, recipe.training.time_std, self.world.device)
+        noise = initial_noise(range(len(images)), spec.sample_shape).to(self.world.device)
+        losses = {}
+        batch = max(1, recipe.training.batch // self.world.size // recipe.training.accumulation)
+        for level in self.shown_levels:
+            total = torch.zeros((), device=self.world.device)
+            for part in torch.split(torch.arange(len(images), device=self.world.device), batch):
+                with self._precision():
+                    data = self.autoencoder.encode(to_unit(images[part]))
+                    loss = rectified_flow_loss(self.ema.model, data, noise[part], times[part], labels[part], level)
+                total += loss * len(part)
+            losses[level] = float(total / len(images))
+        return losses
+
+    @torch.no_grad()
+    def sample_sheet(self) -> Image.Image:
+        """Samples of the averaged weights: a row per level, a column per class, the same noise in each row."""
+        count = min(SHEET_CLASSES, len(self.classes))
+        labels = torch.arange(count, device=self.world.device) * (len(self.classes) // count)
+        noise = initial_noise(range(count), self.model.spec.sample_shape).to(self.world.device)
+        velocity = class_velocity(self.ema.model, labels)
+        rows = []
+        for level in reversed(self.shown_levels):
+            with self._precision():
+                samples = sample(velocity, noise, self.recipe.sampling.plan(level))
+                rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
+        return grid(rows, scale=2)
+
+    def _save(self) -> None:
+        self.window_loss = self.world.mean(self.window_loss)
+        if self.world.is_main:
+            state = TrainState(
+                step=self.step,
+                window_loss=float(self.window_loss),
+                window_steps=self.window_steps,
+                damaged=tuple(self.damage.names),
+            )
+            self.run.save(
+                Snapshot(
+                    model=self.model.state_dict(),
+                    ema=self.ema.model.state_dict(),
+                    optimizer=_optimizer_tensors(self.model, self.optimizer),
+                    state=state,
+                ),
+                keep=self.recipe.every.keep,
+            )
+        self.world.barrier()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes on where a checkpoint stands."""
+        self.model.load_state_dict(snapshot.model)
+        self.ema.model.load_state_dict(snapshot.ema)
+        _restore_optimizer(self.model, self.optimizer, snapshot.optimizer)
+        self.step = snapshot.state.step
+        self.window_loss.fill_(snapshot.state.window_loss)
+        self.window_steps = snapshot.state.window_steps
+        self.damage.add(snapshot.state.damaged)
+
+
+def train(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    validation: Path | None = None,
+    autoencoder: Path | None = None,
+    resume: bool = False,
+    device: torch.device,
+    console: Console,
+    clock: Clock | None = None,
+) -> None:
+    """Trains `recipe` on the photographs of `data` into the run directory `out`.
+
+    Without `validation` the recipe's holdout fraction of the data serves for the validation loss. `autoencoder` is a
+    folder in diffusers' format for recipes that need one. Under torchrun each process is a rank.
+    """
+    if (recipe.autoencoder.kind == "diffusers") != (autoencoder is not None):
+        raise InvalidInput("--autoencoder", autoencoder, f"this recipe's autoencoder is {recipe.autoencoder.kind}")
+    with join_world(device) as world:
+        training, held_out = open_data(recipe, data, validation)
+        _check_world(recipe, world)
+        run = RunDirectory(out)
+        dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
+        coder = open_autoencoder(recipe.autoencoder, autoencoder or out, world.device, dtype)
+        snapshot = _prepare(run, _facts(recipe, training, data), resume, world)
+        trainer = Trainer(recipe, training, held_out, world, run, coder)
+        if snapshot is not None:
+            trainer.restore(snapshot)
+        if not world.is_main:
+            trainer.train(None)
+            return
+        options = recipe.training
+        with Reporter(
+            run, console, clock or MonotonicClock(), batch=options.batch, steps=options.steps, first_step=trainer.step
+        ) as reporter:
+            for name in trainer.damage.names:
+                reporter.say(f"skipped a damaged picture: {name}")
+            trainer.train(reporter)
+
+
+def open_data(recipe: Recipe, data: Path, validation: Path | None) -> tuple[PictureSet, PictureSet]:
+    """(training, validation) pictures at the size that the model's samples have as pictures."""
+    factor = 1 if recipe.autoencoder.kind == "pixels" else 8
+    height, width = recipe.backbone.height * factor, recipe.backbone.width * factor
+    pictures = PictureSet.open(data, height, width)
+    if validation is None:
+        return pictures.split(recipe.data.holdout)
+    return pictures, PictureSet.open(validation, height, width, pictures.classes)
+
+
+def _check_world(recipe: Recipe, world: World) -> None:
+    parts = world.size * recipe.training.accumulation
+    if recipe.training.batch % parts:
+        raise InvalidInput(
+            "training.batch", recipe.training.batch, f"a multiple of {parts}, ranks times accumulated micro-batches"
+        )
+
+
+def _facts(recipe: Recipe, training: PictureSet, data: Path) -> RunFacts:
+    return RunFacts(
+        recipe=recipe,
+        classes=training.classes,
+        data={"source": data.name, "training_pictures": len(training), "classes": len(training.classes)},
+        versions={"elit-serve": __version__, "torch": torch.__version__},
+    )
+
+
+def _prepare(run: RunDirectory, facts: RunFacts, resume: bool, world: World) -> Snapshot | None:
+    """Starts the run directory, or checks that it holds this very run and reads where it stands."""
+    if not resume:
+        if world.is_main:
+            run.create(facts)
+        world.barrier()
+        return None
+    before = run.facts()
+    for part in ("recipe", "classes", "data"):
+        if getattr(before, part) != getattr(facts, part):
+            raise RunError(f"{run.path} was started with another {part}; --resume continues the same run only")
+    snapshot = run.load() if run.steps() else None
+    if world.is_main:
+        run.forget_after(snapshot.state.step if snapshot else 0)
+    world.barrier()
+    return snapshot
+
+
+def compile_blocks(model: Backbone) -> None:
+    """Compiles each block by itself with dynamic shapes: about a minute in all, whatever levels come."""
+    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+    for block in model.compilable():
+        block.compile(dynamic=True)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as `parameter/entry` tensors."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for entry, value in optimizer.state[parameter].items():
+            tensors[f"{name}/{entry}"] = value
+    return tensors
+
+
+def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        for entry in ("step", "exp_avg", "exp_avg_sq"):
+            value = tensors[f"{name}/{entry}"]
+            fused_or_moment = entry != "step" or optimizer.defaults["fused"]
+            state[entry] = value.to(parameter.device) if fused_or_moment else value
+
+
+@contextmanager
+def _ending_gracefully(*, alone: bool) -> Iterator[Callable[[], bool]]:
+    """While open, SIGINT and SIGTERM ask the loop to end after its step instead of cutting it off.
+
+    With several ranks a signal may reach them at different steps, so there it ends them at once, as by default.
+    """
+    asked = False
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if alone else ()
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

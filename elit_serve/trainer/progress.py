@@ -1,0 +1,86 @@
+"""What a run tells: a progress bar, a log file and TensorBoard scalars. Only the main rank speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from elit_serve.clock import Clock
+from elit_serve.trainer.run import RunDirectory
+
+
+class Reporter:
+    """Progress bar on a terminal, plain lines elsewhere; always log.jsonl and TensorBoard."""
+
+    def __init__(
+        self, run: RunDirectory, console: Console, clock: Clock, *, batch: int, steps: int, first_step: int
+    ) -> None:
+        self._run, self._console, self._clock, self._batch = run, console, clock, batch
+        self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=first_step + 1)
+        self._last = (clock.now(), first_step)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=first_step, figures="")
+        self._steps = steps
+
+    def __enter__(self) -> Reporter:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        self._writer.close()
+
+    def step(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def training(self, step: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
+        """The mean loss since the last log line."""
+        now = self._clock.now()
+        then, last_step = self._last
+        self._last = (now, step)
+        rate = (step - last_step) * self._batch / max(now - then, 1e-9)
+        left_s = (self._steps - step) * self._batch / max(rate, 1e-9)
+        self._run.log({"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate})
+        self._scalars(
+            step,
+            {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": learning_rate, "train/images_per_s": rate},
+        )
+        figures = f"loss {loss:.4f}  {rate:,.0f} images/s"
+        self._bar.update(self._task, completed=step, figures=figures)
+        if not self._console.is_terminal:
+            self._console.print(f"step {step}/{self._steps}  {figures}  {left_s:,.0f} s left", highlight=False)
+
+    def validation(self, step: int, losses: Mapping[int, float]) -> None:
+        """The validation loss of each level."""
+        self._run.log({"step": step, "validation": {str(level): loss for level, loss in losses.items()}})
+        self._scalars(step, {f"validation/level_{level}": loss for level, loss in losses.items()})
+        shown = "  ".join(f"{level}: {loss:.4f}" for level, loss in losses.items())
+        self.say(f"step {step}  validation loss by level  {shown}")
+
+    def samples(self, step: int, sheet: Image.Image) -> None:
+        """A grid of samples: a row per level, a column per class."""
+        folder = self._run.path / "samples"
+        folder.mkdir(exist_ok=True)
+        sheet.save(folder / f"step-{step:08d}.png")
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
