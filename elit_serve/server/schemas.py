@@ -1,0 +1,152 @@
+"""Requests and answers as they look from outside."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from elit_serve.engine.pipeline import MAX_SEED, MAX_STEPS
+from elit_serve.pictures import OutputFormat
+from elit_serve.sampling import GuidanceMethod
+
+MAX_LATENCY_MS = 3_600_000
+
+
+class RequestBody(BaseModel):
+    """Unknown fields are errors, and a number is never read from text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class GuidanceRequest(RequestBody):
+    """What is left out is the model's recommendation."""
+
+    method: GuidanceMethod | None = Field(
+        default=None, description="`ccfg` and `cfg` drop the class, `ag` keeps it; `ccfg` and `ag` run a cheaper pass."
+    )
+    scale: float | None = Field(default=None, ge=1, le=100, description="1 is off.")
+    weak_budget: float | None = Field(default=None, gt=0, le=1, description="Budget of the weak pass of ccfg and ag.")
+    interval: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        default=None, min_length=2, max_length=2, description="Guide only at times within [start, end]; noise is 0."
+    )
+
+
+class GenerateRequest(RequestBody):
+    """One request for `n` pictures of a class."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"label": "tulip", "budget": 0.25, "seed": 7},
+                {"label": "tulip", "latency_ms": 3000, "n": 2, "output_format": "webp"},
+            ]
+        }
+    )
+
+    label: Annotated[str, Field(max_length=200)] | int | None = Field(
+        default=None, description="A class name or a class id; give this or `prompt`."
+    )
+    prompt: str | None = Field(default=None, max_length=200, description="Exactly a class name.")
+    n: int = Field(default=1, ge=1, description="Pictures, with seeds seed, seed + 1, ...")
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn and reported when left out.")
+    latency_ms: float | None = Field(
+        default=None, gt=0, le=MAX_LATENCY_MS, description="The highest level that fits into this time is used."
+    )
+    budget: float | None = Field(default=None, gt=0, le=1, description="Share of the latents to use; never changed.")
+    levels: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_STEPS,
+        description="A level for every step, as an answer reports it: makes the same picture again.",
+    )
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Denoising steps.")
+    guidance: GuidanceRequest = GuidanceRequest()
+    output_format: OutputFormat | None = Field(default=None, description="png when left out.")
+
+
+class GuidanceUsed(BaseModel):
+    method: GuidanceMethod
+    scale: float
+    weak_level: int
+    weak_budget: float
+    interval: tuple[float, float]
+
+
+class GeneratedImage(BaseModel):
+    """level is the mean over the steps, budget the share of the latents that it is, levels one per step."""
+
+    b64_json: str = Field(description="The encoded file in base64; its metadata holds the same facts.")
+    seed: int
+    level: int | float
+    budget: float
+    levels: list[int]
+
+
+class GenerateResponse(BaseModel):
+    """The pictures, and what was done to make them."""
+
+    model: str
+    model_hash: str
+    label: str
+    class_id: int
+    output_format: OutputFormat
+    steps: int
+    guidance: GuidanceUsed
+    latency_ms: float | None = Field(description="The target as it was asked for.")
+    deadline_met: bool | None = Field(description="None without a target.")
+    queue_ms: float
+    compute_ms: float
+    total_ms: float
+    images: list[GeneratedImage]
+
+
+class LevelInfo(BaseModel):
+    """latency_ms: predicted from measurements for one picture, recommended sampling and an idle server.
+
+    None for a level that the recommended autoguidance cannot use.
+    """
+
+    level: int
+    budget: float
+    latency_ms: float | None
+
+
+class ModelInfo(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    hash: str
+    classes: list[str]
+    levels: list[LevelInfo]
+    sample_shape: tuple[int, int, int]
+    sampling: dict[str, Any]
+    device: str
+    dtype: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    model: str
+    queue_length: int
+
+
+class FieldProblem(BaseModel):
+    field: str
+    value: Any
+    allowed: str
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] | None = None
+    min_latency_ms: float | None = None

@@ -1,0 +1,48 @@
+"""What a server is started with. A bad value stops start-up and names its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from elit_serve.engine.config import Strict, WeightDtype
+from elit_serve.errors import InvalidInput
+
+
+class Settings(Strict):
+    """All settings of `elit-serve serve`.
+
+    max_queue: requests that may wait; one more is refused with 503.
+    max_images: the largest `n` of a request.
+    max_body_bytes: a larger request body is refused with 413.
+    headroom: share added to every predicted latency before it is compared with a target.
+    """
+
+    model: str | None = None
+    host: str = Field(default="0.0.0.0", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65535)
+    device: str | None = None
+    dtype: WeightDtype | None = None
+    threads: int | None = Field(default=None, ge=1)
+    max_queue: int = Field(default=64, ge=1)
+    max_images: int = Field(default=16, ge=1, le=1024)
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    headroom: float = Field(default=0.1, ge=0, le=10)
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+
+
+def read_settings(values: Mapping[str, object]) -> Settings:
+    """Settings from what a caller gives; the rest is as above."""
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        allowed = f"settings are {', '.join(Settings.model_fields)}" if first["type"] == "extra_forbidden" else None
+        raise InvalidInput(field, first["input"], allowed or _lowered(first["msg"])) from None
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:]
