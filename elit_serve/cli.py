@@ -99,6 +99,40 @@ def generate(
 
 
 @app.command()
+def serve(
+    model: ModelArgument = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    max_queue: Annotated[int, typer.Option(help="Requests that may wait; one more is refused with 503.")] = 64,
+    max_images: Annotated[int, typer.Option(help="Largest n of a request.")] = 16,
+    headroom: Annotated[float, typer.Option(help="Share added to predicted latencies, against noise.")] = 0.1,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
+) -> None:
+    """Serve a model over HTTP."""
+    from elit_serve.server.run import serve as run_server
+    from elit_serve.server.settings import read_settings
+
+    settings = read_settings(
+        {
+            "model": model,
+            "host": host,
+            "port": port,
+            "device": device,
+            "dtype": dtype,
+            "threads": threads,
+            "max_queue": max_queue,
+            "max_images": max_images,
+            "headroom": headroom,
+            "log_level": log_level,
+        }
+    )
+    run_server(settings, announce=typer.echo)
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe: a TOML file, see models/recipes/.")],
     data: Annotated[Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg, .png or .webp.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -64,6 +65,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InvalidInput("host", host, "an address of this machine") from None
         raise InvalidInput("port", port, f"a port of {host} that is free and may be taken ({error.strerror})") from None
     return listener
 
