@@ -1,1 +1,1 @@
-"""What a checkpoint's pictures are worth at every level."""
+"""What a checkpoint's pictures are worth at every level, measured against photographs."""

@@ -1,0 +1,69 @@
+"""Fréchet distance between Gaussians fitted to two sets of features. float64 on the CPU throughout.
+
+Letters: n samples, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elit_serve.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureStatistics:
+    """Mean [F] and unbiased covariance [F, F] of n feature vectors, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+    n: int
+
+    @classmethod
+    def of(cls, features: Tensor) -> FeatureStatistics:
+        """Of features [n, F]. n may be below F: the covariance is then rank-deficient, which is allowed."""
+        if features.ndim != 2 or len(features) < 2:
+            raise InvalidInput("features", list(features.shape), "a covariance needs at least two vectors [n, F]")
+        features = features.double().cpu()
+        return cls(
+            mean=features.mean(0), covariance=torch.cov(features.T).reshape(2 * features.shape[1:]), n=len(features)
+        )
+
+
+class FrechetReference:
+    """One side of the distance, with the root of its covariance taken once."""
+
+    def __init__(self, statistics: FeatureStatistics) -> None:
+        self.statistics = statistics
+        values, vectors = torch.linalg.eigh(statistics.covariance)
+        self._root = (vectors * _non_negative(values).sqrt()) @ vectors.T  # [F, F]
+
+    def distance(self, other: FeatureStatistics) -> float:
+        """The squared Fréchet distance |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+
+        Heusel et al. 2017, equation 6. S1 S2 has the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2), so the trace
+        of its root is the sum of their roots.
+        """
+        mine = self.statistics
+        if mine.mean.shape != other.mean.shape:
+            raise InvalidInput("features", other.mean.shape[0], f"the reference has {mine.mean.shape[0]} features")
+        product = self._root @ other.covariance @ self._root
+        values = torch.linalg.eigvalsh((product + product.T) / 2)
+        traces = mine.covariance.trace() + other.covariance.trace() - 2 * _non_negative(values).sqrt().sum()
+        return float((mine.mean - other.mean).square().sum() + traces)
+
+
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """The squared Fréchet distance of two sets, by their statistics."""
+    return FrechetReference(first).distance(second)
+
+
+def _non_negative(values: Tensor) -> Tensor:
+    """Eigenvalues of what must be positive semi-definite: rounding below zero becomes zero, anything more raises."""
+    rounding = 10 * len(values) * torch.finfo(torch.float64).eps * float(values.abs().max())
+    smallest = float(values.min())
+    if not smallest >= -rounding:
+        raise InvalidInput("covariance", smallest, f"eigenvalues lie above {-rounding:.3g}, the rounding error")
+    return values.clamp(min=0)
