@@ -84,7 +84,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs are being taken."""
+        """Whether jobs are being run."""
         return self._thread.is_alive() and not self._stopping
 
     @property
@@ -97,9 +97,9 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Job) -> Future[Outcome]:
-        """Queues a job; raises `Overloaded` when the queue is full and `EngineStopped` when nothing is taken."""
+        """Queues a job, also before the start; raises `Overloaded` when the queue is full, `EngineStopped` after the end."""
         with self._changed:
-            if not self.is_alive:
+            if self._stopping:
                 raise EngineStopped("the engine is not running")
             self._drop_cancelled()
             if len(self._queue) >= self._max_queue:

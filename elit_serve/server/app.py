@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from elit_serve.budget import budget_of_level
 from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.predict import Predictor
-from elit_serve.engine.worker import Outcome, Worker
-from elit_serve.errors import EngineStopped
+from elit_serve.engine.worker import Job, Outcome, Worker
+from elit_serve.errors import EngineStopped, GenerationFailed
 from elit_serve.pictures import OUTPUT_FORMATS
 from elit_serve.scheduler import CostTable
 from elit_serve.server import problems
@@ -69,6 +69,7 @@ def create_app(pipeline: Pipeline, settings: Settings, *, cost: CostTable, clock
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
         try:
+            await _warm_up(pipeline, worker, clock)
             yield
         finally:
             await run_in_threadpool(worker.stop, timeout_s=STOP_SECONDS)
@@ -90,6 +91,16 @@ def create_app(pipeline: Pipeline, settings: Settings, *, cost: CostTable, clock
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(MetricsMiddleware, metrics=metrics, routes=routes, clock=clock)
     return app
+
+
+async def _warm_up(pipeline: Pipeline, worker: Worker, clock: Clock) -> None:
+    """Runs one step on the worker's thread and every encoder once, so that the first caller need not wait for it."""
+    plan = pipeline.plan(steps=1)
+    job = Job(class_ids=(0,), seeds=(0,), plan=plan, arrived_s=clock.now())
+    with suppress(GenerationFailed):  # the worker has logged it; other classes may do better
+        outcome = await asyncio.wrap_future(worker.submit(job))
+        for output_format in OUTPUT_FORMATS:
+            await run_in_threadpool(encoded, outcome, output_format)
 
 
 router = APIRouter()

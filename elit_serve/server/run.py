@@ -6,13 +6,14 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profiler import device_name, latency_of
-from elit_serve.errors import InvalidInput
+from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.server.app import create_app
 from elit_serve.server.settings import Settings
 
@@ -48,7 +49,11 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             app, log_level=settings.log_level, timeout_graceful_shutdown=SHUTDOWN_SECONDS, server_header=False
         )
-        AnnouncingServer(config, lambda: announce(line)).run(sockets=[listener])
+        server = AnnouncingServer(config, lambda: announce(line))
+        with suppress(KeyboardInterrupt):  # raised again by uvicorn after an orderly shutdown
+            server.run(sockets=[listener])
+        if not server.started:
+            raise EngineStopped("the server did not start")
 
 
 def bind(host: str, port: int) -> socket.socket:
