@@ -97,7 +97,10 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Job) -> Future[Outcome]:
-        """Queues a job, also before the start; raises `Overloaded` when the queue is full, `EngineStopped` after the end."""
+        """Queues a job, also before the start.
+
+        Raises `Overloaded` when the queue is full and `EngineStopped` once the worker has stopped.
+        """
         with self._changed:
             if self._stopping:
                 raise EngineStopped("the engine is not running")

@@ -31,11 +31,11 @@ def test_a_target_below_the_lowest_level_is_infeasible_and_says_what_would_do() 
 @given(st.floats(1, 10_000), st.sets(st.integers(1, 64), min_size=1))
 def test_the_choice_fits_nothing_higher_does_and_the_offered_minimum_works(latency_ms: float, levels: set[int]) -> None:
     candidates = sorted(levels)
-    try:
-        chosen = highest_level_within(latency_ms, candidates, cost_ms)
-    except Infeasible as refusal:
-        assert latency_ms < cost_ms(candidates[0])
-        assert highest_level_within(refusal.min_latency_ms, candidates, cost_ms) in levels
-    else:
-        assert cost_ms(chosen) <= latency_ms
-        assert all(cost_ms(level) > latency_ms for level in candidates if level > chosen)
+    if latency_ms < cost_ms(candidates[0]):
+        with pytest.raises(Infeasible) as refusal:
+            highest_level_within(latency_ms, candidates, cost_ms)
+        assert highest_level_within(refusal.value.min_latency_ms, candidates, cost_ms) in levels
+        return
+    chosen = highest_level_within(latency_ms, candidates, cost_ms)
+    assert cost_ms(chosen) <= latency_ms
+    assert all(cost_ms(level) > latency_ms for level in candidates if level > chosen)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from elit_serve.engine.worker import Job
+from elit_serve.pictures import read_facts
+
+
+def files_of(answer: httpx.Response) -> list[bytes]:
+    assert answer.status_code == 200, answer.text
+    return [base64.b64decode(image["b64_json"]) for image in answer.json()["images"]]
+
+
+def long_job(server: Any) -> Job:
+    """Some seconds of work."""
+    plan = server.pipeline.plan(steps=300)
+    return Job(class_ids=(0,), seeds=(0,), plan=plan, arrived_s=server.app.state.service.clock.now())
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)  # a busy loop would keep the engine from running
+
+
+def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> None:
+    answer = server.generate({"label": "tulip", "seed": 7}).json()
+    (image,) = answer.pop("images")
+    for name in ("queue_ms", "compute_ms", "total_ms"):
+        assert answer.pop(name) >= 0
+    assert answer == {
+        "model": "tiny",
+        "model_hash": server.pipeline.model_hash,
+        "label": "tulip",
+        "class_id": 2,
+        "output_format": "png",
+        "steps": 4,
+        "guidance": {
+            "method": "ccfg",
+            "scale": 2.0,
+            "weak_level": 1,
+            "weak_budget": 0.25,
+            "interval": [0.0, 1.0],
+        },
+        "latency_ms": None,
+        "deadline_met": None,
+    }
+    file = base64.b64decode(image.pop("b64_json"))
+    assert image == {"seed": 7, "level": 4, "budget": 1.0, "levels": [4, 4, 4, 4]}
+    assert Image.open(io.BytesIO(file)).size == (32, 32)
+
+
+def test_the_picture_is_the_one_that_the_pipeline_makes_offline(server: Any) -> None:
+    (file,) = files_of(server.generate({"label": "rose", "budget": 0.5, "seed": 3}))
+    assert file == server.pipeline.generate("rose", budget=0.5, seed=3).encode()
+
+
+@pytest.mark.parametrize(("budget", "level"), [(0.01, 1), (0.25, 1), (0.5, 2), (0.6, 2), (0.75, 3), (1, 4)])
+def test_a_budget_picks_its_level(server: Any, budget: float, level: int) -> None:
+    (image,) = server.generate({"label": "rose", "budget": budget}).json()["images"]
+    assert image["level"] == level
+    assert image["budget"] == level / 4
+
+
+@pytest.mark.parametrize(("latency_ms", "level"), [(1700, 1), (2300, 2), (2800, 3), (60_000, 4)])
+def test_a_latency_target_buys_the_highest_level_that_fits(server: Any, latency_ms: int, level: int) -> None:
+    answer = server.generate({"label": "rose", "latency_ms": latency_ms}).json()
+    assert answer["images"][0]["level"] == level
+    assert answer["latency_ms"] == latency_ms
+    assert answer["deadline_met"] is True
+    assert answer["total_ms"] <= latency_ms
+
+
+def test_more_pictures_and_more_steps_leave_less_for_the_level(server: Any) -> None:
+    assert server.generate({"label": "rose", "latency_ms": 5000, "n": 2}).json()["images"][0]["level"] == 2
+    assert server.generate({"label": "rose", "latency_ms": 5000, "steps": 8}).json()["images"][0]["level"] == 3
+
+
+def test_a_target_that_no_level_meets_is_refused_with_the_smallest_that_works(server: Any) -> None:
+    refusal = server.generate({"label": "rose", "latency_ms": 100})
+    assert refusal.status_code == 422
+    assert refusal.headers["Content-Type"] == "application/problem+json"
+    problem = refusal.json()
+    assert problem["min_latency_ms"] == 1500
+    assert problem["errors"][0]["field"] == "latency_ms"
+    assert problem["errors"][0]["value"] == 100
+    accepted = server.generate({"label": "rose", "latency_ms": problem["min_latency_ms"]})
+    assert accepted.json()["images"][0]["level"] == 1
+
+
+def test_a_pinned_budget_is_kept_and_refused_only_when_it_cannot_be_met(server: Any) -> None:
+    kept = server.generate({"label": "rose", "budget": 0.5, "latency_ms": 30_000}).json()
+    assert kept["images"][0]["level"] == 2
+    assert kept["deadline_met"] is True
+    refusal = server.generate({"label": "rose", "budget": 1, "latency_ms": 1700})
+    assert refusal.status_code == 422
+    assert refusal.json()["min_latency_ms"] == 3000
+
+
+def test_autoguidance_with_a_target_stays_above_its_weak_level(server: Any) -> None:
+    body = {"label": "rose", "guidance": {"method": "ag", "weak_budget": 0.5}}
+    assert server.generate({**body, "latency_ms": 2600}).json()["images"][0]["level"] == 3
+    assert server.generate({**body, "latency_ms": 2300}).json()["min_latency_ms"] == 2500
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_accept_gives_a_bare_picture_with_the_facts_in_headers(server: Any, output_format: str) -> None:
+    body = {"label": "tulip", "seed": 7, "budget": 0.5, "latency_ms": 30_000}
+    answer = server.generate(body, accept=f"image/{output_format}")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == f"image/{output_format}"
+    assert Image.open(io.BytesIO(answer.content)).format == output_format.upper()
+    headers = {name[7:]: value for name, value in answer.headers.items() if name.startswith("x-elit-")}
+    assert headers["label"] == "tulip"
+    assert headers["seed"] == "7"
+    assert headers["level"] == "2"
+    assert headers["budget"] == "0.5"
+    assert headers["levels"] == "2,2,2,2"
+    assert headers["steps"] == "4"
+    assert headers["model-hash"] == server.pipeline.model_hash
+    assert headers["deadline-met"] == "true"
+    assert float(headers["total-ms"]) >= float(headers["compute-ms"]) > 0
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_the_bare_picture_is_the_one_inside_the_json_answer(server: Any, output_format: str) -> None:
+    body = {"label": "tulip", "seed": 7}
+    (inside,) = files_of(server.generate({**body, "output_format": output_format}))
+    assert server.generate(body, accept=f"image/{output_format}").content == inside
+
+
+def test_accept_decides_by_quality(server: Any) -> None:
+    body = {"label": "tulip", "output_format": "webp"}
+    assert server.generate(body, "image/*").headers["Content-Type"] == "image/webp"
+    assert server.generate(body, "image/png;q=0.1, */*").headers["Content-Type"] == "application/json"
+    assert server.generate(body, "text/html").status_code == 406
+
+
+def test_several_pictures_have_rising_seeds_and_are_the_same_as_alone(server: Any) -> None:
+    answer = server.generate({"label": "daisy", "seed": 5, "n": 3})
+    assert [image["seed"] for image in answer.json()["images"]] == [5, 6, 7]
+    together = Image.open(io.BytesIO(files_of(answer)[2])).convert("RGB").tobytes()
+    alone = server.pipeline.generate("daisy", seed=7).image.tobytes()
+    assert max(abs(a - b) for a, b in zip(together, alone, strict=True)) <= 1
+
+
+def test_a_seed_left_out_is_drawn_and_reported(server: Any) -> None:
+    first, second = (server.generate({"label": "daisy"}) for _ in range(2))
+    seed = first.json()["images"][0]["seed"]
+    assert seed != second.json()["images"][0]["seed"]
+    assert files_of(server.generate({"label": "daisy", "seed": seed})) == files_of(first)
+
+
+def test_the_same_request_gives_the_same_bytes(server: Any) -> None:
+    body = {"label": "daisy", "seed": 11, "budget": 0.75, "n": 2, "guidance": {"interval": [0.2, 0.8]}}
+    assert files_of(server.generate(body)) == files_of(server.generate(body))
+
+
+def test_levels_make_the_same_picture_again(server: Any) -> None:
+    first = server.generate({"label": "daisy", "seed": 11, "latency_ms": 2300})
+    levels = first.json()["images"][0]["levels"]
+    again = server.generate({"label": "daisy", "seed": 11, "levels": levels})
+    assert files_of(again) == files_of(first)
+
+
+def test_levels_may_differ_from_step_to_step(server: Any) -> None:
+    answer = server.generate({"label": "daisy", "seed": 11, "levels": [1, 2, 4]})
+    image = answer.json()["images"][0]
+    assert answer.json()["steps"] == 3
+    assert image["levels"] == [1, 2, 4]
+    assert image["level"] == pytest.approx(7 / 3)
+    assert image["budget"] == pytest.approx(7 / 12)
+    facts = read_facts(files_of(answer)[0])
+    assert facts is not None
+    assert facts["levels"] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("body", [{"label": "Tulip"}, {"label": 2}, {"label": "2"}, {"prompt": "tulip"}])
+def test_a_class_may_be_given_by_name_or_id(server: Any, body: dict[str, object]) -> None:
+    assert server.generate(body).json()["label"] == "tulip"
+
+
+def test_the_server_answers_while_a_picture_is_being_made(server: Any) -> None:
+    slow = server.worker.submit(long_job(server))
+    for _ in range(5):
+        assert server.client.get("/health").status_code == 200
+        assert server.client.get("/v1/models").status_code == 200
+    assert not slow.done()
+    assert slow.result().pictures
+
+
+def test_requests_that_come_together_all_get_their_own_picture(server: Any) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda seed: server.generate({"label": "rose", "seed": seed}), range(6)))
+    for seed, answer in enumerate(answers):
+        assert files_of(answer) == [server.pipeline.generate("rose", seed=seed).encode()]
+
+
+def test_a_caller_who_leaves_while_queued_is_forgotten(server: Any) -> None:
+    slow = server.worker.submit(long_job(server))
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/generate", json={"label": "rose"}, timeout=0.3)
+    eventually(lambda: server.metric('elit_requests_total{outcome="cancelled",route="/v1/generate"}') == 1)
+    assert server.worker.queue_length == 0
+    assert not slow.done()
+    assert slow.result().pictures

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.config import ModelConfig
+from elit_serve.engine.worker import Job
+from elit_serve.server.settings import Settings
+
+PROBLEM = "application/problem+json"
+
+
+def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == PROBLEM
+    problem = answer.json()
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+    return dict(problem)
+
+
+REFUSED: list[tuple[dict[str, object], str, object, str]] = [
+    # body beside the label, field, value, a part of what is allowed
+    ({"budget": 0}, "budget", 0, "greater than 0"),
+    ({"budget": 1.5}, "budget", 1.5, "less than or equal to 1"),
+    ({"budget": "0.5"}, "budget", "0.5", "number"),
+    ({"n": 0}, "n", 0, "greater than or equal to 1"),
+    ({"n": 5}, "n", 5, "between 1 and 4"),
+    ({"n": True}, "n", True, "integer"),
+    ({"seed": -1}, "seed", -1, "greater than or equal to 0"),
+    ({"seed": 2**63 - 1, "n": 2}, "seed", 2**63 - 1, "at most"),
+    ({"seed": 2**64}, "seed", "an integer of more than 64 bits", "less than or equal to 9223372036854775807"),
+    ({"latency_ms": 0}, "latency_ms", 0, "greater than 0"),
+    ({"latency_ms": 1}, "latency_ms", 1, "smallest feasible"),
+    ({"steps": 0}, "steps", 0, "greater than or equal to 1"),
+    ({"steps": 1001}, "steps", 1001, "less than or equal to 1000"),
+    ({"levels": []}, "levels", "[]", "at least 1 item"),
+    ({"levels": [1, 9]}, "levels", 9, "levels 1-4"),
+    ({"levels": [0]}, "levels.0", 0, "greater than or equal to 1"),
+    ({"levels": [1], "budget": 0.5}, "budget", 0.5, "leave it out"),
+    ({"levels": [1], "latency_ms": 5000}, "latency_ms", 5000, "leave one of them out"),
+    ({"levels": [1], "steps": 2}, "steps", 2, "1 entries"),
+    ({"guidance": {"method": "magic"}}, "guidance.method", "magic", "'ccfg'"),
+    ({"guidance": {"scale": 0.5}}, "guidance.scale", 0.5, "greater than or equal to 1"),
+    ({"guidance": {"weak_budget": 2}}, "guidance.weak_budget", 2, "less than or equal to 1"),
+    ({"guidance": {"method": "cfg", "weak_budget": 0.5}}, "guidance.weak_budget", 0.5, "only ccfg and ag"),
+    ({"guidance": {"method": "ag", "weak_budget": 1}}, "guidance.weak_level", 4, "below"),
+    ({"guidance": {"interval": [0.8, 0.2]}}, "guidance.interval", "(0.8, 0.2)", "start <= end"),
+    ({"guidance": {"interval": [0.2]}}, "guidance.interval", "[0.2]", "at least 2 items"),
+    ({"output_format": "gif"}, "output_format", "gif", "'png'"),
+    ({"prompt": "rose"}, "prompt", "rose", "leave one of them out"),
+    ({"label": 3}, "label", 3, "from 0 to 2"),
+    ({"label": "17"}, "label", "17", "from 0 to 2"),
+    ({"label": True}, "label", True, "string; or input should be a valid integer"),
+    ({"label": None}, "label", None, "class name or id"),
+    ({"label": None, "prompt": "1"}, "prompt", "1", "exactly a class name"),
+    ({"label": None, "prompt": "a red rose"}, "prompt", "a red rose", "rose"),
+    ({"label": "x" * 300}, "label", "x" * 199 + "…", "at most 200 characters"),
+    ({"label": "\ud800"}, "label", "\ud800", "valid string"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field", "value", "allowed"), REFUSED, ids=lambda part: str(part)[:40])
+def test_a_bad_value_is_refused_with_its_field_its_value_and_what_is_allowed(
+    server: Any, changes: dict[str, object], field: str, value: object, allowed: str
+) -> None:
+    body = json.dumps({"label": "tulip", **changes})
+    answer = server.client.post("/v1/generate", content=body, headers={"Content-Type": "application/json"})
+    (error,) = problem_of(answer, 422)["errors"]
+    assert error["field"] == field
+    assert error["value"] == value
+    assert allowed in error["allowed"]
+
+
+def test_an_unknown_class_is_refused_with_the_nearest_names(server: Any) -> None:
+    (error,) = problem_of(server.generate({"label": "tulpi"}), 422)["errors"]
+    assert error["field"] == "label"
+    assert error["value"] == "tulpi"
+    assert "tulip" in error["allowed"]
+
+
+def test_an_unknown_field_is_refused_by_name(server: Any) -> None:
+    body = {"label": "tulip", "bugdet": 0.5, "guidance": {"method": "ccfg", "weight": 3}}
+    errors = {error["field"]: error for error in problem_of(server.generate(body), 422)["errors"]}
+    assert set(errors) == {"bugdet", "guidance.weight"}
+    assert "did you mean budget?" in errors["bugdet"]["allowed"]
+    assert "scale" in errors["guidance.weight"]["allowed"]
+
+
+def test_everything_that_is_wrong_is_named_at_once(server: Any) -> None:
+    errors = problem_of(server.generate({"label": "tulip", "n": 0, "steps": 0, "seed": -1}), 422)["errors"]
+    assert [error["field"] for error in errors] == ["n", "seed", "steps"]
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("field", ["budget", "latency_ms"])
+def test_numbers_that_are_none_are_refused(server: Any, constant: str, field: str) -> None:
+    body = f'{{"label": "tulip", "{field}": {constant}}}'
+    answer = server.client.post("/v1/generate", content=body, headers={"Content-Type": "application/json"})
+    (error,) = problem_of(answer, 422)["errors"]
+    assert error["field"] == field
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"label": 1' + b"0" * 5000 + b"}"])
+def test_a_body_that_is_not_json_is_refused(server: Any, body: bytes) -> None:
+    answer = server.client.post("/v1/generate", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    problem_of(answer, answer.status_code)
+
+
+@pytest.mark.parametrize("body", ["[]", "3", "null", '"tulip"'])
+def test_a_body_that_is_no_object_is_refused(server: Any, body: str) -> None:
+    answer = server.client.post("/v1/generate", content=body, headers={"Content-Type": "application/json"})
+    (error,) = problem_of(answer, 422)["errors"]
+    assert error["field"] == "body"
+
+
+def test_a_form_is_told_to_be_json(server: Any) -> None:
+    (error,) = problem_of(server.client.post("/v1/generate", data={"label": "tulip"}), 422)["errors"]
+    assert "application/json" in error["allowed"]
+
+
+def test_a_bare_picture_must_be_the_only_one(server: Any) -> None:
+    (error,) = problem_of(server.generate({"label": "tulip", "n": 2}, accept="image/png"), 422)["errors"]
+    assert error["field"] == "n"
+
+
+def test_accept_and_output_format_may_not_contradict_each_other(server: Any) -> None:
+    answer = server.generate({"label": "tulip", "output_format": "webp"}, accept="image/png")
+    (error,) = problem_of(answer, 422)["errors"]
+    assert error["field"] == "output_format"
+
+
+def test_unknown_routes_and_methods_are_problems_too(server: Any) -> None:
+    problem_of(server.client.get("/v1/nothing"), 404)
+    problem_of(server.client.get("/v1/generate"), 405)
+
+
+def test_a_body_over_a_mebibyte_is_refused_by_its_length(server: Any) -> None:
+    body = json.dumps({"label": "t" * (1 << 20)})
+    problem = problem_of(server.client.post("/v1/generate", content=body), 413)
+    assert "1048576" in problem["detail"]
+    assert server.generate({"label": "tulip"}).status_code == 200
+
+
+def test_a_body_over_a_mebibyte_is_refused_while_it_streams(server: Any) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield from [b" " * 65536] * 20
+
+    problem_of(server.client.post("/v1/generate", content=chunks()), 413)
+
+
+def test_a_body_under_a_mebibyte_may_stream(server: Any) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield from (b'{"label": ', b" " * (1 << 19), b'"tulip"}')
+
+    answer = server.client.post("/v1/generate", content=chunks(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+
+
+def test_a_failing_request_does_not_touch_the_others(
+    start_server: Any, shared_tiny_model_dir: Path, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    weights = load_file(shared_tiny_model_dir / "model.safetensors")
+    weights["class_embed.weight"][1] = torch.nan  # the rose is broken
+    write_checkpoint(tmp_path / "broken", tiny_config, weights)
+    server = start_server(tmp_path / "broken")
+    before = server.generate({"label": "tulip", "seed": 1}).json()["images"]
+    failure = problem_of(server.generate({"label": "rose", "seed": 1}), 500)
+    assert "NaN" in failure["detail"]
+    assert server.generate({"label": "tulip", "seed": 1}).json()["images"] == before
+    assert server.client.get("/health").status_code == 200
+    assert server.metric('elit_requests_total{outcome="failed",route="/v1/generate"}') == 1
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back(start_server: Any) -> None:
+    server = start_server(settings=Settings(max_queue=1))
+    job = Job(class_ids=(0,), seeds=(0,), plan=server.pipeline.plan(steps=300), arrived_s=0.0)
+    running = server.worker.submit(job)
+    while not running.running():
+        server.client.get("/health")
+    queued = server.worker.submit(job)
+    refusal = server.generate({"label": "tulip"})
+    problem_of(refusal, 503)
+    assert int(refusal.headers["Retry-After"]) >= 300  # two jobs of 300 steps, half a second a step in the table
+    assert queued.cancel()
+    assert running.result().pictures
+    assert server.generate({"label": "tulip"}).status_code == 200
+
+
+def test_a_dead_engine_is_reported_and_takes_nothing(start_server: Any) -> None:
+    server = start_server()
+    server.worker.stop()
+    for answer in (server.client.get("/health"), server.generate({"label": "tulip"})):
+        problem_of(answer, 503)
+        assert int(answer.headers["Retry-After"]) > 0

@@ -1,0 +1,141 @@
+"""Everything beside /v1/generate: the model, health, metrics, the docs page, settings, start-up."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import pytest
+
+from elit_serve.errors import InvalidInput
+from elit_serve.server.run import bind
+from elit_serve.server.settings import read_settings
+
+
+def test_the_model_is_described_with_what_its_levels_cost(server: Any) -> None:
+    (model,) = server.client.get("/v1/models").json()["data"]
+    assert model["id"] == "tiny"
+    assert model["hash"] == server.pipeline.model_hash
+    assert model["classes"] == ["daisy", "rose", "tulip"]
+    assert model["sample_shape"] == [3, 32, 32]
+    assert model["sampling"]["steps"] == 4
+    assert model["sampling"]["guidance"]["method"] == "ccfg"
+    assert model["levels"] == [
+        {"level": 1, "budget": 0.25, "latency_ms": 1500.0},
+        {"level": 2, "budget": 0.5, "latency_ms": 2000.0},
+        {"level": 3, "budget": 0.75, "latency_ms": 2500.0},
+        {"level": 4, "budget": 1.0, "latency_ms": 3000.0},
+    ]
+
+
+def test_health_is_good_while_the_engine_runs(server: Any) -> None:
+    assert server.client.get("/health").json() == {"status": "ok", "model": "tiny", "queue_length": 0}
+
+
+def test_requests_are_counted_by_route_and_outcome(start_server: Any) -> None:
+    server = start_server()
+    server.generate({"label": "tulip", "n": 2, "budget": 0.5})
+    server.generate({"label": "tulip", "budget": 1})
+    server.generate({"label": "nothing"})
+    server.client.get("/v1/models")
+    for path in ("/a", "/b"):
+        server.client.get(path)
+    assert server.metric('elit_requests_total{outcome="ok",route="/v1/generate"}') == 2
+    assert server.metric('elit_requests_total{outcome="invalid",route="/v1/generate"}') == 1
+    assert server.metric('elit_requests_total{outcome="ok",route="/v1/models"}') == 1
+    assert server.metric('elit_requests_total{outcome="invalid",route="other"}') == 2
+    assert server.metric('elit_request_seconds_count{route="/v1/generate"}') == 3
+    assert server.metric('elit_level_bucket{le="1.0"}') == 0
+    assert server.metric('elit_level_bucket{le="2.0"}') == 2
+    assert server.metric("elit_level_count") == 3
+    assert server.metric("elit_queue_length") == 0
+
+
+def test_latency_buckets_resolve_targets_below_300_ms(server: Any) -> None:
+    server.client.get("/health")
+    text = server.client.get("/metrics").text
+    edges = {float(edge) for edge in re.findall(r'elit_request_seconds_bucket\{le="([\d.]+)"', text)}
+    assert len([edge for edge in edges if edge <= 0.3]) >= 10
+
+
+def test_two_servers_in_one_process_count_apart(start_server: Any) -> None:
+    first, second = start_server(), start_server()
+    first.client.get("/health")
+    assert second.metric('elit_requests_total{outcome="ok",route="/health"}') == 0
+
+
+def test_the_docs_page_needs_no_outside_host(server: Any) -> None:
+    page = server.client.get("/docs")
+    assert page.status_code == 200
+    references = re.findall(r"""(?:src|href)=["']([^"']+)["']|url: '([^']+)'""", page.text)
+    urls = [urljoin(f"{server.url}/docs", one or other) for one, other in references]
+    assert len(urls) >= 4
+    for url in urls:
+        assert urlsplit(url).netloc == urlsplit(server.url).netloc
+        assert server.client.get(url).status_code == 200
+    assert '"validatorUrl": null' in page.text
+    assert not re.search(r"https?://", page.text)
+
+
+def test_the_openapi_document_has_an_example_that_works(server: Any) -> None:
+    document = server.client.get("/openapi.json").json()
+    examples = document["components"]["schemas"]["GenerateRequest"]["examples"]
+    assert examples
+    for example in examples:
+        assert server.generate({**example, "latency_ms": 30_000}).status_code == 200
+    answers = document["paths"]["/v1/generate"]["post"]["responses"]
+    assert set(answers["200"]["content"]) == {"application/json", "image/png", "image/jpeg", "image/webp"}
+    assert set(answers) == {"200", "400", "413", "422", "500", "503"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("port", 70_000), ("dtype", "int8"), ("max_queue", 0), ("log_level", "loud"), ("prot", 80)]
+)
+def test_a_bad_setting_stops_the_start_and_is_named(key: str, value: object) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        read_settings({key: value})
+    assert refusal.value.field == key
+    assert refusal.value.value == value
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(InvalidInput) as refusal:
+        bind("127.0.0.1", other.getsockname()[1])
+    assert refusal.value.field == "port"
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        bind("192.0.2.1", 0)
+    assert refusal.value.field == "host"
+
+
+def test_the_serve_command_says_its_url_and_serves_until_interrupted(tiny_model_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "elit_serve.cli", "serve", str(tiny_model_dir), "--port", "0", "--threads", "1"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout is not None
+        line = run.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line + (run.stderr.read() if run.stderr else "")
+        assert httpx.get(f"{found[0]}/health").status_code == 200
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=60)
+        assert run.returncode == 0
+        assert errors == ""
+
+
+def test_a_missing_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "elit_serve.cli", "serve", str(tmp_path / "none"), "--port", "0"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: model: ")
+    assert run.stderr.count("\n") == 1
