@@ -68,19 +68,23 @@ class Backbone(nn.Module):
         """RoPE tables for a sample size, computed once per size and device."""
         key = (height, width, device)
         if key not in self._layouts:
-            self.spec.check_size(height, width)
-            head_size = self.spec.dim // self.spec.num_heads
-            rows, columns = height // self.spec.patch, width // self.spec.patch
-            positions = token_positions(rows, columns, self.window, device)
-            centres = group_centres(positions, self.window[0] * self.window[1])
-            self._layouts[key] = Layout(
-                height=height,
-                width=width,
-                num_groups=len(centres),
-                token_rope=rope_table(positions, head_size),
-                group_rope=rope_table(centres, head_size),
-            )
+            with torch.inference_mode(False):  # sampling may come first, and training must be able to use them too
+                self._layouts[key] = self._make_layout(height, width, device)
         return self._layouts[key]
+
+    def _make_layout(self, height: int, width: int, device: torch.device) -> Layout:
+        self.spec.check_size(height, width)
+        head_size = self.spec.dim // self.spec.num_heads
+        rows, columns = height // self.spec.patch, width // self.spec.patch
+        positions = token_positions(rows, columns, self.window, device)
+        centres = group_centres(positions, self.window[0] * self.window[1])
+        return Layout(
+            height=height,
+            width=width,
+            num_groups=len(centres),
+            token_rope=rope_table(positions, head_size),
+            group_rope=rope_table(centres, head_size),
+        )
 
     def embed(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W], t [B] in [0, 1], label [B] -> tokens [B, N, D] and condition [B, D]."""

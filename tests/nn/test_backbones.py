@@ -1,0 +1,172 @@
+"""Whole backbones: any level, any resolution, and what must start at zero."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn import Backbone, BackboneSpec, ElitDiT, InterfaceSpec, build
+
+ELIT = BackboneSpec(
+    channels=3,
+    height=16,
+    width=16,
+    patch=2,
+    dim=64,
+    depth=4,
+    num_heads=2,
+    num_classes=5,
+    interface=InterfaceSpec(window=(2, 2), head=1, core=2, tail=1),
+)
+PLAIN = replace(ELIT, interface=None)
+LEVELS = range(1, 5)
+
+
+def randomised(spec: BackboneSpec) -> Backbone:
+    """A model none of whose parameters are zero, so that everything matters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(spec).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def elit() -> ElitDiT:
+    model = randomised(ELIT)
+    assert isinstance(model, ElitDiT)
+    return model
+
+
+def inputs(batch: int = 2, height: int = 16, width: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 3, height, width, generator=generator)
+    return x, torch.linspace(0.1, 0.9, batch), torch.arange(batch) % 5
+
+
+@pytest.mark.parametrize("spec", [ELIT, PLAIN])
+def test_a_fresh_model_predicts_zero_everywhere(spec: BackboneSpec) -> None:
+    assert not build(spec)(*inputs(), 1).any()
+
+
+def test_every_level_runs_and_gives_its_own_velocity(elit: ElitDiT) -> None:
+    velocities = [elit(*inputs(), level) for level in LEVELS]
+    for velocity in velocities:
+        assert velocity.shape == (2, 3, 16, 16)
+        assert torch.isfinite(velocity).all()
+    for lower, higher in pairwise(velocities):
+        assert not torch.allclose(lower, higher, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0, 5])
+def test_a_level_outside_the_latents_is_our_own_bug(elit: ElitDiT, level: int) -> None:
+    with pytest.raises(AssertionError):
+        elit(*inputs(), level)
+
+
+def test_several_levels_in_one_call_equal_separate_calls(elit: ElitDiT) -> None:
+    x, t, label = inputs()
+    together = elit(x.repeat(3, 1, 1, 1), t.repeat(3), label.repeat(3), [4, 1, 2])
+    for part, level in zip(together.chunk(3), [4, 1, 2], strict=True):
+        torch.testing.assert_close(part, elit(x, t, label, level), atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_equals_its_samples_alone(elit: ElitDiT) -> None:
+    x, t, label = inputs(batch=3)
+    together = elit(x, t, label, 3)
+    for i in range(3):
+        alone = elit(x[i : i + 1], t[i : i + 1], label[i : i + 1], 3)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_does_not_depend_on_the_latents_that_it_drops(elit: ElitDiT, level: int) -> None:
+    kept = elit.latents.clone()
+    kept[level:] = torch.randn(4 - level, 64)
+    assert torch.equal(elit(*inputs(), level, kept), elit(*inputs(), level))
+    if level < 4:
+        assert not torch.equal(elit(*inputs(), 4, kept), elit(*inputs(), 4))
+
+
+def test_given_latents_replace_the_learned_ones(elit: ElitDiT) -> None:
+    permuted = elit.latents[[2, 0, 3, 1]]
+    torch.testing.assert_close(elit(*inputs(), 4, permuted), elit(*inputs(), 4), atol=1e-5, rtol=1e-4)  # a set
+    assert not torch.allclose(elit(*inputs(), 2, permuted), elit(*inputs(), 2), atol=1e-4)  # another prefix
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 32), (24, 20), (4, 4)])
+def test_the_same_weights_run_at_any_multiple_of_the_window(elit: ElitDiT, height: int, width: int) -> None:
+    for level in LEVELS:
+        velocity = elit(*inputs(1, height, width), level)
+        assert velocity.shape == (1, 3, height, width)
+        assert torch.isfinite(velocity).all()
+
+
+@pytest.mark.parametrize(("height", "width", "field"), [(18, 16, "height"), (16, 10, "width"), (2, 4, "height")])
+def test_other_sizes_are_refused_with_the_step(elit: ElitDiT, height: int, width: int, field: str) -> None:
+    with pytest.raises(InvalidInput, match="multiple of 4") as caught:
+        elit(*inputs(1, height, width), 1)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("spec", [ELIT, PLAIN])
+def test_time_class_and_every_pixel_matter(spec: BackboneSpec) -> None:
+    model = randomised(spec)
+    x, t, label = inputs(1)
+    base = model(x, t, label, 1)
+    corner = x.clone()
+    corner[..., 0, 0] += 1
+    null = torch.full_like(label, model.null_class)
+    for changed in (model(x, t + 0.1, label, 1), model(x, t, null, 1), model(corner, t, label, 1)):
+        assert not torch.allclose(base, changed, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [ELIT, PLAIN])
+def test_gradients_reach_every_parameter(spec: BackboneSpec) -> None:
+    model = randomised(spec).requires_grad_(True)
+    model(*inputs(), model.spec.latents_per_group).square().mean().backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_a_model_that_sampled_first_can_still_learn() -> None:
+    model = randomised(ELIT)
+    with torch.inference_mode():
+        model(*inputs(), 2)
+    model.requires_grad_(True)
+    model(*inputs(), 2).square().mean().backward()
+
+
+def test_bfloat16_stays_near_float32(elit: ElitDiT) -> None:
+    exact = elit(*inputs(), 4)
+    rough = randomised(ELIT).to(torch.bfloat16)(*inputs(), 4)
+    assert rough.dtype == torch.bfloat16
+    assert float((rough.float() - exact).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"dim": 60}, "num_heads"),
+        ({"depth": 5}, "split"),
+        ({"height": 18}, "height"),
+        ({"channels": 0}, "channels"),
+        ({"interface": None, "num_classes": 0}, "num_classes"),
+    ],
+)
+def test_specs_that_cannot_be_are_refused_by_name(change: dict[str, int], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        replace(ELIT, **change)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("window", "split"), [((0, 2), (1, 2, 1)), ((2, 2), (2, 0, 2)), ((2, 2), (-1, 2, 1))])
+def test_interfaces_that_cannot_be_are_refused(window: tuple[int, int], split: tuple[int, int, int]) -> None:
+    with pytest.raises(InvalidInput):
+        InterfaceSpec(window=window, head=split[0], core=split[1], tail=split[2])

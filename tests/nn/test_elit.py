@@ -1,0 +1,152 @@
+"""The latent interface: group order, positions, Read and Write."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from elit_serve.nn.elit import (
+    Read,
+    Write,
+    group_centres,
+    initial_latents,
+    latent_rope,
+    patchify,
+    token_positions,
+    unpatchify,
+)
+from elit_serve.nn.layers import initialise, rope_table, rotate
+
+CPU = torch.device("cpu")
+DIM, HEADS, GROUPS, WINDOW = 32, 2, 4, (2, 2)
+
+
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    patch=st.integers(1, 3),
+    window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    groups=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+@settings(deadline=None, max_examples=40)
+def test_patchify_and_back_loses_nothing(
+    batch: int, channels: int, patch: int, window: tuple[int, int], groups: tuple[int, int]
+) -> None:
+    height, width = groups[0] * window[0] * patch, groups[1] * window[1] * patch
+    x = torch.randn(batch, channels, height, width)
+    tokens = patchify(x, patch=patch, window=window)
+    assert tokens.shape == (batch, height * width // patch**2, channels * patch**2)
+    assert torch.equal(unpatchify(tokens, patch=patch, window=window, height=height, width=width), x)
+
+
+def test_tokens_lie_group_by_group_and_row_by_row_inside() -> None:
+    positions = token_positions(4, 6, (2, 3), CPU)
+    assert positions[:6].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    assert positions[6:9].tolist() == [[0, 3], [0, 4], [0, 5]]
+    assert positions[12:15].tolist() == [[2, 0], [2, 1], [2, 2]]
+    assert group_centres(positions, 6).tolist() == [[0.5, 1], [0.5, 4], [2.5, 1], [2.5, 4]]
+
+
+def test_a_patch_keeps_its_pixels_together() -> None:
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert patchify(x, patch=2, window=(1, 2))[0].tolist() == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
+
+
+def test_all_latents_of_a_group_carry_its_phase() -> None:
+    groups = rope_table(torch.tensor([[0.5, 0.5], [0.5, 2.5]]), 16)
+    rope = latent_rope(groups, 3)
+    assert rope.shape == (2, 6, 1, 8)
+    for latent in range(6):
+        assert torch.equal(rope[:, latent], groups[:, latent // 3])
+
+
+def test_every_group_starts_from_the_same_prefix() -> None:
+    learned = torch.randn(4, DIM)
+    latents = initial_latents(learned, 3, batch=2, num_groups=GROUPS).view(2, GROUPS, 3, DIM)
+    assert torch.equal(latents, learned[:3].expand(2, GROUPS, 3, DIM))
+
+
+@given(st.tuples(*[st.floats(-50, 50) for _ in range(4)]), st.tuples(st.floats(-50, 50), st.floats(-50, 50)))
+@settings(deadline=None, max_examples=40)
+def test_rope_products_depend_on_relative_positions_only(
+    places: tuple[float, float, float, float], shift: tuple[float, float]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 1, 1, 1, 16, generator=generator)
+    here, moved = torch.tensor(places).view(2, 2), torch.tensor(places).view(2, 2) + torch.tensor(shift)
+
+    def product(positions: Tensor) -> float:
+        rope = rope_table(positions, 16)
+        return float((rotate(query, rope[:, :1]) * rotate(key, rope[:, 1:])).sum())
+
+    assert product(here) == pytest.approx(product(moved), abs=2e-4)
+
+
+def test_rope_tells_rows_from_columns_and_keeps_lengths() -> None:
+    query, key = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0))
+
+    def product(row: float, column: float) -> float:
+        rope = rope_table(torch.tensor([[row, column]]), 16)
+        return float((rotate(query, rope) * key).sum())
+
+    assert product(3, 0) != pytest.approx(product(0, 3), abs=1e-3)
+    rotated = rotate(query, rope_table(torch.tensor([[5.0, -2.0]]), 16))
+    assert float(rotated.norm()) == pytest.approx(float(query.norm()), rel=1e-5)
+
+
+def scene(level: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Latents [1, G * L, D], tokens [1, N, D], condition [1, D] and both RoPE tables."""
+    generator = torch.Generator().manual_seed(0)
+    positions = token_positions(4, 4, WINDOW, CPU)
+    rope = latent_rope(rope_table(group_centres(positions, 4), DIM // HEADS), level)
+    latents = torch.randn(1, GROUPS * level, DIM, generator=generator)
+    tokens = torch.randn(1, 16, DIM, generator=generator)
+    return latents, tokens, torch.randn(1, DIM, generator=generator), rope, rope_table(positions, DIM // HEADS)
+
+
+def randomised(module: Read | Write) -> Read | Write:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return module
+
+
+@pytest.mark.parametrize("level", [1, 3, 4])
+def test_read_attends_inside_its_group_only(level: int) -> None:
+    read = randomised(Read(DIM, HEADS))
+    latents, tokens, c, rope, token_rope = scene(level)
+    changed = tokens.clone()
+    changed[:, 4:8] += 1  # the second group
+    before = read(latents, tokens, c, rope, token_rope, GROUPS).view(GROUPS, level, DIM)
+    after = read(latents, changed, c, rope, token_rope, GROUPS).view(GROUPS, level, DIM)
+    differs = (before != after).any(-1).any(-1)
+    assert differs.tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("level", [1, 3, 4])
+def test_write_attends_inside_its_group_only(level: int) -> None:
+    write = randomised(Write(DIM, HEADS))
+    latents, tokens, _, rope, token_rope = scene(level)
+    changed = latents.clone()
+    changed[:, 2 * level : 3 * level] += 1  # the third group
+    before = write(tokens, latents, token_rope, rope, GROUPS).view(GROUPS, 4, DIM)
+    after = write(tokens, changed, token_rope, rope, GROUPS).view(GROUPS, 4, DIM)
+    assert (before != after).any(-1).any(-1).tolist() == [False, False, True, False]
+
+
+def test_read_and_write_start_as_the_identity() -> None:
+    read, write = Read(DIM, HEADS), Write(DIM, HEADS)
+    initialise(read)
+    initialise(write)
+    latents, tokens, c, rope, token_rope = scene(4)
+    assert torch.equal(read(latents, tokens, c, rope, token_rope, GROUPS), latents)
+    assert torch.equal(write(tokens, latents, token_rope, rope, GROUPS), tokens)

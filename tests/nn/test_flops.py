@@ -1,0 +1,110 @@
+"""The paper's FLOPs and parameters, from the specs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn import BackboneSpec, InterfaceSpec, build, count_parameters, flops_forward, preset, preset_names
+from elit_serve.nn.flops import flops_iteration, flops_multi_budget
+
+
+@pytest.mark.parametrize(("resolution", "tflops"), [(256, 181.8), (512, 805.3)])
+def test_dit_xl_costs_what_the_paper_says(resolution: int, tflops: float) -> None:
+    iteration = flops_iteration(flops_forward(preset("dit-xl/2", resolution), 1), batch=256)
+    assert iteration.prefix / 1e12 == pytest.approx(tflops, rel=0.005)
+    assert iteration.all_latents == iteration.prefix
+
+
+@pytest.mark.parametrize(("resolution", "tflops"), [(256, 188.1), (512, 830.8)])
+def test_elit_dit_xl_at_full_budget(resolution: int, tflops: float) -> None:
+    spec = preset("elit-dit-xl/2", resolution)
+    iteration = flops_iteration(flops_forward(spec, spec.latents_per_group), batch=256)
+    assert iteration.prefix / 1e12 == pytest.approx(tflops, rel=0.005)
+    assert iteration.all_latents == iteration.prefix
+
+
+@pytest.mark.parametrize(("resolution", "prefix", "paper"), [(256, 187.5, 189.7), (512, 793.4, 803.0)])
+def test_multi_budget_training_in_both_conventions(resolution: int, prefix: float, paper: float) -> None:
+    iteration = flops_iteration(flops_multi_budget(preset("elit-dit-xl/2", resolution)), batch=384)
+    assert iteration.prefix / 1e12 == pytest.approx(prefix, rel=0.005)
+    assert iteration.all_latents / 1e12 == pytest.approx(paper, rel=0.005)
+
+
+def test_a_quarter_and_a_sixteenth_of_the_tokens_at_512() -> None:
+    spec = preset("elit-dit-xl/2", 512)
+    quarter = flops_iteration(flops_forward(spec, 16), batch=256)
+    assert quarter.prefix / 1e12 == pytest.approx(375.7, rel=0.005)
+    assert quarter.all_latents / 1e12 == pytest.approx(385.5, rel=0.005)
+    lowest, full = flops_forward(spec, 4), flops_forward(spec, 64)
+    assert lowest.prefix / full.prefix == pytest.approx(0.331, rel=0.005)
+    assert lowest.all_latents / full.all_latents == pytest.approx(0.346, rel=0.005)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("dit-xl/2", 675), ("elit-dit-xl/2", 698)])
+def test_parameters_are_counted_without_allocating_them(name: str, millions: float) -> None:
+    assert count_parameters(preset(name, 256)) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_the_meta_count_is_the_built_count() -> None:
+    spec = BackboneSpec(
+        channels=3,
+        height=16,
+        width=16,
+        patch=2,
+        dim=32,
+        depth=3,
+        num_heads=2,
+        num_classes=5,
+        interface=InterfaceSpec(window=(2, 4), head=1, core=1, tail=1),
+    )
+    assert count_parameters(spec) == sum(parameter.numel() for parameter in build(spec).parameters())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_has_sixteen_groups_and_a_cost_that_falls_with_the_level(name: str) -> None:
+    spec = preset(name, 512)
+    costs = [flops_forward(spec, level).prefix for level in range(1, spec.latents_per_group + 1)]
+    assert costs == sorted(set(costs))
+    if spec.interface:
+        assert spec.num_groups == 16
+
+
+@given(
+    window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    groups=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    split=st.tuples(st.integers(0, 4), st.integers(1, 12), st.integers(0, 4)),
+    dim=st.sampled_from([64, 128, 384]),
+)
+def test_cost_rises_strictly_with_the_level(
+    window: tuple[int, int], groups: tuple[int, int], split: tuple[int, int, int], dim: int
+) -> None:
+    spec = BackboneSpec(
+        channels=3,
+        height=2 * window[0] * groups[0],
+        width=2 * window[1] * groups[1],
+        patch=2,
+        dim=dim,
+        depth=sum(split),
+        num_heads=4,
+        num_classes=10,
+        interface=InterfaceSpec(window=window, head=split[0], core=split[1], tail=split[2]),
+    )
+    costs = [flops_forward(spec, level) for level in range(1, spec.latents_per_group + 1)]
+    for lower, higher in pairwise(costs):
+        assert lower.prefix < higher.prefix
+        assert lower.all_latents < higher.all_latents
+        assert lower.prefix <= lower.all_latents
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "field"), [("dit-xxl/2", 256, "model"), ("elit-dit-b/2", 100, "resolution")]
+)
+def test_unknown_presets_and_sizes_are_refused(name: str, resolution: int, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        preset(name, resolution)
+    assert caught.value.field == field

@@ -1,0 +1,57 @@
+"""Fractions to levels and back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elit_serve.budget import budget_of_level, check_level, level_of_budget, spans
+from elit_serve.errors import InvalidInput
+
+level_sets = st.sets(st.integers(1, 64), min_size=1, max_size=16).map(sorted)
+
+
+@pytest.mark.parametrize(
+    ("budget", "level"), [(1.0, 16), (0.5, 8), (0.25, 4), (1 / 16, 1), (0.001, 1), (0.34, 5), (1, 16), (1.5 / 16, 2)]
+)
+def test_a_budget_is_rounded_to_the_nearest_of_sixteen_levels(budget: float, level: int) -> None:
+    assert level_of_budget(budget, range(1, 17)) == level
+
+
+@pytest.mark.parametrize(("budget", "level"), [(0.5, 8), (0.4, 8), (0.3, 4), (0.375, 8), (0.01, 1), (0.8, 16)])
+def test_only_trained_levels_are_chosen_and_a_tie_goes_to_the_higher(budget: float, level: int) -> None:
+    assert level_of_budget(budget, [1, 4, 8, 16]) == level
+
+
+@pytest.mark.parametrize("budget", [0, -0.5, 1.0001, 4, math.nan, math.inf, "0.5", None])
+def test_what_is_no_fraction_is_refused_with_the_field_and_the_value(budget: object) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        level_of_budget(budget, range(1, 17), field="min_budget")  # type: ignore[arg-type]
+    assert caught.value.field == "min_budget"
+    assert caught.value.value is budget
+
+
+@given(level_sets)
+def test_every_level_survives_the_way_to_a_budget_and_back(levels: list[int]) -> None:
+    for level in levels:
+        assert level_of_budget(budget_of_level(level, levels), levels) == level
+
+
+@given(level_sets, st.floats(1e-6, 1), st.floats(1e-6, 1))
+def test_more_budget_never_means_a_lower_level(levels: list[int], first: float, second: float) -> None:
+    low, high = sorted((first, second))
+    assert level_of_budget(low, levels) <= level_of_budget(high, levels)
+
+
+def test_an_untrained_level_is_refused_with_the_trained_ones() -> None:
+    assert check_level(8, [1, 2, 4, 8]) == 8
+    with pytest.raises(InvalidInput, match=r"levels: 3 is not allowed; this model was trained at levels 1-2, 4, 8"):
+        check_level(3, [1, 2, 4, 8])
+
+
+@pytest.mark.parametrize(("values", "text"), [([], ""), ([5], "5"), ([3, 1, 2], "1-3"), ([1, 3, 4, 9], "1, 3-4, 9")])
+def test_spans_shorten_runs(values: list[int], text: str) -> None:
+    assert spans(values) == text
