@@ -50,7 +50,7 @@ class CheckpointError(ElitError):
     """A model directory that cannot be loaded, with all of its problems."""
 
     def __init__(self, path: object, problems: Sequence[str]) -> None:
-        super().__init__(f"{path} is not a usable model: " + "; ".join(problems))
+        super().__init__(f"{path} is not a usable model: " + _one_line(problems))
         self.problems = tuple(problems)
 
 
@@ -58,7 +58,7 @@ class RecipeError(ElitError):
     """A recipe file that cannot be used, with all of its problems."""
 
     def __init__(self, path: object, problems: Sequence[str]) -> None:
-        super().__init__(f"{path} is not a valid recipe: " + "; ".join(problems))
+        super().__init__(f"{path} is not a valid recipe: " + _one_line(problems))
         self.problems = tuple(problems)
 
 
@@ -91,6 +91,12 @@ class Overloaded(ElitError):
 
 class EngineStopped(ElitError):
     """The engine is not running, so the request was not taken."""
+
+
+def _one_line(problems: Sequence[str]) -> str:
+    """Names in foreign files may hold line breaks and terminal codes; they are shown escaped."""
+    text = "; ".join(problems)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _shown(value: object, limit: int = 80) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from elit_serve.errors import InvalidInput
 from elit_serve.nn import BackboneSpec, InterfaceSpec
 from elit_serve.sampling import Guidance, GuidanceMethod, Plan
 
@@ -76,6 +77,14 @@ class GuidanceConfig(Strict):
     scale: float = 1.0
     weak_level: int = 1
     interval: tuple[float, float] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> GuidanceConfig:
+        try:
+            self.guidance()
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+        return self
 
     def guidance(self) -> Guidance:
         return Guidance(**self.model_dump())

@@ -122,6 +122,8 @@ class Pipeline:
                 raise InvalidInput(
                     "steps", steps, f"levels has {len(levels)} entries; leave steps out or make them equal"
                 )
+            if len(levels) > MAX_STEPS:
+                raise InvalidInput("levels", f"{len(levels)} levels", f"one per step, at most {MAX_STEPS}")
             chosen = tuple(check_level(level, self.config.levels) for level in levels)
         else:
             num_steps = defaults.steps if steps is None else steps

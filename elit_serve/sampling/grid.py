@@ -11,11 +11,12 @@ def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
     """num_steps + 1 times from 0 to 1, uniform, then shifted.
 
     A shift s > 1 spends more of the steps near the noise: with noise level u = 1 - t,
-    u' = s u / (1 + (s - 1) u) (Esser et al. 2024, equation 23). The paper samples Qwen-Image with s = 2.
+    u' = s u / (1 + (s - 1) u) (Esser et al. 2024, equation 23), which is t' = t / (1 + (s - 1) (1 - t)), exact at
+    both ends. The paper samples Qwen-Image with s = 2.
     """
     if num_steps < 1:
         raise InvalidInput("steps", num_steps, "at least one step is needed")
     if not (math.isfinite(shift) and shift > 0):
         raise InvalidInput("time_shift", shift, "a shift is a positive number; 1 is uniform")
-    noise = [1 - step / num_steps for step in range(num_steps + 1)]
-    return [1 - shift * u / (1 + (shift - 1) * u) for u in noise]
+    times = (step / num_steps for step in range(num_steps + 1))
+    return [t / (1 + (shift - 1) * (1 - t)) for t in times]

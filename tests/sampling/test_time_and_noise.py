@@ -1,0 +1,77 @@
+"""Where the solver stops, and where it starts."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elit_serve.errors import InvalidInput
+from elit_serve.sampling import initial_noise, time_grid
+
+shifts = st.floats(0.05, 20)
+
+
+def test_without_shift_the_grid_is_uniform() -> None:
+    assert time_grid(4) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+def test_a_shift_of_two_follows_its_formula() -> None:
+    # u' = s u / (1 + (s - 1) u): u = 3/4 becomes 6/7, 1/2 becomes 2/3, 1/4 becomes 2/5
+    assert time_grid(4, 2.0) == pytest.approx([0, 1 / 7, 1 / 3, 3 / 5, 1])
+
+
+@given(st.integers(1, 200), shifts)
+def test_every_grid_rises_from_noise_to_data(num_steps: int, shift: float) -> None:
+    grid = time_grid(num_steps, shift)
+    assert len(grid) == num_steps + 1
+    assert (grid[0], grid[-1]) == (0, 1)
+    assert all(t < t_next for t, t_next in pairwise(grid))
+
+
+@given(st.integers(2, 100), shifts)
+def test_a_shift_and_its_inverse_mirror_each_other(num_steps: int, shift: float) -> None:
+    mirrored = [1 - t for t in reversed(time_grid(num_steps, 1 / shift))]
+    assert time_grid(num_steps, shift) == pytest.approx(mirrored, abs=1e-9)
+
+
+@given(st.integers(2, 100), st.floats(1.01, 20))
+def test_a_shift_above_one_spends_more_steps_near_the_noise(num_steps: int, shift: float) -> None:
+    inner = zip(time_grid(num_steps, shift)[1:-1], time_grid(num_steps)[1:-1], strict=True)
+    assert all(shifted < uniform for shifted, uniform in inner)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "shift", "field"),
+    [(0, 1, "steps"), (-3, 1, "steps"), (4, 0, "time_shift"), (4, -1, "time_shift"), (4, math.nan, "time_shift")],
+)
+def test_bad_grids_are_refused(num_steps: int, shift: float, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        time_grid(num_steps, shift)
+    assert caught.value.field == field
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5))
+def test_noise_depends_on_its_seed_alone(seeds: list[int]) -> None:
+    together = initial_noise(seeds, (2, 3))
+    assert together.shape == (len(seeds), 2, 3)
+    for row, seed in zip(together, seeds, strict=True):
+        assert torch.equal(row, initial_noise([seed], (2, 3))[0])
+
+
+def test_noise_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    initial_noise([1, 2], (8,))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noise_is_standard_normal_and_differs_between_neighbouring_seeds() -> None:
+    noise = initial_noise(range(64), (3, 16, 16))
+    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    correlations = torch.corrcoef(noise.flatten(1)) - torch.eye(64)
+    assert float(correlations.abs().max()) < 0.2
