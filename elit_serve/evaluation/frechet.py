@@ -27,6 +27,8 @@ class FeatureStatistics:
         if features.ndim != 2 or len(features) < 2:
             raise InvalidInput("features", list(features.shape), "a covariance needs at least two vectors [n, F]")
         features = features.double().cpu()
+        if not bool(torch.isfinite(features).all()):
+            raise InvalidInput("features", "NaN or infinite values", "finite numbers")
         return cls(
             mean=features.mean(0), covariance=torch.cov(features.T).reshape(2 * features.shape[1:]), n=len(features)
         )

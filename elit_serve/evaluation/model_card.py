@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -276,7 +277,7 @@ def provenance(pipeline: Pipeline, batch_size: int) -> dict[str, Any]:
     """What a measured figure depends on beside the plan."""
     device = pipeline.device
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
         "dtype": str(pipeline.dtype).removeprefix("torch."),

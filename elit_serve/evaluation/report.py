@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def evaluate_to_folder(
         check_level(level, pipeline.config.levels)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()  # better to know before an hour of sampling than after
     except OSError as error:
         raise InvalidInput("out", str(out), f"a folder that can be written: {error.strerror}") from None
     num_classes = len(pipeline.config.classes)
