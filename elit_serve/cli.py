@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 import elit_serve
 from elit_serve.errors import ElitError, InvalidInput
+
+if TYPE_CHECKING:
+    from elit_serve.nn import BackboneSpec
+    from elit_serve.nn.describe import Description
 
 app = typer.Typer(
     help="Serve and train elastic diffusion transformers: one checkpoint, every latency.",
@@ -50,17 +57,20 @@ def describe(
     model: Annotated[str, typer.Argument(help="A preset such as elit-dit-xl/2 or dit-b/2, or a model directory.")],
     resolution: Annotated[int | None, typer.Option(help="Pixels per side, for presets. Default: 256.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples per training iteration.")] = 256,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Parameters and FLOPs of a model at every level, without allocating a weight."""
-    from elit_serve.nn.describe import describe_spec
+    """Parameters and FLOPs of a model at every level, without allocating a weight.
+
+    Each count is given twice: `prefix`, as this code computes, and `all_latents`, as the paper counts.
+    """
+    from elit_serve.nn.describe import describe as describe_spec
 
     name, spec, levels = _spec_of(model, resolution)
-    description = describe_spec(name, spec, levels=levels, batch=batch)
-    if json:
-        typer.echo(description.as_json())
+    description = describe_spec(name, spec, levels, batch)
+    if as_json:
+        typer.echo(json.dumps(description.as_dict(), indent=2))
     else:
-        Console().print(description.as_text(), highlight=False)
+        Console().print(_description_table(description))
 
 
 @app.command()
@@ -74,14 +84,14 @@ def generate(
     guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per class, same seed.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Generate a picture, or a grid of levels by classes, without a server."""
-    from elit_serve.engine.pipeline import Pipeline
-    from elit_serve.engine.sheets import level_sheet
+    from elit_serve.engine.pipeline import Pipeline, save_image
+    from elit_serve.evaluation.sheets import budget_sheet
 
     if len(label) > 1 and not grid:
         raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
@@ -92,7 +102,7 @@ def generate(
     plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen)
     class_ids = [pipeline.class_id(name) for name in label]
     if grid:
-        level_sheet(pipeline, class_ids, seed, plan).save(output)
+        save_image(budget_sheet(pipeline, plan, levels=pipeline.config.levels, class_ids=class_ids, seed=seed), output)
     else:
         pipeline.run(class_ids, [seed], plan)[0].save(output)
     typer.echo(f"{output}")
@@ -254,8 +264,42 @@ def _integers(field: str, text: str) -> list[int]:
         raise InvalidInput(field, text, "whole numbers with commas between them, as 1,2,4") from None
 
 
-def _spec_of(model: str, resolution: int | None):  # type: ignore[no-untyped-def]
-    ...
+def _spec_of(model: str, resolution: int | None) -> tuple[str, BackboneSpec, Sequence[int]]:
+    """(name, spec, levels) of a model directory or a preset."""
+    from elit_serve.engine.checkpoint import read_config, resolve_model
+    from elit_serve.nn import preset, preset_names
+
+    if model in preset_names():
+        spec = preset(model, resolution or 256)
+        return model, spec, range(1, spec.latents_per_group + 1)
+    try:
+        path = resolve_model(model)
+    except InvalidInput:
+        raise InvalidInput("model", model, f"a model directory, or one of {', '.join(preset_names())}") from None
+    if resolution is not None:
+        raise InvalidInput("resolution", resolution, "a model directory has its own; leave it out")
+    config = read_config(path)
+    return config.name, config.spec, config.levels
+
+
+def _description_table(description: Description) -> Table:
+    table = Table(
+        title=f"{description.name}: {description.params / 1e6:,.1f} M parameters, {description.num_tokens} tokens, "
+        f"{description.num_groups} groups",
+        caption=f"TFLOP per training iteration at batch {description.batch}: full "
+        f"{description.tflops_iteration.full.prefix:,.1f}, multi-budget "
+        f"{description.tflops_iteration.multi_budget.prefix:,.1f} "
+        f"({description.tflops_iteration.multi_budget.all_latents:,.1f} as the paper counts)",
+    )
+    for column in ("level", "latents", "GFLOP per forward", "as the paper counts", "of full"):
+        table.add_column(column, justify="right")
+    full = description.levels[-1].gflops_forward.prefix
+    for cost in description.levels:
+        prefix, all_latents = cost.gflops_forward.prefix, cost.gflops_forward.all_latents
+        table.add_row(
+            str(cost.level), str(cost.tokens), f"{prefix:,.2f}", f"{all_latents:,.2f}", f"{prefix / full:.3f}"
+        )
+    return table
 
 
 if __name__ == "__main__":

@@ -226,6 +226,7 @@ def _write_shards(folder: Path, weights: Mapping[str, Tensor], max_shard_bytes: 
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(0o644)  # safetensors makes it private; an installed model is read by other users
     return {name: _sha256(folder / name) for name in names}
 
 

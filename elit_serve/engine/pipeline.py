@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,19 @@ class Picture:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes .png, .jpg, .jpeg or .webp with the facts inside."""
-        suffix = Path(path).suffix.lower().lstrip(".")
-        output_format = {"jpg": "jpeg"}.get(suffix, suffix)
-        if output_format not in OUTPUT_FORMATS:
-            raise InvalidInput("output", os.fspath(path), f"a name ending in .{', .'.join(OUTPUT_FORMATS)} or .jpg")
-        try:
-            Path(path).write_bytes(self.encode(output_format))
-        except OSError as error:
-            raise InvalidInput("output", os.fspath(path), f"it cannot be written: {error.strerror}") from None
+        save_image(self.image, path, self.facts)
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str], facts: Mapping[str, object] | None = None) -> None:
+    """Writes .png, .jpg, .jpeg or .webp, with `facts` inside if there are any."""
+    suffix = Path(path).suffix.lower().lstrip(".")
+    chosen = [known for known in OUTPUT_FORMATS if known == {"jpg": "jpeg"}.get(suffix, suffix)]
+    if not chosen:
+        raise InvalidInput("output", os.fspath(path), f"a name ending in .{', .'.join(OUTPUT_FORMATS)} or .jpg")
+    try:
+        Path(path).write_bytes(encode(image, chosen[0], facts or {}))
+    except OSError as error:
+        raise InvalidInput("output", os.fspath(path), f"it cannot be written: {error.strerror}") from None
 
 
 class Pipeline:
