@@ -13,6 +13,11 @@ from elit_serve.errors import CheckpointError, MissingPackage
 
 
 class Autoencoder(Protocol):
+    """channels: C of its samples. factor: pixels of a picture per side of a sample's element."""
+
+    channels: int
+    factor: int
+
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in [-1, 1] -> samples [B, C, h, w] of about unit variance."""
 
@@ -22,6 +27,8 @@ class Autoencoder(Protocol):
 
 class Pixels:
     """The sample is the picture."""
+
+    channels, factor = 3, 1
 
     def encode(self, images: Tensor) -> Tensor:
         return images
@@ -39,13 +46,16 @@ class DiffusersAutoencoder:
         except ImportError:
             raise MissingPackage("diffusers", "autoencoder") from None
         try:
-            vae: Any = AutoencoderKL.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+            untyped: Any = AutoencoderKL
+            vae = untyped.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(folder, [f"no AutoencoderKL in diffusers' format: {reason}"]) from None
         self._vae = vae.to(device, dtype).eval().requires_grad_(False)
         self._scale = float(vae.config.scaling_factor)
         self._shift = float(vae.config.shift_factor or 0.0)
+        self.channels = int(vae.config.latent_channels)
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def encode(self, images: Tensor) -> Tensor:
         latents = self._vae.encode(images.to(self._vae.dtype)).latent_dist.mode()

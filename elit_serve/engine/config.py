@@ -133,8 +133,9 @@ class ModelConfig(Strict):
             problems.append(f"{len(self.classes)} classes are named, the backbone has {self.backbone.num_classes}")
         if len(set(self.classes)) != len(self.classes):
             problems.append("class names must differ")
-        if self.backbone.interface and self.sampling.guidance.weak_level not in self.levels:
-            problems.append(f"sampling.guidance.weak_level {self.sampling.guidance.weak_level} is not a trained level")
+        guidance = self.sampling.guidance
+        if guidance.method in ("ag", "ccfg") and guidance.weak_level not in self.levels:
+            problems.append(f"sampling.guidance.weak_level {guidance.weak_level} is not a trained level")
         if problems:
             raise ValueError("; ".join(problems))
         return self

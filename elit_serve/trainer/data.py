@@ -6,6 +6,7 @@ and two ranks together see what one would. Letters: B batch, H x W picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -146,7 +147,7 @@ class MemoryData:
     def __init__(
         self, pictures: PictureSet, damage: DamageReport, device: torch.device, *, limit: int | None = None
     ) -> None:
-        wanted = range(0, len(pictures), max(1, len(pictures) // limit) if limit else 1)
+        wanted = range(0, len(pictures), math.ceil(len(pictures) / limit) if limit else 1)
         kept, images = [], []
         with ThreadPoolExecutor() as pool:
             decoded = pool.map(lambda index: _picture_or_damage(pictures, index), wanted)

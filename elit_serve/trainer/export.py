@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, write_checkpoint
 from elit_serve.engine.config import BackboneConfig, ModelConfig, WeightDtype, WeightsConfig
-from elit_serve.errors import InvalidInput
-from elit_serve.trainer.run import RunDirectory
+from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.trainer.run import RunDirectory, RunFacts
 
 UNWRITTEN_DIGEST = "0" * 64  # replaced by the real ones as the files are written
 
@@ -25,22 +27,38 @@ def export(
 ) -> ModelConfig:
     """Writes the averaged weights of a checkpoint (the newest, or that of `step`) as a model directory.
 
-    `autoencoder` is copied in for models that need one. Other files of an existing directory stay when `replace` is set.
+    `autoencoder` is copied in for models that need one. With `replace` other files of an existing directory stay.
     """
     run = RunDirectory(run_path)
     facts, snapshot = run.facts(), run.load(step)
+    kind = facts.recipe.autoencoder.kind
+    if (kind == "diffusers") != (autoencoder is not None):
+        raise InvalidInput("--autoencoder", autoencoder, f"this recipe's autoencoder is {kind}")
+    if autoencoder is not None and not (autoencoder / "config.json").is_file():
+        raise InvalidInput("--autoencoder", str(autoencoder), "a folder in diffusers' format; it has no config.json")
+    try:
+        config = _config(destination.name, facts, snapshot.state.step, dtype)
+        written = write_checkpoint(destination, config, snapshot.ema, replace=replace, max_shard_bytes=max_shard_bytes)
+        if autoencoder is not None:
+            _copy_autoencoder(autoencoder, destination / "autoencoder")
+    except ValidationError as error:
+        raise InvalidInput("destination", str(destination), error.errors()[0]["msg"]) from None
+    except OSError as error:
+        raise CheckpointError(destination, [f"it cannot be written: {error}"]) from None
+    return written
+
+
+def _config(name: str, facts: RunFacts, step: int, dtype: WeightDtype) -> ModelConfig:
     recipe = facts.recipe
-    if (recipe.autoencoder.kind == "diffusers") != (autoencoder is not None):
-        raise InvalidInput("--autoencoder", autoencoder, f"this recipe's autoencoder is {recipe.autoencoder.kind}")
     provenance = {
         **recipe.provenance,
         "data": facts.data,
-        "steps": snapshot.state.step,
+        "steps": step,
         "versions": facts.versions,
         "recipe": recipe.model_dump(mode="json", exclude={"provenance"}),
     }
-    config = ModelConfig(
-        name=destination.name,
+    return ModelConfig(
+        name=name,
         backbone=BackboneConfig.of(recipe.backbone.spec(len(facts.classes))),
         levels=recipe.levels,
         classes=facts.classes,
@@ -49,7 +67,10 @@ def export(
         provenance=provenance,
         weights=WeightsConfig(dtype=dtype, files={"model.safetensors": UNWRITTEN_DIGEST}),
     )
-    written = write_checkpoint(destination, config, snapshot.ema, replace=replace, max_shard_bytes=max_shard_bytes)
-    if autoencoder is not None:
-        shutil.copytree(autoencoder, destination / "autoencoder", dirs_exist_ok=True)
-    return written
+
+
+def _copy_autoencoder(source: Path, destination: Path) -> None:
+    """Configuration and safetensors only: a folder in diffusers' format may hold pickled weights as well."""
+    destination.mkdir(exist_ok=True)
+    for file in (*source.glob("*.json"), *source.glob("*.safetensors")):
+        shutil.copyfile(file, destination / file.name)

@@ -86,6 +86,8 @@ class Trainer:
 
     def train(self, reporter: Reporter | None) -> None:
         """Runs to the recipe's last step, or to the step at which the process is asked to end."""
+        if self.step == self.recipe.training.steps:  # a finished run that is resumed
+            return
         if self.recipe.training.compile:
             compile_blocks(self.model)
             compile_blocks(self.ema.model)
@@ -177,6 +179,7 @@ class Trainer:
 
     def _log(self, reporter: Reporter | None) -> None:
         loss = self.world.mean(self.window_loss / self.window_steps)
+        self._stop_unless_finite(loss)
         if reporter is not None:
             reporter.training(
                 self.step,
@@ -184,10 +187,12 @@ class Trainer:
                 learning_rate=self.learning_rate(self.step - 1),
                 grad_norm=float(self.grad_norm),
             )
-        if not torch.isfinite(loss):
-            raise RunError(f"the loss is {float(loss)} at step {self.step}; lower the learning rate")
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps = 0
+
+    def _stop_unless_finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise RunError(f"the loss is {float(loss)} at step {self.step}; lower the learning rate")
 
     def _report_damage(self, names: tuple[str, ...], reporter: Reporter | None) -> None:
         for name in self.damage.add(names):
@@ -228,7 +233,9 @@ class Trainer:
         noise = initial_noise(range(count), self.model.spec.sample_shape).to(self.world.device)
         velocity = class_velocity(self.ema.model, labels)
         rows = []
-        for level in reversed(self.shown_levels):
+        guidance = self.recipe.sampling.guidance
+        lowest = guidance.weak_level + 1 if guidance.method == "ag" else 1  # autoguidance needs a level to spare
+        for level in reversed([level for level in self.shown_levels if level >= lowest]):
             with self._precision():
                 samples = sample(velocity, noise, self.recipe.sampling.plan(level))
                 rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
@@ -236,6 +243,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.window_loss = self.world.mean(self.window_loss)
+        self._stop_unless_finite(self.window_loss)
         if self.world.is_main:
             state = TrainState(
                 step=self.step,
@@ -256,9 +264,13 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on where a checkpoint stands."""
-        self.model.load_state_dict(snapshot.model)
-        self.ema.model.load_state_dict(snapshot.ema)
-        _restore_optimizer(self.model, self.optimizer, snapshot.optimizer)
+        try:
+            self.model.load_state_dict(snapshot.model)
+            self.ema.model.load_state_dict(snapshot.ema)
+            _restore_optimizer(self.model, self.optimizer, snapshot.optimizer)
+        except (RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"{self.run.path}: the checkpoint of step {snapshot.state.step}: {reason}") from None
         self.step = snapshot.state.step
         self.window_loss.fill_(snapshot.state.window_loss)
         self.window_steps = snapshot.state.window_steps
@@ -285,11 +297,13 @@ def train(
     if (recipe.autoencoder.kind == "diffusers") != (autoencoder is not None):
         raise InvalidInput("--autoencoder", autoencoder, f"this recipe's autoencoder is {recipe.autoencoder.kind}")
     with join_world(device) as world:
-        training, held_out = open_data(recipe, data, validation)
         _check_world(recipe, world)
         run = RunDirectory(out)
         dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
         coder = open_autoencoder(recipe.autoencoder, autoencoder or out, world.device, dtype)
+        if coder.channels != recipe.backbone.channels:
+            raise InvalidInput("backbone.channels", recipe.backbone.channels, f"the autoencoder has {coder.channels}")
+        training, held_out = open_data(recipe, coder.factor, data, validation)
         snapshot = _prepare(run, _facts(recipe, training, data), resume, world)
         trainer = Trainer(recipe, training, held_out, world, run, coder)
         if snapshot is not None:
@@ -306,10 +320,14 @@ def train(
             trainer.train(reporter)
 
 
-def open_data(recipe: Recipe, data: Path, validation: Path | None) -> tuple[PictureSet, PictureSet]:
-    """(training, validation) pictures at the size that the model's samples have as pictures."""
-    factor = 1 if recipe.autoencoder.kind == "pixels" else 8
+def open_data(recipe: Recipe, factor: int, data: Path, validation: Path | None) -> tuple[PictureSet, PictureSet]:
+    """(training, validation) pictures at the size that the model's samples have as pictures.
+
+    `factor` is the autoencoder's: pixels per side of a sample's element.
+    """
     height, width = recipe.backbone.height * factor, recipe.backbone.width * factor
+    if recipe.data.shift >= min(height, width):
+        raise InvalidInput("data.shift", recipe.data.shift, f"less than the picture, {height} x {width}")
     pictures = PictureSet.open(data, height, width)
     if validation is None:
         return pictures.split(recipe.data.holdout)
@@ -335,6 +353,7 @@ def _facts(recipe: Recipe, training: PictureSet, data: Path) -> RunFacts:
 
 def _prepare(run: RunDirectory, facts: RunFacts, resume: bool, world: World) -> Snapshot | None:
     """Starts the run directory, or checks that it holds this very run and reads where it stands."""
+    facts = RunFacts.model_validate_json(facts.model_dump_json())  # as run.json gives it back
     if not resume:
         if world.is_main:
             run.create(facts)
@@ -371,9 +390,9 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
         for entry in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors[f"{name}/{entry}"]
-            fused_or_moment = entry != "step" or optimizer.defaults["fused"]
-            state[entry] = value.to(parameter.device) if fused_or_moment else value
+            on_cpu = entry == "step" and not optimizer.defaults["fused"]
+            device = torch.device("cpu") if on_cpu else parameter.device
+            state[entry] = tensors[f"{name}/{entry}"].to(device, copy=True)  # not the mapped file itself
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from PIL import Image
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from elit_serve.clock import Clock
+from elit_serve.errors import RunError
 from elit_serve.trainer.run import RunDirectory
 
 
@@ -21,7 +23,8 @@ class Reporter:
         self, run: RunDirectory, console: Console, clock: Clock, *, batch: int, steps: int, first_step: int
     ) -> None:
         self._run, self._console, self._clock, self._batch = run, console, clock, batch
-        self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=first_step + 1)
+        with self._writing():
+            self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=first_step + 1)
         self._last = (clock.now(), first_step)
         self._bar = Progress(
             TextColumn("training"),
@@ -43,7 +46,12 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._writer.close()
+        try:
+            with self._writing():
+                self._writer.close()
+        except RunError:
+            if error is None:  # what ended the run says more
+                raise
 
     def step(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
@@ -75,12 +83,21 @@ class Reporter:
     def samples(self, step: int, sheet: Image.Image) -> None:
         """A grid of samples: a row per level, a column per class."""
         folder = self._run.path / "samples"
-        folder.mkdir(exist_ok=True)
-        sheet.save(folder / f"step-{step:08d}.png")
+        with self._writing():
+            folder.mkdir(exist_ok=True)
+            sheet.save(folder / f"step-{step:08d}.png")
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with self._writing():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self._run.path} cannot be written: {error.strerror or error}") from None

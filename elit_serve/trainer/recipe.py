@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,22 +17,30 @@ MAX_RECIPE_BYTES = 1 << 20
 
 
 class Section(BaseModel):
-    """Unknown keys are errors."""
+    """Unknown keys are errors, and so are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Backbone(Section):
     """The model, without its classes: those come from the data. Without `interface` it is a plain DiT."""
 
-    channels: int
-    height: int
-    width: int
-    patch: int
-    dim: int
-    depth: int
-    num_heads: int
+    channels: int = Field(ge=1, le=1024)
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    patch: int = Field(ge=1, le=64)
+    dim: int = Field(ge=4, le=16384)
+    depth: int = Field(ge=1, le=512)
+    num_heads: int = Field(ge=1, le=512)
     interface: InterfaceConfig | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Backbone:
+        try:
+            self.spec(num_classes=1)
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+        return self
 
     def spec(self, num_classes: int) -> BackboneSpec:
         return BackboneConfig(**self.model_dump(), num_classes=num_classes).spec()
@@ -119,17 +128,36 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Recipe:
-        spec = self.backbone.spec(num_classes=1)
-        largest = self.budget.max_level or spec.latents_per_group
-        if largest > spec.latents_per_group:
-            raise ValueError(f"budget.max_level {largest} exceeds {spec.latents_per_group} latents per group")
-        if self.budget.min_level > largest:
-            raise ValueError(f"budget.min_level {self.budget.min_level} exceeds the largest level, {largest}")
+        problems = [*self._budget_problems(), *self._guidance_problems()]
         if self.training.batch % self.training.accumulation:
-            raise ValueError("training.batch must be a multiple of training.accumulation")
+            problems.append("training.batch must be a multiple of training.accumulation")
         if self.autoencoder.kind == "pixels" and self.backbone.channels != 3:
-            raise ValueError("pictures have 3 channels; a model of more needs an autoencoder")
+            problems.append(f"pictures have 3 channels; a model of {self.backbone.channels} needs an autoencoder")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    def _budget_problems(self) -> list[str]:
+        spec, budget = self.backbone.spec(num_classes=1), self.budget
+        largest = budget.max_level or spec.latents_per_group
+        problems = []
+        if largest > spec.latents_per_group:
+            problems.append(f"budget.max_level {largest} exceeds {spec.latents_per_group} latents per group")
+        if budget.min_level > largest:
+            problems.append(f"budget.min_level {budget.min_level} exceeds the largest level, {largest}")
+        if budget.drawing == "random-drop" and spec.interface is None:
+            problems.append("budget.drawing random-drop needs backbone.interface; a plain DiT has no latents to drop")
+        return problems
+
+    def _guidance_problems(self) -> list[str]:
+        guidance = self.sampling.guidance
+        if guidance.method not in ("ag", "ccfg"):
+            return []
+        if guidance.weak_level not in self.levels:
+            return [f"sampling.guidance.weak_level {guidance.weak_level} is not a level that the recipe trains"]
+        if guidance.method == "ag" and guidance.weak_level == self.levels[-1]:
+            return [f"sampling.guidance.weak_level {guidance.weak_level} must lie below the largest level for ag"]
+        return []
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -150,7 +178,8 @@ def read_recipe(path: Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(path, [f"not TOML: {error}"]) from None
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
-        raise RecipeError(path, problems) from None
-    except InvalidInput as error:
-        raise RecipeError(path, [f"backbone.{error}"]) from None
+        raise RecipeError(path, [_problem(details["loc"], details["msg"]) for details in error.errors()]) from None
+
+
+def _problem(place: Sequence[int | str], message: str) -> str:
+    return f"{'.'.join(map(str, place)) or 'recipe'}: {message.removeprefix('Value error, ')}"

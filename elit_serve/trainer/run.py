@@ -65,11 +65,11 @@ class RunDirectory:
 
     def create(self, facts: RunFacts) -> None:
         """Starts a new run; the folder must not hold one already."""
-        if (self.path / "run.json").exists():
+        if (self.path / "run.json").exists() or self.steps():
             raise RunError(f"{self.path} already holds a run; continue it with --resume, or choose another folder")
         try:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
-            (self.path / "run.json").write_text(facts.model_dump_json(indent=2) + "\n")
+            _write_whole(self.path / "run.json", facts.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}") from None
 
@@ -83,30 +83,35 @@ class RunDirectory:
 
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint, rising."""
-        return sorted(int(folder.name.removeprefix("step-")) for folder in self._checkpoints.glob("step-*"))
+        names = (folder.name.removeprefix("step-") for folder in self._checkpoints.glob("step-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, snapshot: Snapshot, keep: int) -> None:
         """Writes a checkpoint and then removes the oldest beyond `keep`.
 
-        A failure (full disk, no permission) raises `RunError` and leaves all earlier checkpoints as they were.
+        A failure (full disk, no permission) raises `RunError` and leaves all earlier checkpoints as they were. What a
+        killed save or removal left behind (a name with a dot in front) goes with the next save. A step that is saved
+        already stays: a step is always the same.
         """
         step = snapshot.state.step
-        final = self._folder(step)
-        staging = self._checkpoints / f".step-{step:08d}"
+        if step in self.steps():
+            return
+        for leftover in self._checkpoints.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging = self._hidden(step)
         try:
-            shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             for name in ("model", "ema", "optimizer"):
                 save_file(dict(getattr(snapshot, name)), staging / f"{name}.safetensors")
             (staging / "state.json").write_text(snapshot.state.model_dump_json() + "\n")
-            shutil.rmtree(final, ignore_errors=True)
-            staging.rename(final)
+            staging.rename(self._folder(step))
         except (OSError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
             kept = f"the last good checkpoint is at step {self.steps()[-1]}" if self.steps() else "there is none yet"
             raise RunError(f"the checkpoint of step {step} cannot be written to {self.path}: {error}; {kept}") from None
         for old in self.steps()[:-keep]:
-            shutil.rmtree(self._folder(old), ignore_errors=True)
+            self._folder(old).rename(self._hidden(old))  # never a half-removed folder under a checkpoint's name
+            shutil.rmtree(self._hidden(old), ignore_errors=True)
 
     def load(self, step: int | None = None) -> Snapshot:
         """The checkpoint of a step, or the newest."""
@@ -133,9 +138,24 @@ class RunDirectory:
     def forget_after(self, step: int) -> None:
         """Drops log lines later than `step`, so that a resumed run writes them once."""
         log = self.path / "log.jsonl"
-        if log.exists():
-            whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            log.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        if not log.exists():
+            return
+        whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            _write_whole(log, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        except OSError as error:
+            raise RunError(f"{log} cannot be written: {error.strerror}") from None
 
     def _folder(self, step: int) -> Path:
         return self._checkpoints / f"step-{step:08d}"
+
+    def _hidden(self, step: int) -> Path:
+        """Where a checkpoint lies while it is written or removed."""
+        return self._checkpoints / f".step-{step:08d}"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    staging = path.with_name(f".{path.name}")
+    staging.write_text(text)
+    staging.replace(path)
