@@ -91,7 +91,6 @@ def generate(
 ) -> None:
     """Generate a picture, or a grid of levels by classes, without a server."""
     from elit_serve.engine.pipeline import Pipeline, save_image
-    from elit_serve.evaluation.sheets import budget_sheet
 
     if len(label) > 1 and not grid:
         raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
@@ -102,6 +101,8 @@ def generate(
     plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen)
     class_ids = [pipeline.class_id(name) for name in label]
     if grid:
+        from elit_serve.evaluation.sheets import budget_sheet
+
         save_image(budget_sheet(pipeline, plan, levels=pipeline.config.levels, class_ids=class_ids, seed=seed), output)
     else:
         pipeline.run(class_ids, [seed], plan)[0].save(output)

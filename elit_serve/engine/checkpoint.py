@@ -24,7 +24,7 @@ from torch import Tensor
 
 from elit_serve.engine.config import ModelConfig, WeightDtype, WeightsConfig
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.nn import Backbone, BackboneSpec, build
+from elit_serve.nn import Backbone, BackboneSpec, build_empty
 
 MAX_CONFIG_BYTES = 8 << 20
 MAX_SHARD_BYTES = 4 << 30
@@ -104,8 +104,7 @@ def load_checkpoint(path: Path, *, dtype: torch.dtype = torch.float32) -> Checkp
     Raises one `CheckpointError` that lists all that is wrong.
     """
     config = read_config(path)
-    with torch.device("meta"):
-        model = build(config.spec)
+    model = build_empty(config.spec)
     problems = _weight_problems(path, config.weights, model)
     if problems:
         raise CheckpointError(path, problems)
@@ -201,8 +200,7 @@ def write_checkpoint(
 
 
 def _check_weights(path: Path, spec: BackboneSpec, weights: Mapping[str, Tensor]) -> None:
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in build(spec).state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in build_empty(spec).state_dict().items()}
     if {name: tensor.shape for name, tensor in weights.items()} != expected:
         raise CheckpointError(path, ["the weights are not those of the backbone in the config"])
 

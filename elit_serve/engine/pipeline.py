@@ -16,6 +16,7 @@ from torch import Tensor
 from elit_serve.budget import check_level, level_of_budget
 from elit_serve.engine.autoencoder import open_autoencoder
 from elit_serve.engine.checkpoint import TORCH_DTYPES, Checkpoint, load_checkpoint, resolve_model, weight_dtype
+from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed, InvalidInput
@@ -82,6 +83,8 @@ class Pipeline:
         `threads` limits the CPU threads of the whole process.
         """
         target = choose_device(device)
+        if target.type == "cpu":
+            keep_freed_memory()
         if threads is not None:
             torch.set_num_threads(threads)
         precision = TORCH_DTYPES[weight_dtype(dtype or ("bfloat16" if target.type == "cuda" else "float32"))]

@@ -2,7 +2,7 @@
 
 from elit_serve.nn.dit import Backbone, DiT, ElitDiT
 from elit_serve.nn.flops import Flops, flops_forward
-from elit_serve.nn.registry import build, count_parameters, preset, preset_names
+from elit_serve.nn.registry import build, build_empty, count_parameters, preset, preset_names
 from elit_serve.nn.spec import BackboneSpec, InterfaceSpec
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Flops",
     "InterfaceSpec",
     "build",
+    "build_empty",
     "count_parameters",
     "flops_forward",
     "preset",

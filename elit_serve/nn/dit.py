@@ -130,7 +130,7 @@ class ElitDiT(Backbone):
             return nn.ModuleList(Block(spec.dim, spec.num_heads) for _ in range(count))
 
         self.head = blocks(interface.head)
-        self.latents = nn.Parameter(torch.randn(interface.latents_per_group, spec.dim) * 0.02)  # [J, D]
+        self.latents = nn.Parameter(torch.empty(interface.latents_per_group, spec.dim))  # [J, D]
         self.read = Read(spec.dim, spec.num_heads)
         self.core = blocks(interface.core)
         self.write = Write(spec.dim, spec.num_heads)
