@@ -101,8 +101,7 @@ class SampleOrder:
     """Which samples form the global batch of a step: one shuffled pass over the data after another."""
 
     def __init__(self, num_samples: int, batch: int, seed: int) -> None:
-        if num_samples < 1:
-            raise DataError("no readable photograph is left to train on")
+        assert num_samples > 0
         self._num_samples, self._batch, self._seed = num_samples, batch, seed
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
@@ -158,7 +157,7 @@ class MemoryData:
                     kept.append(index)
                     images.append(picture)
         if not images:
-            raise DataError("no readable photograph is left to train on")
+            raise DataError(f"none of {len(wanted)} photographs can be read")
         self.images = torch.stack(images).to(device)
         self.labels = torch.tensor([pictures.label(index) for index in kept], device=device)
 
@@ -215,7 +214,7 @@ class _DecodedPictures(Dataset[tuple[Tensor, int, list[str]]]):
             if not isinstance(picture, DamagedPicture):
                 return picture, self._pictures.label(place), damaged
             damaged.append(str(picture))
-        raise DataError("no readable photograph is left to train on")
+        raise DataError(f"none of {len(self._pictures)} photographs can be read")
 
 
 def _picture_or_damage(pictures: PictureSet, index: int) -> Tensor | DamagedPicture:

@@ -59,8 +59,8 @@ class Trainer:
         self.classes = training.classes
         self.order = RunOrder(batch=recipe.training.batch, seed=recipe.training.seed, rank=world.rank, world=world.size)
         self.data = self._open(training)
-        held_out = DamageReport(total=len(validation), max_fraction=1.0)
-        self.validation = MemoryData(validation, held_out, world.device, limit=VALIDATION_PICTURES)
+        self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
+        self.validation = MemoryData(validation, self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
         torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
         self.model = build(recipe.backbone.spec(len(self.classes))).to(world.device)
         self.ema = Ema(self.model, recipe.optimizer.ema)
@@ -315,7 +315,7 @@ def train(
         with Reporter(
             run, console, clock or MonotonicClock(), batch=options.batch, steps=options.steps, first_step=trainer.step
         ) as reporter:
-            for name in trainer.damage.names:
+            for name in (*trainer.damage.names, *trainer.held_out_damage.names):
                 reporter.say(f"skipped a damaged picture: {name}")
             trainer.train(reporter)
 
