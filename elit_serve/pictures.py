@@ -90,7 +90,9 @@ def decode(photograph: Photograph) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels")
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:  # its own text holds an address, so it would never be the same twice
+        raise DamagedPicture(f"{photograph.label}/{photograph.name}: not a picture") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DamagedPicture(f"{photograph.label}/{photograph.name}: {error}") from None
 
 

@@ -180,7 +180,7 @@ def test_a_source_that_is_no_data_set_is_one_clear_error(tmp_path: Path, photogr
         assert problem in str(caught.value)
 
 
-def test_pictures_of_which_none_can_be_read_are_one_clear_error(photographs: Path, tmp_path: Path) -> None:
+def test_pictures_of_which_none_can_be_read_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "rose").mkdir()
     (tmp_path / "rose" / "only.jpg").write_text("no picture")
     pictures = PictureSet.open(tmp_path, 16, 16)

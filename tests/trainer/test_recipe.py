@@ -1,0 +1,134 @@
+"""Recipes: what is shipped is valid and is the paper's, and what is wrong is listed whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from elit_serve.errors import RecipeError
+from elit_serve.nn.flops import flops_forward, flops_iteration, flops_multi_budget
+from elit_serve.nn.registry import count_parameters, preset
+from elit_serve.trainer.recipe import Recipe, read_recipe
+
+RECIPES = Path(__file__).parents[2] / "models" / "recipes"
+
+
+def problems_of(text: str, tmp_path: Path) -> tuple[str, ...]:
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(tmp_path / "recipe.toml")
+    assert "\n" not in str(caught.value)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_named_as_its_file(path: Path) -> None:
+    assert read_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("resolution", "latents", "full", "multi_budget", "paper"),
+    [(256, 16, 188.1, 187.5, 189.7), (512, 64, 830.8, 793.4, 803.0)],
+)
+def test_the_imagenet_recipes_are_the_papers(
+    resolution: int, latents: int, full: float, multi_budget: float, paper: float
+) -> None:
+    recipe = read_recipe(RECIPES / f"imagenet{resolution}-elit-dit-xl2.toml")
+    spec = recipe.backbone.spec(num_classes=1000)
+    assert spec == preset("elit-dit-xl/2", resolution)
+    assert count_parameters(spec) == pytest.approx(698e6, rel=0.01)
+    assert recipe.levels == tuple(range(1, latents + 1))
+
+    at_256 = flops_iteration(flops_forward(spec, latents), 256).prefix / 1e12
+    iteration = flops_iteration(flops_multi_budget(spec), recipe.training.batch)
+    assert at_256 == pytest.approx(full, rel=0.005)
+    assert iteration.prefix / 1e12 == pytest.approx(multi_budget, rel=0.005)
+    assert iteration.all_latents / 1e12 == pytest.approx(paper, rel=0.005)
+
+    training, optimizer = recipe.training, recipe.optimizer
+    assert (training.steps, training.batch, training.class_dropout) == (500_000, 384, 0.1)
+    assert (training.time_mean, training.time_std, training.precision) == (0.0, 1.0, "bfloat16")
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.decay_steps) == (1e-4, 10_000, 0)
+    assert (optimizer.weight_decay, optimizer.clip, optimizer.ema) == (0.0, 1.0, 0.9999)
+    assert (recipe.data.flip, recipe.data.shift) == (True, 0)
+    assert (recipe.budget.drawing, recipe.autoencoder.kind, recipe.sampling.steps) == ("uniform", "diffusers", 40)
+    assert training.batch % (8 * training.accumulation) == 0
+
+
+def test_a_recipe_survives_being_written_and_read(
+    make_recipe: Callable[..., Recipe], write_recipe: Callable[[Recipe, Path], Path], tmp_path: Path
+) -> None:
+    recipe = make_recipe(provenance={"attribution": ["an author, CC BY 2.0"]})
+    assert read_recipe(write_recipe(recipe, tmp_path / "recipe.toml")) == recipe
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_everything_that_is_wrong_is_listed(
+    make_recipe: Callable[..., Recipe], write_recipe: Callable[[Recipe, Path], Path], tmp_path: Path
+) -> None:
+    text = write_recipe(make_recipe(), tmp_path / "good.toml").read_text()
+    for good, bad in {
+        "num_heads = 2": "num_heads = 3",
+        "steps = 60": "steps = 0",
+        "shift = 2": "shift = -1\nsift = 2",
+        'precision = "float32"': 'precision = "float8"',
+        "learning_rate = 0.002": "learning_rate = inf",
+    }.items():
+        assert good in text
+        text = text.replace(good, bad)
+    problems = problems_of(text, tmp_path)
+    assert [problem.split(": ")[0] for problem in problems] == [
+        "backbone",
+        "data.shift",
+        "data.sift",
+        "optimizer.learning_rate",
+        "training.steps",
+        "training.precision",
+    ]
+    assert problems[0].startswith("backbone: num_heads: 3 is not allowed; 2D RoPE needs")
+    assert problems[2] == "data.sift: Extra inputs are not permitted"
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"budget": {"max_level": 5}}, "budget.max_level 5 exceeds 4 latents per group"),
+        ({"budget": {"min_level": 3, "max_level": 2}}, "budget.min_level 3 exceeds the largest level, 2"),
+        ({"training": {"accumulation": 3}}, "training.batch must be a multiple of training.accumulation"),
+        ({"backbone": {"channels": 4}}, "a model of 4 needs an autoencoder"),
+        ({"backbone": {"interface": None}, "budget": {"drawing": "random-drop"}}, "a plain DiT has no latents to drop"),
+        ({"budget": {"min_level": 2}}, "weak_level 1 is not a level that the recipe trains"),
+        ({"sampling": {"guidance": {"method": "ag", "weak_level": 4}}}, "must lie below the largest level for ag"),
+        ({"backbone": {"height": 20}}, "height: 20 is not allowed; it must be a multiple of 8"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(
+    sections: dict[str, Any], problem: str, make_recipe: Callable[..., Recipe]
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        make_recipe(**sections)
+    assert problem in str(caught.value)
+
+
+def test_several_misfits_are_told_together(make_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(ValidationError, match=r"budget\.max_level 9 exceeds.*; training\.batch must be a multiple"):
+        make_recipe(budget={"max_level": 9}, training={"accumulation": 3})
+
+
+def test_files_that_are_no_recipe_are_one_clear_error(tmp_path: Path) -> None:
+    assert problems_of("name = ", tmp_path)[0].startswith("not TOML: ")
+    assert problems_of("", tmp_path) == (
+        "name: Field required",
+        "backbone: Field required",
+        "training: Field required",
+    )
+    assert problems_of("#" * (1 << 20) + "\n", tmp_path) == ("larger than 1048576 bytes",)
+    with pytest.raises(RecipeError, match="it cannot be read: No such file"):
+        read_recipe(tmp_path / "missing.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="not TOML"):
+        read_recipe(tmp_path / "binary.toml")

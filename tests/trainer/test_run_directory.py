@@ -1,0 +1,145 @@
+"""Checkpoints of a run: whole or not there, few, and never pickled."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from elit_serve.errors import RunError
+from elit_serve.trainer.recipe import Recipe
+from elit_serve.trainer.run import RunDirectory, Snapshot, TrainState
+
+
+def snapshot(step: int, size: int = 8) -> Snapshot:
+    tensors = {"weight": torch.full((size,), float(step))}
+    state = TrainState(step=step, window_loss=0.5, window_steps=1)
+    return Snapshot(model=tensors, ema=tensors, optimizer=tensors, state=state)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run with checkpoints at steps 1 and 2."""
+    run = RunDirectory(tmp_path / "run")
+    for step in (1, 2):
+        run.save(snapshot(step), keep=5)
+    return run
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """While open, this process can write no file beyond a size: the disk is full, as far as it can tell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_is_saved_is_what_is_loaded(run: RunDirectory) -> None:
+    assert run.steps() == [1, 2]
+    assert run.load().state == TrainState(step=2, window_loss=0.5, window_steps=1)
+    assert run.load(1).ema["weight"].tolist() == [1.0] * 8
+
+
+def test_a_full_disk_while_saving_leaves_the_last_checkpoint_whole(run: RunDirectory) -> None:
+    with (
+        largest_file(2_000),
+        pytest.raises(RunError, match=r"the checkpoint of step 3 cannot be written .*; the last good .* at step 2$"),
+    ):
+        run.save(snapshot(3, size=5_000), keep=1)
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    assert run.load().ema["weight"].tolist() == [2.0] * 8
+    run.save(snapshot(3, size=5_000), keep=1)
+    assert run.steps() == [3]
+
+
+def test_the_very_first_checkpoint_failing_says_that_there_is_none(tmp_path: Path) -> None:
+    with largest_file(10), pytest.raises(RunError, match=r"; there is none yet$"):
+        RunDirectory(tmp_path / "run").save(snapshot(1), keep=1)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="the checkpoint of step 1 cannot be written"):
+        RunDirectory(tmp_path / "file" / "run").save(snapshot(1), keep=1)
+
+
+def test_only_the_newest_checkpoints_remain(run: RunDirectory) -> None:
+    for step in (3, 4, 5):
+        run.save(snapshot(step), keep=2)
+    assert run.steps() == [4, 5]
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_leftovers_of_a_killed_save_are_ignored_and_go_with_the_next_one(run: RunDirectory) -> None:
+    checkpoints = run.path / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000001", checkpoints / ".step-00000007")
+    (checkpoints / ".step-00000007" / "state.json").unlink()
+    (checkpoints / "step-by-step").mkdir()
+    assert run.steps() == [1, 2]
+    assert run.load().state.step == 2
+    run.save(snapshot(3), keep=5)
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["step-00000001", "step-00000002", "step-00000003", "step-by-step"]
+
+
+def test_saving_a_step_again_leaves_it_alone(run: RunDirectory) -> None:
+    file = run.path / "checkpoints" / "step-00000002" / "ema.safetensors"
+    before = file.stat()
+    run.save(snapshot(2), keep=5)
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    assert file.stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_truncated_file_is_one_clear_error(name: str, run: RunDirectory) -> None:
+    file = run.path / "checkpoints" / "step-00000002" / name
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(RunError, match="step-00000002 is damaged"):
+        run.load()
+    assert run.load(1).state.step == 1
+
+
+def test_a_missing_step_names_those_that_are_there(run: RunDirectory, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="has no checkpoint of step 9; there are 1, 2"):
+        run.load(9)
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        RunDirectory(tmp_path / "other").load()
+
+
+def test_a_damaged_run_json_is_one_clear_error(run: RunDirectory) -> None:
+    (run.path / "run.json").write_text('{"recipe": {}}')
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        run.facts()
+
+
+def test_a_log_that_cannot_be_written_is_one_clear_error(run: RunDirectory) -> None:
+    with largest_file(10), pytest.raises(RunError, match=r"log\.jsonl cannot be written: File too large"):
+        run.log({"step": 1, "loss": 0.123456789})
+
+
+def test_a_checkpoint_of_another_model_cannot_be_resumed(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory]
+) -> None:
+    recipe = make_recipe(training={"steps": 2}, every={"checkpoint": 1})
+    run = train_here(recipe)
+    newest = run.path / "checkpoints" / "step-00000002"
+    shutil.copy(newest / "optimizer.safetensors", newest / "model.safetensors")
+    with pytest.raises(RunError, match="the checkpoint of step 2: Error"):
+        train_here(recipe, resume=True)
+
+
+def test_nothing_in_a_run_is_pickled_and_few_checkpoints_remain(finished_run: RunDirectory) -> None:
+    files = [path for path in finished_run.path.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files if not path.name.startswith("events.out.tfevents.")}
+    assert kinds == {".json", ".jsonl", ".safetensors", ".png"}
+    starts = {path: path.read_bytes()[:2] for path in files}
+    assert not [path for path, start in starts.items() if start in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK")]
+    assert finished_run.steps() == [50, 60]
