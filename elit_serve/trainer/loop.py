@@ -297,7 +297,7 @@ def train(
     if (recipe.autoencoder.kind == "diffusers") != (autoencoder is not None):
         raise InvalidInput("--autoencoder", autoencoder, f"this recipe's autoencoder is {recipe.autoencoder.kind}")
     with join_world(device) as world:
-        _check_world(recipe, world)
+        check_world(recipe, world)
         run = RunDirectory(out)
         dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
         coder = open_autoencoder(recipe.autoencoder, autoencoder or out, world.device, dtype)
@@ -334,7 +334,7 @@ def open_data(recipe: Recipe, factor: int, data: Path, validation: Path | None) 
     return pictures, PictureSet.open(validation, height, width, pictures.classes)
 
 
-def _check_world(recipe: Recipe, world: World) -> None:
+def check_world(recipe: Recipe, world: World) -> None:
     parts = world.size * recipe.training.accumulation
     if recipe.training.batch % parts:
         raise InvalidInput(

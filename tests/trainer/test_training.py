@@ -1,0 +1,228 @@
+"""What a run computes and writes: losses, averages, learning rates, curves and sample grids."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from elit_serve.engine.autoencoder import Pixels
+from elit_serve.errors import RunError
+from elit_serve.nn import ElitDiT, build
+from elit_serve.trainer.distributed import World
+from elit_serve.trainer.draws import draw_level, draw_permutation
+from elit_serve.trainer.ema import Ema
+from elit_serve.trainer.loop import Trainer, open_data
+from elit_serve.trainer.loss import rectified_flow_loss, validation_times
+from elit_serve.trainer.recipe import Recipe
+from elit_serve.trainer.run import RunDirectory
+
+CPU = torch.device("cpu")
+Losses = Callable[[RunDirectory], dict[int, float]]
+Log = Callable[[RunDirectory], list[dict[str, Any]]]
+
+GOLDEN_LOSSES = [1.36825, 1.36478, 1.32454, 1.30428, 1.35428, 1.31024, 1.33323, 1.33314]
+
+
+def test_the_loss_is_the_squared_error_of_the_velocity_at_the_mixed_sample() -> None:
+    class Exact(nn.Module):
+        """Knows the data, so it can tell the velocity from where it is."""
+
+        def forward(self, x: Tensor, t: Tensor, label: Tensor, level: int) -> Tensor:
+            assert (label.tolist(), level) == ([0, 1], 3)
+            return (data - x) / (1 - t.view(-1, 1, 1, 1)) + 0.5
+
+    generator = torch.Generator().manual_seed(0)
+    data, noise = torch.randn(2, 2, 3, 4, 4, generator=generator)
+    t, label = torch.tensor([0.2, 0.7]), torch.tensor([0, 1])
+    assert rectified_flow_loss(Exact(), data, noise, t, label, 3).item() == pytest.approx(0.25, rel=1e-5)
+
+
+def test_validation_times_are_the_quantiles_of_the_logit_normal_distribution() -> None:
+    times = validation_times(101, mean=0.3, std=0.9, device=CPU)
+    normal = statistics.NormalDist(0.3, 0.9)
+    expected = [normal.inv_cdf((index + 0.5) / 101) for index in range(101)]
+    assert torch.logit(times.double()).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_average_follows_its_closed_form_and_warms_up(make_recipe: Callable[..., Recipe]) -> None:
+    model = build(make_recipe().backbone.spec(3))
+    ema = Ema(model, decay=0.5)
+    start = [parameter.clone() for parameter in model.parameters()]
+    expected, value = 0.0, 0.0
+    for step in range(1, 31):
+        value = step**0.5
+        with torch.no_grad():
+            for parameter, at_start in zip(model.parameters(), start, strict=True):
+                parameter.copy_(at_start + value)
+        ema.update(model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert decay == 0.5
+    assert 2 / 11 < 0.5  # the first steps were averaged faster than the recipe's decay
+    for parameter, at_start in zip(ema.model.parameters(), start, strict=True):
+        assert torch.allclose(parameter, at_start + expected, atol=1e-5)
+        assert not parameter.requires_grad
+
+
+def test_the_learning_rate_warms_up_stays_and_decays(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], read_log: Log
+) -> None:
+    recipe = make_recipe(training={"steps": 12}, optimizer={"learning_rate": 1e-3, "warmup_steps": 4, "decay_steps": 5})
+    rates = [line["learning_rate"] for line in read_log(train_here(recipe)) if "loss" in line]
+    factors = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert rates == pytest.approx([1e-3 * factor for factor in factors])
+
+
+def test_the_first_losses_are_the_known_ones(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], read_losses: Losses
+) -> None:
+    losses = read_losses(train_here(make_recipe(training={"steps": 8})))
+    assert list(losses.values()) == pytest.approx(GOLDEN_LOSSES, rel=1e-3)
+
+
+@pytest.mark.parametrize("drawing", ["uniform", "random-drop", "fixed"])
+def test_a_few_pictures_are_learned(
+    drawing: str,
+    make_recipe: Callable[..., Recipe],
+    make_photographs: Callable[..., Path],
+    train_here: Callable[..., RunDirectory],
+    read_log: Log,
+    tmp_path: Path,
+) -> None:
+    data = make_photographs(tmp_path / "few", per_class=4, classes=("daisy",))
+    recipe = make_recipe(
+        data={"shift": 0, "flip": False, "holdout": 0.25},
+        budget={"drawing": drawing},
+        sampling={"guidance": {"method": "none"}},
+        training={"steps": 120},
+        optimizer={"learning_rate": 1e-2, "decay_steps": 30},
+        every={"log": 10, "validation": 1000, "samples": 1000, "checkpoint": 1000},
+    )
+    log = read_log(train_here(recipe, data=data))
+    losses = [line["loss"] for line in log if "loss" in line]
+    assert losses[-1] < 0.6 * losses[0]
+    assert all(loss < 0.75 * losses[0] for loss in log[-1]["validation"].values())
+
+
+def trainer_with_signal(recipe: Recipe, photographs: Path, folder: Path) -> Trainer:
+    """A trainer whose weights are all away from zero, so that every parameter in use has a gradient."""
+    training, held_out = open_data(recipe, 1, photographs, None)
+    trainer = Trainer(recipe, training, held_out, World(device=CPU), RunDirectory(folder), Pixels())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return trainer
+
+
+@pytest.mark.parametrize("drawing", ["uniform", "random-drop"])
+def test_a_step_trains_the_prefix_or_under_random_drop_a_random_choice_of_latents(
+    drawing: str, make_recipe: Callable[..., Recipe], photographs: Path, tmp_path: Path
+) -> None:
+    seeds = [seed for seed in range(40) if draw_level(0, make_recipe().budget, (1, 2, 3, 4), seed) == 2][:4]
+    trained = []
+    for seed in seeds:
+        recipe = make_recipe(
+            budget={"drawing": drawing}, training={"steps": 1, "seed": seed}, every={"checkpoint": 1000}
+        )
+        trainer = trainer_with_signal(recipe, photographs, tmp_path / str(seed))
+        assert isinstance(trainer.model, ElitDiT)
+        before = trainer.model.latents.detach().clone()
+        trainer.train(None)
+        moved = (trainer.model.latents.detach() != before).any(dim=1)
+        trained.append(set(moved.nonzero().flatten().tolist()))
+    if drawing == "uniform":
+        assert trained == [{0, 1}] * 4
+    else:
+        assert trained == [set(draw_permutation(0, 4, seed)[:2].tolist()) for seed in seeds]
+        assert len(set(map(frozenset, trained))) > 1
+
+
+def test_a_plain_dit_trains_too(make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory]) -> None:
+    run = train_here(make_recipe(backbone={"interface": None}, training={"steps": 2}))
+    assert run.load().state.step == 2
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm, not compiled
+def test_bfloat16_stays_close_to_float32(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], read_losses: Losses
+) -> None:
+    exact = read_losses(train_here(make_recipe(training={"steps": 5}), "exact"))
+    rounded = train_here(make_recipe(training={"steps": 5, "precision": "bfloat16"}), "rounded")
+    assert list(read_losses(rounded).values()) == pytest.approx(list(exact.values()), rel=0.02)
+    assert {tensor.dtype for tensor in rounded.load().model.values()} == {torch.float32}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    recipe = make_recipe(optimizer={"learning_rate": 1e30, "warmup_steps": 0}, every={"log": 1000, "checkpoint": 10})
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step 10; lower the learning rate"):
+        train_here(recipe)
+    assert RunDirectory(tmp_path / "run").steps() == []
+
+
+def test_the_log_holds_each_step_and_the_validation_loss_of_each_shown_level(
+    finished_run: RunDirectory, read_log: Log, read_losses: Losses
+) -> None:
+    assert list(read_losses(finished_run)) == list(range(1, 61))
+    validation = {line["step"]: line["validation"] for line in read_log(finished_run) if "validation" in line}
+    assert list(validation) == [25, 50, 60]
+    assert all(list(losses) == ["1", "2", "4"] for losses in validation.values())
+    assert validation[60]["4"] < validation[25]["4"]
+
+
+def test_tensorboard_has_the_same_curves(finished_run: RunDirectory, read_log: Log, read_losses: Losses) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished_run.path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "train/loss",
+        "train/grad_norm",
+        "train/lr",
+        "train/images_per_s",
+        *(f"validation/level_{level}" for level in (1, 2, 4)),
+    }
+    curve = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert curve == pytest.approx(read_losses(finished_run))
+    validation = {line["step"]: line["validation"]["2"] for line in read_log(finished_run) if "validation" in line}
+    assert {event.step: event.value for event in events.Scalars("validation/level_2")} == pytest.approx(validation)
+
+
+def test_sample_grids_have_a_row_per_shown_level_and_a_column_per_class(finished_run: RunDirectory) -> None:
+    sheets = sorted((finished_run.path / "samples").iterdir())
+    assert [sheet.name for sheet in sheets] == ["step-00000050.png", "step-00000060.png"]
+    with Image.open(sheets[-1]) as sheet:
+        side, gap = 2 * 16, 2
+        assert sheet.size == (3 * (side + gap) - gap, 3 * (side + gap) - gap)
+
+
+def test_a_grid_under_autoguidance_leaves_out_the_levels_that_cannot_be_guided(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory]
+) -> None:
+    recipe = make_recipe(
+        training={"steps": 1}, sampling={"steps": 2, "guidance": {"method": "ag", "scale": 2.0, "weak_level": 1}}
+    )
+    with Image.open(train_here(recipe).path / "samples" / "step-00000001.png") as sheet:
+        assert sheet.height == 2 * 34 - 2
+
+
+def test_the_output_has_loss_speed_and_time_left(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory]
+) -> None:
+    output = io.StringIO()
+    train_here(make_recipe(training={"steps": 2}), output=output)
+    first, second, validation = output.getvalue().splitlines()
+    assert first.startswith("step 1/2  loss ")
+    assert " images/s  " in first
+    assert second.endswith(" s left")
+    assert validation.startswith("step 2  validation loss by level  1: ")
