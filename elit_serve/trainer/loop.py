@@ -7,7 +7,7 @@ goes on as if nothing had happened.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from elit_serve.engine.autoencoder import Autoencoder, open_autoencoder
 from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import InvalidInput, RunError
-from elit_serve.nn import Backbone, ElitDiT, build
+from elit_serve.nn import ElitDiT, build
 from elit_serve.pictures import grid
 from elit_serve.sampling import initial_noise, sample
 from elit_serve.trainer.data import DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
@@ -89,8 +89,8 @@ class Trainer:
         if self.step == self.recipe.training.steps:  # a finished run that is resumed
             return
         if self.recipe.training.compile:
-            compile_blocks(self.model)
-            compile_blocks(self.ema.model)
+            compile_blocks(self.model.compilable())
+            compile_blocks(self.ema.model.compilable())
         model = self._distributed()
         with _ending_gracefully(alone=self.world.size == 1) as asked_to_end:
             for batch in self.data.batches(self.order, self.step):
@@ -370,11 +370,11 @@ def _prepare(run: RunDirectory, facts: RunFacts, resume: bool, world: World) -> 
     return snapshot
 
 
-def compile_blocks(model: Backbone) -> None:
+def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
     """Compiles each block by itself with dynamic shapes: about a minute in all, whatever levels come."""
     torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-    for block in model.compilable():
-        block.compile(dynamic=True)
+    for block in blocks:
+        block.compile(dynamic=True, backend=backend)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
