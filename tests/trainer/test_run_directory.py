@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import resource
+import io
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 
+from elit_serve.clock import VirtualClock
 from elit_serve.errors import RunError
+from elit_serve.trainer.progress import Reporter
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory, Snapshot, TrainState
+
+SmallDisk = Callable[[int], AbstractContextManager[None]]
 
 
 def snapshot(step: int, size: int = 8) -> Snapshot:
@@ -31,24 +37,13 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """While open, this process can write no file beyond a size: the disk is full, as far as it can tell."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_what_is_saved_is_what_is_loaded(run: RunDirectory) -> None:
     assert run.steps() == [1, 2]
     assert run.load().state == TrainState(step=2, window_loss=0.5, window_steps=1)
     assert run.load(1).ema["weight"].tolist() == [1.0] * 8
 
 
-def test_a_full_disk_while_saving_leaves_the_last_checkpoint_whole(run: RunDirectory) -> None:
+def test_a_full_disk_while_saving_leaves_the_last_checkpoint_whole(run: RunDirectory, largest_file: SmallDisk) -> None:
     with (
         largest_file(2_000),
         pytest.raises(RunError, match=r"the checkpoint of step 3 cannot be written .*; the last good .* at step 2$"),
@@ -60,7 +55,7 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint_whole(run: RunDirec
     assert run.steps() == [3]
 
 
-def test_the_very_first_checkpoint_failing_says_that_there_is_none(tmp_path: Path) -> None:
+def test_the_very_first_checkpoint_failing_says_that_there_is_none(tmp_path: Path, largest_file: SmallDisk) -> None:
     with largest_file(10), pytest.raises(RunError, match=r"; there is none yet$"):
         RunDirectory(tmp_path / "run").save(snapshot(1), keep=1)
 
@@ -120,9 +115,22 @@ def test_a_damaged_run_json_is_one_clear_error(run: RunDirectory) -> None:
         run.facts()
 
 
-def test_a_log_that_cannot_be_written_is_one_clear_error(run: RunDirectory) -> None:
+def test_a_log_a_curve_or_a_grid_that_cannot_be_written_is_one_clear_error(
+    run: RunDirectory, largest_file: SmallDisk
+) -> None:
     with largest_file(10), pytest.raises(RunError, match=r"log\.jsonl cannot be written: File too large"):
         run.log({"step": 1, "loss": 0.123456789})
+    console = Console(file=io.StringIO())
+    with (
+        Reporter(run, console, VirtualClock(), batch=8, steps=2, first_step=0) as reporter,
+        largest_file(10),
+        pytest.raises(RunError, match="run cannot be written: File too large"),
+    ):
+        reporter.samples(1, Image.effect_noise((64, 64), 50))
+    (run.path / "other").mkdir()
+    (run.path / "other" / "tensorboard").write_text("in the way")
+    with pytest.raises(RunError, match="other cannot be written: "):
+        Reporter(RunDirectory(run.path / "other"), console, VirtualClock(), batch=8, steps=2, first_step=0)
 
 
 def test_a_checkpoint_of_another_model_cannot_be_resumed(
