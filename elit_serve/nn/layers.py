@@ -66,6 +66,16 @@ class Mlp(nn.Module):
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
+class HeadNorm(nn.RMSNorm):
+    """QK normalisation: RMS norm of each head, x [B, N, H, E], in x's dtype also where weights are kept in float32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with QK normalisation and RoPE: x [B, N, D] -> [B, N, D]."""
 
@@ -73,8 +83,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm = nn.RMSNorm(dim // num_heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(dim // num_heads, eps=1e-6)
+        self.q_norm = HeadNorm(dim // num_heads)
+        self.k_norm = HeadNorm(dim // num_heads)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
@@ -97,8 +107,8 @@ class GroupedCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
-        self.q_norm = nn.RMSNorm(dim // num_heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(dim // num_heads, eps=1e-6)
+        self.q_norm = HeadNorm(dim // num_heads)
+        self.k_norm = HeadNorm(dim // num_heads)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor, rope: Tensor, context_rope: Tensor, num_groups: int) -> Tensor:

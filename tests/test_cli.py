@@ -1,0 +1,106 @@
+"""The command line as a shell sees it: output, exit codes, and one line for every error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from elit_serve.pictures import read_facts
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "elit_serve.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_version_is_printed() -> None:
+    done = run("--version")
+    assert done.returncode == 0
+    assert done.stdout[0].isdigit()
+
+
+def test_describe_gives_parameters_and_flops_of_a_preset_as_json() -> None:
+    described = json.loads(run("describe", "elit-dit-xl/2", "--resolution", "512", "--batch", "384", "--json").stdout)
+    assert described["params"] == pytest.approx(698e6, rel=0.01)
+    assert described["tflops_iteration"]["multi_budget"]["prefix"] == pytest.approx(793.4, rel=0.005)
+    assert described["tflops_iteration"]["multi_budget"]["all_latents"] == pytest.approx(803.0, rel=0.005)
+    assert [level["level"] for level in described["levels"]] == list(range(1, 65))
+    assert all(set(level["gflops_forward"]) == {"prefix", "all_latents"} for level in described["levels"])
+
+
+def test_describe_reads_a_model_directory(tiny_model_dir: Path) -> None:
+    described = json.loads(run("describe", tiny_model_dir, "--json").stdout)
+    assert described["name"] == "tiny"
+    assert described["latents_per_group"] == 4
+    table = run("describe", tiny_model_dir)
+    assert "tiny" in table.stdout
+
+
+def test_generate_writes_a_picture_that_says_how_it_was_made(tiny_model_dir: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "tulip.png"
+    done = run("generate", tiny_model_dir, "--label", "tulip", "--budget", "0.5", "--seed", "7", "-o", picture)
+    assert done.returncode == 0, done.stderr
+    facts = read_facts(picture.read_bytes())
+    assert facts is not None
+    assert (facts["label"], facts["seed"], facts["levels"]) == ("tulip", 7, [2, 2, 2, 2])
+
+
+def test_the_same_command_gives_the_same_bytes(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for name in ("first.png", "second.png"):
+        assert run("generate", tiny_model_dir, "--label", "rose", "-o", tmp_path / name).returncode == 0
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_grid_has_a_row_for_every_level_and_a_column_for_every_label(tiny_model_dir: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "grid.png"
+    done = run("generate", tiny_model_dir, "--grid", "--label", "rose", "--label", "tulip", "-o", sheet)
+    assert done.returncode == 0, done.stderr
+    with Image.open(sheet) as image:
+        width, height = image.size
+    cell = 128
+    assert 2 * cell < width < 3 * cell
+    assert 4 * cell < height < 5 * cell
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["generate", "MODEL", "--label", "tulp", "-o", "a.png"], ["tulp", "tulip"]),
+        (["generate", "MODEL", "--label", "tulip", "--budget", "2", "-o", "a.png"], ["budget", "2"]),
+        (["generate", "MODEL", "--label", "tulip", "-o", "a.gif"], ["a.gif", ".png"]),
+        (["generate", "MODEL", "--label", "tulip", "-o", "missing/a.png"], ["missing/a.png"]),
+        (["generate", "MODEL", "--label", "rose", "--label", "tulip", "-o", "a.png"], ["label", "--grid"]),
+        (["generate", "no-such-model", "--label", "tulip", "-o", "a.png"], ["no-such-model"]),
+        (["generate", "MODEL", "--label", "tulip", "--device", "tpu", "-o", "a.png"], ["device", "tpu"]),
+        (["generate", "MODEL", "--label", "tulip", "--dtype", "int8", "-o", "a.png"], ["dtype", "int8", "bfloat16"]),
+        (["generate", "MODEL", "--label", "tulip", "--guidance", "magic", "-o", "a.png"], ["magic", "ccfg"]),
+        (["describe", "elit-dit-xxl/2"], ["elit-dit-xxl/2", "elit-dit-xl/2"]),
+        (["describe", "elit-dit-xl/2", "--resolution", "500"], ["resolution", "500"]),
+        (["describe", "MODEL", "--resolution", "64"], ["resolution", "64"]),
+        (["serve", "no-such-model"], ["no-such-model"]),
+        (["serve", "MODEL", "--port", "99999"], ["port", "99999"]),
+    ],
+)
+def test_an_error_is_one_line_that_names_the_value(
+    arguments: list[str], named: list[str], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    done = run(*(str(tiny_model_dir) if part == "MODEL" else part for part in arguments), cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for part in named:
+        assert part in done.stderr
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_a_damaged_model_is_one_line(tiny_model_dir: Path) -> None:
+    weights = tiny_model_dir / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = run("generate", tiny_model_dir, "--label", "tulip", "-o", tiny_model_dir / "a.png")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "model.safetensors" in done.stderr
