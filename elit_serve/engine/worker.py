@@ -68,7 +68,7 @@ def plan_at_start(job: Job, now_s: float, predictor: Predictor) -> Plan:
 class Worker:
     """Runs one job at a time, first come first served.
 
-    A job that fails fails alone. A job cancelled while it waits never runs.
+    A job that fails fails alone. A job cancelled while it waits never runs; one abandoned while it runs ends early.
     """
 
     def __init__(self, pipeline: Pipeline, predictor: Predictor, *, clock: Clock, max_queue: int) -> None:
@@ -78,6 +78,7 @@ class Worker:
         self._max_queue = max_queue
         self._queue: deque[tuple[Job, Future[Outcome]]] = deque()
         self._running: Job | None = None
+        self._abandoned: Future[Outcome] | None = None
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
@@ -112,6 +113,11 @@ class Worker:
             self._changed.notify()
         return future
 
+    def abandon(self, future: Future[Outcome]) -> None:
+        """For a caller who has left: a waiting job never runs, a running one ends after the step it is at."""
+        if not future.cancel() and not future.done():
+            self._abandoned = future
+
     def stop(self, *, finish_queued: bool = False, timeout_s: float | None = None) -> None:
         """Takes no more jobs, ends the running one, then finishes or refuses what is queued."""
         with self._changed:
@@ -131,7 +137,7 @@ class Worker:
                 if future.set_running_or_notify_cancel():
                     self._execute(job, future)
                 with self._changed:
-                    self._running = None
+                    self._running = self._abandoned = None
         finally:  # also when the thread dies: nobody may wait for ever
             with self._changed:
                 self._stopping = True
@@ -151,10 +157,14 @@ class Worker:
             return job, future
 
     def _execute(self, job: Job, future: Future[Outcome]) -> None:
+        def stop_if_abandoned(_: int) -> None:
+            if self._abandoned is future:
+                raise GenerationFailed("the caller left before it was done")
+
         started_s = self._clock.now()
         try:
             plan = plan_at_start(job, started_s, self._predictor)
-            pictures = self._pipeline.run(job.class_ids, job.seeds, plan)
+            pictures = self._pipeline.run(job.class_ids, job.seeds, plan, stop_if_abandoned)
         except ElitError as error:
             logger.warning("a job failed: %s", error)
             future.set_exception(error)

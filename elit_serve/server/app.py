@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +137,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
         is_bare=bare is not None,
         arrived_s=arrived_s,
     )
-    outcome = await _outcome(request, service.worker.submit(job))
+    outcome = await _outcome(request, service.worker, job)
     if outcome is None:
         return Response(status_code=CLIENT_GONE)
     files = await run_in_threadpool(encoded, outcome, output_format)
@@ -188,8 +187,9 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.render(), headers={"Content-Type": service.metrics.content_type})
 
 
-async def _outcome(request: Request, future: Future[Outcome]) -> Outcome | None:
-    """Waits for a job; None, with the job cancelled unless it runs already, when its caller has left."""
+async def _outcome(request: Request, worker: Worker, job: Job) -> Outcome | None:
+    """Runs a job; None, with the job given up, when its caller has left."""
+    future = worker.submit(job)
     waiting = asyncio.wrap_future(future)
     leaving = asyncio.create_task(_disconnected(request))
     try:
@@ -199,6 +199,7 @@ async def _outcome(request: Request, future: Future[Outcome]) -> Outcome | None:
             return waiting.result()
         return None
     finally:
+        worker.abandon(future)
         waiting.cancel()
         leaving.cancel()
 

@@ -94,6 +94,20 @@ def test_a_job_cancelled_while_it_waits_never_runs(pipeline: Pipeline) -> None:
     idle.stop()
 
 
+def test_an_abandoned_job_ends_early_and_lets_the_next_one_run(idle: Worker, pipeline: Pipeline) -> None:
+    long, queued, last = (idle.submit(job(pipeline, steps=steps)) for steps in (1000, 1000, 2))
+    idle.start()
+    while not long.running():
+        assert not long.done()
+    idle.abandon(long)
+    idle.abandon(queued)
+    with pytest.raises(GenerationFailed, match="caller left"):
+        long.result()
+    assert queued.cancelled()
+    assert last.result().pictures
+    idle.stop()
+
+
 def test_a_full_queue_refuses_and_says_when_to_retry(idle: Worker, pipeline: Pipeline) -> None:
     waiting = [idle.submit(targeted(pipeline, latency_ms=10_000)) for _ in range(4)]
     with pytest.raises(Overloaded) as refusal:

@@ -214,3 +214,12 @@ def test_a_caller_who_leaves_while_queued_is_forgotten(server: Any) -> None:
     assert server.worker.queue_length == 0
     assert not slow.done()
     assert slow.result().pictures
+
+
+def test_a_caller_who_leaves_while_a_picture_is_being_made_frees_the_engine(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/generate", json={"label": "rose", "steps": 1000}, timeout=0.5)
+    eventually(lambda: "the caller left" in caplog.text)
+    assert server.generate({"label": "rose"}).status_code == 200
