@@ -65,7 +65,7 @@ class MetricsMiddleware:
             await self._app(scope, receive, send)
             return
         started_s = self._clock.now()
-        status = 500  # what the caller sees when the app raises before it answers
+        status = CLIENT_GONE  # an app that ends without an answer has nobody left to give it to
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -75,6 +75,9 @@ class MetricsMiddleware:
 
         try:
             await self._app(scope, receive, watch)
+        except Exception:
+            status = 500
+            raise
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.requests.labels(route, outcome_of(status)).inc()

@@ -27,6 +27,7 @@ from elit_serve.server.schemas import GenerateRequest, GuidanceRequest
 
 MEDIA_TYPE = "application/problem+json"
 MAX_SHOWN = 200  # characters of a refused value that are sent back
+MAX_ERRORS = 20  # a body may hold a hundred thousand unknown fields, and each explanation takes time
 STOPPED_RETRY_AFTER_S = 5
 
 
@@ -116,12 +117,14 @@ def _invalid_body(errors: Sequence[Any]) -> Response:
         return problem(400, f"the body is not JSON: {reason}")
     allowed: dict[str, list[str]] = {}
     values: dict[str, object] = {}
-    for error in errors:
+    for error in errors[:MAX_ERRORS]:
         field = _field_of(error)
         values.setdefault(field, error.get("input"))
         allowed.setdefault(field, []).append(_allowed(error))
     found = [field_problem(field, values[field], "; or ".join(texts)) for field, texts in allowed.items()]
     detail = "; ".join(f"{entry['field']}: {entry['allowed']}" for entry in found)
+    if len(errors) > MAX_ERRORS:
+        detail += f"; and {len(errors) - MAX_ERRORS} more"
     kind = KINDS[InvalidInput]
     return problem(kind.status, detail, name=kind.name, title=kind.title, members={"errors": found})
 

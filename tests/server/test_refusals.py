@@ -101,6 +101,13 @@ def test_everything_that_is_wrong_is_named_at_once(server: Any) -> None:
     assert [error["field"] for error in errors] == ["n", "seed", "steps"]
 
 
+def test_a_body_full_of_unknown_fields_gets_a_short_answer(server: Any) -> None:
+    answer = server.generate({"label": "tulip", **{f"budge{i}": 0 for i in range(50_000)}})
+    problem = problem_of(answer, 422)
+    assert len(problem["errors"]) == 20
+    assert problem["detail"].endswith("and 49980 more")
+
+
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("field", ["budget", "latency_ms"])
 def test_numbers_that_are_none_are_refused(server: Any, constant: str, field: str) -> None:

@@ -59,6 +59,18 @@ def test_requests_are_counted_by_route_and_outcome(start_server: Any) -> None:
     assert server.metric("elit_queue_length") == 0
 
 
+def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_failure_of_the_server(start_server: Any) -> None:
+    server = start_server()
+    with socket.create_connection(("127.0.0.1", server.client.base_url.port)) as caller:
+        caller.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{")
+    counted = 'elit_requests_total{outcome="cancelled",route="/v1/generate"}'
+    for _ in range(1000):
+        if server.metric(counted):
+            break
+    assert server.metric(counted) == 1
+    assert server.metric('elit_requests_total{outcome="failed",route="/v1/generate"}') == 0
+
+
 def test_latency_buckets_resolve_targets_below_300_ms(server: Any) -> None:
     server.client.get("/health")
     text = server.client.get("/metrics").text
