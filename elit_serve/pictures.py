@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from elit_serve.errors import DataError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_DECODERS = ("JPEG", "PNG", "WEBP")  # Pillow knows more by their content, and runs Ghostscript for one of them
 MAX_PIXELS = 64_000_000  # a larger picture is refused as damaged before it is decoded
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -81,12 +82,14 @@ def _list_tar(path: Path) -> Iterator[Photograph]:
                     )
     except tarfile.TarError as error:
         raise DataError(f"{path} is not an uncompressed tar: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def decode(photograph: Photograph) -> Image.Image:
     """The picture in RGB; raises `DamagedPicture` when it is not a whole one."""
     try:
-        with Image.open(io.BytesIO(photograph.read())) as image:
+        with Image.open(io.BytesIO(photograph.read()), formats=_DECODERS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels")
             return image.convert("RGB")
@@ -127,7 +130,7 @@ def encode(image: Image.Image, output_format: OutputFormat, facts: Mapping[str, 
 
 def read_facts(data: bytes) -> dict[str, object] | None:
     """The facts that `encode` put into a file, or None."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
         text = image.info.get("elit-serve") or image.getexif().get(_EXIF_IMAGE_DESCRIPTION)
     if not isinstance(text, str):
         return None

@@ -80,6 +80,15 @@ def test_a_damaged_picture_is_named(tmp_path: Path, damage: bytes) -> None:
         decode(found["a.jpg"])
 
 
+@pytest.mark.parametrize("content", ["EPS", "BMP", "GIF", "TIFF"])
+def test_a_picture_of_another_format_is_damaged_whatever_its_name(tmp_path: Path, content: str) -> None:
+    as_folder(tmp_path)
+    photograph().save(tmp_path / "tulip" / "b.png", content)
+    found = {each.name: each for each in list_photographs(tmp_path)}
+    with pytest.raises(DamagedPicture, match=r"tulip/b\.png: not a picture"):
+        decode(found["b.png"])
+
+
 def test_a_truncated_picture_is_damaged(tmp_path: Path) -> None:
     as_folder(tmp_path)
     noisy = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
