@@ -72,7 +72,9 @@ def bundled_models() -> Path:
 
 def resolve_model(model: str | os.PathLike[str] | None) -> Path:
     """A model directory by path, or a bundled model by its name; None is the bundled default."""
-    name = os.fspath(model) if model is not None else BUNDLED_MODEL
+    if model is None:
+        return bundled_models() / BUNDLED_MODEL  # whatever lies in the current directory under this name
+    name = os.fspath(model)
     if Path(name).is_dir():
         return Path(name)
     bundled = bundled_models() / name
@@ -121,7 +123,12 @@ def _weight_problems(path: Path, weights: WeightsConfig, model: Backbone) -> lis
         if not file.is_file():
             problems.append(f"{name} is missing")
             continue
-        if _sha256(file) != digest:
+        try:
+            altered = _sha256(file) != digest
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror}")
+            continue
+        if altered:
             problems.append(f"{name} is truncated or altered: its SHA-256 is not the one in config.json")
         problems += _header_problems(file, expected, TORCH_DTYPES[weights.dtype], seen)
     if not problems:
@@ -185,8 +192,12 @@ def write_checkpoint(
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         if path.exists():
-            keep = shutil.ignore_patterns("*.safetensors", "*.index.json", "config.json")
-            shutil.copytree(path, staging, ignore=keep, dirs_exist_ok=True)
+            replaced = shutil.ignore_patterns("*.safetensors", "*.index.json", "config.json")
+
+            def at_the_top(folder: str, names: list[str]) -> set[str]:  # an autoencoder's folder has such files too
+                return replaced(folder, names) if Path(folder) == path else set()
+
+            shutil.copytree(path, staging, ignore=at_the_top, dirs_exist_ok=True)
         files = _write_shards(staging, {k: v.detach().to("cpu", dtype) for k, v in weights.items()}, max_shard_bytes)
         written = config.model_copy(update={"weights": config.weights.model_copy(update={"files": files})})
         (staging / "config.json").write_text(written.model_dump_json(indent=2) + "\n")
@@ -229,13 +240,18 @@ def _write_shards(folder: Path, weights: Mapping[str, Tensor], max_shard_bytes: 
 
 
 def _swap_in(staging: Path, path: Path) -> None:
+    """A kill between the two renames leaves the old model beside its place, under a hidden name ending in -replaced."""
     if not path.exists():
         staging.rename(path)
         return
-    old = path.with_name(f".{path.name}-replaced")
+    old = staging.with_name(f"{staging.name}-replaced")
     path.rename(old)
-    staging.rename(path)
-    shutil.rmtree(old)
+    try:
+        staging.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

@@ -109,6 +109,36 @@ def test_replacing_keeps_what_was_measured_and_leaves_nothing_behind(
     load_checkpoint(path)
 
 
+def test_replacing_keeps_the_files_of_folders_inside(
+    tiny_config: ModelConfig, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    write_checkpoint(path, tiny_config, weights)
+    (path / "autoencoder").mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (path / "autoencoder" / name).write_text("kept")
+    write_checkpoint(path, tiny_config, weights, replace=True)
+    assert len(list((path / "autoencoder").iterdir())) == 2
+
+
+def test_a_replacement_that_fails_leaves_the_model_as_it_was(
+    tiny_config: ModelConfig, weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model"
+    write_checkpoint(path, tiny_config, weights)
+    before = load_checkpoint(path).model_hash
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    renames = iter([Path.rename, fail, Path.rename])  # the old one away, the new one in, the old one back
+    monkeypatch.setattr(Path, "rename", lambda self, target: next(renames)(self, target))
+    with pytest.raises(CheckpointError, match="No space left"):
+        write_checkpoint(path, tiny_config, {name: tensor + 1 for name, tensor in weights.items()}, replace=True)
+    assert load_checkpoint(path).model_hash == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
 def test_weights_of_another_backbone_are_not_written(
     tiny_config: ModelConfig, weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -144,6 +174,13 @@ def test_a_directory_in_place_of_the_weights_counts_as_missing(tiny_model_dir: P
     (tiny_model_dir / "model.safetensors").unlink()
     (tiny_model_dir / "model.safetensors").mkdir()
     assert problems_of(tiny_model_dir) == ("model.safetensors is missing",)
+
+
+def test_a_weight_file_that_cannot_be_read_is_named(tiny_model_dir: Path) -> None:
+    file = tiny_model_dir / "model.safetensors"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # a regular file by its looks, and every read of its start fails
+    assert problems_of(tiny_model_dir) == ("model.safetensors cannot be read: Input/output error",)
 
 
 class Trap:
@@ -269,6 +306,12 @@ def test_a_tensor_in_two_shards_is_refused(
     digest = read_config(path).weights.files["model.safetensors"]
     edit_config(path, lambda config: config["weights"]["files"].update({copy.name: digest}))
     assert "is in two files" in problems_of(path)[0]
+
+
+def test_the_default_model_is_the_bundled_one_in_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "garden64").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_config(resolve_model(None)).name == "garden64"
 
 
 def test_a_model_is_found_by_path_or_refused_by_name(tiny_model_dir: Path) -> None:
