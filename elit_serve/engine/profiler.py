@@ -190,10 +190,13 @@ def _threads(pipeline: Pipeline) -> int | None:
 
 
 def _fits(latency: Latency, pipeline: Pipeline) -> bool:
-    """Whether a measurement is of this device, dtype and thread count, and spans the model's levels."""
-    here = (device_name(pipeline.device), _dtype_name(pipeline), _threads(pipeline))
-    levels = {step.level for step in latency.steps}
-    return (latency.device, latency.dtype, latency.threads) == here and max(levels) == max(pipeline.config.levels)
+    """Whether a measurement is of this model, device, dtype and thread count, and spans the model's levels.
+
+    A model directory may hold one of earlier weights, whose backbone may have been another.
+    """
+    here = (pipeline.model_hash, device_name(pipeline.device), _dtype_name(pipeline), _threads(pipeline))
+    measured = (latency.model_hash, latency.device, latency.dtype, latency.threads)
+    return measured == here and max(step.level for step in latency.steps) == max(pipeline.config.levels)
 
 
 def _read_bundled(file: Path, model: Path) -> Latency:

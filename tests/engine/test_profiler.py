@@ -97,7 +97,9 @@ def test_a_measurement_in_the_model_directory_is_preferred(pipeline: Pipeline, t
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"threads": 999}, {"device": "another"}])
+@pytest.mark.parametrize(
+    "change", [{"model_hash": "0" * 12}, {"dtype": "bfloat16"}, {"threads": 999}, {"device": "another"}]
+)
 def test_a_measurement_of_something_else_is_not_used(
     pipeline: Pipeline, tmp_path: Path, change: dict[str, object]
 ) -> None:
