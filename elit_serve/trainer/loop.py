@@ -191,8 +191,10 @@ class Trainer:
         self.window_steps = 0
 
     def _stop_unless_finite(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise RunError(f"the loss is {float(loss)} at step {self.step}; lower the learning rate")
+        """Also on the gradient: with a finite loss it may have ruined the weights that are about to be saved."""
+        for name, value in (("loss", loss), ("gradient's norm", self.grad_norm)):
+            if not torch.isfinite(value):
+                raise RunError(f"the {name} is {float(value)} at step {self.step}; lower the learning rate")
 
     def _report_damage(self, names: tuple[str, ...], reporter: Reporter | None) -> None:
         for name in self.damage.add(names):

@@ -194,3 +194,15 @@ def test_starting_anew_in_a_used_folder_is_refused(
     (run.path / "run.json").unlink()
     with pytest.raises(RunError, match="already holds a run"):
         train_here(recipe)
+
+
+def test_weights_that_a_gradient_may_have_ruined_are_not_saved(
+    make_recipe: Callable[..., Recipe],
+    train_here: Callable[..., RunDirectory],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(RunError, match="the gradient's norm is inf at step 2; lower the learning rate"):
+        train_here(make_recipe(training={"steps": 2}, every={"log": 1000}))
+    assert RunDirectory(tmp_path / "run").steps() == []
