@@ -271,7 +271,7 @@ def _spec_of(model: str, resolution: int | None) -> tuple[str, BackboneSpec, Seq
     from elit_serve.nn import preset, preset_names
 
     if model in preset_names():
-        spec = preset(model, resolution or 256)
+        spec = preset(model, 256 if resolution is None else resolution)
         return model, spec, range(1, spec.latents_per_group + 1)
     try:
         path = resolve_model(model)

@@ -81,6 +81,7 @@ def test_grid_has_a_row_for_every_level_and_a_column_for_every_label(tiny_model_
         (["generate", "MODEL", "--label", "tulip", "--guidance", "magic", "-o", "a.png"], ["magic", "ccfg"]),
         (["describe", "elit-dit-xxl/2"], ["elit-dit-xxl/2", "elit-dit-xl/2"]),
         (["describe", "elit-dit-xl/2", "--resolution", "500"], ["resolution", "500"]),
+        (["describe", "elit-dit-xl/2", "--resolution", "0"], ["resolution", "0"]),
         (["describe", "MODEL", "--resolution", "64"], ["resolution", "64"]),
         (["serve", "no-such-model"], ["no-such-model"]),
         (["serve", "MODEL", "--port", "99999"], ["port", "99999"]),
