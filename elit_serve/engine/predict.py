@@ -25,8 +25,9 @@ class Predictor:
         """
         grid = time_grid(plan.num_steps, plan.time_shift)
         guidance = plan.guidance
+        weak_level_of = {level: guidance.weak_branch(level).level for level in set(plan.levels)}
         weak_levels = [
-            guidance.weak_branch(level).level if guidance.applies_at(t) else None
+            weak_level_of[level] if guidance.applies_at(t) else None
             for level, t in zip(plan.levels, grid[:-1], strict=True)
         ]
         return num_images * self.cost.predict_ms(plan.levels, weak_levels) * (1 + self.headroom)
