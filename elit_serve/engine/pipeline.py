@@ -52,7 +52,9 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], facts: Mapping[
     try:
         Path(path).write_bytes(encode(image, chosen[0], facts or {}))
     except OSError as error:
-        raise InvalidInput("output", os.fspath(path), f"it cannot be written: {error.strerror}") from None
+        raise InvalidInput("output", os.fspath(path), f"it cannot be written: {error.strerror or error}") from None
+    except ValueError as error:  # WebP and JPEG have a largest size, which a grid of many levels may exceed
+        raise InvalidInput("output", os.fspath(path), f"it cannot be encoded: {error}") from None
 
 
 class Pipeline:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import elit_serve
 from elit_serve.engine.checkpoint import write_checkpoint
 from elit_serve.engine.config import ModelConfig
-from elit_serve.engine.pipeline import MAX_SEED, MAX_STEPS, Pipeline, choose_device
+from elit_serve.engine.pipeline import MAX_SEED, MAX_STEPS, Pipeline, choose_device, save_image
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.pictures import read_facts
 from elit_serve.sampling import Guidance, Plan
@@ -162,3 +162,10 @@ def test_a_picture_is_saved_under_a_known_suffix_or_not_at_all(pipeline: Pipelin
         with pytest.raises(InvalidInput, match="output"):
             picture.save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sheet_too_large_for_its_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="it cannot be encoded: .*16383") as refusal:
+        save_image(Image.new("RGB", (4, 17_000)), tmp_path / "sheet.webp")
+    assert refusal.value.field == "output"
+    assert not (tmp_path / "sheet.webp").exists()
