@@ -165,7 +165,7 @@ def test_a_picture_is_saved_under_a_known_suffix_or_not_at_all(pipeline: Pipelin
 
 
 def test_a_sheet_too_large_for_its_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="it cannot be encoded: .*16383") as refusal:
+    with pytest.raises(InvalidInput, match=r"it cannot be encoded: .*16383") as refusal:
         save_image(Image.new("RGB", (4, 17_000)), tmp_path / "sheet.webp")
     assert refusal.value.field == "output"
     assert not (tmp_path / "sheet.webp").exists()
