@@ -12,7 +12,7 @@ ENV PIP_NO_CACHE_DIR=1 XDG_CACHE_HOME=/cache
 RUN useradd --create-home --uid 10001 elit && install -d -o elit /cache
 
 FROM base AS cpu
-RUN pip install torch --index-url https://download.pytorch.org/whl/cpu && pip install . && rm -rf /src
+RUN pip install 'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cpu && pip install . && rm -rf /src
 USER elit
 WORKDIR /home/elit
 EXPOSE 8000

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from elit_serve.errors import InvalidInput
 
 
-def level_of_budget(budget: float, levels: Sequence[int], *, field: str = "budget") -> int:
-    """The trained level nearest to `budget` x J, J being the largest of `levels`.
+def level_of_budget(budget: float, levels: Sequence[int], latents_per_group: int, *, field: str = "budget") -> int:
+    """The one of the trained `levels` nearest to `budget` x J, J being the latents per group.
 
     Halves round up, and a tie between two trained levels goes to the higher one.
 
-    >>> level_of_budget(0.25, range(1, 17))
+    >>> level_of_budget(0.25, range(1, 17), 16)
     4
     """
     if not (isinstance(budget, int | float) and math.isfinite(budget) and 0 < budget <= 1):
         raise InvalidInput(field, budget, "a budget is a fraction above 0 and at most 1")
-    wanted = max(1, math.floor(budget * max(levels) + 0.5))
+    wanted = max(1, math.floor(budget * latents_per_group + 0.5))
     return min(levels, key=lambda level: (abs(level - wanted), -level))
 
 
@@ -34,9 +34,9 @@ def check_level(level: int, levels: Sequence[int], *, field: str = "levels") -> 
     return level
 
 
-def budget_of_level(level: int, levels: Sequence[int]) -> float:
-    """The fraction of the latents that `level` keeps."""
-    return level / max(levels)
+def budget_of_level(level: float, latents_per_group: int) -> float:
+    """The fraction of the latents that `level`, or a mean of levels, keeps."""
+    return level / latents_per_group
 
 
 def spans(values: Sequence[int]) -> str:

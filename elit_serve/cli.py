@@ -119,6 +119,10 @@ def serve(
     threads: ThreadsOption = None,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; one more is refused with 503.")] = 64,
     max_images: Annotated[int, typer.Option(help="Largest n of a request.")] = 16,
+    max_image_steps: Annotated[int, typer.Option(help="Most steps of a request, summed over its images.")] = 1000,
+    max_body_bytes: Annotated[
+        int, typer.Option(help="Largest request body; a larger one is refused with 413.")
+    ] = 1_048_576,
     headroom: Annotated[float, typer.Option(help="Share added to predicted latencies, against noise.")] = 0.1,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
 ) -> None:
@@ -136,6 +140,8 @@ def serve(
             "threads": threads,
             "max_queue": max_queue,
             "max_images": max_images,
+            "max_image_steps": max_image_steps,
+            "max_body_bytes": max_body_bytes,
             "headroom": headroom,
             "log_level": log_level,
         }

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
-import torch  # noqa: E402
+import torch
 
-from elit_serve.engine.checkpoint import write_checkpoint  # noqa: E402
-from elit_serve.engine.config import (  # noqa: E402
+from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.config import (
     BackboneConfig,
     GuidanceConfig,
     ModelConfig,
     SamplingConfig,
     WeightsConfig,
 )
-from elit_serve.nn import BackboneSpec, InterfaceSpec, build  # noqa: E402
+from elit_serve.nn import BackboneSpec, InterfaceSpec, build
 
 
 @pytest.fixture(scope="session")

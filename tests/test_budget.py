@@ -18,32 +18,37 @@ level_sets = st.sets(st.integers(1, 64), min_size=1, max_size=16).map(sorted)
     ("budget", "level"), [(1.0, 16), (0.5, 8), (0.25, 4), (1 / 16, 1), (0.001, 1), (0.34, 5), (1, 16), (1.5 / 16, 2)]
 )
 def test_a_budget_is_rounded_to_the_nearest_of_sixteen_levels(budget: float, level: int) -> None:
-    assert level_of_budget(budget, range(1, 17)) == level
+    assert level_of_budget(budget, range(1, 17), 16) == level
 
 
 @pytest.mark.parametrize(("budget", "level"), [(0.5, 8), (0.4, 8), (0.3, 4), (0.375, 8), (0.01, 1), (0.8, 16)])
 def test_only_trained_levels_are_chosen_and_a_tie_goes_to_the_higher(budget: float, level: int) -> None:
-    assert level_of_budget(budget, [1, 4, 8, 16]) == level
+    assert level_of_budget(budget, [1, 4, 8, 16], 16) == level
 
 
 @pytest.mark.parametrize("budget", [0, -0.5, 1.0001, 4, math.nan, math.inf, "0.5", None])
 def test_what_is_no_fraction_is_refused_with_the_field_and_the_value(budget: object) -> None:
     with pytest.raises(InvalidInput) as caught:
-        level_of_budget(budget, range(1, 17), field="min_budget")  # type: ignore[arg-type]
+        level_of_budget(budget, range(1, 17), 16, field="min_budget")  # type: ignore[arg-type]
     assert caught.value.field == "min_budget"
     assert caught.value.value is budget
+
+
+def test_a_budget_is_a_share_of_all_latents_even_where_training_stopped_below_them() -> None:
+    assert level_of_budget(0.5, range(1, 9), 16) == 8
+    assert level_of_budget(1.0, range(1, 9), 16) == 8
 
 
 @given(level_sets)
 def test_every_level_survives_the_way_to_a_budget_and_back(levels: list[int]) -> None:
     for level in levels:
-        assert level_of_budget(budget_of_level(level, levels), levels) == level
+        assert level_of_budget(budget_of_level(level, 64), levels, 64) == level
 
 
 @given(level_sets, st.floats(1e-6, 1), st.floats(1e-6, 1))
 def test_more_budget_never_means_a_lower_level(levels: list[int], first: float, second: float) -> None:
     low, high = sorted((first, second))
-    assert level_of_budget(low, levels) <= level_of_budget(high, levels)
+    assert level_of_budget(low, levels, 64) <= level_of_budget(high, levels, 64)
 
 
 def test_an_untrained_level_is_refused_with_the_trained_ones() -> None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from elit_serve.server.metrics import Metrics
+from elit_serve.server.settings import Settings
 
 README = Path(__file__).parent.parent / "README.md"
 INSTALL = ["pip install . && elit-serve serve", "pip install '.[test]' && pytest"]  # .ci/run and the fixture run these
@@ -134,6 +135,12 @@ def test_commands_work_in_the_order_in_which_they_stand(workspace: Path) -> None
 def test_python_blocks_run(block: str, workspace: Path) -> None:
     done = subprocess.run([sys.executable, "-c", block], cwd=workspace, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_setting_is_in_the_table() -> None:
+    for setting in Settings.model_fields:
+        option = f"`--{setting.replace('_', '-')}`"
+        assert setting == "model" or option in README.read_text(), setting
 
 
 def test_every_metric_is_in_the_table() -> None:

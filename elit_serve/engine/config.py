@@ -136,6 +136,8 @@ class ModelConfig(Strict):
         guidance = self.sampling.guidance
         if guidance.method in ("ag", "ccfg") and guidance.weak_level not in self.levels:
             problems.append(f"sampling.guidance.weak_level {guidance.weak_level} is not a trained level")
+        if guidance.method == "ag" and guidance.weak_level >= max(self.levels):
+            problems.append("autoguidance needs a trained level above sampling.guidance.weak_level")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -93,15 +93,18 @@ class Pipeline:
         checkpoint = load_checkpoint(resolve_model(model), dtype=precision)
         return cls(checkpoint, device=target, dtype=precision)
 
-    def class_id(self, label: str | int, *, field: str = "label") -> int:
-        """The index of a class given by name or index; unknown ones raise with the nearest names."""
+    def class_id(self, label: str | int, *, field: str = "label", exact: bool = False) -> int:
+        """The index of a class given by name or index; unknown ones raise with the nearest names.
+
+        With `exact` only the name itself will do; otherwise case and spaces for hyphens do not matter either.
+        """
         if isinstance(label, int) or (label.isdecimal() and label not in self._class_ids):
             index = int(label)
             if 0 <= index < len(self.config.classes):
                 return index
             raise InvalidInput(field, label, f"class ids run from 0 to {len(self.config.classes) - 1}")
         name = label.strip().lower().replace(" ", "-")
-        for candidate in (label, name):
+        for candidate in (label,) if exact else (label, name):
             if candidate in self._class_ids:
                 return self._class_ids[candidate]
         nearest = difflib.get_close_matches(name, self.config.classes, n=3, cutoff=0.5)
@@ -139,7 +142,9 @@ class Pipeline:
             num_steps = defaults.steps if steps is None else steps
             if not 1 <= num_steps <= MAX_STEPS:
                 raise InvalidInput("steps", num_steps, f"between 1 and {MAX_STEPS}")
-            level = level_of_budget(1.0 if budget is None else budget, self.config.levels)
+            level = level_of_budget(
+                1.0 if budget is None else budget, self.config.levels, self.config.spec.latents_per_group
+            )
             chosen = (level,) * num_steps
         return Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift)
 
@@ -154,7 +159,9 @@ class Pipeline:
         """Guidance from what a caller gives; the model's recommended sampling fills the rest."""
         fields: dict[str, Any] = {"method": method, "scale": scale, "interval": interval}
         if weak_budget is not None:
-            fields["weak_level"] = level_of_budget(weak_budget, self.config.levels, field="guidance.weak_budget")
+            fields["weak_level"] = level_of_budget(
+                weak_budget, self.config.levels, self.config.spec.latents_per_group, field="guidance.weak_budget"
+            )
         given = {name: value for name, value in fields.items() if value is not None}
         return replace(self.config.sampling.guidance.guidance(), **given)
 

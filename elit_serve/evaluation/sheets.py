@@ -22,12 +22,12 @@ def budget_sheet(
 ) -> Image.Image:
     """A row per level, a column per class; each column has one seed, so it shows one picture at every budget."""
     seeds = [seed + column for column in range(len(class_ids))]
-    largest = max(pipeline.config.levels)
+    latents_per_group = pipeline.config.spec.latents_per_group
     chosen = sorted(levels, reverse=True)
     rows = [[picture.image for picture in pipeline.run(class_ids, seeds, plan.at_level(level))] for level in chosen]
     return labelled(
         rows,
-        row_labels=[f"{level / largest:.4g}" for level in chosen],
+        row_labels=[f"{level / latents_per_group:.4g}" for level in chosen],
         column_labels=[pipeline.config.classes[class_id] for class_id in class_ids],
     )
 

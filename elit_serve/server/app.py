@@ -134,6 +134,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
         service.pipeline,
         service.predictor,
         max_images=service.settings.max_images,
+        max_image_steps=service.settings.max_image_steps,
         is_bare=bare is not None,
         arrived_s=arrived_s,
     )
@@ -157,7 +158,9 @@ def models(request: Request) -> ModelList:
     plan = service.pipeline.plan()
     costs_ms = {level: service.predictor.plan_ms(plan.at_level(level)) for level in usable_levels(plan, config.levels)}
     levels = [
-        LevelInfo(level=level, budget=budget_of_level(level, config.levels), latency_ms=costs_ms.get(level))
+        LevelInfo(
+            level=level, budget=budget_of_level(level, config.spec.latents_per_group), latency_ms=costs_ms.get(level)
+        )
         for level in config.levels
     ]
     info = ModelInfo(

@@ -30,6 +30,7 @@ def job_of(
     predictor: Predictor,
     *,
     max_images: int,
+    max_image_steps: int,
     is_bare: bool,
     arrived_s: float,
 ) -> Job:
@@ -44,6 +45,8 @@ def job_of(
         steps=request.steps,
         guidance=_guidance(request.guidance, pipeline),
     )
+    if len(seeds) * plan.num_steps > max_image_steps:
+        raise InvalidInput("steps", plan.num_steps, f"at most {max_image_steps} steps over all images of a request")
     candidates: tuple[int, ...] = ()
     if request.latency_ms is not None and request.budget is None:
         candidates = usable_levels(plan, pipeline.config.levels)
@@ -68,7 +71,7 @@ def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:
         raise InvalidInput("label", None, "a class name or id, or a prompt that is exactly a class name")
     if request.prompt.strip().isdecimal() and request.prompt not in pipeline.config.classes:
         raise InvalidInput("prompt", request.prompt, "exactly a class name; a class id goes into label")
-    return pipeline.class_id(request.prompt, field="prompt")
+    return pipeline.class_id(request.prompt, field="prompt", exact=True)
 
 
 def _seeds(request: GenerateRequest, *, max_images: int, is_bare: bool) -> tuple[int, ...]:
@@ -129,7 +132,7 @@ def answer(
     total_ms: float,
 ) -> GenerateResponse:
     """The JSON answer."""
-    levels = pipeline.config.levels
+    latents_per_group = pipeline.config.spec.latents_per_group
     guidance = outcome.plan.guidance
     class_id = job.class_ids[0]
     return GenerateResponse(
@@ -143,7 +146,7 @@ def answer(
             method=guidance.method,
             scale=guidance.scale,
             weak_level=guidance.weak_level,
-            weak_budget=budget_of_level(guidance.weak_level, levels),
+            weak_budget=budget_of_level(guidance.weak_level, latents_per_group),
             interval=guidance.interval,
         ),
         latency_ms=job.latency_ms,
@@ -156,7 +159,7 @@ def answer(
                 b64_json=base64.b64encode(file).decode("ascii"),
                 seed=seed,
                 level=_whole(outcome.plan.mean_level),
-                budget=outcome.plan.mean_level / max(levels),
+                budget=budget_of_level(outcome.plan.mean_level, latents_per_group),
                 levels=list(outcome.plan.levels),
             )
             for file, seed in zip(files, job.seeds, strict=True)

@@ -16,6 +16,7 @@ class Settings(Strict):
 
     max_queue: requests that may wait; one more is refused with 503.
     max_images: the largest `n` of a request.
+    max_image_steps: the largest number of steps of a request, summed over its images; more work is refused with 422.
     max_body_bytes: a larger request body is refused with 413.
     headroom: share added to every predicted latency before it is compared with a target.
     """
@@ -28,6 +29,7 @@ class Settings(Strict):
     threads: int | None = Field(default=None, ge=1)
     max_queue: int = Field(default=64, ge=1)
     max_images: int = Field(default=16, ge=1, le=1024)
+    max_image_steps: int = Field(default=1000, ge=1)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     headroom: float = Field(default=0.1, ge=0, le=10)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"

@@ -7,6 +7,7 @@ goes on as if nothing had happened.
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -349,8 +350,17 @@ def _facts(recipe: Recipe, training: PictureSet, data: Path) -> RunFacts:
         recipe=recipe,
         classes=training.classes,
         data={"source": data.name, "training_pictures": len(training), "classes": len(training.classes)},
-        versions={"elit-serve": __version__, "torch": torch.__version__},
+        versions={"elit-serve": __version__, "commit": source_commit(), "torch": torch.__version__},
     )
+
+
+def source_commit() -> str:
+    """The commit of the source tree that this package runs from; "released" for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "released"
+    done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def _prepare(run: RunDirectory, facts: RunFacts, resume: bool, world: World) -> Snapshot | None:

@@ -42,6 +42,7 @@ REFUSED: list[tuple[dict[str, object], str, object, str]] = [
     ({"latency_ms": 0}, "latency_ms", 0, "greater than 0"),
     ({"latency_ms": 1}, "latency_ms", 1, "smallest feasible"),
     ({"steps": 0}, "steps", 0, "greater than or equal to 1"),
+    ({"steps": 600, "n": 2}, "steps", 600, "at most 1000 steps over all images"),
     ({"steps": 1001}, "steps", 1001, "less than or equal to 1000"),
     ({"levels": []}, "levels", "[]", "at least 1 item"),
     ({"levels": [1, 9]}, "levels", 9, "levels 1-4"),
@@ -64,6 +65,7 @@ REFUSED: list[tuple[dict[str, object], str, object, str]] = [
     ({"label": None}, "label", None, "class name or id"),
     ({"label": None, "prompt": "1"}, "prompt", "1", "exactly a class name"),
     ({"label": None, "prompt": "a red rose"}, "prompt", "a red rose", "rose"),
+    ({"label": None, "prompt": "Rose"}, "prompt", "Rose", "rose"),
     ({"label": "x" * 300}, "label", "x" * 199 + "…", "at most 200 characters"),
     ({"label": "\ud800"}, "label", "\ud800", "valid string"),
 ]

@@ -151,7 +151,6 @@ def test_a_plain_dit_trains_too(make_recipe: Callable[..., Recipe], train_here: 
     assert run.load().state.step == 2
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm, not compiled
 def test_bfloat16_stays_close_to_float32(
     make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], read_losses: Losses
 ) -> None:

@@ -1,1 +1,0 @@
-"""Arrivals, rivals, bounds and load: measuring the scheduler and the server from outside."""
