@@ -121,10 +121,10 @@ def test_a_log_a_curve_or_a_grid_that_cannot_be_written_is_one_clear_error(
     with largest_file(10), pytest.raises(RunError, match=r"log\.jsonl cannot be written: File too large"):
         run.log({"step": 1, "loss": 0.123456789})
     console = Console(file=io.StringIO())
+    (run.path / "samples").write_text("in the way")
     with (
         Reporter(run, console, VirtualClock(), batch=8, steps=2, first_step=0) as reporter,
-        largest_file(10),
-        pytest.raises(RunError, match="run cannot be written: File too large"),
+        pytest.raises(RunError, match="run cannot be written: "),
     ):
         reporter.samples(1, Image.effect_noise((64, 64), 50))
     (run.path / "other").mkdir()
