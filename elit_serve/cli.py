@@ -123,7 +123,7 @@ def serve(
     max_body_bytes: Annotated[
         int, typer.Option(help="Largest request body; a larger one is refused with 413.")
     ] = 1_048_576,
-    headroom: Annotated[float, typer.Option(help="Share added to predicted latencies, against noise.")] = 0.1,
+    headroom: Annotated[float, typer.Option(help="Share added to predicted latencies, against noise.")] = 0.25,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
 ) -> None:
     """Serve a model over HTTP."""

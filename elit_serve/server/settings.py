@@ -31,7 +31,7 @@ class Settings(Strict):
     max_images: int = Field(default=16, ge=1, le=1024)
     max_image_steps: int = Field(default=1000, ge=1)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    headroom: float = Field(default=0.1, ge=0, le=10)
+    headroom: float = Field(default=0.25, ge=0, le=10)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
 
