@@ -30,10 +30,9 @@ class InterfaceConfig(Strict):
     tail: int
 
 
-class BackboneConfig(Strict):
-    """`BackboneSpec` in a file."""
+class BackboneShape(Strict):
+    """A backbone in a file, without its classes. Without `interface` it is a plain DiT."""
 
-    kind: Literal["dit"] = "dit"
     channels: int = Field(ge=1, le=1024)
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
@@ -41,8 +40,14 @@ class BackboneConfig(Strict):
     dim: int = Field(ge=4, le=16384)
     depth: int = Field(ge=1, le=512)
     num_heads: int = Field(ge=1, le=512)
-    num_classes: int = Field(ge=1, le=1_000_000)
     interface: InterfaceConfig | None = None
+
+
+class BackboneConfig(BackboneShape):
+    """`BackboneSpec` in a file."""
+
+    kind: Literal["dit"] = "dit"
+    num_classes: int = Field(ge=1, le=1_000_000)
 
     def spec(self) -> BackboneSpec:
         fields = self.model_dump(exclude={"kind", "interface"})

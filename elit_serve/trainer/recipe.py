@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from elit_serve.engine.config import AutoencoderConfig, BackboneConfig, InterfaceConfig, SamplingConfig
+from elit_serve.engine.config import AutoencoderConfig, BackboneConfig, BackboneShape, SamplingConfig
 from elit_serve.errors import InvalidInput, RecipeError
 from elit_serve.nn import BackboneSpec
 
@@ -22,17 +22,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Backbone(Section):
-    """The model, without its classes: those come from the data. Without `interface` it is a plain DiT."""
-
-    channels: int = Field(ge=1, le=1024)
-    height: int = Field(ge=1, le=4096)
-    width: int = Field(ge=1, le=4096)
-    patch: int = Field(ge=1, le=64)
-    dim: int = Field(ge=4, le=16384)
-    depth: int = Field(ge=1, le=512)
-    num_heads: int = Field(ge=1, le=512)
-    interface: InterfaceConfig | None = None
+class Backbone(BackboneShape):
+    """The model; its classes come from the data."""
 
     @model_validator(mode="after")
     def _is_possible(self) -> Backbone:

@@ -141,6 +141,7 @@ def test_a_model_that_sampled_first_can_still_learn() -> None:
         model(*inputs(), 2)
     model.requires_grad_(True)
     model(*inputs(), 2).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_bfloat16_stays_near_float32(elit: ElitDiT) -> None:

@@ -150,8 +150,8 @@ def test_accept_and_output_format_may_not_contradict_each_other(server: Any) -> 
 
 
 def test_unknown_routes_and_methods_are_problems_too(server: Any) -> None:
-    problem_of(server.client.get("/v1/nothing"), 404)
-    problem_of(server.client.get("/v1/generate"), 405)
+    for route, status in (("/v1/nothing", 404), ("/v1/generate", 405)):
+        assert problem_of(server.client.get(route), status)["type"]
 
 
 def test_a_body_over_a_mebibyte_is_refused_by_its_length(server: Any) -> None:
@@ -165,7 +165,8 @@ def test_a_body_over_a_mebibyte_is_refused_while_it_streams(server: Any) -> None
     def chunks() -> Iterator[bytes]:
         yield from [b" " * 65536] * 20
 
-    problem_of(server.client.post("/v1/generate", content=chunks()), 413)
+    problem = problem_of(server.client.post("/v1/generate", content=chunks()), 413)
+    assert "1048576" in problem["detail"]
 
 
 def test_a_body_under_a_mebibyte_may_stream(server: Any) -> None:

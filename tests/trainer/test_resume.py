@@ -174,7 +174,7 @@ def test_a_date_in_the_provenance_does_not_make_it_another_recipe(
 
     recipe = make_recipe(training={"steps": 1}, provenance={"collected": datetime.date(2025, 1, 31)})
     train_here(recipe)
-    train_here(recipe, resume=True)
+    assert train_here(recipe, resume=True).steps() == [1]
 
 
 def test_resuming_where_there_is_no_run_says_so(
