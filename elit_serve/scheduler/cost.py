@@ -1,53 +1,94 @@
-"""What a denoising step costs at every level, as numbers; knows nothing of how they were measured."""
+"""What a denoising step costs at every level and batch size, as numbers; knows nothing of how they were measured."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """Milliseconds of one step of one image, measured at some levels, interpolated linearly between them.
+    """Milliseconds of one step of a batch, measured at some (level, weak level, batch), interpolated between them.
 
-    step_costs_ms: (level, weak level or None for an unguided step) -> milliseconds.
-    overhead_ms: what an image costs beside its steps: noise, decoding, encoding.
+    steps_ms: (level, weak level or None for an unguided step, batch) -> milliseconds of the whole batch. Every
+        (level, weak level) is measured at the same batches.
+    overhead_ms: from the end of an image's last step to its answer: decoding, transfer, encoding, response.
+    pads_batches: a batch costs as much as the next measured one (graphs are captured for measured batches only);
+        otherwise costs between two measured batches are interpolated.
     """
 
-    step_costs_ms: Mapping[tuple[int, int | None], float]
+    steps_ms: Mapping[tuple[int, int | None, int], float]
     overhead_ms: float
+    pads_batches: bool = False
+    _rows: dict[tuple[int, int | None], tuple[float, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
-        assert self.step_costs_ms, "a cost table needs at least one measurement"
+        assert self.steps_ms, "a cost table needs at least one measurement"
 
-    def step_ms(self, level: int, weak_level: int | None) -> float:
-        """One step at `level`, guided by a pass at `weak_level` (at most `level`) or unguided.
+    @cached_property
+    def levels(self) -> tuple[int, ...]:
+        """Measured levels, lowest first: the ones a policy picks from."""
+        return tuple(sorted({level for level, _, _ in self.steps_ms}))
+
+    @cached_property
+    def batches(self) -> tuple[int, ...]:
+        """Measured batches, smallest first."""
+        return tuple(sorted({batch for _, _, batch in self.steps_ms}))
+
+    @property
+    def max_batch(self) -> int:
+        return self.batches[-1]
+
+    def step_ms(self, level: int, weak_cap: int | None, batch: int) -> float:
+        """One step of `batch` images at `level`, guided by a pass at min(weak_cap, level), or unguided for None."""
+        return self.row(level, weak_cap)[batch]
+
+    def row(self, level: int, weak_cap: int | None) -> tuple[float, ...]:
+        """`step_ms` for every batch from 0 (which costs nothing) to `max_batch`."""
+        key = level, None if weak_cap is None else min(weak_cap, level)
+        if key not in self._rows:
+            measured = [self._measured_ms(*key, batch) for batch in self.batches]
+            self._rows[key] = (0.0, *(self._batch_ms(measured, n) for n in range(1, self.max_batch + 1)))
+        return self._rows[key]
+
+    def scaled(self, factor: float) -> CostTable:
+        """The same table with every step `factor` times as long."""
+        steps_ms = {key: factor * cost for key, cost in self.steps_ms.items()}
+        return CostTable(steps_ms=steps_ms, overhead_ms=self.overhead_ms, pads_batches=self.pads_batches)
+
+    def _batch_ms(self, measured: Sequence[float], batch: int) -> float:
+        low, high, share = _neighbours(self.batches, batch)
+        if self.pads_batches:
+            return measured[self.batches.index(high)]
+        return _mix(measured[self.batches.index(low)], measured[self.batches.index(high)], share)
+
+    def _measured_ms(self, level: int, weak_level: int | None, batch: int) -> float:
+        """A step at a measured batch, but any level.
 
         Outside the measured range the nearest measurement counts. Between two measured levels the weak level keeps
         its relative place between 1 and the level, so that equal levels are interpolated between equal levels.
         """
-        measured = self._levels(guided=weak_level is not None)
+        measured = _sorted(main for main, weak, _ in self.steps_ms if (weak is None) == (weak_level is None))
         low, high, share = _neighbours(measured, level)
         if weak_level is None:
-            return _mix(self.step_costs_ms[low, None], self.step_costs_ms[high, None], share)
-        place = (min(weak_level, level) - 1) / (level - 1) if level > 1 else 1.0
-        return _mix(self._guided_ms(low, 1 + place * (low - 1)), self._guided_ms(high, 1 + place * (high - 1)), share)
+            return _mix(self.steps_ms[low, None, batch], self.steps_ms[high, None, batch], share)
+        place = (weak_level - 1) / (level - 1) if level > 1 else 1.0
+        costs = [self._guided_ms(main, 1 + place * (main - 1), batch) for main in (low, high)]
+        return _mix(*costs, share)
 
-    def predict_ms(self, levels: Sequence[int], weak_levels: Sequence[int | None]) -> float:
-        """One image under a whole plan: a level for every step, and a weak level or None for every step."""
-        steps = Counter(zip(levels, weak_levels, strict=True))
-        return self.overhead_ms + sum(count * self.step_ms(*step) for step, count in steps.items())
-
-    def _levels(self, *, guided: bool) -> list[int]:
-        return sorted({level for level, weak_level in self.step_costs_ms if (weak_level is not None) == guided})
-
-    def _guided_ms(self, level: int, weak_level: float) -> float:
+    def _guided_ms(self, level: int, weak_level: float, batch: int) -> float:
         """A guided step at a measured level; the weak level may lie between two measured ones."""
-        weak_levels = sorted(weak for main, weak in self.step_costs_ms if main == level and weak is not None)
-        low, high, share = _neighbours(weak_levels, weak_level)
-        return _mix(self.step_costs_ms[level, low], self.step_costs_ms[level, high], share)
+        measured = _sorted(weak for main, weak, _ in self.steps_ms if main == level and weak is not None)
+        low, high, share = _neighbours(measured, weak_level)
+        return _mix(self.steps_ms[level, low, batch], self.steps_ms[level, high, batch], share)
+
+
+def _sorted(values: Iterable[int]) -> list[int]:
+    return sorted(set(values))
 
 
 def _neighbours(measured: Sequence[int], wanted: float) -> tuple[int, int, float]:

@@ -1,0 +1,109 @@
+"""What is asked of the scheduler, and what it answers, as values. Times are seconds of one clock that never goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Priority(StrEnum):
+    """Who goes first where not everybody can: `batch` work yields to `interactive`, but ages."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class State(StrEnum):
+    """Where a request is; `TRANSITIONS` says where it may go from there."""
+
+    WAITING = "waiting"  # accepted, no step run yet
+    RUNNING = "running"  # at least one step launched
+    FINISHING = "finishing"  # all steps run; it is being decoded and encoded
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({State.DONE, State.FAILED, State.EXPIRED, State.CANCELLED})
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.RUNNING, State.FAILED, State.EXPIRED, State.CANCELLED}),
+    State.RUNNING: frozenset({State.FINISHING, State.FAILED, State.EXPIRED, State.CANCELLED}),
+    State.FINISHING: frozenset({State.DONE, State.FAILED, State.EXPIRED, State.CANCELLED}),
+    **dict.fromkeys(ENDED, frozenset()),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """One image: when it must be there, and what may be done to it.
+
+    request_id: unique for the life of the scheduler.
+    deadline_s: when its answer should be out, decoding, encoding and response included.
+    is_hard: a hard deadline is promised at admission or refused, and ends the request when it passes; a soft one
+        (no target, or best effort) orders the work and is delivered late.
+    weak_caps: one entry per step: the guided pass runs at level min(cap, level), None is an unguided step. CFG, whose
+        weak pass runs at the main level, has a cap of at least the largest level.
+    min_level, max_level: what the scheduler may pick, both ends included.
+    pinned: one level per step that must be run exactly, or None; excludes the bounds.
+    """
+
+    request_id: int
+    arrived_s: float
+    deadline_s: float
+    weak_caps: tuple[int | None, ...]
+    min_level: int
+    max_level: int
+    pinned: tuple[int, ...] | None = None
+    is_hard: bool = True
+    priority: Priority = Priority.INTERACTIVE
+
+    def __post_init__(self) -> None:
+        assert self.weak_caps, "a request has at least one step"
+        assert 1 <= self.min_level <= self.max_level, (self.min_level, self.max_level)
+        assert self.pinned is None or len(self.pinned) == len(self.weak_caps)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.weak_caps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a request was not taken.
+
+    min_latency_ms: the smallest target that would do on an idle server; set when the target is impossible even alone.
+    retry_after_s: when the same request would be taken, as far as is known now; set when others are in the way.
+    """
+
+    reason: str  # "infeasible", "overloaded" or "queue_full"
+    min_latency_ms: float | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One denoising step of a cohort: the executor runs the next step of each of these requests, at this level.
+
+    weak_cap: as in `Demand`; all members agree on it.
+    predicted_ms: what the corrected cost table says, to be compared with what is observed.
+    """
+
+    launch_id: int
+    request_ids: tuple[int, ...]
+    level: int
+    weak_cap: int | None
+    predicted_ms: float
+
+    @property
+    def weak_level(self) -> int | None:
+        return None if self.weak_cap is None else min(self.weak_cap, self.level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Nothing to run now. until_s: when to ask again if nothing arrives before; None is when something arrives."""
+
+    until_s: float | None = None
