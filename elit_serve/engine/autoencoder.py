@@ -70,6 +70,6 @@ class DiffusersAutoencoder:
 
 def open_autoencoder(config: AutoencoderConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """The autoencoder that `config` names; `folder` is where a diffusers one lies."""
-    if config.kind == "pixels":
+    if config.kind in ("pixels", "none"):
         return Pixels()
     return DiffusersAutoencoder(folder, device, dtype)

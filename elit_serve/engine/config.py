@@ -69,10 +69,10 @@ class AutoencoderConfig(Strict):
     """What turns a sample into pixels.
 
     `pixels`: the sample is the picture, in [-1, 1]. `diffusers`: an AutoencoderKL in the folder `autoencoder/` of
-    the model directory, in diffusers' format.
+    the model directory, in diffusers' format. `none`: there is no way to pixels, and the answer is the sample itself.
     """
 
-    kind: Literal["pixels", "diffusers"] = "pixels"
+    kind: Literal["pixels", "diffusers", "none"] = "pixels"
 
 
 class GuidanceConfig(Strict):

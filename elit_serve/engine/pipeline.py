@@ -17,7 +17,7 @@ from elit_serve.budget import check_level, level_of_budget
 from elit_serve.engine.autoencoder import open_autoencoder
 from elit_serve.engine.checkpoint import TORCH_DTYPES, Checkpoint, load_checkpoint, resolve_model, weight_dtype
 from elit_serve.engine.cpu import keep_freed_memory
-from elit_serve.engine.pixels import from_signed, to_images
+from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode
@@ -66,7 +66,7 @@ class Pipeline:
         self.path = checkpoint.path
         self.device = device
         self.dtype = dtype
-        self._model = checkpoint.model.to(device, dtype)
+        self.model = checkpoint.model.to(device, dtype)
         self._autoencoder = open_autoencoder(self.config.autoencoder, self.path / "autoencoder", device, dtype)
         self._class_ids = {name: i for i, name in enumerate(self.config.classes)}
 
@@ -195,7 +195,7 @@ class Pipeline:
         """
         images = to_images(self.sample(class_ids, seeds, plan, on_step))
         pairs = zip(images, class_ids, seeds, strict=True)
-        return [Picture(image=image, facts=self._facts(class_id, seed, plan)) for image, class_id, seed in pairs]
+        return [Picture(image=image, facts=self.facts(class_id, seed, plan)) for image, class_id, seed in pairs]
 
     @torch.inference_mode()
     def sample(
@@ -211,12 +211,31 @@ class Pipeline:
                 raise InvalidInput("seed", seed, f"between 0 and {MAX_SEED}")
         noise = initial_noise(seeds, self.config.spec.sample_shape).to(self.device)
         labels = torch.tensor(class_ids, device=self.device)
-        samples = sample(class_velocity(self._model, labels), noise, plan, on_step)
+        samples = sample(class_velocity(self.model, labels), noise, plan, on_step)
         if not bool(torch.isfinite(samples).all()):
             raise GenerationFailed("the model produced NaN or infinite values")
         return from_signed(self._autoencoder.decode(samples))
 
-    def _facts(self, class_id: int, seed: int, plan: Plan) -> dict[str, Any]:
+    @torch.inference_mode()
+    def decode(self, samples: Tensor) -> Tensor:
+        """Samples [B, C, h, w] as they are answered, on the device: pictures as uint8 [B, H, W, 3], or, without an
+        autoencoder, the samples themselves in float32.
+        """
+        if self.is_latent:
+            return samples.float()
+        return to_bytes(from_signed(self._autoencoder.decode(samples))).permute(0, 2, 3, 1).contiguous()
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether there is no autoencoder, so that the answer is the latent."""
+        return self.config.autoencoder.kind == "none"
+
+    def picture(self, pixels: Tensor, class_id: int, seed: int, plan: Plan) -> Picture:
+        """One decoded picture, uint8 [H, W, 3] on the CPU, with its facts."""
+        return Picture(image=Image.fromarray(pixels.numpy()), facts=self.facts(class_id, seed, plan))
+
+    def facts(self, class_id: int, seed: int, plan: Plan) -> dict[str, Any]:
+        """What makes this picture again."""
         guidance = plan.guidance
         return {
             "model": self.config.name,

@@ -1,4 +1,4 @@
-"""A backbone as the velocity function that the sampler integrates."""
+"""A backbone as what a sampler needs: velocities of a batch, or one guided step of it. Letters: B batch."""
 
 from __future__ import annotations
 
@@ -25,3 +25,32 @@ def class_velocity(model: Backbone, labels: Tensor) -> Velocity:
         return velocities.float().chunk(count)
 
     return velocity
+
+
+def guided_step(
+    model: Backbone,
+    x: Tensor,
+    t: Tensor,
+    dt: Tensor,
+    scale: Tensor,
+    label: Tensor,
+    weak_label: Tensor,
+    *,
+    level: int,
+    weak_level: int | None,
+) -> Tensor:
+    """One Euler step of samples that are each at a time of their own: x [B, C, H, W] at t [B] -> x at t + dt [B].
+
+    Guided (equation 3) with scale w [B] by a pass for weak_label [B] at `weak_level`; for None there is no such pass.
+    `sampling.euler_step` is the same for samples that share their time and guidance.
+    """
+    velocity: Tensor
+    if weak_level is None:
+        velocity = model(x, t, label, level).float()
+    else:
+        levels = level if level == weak_level else [level, weak_level]
+        both = model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([label, weak_label]), levels).float()
+        main, weak = both.chunk(2)
+        velocity = weak + scale.view(-1, 1, 1, 1) * (main - weak)  # w v_main - (w - 1) v_weak
+    moved: Tensor = x + dt.view(-1, 1, 1, 1) * velocity
+    return moved
