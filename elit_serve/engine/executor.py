@@ -62,6 +62,8 @@ class Transfer(Protocol):
 class Executor:
     """Slots and steps of one pipeline."""
 
+    is_asynchronous = False  # whether `launch` returns before the device is done
+
     def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
         self._pipeline = pipeline
         self._model = pipeline.model

@@ -16,6 +16,7 @@ from torch import Tensor
 from elit_serve.budget import check_level, level_of_budget
 from elit_serve.engine.autoencoder import open_autoencoder
 from elit_serve.engine.checkpoint import TORCH_DTYPES, Checkpoint, load_checkpoint, resolve_model, weight_dtype
+from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.velocity import class_velocity
@@ -91,6 +92,19 @@ class Pipeline:
             torch.set_num_threads(threads)
         precision = TORCH_DTYPES[weight_dtype(dtype or ("bfloat16" if target.type == "cuda" else "float32"))]
         checkpoint = load_checkpoint(resolve_model(model), dtype=precision)
+        return cls(checkpoint, device=target, dtype=precision)
+
+    @classmethod
+    def random(
+        cls, preset_name: str, resolution: int, *, device: str | None = None, dtype: str | None = None, seed: int = 0
+    ) -> Pipeline:
+        """A preset of the paper with random weights and no autoencoder, for measuring speed.
+
+        Every tensor is drawn, also those that training starts at zero, so that no part of the model is idle.
+        """
+        target = choose_device(device)
+        precision = TORCH_DTYPES[weight_dtype(dtype or ("bfloat16" if target.type == "cuda" else "float32"))]
+        checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed)
         return cls(checkpoint, device=target, dtype=precision)
 
     def class_id(self, label: str | int, *, field: str = "label", exact: bool = False) -> int:

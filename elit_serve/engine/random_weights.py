@@ -1,0 +1,55 @@
+"""A preset of the paper as a model without training: what it costs can be measured before anything is learned."""
+
+from __future__ import annotations
+
+import torch
+
+from elit_serve.engine.checkpoint import Checkpoint, bundled_models
+from elit_serve.engine.config import (
+    AutoencoderConfig,
+    BackboneConfig,
+    GuidanceConfig,
+    ModelConfig,
+    SamplingConfig,
+    WeightsConfig,
+)
+from elit_serve.nn import Backbone, BackboneSpec, build, preset
+
+SPREAD = 0.02  # of the tensors that training would start at zero
+LOWEST_SHARE = 16  # the weak pass of guidance keeps one latent in 16 (paper, section 3.4)
+
+
+def random_checkpoint(preset_name: str, resolution: int, *, device: torch.device, seed: int) -> Checkpoint:
+    """Weights drawn on `device` from `seed`, with the classes named by their numbers and CCFG as the default."""
+    spec = preset(preset_name, resolution)
+    return Checkpoint(
+        path=bundled_models() / "recipes",
+        config=_config(preset_name, resolution, spec),
+        model=_draw(spec, device, seed).eval().requires_grad_(False),
+    )
+
+
+def _config(preset_name: str, resolution: int, spec: BackboneSpec) -> ModelConfig:
+    weak_level = max(1, spec.latents_per_group // LOWEST_SHARE)
+    guidance = GuidanceConfig(method="ccfg", scale=2.0, weak_level=weak_level)
+    return ModelConfig(
+        name=f"{preset_name.replace('/', '-')}-{resolution}-random",
+        backbone=BackboneConfig.of(spec),
+        levels=tuple(range(1, spec.latents_per_group + 1)),
+        classes=tuple(str(index) for index in range(spec.num_classes)),
+        autoencoder=AutoencoderConfig(kind="none"),
+        sampling=SamplingConfig(guidance=guidance if spec.interface else GuidanceConfig(method="cfg", scale=2.0)),
+        weights=WeightsConfig(dtype="float32", files={"random.safetensors": "0" * 64}),
+    )
+
+
+def _draw(spec: BackboneSpec, device: torch.device, seed: int) -> Backbone:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), device:
+        torch.manual_seed(seed)
+        model = build(spec)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=SPREAD)
+    return model
