@@ -1,0 +1,162 @@
+"""When requests arrive: recorded traces and drawn ones, as specs of one line; knows nothing of what is requested.
+
+A spec is a file or a drawn process:
+
+    PATH                      an Azure trace (CSV with a TIMESTAMP column), or a plain list of seconds, one per line
+    poisson                   independent arrivals
+    gamma:cv=4                independent gaps with this coefficient of variation
+    ramp:from=0.5,to=1.5      Poisson, whose rate goes from 0.5 to 1.5 times the mean, linearly in time (as proportion)
+
+A seed draws a window from a file, or a sample of a process; the window is then stretched to the wanted mean rate, so
+that a file and a process are at the same load when they are asked for the same rate.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+from elit_serve.errors import InvalidInput
+
+TIMESTAMP = "TIMESTAMP"
+SPECS = "a file, poisson, gamma:cv=C or ramp:from=A,to=B"
+
+
+class Arrivals(Protocol):
+    """A source of arrival times."""
+
+    def draw(self, count: int, rng: Random) -> Sequence[float]:
+        """`count` times, rising, in a unit of the source's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """times_s: rising seconds, as recorded; `name` is for messages."""
+
+    name: str
+    times_s: tuple[float, ...]
+
+    def draw(self, count: int, rng: Random) -> Sequence[float]:
+        if count > len(self.times_s):
+            raise InvalidInput("requests", count, f"{self.name} holds {len(self.times_s)} arrivals")
+        first = rng.randrange(len(self.times_s) - count + 1)
+        window = self.times_s[first : first + count]
+        if window[-1] <= window[0]:
+            raise InvalidInput("requests", count, f"{count} arrivals of {self.name} fall on one moment; take more")
+        return window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gamma:
+    """Independent gamma gaps; cv is their standard deviation over their mean, so 1 is Poisson."""
+
+    cv: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cv <= 100:
+            raise InvalidInput("trace", f"gamma:cv={self.cv:g}", "cv above 0 and at most 100")
+
+    def draw(self, count: int, rng: Random) -> Sequence[float]:
+        shape = 1 / self.cv**2
+        times = [0.0]
+        for _ in range(count - 1):
+            times.append(times[-1] + rng.gammavariate(shape, 1 / shape))
+        return times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """Poisson arrivals whose rate goes linearly from `start` to `end` (only their ratio matters)."""
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.start + self.end) and min(self.start, self.end) >= 0 < self.start + self.end):
+            raise InvalidInput("trace", f"ramp:from={self.start:g},to={self.end:g}", "rates from 0, not both 0")
+
+    def draw(self, count: int, rng: Random) -> Sequence[float]:
+        steady = Gamma(cv=1.0).draw(count, rng)
+        return [self._when(time / steady[-1]) for time in steady]
+
+    def _when(self, share: float) -> float:
+        """The time in [0, 1] by which `share` of all arrivals are expected: start·t + (end − start)·t²/2 = area."""
+        area, rise = share * (self.start + self.end) / 2, self.end - self.start
+        root = math.sqrt(max(0.0, self.start**2 + 2 * rise * area))
+        return 2 * area / (self.start + root) if area else 0.0
+
+
+def open_arrivals(spec: str) -> Arrivals:
+    """The source that a spec names. Raises `InvalidInput` naming what is wrong with it."""
+    name, _, arguments = spec.partition(":")
+    if name in _PROCESSES:
+        fields, make = _PROCESSES[name]
+        return make(_numbers(spec, arguments, fields))
+    return read_arrivals(Path(spec))
+
+
+def read_arrivals(file: Path) -> Recorded:
+    """An Azure trace or a list of seconds."""
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (FileNotFoundError, IsADirectoryError):
+        raise InvalidInput("trace", str(file), SPECS) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("trace", str(file), f"it cannot be read: {error}") from None
+    header = lines[0].split(",") if lines else []
+    times = _timestamps(file, lines) if TIMESTAMP in header else _seconds(file, lines)
+    if len(times) < 2:
+        raise InvalidInput("trace", str(file), "at least two arrivals")
+    return Recorded(name=file.name, times_s=tuple(sorted(times)))
+
+
+def arrival_times(source: Arrivals, *, count: int, rate_per_s: float, seed: int) -> tuple[float, ...]:
+    """`count` seconds from 0 whose mean gap is 1/rate_per_s; the same seed gives the same pattern at every rate."""
+    if count < 2:
+        raise InvalidInput("requests", count, "at least 2")
+    drawn = source.draw(count, Random(f"arrivals {seed}"))
+    stretch = (count - 1) / rate_per_s / (drawn[-1] - drawn[0])
+    return tuple(stretch * (time - drawn[0]) for time in drawn)
+
+
+def _timestamps(file: Path, lines: Sequence[str]) -> list[float]:
+    stamps = [row[TIMESTAMP] for row in csv.DictReader(lines)]
+    return [_parsed(file, stamp, lambda text: datetime.fromisoformat(text).timestamp()) for stamp in stamps]
+
+
+def _seconds(file: Path, lines: Sequence[str]) -> list[float]:
+    return [_parsed(file, line, float) for line in lines]
+
+
+def _parsed(file: Path, text: str | None, parse: Callable[[str], float]) -> float:
+    try:
+        value = parse(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidInput("trace", text, f"{file.name} needs a {TIMESTAMP} column of dates, or seconds, one per line")
+    return value
+
+
+def _numbers(spec: str, arguments: str, fields: tuple[str, ...]) -> Mapping[str, float]:
+    pairs = [part.partition("=") for part in arguments.split(",") if part]
+    try:
+        values = {name: float(value) for name, _, value in pairs}
+    except ValueError:
+        raise InvalidInput("trace", spec, SPECS) from None
+    if set(values) != set(fields) or len(pairs) != len(fields):
+        raise InvalidInput("trace", spec, SPECS)
+    return values
+
+
+_PROCESSES: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[str, float]], Arrivals]]] = {
+    "poisson": ((), lambda _: Gamma(cv=1.0)),
+    "gamma": (("cv",), lambda given: Gamma(cv=given["cv"])),
+    "ramp": (("from", "to"), lambda given: Ramp(start=given["from"], end=given["to"])),
+}
