@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
+os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels are tested without a GPU; read when triton is imported
 import torch
 
 from elit_serve.engine.checkpoint import write_checkpoint
@@ -63,3 +71,68 @@ def shared_tiny_model_dir(tiny_config: ModelConfig, tmp_path_factory: pytest.Tem
 def tiny_model_dir(shared_tiny_model_dir: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that the test may damage."""
     return Path(shutil.copytree(shared_tiny_model_dir, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_server_url(shared_tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`elit-serve serve` around the tiny model, as a process of its own."""
+    command = [sys.executable, "-m", "elit_serve.cli", "serve", shared_tiny_model_dir, "--host", "127.0.0.1"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    with subprocess.Popen(
+        [*command, "--port", "0", "--device", "cpu", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            announced = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
+            assert announced, "the server did not say where it listens"
+            yield announced[0]
+        finally:
+            process.terminate()
+
+
+Reply = tuple[int, dict[str, str], bytes]  # status, headers, body
+StartHttp = Callable[[Callable[[str, bytes], Reply]], str]
+
+
+class _Listener(ThreadingHTTPServer):
+    request_queue_size = 128
+    block_on_close = False  # a test may leave callers without an answer
+
+
+@contextmanager
+def _answering(answer: Callable[[str, bytes], Reply]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:  # noqa: N802
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, headers, content = answer(self.path, body)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with _Listener(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def start_http() -> Iterator[StartHttp]:
+    """Starts real HTTP servers that answer as a test says, with a function of (path, body); each call has a thread."""
+    with ExitStack() as stack:
+        yield lambda answer: stack.enter_context(_answering(answer))

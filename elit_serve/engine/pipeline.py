@@ -16,9 +16,9 @@ from torch import Tensor
 from elit_serve.budget import check_level, level_of_budget
 from elit_serve.engine.autoencoder import open_autoencoder
 from elit_serve.engine.checkpoint import TORCH_DTYPES, Checkpoint, load_checkpoint, resolve_model, weight_dtype
-from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
+from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode

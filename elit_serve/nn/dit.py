@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.nn.elit import (
@@ -87,11 +88,11 @@ class Backbone(nn.Module):
         )
 
     def embed(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, C, H, W], t [B] in [0, 1], label [B] -> tokens [B, N, D] and condition [B, D]."""
+        """x [B, C, H, W], t [B] in [0, 1], label [B] -> tokens [B, N, D] and activated condition [B, D]."""
         tokens = self.patch_embed(
             patchify(x.to(self.patch_embed.weight.dtype), patch=self.spec.patch, window=self.window)
         )
-        return tokens, self.time_embed(t) + self.class_embed(label)
+        return tokens, F.silu(self.time_embed(t) + self.class_embed(label))
 
     def unembed(self, tokens: Tensor, c: Tensor, layout: Layout) -> Tensor:
         """tokens [B, N, D], condition [B, D] -> velocity [B, C, H, W]."""

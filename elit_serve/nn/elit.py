@@ -8,10 +8,10 @@ g * W + i is the i-th of group g, and latent g * L + j is the j-th of group g.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit_serve.nn.layers import GroupedCrossAttention, Mlp, modulate
+from elit_serve.nn.fused import gated_add, gated_add_norm_modulate, norm_modulate
+from elit_serve.nn.layers import GroupedCrossAttention, Mlp
 
 
 def token_positions(rows: int, columns: int, window: tuple[int, int], device: torch.device) -> Tensor:
@@ -65,22 +65,20 @@ class Read(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.context_norm = nn.LayerNorm(dim, eps=1e-6)
         self.attention = GroupedCrossAttention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(dim, ratio=1)
         self.modulation = nn.Linear(dim, 6 * dim)
 
     def forward(
         self, latents: Tensor, tokens: Tensor, c: Tensor, rope: Tensor, token_rope: Tensor, num_groups: int
     ) -> Tensor:
-        """latents [B, G * L, D] read tokens [B, N, D] under condition c [B, D]. -> [B, G * L, D]"""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=-1)
-        query = modulate(self.norm1(latents), shift1, scale1)
+        """latents [B, G * L, D] read tokens [B, N, D] under the activated condition c [B, D]. -> [B, G * L, D]"""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)
+        query = norm_modulate(latents, shift1, scale1)
         read = self.attention(query, self.context_norm(tokens), rope, token_rope, num_groups)
-        latents = latents + gate1.unsqueeze(1) * read
-        return latents + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(latents), shift2, scale2))
+        latents, normed = gated_add_norm_modulate(latents, read, gate1, shift2, scale2)
+        return gated_add(latents, self.mlp(normed), gate2)
 
 
 class Write(nn.Module):

@@ -11,12 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit_serve.nn.fused import gated_add, gated_add_norm_modulate, linear_gelu, norm_modulate, norm_rotate
+
 ROPE_THETA = 10_000.0
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN (DiT, section 3.2): x [B, N, D] with shift and scale [B, D] -> [B, N, D]."""
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
 def rope_table(positions: Tensor, head_size: int) -> Tensor:
@@ -28,13 +25,6 @@ def rope_table(positions: Tensor, head_size: int) -> Tensor:
     freqs = ROPE_THETA ** (-torch.arange(num_freqs, dtype=torch.float64, device=positions.device) / num_freqs)
     angles = (positions.double().unsqueeze(-1) * freqs).flatten(1)  # [N, 2, E/4] -> [N, E/2]
     return torch.stack([angles.cos(), angles.sin()]).float().unsqueeze(2)
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Applies RoPE: x [B, N, H, E], rope [2, N, 1, E / 2] -> [B, N, H, E] in x's dtype."""
-    cos, sin = rope.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class TimestepEmbedder(nn.Module):
@@ -63,17 +53,15 @@ class Mlp(nn.Module):
         self.down = nn.Linear(ratio * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(linear_gelu(x, self.up))
 
 
-class HeadNorm(nn.RMSNorm):
-    """QK normalisation: RMS norm of each head, x [B, N, H, E], in x's dtype also where weights are kept in float32."""
+class HeadNorm(nn.Module):
+    """The weight [E] of QK normalisation, an RMS norm of each head; `fused.norm_rotate` applies it."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(size, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
 
 
 class SelfAttention(nn.Module):
@@ -89,9 +77,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)  # [B, N, H, E]
-        q = rotate(self.q_norm(q), rope)
-        k = rotate(self.k_norm(k), rope)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1)  # [B, N, 3, H, E]
+        q, k = norm_rotate(qkv[:, :, :2], (self.q_norm.weight, self.k_norm.weight), rope)  # [B, N, H, E]
+        v = qkv[:, :, 2]
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.out(y.transpose(1, 2).reshape(batch, tokens, dim))
 
@@ -114,11 +102,11 @@ class GroupedCrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, rope: Tensor, context_rope: Tensor, num_groups: int) -> Tensor:
         """x [B, N, D] reads context [B, K, D]; N and K are multiples of num_groups. -> [B, N, D]"""
         batch, tokens, dim = x.shape
-        q = self.q(x).view(batch, tokens, self.num_heads, -1)  # [B, N, H, E]
-        k, v = self.kv(context).view(batch, context.shape[1], 2, self.num_heads, -1).unbind(2)  # [B, K, H, E]
-        q = rotate(self.q_norm(q), rope)
-        k = rotate(self.k_norm(k), context_rope)
-        q, k, v = (self._fold(part, num_groups) for part in (q, k, v))
+        q = self.q(x).view(batch, tokens, 1, self.num_heads, -1)  # [B, N, 1, H, E]
+        kv = self.kv(context).view(batch, context.shape[1], 2, self.num_heads, -1)  # [B, K, 2, H, E]
+        (q,) = norm_rotate(q, (self.q_norm.weight,), rope)  # [B, N, H, E]
+        (k,) = norm_rotate(kv[:, :, :1], (self.k_norm.weight,), context_rope)  # [B, K, H, E]
+        q, k, v = (self._fold(part, num_groups) for part in (q, k, kv[:, :, 1]))
         y = F.scaled_dot_product_attention(q, k, v)  # [B * G, H, N / G, E]
         return self.out(y.transpose(1, 2).reshape(batch, tokens, dim))
 
@@ -129,34 +117,32 @@ class GroupedCrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A DiT block with adaLN-Zero: x [B, N, D], condition c [B, D] -> [B, N, D]."""
+    """A DiT block with adaLN-Zero: x [B, N, D], activated condition c [B, D] -> [B, N, D]."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.attention = SelfAttention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(dim, mlp_ratio)
         self.modulation = nn.Linear(dim, 6 * dim)
 
     def forward(self, x: Tensor, c: Tensor, rope: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=-1)
-        x = x + gate1.unsqueeze(1) * self.attention(modulate(self.norm1(x), shift1, scale1), rope)
-        return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)
+        attended = self.attention(norm_modulate(x, shift1, scale1), rope)
+        x, normed = gated_add_norm_modulate(x, attended, gate1, shift2, scale2)
+        return gated_add(x, self.mlp(normed), gate2)
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches of velocity: x [B, N, D], c [B, D] -> [B, N, out]."""
+    """Tokens to patches of velocity: x [B, N, D], activated condition c [B, D] -> [B, N, out]."""
 
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(dim, 2 * dim)
         self.linear = nn.Linear(dim, out)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.modulation(F.silu(c)).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm(x), shift, scale))
+        shift, scale = self.modulation(c).chunk(2, dim=-1)
+        return self.linear(norm_modulate(x, shift, scale))
 
 
 def initialise(model: nn.Module) -> None:

@@ -18,7 +18,8 @@ from elit_serve.nn.elit import (
     token_positions,
     unpatchify,
 )
-from elit_serve.nn.layers import initialise, rope_table, rotate
+from elit_serve.nn.fused import rotate
+from elit_serve.nn.layers import initialise, rope_table
 
 CPU = torch.device("cpu")
 DIM, HEADS, GROUPS, WINDOW = 32, 2, 4, (2, 2)

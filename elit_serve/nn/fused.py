@@ -1,0 +1,84 @@
+"""The elementwise work between the matrix products of a block: one pass over memory for each, where there is a GPU.
+
+Every function has two forms that compute the same: plain torch, which training and CPUs use (and torch.compile fuses),
+and a Triton kernel for inference on a GPU. On an NVIDIA H200 these passes took a third of a step when torch.compile
+made them (CHANGELOG, models/recipes/README.md).
+
+Letters: B batch, N tokens, D width, H heads, E head size, M the number of head groups to normalise (q, or q and k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm, then adaLN (DiT, section 3.2): x [B, N, D], shift and scale [B, D] -> [B, N, D]."""
+    if kernels := _kernels(x):
+        return kernels.norm_modulate(x, shift, scale, EPS)
+    return _modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift, scale)
+
+
+def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """x + gate * update: x and update [B, N, D], gate [B, D] -> [B, N, D]."""
+    if kernels := _kernels(x):
+        return kernels.gated_add(x, update, gate)
+    return x + gate.unsqueeze(1) * update
+
+
+def gated_add_norm_modulate(
+    x: Tensor, update: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`gated_add`, and the `norm_modulate` of its result: both [B, N, D]."""
+    if kernels := _kernels(x):
+        return kernels.gated_add_norm_modulate(x, update, gate, shift, scale, EPS)
+    x = gated_add(x, update, gate)
+    return x, norm_modulate(x, shift, scale)
+
+
+def norm_rotate(x: Tensor, weights: Sequence[Tensor], rope: Tensor) -> tuple[Tensor, ...]:
+    """RMS norm of each head, then 2D RoPE: x [B, N, M, H, E], a weight [E] for each of M -> M times [B, N, H, E].
+
+    rope is [2, N, 1, E / 2]. The kernel works in place, so the caller must not need x afterwards.
+    """
+    if kernels := _kernels(x):
+        return kernels.norm_rotate(x, weights, rope, EPS).unbind(2)
+    return tuple(
+        rotate(F.rms_norm(part, part.shape[-1:], weight.to(part.dtype), EPS), rope)
+        for part, weight in zip(x.unbind(2), weights, strict=True)
+    )
+
+
+def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
+    """tanh-GELU of a linear layer: x [B, N, D] -> [B, N, out]; on a GPU a part of the product."""
+    if _kernels(x):
+        flat = torch._addmm_activation(linear.bias, x.flatten(0, 1), linear.weight.t(), use_gelu=True)
+        return flat.view(*x.shape[:2], -1)
+    return F.gelu(linear(x), approximate="tanh")
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """RoPE: x [B, N, H, E], rope [2, N, 1, E / 2] -> [B, N, H, E] in x's dtype."""
+    cos, sin = rope.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """The Triton kernels, where they may be used: on a GPU, for inference in one dtype, outside torch.compile."""
+    if not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
+        return None
+    from elit_serve.nn import kernels
+
+    return kernels

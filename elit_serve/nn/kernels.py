@@ -1,0 +1,123 @@
+"""Triton kernels of `fused`: one program per token, everything in float32 inside, one pass over memory.
+
+Letters as in `fused`. Rows are tokens: B * N of them, D contiguous elements each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WARPS = 4
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """See `fused.norm_modulate`."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _norm_modulate[_rows(x)](
+        x, x, shift, shift, scale, x, out, x.shape[1], shift.stride(0), x.shape[2], eps,
+        BLOCK=triton.next_power_of_2(x.shape[2]), ADDS=False, NORMS=True, num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """See `fused.gated_add`."""
+    x, update = x.contiguous(), update.contiguous()
+    total = torch.empty_like(x)
+    _norm_modulate[_rows(x)](
+        x, update, gate, gate, gate, total, total, x.shape[1], gate.stride(0), x.shape[2], 0.0,
+        BLOCK=triton.next_power_of_2(x.shape[2]), ADDS=True, NORMS=False, num_warps=WARPS,
+    )  # fmt: skip
+    return total
+
+
+def gated_add_norm_modulate(
+    x: Tensor, update: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `fused.gated_add_norm_modulate`; gate, shift and scale share one stride, as chunks of one tensor do."""
+    assert gate.stride(0) == shift.stride(0) == scale.stride(0)
+    x, update = x.contiguous(), update.contiguous()
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    _norm_modulate[_rows(x)](
+        x, update, gate, shift, scale, total, out, x.shape[1], gate.stride(0), x.shape[2], eps,
+        BLOCK=triton.next_power_of_2(x.shape[2]), ADDS=True, NORMS=True, num_warps=WARPS,
+    )  # fmt: skip
+    return total, out
+
+
+def norm_rotate(x: Tensor, weights: Sequence[Tensor], rope: Tensor, eps: float) -> Tensor:
+    """See `fused.norm_rotate`. x may be a slice of a wider tensor along M; its last two dimensions are contiguous."""
+    batch, tokens, parts, heads, size = x.shape
+    assert x.stride()[2:] == (heads * size, size, 1), x.stride()
+    assert x.stride(0) == tokens * x.stride(1), x.stride()
+    assert parts in (1, 2), parts
+    half = size // 2
+    _norm_rotate[(batch * tokens, parts)](
+        x, weights[0], weights[-1], rope, tokens, x.stride(1), x.stride(2), eps,
+        HEADS=heads, HEADS_BLOCK=triton.next_power_of_2(heads), HALF=half, HALF_BLOCK=triton.next_power_of_2(half),
+        num_warps=WARPS,
+    )  # fmt: skip
+    return x
+
+
+def _rows(x: Tensor) -> tuple[int]:
+    return (x.shape[0] * x.shape[1],)
+
+
+@triton.jit
+def _norm_modulate(
+    x_ptr, update_ptr, gate_ptr, shift_ptr, scale_ptr, total_ptr, out_ptr, tokens, condition_stride, width, eps,
+    BLOCK: tl.constexpr, ADDS: tl.constexpr, NORMS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    condition = (row // tokens) * condition_stride + column
+    x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    if ADDS:
+        gate = tl.load(gate_ptr + condition, mask=inside, other=0.0).to(tl.float32)
+        x += gate * tl.load(update_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(total_ptr + row * width + column, x.to(total_ptr.dtype.element_ty), mask=inside)
+    if NORMS:
+        mean = tl.sum(x, axis=0) / width
+        centred = tl.where(inside, x - mean, 0.0)
+        variance = tl.sum(centred * centred, axis=0) / width
+        normed = centred / tl.sqrt(variance + eps)
+        shift = tl.load(shift_ptr + condition, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + condition, mask=inside, other=0.0).to(tl.float32)
+        out = normed * (1 + scale) + shift
+        tl.store(out_ptr + row * width + column, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_rotate(
+    x_ptr, first_weight_ptr, second_weight_ptr, rope_ptr, tokens, row_stride, part_stride, eps,
+    HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    head = tl.arange(0, HEADS_BLOCK)[:, None]
+    column = tl.arange(0, HALF_BLOCK)[None, :]
+    inside = (head < HEADS) & (column < HALF)
+    at = x_ptr + row * row_stride + part * part_stride + head * (2 * HALF) + column
+    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    mean_square = (tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF)
+    inverse = (1 / tl.sqrt(mean_square + eps))[:, None]
+    weight_ptr = first_weight_ptr
+    if part == 1:
+        weight_ptr = second_weight_ptr
+    in_half = column < HALF
+    a = a * inverse * tl.load(weight_ptr + column, mask=in_half, other=0.0).to(tl.float32)
+    b = b * inverse * tl.load(weight_ptr + HALF + column, mask=in_half, other=0.0).to(tl.float32)
+    token = row % tokens
+    cos = tl.load(rope_ptr + token * HALF + column, mask=in_half, other=0.0).to(tl.float32)
+    sin = tl.load(rope_ptr + (tokens + token) * HALF + column, mask=in_half, other=0.0).to(tl.float32)
+    tl.store(at, (a * cos - b * sin).to(x_ptr.dtype.element_ty), mask=inside)
+    tl.store(at + HALF, (a * sin + b * cos).to(x_ptr.dtype.element_ty), mask=inside)

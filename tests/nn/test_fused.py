@@ -1,0 +1,66 @@
+"""The Triton kernels against plain torch, in Triton's interpreter: the same numbers, no GPU needed."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from elit_serve.nn import fused
+
+BATCH, TOKENS, HEADS, SIZE = 3, 5, 4, 72  # no power of two among the sizes, so that masks matter
+DIM = HEADS * SIZE
+
+
+@pytest.fixture
+def kernels() -> ModuleType:
+    from elit_serve.nn import kernels
+
+    return kernels
+
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def condition(draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """gate, shift, scale [B, D], chunks of one tensor as in a block."""
+    gate, shift, scale = torch.randn(BATCH, 3 * DIM, generator=draw).chunk(3, dim=-1)
+    return gate, shift, scale
+
+
+def test_norm_and_modulation(kernels: ModuleType, draw: torch.Generator) -> None:
+    x = torch.randn(BATCH, TOKENS, DIM, generator=draw)
+    _, shift, scale = condition(draw)
+    expected = fused.norm_modulate(x, shift, scale)
+    torch.testing.assert_close(kernels.norm_modulate(x, shift, scale, fused.EPS), expected)
+
+
+def test_a_gated_update(kernels: ModuleType, draw: torch.Generator) -> None:
+    x, update = torch.randn(2, BATCH, TOKENS, DIM, generator=draw)
+    gate, _, _ = condition(draw)
+    torch.testing.assert_close(kernels.gated_add(x, update, gate), fused.gated_add(x, update, gate))
+
+
+def test_a_gated_update_and_the_norm_after_it(kernels: ModuleType, draw: torch.Generator) -> None:
+    x, update = torch.randn(2, BATCH, TOKENS, DIM, generator=draw)
+    gate, shift, scale = condition(draw)
+    expected = fused.gated_add_norm_modulate(x, update, gate, shift, scale)
+    got = kernels.gated_add_norm_modulate(x, update, gate, shift, scale, fused.EPS)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_head_norm_and_rope_of_the_first_parts_of_a_wider_tensor(
+    kernels: ModuleType, draw: torch.Generator, parts: int
+) -> None:
+    qkv = torch.randn(BATCH, TOKENS, 3, HEADS, SIZE, generator=draw)
+    rope = torch.randn(2, TOKENS, 1, SIZE // 2, generator=draw)
+    weights = tuple(torch.randn(2, SIZE, generator=draw))[:parts]
+    untouched = qkv[:, :, parts:].clone()
+    expected = torch.stack(fused.norm_rotate(qkv[:, :, :parts], weights, rope), dim=2)
+    torch.testing.assert_close(kernels.norm_rotate(qkv[:, :, :parts], weights, rope, fused.EPS), expected)
+    assert torch.equal(qkv[:, :, parts:], untouched)
