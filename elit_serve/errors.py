@@ -9,8 +9,11 @@
     ├── RunError              a training run directory cannot be written, resumed or exported
     ├── MissingPackage        an optional package is needed; names the extra that brings it
     ├── GenerationFailed      the engine failed on this request (HTTP 500)
-    ├── Overloaded            the queue is full; carries when to come back (HTTP 503)
-    └── EngineStopped         the engine no longer takes work (HTTP 503)
+    ├── DeadlineExceeded      an accepted request was not done by its deadline (HTTP 504)
+    ├── Overloaded            other requests are in the way; carries when to come back (HTTP 503)
+    ├── EngineStopped         the engine no longer takes work (HTTP 503)
+    ├── ServerProblem         a server answered with an error; carries its status and what it says (client side)
+    └── ServerUnreachable     a server did not answer, or not as an elit-serve server does (client side)
 
 Errors are made where the fact is known and carry its values; they become HTTP statuses in one table
 (`server.problems`) and exit code 2 in one place (`cli.main`).
@@ -81,16 +84,58 @@ class GenerationFailed(ElitError):
     """The engine could not finish this request; others are not affected."""
 
 
-class Overloaded(ElitError):
-    """The queue is full, so the request was not taken."""
+class DeadlineExceeded(ElitError):
+    """The target of an accepted request passed before its answer was there, so it was ended."""
 
-    def __init__(self, num_queued: int, retry_after_s: int) -> None:
-        super().__init__(f"{num_queued} requests are queued, which is the limit; retry in {retry_after_s} s")
+    def __init__(self, latency_ms: float) -> None:
+        super().__init__(f"it was not done within latency_ms = {latency_ms:.0f}")
+
+
+class Overloaded(ElitError):
+    """Other requests are in the way, so this one was not taken.
+
+    reason: `overloaded`, when its target cannot be kept beside what is promised, or `queue_full`.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        what = "the queue is full" if reason == "queue_full" else "the target cannot be met beside what is promised"
+        super().__init__(f"{what}; retry in {retry_after_s:.1f} s")
+        self.reason = reason
         self.retry_after_s = retry_after_s
 
 
 class EngineStopped(ElitError):
     """The engine is not running, so the request was not taken."""
+
+
+class ServerProblem(ElitError):
+    """A server's refusal or failure, as its problem document (RFC 9457) tells it.
+
+    status: the HTTP status.
+    code: the last part of the problem's type, as `infeasible`; `http-STATUS` where the server names none.
+    min_latency_ms: the smallest target that would do on an idle server, when that is the problem.
+    retry_after_s: when the server asks to be tried again.
+    """
+
+    def __init__(
+        self,
+        *,
+        status: int,
+        code: str,
+        detail: str,
+        min_latency_ms: float | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(f"the server answered {status} ({code}): {_one_line([detail])}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.min_latency_ms = min_latency_ms
+        self.retry_after_s = retry_after_s
+
+
+class ServerUnreachable(ElitError):
+    """No usable answer: nothing listens there, the connection broke, time ran out, or something else answered."""
 
 
 def _one_line(problems: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ def _answering(answer: Callable[[str, bytes], Reply]) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, headers, content = answer(self.path, body)
             self.send_response(status)

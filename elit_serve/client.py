@@ -1,0 +1,389 @@
+"""A small typed client for an elit-serve server, sync and async; knows HTTP and nothing of models or scheduling.
+
+    >>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
+    ...     generation = client.generate(label="tulip", latency_ms=300)
+    ...     pathlib.Path("tulip.png").write_bytes(generation.images[0].data)
+
+An answer that is an error raises `ServerProblem`, no usable answer raises `ServerUnreachable`. Fields that a newer
+server adds to its answers are ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import unquote
+
+import httpx
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from elit_serve.errors import InvalidInput, ServerProblem, ServerUnreachable
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+TIMEOUT_S = 600.0  # of an answer: a picture may wait in a queue for long
+CONNECT_TIMEOUT_S = 10.0
+RETRIED_STATUSES = frozenset({429, 503})  # the request was not taken, and may be later
+
+
+class GuidanceOptions(TypedDict, total=False):
+    """What is left out is the model's recommendation."""
+
+    method: Literal["none", "cfg", "ag", "ccfg"]
+    scale: float
+    weak_budget: float
+    interval: Sequence[float]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Fields of `POST /v1/generate`; what is left out or None is the server's choice.
+
+    latency_ms: when the answer must be there. budget, min_budget, max_budget: shares of the latents in (0, 1].
+    levels: a level for every step, as an answer reports it. accept: the media type wanted, JSON by default; a
+    picture's or a latent's own type gives the file without base64 around it.
+    """
+
+    label: str | int | None
+    prompt: str | None
+    n: int | None
+    seed: int | None
+    latency_ms: float | None
+    budget: float | None
+    min_budget: float | None
+    max_budget: float | None
+    best_effort: bool | None
+    priority: Literal["interactive", "batch"] | None
+    levels: Sequence[int] | None
+    steps: int | None
+    guidance: GuidanceOptions | None
+    output_format: str | None
+    accept: str | None
+
+
+class Answer(BaseModel):
+    """Part of an answer."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+def _decoded(value: object) -> object:
+    return base64.b64decode(value) if isinstance(value, str) else value
+
+
+class Image(Answer):
+    """data: the file: an encoded picture, or a latent where the model has no autoencoder. levels: one per step."""
+
+    data: Annotated[bytes, BeforeValidator(_decoded)] = Field(alias="b64_json", repr=False)
+    seed: int
+    level: float
+    budget: float
+    levels: tuple[int, ...] = ()
+
+
+class Generation(Answer):
+    """What was made, and how. Times are the server's own milliseconds; `total_ms` is all but the network.
+
+    output_format: png, webp, jpeg or safetensors.
+    deadline_met: None without a target.
+    """
+
+    images: tuple[Image, ...]
+    output_format: str
+    label: str
+    model: str
+    model_hash: str = ""
+    steps: int
+    guidance: Mapping[str, Any] = {}
+    latency_ms: float | None = None
+    deadline_met: bool | None = None
+    queue_ms: float | None = None
+    compute_ms: float | None = None
+    total_ms: float | None = None
+
+
+class LevelInfo(Answer):
+    """latency_ms: of one picture at this level on an idle server, as the server predicts it."""
+
+    level: int
+    budget: float
+    latency_ms: float | None = None
+
+
+class GuidanceInfo(Answer):
+    """As in the model's recommended sampling; times of the interval run from 0 (noise) to 1."""
+
+    method: str = "none"
+    scale: float = 1.0
+    weak_level: int = 1
+    interval: tuple[float, float] = (0.0, 1.0)
+
+
+class SamplingInfo(Answer):
+    """How the model is sampled where a request does not say."""
+
+    steps: int
+    time_shift: float = 1.0
+    guidance: GuidanceInfo = GuidanceInfo()
+
+
+class Model(Answer):
+    """A model that a server serves; classes by id."""
+
+    id: str
+    hash: str = ""
+    classes: tuple[str, ...]
+    levels: tuple[LevelInfo, ...]
+    sampling: SamplingInfo
+    device: str = ""
+    dtype: str = ""
+
+
+class ModelList(Answer):
+    data: tuple[Model, ...]
+
+
+class Health(Answer):
+    status: str
+    model: str
+    queue_length: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """Tries again when the server did not take a request, after the time that it asks for.
+
+    max_wait_s: a server that asks for more is not waited for.
+    default_wait_s: the wait where the server does not say.
+    """
+
+    max_tries: int = 1
+    max_wait_s: float = 60.0
+    default_wait_s: float = 1.0
+
+    def wait_s(self, problem: ServerProblem, tries: int) -> float | None:
+        """How long to wait after `tries` have failed, or None to give up."""
+        wait_s = self.default_wait_s if problem.retry_after_s is None else problem.retry_after_s
+        is_worth_it = problem.status in RETRIED_STATUSES and tries < self.max_tries and wait_s <= self.max_wait_s
+        return wait_s if is_worth_it else None
+
+
+class Client:
+    """Talks to one server; usable from several threads."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retries: Retries | None = None,
+        max_connections: int | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._http = httpx.Client(base_url=_base_url(url), timeout=_timeout(timeout_s), limits=_limits(max_connections))
+        self._retries = retries or Retries()
+        self._sleep = sleep
+
+    def generate(self, **options: Unpack[GenerateOptions]) -> Generation:
+        """Pictures of a class. Blocks until they are there, or raises."""
+        return _generation(self._send(_generate_request(self._http, options)))
+
+    def models(self) -> tuple[Model, ...]:
+        return _parsed(ModelList, self._send(self._http.build_request("GET", "/v1/models"))).data
+
+    def health(self) -> Health:
+        """Raises `ServerProblem` when the engine is down."""
+        return _parsed(Health, self._send(self._http.build_request("GET", "/health")))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return _checked(self._http.send(request))
+            except httpx.HTTPError as error:
+                raise _unreachable(request, error) from error
+            except ServerProblem as problem:
+                wait_s = self._retries.wait_s(problem, tries)
+                if wait_s is None:
+                    raise
+            self._sleep(wait_s)
+
+
+class AsyncClient:
+    """The same for asyncio; any number of requests may be under way at once."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retries: Retries | None = None,
+        max_connections: int | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=_base_url(url), timeout=_timeout(timeout_s), limits=_limits(max_connections)
+        )
+        self._retries = retries or Retries()
+        self._sleep = sleep
+
+    async def generate(self, **options: Unpack[GenerateOptions]) -> Generation:
+        """Pictures of a class. A caller that is cancelled leaves, and the server drops its request."""
+        return _generation(await self._send(_generate_request(self._http, options)))
+
+    async def models(self) -> tuple[Model, ...]:
+        return _parsed(ModelList, await self._send(self._http.build_request("GET", "/v1/models"))).data
+
+    async def health(self) -> Health:
+        """Raises `ServerProblem` when the engine is down."""
+        return _parsed(Health, await self._send(self._http.build_request("GET", "/health")))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self.close()
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return _checked(await self._http.send(request))
+            except httpx.HTTPError as error:
+                raise _unreachable(request, error) from error
+            except ServerProblem as problem:
+                wait_s = self._retries.wait_s(problem, tries)
+                if wait_s is None:
+                    raise
+            await self._sleep(wait_s)
+
+
+def _base_url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InvalidInput("url", text, "an address such as http://127.0.0.1:8000")
+    return url
+
+
+def _timeout(timeout_s: float) -> httpx.Timeout:
+    # Waiting for a free connection is no failure of the server's, so it has no limit of its own.
+    return httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None)
+
+
+def _limits(max_connections: int | None) -> httpx.Limits:
+    # All idle connections are kept, so that no request pays for connecting twice.
+    return httpx.Limits(max_connections=max_connections, max_keepalive_connections=None)
+
+
+def _generate_request(http: httpx.Client | httpx.AsyncClient, options: GenerateOptions) -> httpx.Request:
+    fields = {name: value for name, value in options.items() if value is not None}
+    accept = str(fields.pop("accept", JSON))
+    return http.build_request("POST", "/v1/generate", json=fields, headers={"Accept": accept})
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    """A successful response, or `ServerProblem`."""
+    if response.is_success:
+        return response
+    members = _problem_members(response)
+    code = str(members.get("type", "about:blank")).rpartition(":")[2]
+    raise ServerProblem(
+        status=response.status_code,
+        code=f"http-{response.status_code}" if code == "blank" else code,
+        detail=str(members.get("detail") or response.reason_phrase),
+        min_latency_ms=_number(members.get("min_latency_ms")),
+        retry_after_s=_number(response.headers.get("Retry-After")),
+    )
+
+
+def _problem_members(response: httpx.Response) -> Mapping[str, object]:
+    try:
+        members = response.json() if _media_type(response) in (PROBLEM, JSON) else {}
+    except ValueError:
+        members = {}
+    return members if isinstance(members, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):  # Retry-After may also be a date, which our servers do not send
+        return None
+
+
+def _generation(response: httpx.Response) -> Generation:
+    if _media_type(response) == JSON:
+        return _parsed(Generation, response)
+    return _bare_generation(response)
+
+
+def _bare_generation(response: httpx.Response) -> Generation:
+    """A file without JSON around it tells the same facts in `X-Elit-` headers."""
+    facts: dict[str, Any] = {
+        name[7:].lower().replace("-", "_"): value
+        for name, value in response.headers.items()
+        if name.lower().startswith("x-elit-")
+    }
+    facts["label"] = unquote(facts.get("label", ""))
+    facts["guidance"] = _guidance(facts.get("guidance", "{}"))
+    levels = facts.get("levels", "")
+    image = {**facts, "b64_json": response.content, "levels": levels.split(",") if levels else ()}
+    output_format = _media_type(response).rpartition("/")[2].removeprefix("x-")
+    return _valid(Generation, {**facts, "output_format": output_format, "images": (image,)}, response)
+
+
+def _guidance(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
+
+
+Parsed = TypeVar("Parsed", bound=Answer)
+
+
+def _parsed(kind: type[Parsed], response: httpx.Response) -> Parsed:
+    try:
+        return _valid(kind, response.json(), response)
+    except ValueError:
+        raise ServerUnreachable(f"{response.url} did not answer with JSON") from None
+
+
+def _valid(kind: type[Parsed], facts: object, response: httpx.Response) -> Parsed:
+    try:
+        return kind.model_validate(facts)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"])) or "body"
+        raise ServerUnreachable(
+            f"{response.url} did not answer as an elit-serve server does: {field}: {error.errors()[0]['msg']}"
+        ) from None
+
+
+def _media_type(response: httpx.Response) -> str:
+    return str(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+
+
+def _unreachable(request: httpx.Request, error: httpx.HTTPError) -> ServerUnreachable:
+    return ServerUnreachable(f"{request.url}: {error or type(error).__name__}")
