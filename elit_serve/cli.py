@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -264,11 +265,91 @@ def evaluate(
     typer.echo(card.as_markdown())
 
 
+@app.command()
+def bench(
+    url: Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")],
+    trace: Annotated[
+        str | None,
+        typer.Option(help="Arrivals: an Azure trace or a list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."),
+    ] = None,
+    load: Annotated[float, typer.Option(help="Rate as a multiple of the saturated full-budget throughput.")] = 1.0,
+    rate: Annotated[float | None, typer.Option(help="Requests per second, instead of --load.")] = None,
+    burstiness: Annotated[
+        float | None, typer.Option(help="Gamma arrivals instead of --trace: 1 is Poisson, less is burstier.")
+    ] = None,
+    slo_scale: Annotated[
+        str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
+    ] = "2,3,5",
+    no_target: Annotated[bool, typer.Option("--no-target", help="Send no latency targets.")] = False,
+    requests: Annotated[int, typer.Option(min=2, help="Requests to send, or to count in a closed loop.")] = 500,
+    cost: Annotated[
+        Path | None, typer.Option(help="A latency/<device>.json. Default: targets from what the server reports.")
+    ] = None,
+    closed_loop: Annotated[
+        int | None, typer.Option(min=1, help="Keep this many requests in flight at a pinned budget; no targets.")
+    ] = None,
+    warm_up: Annotated[
+        int | None, typer.Option(min=1, help="Closed loop: requests not counted. Default: 2 per caller.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Pin every request's budget. Closed loop default: 1.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. Default: the model's.")] = None,
+    best_effort: Annotated[bool, typer.Option("--best-effort", help="Targets that are not promised.")] = False,
+    accept: Annotated[str | None, typer.Option(help="Media type to ask for, as image/png. Default: JSON.")] = None,
+    output_format: Annotated[str | None, typer.Option(help="png, webp or jpeg. Default: the server's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws arrivals, targets, classes and noise seeds.")] = 0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request counts as failed.")] = 600.0,
+    records: Annotated[Path | None, typer.Option(help="Write every request's record there, a JSON line each.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Load a server over HTTP, open loop or closed, and report throughput, latency and attainment."""
+    from elit_serve.bench.load_report import summary_table
+    from elit_serve.bench.load_run import LoadOptions, burstiness_trace, record_lines, run_load
+    from elit_serve.clock import MonotonicClock
+
+    if burstiness is not None and trace is not None:
+        raise InvalidInput("burstiness", burstiness, "it makes arrivals of its own; leave --trace out")
+    if burstiness is not None:
+        trace = burstiness_trace(burstiness)
+    options = LoadOptions(
+        url=url,
+        trace=trace or "poisson",
+        load=load,
+        rate=rate,
+        slo_scales=() if no_target or closed_loop else _numbers("slo-scale", slo_scale),
+        requests=requests,
+        cost=cost,
+        seed=seed,
+        closed_loop=closed_loop,
+        warm_up=warm_up,
+        budget=budget,
+        steps=steps,
+        best_effort=best_effort,
+        accept=accept,
+        output_format=output_format,
+        timeout_s=timeout,
+    )
+    report = run_load(options, clock=MonotonicClock())
+    if records is not None:
+        records.write_text("".join(json.dumps(line) + "\n" for line in record_lines(report.records)))
+    if as_json:
+        made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
+        typer.echo(json.dumps({**report.as_dict(), **made_by}, indent=2))
+    else:
+        Console().print(summary_table(f"{report.target.model.id} at {url}", report.summary))
+
+
 def _integers(field: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise InvalidInput(field, text, "whole numbers with commas between them, as 1,2,4") from None
+
+
+def _numbers(field: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidInput(field, text, "numbers with commas between them, as 0.7,1") from None
 
 
 def _spec_of(model: str, resolution: int | None) -> tuple[str, BackboneSpec, Sequence[int]]:
