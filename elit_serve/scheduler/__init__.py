@@ -1,6 +1,19 @@
 """Which request gets how much compute, decided on values; standard library only."""
 
+from elit_serve.scheduler.core import Counters, RequestScheduler
 from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.elastic import ElasticPolicy, ElasticSettings
+from elit_serve.scheduler.fixed import FixedPolicy
 from elit_serve.scheduler.policy import highest_level_within
+from elit_serve.scheduler.quality import QualityTable
 
-__all__ = ["CostTable", "highest_level_within"]
+__all__ = [
+    "CostTable",
+    "Counters",
+    "ElasticPolicy",
+    "ElasticSettings",
+    "FixedPolicy",
+    "QualityTable",
+    "RequestScheduler",
+    "highest_level_within",
+]

@@ -1,0 +1,337 @@
+"""The elastic policy: one level per launch, chosen anew at every step, behind a plan that keeps every promise.
+
+Promises: a request with a hard deadline is taken only if a certificate exists, a plan at the lowest allowed levels in
+which it and everything promised before is in time. A launch is run only if a certificate exists for what follows it;
+otherwise the certificate itself says what to run. So a promise holds as long as predictions do.
+
+Quality: the launch's level maximises quality minus price times milliseconds, where the price of a millisecond on the
+device follows from how much work is due how soon, and from how much is expected to arrive.
+
+Requests with soft deadlines take part in the order and in the price, not in the certificate.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import exp, inf
+from typing import Literal
+
+from elit_serve.scheduler.certificate import Certificate, plan
+from elit_serve.scheduler.corrected import CorrectedCosts
+from elit_serve.scheduler.policy_view import Choice, Tracked, View
+from elit_serve.scheduler.quality import QualityTable
+from elit_serve.scheduler.requests import Demand, Priority, Refusal
+from elit_serve.scheduler.work import Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticSettings:
+    """The constants of the policy.
+
+    admission: whose levels a newcomer must fit at: "most" takes whatever fits at the lowest levels; "quality" takes
+        what fits at the level with the most quality per millisecond, so fewer and better ones under overload.
+    cushion_steps: steps are planned to end so many times a solo full-level step before the deadline: covers noise.
+    cushion_share: or by this share of the target, if more: covers errors that grow with the length of a promise.
+    batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
+        every step took 1 / (1 - batch_reserve) times as long.
+    ageing_s: soft work of the batch class goes as if its deadline were so much later.
+    max_waiting: accepted requests that have not started, beyond which newcomers are refused; None is no limit.
+    pricing_batch: batch at which a level's cost per image is judged, where that many are there.
+    arrivals_s: memory of the arrival rate; raises the price before a wave is felt, and lowers it as slowly.
+    horizon: how far ahead arrivals are expected, and held_back: how much of that is already known, both relative to
+        the mean target of late.
+    scan: how many batches of requests, in order, are looked at for a decision.
+    """
+
+    admission: Literal["most", "quality"] = "most"
+    cushion_steps: float = 2.25
+    cushion_share: float = 0.0
+    batch_reserve: float = 0.2
+    ageing_s: float = 30.0
+    max_waiting: int | None = None
+    pricing_batch: int = 8
+    arrivals_s: float = 3.0
+    horizon: float = 1.5
+    held_back: float = 0.67
+    scan: int = 4
+
+
+class ElasticPolicy:
+    """See the module. quality: what a level is worth; only differences and ratios count."""
+
+    def __init__(self, quality: QualityTable, settings: ElasticSettings | None = None) -> None:
+        self._quality = quality
+        self._settings = settings or ElasticSettings()
+        self._promised: list[Work] = []
+        self._soft: list[Work] = []
+        self._works: dict[int, Work] = {}
+        self._certificate: Certificate | None = None
+        self._num_waiting = 0
+        self._version = 0
+        self._arrivals = _Arrivals(self._settings.arrivals_s)
+
+    # Admission
+
+    def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
+        self._refresh(view.costs)
+        works = [self._work(newcomer, view.costs) for newcomer in newcomers]
+        for work in works:
+            self._arrivals.saw(view.now_s, work.solo_s, work.request.demand.deadline_s - work.request.demand.arrived_s)
+        hard = sorted((work for work in works if work.is_promised), key=lambda work: work.due_s)
+        slowdown = self._slowdown(hard)
+        if hard and plan(hard, view.now_s, view.costs, _caps(len(hard), view), slowdown) is None:
+            return Refusal(reason="infeasible", min_latency_ms=self._min_latency_ms(hard, view, slowdown))
+        max_waiting = self._settings.max_waiting
+        if max_waiting is not None and self._num_waiting + len(works) > max_waiting:
+            return Refusal(reason="queue_full", retry_after_s=self._queue_moves_in_s(view))
+        if hard:
+            certificate = self._plan(_merged(self._promised, hard), view.start_s, view, slowdown)
+            if certificate is None:
+                return Refusal(reason="overloaded", retry_after_s=self._retry_after_s(hard, view, slowdown))
+            self._certificate = certificate
+        self._take(works)
+        return None
+
+    def drop(self, request: Tracked) -> None:
+        work = self._works.pop(request.request_id)
+        work.is_dropped = True
+        (self._promised if work.is_promised else self._soft).remove(work)
+        self._num_waiting -= not request.executed
+
+    # Decision
+
+    def choose(self, view: View) -> Choice | None:
+        self._refresh(view.costs)
+        order = self._in_order(view)
+        if not order:
+            return None
+        members, level = self._preferred(order, view)
+        granted = self._certified_level(members, level, view)
+        if granted is None:
+            members = self._certified_members(view)
+            granted = members[0].lane[0]
+            self._advance(members, view)
+        self._settle(members)
+        weak_cap = members[0].request.demand.weak_caps[members[0].request.next_step]
+        return Choice(members=[work.request for work in members], level=granted, weak_cap=weak_cap)
+
+    def _in_order(self, view: View) -> list[Work]:
+        """The first requests to look at, most urgent first."""
+        limit = self._settings.scan * view.max_batch
+        return _merged(self._promised[:limit], self._soft[:limit])[:limit]
+
+    def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
+        """Whom to run, and at which level, if no promise stood in the way."""
+        head = order[0]
+        weak_cap = head.lane[1]
+        level = self._priced_level(order, weak_cap, view)
+        low, high = head.bounds()
+        levels = view.costs.levels_within(low, high)
+        level = max((candidate for candidate in levels if candidate <= level), default=levels[0])
+        members = [work for work in order if work.lane[1] == weak_cap and _allows(work, level)]
+        return members[: view.max_batch], level
+
+    def _priced_level(self, order: Sequence[Work], weak_cap: int | None, view: View) -> int:
+        levels = view.costs.levels
+        batch = min(len(order), self._settings.pricing_batch, view.max_batch)
+        cost_s = {level: view.costs.row_s(level, weak_cap)[batch] / batch for level in levels}
+        price = self._price(order, weak_cap, cost_s, view)
+        return max(levels, key=lambda level: (self._quality.quality(level) - price * cost_s[level], -level))
+
+    def _price(self, order: Sequence[Work], weak_cap: int | None, cost_s: dict[int, float], view: View) -> float:
+        """Quality per second of the device: what the level that can be afforded for all would gain from more."""
+        levels = view.costs.levels
+        lowest, highest = levels[0], levels[-1]
+        affordable_s = self._stretch(order, view) * view.costs.row_s(lowest, weak_cap)[1]
+        slope_s = (cost_s[highest] - cost_s[lowest]) / max(highest - lowest, 1)
+        most = max(self._quality.quality(level) / cost_s[level] for level in levels)
+        if slope_s <= 0:
+            return 0.0
+        if affordable_s >= cost_s[highest]:
+            return min(most, self._quality.slope(highest) / slope_s * (cost_s[highest] / affordable_s) ** 2)
+        level = max(lowest, lowest + (affordable_s - cost_s[lowest]) / slope_s)
+        return min(most, self._quality.slope(level) / slope_s)
+
+    def _stretch(self, order: Sequence[Work], view: View) -> float:
+        """How many times as long as alone at the lowest level each step may take, for all to be in time."""
+        stretch, work_s = inf, 0.0
+        for work in order:
+            work_s += work.solo_s
+            stretch = min(stretch, max(work.due_s - view.start_s, work.solo_s) / work_s)
+        horizon_s = self._settings.horizon * self._arrivals.mean_target_s
+        known_s = self._settings.held_back * self._arrivals.mean_target_s
+        coming_s = self._arrivals.rate(view.start_s) / 2 * (horizon_s - known_s)
+        return min(stretch, horizon_s / (work_s + coming_s)) if horizon_s else stretch
+
+    def _certified_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
+        """The highest level up to `level` at which these may run with every promise kept, which they then have."""
+        lowest = max(work.lane[0] for work in members)
+        levels = reversed(view.costs.levels_within(lowest, level))
+        weak_cap = members[0].lane[1]
+        self._advance(members, view)
+        rest = [work for work in self._promised if work.left]
+        ending_s = min((work.due_s for work in members if not work.left and work.is_promised), default=inf)
+        for candidate in levels:
+            end_s = view.start_s + view.costs.row_s(candidate, weak_cap)[len(members)]
+            if end_s > ending_s:
+                continue
+            certificate = self._plan(rest, end_s, view)
+            if certificate is not None:
+                self._certificate = certificate
+                return candidate
+        for work in members:
+            work.retreat(view.costs)
+        return None
+
+    def _certified_members(self, view: View) -> list[Work]:
+        """What the certificate runs next; without one (predictions were wrong), the most urgent promised requests."""
+        assert self._promised, "only promises stand in the way of what is preferred"
+        members = self._certificate.next_members() if self._certificate is not None else []
+        if not members:
+            members = [work for work in self._promised if work.lane == self._promised[0].lane]
+        members = members[: view.max_batch]
+        if self._certificate is not None:
+            self._certificate.launched(members)
+        return members
+
+    # State
+
+    def _work(self, newcomer: Tracked, costs: CorrectedCosts) -> Work:
+        demand = newcomer.demand
+        due_s = demand.arrived_s + self._usable_s(demand, demand.deadline_s - demand.arrived_s, costs)
+        ages = demand.priority is Priority.BATCH and not demand.is_hard
+        return Work(newcomer, costs, due_s=due_s, order_s=due_s + (self._settings.ageing_s if ages else 0.0))
+
+    def _usable_s(self, demand: Demand, target_s: float, costs: CorrectedCosts) -> float:
+        """What a target leaves for steps: overhead and cushion come off."""
+        step_s = max(costs.row_s(costs.levels[-1], weak_cap)[1] for weak_cap in set(demand.weak_caps))
+        cushion_s = max(self._settings.cushion_steps * step_s, self._settings.cushion_share * target_s)
+        return target_s - costs.overhead_s - cushion_s
+
+    def _take(self, works: Iterable[Work]) -> None:
+        for work in works:
+            insort(self._promised if work.is_promised else self._soft, work, key=lambda work: work.order)
+            self._works[work.request.request_id] = work
+            self._num_waiting += 1
+
+    def _advance(self, members: Iterable[Work], view: View) -> None:
+        for work in members:
+            work.advance(view.costs)
+
+    def _settle(self, members: Sequence[Work]) -> None:
+        """Counts the decision, and lets those go that need no more steps."""
+        self._num_waiting -= sum(not work.request.executed for work in members)
+        if any(not work.left for work in members):
+            self._promised = [work for work in self._promised if work.left]
+            self._soft = [work for work in self._soft if work.left]
+            for work in members:
+                if not work.left:
+                    del self._works[work.request.request_id]
+
+    def _refresh(self, costs: CorrectedCosts) -> None:
+        if self._version != costs.version:
+            self._version = costs.version
+            for work in self._works.values():
+                work.refresh(costs)
+
+    def _plan(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:
+        return plan(works, start_s, view.costs, _caps(len(works), view), slowdown)
+
+    def _slowdown(self, hard: Sequence[Work]) -> float:
+        is_batch = any(work.request.demand.priority is Priority.BATCH for work in hard)
+        return 1 / (1 - self._settings.batch_reserve) if is_batch else 1.0
+
+    # Refusals
+
+    def _min_latency_ms(self, hard: Sequence[Work], view: View, slowdown: float) -> int:
+        """The smallest common target at which these would be taken on an idle device, in whole milliseconds."""
+        too_small_ms, enough_ms = 0, 1
+        while not self._fits_idle(hard, enough_ms, view, slowdown):
+            too_small_ms, enough_ms = enough_ms, 2 * enough_ms
+        while enough_ms - too_small_ms > 1:
+            middle_ms = (too_small_ms + enough_ms) // 2
+            if self._fits_idle(hard, middle_ms, view, slowdown):
+                enough_ms = middle_ms
+            else:
+                too_small_ms = middle_ms
+        return enough_ms
+
+    def _fits_idle(self, hard: Sequence[Work], latency_ms: float, view: View, slowdown: float) -> bool:
+        due_s = [view.now_s + self._usable_s(work.request.demand, latency_ms / 1000, view.costs) for work in hard]
+        works = [work.later(due - work.due_s) for work, due in zip(hard, due_s, strict=True)]
+        return self._plan(sorted(works, key=lambda work: work.due_s), view.now_s, view, slowdown) is not None
+
+    def _retry_after_s(self, hard: Sequence[Work], view: View, slowdown: float) -> float:
+        """When the certificate will have done enough for these to be taken with the same targets; found by halving."""
+        certificate = self._plan(self._promised, view.start_s, view)
+        if certificate is None:
+            return max(work.due_s for work in self._promised) - view.now_s
+        too_soon, enough = 0, len(certificate.times_s) - 1
+        while enough - too_soon > 1:
+            middle = (too_soon + enough) // 2
+            if self._fits_at(certificate, middle, hard, view, slowdown):
+                enough = middle
+            else:
+                too_soon = middle
+        return certificate.times_s[enough][1] - view.now_s
+
+    def _fits_at(self, certificate: Certificate, index: int, hard: Sequence[Work], view: View, slowdown: float) -> bool:
+        at_round, time_s = certificate.times_s[index]
+        shifted = [work.later(time_s - view.now_s) for work in hard]
+        return (
+            self._plan(_merged(certificate.at_round(at_round, view.costs), shifted), time_s, view, slowdown) is not None
+        )
+
+    def _queue_moves_in_s(self, view: View) -> float:
+        """When half of all work will have run, in full batches at the lowest levels."""
+        work_s = sum(work.solo_s for work in self._works.values())
+        return max(work_s / view.max_batch / 2, view.costs.row_s(view.costs.levels[0], None)[1])
+
+
+class _Arrivals:
+    """What has lately arrived, refused requests too: work per second, and the mean target.
+
+    rate: seconds of solo work at the lowest levels per second.
+    """
+
+    def __init__(self, memory_s: float) -> None:
+        self._memory_s = memory_s
+        self._work_s = self._targets_s = self._count = 0.0
+        self._last_s = -inf
+
+    def saw(self, now_s: float, work_s: float, target_s: float) -> None:
+        kept = self._kept(now_s)
+        self._work_s = kept * self._work_s + work_s
+        self._targets_s = kept * self._targets_s + target_s
+        self._count = kept * self._count + 1
+        self._last_s = now_s
+
+    def rate(self, now_s: float) -> float:
+        return self._kept(now_s) * self._work_s / self._memory_s
+
+    @property
+    def mean_target_s(self) -> float:
+        return self._targets_s / self._count if self._count else 0.0
+
+    def _kept(self, now_s: float) -> float:
+        return exp(-max(now_s - self._last_s, 0.0) / self._memory_s)
+
+
+def _caps(count: int, view: View) -> list[int]:
+    """Largest batches for a plan to try: big ones keep the device busy, small ones let the urgent pass."""
+    caps = [cap for cap in (32, 12, 8, 6, 5, 4, 3, 2) if cap <= view.max_batch]
+    return [view.max_batch, *(cap for cap in caps if cap < min(count, view.max_batch))]
+
+
+def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:
+    return sorted([*first, *second], key=lambda work: work.order) if first and second else list(first or second)
+
+
+def _allows(work: Work, level: int) -> bool:
+    low, high = work.bounds()
+    return low <= level <= high
+
+
+__all__ = ["ElasticPolicy", "ElasticSettings"]

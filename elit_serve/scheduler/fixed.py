@@ -1,0 +1,81 @@
+"""The plain policy: every request at its highest level, earliest deadline first, equal next steps batched."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from elit_serve.scheduler.corrected import CorrectedCosts
+from elit_serve.scheduler.policy_view import Choice, Tracked, View
+from elit_serve.scheduler.requests import Demand, Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Queued:
+    """levels: of every step, decided at admission."""
+
+    request: Tracked
+    levels: tuple[int, ...]
+
+    @property
+    def order(self) -> tuple[float, int]:
+        return self.request.demand.deadline_s, self.request.request_id
+
+    @property
+    def next_kind(self) -> tuple[int, int | None]:
+        step = self.request.next_step
+        return self.levels[step], self.request.demand.weak_caps[step]
+
+
+class FixedPolicy:
+    """Promises nothing: only what is impossible even alone is refused, and late requests with hard deadlines expire.
+
+    max_waiting: requests that have not started, beyond which newcomers are refused; None is no limit.
+    """
+
+    def __init__(self, *, max_waiting: int | None = None) -> None:
+        self._max_waiting = max_waiting
+        self._queue: list[_Queued] = []
+
+    def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
+        needed_s = max(solo_s(newcomer.demand, view.costs) for newcomer in newcomers)
+        hard_deadlines_s = [newcomer.demand.deadline_s for newcomer in newcomers if newcomer.demand.is_hard]
+        if hard_deadlines_s and view.now_s + needed_s > min(hard_deadlines_s):
+            return Refusal(reason="infeasible", min_latency_ms=ceil(1000 * needed_s + 1e-3))
+        waiting = sum(queued.request.next_step == 0 for queued in self._queue)
+        if self._max_waiting is not None and waiting + len(newcomers) > self._max_waiting:
+            return Refusal(reason="queue_full", retry_after_s=self._half_drained_in_s(view))
+        for newcomer in newcomers:
+            queued = _Queued(request=newcomer, levels=highest_levels(newcomer.demand, view.costs))
+            insort(self._queue, queued, key=lambda queued: queued.order)
+        return None
+
+    def choose(self, view: View) -> Choice | None:
+        if not self._queue:
+            return None
+        level, weak_cap = kind = self._queue[0].next_kind
+        members = [queued for queued in self._queue if queued.next_kind == kind][: view.max_batch]
+        for done in [member for member in members if member.request.steps_left == 1]:
+            self._queue.remove(done)
+        return Choice(members=[member.request for member in members], level=level, weak_cap=weak_cap)
+
+    def drop(self, request: Tracked) -> None:
+        self._queue = [queued for queued in self._queue if queued.request is not request]
+
+    def _half_drained_in_s(self, view: View) -> float:
+        """When half of what is queued will have run, in full batches."""
+        queue_s = sum(solo_s(queued.request.demand, view.costs) for queued in self._queue)
+        return max(queue_s / view.max_batch / 2, 1e-3)
+
+
+def solo_s(demand: Demand, costs: CorrectedCosts) -> float:
+    """Seconds from the first step to the answer, alone on the device and at the highest allowed levels."""
+    steps = zip(highest_levels(demand, costs), demand.weak_caps, strict=True)
+    return costs.overhead_s + sum(costs.row_s(level, weak_cap)[1] for level, weak_cap in steps)
+
+
+def highest_levels(demand: Demand, costs: CorrectedCosts) -> tuple[int, ...]:
+    highest = costs.levels_within(demand.min_level, demand.max_level)[-1]
+    return demand.pinned or (highest,) * demand.num_steps

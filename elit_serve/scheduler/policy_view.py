@@ -1,0 +1,67 @@
+"""What a policy is told and what it answers: all that `elastic`, `fixed` and the core share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from elit_serve.scheduler.corrected import CorrectedCosts
+from elit_serve.scheduler.requests import Demand, Refusal, State
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Tracked:
+    """A request and how far it is. executed: the level of each step decided so far; those count as run."""
+
+    demand: Demand
+    state: State = State.WAITING
+    executed: list[int] = field(default_factory=list)
+
+    @property
+    def request_id(self) -> int:
+        return self.demand.request_id
+
+    @property
+    def next_step(self) -> int:
+        return len(self.executed)
+
+    @property
+    def steps_left(self) -> int:
+        return self.demand.num_steps - len(self.executed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is known when a decision is made.
+
+    now_s: the moment of the call; start_s: from when the device is free.
+    max_batch: the largest batch that may run, which may lie below the table's.
+    """
+
+    now_s: float
+    start_s: float
+    costs: CorrectedCosts
+    max_batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One step for these requests, at this level."""
+
+    members: Sequence[Tracked]
+    level: int
+    weak_cap: int | None
+
+
+class Policy(Protocol):
+    """Whom to take, and who runs next. Pure: no clock, no device."""
+
+    def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
+        """Takes all of these from now on, or none."""
+
+    def choose(self, view: View) -> Choice | None:
+        """What runs next, which counts as run for every later call; None if nothing is left to run."""
+
+    def drop(self, request: Tracked) -> None:
+        """A request that was taken has ended early; it must not be chosen again."""

@@ -1,0 +1,90 @@
+"""How good pictures are at every level and plan, as numbers; knows nothing of how they were measured."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import exp
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPlan:
+    """One way to draw a picture, and how good it is on the scale of `QualityTable.levels`.
+
+    weak_caps: one entry per step, as in `Demand`.
+    ceilings: the highest level for each step: equal ones, or rising for a low-early/high-late schedule.
+    """
+
+    name: str
+    method: str
+    scale: float
+    interval: tuple[float, float]
+    weak_caps: tuple[int | None, ...]
+    ceilings: tuple[int, ...]
+    quality: float
+
+    def __post_init__(self) -> None:
+        assert len(self.weak_caps) == len(self.ceilings), (len(self.weak_caps), len(self.ceilings))
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.weak_caps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityTable:
+    """Quality at some levels (more is better), linear in the mean level of a picture's steps between them.
+
+    levels: level -> quality of the default plan, with at least one level. It must not fall with the level, and each
+        piece must rise at most as fast as the one before (concave): policies weigh slopes against milliseconds.
+    plans: richer plans that requests with open steps and guidance may be given.
+    """
+
+    levels: Mapping[int, float]
+    plans: tuple[MeasuredPlan, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.levels, "a quality table needs at least one level"
+        slopes = self._slopes
+        assert all(slope >= 0 for slope in slopes), f"quality falls with the level: {dict(self.levels)}"
+        assert all(b <= a + 1e-9 for a, b in pairwise(slopes)), f"not concave: {dict(self.levels)}"
+
+    def quality(self, mean_level: float) -> float:
+        """Of a picture whose steps ran at this level on average; the nearest end's outside the measured levels."""
+        grid, index = self._grid, bisect_left(self._grid, mean_level)
+        if index == 0 or index == len(grid):
+            return self.levels[grid[min(index, len(grid) - 1)]]
+        return self.levels[grid[index - 1]] + self._slopes[index - 1] * (mean_level - grid[index - 1])
+
+    def slope(self, level: float) -> float:
+        """What one more latent adds just below this level (at or below the lowest: just above it)."""
+        if not self._slopes:
+            return 0.0
+        return self._slopes[min(max(bisect_left(self._grid, level) - 1, 0), len(self._slopes) - 1)]
+
+    @cached_property
+    def _grid(self) -> list[int]:
+        return sorted(self.levels)
+
+    @cached_property
+    def _slopes(self) -> list[float]:
+        pairs = pairwise(self._grid)
+        return [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairs]
+
+
+def exponential_quality(levels: Sequence[int], *, lowest: float, bend: float = 3.0) -> dict[int, float]:
+    """A concave curve from `lowest` at the lowest level to 1 at the highest, for `QualityTable.levels`.
+
+    q(x) = lowest + (1 - lowest) (1 - exp(-bend x)) / (1 - exp(-bend)), x = (level - low) / (high - low).
+
+    >>> {level: round(q, 3) for level, q in exponential_quality([4, 16, 64], lowest=0.75).items()}
+    {4: 0.75, 16: 0.869, 64: 1.0}
+    """
+    low, span = min(levels), max(levels) - min(levels)
+    if span == 0:
+        return dict.fromkeys(levels, 1.0)
+    rises = {level: (1 - exp(-bend * (level - low) / span)) / (1 - exp(-bend)) for level in levels}
+    return {level: lowest + (1 - lowest) * rise for level, rise in rises.items()}
