@@ -118,13 +118,29 @@ def serve(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; one more is refused with 503.")] = 64,
+    random_weights: Annotated[
+        str | None, typer.Option(help="Serve this preset with random weights, to measure speed; excludes MODEL.")
+    ] = None,
+    resolution: Annotated[int, typer.Option(help="Pixels per side of --random-weights.")] = 256,
+    policy: Annotated[
+        str, typer.Option(help="elastic re-chooses levels between steps and keeps promises; fixed does neither.")
+    ] = "elastic",
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most pictures in a step. Default: what the device was measured with.")
+    ] = None,
+    max_queue: Annotated[int, typer.Option(help="Pictures that may wait; more are refused with 503.")] = 64,
     max_images: Annotated[int, typer.Option(help="Largest n of a request.")] = 16,
     max_image_steps: Annotated[int, typer.Option(help="Most steps of a request, summed over its images.")] = 1000,
     max_body_bytes: Annotated[
         int, typer.Option(help="Largest request body; a larger one is refused with 413.")
     ] = 1_048_576,
-    headroom: Annotated[float, typer.Option(help="Share added to predicted latencies, against noise.")] = 0.25,
+    soft_latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Wished-for latency of requests without a target. Default: three times that alone."),
+    ] = None,
+    drain_seconds: Annotated[
+        float, typer.Option(help="At SIGTERM, how long accepted requests may take to finish.")
+    ] = 30,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
 ) -> None:
     """Serve a model over HTTP."""
@@ -134,16 +150,21 @@ def serve(
     settings = read_settings(
         {
             "model": model,
+            "random_weights": random_weights,
+            "resolution": resolution,
             "host": host,
             "port": port,
             "device": device,
             "dtype": dtype,
             "threads": threads,
+            "policy": policy,
+            "max_batch": max_batch,
             "max_queue": max_queue,
             "max_images": max_images,
             "max_image_steps": max_image_steps,
             "max_body_bytes": max_body_bytes,
-            "headroom": headroom,
+            "soft_latency_ms": soft_latency_ms,
+            "drain_seconds": drain_seconds,
             "log_level": log_level,
         }
     )
@@ -298,10 +319,15 @@ def bench(
     output_format: Annotated[str | None, typer.Option(help="png, webp or jpeg. Default: the server's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws arrivals, targets, classes and noise seeds.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request counts as failed.")] = 600.0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Simulate the same arrivals and targets as well; needs --cost.")
+    ] = False,
+    policy: Annotated[str, typer.Option(help="With --compare: the server's policy, elastic or fixed.")] = "elastic",
     records: Annotated[Path | None, typer.Option(help="Write every request's record there, a JSON line each.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Load a server over HTTP, open loop or closed, and report throughput, latency and attainment."""
+    from elit_serve.bench.compare import check_comparable, comparison, comparison_table, simulated
     from elit_serve.bench.load_report import summary_table
     from elit_serve.bench.load_run import LoadOptions, burstiness_trace, record_lines, run_load
     from elit_serve.clock import MonotonicClock
@@ -328,14 +354,20 @@ def bench(
         output_format=output_format,
         timeout_s=timeout,
     )
+    if compare:
+        check_comparable(options, policy)
     report = run_load(options, clock=MonotonicClock())
+    expected = simulated(report, options, policy) if compare else None
     if records is not None:
         records.write_text("".join(json.dumps(line) + "\n" for line in record_lines(report.records)))
     if as_json:
+        compared = comparison(report.summary, expected, policy) if expected else {}
         made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
-        typer.echo(json.dumps({**report.as_dict(), **made_by}, indent=2))
-    else:
-        Console().print(summary_table(f"{report.target.model.id} at {url}", report.summary))
+        typer.echo(json.dumps({**report.as_dict(), **compared, **made_by}, indent=2))
+        return
+    Console().print(summary_table(f"{report.target.model.id} at {url}", report.summary))
+    if expected:
+        Console().print(comparison_table(report.summary, expected, policy))
 
 
 def _integers(field: str, text: str) -> list[int]:

@@ -110,11 +110,12 @@ def summary_table(title: str, summary: Summary) -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in summary.as_dict().items():
-        table.add_row(name, _shown(value))
+        table.add_row(name, shown(value))
     return table
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A figure in a cell of a table."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {count}" for name, count in value.items()) or "0"
     return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)

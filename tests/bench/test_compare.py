@@ -1,0 +1,100 @@
+"""The simulator on a run's own arrivals: figures that follow from the cost table by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from elit_serve.bench.compare import (
+    POLICIES,
+    Wish,
+    attainment_points,
+    check_comparable,
+    comparison,
+    comparison_table,
+    predicted,
+)
+from elit_serve.bench.load import Call
+from elit_serve.bench.load_report import Summary
+from elit_serve.bench.load_run import LoadOptions
+from elit_serve.errors import InvalidInput
+from elit_serve.scheduler.core import RequestScheduler
+from elit_serve.scheduler.cost import CostTable
+
+# A step takes 2.5 ms per level alone, and half of that per image in a batch of 4; an answer takes 2 ms more.
+TABLE = CostTable(
+    steps_ms={
+        (level, weak, batch): 2.5 * level * (1 if batch == 1 else 2)
+        for level in (1, 2, 4)
+        for weak in (None, 1)
+        for batch in (1, 4)
+    },
+    overhead_ms=2.0,
+)
+WISH = Wish(weak_caps=(1, 1, 1, None), levels=(1, 2, 4))
+COMPARABLE = LoadOptions(url="http://127.0.0.1:1", cost=Path("some.json"))
+
+
+def simulated(calls: list[Call], wish: Wish = WISH, policy: str = "fixed") -> Summary:
+    scheduler = RequestScheduler(TABLE, POLICIES[policy](TABLE))
+    return predicted(calls, wish, scheduler=scheduler, table=TABLE, latents_per_group=4)
+
+
+def call(at_s: float, latency_ms: float) -> Call:
+    return Call(at_s=at_s, label=0, seed=0, latency_ms=latency_ms)
+
+
+def test_lonely_requests_take_what_the_table_says() -> None:
+    figures = simulated([call(0.0, 100.0), call(1.0, 43.0), call(2.0, 41.0)])
+    assert figures.refused == {"infeasible": 1}
+    assert figures.slo_attainment_rate == pytest.approx(2 / 3)
+    assert figures.accepted_attainment == 1
+    assert (figures.e2el_ms.median, figures.budget) == (pytest.approx(42), 1)
+
+
+def test_a_pinned_level_is_simulated_as_such() -> None:
+    figures = simulated([call(0.0, 100.0), call(1.0, 13.0)], replace(WISH, pinned_level=1))
+    assert (figures.e2el_ms.mean, figures.budget, figures.slo_attainment_rate) == (pytest.approx(12), 0.25, 1)
+
+
+def test_best_effort_comes_late_where_a_promise_would_be_refused() -> None:
+    figures = simulated([call(0.0, 100.0), call(1.0, 20.0)], replace(WISH, is_hard=False))
+    assert (figures.completed, figures.refused, figures.slo_attainment_rate) == (2, {}, 0.5)
+
+
+def test_a_burst_is_met_with_less_budget_by_the_elastic_policy_only() -> None:
+    burst = [call(0.001 * index, 160.0) for index in range(12)]
+    elastic, fixed = simulated(burst, policy="elastic"), simulated(burst, policy="fixed")
+    assert elastic.accepted_attainment == 1
+    assert elastic.budget is not None
+    assert elastic.budget < 1
+    assert fixed.budget == 1
+    assert fixed.expired > 0
+    assert attainment_points(elastic, fixed) > 0
+
+
+def test_the_difference_is_in_percentage_points() -> None:
+    all_met, half_met = simulated([call(0.0, 100.0), call(1.0, 100.0)]), simulated([call(0.0, 100.0), call(1.0, 10.0)])
+    told = comparison(half_met, all_met, "fixed")
+    assert told["attainment_difference_points"] == pytest.approx(-50)
+    assert (
+        comparison_table(half_met, all_met, "fixed").title
+        == "The server's attainment is -50.0 points from the simulator's"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "policy", "named"),
+    [
+        (COMPARABLE, "slackfit", "elastic"),
+        (replace(COMPARABLE, cost=None), "elastic", "--cost"),
+        (replace(COMPARABLE, slo_scales=()), "elastic", "targets"),
+        (replace(COMPARABLE, closed_loop=4), "elastic", "open loop"),
+    ],
+)
+def test_what_cannot_be_simulated_is_said_before_the_run(options: LoadOptions, policy: str, named: str) -> None:
+    check_comparable(COMPARABLE, "elastic")
+    with pytest.raises(InvalidInput, match=named):
+        check_comparable(options, policy)
