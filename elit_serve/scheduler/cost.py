@@ -77,8 +77,8 @@ class CostTable:
         if weak_level is None:
             return _mix(self.steps_ms[low, None, batch], self.steps_ms[high, None, batch], share)
         place = (weak_level - 1) / (level - 1) if level > 1 else 1.0
-        costs = [self._guided_ms(main, 1 + place * (main - 1), batch) for main in (low, high)]
-        return _mix(*costs, share)
+        low_ms, high_ms = (self._guided_ms(main, 1 + place * (main - 1), batch) for main in (low, high))
+        return _mix(low_ms, high_ms, share)
 
     def _guided_ms(self, level: int, weak_level: float, batch: int) -> float:
         """A guided step at a measured level; the weak level may lie between two measured ones."""

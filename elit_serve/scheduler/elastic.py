@@ -87,7 +87,7 @@ class ElasticPolicy:
         if max_waiting is not None and self._num_waiting + len(works) > max_waiting:
             return Refusal(reason="queue_full", retry_after_s=self._queue_moves_in_s(view))
         if hard:
-            certificate = self._plan(_merged(self._promised, hard), view.start_s, view, slowdown)
+            certificate = self._admissible(_merged(self._promised, hard), view.start_s, view, slowdown)
             if certificate is None:
                 return Refusal(reason="overloaded", retry_after_s=self._retry_after_s(hard, view, slowdown))
             self._certificate = certificate
@@ -126,32 +126,63 @@ class ElasticPolicy:
         """Whom to run, and at which level, if no promise stood in the way."""
         head = order[0]
         weak_cap = head.lane[1]
-        level = self._priced_level(order, weak_cap, view)
-        low, high = head.bounds()
-        levels = view.costs.levels_within(low, high)
-        level = max((candidate for candidate in levels if candidate <= level), default=levels[0])
-        members = [work for work in order if work.lane[1] == weak_cap and _allows(work, level)]
-        return members[: view.max_batch], level
+        levels = view.costs.levels_within(*head.bounds())
+        price = self._price(order, weak_cap, view)
+        gain = {
+            level: self._quality.at(level) - price * self._image_s(level, weak_cap, order, view) for level in levels
+        }
+        level = max(levels, key=lambda level: (gain[level], -level))
+        members = [work for work in order if work.lane[1] == weak_cap and _allows(work, level)][: view.max_batch]
+        return self._at_pace(members, levels[: levels.index(level) + 1], price, view)
 
-    def _priced_level(self, order: Sequence[Work], weak_cap: int | None, view: View) -> int:
-        levels = view.costs.levels
+    def _at_pace(self, members: list[Work], levels: Sequence[int], price: float, view: View) -> tuple[list[Work], int]:
+        """Lowers the level, or leaves out who can wait, whichever costs less, until no promise falls behind its pace.
+
+        levels: from the lowest that may be to the one to begin with.
+        """
+        weak_cap = members[0].lane[1]
+        rows = {level: view.costs.row_s(level, weak_cap) for level in levels}
+        pace_s = {work: work.pace_s(view.start_s, view.costs) for work in members}
+        tightest_s = min((pace_s[work] for work in members if work.is_promised), default=inf)
+        lax = sorted(members[1:], key=lambda work: pace_s[work])
+        kept, levels = len(members), list(levels)
+        while kept > 1 and rows[levels[-1]][kept] > tightest_s:
+            step_s = rows[levels[-1]][kept]
+            waiting = lax[-1]
+            spare = (pace_s[waiting] / step_s - 1) * waiting.left
+            parking = 1 / (1 + spare) if spare > 0 else inf
+            lowering = inf
+            if len(levels) > 1:
+                lost = kept * (self._quality.at(levels[-1]) - self._quality.at(levels[-2]))
+                lowering = lost - price * (step_s - rows[levels[-2]][kept])
+            if parking == lowering == inf:
+                break
+            if parking < lowering:
+                lax.pop()
+                kept -= 1
+            else:
+                levels.pop()
+        staying = {members[0], *lax}
+        return [work for work in members if work in staying and _allows(work, levels[-1])], levels[-1]
+
+    def _image_s(self, level: int, weak_cap: int | None, order: Sequence[Work], view: View) -> float:
+        """What a step costs an image, in a batch as large as there are requests to fill it."""
         batch = min(len(order), self._settings.pricing_batch, view.max_batch)
-        cost_s = {level: view.costs.row_s(level, weak_cap)[batch] / batch for level in levels}
-        price = self._price(order, weak_cap, cost_s, view)
-        return max(levels, key=lambda level: (self._quality.quality(level) - price * cost_s[level], -level))
+        return view.costs.row_s(level, weak_cap)[batch] / batch
 
-    def _price(self, order: Sequence[Work], weak_cap: int | None, cost_s: dict[int, float], view: View) -> float:
+    def _price(self, order: Sequence[Work], weak_cap: int | None, view: View) -> float:
         """Quality per second of the device: what the level that can be afforded for all would gain from more."""
         levels = view.costs.levels
         lowest, highest = levels[0], levels[-1]
+        cost_s = {level: self._image_s(level, weak_cap, order, view) for level in levels}
         affordable_s = self._stretch(order, view) * view.costs.row_s(lowest, weak_cap)[1]
         slope_s = (cost_s[highest] - cost_s[lowest]) / max(highest - lowest, 1)
-        most = max(self._quality.quality(level) / cost_s[level] for level in levels)
         if slope_s <= 0:
             return 0.0
+        most = max(self._quality.at(level) / cost_s[level] for level in levels)
         if affordable_s >= cost_s[highest]:
             return min(most, self._quality.slope(highest) / slope_s * (cost_s[highest] / affordable_s) ** 2)
-        level = max(lowest, lowest + (affordable_s - cost_s[lowest]) / slope_s)
+        level = lowest + max(0.0, affordable_s - cost_s[lowest]) / slope_s
         return min(most, self._quality.slope(level) / slope_s)
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
@@ -242,6 +273,22 @@ class ElasticPolicy:
     def _slowdown(self, hard: Sequence[Work]) -> float:
         is_batch = any(work.request.demand.priority is Priority.BATCH for work in hard)
         return 1 / (1 - self._settings.batch_reserve) if is_batch else 1.0
+
+    def _admissible(self, works: Sequence[Work], start_s: float, view: View, slowdown: float) -> Certificate | None:
+        """A certificate for all of these, if the setting of `admission` lets them in together."""
+        if self._settings.admission == "quality":
+            better = [work.raised(self._best_value_level(work, view), start_s, view.costs) for work in works]
+            if self._plan(better, start_s, view, slowdown) is None:
+                return None
+        return self._plan(works, start_s, view, slowdown)
+
+    def _best_value_level(self, work: Work, view: View) -> int:
+        """The level with the most quality per millisecond in a full batch."""
+        batch = min(self._settings.pricing_batch, view.max_batch)
+        weak_cap = work.lane[1]
+        return max(
+            view.costs.levels, key=lambda level: self._quality.at(level) / view.costs.row_s(level, weak_cap)[batch]
+        )
 
     # Refusals
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import exp
+from math import log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class QualityTable:
         assert all(slope >= 0 for slope in slopes), f"quality falls with the level: {dict(self.levels)}"
         assert all(b <= a + 1e-9 for a, b in pairwise(slopes)), f"not concave: {dict(self.levels)}"
 
-    def quality(self, mean_level: float) -> float:
+    def at(self, mean_level: float) -> float:
         """Of a picture whose steps ran at this level on average; the nearest end's outside the measured levels."""
         grid, index = self._grid, bisect_left(self._grid, mean_level)
         if index == 0 or index == len(grid):
@@ -75,16 +75,15 @@ class QualityTable:
         return [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairs]
 
 
-def exponential_quality(levels: Sequence[int], *, lowest: float, bend: float = 3.0) -> dict[int, float]:
-    """A concave curve from `lowest` at the lowest level to 1 at the highest, for `QualityTable.levels`.
+def logarithmic(levels: Sequence[int], *, lowest: float) -> dict[int, float]:
+    """A concave curve for `QualityTable.levels`: every doubling adds the same, from `lowest` at the lowest level to 1.
 
-    q(x) = lowest + (1 - lowest) (1 - exp(-bend x)) / (1 - exp(-bend)), x = (level - low) / (high - low).
+    q(level) = lowest + (1 - lowest) log(level / low) / log(high / low)
 
-    >>> {level: round(q, 3) for level, q in exponential_quality([4, 16, 64], lowest=0.75).items()}
-    {4: 0.75, 16: 0.869, 64: 1.0}
+    >>> logarithmic([4, 16, 64], lowest=0.75)
+    {4: 0.75, 16: 0.875, 64: 1.0}
     """
-    low, span = min(levels), max(levels) - min(levels)
-    if span == 0:
-        return dict.fromkeys(levels, 1.0)
-    rises = {level: (1 - exp(-bend * (level - low) / span)) / (1 - exp(-bend)) for level in levels}
-    return {level: lowest + (1 - lowest) * rise for level, rise in rises.items()}
+    low, high = min(levels), max(levels)
+    if low == high:
+        return {low: 1.0}
+    return {level: lowest + (1 - lowest) * log(level / low) / log(high / low) for level in levels}

@@ -1,4 +1,4 @@
-"""What is asked of the scheduler, and what it answers, as values. Times are seconds of one clock that never goes back."""
+"""What is asked of the scheduler, and what it answers, as values. Times are seconds of one clock that only rises."""
 
 from __future__ import annotations
 

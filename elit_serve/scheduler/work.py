@@ -57,6 +57,10 @@ class Work:
     def order(self) -> tuple[float, int]:
         return self.order_s, self.request.demand.request_id
 
+    def pace_s(self, now_s: float, costs: CorrectedCosts) -> float:
+        """How long its steps may take from now on, those of its present lane at least, for it to end in time."""
+        return (self.due_s - now_s) / self.solo_s * costs.row_s(*self.lane)[1]
+
     def refresh(self, costs: CorrectedCosts) -> None:
         """Computes `solo_s` anew from these costs."""
         later = sum(steps * costs.row_s(*lane)[1] for lane, steps in self.runs[self.run + 1 :])
@@ -92,6 +96,17 @@ class Work:
         moved = copy(self)
         moved.due_s += seconds
         return moved
+
+    def raised(self, level: int, now_s: float, costs: CorrectedCosts) -> Work:
+        """A copy whose free steps run at up to this level: the highest of the table that it can make alone."""
+        low, high = self.bounds()
+        for candidate in reversed(costs.levels_within(low, max(low, min(level, high)))):
+            higher = copy(self)
+            higher.runs = tuple(((candidate, weak_cap), steps) for (_, weak_cap), steps in self.runs)
+            higher.refresh(costs)
+            if now_s + higher.solo_s <= self.due_s:
+                return higher
+        return self
 
     def bounds(self) -> tuple[int, int]:
         """The levels that its next step may run at: from, to."""

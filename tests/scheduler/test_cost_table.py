@@ -6,39 +6,61 @@ from hypothesis import strategies as st
 
 from elit_serve.scheduler import CostTable
 
+BATCHES = (1, 2, 4, 8)
 
-def linear_table() -> CostTable:
-    """A device on which a step takes 10 + 2 ms per latent, and a guided one 1 ms more."""
+
+def cost_ms(level: float, weak: float | None, batch: int) -> float:
+    """A device on which a launch takes 10 ms and 2 more per latent of each image, and a guided one 1 + 2 per weak one."""
+    return 10 + batch * (2 * level + (1 + 2 * weak if weak else 0))
+
+
+def linear_table(*, pads_batches: bool = False) -> CostTable:
     points = [(level, weak) for level in (1, 4, 8, 16) for weak in (None, *sorted({1, level}))]
-    costs = {(level, weak): 10.0 + 2 * level + (1 + 2 * weak if weak else 0) for level, weak in points}
-    return CostTable(step_costs_ms=costs, overhead_ms=5.0)
+    costs = {(level, weak, batch): cost_ms(level, weak, batch) for level, weak in points for batch in BATCHES}
+    return CostTable(steps_ms=costs, overhead_ms=5.0, pads_batches=pads_batches)
 
 
 def test_a_measured_point_is_returned_as_measured() -> None:
-    assert linear_table().step_ms(8, None) == 26
-    assert linear_table().step_ms(8, 1) == 29
-    assert linear_table().step_ms(8, 8) == 43
+    assert linear_table().step_ms(8, None, 1) == 26
+    assert linear_table().step_ms(8, 1, 1) == 29
+    assert linear_table().step_ms(8, 8, 4) == 10 + 4 * 33
 
 
-@given(level=st.integers(1, 16), weak=st.integers(1, 16))
-def test_interpolation_is_exact_where_the_cost_is_linear(level: int, weak: int) -> None:
+@given(level=st.integers(1, 16), weak=st.integers(1, 16), batch=st.integers(1, 8))
+def test_interpolation_is_exact_where_the_cost_is_linear(level: int, weak: int, batch: int) -> None:
     weak = min(weak, level)
-    assert linear_table().step_ms(level, weak) == pytest.approx(10 + 2 * level + 1 + 2 * weak)
-    assert linear_table().step_ms(level, None) == pytest.approx(10 + 2 * level)
+    assert linear_table().step_ms(level, weak, batch) == pytest.approx(cost_ms(level, weak, batch))
+    assert linear_table().step_ms(level, None, batch) == pytest.approx(cost_ms(level, None, batch))
 
 
-def test_a_weak_level_above_the_level_counts_as_the_level() -> None:
-    assert linear_table().step_ms(4, 9) == linear_table().step_ms(4, 4)
+def test_a_weak_cap_above_the_level_counts_as_the_level() -> None:
+    assert linear_table().step_ms(4, 9, 2) == linear_table().step_ms(4, 4, 2)
 
 
-def test_outside_the_measured_range_the_nearest_measurement_counts() -> None:
-    table = CostTable(step_costs_ms={(2, None): 3.0, (4, None): 5.0, (2, 2): 4.0, (4, 2): 6.0}, overhead_ms=0.0)
-    assert table.step_ms(1, None) == 3
-    assert table.step_ms(9, None) == 5
-    assert table.step_ms(4, 1) == 6
-    assert table.step_ms(4, 4) == 6
+def test_a_padded_batch_costs_as_much_as_the_next_measured_one() -> None:
+    table = linear_table(pads_batches=True)
+    assert table.step_ms(8, None, 3) == table.step_ms(8, None, 4)
+    assert table.step_ms(8, None, 5) == table.step_ms(8, None, 8)
+    assert table.step_ms(8, None, 2) < table.step_ms(8, None, 3)
 
 
-def test_a_plan_costs_the_overhead_and_each_of_its_steps() -> None:
-    cost_ms = linear_table().predict_ms([16, 16, 4], [1, None, 4])
-    assert cost_ms == pytest.approx(5 + 45 + 42 + 27)
+def test_a_row_goes_from_an_empty_batch_to_the_largest_measured_one() -> None:
+    row = linear_table().row(4, None)
+    assert row[0] == 0
+    assert len(row) == 1 + linear_table().max_batch
+    assert row[3] == linear_table().step_ms(4, None, 3)
+
+
+def test_outside_the_measured_levels_the_nearest_measurement_counts() -> None:
+    costs = {(2, None, 1): 3.0, (4, None, 1): 5.0, (2, 2, 1): 4.0, (4, 2, 1): 6.0}
+    table = CostTable(steps_ms=costs, overhead_ms=0.0)
+    assert table.step_ms(1, None, 1) == 3
+    assert table.step_ms(9, None, 1) == 5
+    assert table.step_ms(4, 1, 1) == 6
+    assert table.step_ms(4, 4, 1) == 6
+
+
+def test_a_scaled_table_scales_steps_and_keeps_the_overhead_and_the_padding() -> None:
+    table = linear_table(pads_batches=True).scaled(1.1)
+    assert table.step_ms(8, 1, 3) == pytest.approx(1.1 * cost_ms(8, 1, 4))
+    assert table.overhead_ms == 5

@@ -1,0 +1,215 @@
+"""Any traffic on a device that behaves as predicted: nothing lost, nothing run twice, no promise broken."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
+from elit_serve.scheduler.quality import logarithmic
+from elit_serve.scheduler.requests import ENDED, Demand, Launch, Priority, State
+
+LEVELS = (2, 4, 8, 16)
+
+
+@dataclass
+class Traffic:
+    """What happens from outside: images that are asked for together, and cancellations, by time."""
+
+    submissions: list[tuple[float, list[Demand]]]
+    cancellations: list[tuple[float, int]] = field(default_factory=list)
+    failing_launches: frozenset[int] = frozenset()
+
+
+@dataclass
+class Story:
+    """What became of each request."""
+
+    accepted: dict[int, Demand] = field(default_factory=dict)
+    answered_s: dict[int, float] = field(default_factory=dict)
+    ended: dict[int, State] = field(default_factory=dict)
+    levels: dict[int, list[int]] = field(default_factory=dict)
+
+
+class Driver:
+    """A device that takes `truth` for every step, with up to `depth` launches decided ahead, as a worker drives it."""
+
+    def __init__(self, scheduler: RequestScheduler, truth: CostTable, *, depth: int = 1) -> None:
+        self.scheduler, self.truth, self.depth = scheduler, truth, depth
+        self.story = Story()
+        self.running: deque[tuple[float, Launch]] = deque()
+        self.decoding: deque[tuple[float, int]] = deque()
+
+    def run(self, traffic: Traffic) -> Story:
+        outside = [(at_s, 0, index, demands) for index, (at_s, demands) in enumerate(traffic.submissions)]
+        outside += [(at_s, 1, index, [request_id]) for index, (at_s, request_id) in enumerate(traffic.cancellations)]
+        self.failing = traffic.failing_launches
+        for at_s, is_cancellation, _, what in sorted(outside, key=lambda event: event[:3]):
+            self.run_until(at_s)
+            if is_cancellation:
+                self.cancel(what[0], at_s)
+            else:
+                self.submit(what, at_s)
+            self.fill(at_s)
+        self.run_until(float("inf"))
+        return self.story
+
+    def submit(self, demands: Sequence[Demand], now_s: float) -> None:
+        if self.scheduler.submit(demands, now_s) is None:
+            for demand in demands:
+                self.story.accepted[demand.request_id] = demand
+                self.story.levels[demand.request_id] = []
+
+    def cancel(self, request_id: int, now_s: float) -> None:
+        if self.scheduler.cancel(request_id, now_s):
+            self.end(request_id)
+
+    def run_until(self, until_s: float) -> None:
+        while (now_s := min([at_s for at_s, _ in [*self.running, *self.decoding]], default=until_s)) < until_s:
+            if self.running and self.running[0][0] == now_s:
+                self.finish(now_s)
+            else:
+                _, request_id = self.decoding.popleft()
+                self.scheduler.delivered(request_id, now_s)
+                if self.scheduler.state(request_id) is State.DONE:
+                    self.story.answered_s[request_id] = now_s
+                    self.end(request_id)
+            for request_id in self.scheduler.expire(now_s):
+                self.end(request_id)
+            self.fill(now_s)
+
+    def finish(self, now_s: float) -> None:
+        _, launch = self.running.popleft()
+        if launch.launch_id in self.failing:
+            self.scheduler.failed(launch.request_ids, now_s)
+            for request_id in launch.request_ids:
+                if request_id not in self.story.ended:
+                    self.end(request_id)
+        took_ms = self.truth.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
+        for request_id in self.scheduler.finished(launch.launch_id, now_s, took_ms):
+            self.decoding.append((now_s + self.truth.overhead_ms / 1000, request_id))
+
+    def fill(self, now_s: float) -> None:
+        while len(self.running) < self.depth:
+            start_s = max(now_s, self.running[-1][0] if self.running else now_s)
+            launch = self.scheduler.decide(start_s)
+            if not isinstance(launch, Launch):
+                return
+            for request_id in launch.request_ids:
+                self.story.levels[request_id].append(launch.level)
+            took_ms = self.truth.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
+            self.running.append((start_s + took_ms / 1000, launch))
+
+    def end(self, request_id: int) -> None:
+        state = self.scheduler.state(request_id)
+        assert state in ENDED
+        assert request_id not in self.story.ended, "a request ends once"
+        self.story.ended[request_id] = state
+        self.scheduler.forget(request_id)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> CostTable:
+    """Costs that rise with the level, the weak level and the batch, with bends anywhere."""
+    batches = (1, 2, 3, 4, 8)
+    grows = st.floats(0.0, 2.0)
+    per_level = [0.5 + draw(grows) for _ in LEVELS]
+    per_batch = [0.2 + draw(grows) for _ in batches]
+    main = [sum(per_level[: i + 1]) for i in range(len(LEVELS))]
+    size = [1 + sum(per_batch[1 : i + 1]) for i in range(len(batches))]
+    fixed_ms, weak_share = draw(st.floats(0.1, 5.0)), draw(st.floats(0.0, 1.0))
+    steps_ms: dict[tuple[int, int | None, int], float] = {}
+    for i, level in enumerate(LEVELS):
+        for b, batch in enumerate(batches):
+            steps_ms[level, None, batch] = fixed_ms + main[i] * size[b]
+            for j, weak in enumerate(LEVELS[: i + 1]):
+                steps_ms[level, weak, batch] = steps_ms[level, None, batch] + weak_share * main[j] * size[b]
+    return CostTable(steps_ms=steps_ms, overhead_ms=draw(st.floats(0.0, 10.0)), pads_batches=draw(st.booleans()))
+
+
+@st.composite
+def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
+    num_steps = draw(st.integers(1, 8))
+    guided_from = draw(st.sampled_from([0, 0, 0, num_steps, num_steps // 2]))
+    cap = draw(st.sampled_from([2, 2, 16]))
+    low, high = sorted((draw(st.integers(1, 18)), draw(st.integers(1, 18))))
+    bounds = draw(st.sampled_from([(2, 16), (2, 16), (low, high)]))
+    pins = st.one_of(st.none(), st.none(), st.integers(1, 18).map(lambda level: (level,) * num_steps))
+    replays = st.lists(st.sampled_from(LEVELS), min_size=num_steps, max_size=num_steps).map(tuple)
+    return Demand(
+        request_id=request_id,
+        arrived_s=arrived_s,
+        deadline_s=arrived_s + draw(st.floats(0.01, 1.5)),
+        weak_caps=(None,) * guided_from + (cap,) * (num_steps - guided_from),
+        min_level=bounds[0],
+        max_level=bounds[1],
+        pinned=draw(st.one_of(pins, pins, replays)),
+        is_hard=draw(st.sampled_from([True, True, False])),
+        priority=draw(st.sampled_from([Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BATCH])),
+    )
+
+
+@st.composite
+def traffics(draw: st.DrawFn, *, fails: bool = False) -> Traffic:
+    now_s, submissions, cancellations, num_requests = 0.0, [], [], 0
+    for _ in range(draw(st.integers(1, 15))):
+        now_s += draw(st.sampled_from([0.0, 0.002, 0.01, 0.03, 0.2]))
+        together = range(num_requests, num_requests + draw(st.sampled_from([1, 1, 1, 3])))
+        submissions.append((now_s, [draw(demands(request_id, now_s)) for request_id in together]))
+        cancellations += [(now_s + draw(st.floats(0, 0.3)), i) for i in together if draw(st.integers(0, 7)) == 0]
+        num_requests = together[-1] + 1
+    failing = draw(st.frozensets(st.integers(0, 40), max_size=3)) if fails else frozenset()
+    return Traffic(submissions, cancellations, failing)
+
+
+def elastic(table: CostTable, elastic_settings: ElasticSettings | None = None) -> RequestScheduler:
+    quality = QualityTable(levels=logarithmic(LEVELS, lowest=0.5))
+    return RequestScheduler(table, ElasticPolicy(quality, elastic_settings))
+
+
+def assert_all_accounted_for(scheduler: RequestScheduler, story: Story) -> None:
+    assert story.ended.keys() == story.accepted.keys(), "every accepted request ends"
+    assert scheduler.num_waiting == scheduler.num_running == 0
+    for request_id, demand in story.accepted.items():
+        levels = story.levels[request_id]
+        if story.ended[request_id] is State.DONE:
+            assert len(levels) == demand.num_steps, "every step runs once"
+        if demand.pinned is not None:
+            assert tuple(levels) == demand.pinned[: len(levels)]
+        else:
+            assert all(demand.min_level <= level <= demand.max_level for level in levels)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    table=tables(),
+    traffic=traffics(),
+    depth=st.integers(1, 2),
+    max_batch=st.sampled_from([8, 8, 3, 1]),
+    admission=st.sampled_from(["most", "quality"]),
+    max_waiting=st.sampled_from([None, None, 4]),
+)
+def test_every_promise_is_kept(table, traffic, depth, max_batch, admission, max_waiting) -> None:  # type: ignore[no-untyped-def]
+    scheduler = elastic(table, ElasticSettings(admission=admission, max_waiting=max_waiting, cushion_steps=1e-3))
+    scheduler.limit_batch(max_batch)
+    story = Driver(scheduler, table, depth=depth).run(traffic)
+    assert_all_accounted_for(scheduler, story)
+    for request_id, demand in story.accepted.items():
+        if story.ended[request_id] is State.CANCELLED:
+            continue
+        assert story.ended[request_id] is State.DONE
+        if demand.is_hard:
+            assert story.answered_s[request_id] <= demand.deadline_s
+    assert scheduler.counters.missed == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(table=tables(), traffic=traffics(fails=True), depth=st.integers(1, 2), bias=st.sampled_from([0.5, 1.0, 2.0]))
+def test_all_are_accounted_for_when_steps_fail_and_predictions_are_wrong(table, traffic, depth, bias) -> None:  # type: ignore[no-untyped-def]
+    for scheduler in (elastic(table), RequestScheduler(table, FixedPolicy(max_waiting=5))):
+        story = Driver(scheduler, table.scaled(bias), depth=depth).run(traffic)
+        assert_all_accounted_for(scheduler, story)
