@@ -351,7 +351,10 @@ def _bare_generation(response: httpx.Response) -> Generation:
     levels = facts.get("levels", "")
     image = {**facts, "b64_json": response.content, "levels": levels.split(",") if levels else ()}
     output_format = _media_type(response).rpartition("/")[2].removeprefix("x-")
-    return _valid(Generation, {**facts, "output_format": output_format, "images": (image,)}, response)
+    try:
+        return Generation.model_validate({**facts, "output_format": output_format, "images": (image,)})
+    except ValidationError as error:
+        raise _not_ours(response, error) from None
 
 
 def _guidance(text: str) -> Any:
@@ -366,19 +369,15 @@ Parsed = TypeVar("Parsed", bound=Answer)
 
 def _parsed(kind: type[Parsed], response: httpx.Response) -> Parsed:
     try:
-        return _valid(kind, response.json(), response)
-    except ValueError:
-        raise ServerUnreachable(f"{response.url} did not answer with JSON") from None
-
-
-def _valid(kind: type[Parsed], facts: object, response: httpx.Response) -> Parsed:
-    try:
-        return kind.model_validate(facts)
+        return kind.model_validate_json(response.content)
     except ValidationError as error:
-        field = ".".join(map(str, error.errors()[0]["loc"])) or "body"
-        raise ServerUnreachable(
-            f"{response.url} did not answer as an elit-serve server does: {field}: {error.errors()[0]['msg']}"
-        ) from None
+        raise _not_ours(response, error) from None
+
+
+def _not_ours(response: httpx.Response, error: ValidationError) -> ServerUnreachable:
+    first = error.errors(include_input=False)[0]
+    field = ".".join(map(str, first["loc"])) or "body"
+    return ServerUnreachable(f"{response.url} did not answer as an elit-serve server does: {field}: {first['msg']}")
 
 
 def _media_type(response: httpx.Response) -> str:
