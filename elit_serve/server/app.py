@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +18,19 @@ from starlette.responses import Response
 import elit_serve
 from elit_serve.budget import budget_of_level
 from elit_serve.clock import Clock, MonotonicClock
+from elit_serve.engine.encoding import ANSWER_FORMATS
+from elit_serve.engine.executor import Executor
+from elit_serve.engine.jobs import Job, Outcome, alone_ms, weak_caps
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.predict import Predictor
-from elit_serve.engine.worker import Job, Outcome, Worker
-from elit_serve.errors import EngineStopped, GenerationFailed
-from elit_serve.pictures import OUTPUT_FORMATS
-from elit_serve.scheduler import CostTable
+from elit_serve.engine.worker import Worker
+from elit_serve.errors import ElitError, EngineStopped
+from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
+from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import problems
-from elit_serve.server.generation import answer, bare_answer, encoded, job_of, usable_levels
+from elit_serve.server.generation import answer, bare_answer, form_of, job_of, usable_levels
 from elit_serve.server.limits import BodyLimit
 from elit_serve.server.metrics import CLIENT_GONE, Metrics, MetricsMiddleware
-from elit_serve.server.negotiation import bare_format, media_type_of
+from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.schemas import (
     GenerateRequest,
     GenerateResponse,
@@ -36,13 +39,14 @@ from elit_serve.server.schemas import (
     ModelInfo,
     ModelList,
     Problem,
+    Ready,
 )
 from elit_serve.server.settings import Settings
 
 DESCRIPTION = """One checkpoint, every latency: say what a picture may cost (`budget`), or when it must be there
-(`latency_ms`), and the model runs on as many of its latent tokens as that allows."""
+(`latency_ms`), and the model runs on as many of its latent tokens as that and the other requests allow."""
 
-STOP_SECONDS = 30  # for the job that is running at shutdown
+STARTED_SLOTS = 256  # beside those that wait: more pictures than a device runs at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +55,34 @@ class Service:
 
     pipeline: Pipeline
     settings: Settings
-    predictor: Predictor
+    cost: CostTable
     worker: Worker
     metrics: Metrics
     clock: Clock
 
 
-def create_app(pipeline: Pipeline, settings: Settings, *, cost: CostTable, clock: Clock | None = None) -> FastAPI:
+def num_slots(settings: Settings) -> int:
+    """Pictures that an executor must have room for."""
+    return settings.max_queue + STARTED_SLOTS
+
+
+def create_app(
+    pipeline: Pipeline, executor: Executor, settings: Settings, *, cost: CostTable, clock: Clock | None = None
+) -> FastAPI:
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
-    predictor = Predictor(cost=cost, headroom=settings.headroom)
-    worker = Worker(pipeline, predictor, clock=clock, max_queue=settings.max_queue)
-    metrics = Metrics(levels=pipeline.config.levels, queue_length=lambda: worker.queue_length)
+    metrics = Metrics(levels=pipeline.config.levels)
+    worker = Worker(pipeline, executor, open_scheduler(settings, cost), clock=clock, observer=metrics)
+    metrics.watch(worker)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
         try:
-            await _warm_up(pipeline, worker, clock)
+            await run_in_threadpool(worker.wait_until_ready)
             yield
         finally:
-            await run_in_threadpool(worker.stop, timeout_s=STOP_SECONDS)
+            await run_in_threadpool(worker.stop)
 
     app: FastAPI = FastAPIOffline(
         title="elit-serve",
@@ -82,7 +93,7 @@ def create_app(pipeline: Pipeline, settings: Settings, *, cost: CostTable, clock
         swagger_ui_parameters={"validatorUrl": None},  # otherwise the page asks an outside host
     )
     app.state.service = Service(
-        pipeline=pipeline, settings=settings, predictor=predictor, worker=worker, metrics=metrics, clock=clock
+        pipeline=pipeline, settings=settings, cost=cost, worker=worker, metrics=metrics, clock=clock
     )
     app.include_router(router)
     problems.install(app)
@@ -92,20 +103,23 @@ def create_app(pipeline: Pipeline, settings: Settings, *, cost: CostTable, clock
     return app
 
 
-async def _warm_up(pipeline: Pipeline, worker: Worker, clock: Clock) -> None:
-    """Runs one step on the worker's thread and every encoder once, so that the first caller need not wait for it."""
-    plan = pipeline.plan(steps=1)
-    job = Job(class_ids=(0,), seeds=(0,), plan=plan, arrived_s=clock.now())
-    with suppress(GenerationFailed):  # the worker has logged it; other classes may do better
-        outcome = await asyncio.wrap_future(worker.submit(job))
-        for output_format in OUTPUT_FORMATS:
-            await run_in_threadpool(encoded, outcome, output_format)
+def open_scheduler(settings: Settings, cost: CostTable) -> RequestScheduler:
+    """The scheduler that the settings ask for."""
+    policy: ElasticPolicy | FixedPolicy
+    if settings.policy == "elastic":
+        policy = ElasticPolicy(placeholder_quality(cost.levels), ElasticSettings(max_waiting=settings.max_queue))
+    else:
+        policy = FixedPolicy(max_waiting=settings.max_queue)
+    scheduler = RequestScheduler(cost, policy)
+    if settings.max_batch is not None:
+        scheduler.limit_batch(settings.max_batch)
+    return scheduler
 
 
 router = APIRouter()
 
 _PROBLEM: dict[str, Any] = {"model": Problem, "content": {problems.MEDIA_TYPE: {}}}
-_PICTURE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
 @router.post(
@@ -114,40 +128,35 @@ _PICTURE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
     responses={
         200: {
             "model": GenerateResponse,
-            "description": "JSON, or by `Accept` a bare picture with the same facts in `X-Elit-` headers.",
-            "content": {media_type_of(name): _PICTURE for name in OUTPUT_FORMATS},
+            "description": "JSON, or by `Accept` the bare file with the same facts in `X-Elit-` headers.",
+            "content": {media_type_of(name): _FILE for name in ANSWER_FORMATS},
         },
         400: {**_PROBLEM, "description": "The body is not JSON."},
+        406: {**_PROBLEM, "description": "`Accept` names nothing that this model can answer with."},
         413: {**_PROBLEM, "description": "The body is too large."},
-        422: {**_PROBLEM, "description": "A field is not valid, or the latency target cannot be met."},
+        422: {**_PROBLEM, "description": "A field is not valid, or the target cannot be met; see `min_latency_ms`."},
         500: {**_PROBLEM, "description": "The picture could not be generated."},
-        503: {**_PROBLEM, "description": "The queue is full or the engine is down; see `Retry-After`."},
+        503: {**_PROBLEM, "description": "Others are in the way, or the engine is down: `reason`, `Retry-After`."},
+        504: {**_PROBLEM, "description": "The request was taken, but its target has passed."},
     },
 )
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
+    pipeline, metrics = service.pipeline, service.metrics
     arrived_s = service.clock.now()
-    bare = bare_format(request.headers.get("accept"), body.output_format)
-    output_format = bare or body.output_format or "png"
-    job = job_of(
-        body,
-        service.pipeline,
-        service.predictor,
-        max_images=service.settings.max_images,
-        max_image_steps=service.settings.max_image_steps,
-        is_bare=bare is not None,
-        arrived_s=arrived_s,
+    form = form_of(request.headers.get("accept"), body, pipeline)
+    job = await run_in_threadpool(  # drawing noise takes a while
+        job_of, body, form, pipeline, service.cost, service.settings, arrived_s=arrived_s
     )
-    outcome = await _outcome(request, service.worker, job)
+    outcome = await _outcome(request, service, job)
     if outcome is None:
         return Response(status_code=CLIENT_GONE)
-    files = await run_in_threadpool(encoded, outcome, output_format)
     total_ms = 1000 * (service.clock.now() - arrived_s)
-    facts = answer(job, outcome, files, pipeline=service.pipeline, output_format=output_format, total_ms=total_ms)
+    facts = answer(body, job, outcome, form, pipeline=pipeline, total_ms=total_ms)
     for image in facts.images:
-        service.metrics.level.observe(image.level)
-    if bare is not None:
-        return bare_answer(facts, files[0])
+        metrics.level.observe(image.level)
+    if form.is_bare:
+        return bare_answer(facts, outcome.images[0].file)
     return Response(await run_in_threadpool(facts.model_dump_json), media_type="application/json")
 
 
@@ -156,7 +165,10 @@ def models(request: Request) -> ModelList:
     service: Service = request.app.state.service
     config = service.pipeline.config
     plan = service.pipeline.plan()
-    costs_ms = {level: service.predictor.plan_ms(plan.at_level(level)) for level in usable_levels(plan, config.levels)}
+    caps = weak_caps(plan.guidance, plan.num_steps, plan.time_shift, max(config.levels))
+    costs_ms = {
+        level: alone_ms(service.cost, (level,) * plan.num_steps, caps) for level in usable_levels(plan, config.levels)
+    }
     levels = [
         LevelInfo(
             level=level, budget=budget_of_level(level, config.spec.latents_per_group), latency_ms=costs_ms.get(level)
@@ -178,10 +190,28 @@ def models(request: Request) -> ModelList:
 
 @router.get("/health", summary="Whether the engine runs", responses={503: _PROBLEM})
 async def health(request: Request) -> Health:
-    service: Service = request.app.state.service
-    if not service.worker.is_alive:
-        raise EngineStopped("the engine is not running")
-    return Health(model=service.pipeline.config.name, queue_length=service.worker.queue_length)
+    worker = _living_worker(request)
+    return Health(
+        status="draining" if worker.is_draining else "ok",
+        model=request.app.state.service.pipeline.config.name,
+        queue_length=worker.num_waiting,
+        running=worker.num_running,
+    )
+
+
+@router.get("/liveness", summary="Whether this process should live on", responses={503: _PROBLEM})
+@router.get("/v2/health/live", include_in_schema=False)
+async def liveness(request: Request) -> Ready:
+    _living_worker(request)
+    return Ready()
+
+
+@router.get("/readiness", summary="Whether to send requests here: not while draining", responses={503: _PROBLEM})
+@router.get("/v2/health/ready", include_in_schema=False)
+async def readiness(request: Request) -> Ready:
+    if not _living_worker(request).is_ready:
+        raise EngineStopped("the engine takes no more work")
+    return Ready()
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
@@ -190,20 +220,38 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.render(), headers={"Content-Type": service.metrics.content_type})
 
 
-async def _outcome(request: Request, worker: Worker, job: Job) -> Outcome | None:
-    """Runs a job; None, with the job given up, when its caller has left."""
-    future = worker.submit(job)
+def _living_worker(request: Request) -> Worker:
+    worker: Worker = request.app.state.service.worker
+    if not worker.is_alive:
+        raise EngineStopped("the engine is not running")
+    return worker
+
+
+async def _outcome(request: Request, service: Service, job: Job) -> Outcome | None:
+    """Runs a job; None, with the job given up, when its caller has left. Counts what becomes of it."""
+    try:
+        future = service.worker.submit(job)
+    except ElitError as error:
+        service.metrics.refused(error)
+        raise
+    try:
+        outcome = await _unless_disconnected(request, future)
+    except ElitError as error:
+        service.metrics.ended(error)
+        raise
+    service.metrics.generations.labels("cancelled" if outcome is None else "done").inc()
+    return outcome
+
+
+async def _unless_disconnected(request: Request, future: Future[Outcome]) -> Outcome | None:
     waiting = asyncio.wrap_future(future)
     leaving = asyncio.create_task(_disconnected(request))
     try:
         either: set[asyncio.Future[Any]] = {waiting, leaving}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
-        return None
+        return waiting.result() if waiting.done() else None
     finally:
-        worker.abandon(future)
-        waiting.cancel()
+        waiting.cancel()  # and `future` with it, which gives the job up
         leaving.cancel()
 
 

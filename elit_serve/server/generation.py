@@ -3,63 +3,82 @@
 from __future__ import annotations
 
 import base64
-import math
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from starlette.responses import Response
 
-from elit_serve.budget import budget_of_level
+from elit_serve.budget import budget_of_level, level_of_budget
+from elit_serve.engine.encoding import AnswerFormat, answer_formats
+from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, alone_ms, draw_noise, weak_caps
 from elit_serve.engine.pipeline import MAX_SEED, Pipeline
-from elit_serve.engine.predict import Predictor
-from elit_serve.engine.worker import Job, Outcome
-from elit_serve.errors import Infeasible, InvalidInput
-from elit_serve.pictures import OutputFormat
+from elit_serve.errors import InvalidInput
 from elit_serve.sampling import Guidance, Plan
-from elit_serve.scheduler import highest_level_within
-from elit_serve.server.negotiation import media_type_of
+from elit_serve.scheduler import CostTable
+from elit_serve.scheduler.requests import Priority
+from elit_serve.server.negotiation import bare_format, check_format, media_type_of
 from elit_serve.server.schemas import GeneratedImage, GenerateRequest, GenerateResponse, GuidanceRequest, GuidanceUsed
+from elit_serve.server.settings import Settings
 
 RANDOM_SEEDS = 1 << 32  # small enough to survive a client that reads numbers as doubles
+SOFT_SCALE = 3.0  # a request without a target should be answered within so many times what it takes alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How to answer: a bare file, or JSON around it."""
+
+    output_format: AnswerFormat
+    is_bare: bool
+
+
+def form_of(accept: str | None, request: GenerateRequest, pipeline: Pipeline) -> Form:
+    """What `Accept` and `output_format` ask for. Raises `InvalidInput`, or a 406."""
+    formats = answer_formats(pipeline.is_latent)
+    bare = bare_format(accept, request.output_format, formats)
+    return Form(output_format=bare or check_format(request.output_format, formats), is_bare=bare is not None)
 
 
 def job_of(
-    request: GenerateRequest,
-    pipeline: Pipeline,
-    predictor: Predictor,
-    *,
-    max_images: int,
-    max_image_steps: int,
-    is_bare: bool,
-    arrived_s: float,
+    request: GenerateRequest, form: Form, pipeline: Pipeline, cost: CostTable, settings: Settings, *, arrived_s: float
 ) -> Job:
-    """What the engine is to do. Raises `InvalidInput`, and `Infeasible` for a target that cannot be met even alone."""
+    """What the engine is to do. Raises `InvalidInput` for what cannot be asked of this model."""
     class_id = _class_id(request, pipeline)
-    seeds = _seeds(request, max_images=max_images, is_bare=is_bare)
-    if request.levels is not None and request.latency_ms is not None:
-        raise InvalidInput("latency_ms", request.latency_ms, "levels already fix the compute; leave one of them out")
+    seeds = _seeds(request, max_images=settings.max_images, is_bare=form.is_bare)
     plan = pipeline.plan(
         budget=request.budget,
         levels=request.levels,
         steps=request.steps,
         guidance=_guidance(request.guidance, pipeline),
     )
-    if len(seeds) * plan.num_steps > max_image_steps:
-        raise InvalidInput("steps", plan.num_steps, f"at most {max_image_steps} steps over all images of a request")
-    candidates: tuple[int, ...] = ()
-    if request.latency_ms is not None and request.budget is None:
-        candidates = usable_levels(plan, pipeline.config.levels)
-    job = Job(
-        class_ids=(class_id,) * len(seeds),
+    if len(seeds) * plan.num_steps > settings.max_image_steps:
+        raise InvalidInput(
+            "steps", plan.num_steps, f"at most {settings.max_image_steps} steps over all images of a request"
+        )
+    pinned = plan.levels if request.budget is not None or request.levels is not None else None
+    low, high = _bounds(request, plan, pipeline)
+    caps = weak_caps(plan.guidance, plan.num_steps, plan.time_shift, max(pipeline.config.levels))
+    latency_ms = request.latency_ms or settings.soft_latency_ms
+    if latency_ms is None:
+        latency_ms = SOFT_SCALE * alone_ms(cost, pinned or (high,) * plan.num_steps, caps, len(seeds))
+    return Job(
+        class_id=class_id,
         seeds=seeds,
-        plan=plan,
+        noise=draw_noise(seeds, pipeline.config.spec.sample_shape),
+        guidance=plan.guidance,
+        time_shift=plan.time_shift,
+        weak_caps=caps,
         arrived_s=arrived_s,
-        latency_ms=request.latency_ms,
-        candidates=candidates,
+        latency_ms=latency_ms,
+        is_hard=request.latency_ms is not None and not request.best_effort,
+        min_level=low,
+        max_level=high,
+        pinned=pinned,
+        priority=Priority(request.priority),
+        output_format=form.output_format,
     )
-    _check_feasible(job, predictor)
-    return job
 
 
 def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:
@@ -105,43 +124,35 @@ def usable_levels(plan: Plan, levels: Sequence[int]) -> tuple[int, ...]:
     return tuple(level for level in levels if level >= lowest)
 
 
-def _check_feasible(job: Job, predictor: Predictor) -> None:
-    if job.latency_ms is None:
-        return
-    num_images = len(job.seeds)
-    if job.candidates:
-        highest_level_within(
-            job.latency_ms, job.candidates, lambda level: predictor.plan_ms(job.plan.at_level(level), num_images)
-        )
-    elif (needed_ms := predictor.plan_ms(job.plan, num_images)) > job.latency_ms:
-        raise Infeasible(job.latency_ms, math.ceil(needed_ms))
-
-
-def encoded(outcome: Outcome, output_format: OutputFormat) -> list[bytes]:
-    """The files. Takes milliseconds a picture, so it has no place on the event loop."""
-    return [picture.encode(output_format) for picture in outcome.pictures]
+def _bounds(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> tuple[int, int]:
+    """The lowest and the highest level that the scheduler may pick."""
+    levels = usable_levels(plan, pipeline.config.levels)
+    bounds = {"min_budget": levels[0], "max_budget": levels[-1]}
+    for field in bounds:
+        share = getattr(request, field)
+        if share is not None and (request.budget is not None or request.levels is not None):
+            raise InvalidInput(field, share, "the compute is already fixed by budget or levels; leave it out")
+        if share is not None:
+            bounds[field] = level_of_budget(share, levels, pipeline.config.spec.latents_per_group, field=field)
+    low, high = bounds["min_budget"], bounds["max_budget"]
+    if low > high:
+        raise InvalidInput("min_budget", request.min_budget, f"at most max_budget, {request.max_budget}")
+    return low, high
 
 
 def answer(
-    job: Job,
-    outcome: Outcome,
-    files: Sequence[bytes],
-    *,
-    pipeline: Pipeline,
-    output_format: OutputFormat,
-    total_ms: float,
+    request: GenerateRequest, job: Job, outcome: Outcome, form: Form, *, pipeline: Pipeline, total_ms: float
 ) -> GenerateResponse:
     """The JSON answer."""
     latents_per_group = pipeline.config.spec.latents_per_group
-    guidance = outcome.plan.guidance
-    class_id = job.class_ids[0]
+    guidance = job.guidance
     return GenerateResponse(
         model=pipeline.config.name,
         model_hash=pipeline.model_hash,
-        label=pipeline.config.classes[class_id],
-        class_id=class_id,
-        output_format=output_format,
-        steps=outcome.plan.num_steps,
+        label=pipeline.config.classes[job.class_id],
+        class_id=job.class_id,
+        output_format=form.output_format,
+        steps=job.num_steps,
         guidance=GuidanceUsed(
             method=guidance.method,
             scale=guidance.scale,
@@ -149,26 +160,34 @@ def answer(
             weak_budget=budget_of_level(guidance.weak_level, latents_per_group),
             interval=guidance.interval,
         ),
-        latency_ms=job.latency_ms,
-        deadline_met=None if job.latency_ms is None else total_ms <= job.latency_ms,
+        priority=request.priority,
+        latency_ms=request.latency_ms,
+        promised=job.is_hard,
+        deadline_met=None if request.latency_ms is None else total_ms <= request.latency_ms,
         queue_ms=round(outcome.queue_ms, 3),
         compute_ms=round(outcome.compute_ms, 3),
+        encode_ms=round(outcome.encode_ms, 3),
         total_ms=round(total_ms, 3),
-        images=[
-            GeneratedImage(
-                b64_json=base64.b64encode(file).decode("ascii"),
-                seed=seed,
-                level=_whole(outcome.plan.mean_level),
-                budget=budget_of_level(outcome.plan.mean_level, latents_per_group),
-                levels=list(outcome.plan.levels),
-            )
-            for file, seed in zip(files, job.seeds, strict=True)
-        ],
+        images=[_image(image, job, latents_per_group) for image in outcome.images],
+    )
+
+
+def _image(image: ImageOutcome, job: Job, latents_per_group: int) -> GeneratedImage:
+    mean_level = job.plan(image.levels).mean_level
+    return GeneratedImage(
+        b64_json=base64.b64encode(image.file).decode("ascii"),
+        seed=image.seed,
+        level=_whole(mean_level),
+        budget=budget_of_level(mean_level, latents_per_group),
+        levels=list(image.levels),
+        queue_ms=round(image.queue_ms, 3),
+        compute_ms=round(image.compute_ms, 3),
+        encode_ms=round(image.encode_ms, 3),
     )
 
 
 def bare_answer(facts: GenerateResponse, file: bytes) -> Response:
-    """One encoded picture, with the facts of the JSON answer in `X-Elit-` headers."""
+    """The file of the only picture, with the facts of the JSON answer in `X-Elit-` headers."""
     image = facts.images[0]
     headers = {
         "Model": facts.model,
@@ -181,10 +200,13 @@ def bare_answer(facts: GenerateResponse, file: bytes) -> Response:
         "Levels": ",".join(map(str, image.levels)),
         "Steps": facts.steps,
         "Guidance": facts.guidance.model_dump_json(),
+        "Priority": facts.priority,
         "Latency-Ms": facts.latency_ms,
+        "Promised": str(facts.promised).lower(),
         "Deadline-Met": None if facts.deadline_met is None else str(facts.deadline_met).lower(),
         "Queue-Ms": facts.queue_ms,
         "Compute-Ms": facts.compute_ms,
+        "Encode-Ms": facts.encode_ms,
         "Total-Ms": facts.total_ms,
     }
     named = {f"X-Elit-{name}": str(value) for name, value in headers.items() if value is not None}

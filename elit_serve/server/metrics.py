@@ -2,53 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.clock import Clock
+from elit_serve.engine.worker import Observer, Worker
+from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded
+from elit_serve.scheduler.requests import Launch
 
 SECONDS_BUCKETS = (
     *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.275, 0.3),
     *(0.35, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0),
 )
+STEP_SECONDS_BUCKETS = (
+    *(0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05),
+    *(0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0),
+)
+COHORT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
 MAX_LEVEL_BUCKETS = 32
 CLIENT_GONE = 499  # nginx's number for a caller that did not wait
 
 
-class Metrics:
-    """The metrics of one app."""
+class Metrics(Observer):
+    """The metrics of one app; `watch` adds those that are read off its worker."""
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, *, levels: Sequence[int], queue_length: Callable[[], int]) -> None:
+    def __init__(self, *, levels: Sequence[int]) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests = self._counter(
             "elit_requests_total",
-            "HTTP requests by route and outcome (ok, invalid, refused, failed, cancelled).",
-            ["route", "outcome"],
-            registry=self._registry,
+            "HTTP requests by route and outcome (ok, invalid, refused, expired, failed, cancelled).",
+            "route",
+            "outcome",
         )
-        self.seconds = Histogram(
+        self.seconds = self._histogram(
             "elit_request_seconds",
             "Seconds from the first byte of a request to the last of its answer.",
-            ["route"],
-            buckets=SECONDS_BUCKETS,
-            registry=self._registry,
+            SECONDS_BUCKETS,
+            "route",
         )
-        self.level = Histogram(
-            "elit_level",
-            "Mean level of each picture: latents kept per group.",
-            buckets=_thinned(levels),
-            registry=self._registry,
+        self.generations = self._counter(
+            "elit_generations_total",
+            "Valid requests for pictures by what became of them (done, refused, expired, failed, cancelled).",
+            "outcome",
         )
-        queue = Gauge("elit_queue_length", "Requests that wait for the engine.", registry=self._registry)
-        queue.set_function(queue_length)
+        self.refusals = self._counter(
+            "elit_refusals_total",
+            "Valid requests for pictures that were not taken, by reason (infeasible, overloaded, queue_full, stopped).",
+            "reason",
+        )
+        self.level = self._histogram(
+            "elit_level", "Mean level of each picture: latents kept per group.", _thinned(levels)
+        )
+        self._step_level = self._histogram("elit_step_level", "Level of each step of a cohort.", _thinned(levels))
+        self._cohort = self._histogram("elit_cohort_size", "Pictures in each step.", COHORT_BUCKETS)
+        self._step_seconds = self._histogram(
+            "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS
+        )
+        self._cost_ratio = self._histogram(
+            "elit_cost_ratio",
+            "Observed time of each step over what was predicted for it.",
+            RATIO_BUCKETS,
+        )
+        self._failures = self._counter(
+            "elit_image_failures_total", "Pictures that failed, by cause (step, memory, nan, encoding).", "cause"
+        )
+
+    def watch(self, worker: Worker) -> None:
+        """Adds what is read off the worker whenever it is asked for."""
+        gauges = {
+            "elit_queue_length": ("Pictures that wait for their first step.", lambda: worker.num_waiting),
+            "elit_running": ("Pictures between their first and their last step.", lambda: worker.num_running),
+            "elit_cost_correction": ("Observed over measured step times, smoothed.", lambda: worker.correction),
+        }
+        for name, (text, read) in gauges.items():
+            Gauge(name, text, registry=self._registry).set_function(read)
+        self._registry.register(_SchedulerCounters(worker))
+
+    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
+        self._cohort.observe(len(launch.request_ids))
+        self._step_level.observe(launch.level)
+        if observed_ms is not None:
+            self._step_seconds.observe(observed_ms / 1000)
+            self._cost_ratio.observe(observed_ms / launch.predicted_ms)
+
+    def images_failed(self, cause: str, num_images: int) -> None:
+        self._failures.labels(cause).inc(num_images)
+
+    def refused(self, error: ElitError) -> None:
+        self.generations.labels("refused").inc()
+        self.refusals.labels(_reason(error)).inc()
+
+    def ended(self, error: ElitError) -> None:
+        """A request that was taken and got no pictures."""
+        self.generations.labels("expired" if isinstance(error, DeadlineExceeded) else "failed").inc()
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
+
+
+class _SchedulerCounters(Collector):
+    """What the scheduler counts itself."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        counters = self._worker.counters
+        yield CounterMetricFamily(
+            "elit_replans", "Times that a picture's level changed from one step to the next.", counters.replans
+        )
+        yield CounterMetricFamily("elit_promised", "Pictures accepted with a promised deadline.", counters.promised)
+        yield CounterMetricFamily("elit_promises_kept", "Promised pictures that were made in time.", counters.kept)
+        yield CounterMetricFamily("elit_promises_missed", "Promised pictures that were not.", counters.missed)
+
+
+def _reason(error: ElitError) -> str:
+    if isinstance(error, Infeasible):
+        return "infeasible"
+    return error.reason if isinstance(error, Overloaded) else "stopped"
 
 
 class MetricsMiddleware:
@@ -85,11 +170,13 @@ class MetricsMiddleware:
 
 
 def outcome_of(status: int) -> str:
-    """A status as one of five words."""
+    """A status as one of six words."""
     if status == CLIENT_GONE:
         return "cancelled"
     if status == 503:
         return "refused"
+    if status == 504:
+        return "expired"
     if status >= 500:
         return "failed"
     return "invalid" if status >= 400 else "ok"

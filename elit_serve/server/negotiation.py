@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.exceptions import HTTPException
 
+from elit_serve.engine.encoding import LATENT, AnswerFormat
 from elit_serve.errors import InvalidInput
-from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat
+from elit_serve.pictures import OUTPUT_FORMATS
 
 JSON = "application/json"
-PICTURE_TYPES: dict[str, OutputFormat] = {f"image/{name}": name for name in OUTPUT_FORMATS}
-_MEDIA_TYPES: dict[OutputFormat, str] = {name: media_type for media_type, name in PICTURE_TYPES.items()}
+_MEDIA_TYPES: dict[AnswerFormat, str] = {
+    **{name: f"image/{name}" for name in OUTPUT_FORMATS},
+    LATENT: "application/x-safetensors",
+}
 
 
-def media_type_of(output_format: OutputFormat) -> str:
+def media_type_of(output_format: AnswerFormat) -> str:
     return _MEDIA_TYPES[output_format]
 
 
-def bare_format(accept: str | None, output_format: OutputFormat | None) -> OutputFormat | None:
-    """The format of a bare picture, or None when the caller prefers JSON.
+def check_format(output_format: AnswerFormat | None, formats: Sequence[AnswerFormat]) -> AnswerFormat:
+    """The format to make, of those that the model has; the first is the default."""
+    if output_format is None or output_format in formats:
+        return output_format or formats[0]
+    why = "this model has no autoencoder, so its answer is the latent" if LATENT in formats else "this model has pixels"
+    raise InvalidInput("output_format", output_format, f"{', '.join(formats)}: {why}")
 
-    `image/*` is the `output_format` of the request, png without one. A contradiction between the two is refused.
+
+def bare_format(
+    accept: str | None, output_format: AnswerFormat | None, formats: Sequence[AnswerFormat]
+) -> AnswerFormat | None:
+    """The format of a bare file, or None when the caller prefers JSON.
+
+    `image/*` is the `output_format` of the request, the default without one. A contradiction between the two is
+    refused, and so is an `Accept` that names nothing that the model has.
     """
+    offered = {media_type_of(name): name for name in formats}
     for media_type in _by_preference(accept or "*/*"):
         if media_type in ("*/*", "application/*", JSON):
             return None
-        if media_type == "image/*":
-            return output_format or "png"
-        if media_type in PICTURE_TYPES:
-            chosen = PICTURE_TYPES[media_type]
-            if output_format not in (None, chosen):
+        if media_type == "image/*" and LATENT not in formats:
+            return check_format(output_format, formats)
+        if media_type in offered:
+            if output_format not in (None, offered[media_type]):
                 raise InvalidInput("output_format", output_format, f"Accept asks for {media_type}; leave it out")
-            return chosen
-    raise HTTPException(406, f"this route answers with {', '.join((JSON, *PICTURE_TYPES))}; Accept names none of them")
+            return offered[media_type]
+    why = " This model has no autoencoder, so its answer is the latent." if LATENT in formats else ""
+    raise HTTPException(406, f"the answers are {', '.join((JSON, *offered))}; Accept names none of them.{why}")
 
 
 def _by_preference(accept: str) -> list[str]:

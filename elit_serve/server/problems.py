@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from elit_serve.errors import (
+    DeadlineExceeded,
     ElitError,
     EngineStopped,
     GenerationFailed,
@@ -43,8 +44,9 @@ class Kind:
 KINDS: dict[type[ElitError], Kind] = {
     Infeasible: Kind(status=422, name="infeasible", title="The latency target cannot be met"),
     InvalidInput: Kind(status=422, name="invalid-input", title="The request is not valid"),
-    Overloaded: Kind(status=503, name="overloaded", title="The queue is full"),
+    Overloaded: Kind(status=503, name="overloaded", title="Other requests are in the way"),
     EngineStopped: Kind(status=503, name="engine-stopped", title="The engine is not running"),
+    DeadlineExceeded: Kind(status=504, name="deadline-exceeded", title="The latency target has passed"),
     GenerationFailed: Kind(status=500, name="generation-failed", title="The picture could not be generated"),
     ElitError: Kind(status=500, name="internal", title="The server failed"),
 }
@@ -85,8 +87,10 @@ def problem_of(error: ElitError) -> Response:
     if isinstance(error, Infeasible):
         members["min_latency_ms"] = error.min_latency_ms
     if isinstance(error, Overloaded):
-        headers["Retry-After"] = str(max(1, error.retry_after_s))
+        members["reason"] = error.reason
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, EngineStopped):
+        members["reason"] = "stopped"
         headers["Retry-After"] = str(STOPPED_RETRY_AFTER_S)
     return problem(kind.status, str(error), name=kind.name, title=kind.title, members=members, headers=headers)
 

@@ -2,67 +2,113 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from types import FrameType
 from typing import TypeVar
 
 import uvicorn
 
 from elit_serve.clock import MonotonicClock
+from elit_serve.engine.executor import Executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profiler import Latency, device_name, latency_of
+from elit_serve.engine.profiler import device_name, latency_of
+from elit_serve.engine.served import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
-from elit_serve.server.app import create_app
+from elit_serve.measurements import Latency
+from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.settings import Settings
 
 T = TypeVar("T")
 
-SHUTDOWN_SECONDS = 30  # for requests that are under way
+SHUTDOWN_SECONDS = 10  # for answers that are under way when the worker has stopped
 
 
 class AnnouncingServer(uvicorn.Server):
-    """A server that calls `on_ready` once it listens."""
+    """A server that calls `on_ready` once it listens, and does not stop listening before `drain` has returned.
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    The first SIGTERM or SIGINT drains: health routes say so, and new work is refused with a reason. A second one
+    calls `stop`, which must make `drain` return.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_ready: Callable[[], None],
+        drain: Callable[[], None],
+        stop: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._ways_out = iter([drain])
+        self._stop = stop
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             self._on_ready()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """uvicorn's own notes the signal and raises it again at the end, which would not end in exit code 0."""
+        self._loop.call_soon_threadsafe(self._leave)  # a signal handler may not wait for anything
+
+    def _leave(self) -> None:
+        self._leaving.add(asyncio.create_task(self._exit_after(next(self._ways_out, self._stop))))
+
+    async def _exit_after(self, work: Callable[[], None]) -> None:
+        await asyncio.to_thread(work)
+        self.should_exit = True
+
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves until interrupted. `announce` is told in one line what is served, and where, once it is.
+    """Serves until it is told to end. `announce` is told in one line what is served, and where, once it is.
 
     The address is taken first, so that a port in use is found out before a model is loaded.
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     with bind(settings.host, settings.port) as listener:
-        pipeline, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
-        app = create_app(pipeline, settings, cost=latency.cost_table)
+        pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
+        app = create_app(pipeline, executor, settings, cost=latency.cost_table)
         url = _url(settings.host, listener.getsockname()[1])
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {url} (docs: {url}/docs)"
         config = uvicorn.Config(
             app, log_level=settings.log_level, timeout_graceful_shutdown=SHUTDOWN_SECONDS, server_header=False
         )
-        server = AnnouncingServer(config, lambda: announce(line))
-        with suppress(KeyboardInterrupt):  # raised again by uvicorn after an orderly shutdown
-            server.run(sockets=[listener])
+        worker = app.state.service.worker
+        server = AnnouncingServer(
+            config,
+            on_ready=lambda: announce(line),
+            drain=lambda: worker.drain(settings.drain_seconds),
+            stop=worker.stop,
+        )
+        server.run(sockets=[listener])
         if not server.started:
             raise EngineStopped("the server did not start")
 
 
-def load_and_measure(settings: Settings) -> tuple[Pipeline, Latency]:
-    """The model, and what its levels cost on this device."""
-    pipeline = Pipeline.load(settings.model, device=settings.device, dtype=settings.dtype, threads=settings.threads)
-    return pipeline, latency_of(pipeline, clock=MonotonicClock())
+def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:
+    """The model with slots for its pictures, and what its steps cost on this device."""
+    pipeline = _load(settings)
+    executor = Executor(pipeline, num_slots=num_slots(settings))
+    served = served_steps(pipeline.config, pipeline.device)
+    executor.capture(served)
+    return pipeline, executor, latency_of(pipeline, executor, served, clock=MonotonicClock())
+
+
+def _load(settings: Settings) -> Pipeline:
+    if settings.random_weights is None:
+        return Pipeline.load(settings.model, device=settings.device, dtype=settings.dtype, threads=settings.threads)
+    if settings.model is not None:
+        raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
+    return Pipeline.random(settings.random_weights, settings.resolution, device=settings.device, dtype=settings.dtype)
 
 
 def _on_a_thread_of_its_own(work: Callable[[], T]) -> T:

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from elit_serve.engine.encoding import AnswerFormat
 from elit_serve.engine.pipeline import MAX_SEED, MAX_STEPS
-from elit_serve.pictures import OutputFormat
 from elit_serve.sampling import GuidanceMethod
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 MAX_LATENCY_MS = 3_600_000
 
@@ -39,7 +41,7 @@ class GenerateRequest(RequestBody):
         json_schema_extra={
             "examples": [
                 {"label": "tulip", "budget": 0.25, "seed": 7},
-                {"label": "tulip", "latency_ms": 3000, "n": 2, "output_format": "webp"},
+                {"label": "tulip", "latency_ms": 3000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
             ]
         }
     )
@@ -48,12 +50,21 @@ class GenerateRequest(RequestBody):
         default=None, description="A class name or a class id; give this or `prompt`."
     )
     prompt: str | None = Field(default=None, max_length=200, description="Exactly a class name.")
-    n: int = Field(default=1, ge=1, description="Pictures, with seeds seed, seed + 1, ...")
+    n: int = Field(default=1, ge=1, description="Pictures, with seeds seed, seed + 1, ...; taken all or none.")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn and reported when left out.")
     latency_ms: float | None = Field(
-        default=None, gt=0, le=MAX_LATENCY_MS, description="The highest level that fits into this time is used."
+        default=None,
+        gt=0,
+        le=MAX_LATENCY_MS,
+        description="When the answer must be there: promised or refused at once. Levels are chosen, and chosen again "
+        "between steps, so that it holds.",
     )
-    budget: float | None = Field(default=None, gt=0, le=1, description="Share of the latents to use; never changed.")
+    best_effort: bool = Field(
+        default=False, description="`latency_ms` is a wish: never refused for it, and answered late rather than never."
+    )
+    budget: Share | None = Field(default=None, description="Share of the latents to use; never changed.")
+    min_budget: Share | None = Field(default=None, description="No less is used, also under load.")
+    max_budget: Share | None = Field(default=None, description="No more is used, also on an idle server.")
     levels: list[Annotated[int, Field(ge=1)]] | None = Field(
         default=None,
         min_length=1,
@@ -62,7 +73,13 @@ class GenerateRequest(RequestBody):
     )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Denoising steps.")
     guidance: GuidanceRequest = GuidanceRequest()
-    output_format: OutputFormat | None = Field(default=None, description="png when left out.")
+    priority: Literal["interactive", "batch"] = Field(
+        default="interactive", description="`batch` yields to `interactive`, but is never left waiting for ever."
+    )
+    output_format: AnswerFormat | None = Field(
+        default=None,
+        description="png when left out. A model without an autoencoder answers with its latent, as safetensors.",
+    )
 
 
 class GuidanceUsed(BaseModel):
@@ -76,11 +93,14 @@ class GuidanceUsed(BaseModel):
 class GeneratedImage(BaseModel):
     """level is the mean over the steps, budget the share of the latents that it is, levels one per step."""
 
-    b64_json: str = Field(description="The encoded file in base64; its metadata holds the same facts.")
+    b64_json: str = Field(description="The file in base64; its metadata holds the same facts.")
     seed: int
     level: int | float
     budget: float
     levels: list[int]
+    queue_ms: float = Field(description="From arrival to the first step.")
+    compute_ms: float = Field(description="From the first step to the end of the last, waits between them included.")
+    encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
 
 
 class GenerateResponse(BaseModel):
@@ -90,14 +110,17 @@ class GenerateResponse(BaseModel):
     model_hash: str
     label: str
     class_id: int
-    output_format: OutputFormat
+    output_format: AnswerFormat
     steps: int
     guidance: GuidanceUsed
+    priority: Literal["interactive", "batch"]
     latency_ms: float | None = Field(description="The target as it was asked for.")
+    promised: bool = Field(description="Whether the target was promised; a wish or no target is not.")
     deadline_met: bool | None = Field(description="None without a target.")
-    queue_ms: float
-    compute_ms: float
-    total_ms: float
+    queue_ms: float = Field(description="From arrival to the first step of the first picture.")
+    compute_ms: float = Field(description="From there to the end of the last picture's last step.")
+    encode_ms: float = Field(description="From there to the last file.")
+    total_ms: float = Field(description="From arrival to the answer.")
     images: list[GeneratedImage]
 
 
@@ -130,9 +153,16 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok"] = "ok"
+    """queue_length: pictures that wait for their first step; running: pictures between their first and last step."""
+
+    status: Literal["ok", "draining"] = "ok"
     model: str
     queue_length: int
+    running: int
+
+
+class Ready(BaseModel):
+    status: Literal["ok"] = "ok"
 
 
 class FieldProblem(BaseModel):
@@ -150,3 +180,4 @@ class Problem(BaseModel):
     detail: str
     errors: list[FieldProblem] | None = None
     min_latency_ms: float | None = None
+    reason: str | None = None

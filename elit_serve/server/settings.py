@@ -14,24 +14,35 @@ from elit_serve.errors import InvalidInput
 class Settings(Strict):
     """All settings of `elit-serve serve`.
 
-    max_queue: requests that may wait; one more is refused with 503.
+    random_weights: a preset served with random weights, at `resolution` pixels per side, to measure speed; excludes
+        `model`.
+    policy: `elastic` chooses levels between steps, and promises; `fixed` runs every request at its highest level.
+    max_batch: the largest number of pictures in a step; None is what the device was measured with.
+    max_queue: pictures that may wait for their first step; more are refused with 503.
     max_images: the largest `n` of a request.
     max_image_steps: the largest number of steps of a request, summed over its images; more work is refused with 422.
     max_body_bytes: a larger request body is refused with 413.
-    headroom: share added to every predicted latency before it is compared with a target.
+    soft_latency_ms: when a request without a target should be answered; None is three times what it takes alone at
+        the highest level that it allows.
+    drain_seconds: how long what was accepted may take to finish once the server is told to end.
     """
 
     model: str | None = None
+    random_weights: str | None = None
+    resolution: int = Field(default=256, ge=16, le=8192)
     host: str = Field(default="0.0.0.0", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     device: str | None = None
     dtype: WeightDtype | None = None
     threads: int | None = Field(default=None, ge=1)
+    policy: Literal["elastic", "fixed"] = "elastic"
+    max_batch: int | None = Field(default=None, ge=1)
     max_queue: int = Field(default=64, ge=1)
     max_images: int = Field(default=16, ge=1, le=1024)
     max_image_steps: int = Field(default=1000, ge=1)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    headroom: float = Field(default=0.25, ge=0, le=10)
+    soft_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    drain_seconds: float = Field(default=30, ge=0, allow_inf_nan=False)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
 

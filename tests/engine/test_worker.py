@@ -1,20 +1,70 @@
+"""The worker around a real executor and scheduler: jobs in, files out, and everybody is told what became of his."""
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import pytest
+import torch
 
-from elit_serve.clock import MonotonicClock, VirtualClock
+from elit_serve.clock import Clock, MonotonicClock, VirtualClock
+from elit_serve.engine.executor import Executor, RunningStep
+from elit_serve.engine.jobs import Job, Outcome, draw_noise, weak_caps
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.predict import Predictor
-from elit_serve.engine.worker import Job, Worker, plan_at_start
-from elit_serve.errors import EngineStopped, GenerationFailed, Overloaded
-from elit_serve.scheduler import CostTable
+from elit_serve.engine.worker import Observer, Worker
+from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
+from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, RequestScheduler
+from elit_serve.scheduler.placeholder_quality import placeholder_quality
+from elit_serve.scheduler.requests import Launch, Priority
 
-# 4 steps cost 100 ms at level 1, 200 at 2, 300 at 3 and 400 at 4
-COSTS = {(level, weak): 25.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)}
-PREDICTOR = Predictor(cost=CostTable(step_costs_ms=COSTS, overhead_ms=0.0))
+CLOCK = MonotonicClock()
+LEVELS = (1, 2, 3, 4)
+
+# Far above what the tiny model takes, so that no promise is broken by a busy machine: 4 steps cost 0.4 s at level 1.
+COST = CostTable(
+    steps_ms={
+        (level, weak, batch): 100.0 * level * batch**0.5
+        for level in LEVELS
+        for weak in (None, 1, level)
+        for batch in (1, 2, 4, 8)
+    },
+    overhead_ms=1000.0,
+)
+
+
+class StepByStep(Executor):
+    """Runs a step only once the test lets it; keeps what was launched."""
+
+    def __init__(self, pipeline: Pipeline, *, num_slots: int = 16) -> None:
+        super().__init__(pipeline, num_slots=num_slots)
+        self.launches: list[Launch] = []
+        self.may_run = threading.Semaphore(0)
+        self.has_started = threading.Semaphore(0)
+
+    def launch(self, launch: Launch) -> RunningStep:
+        if launch.launch_id >= 0:  # the warm-up is not held
+            self.has_started.release()
+            assert self.may_run.acquire(timeout=60)
+            self.launches.append(launch)
+        return super().launch(launch)
+
+
+class Recorder(Observer):
+    def __init__(self) -> None:
+        self.steps: list[Launch] = []
+        self.failures: list[tuple[str, int]] = []
+
+    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:  # noqa: ARG002
+        self.steps.append(launch)
+
+    def images_failed(self, cause: str, num_images: int) -> None:
+        self.failures.append((cause, num_images))
+
+
+StartWorker = Callable[..., Worker]
 
 
 @pytest.fixture(scope="module")
@@ -23,117 +73,323 @@ def pipeline(shared_tiny_model_dir: Path) -> Pipeline:
 
 
 @pytest.fixture
-def idle(pipeline: Pipeline) -> Worker:
-    """A worker that is not started yet."""
-    return Worker(pipeline, PREDICTOR, clock=MonotonicClock(), max_queue=4)
+def make_worker(pipeline: Pipeline) -> Iterator[StartWorker]:
+    """Workers around executors of one's own; not started yet."""
+    made = []
+
+    def make(
+        executor: Executor | None = None,
+        observer: Observer | None = None,
+        max_waiting: int = 8,
+        clock: Clock = CLOCK,
+    ) -> Worker:
+        policy = ElasticPolicy(placeholder_quality(LEVELS), ElasticSettings(max_waiting=max_waiting))
+        worker = Worker(
+            pipeline,
+            executor or Executor(pipeline, num_slots=16),
+            RequestScheduler(COST, policy),
+            clock=clock,
+            observer=observer,
+        )
+        made.append(worker)
+        return worker
+
+    yield make
+    for worker in made:
+        worker.stop()
 
 
-@pytest.fixture
-def worker(idle: Worker) -> Iterator[Worker]:
-    idle.start()
-    yield idle
-    idle.stop()
-
-
-def job(pipeline: Pipeline, *, class_id: int = 2, steps: int = 2, arrived_s: float = 0.0) -> Job:
-    return Job(class_ids=(class_id,), seeds=(7,), plan=pipeline.plan(steps=steps), arrived_s=arrived_s)
-
-
-def targeted(pipeline: Pipeline, latency_ms: float, arrived_s: float = 0.0) -> Job:
+def job(
+    pipeline: Pipeline,
+    *,
+    class_id: int = 2,
+    seeds: Sequence[int] = (7,),
+    steps: int = 2,
+    latency_ms: float | None = None,
+    level: int | None = None,
+    arrived_s: float | None = None,
+) -> Job:
+    """Without `latency_ms` there is no promise; with `level` it is pinned."""
+    plan = pipeline.plan(steps=steps)
+    arrived_s = CLOCK.now() if arrived_s is None else arrived_s
     return Job(
-        class_ids=(2,),
-        seeds=(7,),
-        plan=pipeline.plan(),
+        class_id=class_id,
+        seeds=tuple(seeds),
+        noise=draw_noise(tuple(seeds), pipeline.config.spec.sample_shape),
+        guidance=plan.guidance,
+        time_shift=plan.time_shift,
+        weak_caps=weak_caps(plan.guidance, steps, plan.time_shift, 4),
         arrived_s=arrived_s,
-        latency_ms=latency_ms,
-        candidates=(1, 2, 3, 4),
+        latency_ms=60_000 if latency_ms is None else latency_ms,
+        is_hard=latency_ms is not None,
+        min_level=1,
+        max_level=4,
+        pinned=None if level is None else (level,) * steps,
+        priority=Priority.INTERACTIVE,
+        output_format="png",
     )
 
 
-def test_a_job_comes_back_with_its_pictures_and_times(worker: Worker, pipeline: Pipeline) -> None:
-    outcome = worker.submit(job(pipeline)).result()
-    expected = pipeline.run([2], [7], pipeline.plan(steps=2))
-    assert [picture.encode() for picture in outcome.pictures] == [picture.encode() for picture in expected]
-    assert outcome.plan == pipeline.plan(steps=2)
-    assert outcome.compute_ms > 0
+def file_of(future: Future[Outcome]) -> bytes:
+    (image,) = future.result(60).images
+    return image.file
 
 
-@pytest.mark.parametrize(("waited_ms", "level"), [(0, 3), (60, 2), (200, 1), (300, 1), (5000, 1)])
-def test_the_time_spent_waiting_is_gone_from_the_target(pipeline: Pipeline, waited_ms: int, level: int) -> None:
-    clock = VirtualClock(10.0)
-    asked = targeted(pipeline, latency_ms=350, arrived_s=clock.now())
-    clock.advance(waited_ms / 1000)
-    plan = plan_at_start(asked, clock.now(), PREDICTOR)
-    assert plan.levels == (level,) * 4
+def offline(pipeline: Pipeline, levels: Sequence[int], seed: int = 7, class_id: int = 2) -> bytes:
+    return pipeline.run([class_id], [seed], pipeline.plan(levels=levels))[0].encode()
 
 
-def test_a_pinned_plan_is_run_as_it_is_however_late(pipeline: Pipeline) -> None:
-    pinned = Job(class_ids=(0,), seeds=(0,), plan=pipeline.plan(budget=1.0), arrived_s=0.0, latency_ms=10)
-    assert plan_at_start(pinned, 99.0, PREDICTOR) == pipeline.plan(budget=1.0)
+def test_an_image_comes_back_as_the_pipeline_makes_it_with_its_levels_and_times(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    worker = make_worker()
+    worker.start()
+    asked_s = CLOCK.now()
+    (image,) = worker.submit(job(pipeline, steps=3, arrived_s=asked_s)).result(60).images
+    elapsed_ms = 1000 * (CLOCK.now() - asked_s)
+    assert image.file == offline(pipeline, image.levels)
+    assert len(image.levels) == 3
+    assert image.compute_ms > 0
+    assert min(image.queue_ms, image.encode_ms) >= 0
+    assert image.queue_ms + image.compute_ms + image.encode_ms <= elapsed_ms
 
 
-def test_a_failing_job_fails_alone(idle: Worker, pipeline: Pipeline) -> None:
-    before, broken, after = (idle.submit(job(pipeline, class_id=class_id)) for class_id in (1, 10**6, 1))
-    idle.start()
-    assert before.result().pictures[0].encode() == after.result().pictures[0].encode()
-    with pytest.raises(GenerationFailed, match="IndexError"):
-        broken.result()
-    assert idle.is_alive
-    idle.stop()
+def test_a_pinned_level_is_run_as_it_is(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    worker = make_worker()
+    worker.start()
+    futures = {level: worker.submit(job(pipeline, level=level)) for level in LEVELS}
+    for level, future in futures.items():
+        assert future.result(60).images[0].levels == (level, level)
 
 
-def test_a_job_cancelled_while_it_waits_never_runs(pipeline: Pipeline) -> None:
-    idle = Worker(pipeline, PREDICTOR, clock=MonotonicClock(), max_queue=4)
-    first, unwanted, last = (idle.submit(job(pipeline)) for _ in range(3))
-    assert unwanted.cancel()
-    assert idle.queue_length == 2
-    idle.start()
-    assert first.result().pictures
-    assert last.result().pictures
-    assert unwanted.cancelled()
-    idle.stop()
+def test_images_of_one_job_share_their_steps(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    recorder = Recorder()
+    worker = make_worker(observer=recorder)
+    worker.start()
+    outcome = worker.submit(job(pipeline, seeds=(1, 2, 3), level=2)).result(60)
+    assert [image.seed for image in outcome.images] == [1, 2, 3]
+    assert [len(step.request_ids) for step in recorder.steps] == [3, 3]
 
 
-def test_an_abandoned_job_ends_early_and_lets_the_next_one_run(idle: Worker, pipeline: Pipeline) -> None:
-    long, queued, last = (idle.submit(job(pipeline, steps=steps)) for steps in (1000, 1000, 2))
-    idle.start()
-    while not long.running():
-        assert not long.done()
-    idle.abandon(long)
-    idle.abandon(queued)
-    with pytest.raises(GenerationFailed, match="caller left"):
-        long.result()
-    assert queued.cancelled()
-    assert last.result().pictures
-    idle.stop()
+def test_an_arrival_joins_at_the_next_step(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    executor = StepByStep(pipeline)
+    worker = make_worker(executor)
+    worker.start()
+    first = worker.submit(job(pipeline, steps=3, level=2))
+    executor.has_started.acquire(timeout=60)
+    second = worker.submit(job(pipeline, steps=3, level=2))  # while the first step runs
+    executor.may_run.release(10)
+    assert file_of(first) == file_of(second)
+    assert [len(launch.request_ids) for launch in executor.launches] == [1, 2, 2, 1]
 
 
-def test_a_full_queue_refuses_and_says_when_to_retry(idle: Worker, pipeline: Pipeline) -> None:
-    waiting = [idle.submit(targeted(pipeline, latency_ms=10_000)) for _ in range(4)]
+def test_an_impossible_target_is_refused_with_the_smallest_that_works(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    worker = make_worker()
+    with pytest.raises(Infeasible) as refusal:
+        worker.submit(job(pipeline, latency_ms=100))
+    assert refusal.value.value == 100
+    assert refusal.value.min_latency_ms >= 1200  # two steps of 100 ms at the lowest level, and the overhead
+    worker.submit(job(pipeline, latency_ms=refusal.value.min_latency_ms + 50))
+
+
+def test_a_target_that_promises_stand_in_the_way_of_is_refused_with_a_time_to_come_back(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    worker = make_worker()
+    worker.submit(job(pipeline, steps=100, level=4, latency_ms=50_000))
     with pytest.raises(Overloaded) as refusal:
-        idle.submit(job(pipeline))
-    assert refusal.value.retry_after_s == 2  # four jobs of 400 ms
+        worker.submit(job(pipeline, steps=100, level=4, latency_ms=50_000))
+    assert refusal.value.reason == "overloaded"
+    assert refusal.value.retry_after_s > 0
+
+
+def test_a_full_queue_refuses_also_those_without_a_target(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    worker = make_worker(max_waiting=4)
+    waiting = [worker.submit(job(pipeline)) for _ in range(4)]
+    with pytest.raises(Overloaded) as refusal:
+        worker.submit(job(pipeline))
+    assert refusal.value.reason == "queue_full"
+    assert worker.num_waiting == 4
     waiting[0].cancel()
-    assert not idle.submit(job(pipeline)).done()  # a cancelled job gives its place back
+    worker.submit(job(pipeline))
 
 
-def test_stopping_can_finish_what_is_queued(idle: Worker, pipeline: Pipeline) -> None:
-    queued = [idle.submit(job(pipeline)) for _ in range(3)]
-    idle.start()
-    idle.stop(finish_queued=True)
-    assert all(future.result().pictures for future in queued)
-    assert not idle.is_alive
+def test_there_are_never_more_images_than_slots(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    worker = make_worker(Executor(pipeline, num_slots=3))
+    futures = [worker.submit(job(pipeline, seeds=(seed,), level=1)) for seed in range(3)]
+    with pytest.raises(Overloaded, match="queue is full"):
+        worker.submit(job(pipeline))
+    worker.start()
+    assert [future.result(60).images[0].seed for future in futures] == [0, 1, 2]
+    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
 
 
-def test_stopping_refuses_what_is_queued(idle: Worker, pipeline: Pipeline) -> None:
-    queued = [idle.submit(job(pipeline)) for _ in range(3)]
-    idle.stop()
-    for future in queued:
-        with pytest.raises(EngineStopped):
-            future.result()
+def test_a_caller_who_leaves_frees_the_device_within_a_step(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    executor = StepByStep(pipeline)
+    worker = make_worker(executor)
+    worker.start()
+    unwanted = worker.submit(job(pipeline, steps=50))
+    executor.has_started.acquire(timeout=60)
+    assert unwanted.cancel()
+    executor.may_run.release(10)
+    assert file_of(worker.submit(job(pipeline, level=3))) == offline(pipeline, (3, 3))
+    assert len(executor.launches) == 3  # one for him who left
+    assert executor.num_free == executor.num_slots
 
 
-def test_a_stopped_worker_takes_nothing(worker: Worker, pipeline: Pipeline) -> None:
-    worker.stop()
+def test_a_failing_step_fails_its_own_requests_only(
+    make_worker: StartWorker, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    executor = Executor(pipeline, num_slots=16)
+    worker = make_worker(executor, recorder)
+    before, after = worker.submit(job(pipeline, level=2)), worker.submit(job(pipeline, level=4))
+    broken = worker.submit(job(pipeline, class_id=10**6, level=3, seeds=(1, 2)))
+    worker.start()
+    with pytest.raises(GenerationFailed, match="IndexError"):
+        broken.result(60)
+    assert file_of(before) == offline(pipeline, (2, 2))
+    assert file_of(after) == offline(pipeline, (4, 4))
+    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
+    assert recorder.failures == [("step", 2)]
+    assert executor.num_free == executor.num_slots
+    assert "IndexError" in caplog.text
+
+
+class SmallMemory(Executor):
+    """Has room for steps of so many images."""
+
+    room = 2
+
+    def launch(self, launch: Launch) -> RunningStep:
+        if len(launch.request_ids) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().launch(launch)
+
+
+def test_a_batch_without_room_runs_in_halves_and_none_so_large_comes_after(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    recorder = Recorder()
+    worker = make_worker(SmallMemory(pipeline, num_slots=16), recorder)
+    futures = [worker.submit(job(pipeline, seeds=(seed,), level=2)) for seed in range(8)]
+    worker.start()
+    for seed, future in enumerate(futures):
+        assert future.result(60).images[0].levels == (2, 2)
+        assert future.result(60).images[0].seed == seed
+    sizes = [len(step.request_ids) for step in recorder.steps]
+    assert sizes[0] == 8
+    assert max(sizes[1:]) == 2
+    assert recorder.failures == []
+
+
+def test_an_image_that_does_not_fit_alone_fails(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    recorder = Recorder()
+    executor = SmallMemory(pipeline, num_slots=16)
+    worker = make_worker(executor, recorder)
+    worker.start()
+    worker.wait_until_ready()
+    executor.room = 0
+    with pytest.raises(GenerationFailed, match="OutOfMemoryError"):
+        worker.submit(job(pipeline)).result(60)
+    assert recorder.failures == [("memory", 1)]
+    executor.room = 1
+    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
+
+
+def test_a_promise_whose_time_has_passed_is_ended_and_a_wish_is_not(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    clock, executor = VirtualClock(), StepByStep(pipeline)
+    worker = make_worker(executor, clock=clock)
+    worker.start()
+    promised = worker.submit(job(pipeline, level=2, latency_ms=5000, arrived_s=clock.now()))
+    wished = worker.submit(job(pipeline, level=2, arrived_s=clock.now()))
+    executor.has_started.acquire(timeout=60)
+    clock.advance(100)  # the device stands still
+    executor.may_run.release(10)
+    with pytest.raises(DeadlineExceeded, match="5000"):
+        promised.result(60)
+    assert wished.result(60).images[0].compute_ms >= 100_000
+    assert (worker.counters.promised, worker.counters.kept, worker.counters.missed) == (1, 0, 1)
+
+
+def test_a_picture_that_is_encoded_too_late_is_not_delivered(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    clock, executor = VirtualClock(), StepByStep(pipeline)
+    worker = make_worker(executor, clock=clock)
+    worker.start()
+    promised = worker.submit(job(pipeline, steps=1, level=2, latency_ms=5000, arrived_s=clock.now()))
+    executor.has_started.acquire(timeout=60)
+    clock.advance(100)
+    executor.may_run.release(1)
+    with pytest.raises(DeadlineExceeded):
+        promised.result(60)
+    assert executor.num_free == executor.num_slots
+
+
+def test_draining_finishes_what_was_accepted_and_takes_nothing_more(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    executor = StepByStep(pipeline)
+    worker = make_worker(executor)
+    worker.start()
+    futures = [worker.submit(job(pipeline, seeds=(seed,))) for seed in range(3)]
+    executor.has_started.acquire(timeout=60)
+    drain = threading.Thread(target=worker.drain, args=(60,))
+    drain.start()
+    while worker.is_ready:
+        drain.join(0.01)
     with pytest.raises(EngineStopped):
         worker.submit(job(pipeline))
+    assert worker.is_alive
+    executor.may_run.release(100)
+    drain.join(60)
+    assert all(future.result(0).images for future in futures)
+    assert not worker.is_alive
+
+
+def test_draining_ends_at_its_limit(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    worker = make_worker()
+    unfinished = worker.submit(job(pipeline))  # it was never started
+    worker.drain(0)
+    with pytest.raises(EngineStopped):
+        unfinished.result(0)
+
+
+def test_stopping_refuses_what_is_left(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    worker = make_worker()
+    queued = [worker.submit(job(pipeline)) for _ in range(3)]
+    given_up = worker.submit(job(pipeline))
+    given_up.cancel()
+    worker.stop()
+    for future in queued:
+        with pytest.raises(EngineStopped):
+            future.result(0)
+    with pytest.raises(CancelledError):
+        given_up.result(0)
+    with pytest.raises(EngineStopped):
+        worker.submit(job(pipeline))
+
+
+class LostDevice(Executor):
+    def launch(self, launch: Launch) -> RunningStep:
+        if launch.launch_id >= 0:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+        return super().launch(launch)
+
+
+def test_when_the_device_is_lost_the_worker_dies_and_nobody_waits_for_ever(
+    make_worker: StartWorker, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = make_worker(LostDevice(pipeline, num_slots=16))
+    futures = [worker.submit(job(pipeline)) for _ in range(3)]
+    worker.start()
+    for future in futures:
+        with pytest.raises(EngineStopped):
+            future.result(60)
+    with pytest.raises(EngineStopped):
+        worker.submit(job(pipeline))
+    assert not worker.is_alive
+    assert "the worker died" in caplog.text

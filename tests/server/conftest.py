@@ -13,19 +13,45 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from elit_serve.engine.executor import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.scheduler import CostTable
-from elit_serve.server.app import create_app
+from elit_serve.scheduler.requests import Launch
+from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.run import AnnouncingServer, bind
 from elit_serve.server.settings import Settings
 
 # A second of overhead, which is far above what the tiny model takes, and half a second for each level: a picture of
 # 4 steps costs 1.5, 2, 2.5 and 3 s. Targets are then met whatever the machine does meanwhile.
 COST = CostTable(
-    step_costs_ms={(level, weak): 125.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)},
+    steps_ms={
+        (level, weak, batch): 125.0 * level * batch
+        for level in (1, 2, 3, 4)
+        for weak in (None, 1, level)
+        for batch in (1, 4)
+    },
     overhead_ms=1000.0,
 )
+
+
+class AsPredicted(Executor):
+    """Computes, but says that a step took what was predicted: what is decided then depends on no machine."""
+
+    def launch(self, launch: Launch) -> RunningStep:
+        super().launch(launch)
+        return _Took(launch.predicted_ms)
+
+
+@dataclass(frozen=True)
+class _Took:
+    took_ms: float
+
+    def is_done(self) -> bool:
+        return True
+
+    def wait(self) -> float:
+        return self.took_ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +82,17 @@ StartServer = Callable[..., RunningServer]
 
 
 @contextmanager
-def running(model: Path, settings: Settings) -> Iterator[RunningServer]:
-    pipeline = Pipeline.load(model, device="cpu")
-    app = create_app(pipeline, settings, cost=COST)
+def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: CostTable) -> Iterator[RunningServer]:
+    app = create_app(pipeline, executor, settings, cost=cost)
+    worker = app.state.service.worker
     ready = threading.Event()
     with bind("127.0.0.1", 0) as listener:
-        server = AnnouncingServer(uvicorn.Config(app, log_level="error"), ready.set)
+        server = AnnouncingServer(
+            uvicorn.Config(app, log_level="error"),
+            on_ready=ready.set,
+            drain=lambda: worker.drain(settings.drain_seconds),
+            stop=worker.stop,
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -71,22 +102,37 @@ def running(model: Path, settings: Settings) -> Iterator[RunningServer]:
                 yield RunningServer(url=url, client=client, pipeline=pipeline, app=app)
         finally:
             server.should_exit = True
+            worker.stop()
             thread.join(60)
 
 
+@pytest.fixture(scope="module")
+def tiny_pipeline(shared_tiny_model_dir: Path) -> Pipeline:
+    return Pipeline.load(shared_tiny_model_dir, device="cpu")
+
+
 @pytest.fixture
-def start_server(shared_tiny_model_dir: Path) -> Iterator[StartServer]:
-    """Starts servers of one's own: with other settings, or around another model directory."""
+def start_server(tiny_pipeline: Pipeline) -> Iterator[StartServer]:
+    """Starts servers of one's own: with other settings, costs or executors, or around another model."""
     with ExitStack() as stack:
 
-        def start(model: Path = shared_tiny_model_dir, settings: Settings | None = None) -> RunningServer:
-            return stack.enter_context(running(model, settings or Settings(headroom=0)))
+        def start(
+            pipeline: Pipeline = tiny_pipeline,
+            settings: Settings | None = None,
+            executor: type[Executor] = AsPredicted,
+            cost: CostTable = COST,
+        ) -> RunningServer:
+            settings = settings or Settings()
+            slots = executor(pipeline, num_slots=num_slots(settings))
+            return stack.enter_context(running(pipeline, settings, slots, cost))
 
         yield start
 
 
 @pytest.fixture(scope="module")
-def server(shared_tiny_model_dir: Path) -> Iterator[RunningServer]:
+def server(tiny_pipeline: Pipeline) -> Iterator[RunningServer]:
     """One server for all tests of a file that leave it as it is."""
-    with running(shared_tiny_model_dir, Settings(headroom=0, max_images=4)) as started:
+    settings = Settings(max_images=4)
+    executor = AsPredicted(tiny_pipeline, num_slots=num_slots(settings))
+    with running(tiny_pipeline, settings, executor, COST) as started:
         yield started

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import base64
 import io
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +9,6 @@ import httpx
 import pytest
 from PIL import Image
 
-from elit_serve.engine.worker import Job
 from elit_serve.pictures import read_facts
 
 
@@ -20,24 +17,12 @@ def files_of(answer: httpx.Response) -> list[bytes]:
     return [base64.b64decode(image["b64_json"]) for image in answer.json()["images"]]
 
 
-def long_job(server: Any) -> Job:
-    """Some seconds of work."""
-    plan = server.pipeline.plan(steps=300)
-    return Job(class_ids=(0,), seeds=(0,), plan=plan, arrived_s=server.app.state.service.clock.now())
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # a busy loop would keep the engine from running
-
-
 def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> None:
     answer = server.generate({"label": "tulip", "seed": 7}).json()
     (image,) = answer.pop("images")
-    for name in ("queue_ms", "compute_ms", "total_ms"):
-        assert answer.pop(name) >= 0
+    for name in ("queue_ms", "compute_ms", "encode_ms"):
+        assert image.pop(name) == answer.pop(name) >= 0
+    assert answer.pop("total_ms") > 0
     assert answer == {
         "model": "tiny",
         "model_hash": server.pipeline.model_hash,
@@ -52,7 +37,9 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
             "weak_budget": 0.25,
             "interval": [0.0, 1.0],
         },
+        "priority": "interactive",
         "latency_ms": None,
+        "promised": False,
         "deadline_met": None,
     }
     file = base64.b64decode(image.pop("b64_json"))
@@ -72,18 +59,34 @@ def test_a_budget_picks_its_level(server: Any, budget: float, level: int) -> Non
     assert image["budget"] == level / 4
 
 
-@pytest.mark.parametrize(("latency_ms", "level"), [(1700, 1), (2300, 2), (2800, 3), (60_000, 4)])
-def test_a_latency_target_buys_the_highest_level_that_fits(server: Any, latency_ms: int, level: int) -> None:
-    answer = server.generate({"label": "rose", "latency_ms": latency_ms}).json()
-    assert answer["images"][0]["level"] == level
-    assert answer["latency_ms"] == latency_ms
-    assert answer["deadline_met"] is True
-    assert answer["total_ms"] <= latency_ms
+def test_a_latency_target_buys_what_fits(start_server: Any) -> None:
+    """A picture of 4 steps costs 1.5 s at level 1 and 3 s at level 4, and some more for what is not predicted."""
+    answers = [start_server().generate({"label": "rose", "latency_ms": ms}).json() for ms in (3000, 3600, 60_000)]
+    levels = [answer["images"][0]["level"] for answer in answers]
+    assert 1 <= levels[0] < levels[1] < levels[2] == 4
+    for answer in answers:
+        assert answer["promised"] is True
+        assert answer["deadline_met"] is True
+        assert answer["total_ms"] <= answer["latency_ms"]
 
 
-def test_more_pictures_and_more_steps_leave_less_for_the_level(server: Any) -> None:
-    assert server.generate({"label": "rose", "latency_ms": 5000, "n": 2}).json()["images"][0]["level"] == 2
-    assert server.generate({"label": "rose", "latency_ms": 5000, "steps": 8}).json()["images"][0]["level"] == 3
+def test_more_pictures_and_more_steps_leave_less_for_the_level(start_server: Any) -> None:
+    def level(**body: object) -> float:
+        answer = start_server().generate({"label": "rose", "latency_ms": 6000, **body})
+        return float(answer.json()["images"][0]["level"])
+
+    alone = level()
+    assert level(n=2) < alone
+    assert level(steps=8) < alone
+
+
+def test_bounds_hold_whatever_the_target(start_server: Any) -> None:
+    roomy = {"label": "rose", "latency_ms": 60_000, "max_budget": 0.5}
+    assert start_server().generate(roomy).json()["images"][0]["levels"] == [2, 2, 2, 2]
+    tight = {"label": "rose", "latency_ms": 3400, "min_budget": 0.5}
+    assert min(start_server().generate(tight).json()["images"][0]["levels"]) == 2
+    impossible = {"label": "rose", "latency_ms": 3000, "min_budget": 1}
+    assert start_server().generate(impossible).status_code == 422
 
 
 def test_a_target_that_no_level_meets_is_refused_with_the_smallest_that_works(server: Any) -> None:
@@ -91,11 +94,19 @@ def test_a_target_that_no_level_meets_is_refused_with_the_smallest_that_works(se
     assert refusal.status_code == 422
     assert refusal.headers["Content-Type"] == "application/problem+json"
     problem = refusal.json()
-    assert problem["min_latency_ms"] == 1500
+    assert problem["type"] == "urn:elit-serve:infeasible"
+    assert 1500 < problem["min_latency_ms"] < 3000
     assert problem["errors"][0]["field"] == "latency_ms"
     assert problem["errors"][0]["value"] == 100
-    accepted = server.generate({"label": "rose", "latency_ms": problem["min_latency_ms"]})
-    assert accepted.json()["images"][0]["level"] == 1
+    accepted = server.generate({"label": "rose", "latency_ms": problem["min_latency_ms"] + 100})
+    assert accepted.json()["images"][0]["level"] < 2
+
+
+def test_a_wish_is_never_refused(server: Any) -> None:
+    answer = server.generate({"label": "rose", "latency_ms": 0.001, "best_effort": True}).json()
+    assert answer["promised"] is False
+    assert answer["deadline_met"] is False
+    assert answer["images"][0]["level"] == 1
 
 
 def test_a_pinned_budget_is_kept_and_refused_only_when_it_cannot_be_met(server: Any) -> None:
@@ -104,13 +115,14 @@ def test_a_pinned_budget_is_kept_and_refused_only_when_it_cannot_be_met(server: 
     assert kept["deadline_met"] is True
     refusal = server.generate({"label": "rose", "budget": 1, "latency_ms": 1700})
     assert refusal.status_code == 422
-    assert refusal.json()["min_latency_ms"] == 3000
+    assert refusal.json()["min_latency_ms"] > 3000
 
 
-def test_autoguidance_with_a_target_stays_above_its_weak_level(server: Any) -> None:
+def test_autoguidance_stays_above_its_weak_level(server: Any) -> None:
     body = {"label": "rose", "guidance": {"method": "ag", "weak_budget": 0.5}}
-    assert server.generate({**body, "latency_ms": 2600}).json()["images"][0]["level"] == 3
-    assert server.generate({**body, "latency_ms": 2300}).json()["min_latency_ms"] == 2500
+    tightest = server.generate({**body, "latency_ms": 1}).json()["min_latency_ms"]
+    answer = server.generate({**body, "latency_ms": tightest + 100}).json()
+    assert min(answer["images"][0]["levels"]) == 3
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
@@ -128,6 +140,7 @@ def test_accept_gives_a_bare_picture_with_the_facts_in_headers(server: Any, outp
     assert headers["levels"] == "2,2,2,2"
     assert headers["steps"] == "4"
     assert headers["model-hash"] == server.pipeline.model_hash
+    assert headers["promised"] == "true"
     assert headers["deadline-met"] == "true"
     assert float(headers["total-ms"]) >= float(headers["compute-ms"]) > 0
 
@@ -147,7 +160,7 @@ def test_accept_decides_by_quality(server: Any) -> None:
 
 
 def test_several_pictures_have_rising_seeds_and_are_the_same_as_alone(server: Any) -> None:
-    answer = server.generate({"label": "daisy", "seed": 5, "n": 3})
+    answer = server.generate({"label": "daisy", "seed": 5, "n": 3, "budget": 1})
     assert [image["seed"] for image in answer.json()["images"]] == [5, 6, 7]
     together = Image.open(io.BytesIO(files_of(answer)[2])).convert("RGB").tobytes()
     alone = server.pipeline.generate("daisy", seed=7).image.tobytes()
@@ -166,9 +179,11 @@ def test_the_same_request_gives_the_same_bytes(server: Any) -> None:
     assert files_of(server.generate(body)) == files_of(server.generate(body))
 
 
-def test_levels_make_the_same_picture_again(server: Any) -> None:
-    first = server.generate({"label": "daisy", "seed": 11, "latency_ms": 2300})
+def test_levels_make_the_same_picture_again(start_server: Any) -> None:
+    server = start_server()
+    first = server.generate({"label": "daisy", "seed": 11, "latency_ms": 3600})
     levels = first.json()["images"][0]["levels"]
+    assert len(set(levels)) > 1
     again = server.generate({"label": "daisy", "seed": 11, "levels": levels})
     assert files_of(again) == files_of(first)
 
@@ -190,36 +205,12 @@ def test_a_class_may_be_given_by_name_or_id(server: Any, body: dict[str, object]
     assert server.generate(body).json()["label"] == "tulip"
 
 
-def test_the_server_answers_while_a_picture_is_being_made(server: Any) -> None:
-    slow = server.worker.submit(long_job(server))
-    for _ in range(5):
-        assert server.client.get("/health").status_code == 200
-        assert server.client.get("/v1/models").status_code == 200
-    assert not slow.done()
-    assert slow.result().pictures
-
-
 def test_requests_that_come_together_all_get_their_own_picture(server: Any) -> None:
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda seed: server.generate({"label": "rose", "seed": seed}), range(6)))
+        answers = list(pool.map(lambda seed: server.generate({"label": "rose", "seed": seed, "budget": 1}), range(6)))
     for seed, answer in enumerate(answers):
-        assert files_of(answer) == [server.pipeline.generate("rose", seed=seed).encode()]
-
-
-def test_a_caller_who_leaves_while_queued_is_forgotten(server: Any) -> None:
-    slow = server.worker.submit(long_job(server))
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/generate", json={"label": "rose"}, timeout=0.3)
-    eventually(lambda: server.metric('elit_requests_total{outcome="cancelled",route="/v1/generate"}') == 1)
-    assert server.worker.queue_length == 0
-    assert not slow.done()
-    assert slow.result().pictures
-
-
-def test_a_caller_who_leaves_while_a_picture_is_being_made_frees_the_engine(
-    server: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/generate", json={"label": "rose", "steps": 1000}, timeout=0.5)
-    eventually(lambda: "the caller left" in caplog.text)
-    assert server.generate({"label": "rose"}).status_code == 200
+        assert answer.json()["images"][0]["seed"] == seed
+        (file,) = files_of(answer)
+        alone = server.pipeline.generate("rose", seed=seed).image.tobytes()
+        together = Image.open(io.BytesIO(file)).convert("RGB").tobytes()
+        assert max(abs(a - b) for a, b in zip(together, alone, strict=True)) <= 1

@@ -37,7 +37,9 @@ def test_the_model_is_described_with_what_its_levels_cost(server: Any) -> None:
 
 
 def test_health_is_good_while_the_engine_runs(server: Any) -> None:
-    assert server.client.get("/health").json() == {"status": "ok", "model": "tiny", "queue_length": 0}
+    assert server.client.get("/health").json() == {"status": "ok", "model": "tiny", "queue_length": 0, "running": 0}
+    for route in ("/liveness", "/readiness", "/v2/health/live", "/v2/health/ready"):
+        assert server.client.get(route).json() == {"status": "ok"}
 
 
 def test_requests_are_counted_by_route_and_outcome(start_server: Any) -> None:
@@ -104,12 +106,14 @@ def test_the_openapi_document_has_an_example_that_works(server: Any) -> None:
     for example in examples:
         assert server.generate({**example, "latency_ms": 30_000}).status_code == 200
     answers = document["paths"]["/v1/generate"]["post"]["responses"]
-    assert set(answers["200"]["content"]) == {"application/json", "image/png", "image/jpeg", "image/webp"}
-    assert set(answers) == {"200", "400", "413", "422", "500", "503"}
+    bare = {"image/png", "image/jpeg", "image/webp", "application/x-safetensors"}
+    assert set(answers["200"]["content"]) == {"application/json", *bare}
+    assert set(answers) == {"200", "400", "406", "413", "422", "500", "503", "504"}
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("port", 70_000), ("dtype", "int8"), ("max_queue", 0), ("log_level", "loud"), ("prot", 80)]
+    ("key", "value"),
+    [("port", 70_000), ("dtype", "int8"), ("max_queue", 0), ("log_level", "loud"), ("policy", "magic"), ("prot", 80)],
 )
 def test_a_bad_setting_stops_the_start_and_is_named(key: str, value: object) -> None:
     with pytest.raises(InvalidInput) as refusal:

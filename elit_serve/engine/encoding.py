@@ -1,0 +1,34 @@
+"""From a decoded sample to the file that is answered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, Literal, get_args
+
+import safetensors.torch
+from PIL import Image
+from torch import Tensor
+
+from elit_serve.pictures import OUTPUT_FORMATS, encode
+
+AnswerFormat = Literal["png", "jpeg", "webp", "safetensors"]
+
+LATENT: Final = "safetensors"
+ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
+FACTS_KEY = "elit-serve"  # one key, as in a PNG: safetensors writes several in no fixed order
+
+
+def answer_formats(is_latent: bool) -> tuple[AnswerFormat, ...]:
+    """What a model can be asked for, the default first."""
+    return (LATENT,) if is_latent else OUTPUT_FORMATS
+
+
+def encode_sample(sample: Tensor, output_format: AnswerFormat, facts: dict[str, Any]) -> bytes:
+    """A picture, uint8 [H, W, 3], as an encoded file, or a latent, float32 [C, h, w], as safetensors; facts inside.
+
+    The same sample and facts give the same bytes.
+    """
+    if output_format == LATENT:
+        text = json.dumps(facts, sort_keys=True)
+        return safetensors.torch.save({"latent": sample.contiguous()}, metadata={FACTS_KEY: text})
+    return encode(Image.fromarray(sample.numpy()), output_format, facts)

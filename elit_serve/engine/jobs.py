@@ -1,0 +1,129 @@
+"""What the engine is asked to make, and what it made, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from torch import Tensor
+
+from elit_serve.engine.encoding import AnswerFormat
+from elit_serve.engine.executor import ImageTask
+from elit_serve.sampling import Guidance, Plan, initial_noise, time_grid
+from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.requests import Demand, Priority
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Images of one class, one for each seed, taken all or none.
+
+    noise: one [C, H, W] for each seed, drawn by whoever asks, so that the worker's thread need not.
+    weak_caps: see `Demand`; one entry per step.
+    arrived_s: when the caller asked, on the worker's clock.
+    latency_ms: when, after that, the answer should be out; `is_hard` says whether it is promised.
+    min_level, max_level: what may be picked; without meaning for a `pinned` level per step.
+    """
+
+    class_id: int
+    seeds: tuple[int, ...]
+    noise: tuple[Tensor, ...]
+    guidance: Guidance
+    time_shift: float
+    weak_caps: tuple[int | None, ...]
+    arrived_s: float
+    latency_ms: float
+    is_hard: bool
+    min_level: int
+    max_level: int
+    pinned: tuple[int, ...] | None
+    priority: Priority
+    output_format: AnswerFormat
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.weak_caps)
+
+    def demand(self, request_id: int) -> Demand:
+        """One of the images, as the scheduler sees it."""
+        return Demand(
+            request_id=request_id,
+            arrived_s=self.arrived_s,
+            deadline_s=self.arrived_s + self.latency_ms / 1000,
+            weak_caps=self.weak_caps,
+            min_level=self.min_level,
+            max_level=self.max_level,
+            pinned=self.pinned,
+            is_hard=self.is_hard,
+            priority=self.priority,
+        )
+
+    def task(self, request_id: int, index: int) -> ImageTask:
+        """The image of the seed at `index`, as the executor sees it."""
+        return ImageTask(
+            request_id=request_id,
+            class_id=self.class_id,
+            num_steps=self.num_steps,
+            guidance=self.guidance,
+            time_shift=self.time_shift,
+            noise=self.noise[index],
+        )
+
+    def plan(self, levels: tuple[int, ...]) -> Plan:
+        """The plan of an image that was made at these levels."""
+        return Plan(levels=levels, guidance=self.guidance, time_shift=self.time_shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOutcome:
+    """A finished image: its file, the level of each of its steps, and where its time went.
+
+    queue_ms: from arrival to the first step. compute_ms: from there to the end of the last step, waits between steps
+    included. encode_ms: from there to the file: decoding, transfer, encoding.
+    """
+
+    file: bytes
+    seed: int
+    levels: tuple[int, ...]
+    queue_ms: float
+    compute_ms: float
+    encode_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One image for each seed of the job, in order. The three times are those of `ImageOutcome` for all of them."""
+
+    images: tuple[ImageOutcome, ...]
+
+    @property
+    def queue_ms(self) -> float:
+        return min(image.queue_ms for image in self.images)
+
+    @property
+    def compute_ms(self) -> float:
+        return max(image.queue_ms + image.compute_ms for image in self.images) - self.queue_ms
+
+    @property
+    def encode_ms(self) -> float:
+        ended_ms = max(image.queue_ms + image.compute_ms + image.encode_ms for image in self.images)
+        return ended_ms - self.queue_ms - self.compute_ms
+
+
+def draw_noise(seeds: tuple[int, ...], sample_shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """The noise of each seed, [C, H, W]."""
+    return tuple(initial_noise([seed], sample_shape)[0] for seed in seeds)
+
+
+def weak_caps(guidance: Guidance, num_steps: int, time_shift: float, full_level: int) -> tuple[int | None, ...]:
+    """Per step the highest level of the weak pass, or None where there is none. CFG's runs at the main level."""
+    cap = full_level if guidance.method == "cfg" else guidance.weak_level
+    return tuple(cap if guidance.applies_at(t) else None for t in time_grid(num_steps, time_shift)[:-1])
+
+
+def alone_ms(cost: CostTable, levels: tuple[int, ...], caps: tuple[int | None, ...], num_images: int = 1) -> float:
+    """Predicted milliseconds of a job on an idle server, from its first step to its answer."""
+    batches = ceil(num_images / cost.max_batch)
+    batch = min(num_images, cost.max_batch)
+    steps_ms = sum(cost.step_ms(level, cap, batch) for level, cap in zip(levels, caps, strict=True))
+    return batches * steps_ms + cost.overhead_ms
