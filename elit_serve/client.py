@@ -77,20 +77,29 @@ def _decoded(value: object) -> object:
 
 
 class Image(Answer):
-    """data: the file: an encoded picture, or a latent where the model has no autoencoder. levels: one per step."""
+    """data: the file: an encoded picture, or a latent where the model has no autoencoder. levels: one per step.
+
+    Milliseconds as in `Generation`; None where the answer tells them for all images only.
+    """
 
     data: Annotated[bytes, BeforeValidator(_decoded)] = Field(alias="b64_json", repr=False)
     seed: int
     level: float
     budget: float
     levels: tuple[int, ...] = ()
+    queue_ms: float | None = None
+    compute_ms: float | None = None
+    encode_ms: float | None = None
 
 
 class Generation(Answer):
-    """What was made, and how. Times are the server's own milliseconds; `total_ms` is all but the network.
+    """What was made, and how.
 
     output_format: png, webp, jpeg or safetensors.
+    promised: whether the target was one that the server had to keep.
     deadline_met: None without a target.
+    queue_ms, compute_ms, encode_ms: to the first step, from there to the end of the last, from there to the files.
+    total_ms: all of the server's time, from arrival to the answer.
     """
 
     images: tuple[Image, ...]
@@ -101,9 +110,11 @@ class Generation(Answer):
     steps: int
     guidance: Mapping[str, Any] = {}
     latency_ms: float | None = None
+    promised: bool | None = None
     deadline_met: bool | None = None
     queue_ms: float | None = None
     compute_ms: float | None = None
+    encode_ms: float | None = None
     total_ms: float | None = None
 
 
@@ -173,25 +184,28 @@ class Retries:
         return wait_s if is_worth_it else None
 
 
+NO_RETRIES = Retries()
+
+
 class Client:
-    """Talks to one server; usable from several threads."""
+    """Talks to one server; usable from several threads. Only `generate` is tried again."""
 
     def __init__(
         self,
         url: str,
         *,
         timeout_s: float = TIMEOUT_S,
-        retries: Retries | None = None,
+        retries: Retries = NO_RETRIES,
         max_connections: int | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._http = httpx.Client(base_url=_base_url(url), timeout=_timeout(timeout_s), limits=_limits(max_connections))
-        self._retries = retries or Retries()
+        self._retries = retries
         self._sleep = sleep
 
     def generate(self, **options: Unpack[GenerateOptions]) -> Generation:
         """Pictures of a class. Blocks until they are there, or raises."""
-        return _generation(self._send(_generate_request(self._http, options)))
+        return _generation(self._send(_generate_request(self._http, options), self._retries))
 
     def models(self) -> tuple[Model, ...]:
         return _parsed(ModelList, self._send(self._http.build_request("GET", "/v1/models"))).data
@@ -199,6 +213,14 @@ class Client:
     def health(self) -> Health:
         """Raises `ServerProblem` when the engine is down."""
         return _parsed(Health, self._send(self._http.build_request("GET", "/health")))
+
+    def ready(self) -> bool:
+        """Whether to send requests: the server has warmed up, and is not being stopped."""
+        try:
+            self._send(self._http.build_request("GET", "/readiness"))
+        except ServerProblem:
+            return False
+        return True
 
     def close(self) -> None:
         self._http.close()
@@ -209,7 +231,7 @@ class Client:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
-    def _send(self, request: httpx.Request) -> httpx.Response:
+    def _send(self, request: httpx.Request, retries: Retries = NO_RETRIES) -> httpx.Response:
         tries = 0
         while True:
             tries += 1
@@ -218,7 +240,7 @@ class Client:
             except httpx.HTTPError as error:
                 raise _unreachable(request, error) from error
             except ServerProblem as problem:
-                wait_s = self._retries.wait_s(problem, tries)
+                wait_s = retries.wait_s(problem, tries)
                 if wait_s is None:
                     raise
             self._sleep(wait_s)
@@ -232,19 +254,19 @@ class AsyncClient:
         url: str,
         *,
         timeout_s: float = TIMEOUT_S,
-        retries: Retries | None = None,
+        retries: Retries = NO_RETRIES,
         max_connections: int | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._http = httpx.AsyncClient(
             base_url=_base_url(url), timeout=_timeout(timeout_s), limits=_limits(max_connections)
         )
-        self._retries = retries or Retries()
+        self._retries = retries
         self._sleep = sleep
 
     async def generate(self, **options: Unpack[GenerateOptions]) -> Generation:
         """Pictures of a class. A caller that is cancelled leaves, and the server drops its request."""
-        return _generation(await self._send(_generate_request(self._http, options)))
+        return _generation(await self._send(_generate_request(self._http, options), self._retries))
 
     async def models(self) -> tuple[Model, ...]:
         return _parsed(ModelList, await self._send(self._http.build_request("GET", "/v1/models"))).data
@@ -252,6 +274,14 @@ class AsyncClient:
     async def health(self) -> Health:
         """Raises `ServerProblem` when the engine is down."""
         return _parsed(Health, await self._send(self._http.build_request("GET", "/health")))
+
+    async def ready(self) -> bool:
+        """Whether to send requests: the server has warmed up, and is not being stopped."""
+        try:
+            await self._send(self._http.build_request("GET", "/readiness"))
+        except ServerProblem:
+            return False
+        return True
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -262,7 +292,7 @@ class AsyncClient:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         await self.close()
 
-    async def _send(self, request: httpx.Request) -> httpx.Response:
+    async def _send(self, request: httpx.Request, retries: Retries = NO_RETRIES) -> httpx.Response:
         tries = 0
         while True:
             tries += 1
@@ -271,7 +301,7 @@ class AsyncClient:
             except httpx.HTTPError as error:
                 raise _unreachable(request, error) from error
             except ServerProblem as problem:
-                wait_s = self._retries.wait_s(problem, tries)
+                wait_s = retries.wait_s(problem, tries)
                 if wait_s is None:
                     raise
             await self._sleep(wait_s)
@@ -309,9 +339,11 @@ def _checked(response: httpx.Response) -> httpx.Response:
         return response
     members = _problem_members(response)
     code = str(members.get("type", "about:blank")).rpartition(":")[2]
+    code = f"http-{response.status_code}" if code == "blank" else code
     raise ServerProblem(
         status=response.status_code,
-        code=f"http-{response.status_code}" if code == "blank" else code,
+        code=code,
+        reason=str(members.get("reason", code)),
         detail=str(members.get("detail") or response.reason_phrase),
         min_latency_ms=_number(members.get("min_latency_ms")),
         retry_after_s=_number(response.headers.get("Retry-After")),

@@ -113,6 +113,7 @@ class ServerProblem(ElitError):
 
     status: the HTTP status.
     code: the last part of the problem's type, as `infeasible`; `http-STATUS` where the server names none.
+    reason: a finer code where the server gives one, as `queue_full`; else the code.
     min_latency_ms: the smallest target that would do on an idle server, when that is the problem.
     retry_after_s: when the server asks to be tried again.
     """
@@ -123,12 +124,14 @@ class ServerProblem(ElitError):
         status: int,
         code: str,
         detail: str,
+        reason: str | None = None,
         min_latency_ms: float | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(f"the server answered {status} ({code}): {_one_line([detail])}")
         self.status = status
         self.code = code
+        self.reason = reason or code
         self.detail = detail
         self.min_latency_ms = min_latency_ms
         self.retry_after_s = retry_after_s

@@ -60,6 +60,7 @@ class Record:
     budget: float | None = None
     queue_ms: float | None = None
     compute_ms: float | None = None
+    encode_ms: float | None = None
     total_ms: float | None = None
 
     @property
@@ -80,6 +81,13 @@ class Record:
     def overhead_ms(self) -> float | None:
         """What the client saw beyond what the server counted: late sending, connecting, transfer, parsing."""
         return None if self.total_ms is None else self.e2el_ms - self.total_ms
+
+    @property
+    def added_ms(self) -> float | None:
+        """What the client saw beyond waiting for the device, computing and encoding: all that HTTP adds."""
+        if self.queue_ms is None or self.compute_ms is None or self.encode_ms is None:
+            return None
+        return self.e2el_ms - self.queue_ms - self.compute_ms - self.encode_ms
 
 
 async def replay(
@@ -132,6 +140,7 @@ async def _send(client: AsyncClient, call: Call, common: GenerateOptions, planne
         budget=_mean_budget(generation) if generation else None,
         queue_ms=generation.queue_ms if generation else None,
         compute_ms=generation.compute_ms if generation else None,
+        encode_ms=generation.encode_ms if generation else None,
         total_ms=generation.total_ms if generation else None,
     )
 
@@ -143,7 +152,7 @@ async def _ending(
     try:
         return await client.generate(**options), Ending.DONE, None
     except ServerProblem as problem:
-        return None, ending_of(problem), problem.code
+        return None, ending_of(problem), problem.reason
     except ServerUnreachable:
         return None, Ending.FAILED, "unreachable"
 

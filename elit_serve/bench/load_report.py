@@ -37,7 +37,8 @@ class Summary:
     accepted_attainment: on time, of all that were taken.
     e2el_ms: of answered requests, from the planned arrival to the whole answer.
     overhead_ms: what the client saw beyond what the server counted. send_delay_ms: this client's own lateness.
-    budget, queue_ms, compute_ms: means of what the server reports.
+    added_ms: what the client saw beyond queue, compute and encode_ms.
+    budget, queue_ms, compute_ms, encode_ms: means of what the server reports.
     """
 
     offered: int
@@ -52,17 +53,19 @@ class Summary:
     accepted_attainment: float | None
     e2el_ms: Spread
     overhead_ms: Spread
+    added_ms: Spread
     send_delay_ms: Spread
     budget: float | None
     queue_ms: float | None
     compute_ms: float | None
+    encode_ms: float | None
 
     def as_dict(self) -> dict[str, object]:
         """Flat, with the names that other benchmarks use, as `p99_e2el_ms`."""
         fields = {name: value for name, value in asdict(self).items() if not isinstance(getattr(self, name), Spread)}
-        for name in ("budget", "queue_ms", "compute_ms"):
+        for name in ("budget", "queue_ms", "compute_ms", "encode_ms"):
             fields[f"mean_{name}"] = fields.pop(name)
-        for name in ("e2el_ms", "overhead_ms", "send_delay_ms"):
+        for name in ("e2el_ms", "overhead_ms", "added_ms", "send_delay_ms"):
             fields |= {f"{which}_{name}": value for which, value in asdict(getattr(self, name)).items()}
         return fields
 
@@ -98,10 +101,12 @@ def summarise(records: Sequence[Record], *, duration_s: float) -> Summary:
         accepted_attainment=_share(on_time, len(records) - num_refused) if has_targets else None,
         e2el_ms=Spread.of([record.e2el_ms for record in done]),
         overhead_ms=Spread.of(_known(record.overhead_ms for record in done)),
+        added_ms=Spread.of(_known(record.added_ms for record in done)),
         send_delay_ms=Spread.of([1000 * (record.sent_s - record.planned_s) for record in records]),
         budget=_mean(_known(record.budget for record in done)),
         queue_ms=_mean(_known(record.queue_ms for record in done)),
         compute_ms=_mean(_known(record.compute_ms for record in done)),
+        encode_ms=_mean(_known(record.encode_ms for record in done)),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from elit_serve.bench.arrivals import open_arrivals
 from elit_serve.bench.compare import (
     POLICIES,
     Wish,
@@ -17,8 +18,10 @@ from elit_serve.bench.compare import (
     predicted,
 )
 from elit_serve.bench.load import Call
+from elit_serve.bench.load_plan import Capacity, open_calls
 from elit_serve.bench.load_report import Summary
 from elit_serve.bench.load_run import LoadOptions
+from elit_serve.bench.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.cost import CostTable
@@ -83,6 +86,21 @@ def test_the_difference_is_in_percentage_points() -> None:
         comparison_table(half_met, all_met, "fixed").title
         == "The server's attainment is -50.0 points from the simulator's"
     )
+
+
+def test_a_run_sends_what_the_simulator_draws_for_the_same_seed() -> None:
+    setting = Setting(table=TABLE, num_steps=4, weak_cap=1)
+    source = open_arrivals("gamma:cv=2")
+    scales = (2.0, 3.0, 5.0)
+    drawn = draw_workload(setting, source, load=0.7, slo_scales=scales, count=30, seed=5)
+    capacity = Capacity.measured(TABLE, weak_caps=(1,) * 4)
+    targets_ms = [capacity.target_ms(scale) for scale in scales]
+    sent = open_calls(source, count=30, rate_per_s=capacity.rate_at(0.7), targets_ms=targets_ms, num_classes=3, seed=5)
+    wish = replace(WISH, weak_caps=(1,) * 4)
+    for ours, theirs in zip([wish.demand(index, call) for index, call in enumerate(sent)], drawn, strict=True):
+        assert ours.arrived_s == pytest.approx(theirs.arrived_s)
+        assert ours.deadline_s == pytest.approx(theirs.deadline_s)
+        assert replace(ours, arrived_s=0, deadline_s=0) == replace(theirs, arrived_s=0, deadline_s=0)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def picture(body: bytes) -> Reply:
     asked = json.loads(body)
     image = {"b64_json": base64.b64encode(b"file").decode(), "seed": asked["seed"], "level": 2, "budget": 0.5}
     answer = {"model": "m", "label": str(asked["label"]), "steps": 4, "output_format": "png", "images": [image]}
-    answer |= {"queue_ms": 1.0, "compute_ms": 2.0, "total_ms": 3.0}
+    answer |= {"queue_ms": 1.0, "compute_ms": 2.0, "encode_ms": 0.5, "total_ms": 4.0}
     return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 
 
@@ -93,13 +93,14 @@ def test_requests_are_sent_as_planned_and_records_come_in_their_order(start_http
     assert (first.latency_ms, second.latency_ms) == (None, 1e6)
     for record in (first, second):
         assert record.planned_s <= record.sent_s <= record.ended_s
-        assert (record.budget, record.queue_ms, record.compute_ms, record.total_ms) == (0.5, 1.0, 2.0, 3.0)
+        assert (record.budget, record.queue_ms, record.compute_ms) == (0.5, 1.0, 2.0)
+        assert (record.encode_ms, record.total_ms) == (0.5, 4.0)
 
 
 def test_each_end_is_told_apart_with_its_reason(start_http: Any) -> None:
     problems = {
         0: (422, {"type": "urn:elit-serve:infeasible", "min_latency_ms": 150}),
-        1: (503, {"type": "urn:elit-serve:overloaded"}),
+        1: (503, {"type": "urn:elit-serve:overloaded", "reason": "queue_full"}),
         2: (504, {"type": "urn:elit-serve:expired"}),
         3: (500, {"type": "urn:elit-serve:generation-failed"}),
         4: (422, {"type": "urn:elit-serve:invalid-input"}),
@@ -117,7 +118,7 @@ def test_each_end_is_told_apart_with_its_reason(start_http: Any) -> None:
     records = replayed(start_http(answer), [Call(at_s=0.0, label=label, seed=0) for label in range(7)])
     assert [(record.ending, record.reason) for record in records] == [
         (Ending.REFUSED, "infeasible"),
-        (Ending.REFUSED, "overloaded"),
+        (Ending.REFUSED, "queue_full"),
         (Ending.EXPIRED, "expired"),
         (Ending.FAILED, "generation-failed"),
         (Ending.FAILED, "invalid-input"),

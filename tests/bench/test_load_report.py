@@ -18,9 +18,10 @@ DONE = Record(
     budget=0.5,
     queue_ms=20.0,
     compute_ms=100.0,
+    encode_ms=25.0,
     total_ms=150.0,
 )
-UNTOLD = replace(DONE, budget=None, queue_ms=None, compute_ms=None, total_ms=None)
+UNTOLD = replace(DONE, budget=None, queue_ms=None, compute_ms=None, encode_ms=None, total_ms=None)
 LATE = replace(DONE, planned_s=11.0, sent_s=11.0, ended_s=11.4, budget=1.0, compute_ms=200.0, total_ms=370.0)
 REFUSED = replace(UNTOLD, planned_s=12.0, sent_s=12.0, ended_s=12.1, ending=Ending.REFUSED, reason="overloaded")
 EXPIRED = replace(UNTOLD, planned_s=13.0, sent_s=13.0, ended_s=14.0, ending=Ending.EXPIRED, reason="expired")
@@ -30,7 +31,9 @@ FAILED = replace(UNTOLD, planned_s=13.5, sent_s=13.5, ended_s=13.6, ending=Endin
 def test_latency_runs_from_the_planned_arrival() -> None:
     assert DONE.e2el_ms == pytest.approx(200)
     assert DONE.overhead_ms == pytest.approx(50)
+    assert DONE.added_ms == pytest.approx(200 - 20 - 100 - 25)
     assert UNTOLD.overhead_ms is None
+    assert UNTOLD.added_ms is None
 
 
 @pytest.mark.parametrize(
@@ -62,8 +65,9 @@ def test_figures_of_an_open_loop() -> None:
     assert summary.e2el_ms.median == pytest.approx(300)
     assert summary.e2el_ms.p99 == pytest.approx(200 + 0.99 * 200)
     assert summary.overhead_ms.mean == pytest.approx((50 + 30) / 2)
+    assert summary.added_ms.median == pytest.approx((55 + 155) / 2)
     assert summary.send_delay_ms.mean == pytest.approx(10 / 6)
-    assert (summary.budget, summary.queue_ms, summary.compute_ms) == (0.75, 20, 150)
+    assert (summary.budget, summary.queue_ms, summary.compute_ms, summary.encode_ms) == (0.75, 20, 150, 25)
 
 
 def test_a_closed_loop_is_measured_from_the_last_end_of_its_warm_up() -> None:
