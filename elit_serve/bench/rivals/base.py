@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from elit_serve.bench.rivals.pace import Need, all_in_time
 from elit_serve.bench.workload import Setting
 from elit_serve.scheduler.requests import ENDED, Demand, Launch, Refusal, State, Wait
 
@@ -44,6 +45,7 @@ class Rival(ABC):
         self._jobs: dict[int, Job] = {}
         self._launches: dict[int, tuple[int, ...]] = {}
         self._launch_ids = count()
+        self._busy_until_s = float("-inf")
 
     @abstractmethod
     def choose(self, jobs: Sequence[Job], now_s: float) -> Cohort | None:
@@ -67,7 +69,7 @@ class Rival(ABC):
     def decide(self, start_s: float) -> Launch | Wait:
         jobs = self.unfinished()
         cohort = self.choose(jobs, start_s) if jobs else None
-        return Wait() if cohort is None else self._launch(cohort)
+        return Wait() if cohort is None else self._launch(cohort, start_s)
 
     def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:  # noqa: ARG002
         members = [self._jobs[request_id] for request_id in self._launches.pop(launch_id) if request_id in self._jobs]
@@ -111,7 +113,19 @@ class Rival(ABC):
         """Alone, at the lowest level, from now on."""
         return now_s + job.steps_left * self.lowest_step_s() + self._setting.overhead_s <= job.deadline_s
 
-    def _launch(self, cohort: Cohort) -> Launch:
+    def need(self, job: Job, level: int = 0) -> Need:
+        """What is left of a request, at its own level or at another."""
+        due_s = job.deadline_s - self._setting.overhead_s
+        return Need(due_s=due_s, steps_left=job.steps_left, level=level or job.level)
+
+    def would_be_in_time(self, newcomer: Demand, level: int, now_s: float, *, others_at: int = 0) -> bool:
+        """Whether a newcomer and everybody accepted would be, from the end of the launch that is running."""
+        needs = [self.need(job, others_at) for job in self.unfinished()]
+        needs.append(self.need(Job(demand=newcomer, steps_left=newcomer.num_steps), level))
+        start_s = max(now_s, self._busy_until_s)
+        return all_in_time(needs, start_s, self._setting.table.max_batch, self._setting.step_s)
+
+    def _launch(self, cohort: Cohort, start_s: float) -> Launch:
         for job in cohort.jobs:
             job.steps_left -= 1
             job.state = State.RUNNING
@@ -123,6 +137,7 @@ class Rival(ABC):
             predicted_ms=1000 * self._setting.step_s(cohort.level, len(cohort.jobs)),
         )
         self._launches[launch.launch_id] = launch.request_ids
+        self._busy_until_s = start_s + launch.predicted_ms / 1000
         return launch
 
     def _end(self, request_id: int, state: State) -> bool:
