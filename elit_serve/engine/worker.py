@@ -44,6 +44,7 @@ MAX_ENCODERS = 8  # threads
 SLOTS_RETRY_AFTER_S = 1.0  # a slot is free again whenever any image is finished
 LEAD_S = 0.0015  # a launch is enqueued this long before the device is expected to be free: deciding and enqueueing
 LEAD_SHARE = 0.03  # plus this share of the running step, because it may end early
+POLL_S = 0.002  # and so often it is looked whether it has, for steps that take much less than was predicted
 
 
 class Observer:
@@ -193,9 +194,14 @@ class Worker:
 
     def _sleep_until_almost_free(self) -> None:
         """The later a step is decided, the more arrivals may join it; but the device must not wait for it."""
-        if self._running:
-            lead_s = LEAD_S + LEAD_SHARE * self._running[0].launch.predicted_ms / 1000
-            time.sleep(max(0.0, self._free_s - lead_s - self._clock.now()))
+        if not self._running:
+            return
+        step = self._running[0]
+        due_s = self._free_s - LEAD_S - LEAD_SHARE * step.launch.predicted_ms / 1000
+        while not step.is_done() and (left_s := due_s - self._clock.now()) > 0:
+            time.sleep(min(left_s, POLL_S))
+        if step.is_done():
+            self._free_s = self._clock.now()
 
     def _decide(self) -> tuple[Launch | Wait, list[_Image]]:
         """The next launch and its members. If there is none, and nothing runs, waits for something to change."""
@@ -442,6 +448,9 @@ class _Part:
 class _Step:
     launch: Launch
     parts: tuple[_Part, ...]
+
+    def is_done(self) -> bool:
+        return all(part.running.is_done() for part in self.parts)
 
 
 def _resolve(future: Future[Outcome], result: Outcome | ElitError) -> None:

@@ -80,6 +80,8 @@ def create_app(
         worker.start()
         try:
             await run_in_threadpool(worker.wait_until_ready)
+            if not worker.is_alive:
+                raise EngineStopped("the engine died while it warmed up")
             yield
         finally:
             await run_in_threadpool(worker.stop)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
-from elit_serve.engine.executor import Executor, RunningStep
+from elit_serve.engine.executor import Executor, ImageTask, RunningStep
 from elit_serve.engine.jobs import Job, Outcome, draw_noise, weak_caps
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
@@ -256,6 +258,72 @@ def test_a_failing_step_fails_its_own_requests_only(
     assert recorder.failures == [("step", 2)]
     assert executor.num_free == executor.num_slots
     assert "IndexError" in caplog.text
+
+
+class LikeGpu(Executor):
+    """Launching only enqueues: steps run in order on a thread of their own, and each waits for the test's leave."""
+
+    is_asynchronous = True
+
+    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
+        super().__init__(pipeline, num_slots=num_slots)
+        self.enqueued: queue.Queue[Launch] = queue.Queue()
+        self.may_run = threading.Semaphore(1)  # for the warm-up
+        self._stream = ThreadPoolExecutor(1)
+
+    def add(self, task: ImageTask) -> None:
+        self._stream.submit(super().add, task).result()  # after everything that is enqueued
+
+    def _run(self, inputs: torch.Tensor, launch: Launch) -> RunningStep:
+        if launch.launch_id >= 0:
+            self.enqueued.put(launch)
+        return _Enqueued(self._stream.submit(self._run_now, inputs, launch))
+
+    @torch.inference_mode()
+    def _run_now(self, inputs: torch.Tensor, launch: Launch) -> float:
+        assert self.may_run.acquire(timeout=60)
+        return super()._run(inputs, launch).wait()
+
+
+@dataclass(frozen=True)
+class _Enqueued:
+    future: Future[float]
+
+    def is_done(self) -> bool:
+        return self.future.done()
+
+    def wait(self) -> float:
+        return self.future.result(60)
+
+
+def test_where_launching_only_enqueues_the_next_step_is_enqueued_while_one_runs(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    executor = LikeGpu(pipeline, num_slots=16)
+    worker = make_worker(executor)
+    worker.start()
+    first = worker.submit(job(pipeline, steps=3, level=1))
+    assert executor.enqueued.get(timeout=60).request_ids == executor.enqueued.get(timeout=60).request_ids
+    assert executor.enqueued.empty()  # one ahead, so that an arrival waits for two steps at most
+    second = worker.submit(job(pipeline, steps=3, level=1, seeds=(8,)))
+    executor.may_run.release(100)
+    assert file_of(first) == offline(pipeline, (1, 1, 1))
+    assert file_of(second) == offline(pipeline, (1, 1, 1), seed=8)
+    assert len(executor.enqueued.get(timeout=60).request_ids) == 2
+
+
+def test_one_who_leaves_while_two_of_his_steps_are_enqueued_does_not_touch_the_next_owner_of_his_slot(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    executor = LikeGpu(pipeline, num_slots=1)
+    worker = make_worker(executor)
+    worker.start()
+    unwanted = worker.submit(job(pipeline, steps=50, level=1))
+    for _ in range(2):
+        executor.enqueued.get(timeout=60)
+    unwanted.cancel()
+    executor.may_run.release(100)
+    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
 
 
 class SmallMemory(Executor):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -62,6 +63,7 @@ class RunningServer:
     client: httpx.Client
     pipeline: Pipeline
     app: FastAPI
+    executor: Executor
 
     @property
     def worker(self) -> Worker:
@@ -71,6 +73,9 @@ class RunningServer:
 
     def generate(self, body: object, accept: str = "application/json") -> httpx.Response:
         return self.client.post("/v1/generate", json=body, headers={"Accept": accept})
+
+    def health(self) -> dict[str, Any]:
+        return dict(self.client.get("/health").json())
 
     def metric(self, name: str) -> float:
         """The value of one sample, spelled with its labels; 0 when it is not there yet."""
@@ -99,7 +104,7 @@ def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: Co
             assert ready.wait(60)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             with httpx.Client(base_url=url, timeout=60) as client:
-                yield RunningServer(url=url, client=client, pipeline=pipeline, app=app)
+                yield RunningServer(url=url, client=client, pipeline=pipeline, app=app, executor=executor)
         finally:
             server.should_exit = True
             worker.stop()
