@@ -35,6 +35,7 @@ class StepCost(Measured):
 class Latency(Measured):
     """`latency/<device>.json`: measured milliseconds, and everything they were measured with.
 
+    backbone_hash: of the backbone's shape, which decides the cost whatever the weights.
     threads: CPU threads, or None on a GPU.
     graphs: whether steps were CUDA graphs captured for these batches, so that other batches are padded to the next.
     overhead_ms: from the end of an image's last step to its encoded file.
@@ -43,7 +44,7 @@ class Latency(Measured):
 
     format_version: int = Field(default=2, ge=2, le=2)
     model: str
-    model_hash: str
+    backbone_hash: str
     device: str
     dtype: str
     threads: int | None = Field(default=None, ge=1)

@@ -7,7 +7,7 @@ as CUDA graphs. One thread, the worker, owns an executor.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served import StepSet
 from elit_serve.engine.velocity import guided_step
 from elit_serve.errors import GenerationFailed
 from elit_serve.sampling import Guidance, initial_noise, time_grid
@@ -80,6 +81,9 @@ class Executor:
     def num_free(self) -> int:
         return len(self._free)
 
+    def capture(self, wanted: StepSet, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Prepares steps so that they cost the host nothing; where there is no way to, as on a CPU, does nothing."""
+
     @torch.inference_mode()
     def add(self, task: ImageTask) -> None:
         """Gives an image a slot; there must be a free one."""
@@ -120,7 +124,7 @@ class Executor:
         return self._decode(samples)
 
     def _decode(self, samples: Tensor) -> Transfer:
-        return _DoneTransfer(self._pipeline.decode(samples), _are_finite(samples))
+        return _DoneTransfer(self._pipeline.decode(samples), are_finite(samples))
 
 
 def step_in_place(model: torch.nn.Module, state: Tensor, inputs: Tensor, *, level: int, weak_level: int | None) -> None:
@@ -161,7 +165,7 @@ def _grid(num_steps: int, shift: float) -> tuple[float, ...]:
     return tuple(time_grid(num_steps, shift))
 
 
-def _are_finite(samples: Tensor) -> Tensor:
+def are_finite(samples: Tensor) -> Tensor:
     return samples.isfinite().flatten(1).all(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""What a guided step costs on this device: measured in a few seconds, kept in a file, read where it fits."""
+"""What a guided step costs on this device: measured, kept in a file, read where it fits."""
 
 from __future__ import annotations
 
@@ -9,68 +9,30 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 from platformdirs import user_cache_path
-from pydantic import Field, ValidationError, field_validator
+from safetensors.torch import save
 
 import elit_serve
 from elit_serve.clock import Clock
-from elit_serve.engine.config import Strict
+from elit_serve.engine.checkpoint import bundled_models
+from elit_serve.engine.executor import Executor, ImageTask
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.errors import CheckpointError
+from elit_serve.engine.served import StepSet
+from elit_serve.errors import ElitError
+from elit_serve.measurements import Latency, StepCost, read_latency
 from elit_serve.sampling import Guidance, Plan
-from elit_serve.scheduler import CostTable
+from elit_serve.scheduler.requests import Launch
 
 logger = logging.getLogger(__name__)
 
-REPEATS = 3
-MAX_FILE_BYTES = 1 << 20
-
-
-class StepCost(Strict):
-    """One measurement: a step of one image at `level`, guided at `weak_level` or unguided."""
-
-    level: int = Field(ge=1)
-    weak_level: int | None = Field(default=None, ge=1)
-    step_ms: float = Field(gt=0, allow_inf_nan=False)
-
-
-class Latency(Strict):
-    """`latency/<device>.json`: measured milliseconds, and everything they were measured with.
-
-    threads: CPU threads, or None on a GPU.
-    """
-
-    format_version: int = Field(default=1, ge=1, le=1)
-    model: str
-    model_hash: str
-    device: str
-    dtype: str
-    threads: int | None = Field(default=None, ge=1)
-    torch_version: str
-    elit_serve_version: str
-    date: datetime
-    repeats: int = Field(ge=1)
-    overhead_ms: float = Field(ge=0, allow_inf_nan=False)
-    steps: tuple[StepCost, ...] = Field(min_length=2)
-
-    @field_validator("steps")
-    @classmethod
-    def _both_kinds(cls, steps: tuple[StepCost, ...]) -> tuple[StepCost, ...]:
-        if len({step.weak_level is None for step in steps}) != 2:
-            raise ValueError("both guided and unguided steps are needed")
-        return steps
-
-    @property
-    def cost_table(self) -> CostTable:
-        costs = {(step.level, step.weak_level): step.step_ms for step in self.steps}
-        return CostTable(step_costs_ms=costs, overhead_ms=self.overhead_ms)
+REPEATS = {"cpu": 2, "cuda": 10}
+Progress = Callable[[int, int], None]
 
 
 def device_name(device: torch.device) -> str:
@@ -94,91 +56,133 @@ def device_slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "device"
 
 
-def latency_of(pipeline: Pipeline, *, clock: Clock, cache_folder: Path | None = None) -> Latency:
-    """The measured cost of this pipeline: from the model directory, from the cache, or measured now.
+def backbone_hash(pipeline: Pipeline) -> str:
+    """Twelve hex digits of what a step costs depends on: the backbone's shape, whatever its weights."""
+    shape = pipeline.config.backbone.model_dump(exclude={"num_classes"})
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def latency_of(
+    pipeline: Pipeline,
+    executor: Executor,
+    served: StepSet,
+    *,
+    clock: Clock,
+    cache_folder: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Latency:
+    """The measured cost of these steps: from the model directory, from what is bundled, from the cache, or measured.
 
     `cache_folder` is where measurements are kept; None is the user's cache directory.
     """
-    bundled = pipeline.path / "latency" / f"{device_slug(device_name(pipeline.device))}.json"
-    if bundled.is_file():
-        latency = _read_bundled(bundled, pipeline.path)
-        if _fits(latency, pipeline):
-            return latency
+    name = f"{device_slug(device_name(pipeline.device))}.json"
+    own = pipeline.path / "latency" / name
+    for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
+        if file.is_file():
+            latency = read_latency(file, model=file.parent.parent)
+            if _fits(latency, pipeline, served):
+                return latency
     folder = user_cache_path("elit-serve") / "latency" if cache_folder is None else cache_folder
-    cached = folder / f"{_cache_key(pipeline)}.json"
+    cached = folder / f"{_cache_key(pipeline, served)}.json"
     known = _read_cached(cached)
-    if known is not None and _fits(known, pipeline):
+    if known is not None and _fits(known, pipeline, served):
         return known
-    latency = measure(pipeline, clock=clock)
+    latency = measure(pipeline, executor, served, clock=clock, on_progress=on_progress)
     _write_cached(cached, latency)
     return latency
 
 
-def measure(pipeline: Pipeline, *, clock: Clock, repeats: int = REPEATS) -> Latency:
-    """Times steps of one image on an otherwise idle device: unguided, guided at the model's weak level, and guided
-    at the level itself, at level 1, at powers of two and at the largest.
-    """
-    steps = [
-        StepCost(level=level, weak_level=weak_level, step_ms=_step_ms(pipeline, level, weak_level, clock, repeats))
-        for level, weak_level in _points(pipeline)
-    ]
-    unguided_ms = next(step.step_ms for step in steps if step.weak_level is None)
+def measure(
+    pipeline: Pipeline,
+    executor: Executor,
+    served: StepSet,
+    *,
+    clock: Clock,
+    repeats: int | None = None,
+    command: str = "",
+    on_progress: Progress | None = None,
+) -> Latency:
+    """Times every step of `served` on an otherwise idle device. `executor` has captured what it will."""
+    repeats = repeats or REPEATS[pipeline.device.type]
+    points = [(*point, batch) for point in served.points() for batch in served.batches]
+    steps = []
+    for count, point in enumerate(points):
+        steps.append(_measured(pipeline, executor, point, repeats))
+        if on_progress is not None:
+            on_progress(count + 1, len(points))
     return Latency(
         model=pipeline.config.name,
-        model_hash=pipeline.model_hash,
+        backbone_hash=backbone_hash(pipeline),
         device=device_name(pipeline.device),
         dtype=_dtype_name(pipeline),
         threads=_threads(pipeline),
+        graphs=executor.is_asynchronous,
         torch_version=torch.__version__,
         elit_serve_version=elit_serve.__version__,
         date=datetime.now(UTC).replace(microsecond=0),
+        command=command,
         repeats=repeats,
-        overhead_ms=_overhead_ms(pipeline, unguided_ms, clock, repeats),
+        overhead_ms=_overhead_ms(pipeline, executor, clock, repeats),
         steps=tuple(steps),
     )
 
 
-def _points(pipeline: Pipeline) -> list[tuple[int, int | None]]:
-    """(level, weak level) pairs to measure, lowest level first."""
-    largest = max(pipeline.config.levels)
-    levels = sorted({1, largest} | {1 << power for power in range(largest.bit_length()) if 1 << power <= largest})
-    default = pipeline.config.sampling.guidance.weak_level
-
-    def weak_levels(level: int) -> Iterator[int | None]:
-        yield None
-        yield from sorted({min(default, level), level})
-
-    return [(level, weak_level) for level in levels for weak_level in weak_levels(level)]
-
-
-def _step_ms(pipeline: Pipeline, level: int, weak_level: int | None, clock: Clock, repeats: int) -> float:
-    """Median milliseconds of a step, after one that is not counted."""
-    guidance = Guidance()
-    if weak_level is not None:
-        guidance = Guidance(method="ccfg", scale=2.0, weak_level=weak_level)
-    ends_s: list[float] = []
-
-    def note_time(_: int) -> None:
-        _wait_for(pipeline.device)
-        ends_s.append(clock.now())
-
-    pipeline.sample([0], [0], Plan(levels=(level,) * (repeats + 1), guidance=guidance), note_time)
-    return 1000 * median(end - start for start, end in pairwise(ends_s))
+def _measured(pipeline: Pipeline, executor: Executor, point: tuple[int, int | None, int], repeats: int) -> StepCost:
+    """The median of `repeats` steps, back to back as under load, after one that is not counted."""
+    level, weak_level, batch = point
+    members = _add_images(pipeline, executor, batch, num_steps=repeats + 1, is_guided=weak_level is not None)
+    launch = Launch(launch_id=0, request_ids=members, level=level, weak_cap=weak_level, predicted_ms=0.0)
+    running = [executor.launch(launch) for _ in range(repeats + 1)]
+    took_ms = [step.wait() for step in running][1:]
+    for request_id in members:
+        executor.remove(request_id)
+    return StepCost(
+        level=level, weak_level=weak_level, batch=batch, step_ms=median(took_ms), spread_ms=_spread_ms(took_ms)
+    )
 
 
-def _overhead_ms(pipeline: Pipeline, step_ms: float, clock: Clock, repeats: int) -> float:
-    """Median milliseconds of a picture of one step at level 1, encoded, without the step."""
-    durations_ms = []
-    for _ in range(repeats):
-        start_s = clock.now()
-        pipeline.run([0], [0], Plan(levels=(1,)))[0].encode("png")
-        durations_ms.append(1000 * (clock.now() - start_s) - step_ms)
-    return max(0.0, median(durations_ms))
+def _add_images(
+    pipeline: Pipeline, executor: Executor, count: int, *, num_steps: int, is_guided: bool
+) -> tuple[int, ...]:
+    guidance = Guidance(method="ccfg", scale=2.0) if is_guided else Guidance()
+    shape = pipeline.config.spec.sample_shape
+    for request_id in range(count):
+        executor.add(
+            ImageTask.draw(
+                request_id=request_id,
+                class_id=0,
+                num_steps=num_steps,
+                guidance=guidance,
+                time_shift=1.0,
+                seed=request_id,
+                sample_shape=shape,
+            )
+        )
+    return tuple(range(count))
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _spread_ms(took_ms: list[float]) -> float:
+    if len(took_ms) < 2:
+        return 0.0
+    deciles = quantiles(took_ms, n=10, method="inclusive")
+    return (deciles[-1] - deciles[0]) / 2
+
+
+def _overhead_ms(pipeline: Pipeline, executor: Executor, clock: Clock, repeats: int) -> float:
+    """Median milliseconds from a finished image to its encoded file."""
+    took_ms = []
+    for _ in range(repeats + 1):
+        _add_images(pipeline, executor, 1, num_steps=1, is_guided=False)
+        started_s = clock.now()
+        (sample,) = executor.collect((0,)).result()
+        if isinstance(sample, ElitError):
+            raise sample
+        if pipeline.is_latent:
+            save({"latent": sample.contiguous()})
+        else:
+            pipeline.picture(sample, 0, 0, Plan(levels=(1,))).encode("png")
+        took_ms.append(1000 * (clock.now() - started_s))
+    return median(took_ms[1:])
 
 
 def _dtype_name(pipeline: Pipeline) -> str:
@@ -189,42 +193,21 @@ def _threads(pipeline: Pipeline) -> int | None:
     return torch.get_num_threads() if pipeline.device.type == "cpu" else None
 
 
-def _fits(latency: Latency, pipeline: Pipeline) -> bool:
-    """Whether a measurement is of this model, device, dtype and thread count, and spans the model's levels.
-
-    A model directory may hold one of earlier weights, whose backbone may have been another.
-    """
-    here = (pipeline.model_hash, device_name(pipeline.device), _dtype_name(pipeline), _threads(pipeline))
-    measured = (latency.model_hash, latency.device, latency.dtype, latency.threads)
-    return measured == here and max(step.level for step in latency.steps) == max(pipeline.config.levels)
-
-
-def _read_bundled(file: Path, model: Path) -> Latency:
-    name = f"latency/{file.name}"
-    try:
-        return _parse(file)
-    except ValidationError as error:
-        problems = [f"{name}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise CheckpointError(model, problems[:12]) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(model, [f"{name} cannot be read: {error}"]) from None
+def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
+    """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served."""
+    here = (backbone_hash(pipeline), device_name(pipeline.device), _dtype_name(pipeline), _threads(pipeline))
+    of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
+    measured = {(step.level, step.weak_level, step.batch) for step in latency.steps}
+    return of == here and measured == {(*point, batch) for point in served.points() for batch in served.batches}
 
 
 def _read_cached(file: Path) -> Latency | None:
     """A measurement made earlier; one that is damaged is as good as none."""
     try:
-        return _parse(file)
-    except FileNotFoundError:
+        return read_latency(file) if file.exists() else None
+    except ElitError as error:
+        logger.warning("%s is not usable and will be measured again: %s", file, error)
         return None
-    except (OSError, ValueError) as error:
-        logger.warning("%s is not usable and will be measured again: %s", file, str(error).splitlines()[0])
-        return None
-
-
-def _parse(file: Path) -> Latency:
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
-    return Latency.model_validate_json(file.read_bytes())
 
 
 def _write_cached(file: Path, latency: Latency) -> None:
@@ -243,9 +226,10 @@ def _write_cached(file: Path, latency: Latency) -> None:
         logger.warning("the measured latency could not be kept: %s", error)
 
 
-def _cache_key(pipeline: Pipeline) -> str:
+def _cache_key(pipeline: Pipeline, served: StepSet) -> str:
     content = [
-        pipeline.model_hash,
+        backbone_hash(pipeline),
+        repr(served),
         device_name(pipeline.device),
         _dtype_name(pipeline),
         _threads(pipeline),

@@ -6,7 +6,8 @@ L level (J̃), D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,8 @@ from elit_serve.nn.elit import (
     token_positions,
     unpatchify,
 )
-from elit_serve.nn.layers import Block, FinalLayer, TimestepEmbedder, initialise, rope_table
+from elit_serve.nn.fused import Residual
+from elit_serve.nn.layers import Block, FinalLayer, TimestepEmbedder, initialise, rope_table, settled
 from elit_serve.nn.spec import BackboneSpec
 
 
@@ -51,6 +53,7 @@ class Backbone(nn.Module):
         self._make_blocks()
         self.final = FinalLayer(spec.dim, spec.channels * spec.patch**2)
         self._layouts: dict[tuple[int, int, torch.device], Layout] = {}
+        self.side_stream: torch.cuda.Stream | None = None  # with one, independent parts of a pass run side by side
         initialise(self)
 
     def _make_blocks(self) -> None:
@@ -94,9 +97,40 @@ class Backbone(nn.Module):
         )
         return tokens, F.silu(self.time_embed(t) + self.class_embed(label))
 
-    def unembed(self, tokens: Tensor, c: Tensor, layout: Layout) -> Tensor:
-        """tokens [B, N, D], condition [B, D] -> velocity [B, C, H, W]."""
-        patches = self.final(tokens, c)  # [B, N, C * P * P]
+    def modulations(self, modules: Sequence[Block | Read | FinalLayer], c: Tensor) -> Iterator[Tensor]:
+        """`modulation(c)` of each module in turn, for c [B, D].
+
+        They read a quarter of the weights and compute next to nothing: beside the first module's work, all others cost
+        no time of their own.
+        """
+        first = modules[0].modulation(c)
+        with self.beside():
+            others = [module.modulation(c) for module in modules[1:]]
+        return self._after_joining(first, others)
+
+    def _after_joining(self, first: Tensor, others: Sequence[Tensor]) -> Iterator[Tensor]:
+        yield first
+        self.join()
+        yield from others
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is done inside may run beside what follows on a GPU, until `join`."""
+        if self.side_stream is None:
+            yield
+            return
+        self.side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side_stream):
+            yield
+
+    def join(self) -> None:
+        """Whatever follows sees all that was done `beside`."""
+        if self.side_stream is not None:
+            torch.cuda.current_stream().wait_stream(self.side_stream)
+
+    def unembed(self, residual: Tensor | Residual, modulation: Tensor, layout: Layout) -> Tensor:
+        """A stream of tokens [B, N, D], `modulation(c)` [B, 2D] -> velocity [B, C, H, W]."""
+        patches = self.final(residual, modulation)  # [B, N, C * P * P]
         return unpatchify(patches, patch=self.spec.patch, window=self.window, height=layout.height, width=layout.width)
 
 
@@ -115,9 +149,10 @@ class DiT(Backbone):
         assert level == 1, level
         layout = self.layout(x.shape[2], x.shape[3], x.device)
         tokens, c = self.embed(x, t, label)  # [B, N, D], [B, D]
+        modulations = self.modulations([*self.blocks, self.final], c)
         for block in self.blocks:
-            tokens = block(tokens, c, layout.token_rope)  # [B, N, D]
-        return self.unembed(tokens, c, layout)  # [B, C, H, W]
+            tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
+        return self.unembed(tokens, next(modulations), layout)  # [B, C, H, W]
 
 
 class ElitDiT(Backbone):
@@ -153,21 +188,40 @@ class ElitDiT(Backbone):
         latents = self.latents if latents is None else latents
         levels = [level] if isinstance(level, int) else list(level)
         tokens, c = self.embed(x, t, label)  # [B, N, D], [B, D]
+        modulations = self.modulations([*self.head, self.read, *self.core, *self.tail, self.final], c)
         for block in self.head:
-            tokens = block(tokens, c, layout.token_rope)  # [B, N, D]
-        parts = zip(tokens.chunk(len(levels)), c.chunk(len(levels)), levels, strict=True)
-        tokens = torch.cat([self._through_latents(*part, latents, layout) for part in parts])  # [B, N, D]
+            tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
+        core = [next(modulations) for _ in (self.read, *self.core)]  # [B, 6D] each
+        tokens = self._through_latents(settled(tokens), core, levels, latents, layout)  # [B, N, D]
         for block in self.tail:
-            tokens = block(tokens, c, layout.token_rope)  # [B, N, D]
-        return self.unembed(tokens, c, layout)  # [B, C, H, W]
+            tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
+        return self.unembed(tokens, next(modulations), layout)  # [B, C, H, W]
 
-    def _through_latents(self, tokens: Tensor, c: Tensor, level: int, latents: Tensor, layout: Layout) -> Tensor:
+    def _through_latents(
+        self, tokens: Tensor, modulations: Sequence[Tensor], levels: Sequence[int], latents: Tensor, layout: Layout
+    ) -> Tensor:
+        """Equal parts of the batch, each at its level: tokens [B, N, D] -> [B, N, D].
+
+        A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
+        """
+        count = len(levels)
+        parts = zip(tokens.chunk(count), zip(*(m.chunk(count) for m in modulations), strict=True), levels, strict=True)
+        main, *weak = parts
+        with self.beside():
+            weak_tokens = [self._part_through_latents(*part, latents, layout) for part in weak]
+        main_tokens = self._part_through_latents(*main, latents, layout)
+        self.join()
+        return torch.cat([main_tokens, *weak_tokens]) if weak else main_tokens
+
+    def _part_through_latents(
+        self, tokens: Tensor, modulations: Sequence[Tensor], level: int, latents: Tensor, layout: Layout
+    ) -> Tensor:
         """Read, core and Write with the first `level` latents of each group: tokens [B, N, D] -> [B, N, D]."""
         assert 1 <= level <= self.spec.latents_per_group, level
         groups = layout.num_groups
         rope = latent_rope(layout.group_rope, level)  # [2, G * L, 1, E/2]
         z = initial_latents(latents, level, len(tokens), groups)  # [B, G * L, D]
-        z = self.read(z, tokens, c, rope, layout.token_rope, groups)  # [B, G * L, D]
-        for block in self.core:
-            z = block(z, c, rope)  # [B, G * L, D]
-        return self.write(tokens, z, layout.token_rope, rope, groups)  # [B, N, D]
+        z = self.read(z, tokens, modulations[0], rope, layout.token_rope, groups)  # [B, G * L, D]
+        for block, modulation in zip(self.core, modulations[1:], strict=True):
+            z = block(z, modulation, rope)  # [B, G * L, D]
+        return self.write(tokens, settled(z), layout.token_rope, rope, groups)  # [B, N, D]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elit_serve.nn.fused import gated_add, gated_add_norm_modulate, norm_modulate
+from elit_serve.nn.fused import Residual, norm_modulate, settle_and_norm
 from elit_serve.nn.layers import GroupedCrossAttention, Mlp
 
 
@@ -71,14 +71,14 @@ class Read(nn.Module):
         self.modulation = nn.Linear(dim, 6 * dim)
 
     def forward(
-        self, latents: Tensor, tokens: Tensor, c: Tensor, rope: Tensor, token_rope: Tensor, num_groups: int
-    ) -> Tensor:
-        """latents [B, G * L, D] read tokens [B, N, D] under the activated condition c [B, D]. -> [B, G * L, D]"""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)
+        self, latents: Tensor, tokens: Tensor, modulation: Tensor, rope: Tensor, token_rope: Tensor, num_groups: int
+    ) -> Residual:
+        """latents [B, G * L, D] read tokens [B, N, D] under `modulation(c)` [B, 6D]. -> a stream of latents"""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         query = norm_modulate(latents, shift1, scale1)
         read = self.attention(query, self.context_norm(tokens), rope, token_rope, num_groups)
-        latents, normed = gated_add_norm_modulate(latents, read, gate1, shift2, scale2)
-        return gated_add(latents, self.mlp(normed), gate2)
+        latents, normed = settle_and_norm(Residual(latents, read, gate1), shift2, scale2)
+        return Residual(latents, self.mlp(normed), gate2)
 
 
 class Write(nn.Module):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +27,30 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return _modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift, scale)
 
 
-def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """x + gate * update: x and update [B, N, D], gate [B, D] -> [B, N, D]."""
-    if kernels := _kernels(x):
-        return kernels.gated_add(x, update, gate)
-    return x + gate.unsqueeze(1) * update
+class Residual(NamedTuple):
+    """A residual stream whose last update is not added yet: x + gate * update.
+
+    x and update [B, N, D], gate [B, D]. Whoever comes next adds it in the same pass over memory as its own norm.
+    """
+
+    x: Tensor
+    update: Tensor
+    gate: Tensor
+
+    def settled(self) -> Tensor:
+        """The sum. [B, N, D]"""
+        if kernels := _kernels(self.x):
+            return kernels.gated_add(self.x, self.update, self.gate)
+        return self.x + self.gate.unsqueeze(1) * self.update
 
 
-def gated_add_norm_modulate(
-    x: Tensor, update: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`gated_add`, and the `norm_modulate` of its result: both [B, N, D]."""
-    if kernels := _kernels(x):
-        return kernels.gated_add_norm_modulate(x, update, gate, shift, scale, EPS)
-    x = gated_add(x, update, gate)
+def settle_and_norm(residual: Tensor | Residual, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """A residual stream with its last update added, and the `norm_modulate` of that: both [B, N, D]."""
+    if not isinstance(residual, Residual):
+        return residual, norm_modulate(residual, shift, scale)
+    if kernels := _kernels(residual.x):
+        return kernels.gated_add_norm_modulate(*residual, shift, scale, EPS)
+    x = residual.settled()
     return x, norm_modulate(x, shift, scale)
 
 

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WARPS = 4
+WARPS = 2  # measured on an NVIDIA H200 at D = 1152: 7 % faster than 4
+HEAD_WARPS = 1
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -20,18 +21,18 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
     x = x.contiguous()
     out = torch.empty_like(x)
     _norm_modulate[_rows(x)](
-        x, x, shift, shift, scale, x, out, x.shape[1], shift.stride(0), x.shape[2], eps,
+        x, x, shift, shift, scale, x, out, x.shape[1], 0, shift.stride(0), x.shape[2], eps,
         BLOCK=triton.next_power_of_2(x.shape[2]), ADDS=False, NORMS=True, num_warps=WARPS,
     )  # fmt: skip
     return out
 
 
 def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """See `fused.gated_add`."""
+    """See `fused.Residual`."""
     x, update = x.contiguous(), update.contiguous()
     total = torch.empty_like(x)
     _norm_modulate[_rows(x)](
-        x, update, gate, gate, gate, total, total, x.shape[1], gate.stride(0), x.shape[2], 0.0,
+        x, update, gate, gate, gate, total, total, x.shape[1], gate.stride(0), 0, x.shape[2], 0.0,
         BLOCK=triton.next_power_of_2(x.shape[2]), ADDS=True, NORMS=False, num_warps=WARPS,
     )  # fmt: skip
     return total
@@ -40,12 +41,12 @@ def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
 def gated_add_norm_modulate(
     x: Tensor, update: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See `fused.gated_add_norm_modulate`; gate, shift and scale share one stride, as chunks of one tensor do."""
-    assert gate.stride(0) == shift.stride(0) == scale.stride(0)
+    """See `fused.settle_and_norm`; shift and scale share one stride, as chunks of one tensor do."""
+    assert shift.stride(0) == scale.stride(0)
     x, update = x.contiguous(), update.contiguous()
     total, out = torch.empty_like(x), torch.empty_like(x)
     _norm_modulate[_rows(x)](
-        x, update, gate, shift, scale, total, out, x.shape[1], gate.stride(0), x.shape[2], eps,
+        x, update, gate, shift, scale, total, out, x.shape[1], gate.stride(0), shift.stride(0), x.shape[2], eps,
         BLOCK=triton.next_power_of_2(x.shape[2]), ADDS=True, NORMS=True, num_warps=WARPS,
     )  # fmt: skip
     return total, out
@@ -61,7 +62,7 @@ def norm_rotate(x: Tensor, weights: Sequence[Tensor], rope: Tensor, eps: float) 
     _norm_rotate[(batch * tokens, parts)](
         x, weights[0], weights[-1], rope, tokens, x.stride(1), x.stride(2), eps,
         HEADS=heads, HEADS_BLOCK=triton.next_power_of_2(heads), HALF=half, HALF_BLOCK=triton.next_power_of_2(half),
-        num_warps=WARPS,
+        num_warps=HEAD_WARPS,
     )  # fmt: skip
     return x
 
@@ -72,16 +73,17 @@ def _rows(x: Tensor) -> tuple[int]:
 
 @triton.jit
 def _norm_modulate(
-    x_ptr, update_ptr, gate_ptr, shift_ptr, scale_ptr, total_ptr, out_ptr, tokens, condition_stride, width, eps,
+    x_ptr, update_ptr, gate_ptr, shift_ptr, scale_ptr, total_ptr, out_ptr,
+    tokens, gate_stride, shift_stride, width, eps,
     BLOCK: tl.constexpr, ADDS: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
-    condition = (row // tokens) * condition_stride + column
+    sample = row // tokens
     x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
-        gate = tl.load(gate_ptr + condition, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + sample * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
         x += gate * tl.load(update_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
         tl.store(total_ptr + row * width + column, x.to(total_ptr.dtype.element_ty), mask=inside)
     if NORMS:
@@ -89,8 +91,8 @@ def _norm_modulate(
         centred = tl.where(inside, x - mean, 0.0)
         variance = tl.sum(centred * centred, axis=0) / width
         normed = centred / tl.sqrt(variance + eps)
-        shift = tl.load(shift_ptr + condition, mask=inside, other=0.0).to(tl.float32)
-        scale = tl.load(scale_ptr + condition, mask=inside, other=0.0).to(tl.float32)
+        shift = tl.load(shift_ptr + sample * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + sample * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
         out = normed * (1 + scale) + shift
         tl.store(out_ptr + row * width + column, out.to(out_ptr.dtype.element_ty), mask=inside)
 

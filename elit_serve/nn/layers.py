@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit_serve.nn.fused import gated_add, gated_add_norm_modulate, linear_gelu, norm_modulate, norm_rotate
+from elit_serve.nn.fused import Residual, linear_gelu, norm_rotate, settle_and_norm
 
 ROPE_THETA = 10_000.0
 
@@ -117,7 +117,7 @@ class GroupedCrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A DiT block with adaLN-Zero: x [B, N, D], activated condition c [B, D] -> [B, N, D]."""
+    """A DiT block with adaLN-Zero: a residual stream and its `modulation(c)` [B, 6D] -> the residual stream."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
@@ -125,24 +125,30 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, mlp_ratio)
         self.modulation = nn.Linear(dim, 6 * dim)
 
-    def forward(self, x: Tensor, c: Tensor, rope: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)
-        attended = self.attention(norm_modulate(x, shift1, scale1), rope)
-        x, normed = gated_add_norm_modulate(x, attended, gate1, shift2, scale2)
-        return gated_add(x, self.mlp(normed), gate2)
+    def forward(self, residual: Tensor | Residual, modulation: Tensor, rope: Tensor) -> Residual:
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        x, normed = settle_and_norm(residual, shift1, scale1)  # [B, N, D] each
+        x, normed = settle_and_norm(Residual(x, self.attention(normed, rope), gate1), shift2, scale2)
+        return Residual(x, self.mlp(normed), gate2)
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches of velocity: x [B, N, D], activated condition c [B, D] -> [B, N, out]."""
+    """Tokens to patches of velocity: a residual stream and `modulation(c)` [B, 2D] -> [B, N, out]."""
 
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
         self.modulation = nn.Linear(dim, 2 * dim)
         self.linear = nn.Linear(dim, out)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.modulation(c).chunk(2, dim=-1)
-        return self.linear(norm_modulate(x, shift, scale))
+    def forward(self, residual: Tensor | Residual, modulation: Tensor) -> Tensor:
+        shift, scale = modulation.chunk(2, dim=-1)
+        _, normed = settle_and_norm(residual, shift, scale)
+        return self.linear(normed)
+
+
+def settled(residual: Tensor | Residual) -> Tensor:
+    """The residual stream as one tensor. [B, N, D]"""
+    return residual.settled() if isinstance(residual, Residual) else residual
 
 
 def initialise(model: nn.Module) -> None:

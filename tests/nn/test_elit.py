@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -103,6 +105,9 @@ def test_rope_tells_rows_from_columns_and_keeps_lengths() -> None:
     assert float(rotated.norm()) == pytest.approx(float(query.norm()), rel=1e-5)
 
 
+Module = TypeVar("Module", Read, Write)
+
+
 def scene(level: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Latents [1, G * L, D], tokens [1, N, D], condition [1, D] and both RoPE tables."""
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +118,7 @@ def scene(level: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return latents, tokens, torch.randn(1, DIM, generator=generator), rope, rope_table(positions, DIM // HEADS)
 
 
-def randomised(module: Read | Write) -> Read | Write:
+def randomised(module: Module) -> Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -127,8 +132,8 @@ def test_read_attends_inside_its_group_only(level: int) -> None:
     latents, tokens, c, rope, token_rope = scene(level)
     changed = tokens.clone()
     changed[:, 4:8] += 1  # the second group
-    before = read(latents, tokens, c, rope, token_rope, GROUPS).view(GROUPS, level, DIM)
-    after = read(latents, changed, c, rope, token_rope, GROUPS).view(GROUPS, level, DIM)
+    before = read(latents, tokens, read.modulation(c), rope, token_rope, GROUPS).settled().view(GROUPS, level, DIM)
+    after = read(latents, changed, read.modulation(c), rope, token_rope, GROUPS).settled().view(GROUPS, level, DIM)
     differs = (before != after).any(-1).any(-1)
     assert differs.tolist() == [False, True, False, False]
 
@@ -149,5 +154,5 @@ def test_read_and_write_start_as_the_identity() -> None:
     initialise(read)
     initialise(write)
     latents, tokens, c, rope, token_rope = scene(4)
-    assert torch.equal(read(latents, tokens, c, rope, token_rope, GROUPS), latents)
+    assert torch.equal(read(latents, tokens, read.modulation(c), rope, token_rope, GROUPS).settled(), latents)
     assert torch.equal(write(tokens, latents, token_rope, rope, GROUPS), tokens)

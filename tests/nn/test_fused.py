@@ -39,16 +39,20 @@ def test_norm_and_modulation(kernels: ModuleType, draw: torch.Generator) -> None
     torch.testing.assert_close(kernels.norm_modulate(x, shift, scale, fused.EPS), expected)
 
 
-def test_a_gated_update(kernels: ModuleType, draw: torch.Generator) -> None:
+def test_an_update_that_is_added_at_last(kernels: ModuleType, draw: torch.Generator) -> None:
     x, update = torch.randn(2, BATCH, TOKENS, DIM, generator=draw)
     gate, _, _ = condition(draw)
-    torch.testing.assert_close(kernels.gated_add(x, update, gate), fused.gated_add(x, update, gate))
+    torch.testing.assert_close(kernels.gated_add(x, update, gate), fused.Residual(x, update, gate).settled())
 
 
-def test_a_gated_update_and_the_norm_after_it(kernels: ModuleType, draw: torch.Generator) -> None:
+@pytest.mark.parametrize("gate_width", [1, 6])
+def test_an_update_and_the_norm_after_it_whatever_tensor_the_gate_is_a_part_of(
+    kernels: ModuleType, draw: torch.Generator, gate_width: int
+) -> None:
     x, update = torch.randn(2, BATCH, TOKENS, DIM, generator=draw)
-    gate, shift, scale = condition(draw)
-    expected = fused.gated_add_norm_modulate(x, update, gate, shift, scale)
+    gate = torch.randn(BATCH, gate_width * DIM, generator=draw)[:, -DIM:]
+    _, shift, scale = condition(draw)
+    expected = fused.settle_and_norm(fused.Residual(x, update, gate), shift, scale)
     got = kernels.gated_add_norm_modulate(x, update, gate, shift, scale, fused.EPS)
     torch.testing.assert_close(got, expected)
 
