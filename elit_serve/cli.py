@@ -354,6 +354,8 @@ def bench(
         output_format=output_format,
         timeout_s=timeout,
     )
+    if records is not None and not records.parent.is_dir():  # found out before the run, not after it
+        raise InvalidInput("records", str(records), "a file in a folder that exists")
     if compare:
         check_comparable(options, policy)
     report = run_load(options, clock=MonotonicClock())

@@ -8,7 +8,17 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["elit_serve", "elit_serve.cli", "elit_serve.scheduler", "elit_serve.pictures"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "elit_serve",
+        "elit_serve.cli",
+        "elit_serve.client",
+        "elit_serve.scheduler",
+        "elit_serve.pictures",
+        "elit_serve.bench.compare",
+    ],
+)
 def test_it_is_imported_without_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -37,7 +37,8 @@ COMPARED = (
     "p99_e2el_ms",
 )
 
-# As a server makes them that is told no more than their names.
+# As a server makes them that is told no more than their names, but for its limit on the queue: requests whose time
+# has passed leave it, so targets of seconds keep it short.
 POLICIES: Mapping[str, Callable[[CostTable], Policy]] = {
     "elastic": lambda table: ElasticPolicy(placeholder_quality(table.levels)),
     "fixed": lambda _: FixedPolicy(),

@@ -79,8 +79,9 @@ def test_requests_are_sent_as_planned_and_records_come_in_their_order(start_http
         async with AsyncClient(url) as client:
             calls = [Call(at_s=0.0, label=0, seed=5), Call(at_s=0.02, label=2, seed=6, latency_ms=1e6)]
             replaying = asyncio.create_task(replay(client, calls, {"budget": 0.5}, clock=MonotonicClock()))
-            while len(bodies) < 2:
-                await asyncio.sleep(0)
+            async with asyncio.timeout(PATIENCE_S):
+                while len(bodies) < 2:
+                    await asyncio.sleep(0)
             second_is_out.set()
             return await replaying
 

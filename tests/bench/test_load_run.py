@@ -133,6 +133,7 @@ def test_the_command_prints_a_table(tiny_server_url: str) -> None:
         (["http://127.0.0.1:1", "--trace", "poisson", "--burstiness", "1"], ["burstiness", "--trace"]),
         (["http://127.0.0.1:1", "--slo-scale", "2,x"], ["slo-scale", "2,x"]),
         (["http://127.0.0.1:1", "--compare"], ["compare", "--cost"]),
+        (["http://127.0.0.1:1", "--records", "missing/r.jsonl"], ["records", "missing/r.jsonl"]),
         (["http://127.0.0.1:1", "--cost", "no-such-file.json"], ["cost", "no-such-file.json"]),
     ],
 )
