@@ -172,6 +172,38 @@ def serve(
 
 
 @app.command()
+def profile(
+    model: ModelArgument = None,
+    random_weights: Annotated[
+        str | None, typer.Option(help="A preset such as elit-dit-xl/2, with random weights, instead of a model.")
+    ] = None,
+    resolution: Annotated[int, typer.Option(help="Pixels per side, with --random-weights.")] = 256,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. Default: latency/<device>.json of MODEL.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Steps behind each figure. Default: 10, CPU 2.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure what a denoising step costs here, at every level and batch size that a server uses."""
+    from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.engine.profiler import profile_to_file
+
+    if random_weights is None:
+        pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    elif model is not None:
+        raise InvalidInput("random_weights", random_weights, "a model is given; leave one of them out")
+    elif out is None:
+        raise InvalidInput("out", None, "random weights have no directory of their own; name a file")
+    else:
+        pipeline = Pipeline.random(random_weights, resolution, device=device, dtype=dtype)
+    command = "elit-serve profile " + shlex.join(sys.argv[2:])
+    file = profile_to_file(pipeline, out, repeats=repeats, command=command, console=Console(stderr=True))
+    typer.echo(f"{file}")
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe: a TOML file, see models/recipes/.")],
     data: Annotated[Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg, .png or .webp.")],

@@ -16,15 +16,19 @@ from statistics import median, quantiles
 
 import torch
 from platformdirs import user_cache_path
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
 from safetensors.torch import save
 
 import elit_serve
-from elit_serve.clock import Clock
+from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.checkpoint import bundled_models
 from elit_serve.engine.executor import Executor, ImageTask
+from elit_serve.engine.graphs import open_executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.served import StepSet
-from elit_serve.errors import ElitError
+from elit_serve.engine.served import StepSet, served_steps
+from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.measurements import Latency, StepCost, read_latency
 from elit_serve.sampling import Guidance, Plan
 from elit_serve.scheduler.requests import Launch
@@ -90,6 +94,50 @@ def latency_of(
     latency = measure(pipeline, executor, served, clock=clock, on_progress=on_progress)
     _write_cached(cached, latency)
     return latency
+
+
+def profile_to_file(
+    pipeline: Pipeline, file: Path | None, *, repeats: int | None, command: str, console: Console
+) -> Path:
+    """What `elit-serve profile` does: captures, measures, shows progress and a table, and writes the file."""
+    file = file or pipeline.path / "latency" / f"{device_slug(device_name(pipeline.device))}.json"
+    served = served_steps(pipeline.config, pipeline.device)
+    executor = open_executor(pipeline, num_slots=max(served.batches))
+    with ProgressBar(console=console, transient=True) as bar:
+
+        def show(what: str) -> Progress:
+            task = bar.add_task(what)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        executor.capture(served, show("capturing"))
+        latency = measure(
+            pipeline,
+            executor,
+            served,
+            clock=MonotonicClock(),
+            repeats=repeats,
+            command=command,
+            on_progress=show("measuring"),
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(latency.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise InvalidInput("out", str(file), f"it cannot be written: {error.strerror or error}") from None
+    console.print(_as_table(latency))
+    return file
+
+
+def _as_table(latency: Latency) -> Table:
+    table = Table(title=f"{latency.model} on {latency.device}, {latency.dtype}: milliseconds of a step")
+    batches = latency.cost_table.batches
+    for column in ("level", "weak level", *map(str, batches)):
+        table.add_column(column, justify="right")
+    costs = {(step.level, step.weak_level, step.batch): step.step_ms for step in latency.steps}
+    for level, weak_level in dict.fromkeys((step.level, step.weak_level) for step in latency.steps):
+        row = [f"{costs[level, weak_level, batch]:.2f}" for batch in batches]
+        table.add_row(str(level), "-" if weak_level is None else str(weak_level), *row)
+    return table
 
 
 def measure(

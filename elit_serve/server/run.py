@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
@@ -15,6 +16,7 @@ import uvicorn
 
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor import Executor
+from elit_serve.engine.graphs import open_executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profiler import device_name, latency_of
 from elit_serve.engine.served import served_steps
@@ -25,6 +27,7 @@ from elit_serve.server.settings import Settings
 
 T = TypeVar("T")
 
+SWITCH_SECONDS = 0.0005  # Python's 5 ms would let the device idle while the worker waits for its turn behind a request
 SHUTDOWN_SECONDS = 10  # for answers that are under way when the worker has stopped
 
 
@@ -73,6 +76,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     The address is taken first, so that a port in use is found out before a model is loaded.
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    sys.setswitchinterval(SWITCH_SECONDS)
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         app = create_app(pipeline, executor, settings, cost=latency.cost_table)
@@ -97,7 +101,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:
     """The model with slots for its pictures, and what its steps cost on this device."""
     pipeline = _load(settings)
-    executor = Executor(pipeline, num_slots=num_slots(settings))
+    executor = open_executor(pipeline, num_slots=num_slots(settings))
     served = served_steps(pipeline.config, pipeline.device)
     executor.capture(served)
     return pipeline, executor, latency_of(pipeline, executor, served, clock=MonotonicClock())
