@@ -214,3 +214,23 @@ def test_the_server_answers_while_a_picture_is_being_made(start_server: Any, cal
     assert not picture.done()
     server.executor.may_run.release(4)
     assert picture.result().status_code == 200
+
+
+def test_a_draining_server_says_so_takes_nothing_and_finishes_what_it_has(
+    start_server: Any, callers: ThreadPoolExecutor
+) -> None:
+    server = start_server(executor=Held)
+    picture = ask(callers, server, latency_ms=60_000)
+    server.executor.has_started.acquire()
+    drained = callers.submit(server.worker.drain, 60)
+    eventually(lambda: server.health()["status"] == "draining")
+    for route in ("/readiness", "/v2/health/ready"):
+        assert problem_of(server.client.get(route), 503)["reason"] == "stopped"
+    for route in ("/liveness", "/v2/health/live"):
+        assert server.client.get(route).status_code == 200
+    refusal = server.generate({"label": "tulip"})
+    assert problem_of(refusal, 503)["reason"] == "stopped"
+    assert int(refusal.headers["Retry-After"]) > 0
+    server.executor.may_run.release(100)
+    assert picture.result().json()["deadline_met"] is True
+    drained.result(60)

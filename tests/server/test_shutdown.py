@@ -1,0 +1,107 @@
+"""SIGTERM to a real `elit-serve serve` under load: what was promised is finished, nothing new is taken, exit code 0."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+STEPS = 150  # about a second of work for the tiny model
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[str]
+    client: httpx.Client
+    callers: ThreadPoolExecutor
+
+    def ask(self, **body: object) -> Future[httpx.Response]:
+        return self.callers.submit(self.client.post, "/v1/generate", json={"label": "tulip", **body})
+
+    def running(self) -> int:
+        return int(self.client.get("/health").json()["running"])
+
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def start(shared_tiny_model_dir: Path, tmp_path: Path) -> Iterator[StartServer]:
+    with ExitStack() as stack:
+
+        def start(*options: str) -> Server:
+            serve = [sys.executable, "-m", "elit_serve.cli", "serve", str(shared_tiny_model_dir), "--host", "127.0.0.1"]
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*serve, "--port", "0", "--threads", "1", *options],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"http://127\.0\.0\.1:\d+", line)
+            assert found, line
+            client = stack.enter_context(httpx.Client(base_url=found[0], timeout=120))
+            return Server(process, client, stack.enter_context(ThreadPoolExecutor(4)))
+
+        yield start
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    """For what another process does in its own time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def is_ready(server: Server) -> bool:
+    """As a load balancer sees it: a server that has gone is not ready either."""
+    try:
+        return server.client.get("/readiness").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_what_was_accepted_is_finished(start: StartServer) -> None:
+    server = start()
+    accepted = [server.ask(latency_ms=100_000, steps=STEPS), server.ask(steps=STEPS, n=2)]
+    eventually(lambda: server.running() == 3)
+    assert is_ready(server)
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: not is_ready(server))
+    answers = [future.result(60) for future in accepted]
+    assert [len(answer.json()["images"]) for answer in answers] == [1, 2]
+    _, errors = server.process.communicate(timeout=60)
+    assert server.process.returncode == 0
+    assert errors == ""
+
+
+def test_a_second_signal_ends_at_once_what_would_take_long(start: StartServer) -> None:
+    server = start("--drain-seconds", "600", "--max-image-steps", "16000")
+    unfinished = server.ask(steps=1000, n=16)
+    eventually(lambda: server.running() > 0)
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: not is_ready(server))
+    assert server.client.get("/health").json()["status"] == "draining"
+    server.process.send_signal(signal.SIGINT)
+    answer = unfinished.result(60)
+    assert answer.status_code == 503
+    assert answer.json()["reason"] == "stopped"
+    server.process.communicate(timeout=60)
+    assert server.process.returncode == 0
