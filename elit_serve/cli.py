@@ -404,6 +404,63 @@ def bench(
         Console().print(comparison_table(report.summary, expected, policy))
 
 
+@app.command()
+def simulate(
+    trace: Annotated[
+        str, typer.Option(help="Arrivals: an Azure trace or a list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B.")
+    ],
+    cost: Annotated[Path, typer.Option(help="A latency/<device>.json: what the simulated device takes.")],
+    load: Annotated[str, typer.Option(help="Rates as multiples of the saturated full-budget throughput.")] = "1.0",
+    policy: Annotated[
+        str, typer.Option(help="Policies with commas between them, or all.")
+    ] = "elastic,fixed,slackfit,slackfit-step",
+    slo_scale: Annotated[
+        str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
+    ] = "2,3,5",
+    quality: Annotated[Path | None, typer.Option(help="Quality by level, a JSON file. Default: --curve.")] = None,
+    curve: Annotated[str, typer.Option(help="Stated quality curves.")] = "gentle,steep",
+    seeds: Annotated[int, typer.Option(min=1, help="Windows; each draws arrivals, targets and noise.")] = 5,
+    requests: Annotated[int, typer.Option(min=2, help="Arrivals in a window.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of every request.")] = 40,
+    weak_level: Annotated[
+        int | None, typer.Option(min=1, help="Level of the guidance pass. Default: the lowest measured one.")
+    ] = None,
+    noise: Annotated[float, typer.Option(min=0, max=0.3, help="Standard deviation of a launch's time.")] = 0.0,
+    bias: Annotated[float, typer.Option(min=-0.5, max=4, help="0.1: the device is 10 % slower than --cost.")] = 0.0,
+    plot: Annotated[Path | None, typer.Option(help="Draw regret and attainment against load there, as .png.")] = None,
+    bound_looseness: Annotated[
+        bool, typer.Option("--bound-looseness", help="Compare the bound with the best known schedules instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare policies on a simulated device with each other and with a bound that no schedule can beat."""
+    from elit_serve.bench.simulate_command import SimulateOptions, looseness_tables, run_comparison
+
+    options = SimulateOptions(
+        trace=trace,
+        cost=cost,
+        loads=_numbers("load", load),
+        policies=tuple(policy.split(",")),
+        slo_scales=_numbers("slo-scale", slo_scale),
+        quality=quality,
+        curves=tuple(curve.split(",")),
+        seeds=seeds,
+        requests=requests,
+        num_steps=steps,
+        weak_level=weak_level,
+        noise=noise,
+        bias=bias,
+        plot=plot,
+    )
+    run = looseness_tables if bound_looseness else run_comparison
+    report, table = run(options, Console(stderr=True))
+    if as_json:
+        made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
+        typer.echo(json.dumps({**report, **made_by}, indent=2))
+    else:
+        Console().print(table)
+
+
 def _integers(field: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

@@ -1,0 +1,96 @@
+"""A comparison for people: a table in the terminal, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from elit_serve.bench.comparison import Estimate, Row
+from elit_serve.bench.programme import package
+from elit_serve.errors import InvalidInput
+
+
+def comparison_table(title: str, rows: Sequence[Row]) -> Table:
+    table = Table(
+        title=title,
+        caption="by load and curve; on time (of all, and of those taken) and regret in %; ± 95 % over seeds; mean/p99 µs",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
+    )
+    table.add_column("policy", no_wrap=True)
+    for column in ("on time", "taken", "quality", "effective", "regret", "p50/p99 ms", "decide µs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for (load, curve), group in groupby(rows, key=lambda row: (row.load, row.quality_curve)):
+        table.add_row(f"[bold]{load:g} {curve}")
+        for row in group:
+            table.add_row(
+                row.policy,
+                f"{100 * row.attainment.mean:.1f}",
+                f"{100 * row.accepted_attainment.mean:.2f}",
+                f"{row.mean_quality.mean:.3f}",
+                f"{row.effective_quality.mean:.3f}",
+                _percent(row.regret),
+                _latencies(row),
+                f"{row.mean_decision_us:.0f}/{row.p99_decision_us:.0f}",
+            )
+        table.add_section()
+    return table
+
+
+def draw_comparison(rows: Sequence[Row], file: Path, title: str) -> None:
+    """Regret and attainment against load, a line per policy and a column per curve."""
+    figures = package("matplotlib.figure")
+    curves = list(dict.fromkeys(row.quality_curve for row in rows))
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    figure = figures.Figure(figsize=(5.2 * len(curves) + 1.6, 7.6), layout="constrained")
+    axes = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey="row")
+    for column, curve in enumerate(curves):
+        for index, policy in enumerate(policies):
+            line = sorted((r for r in rows if (r.quality_curve, r.policy) == (curve, policy)), key=lambda r: r.load)
+            _draw_line(axes[0][column], line, "regret", index)
+            _draw_line(axes[1][column], line, "attainment", index)
+        axes[0][column].set_title(f"{curve} quality curve")
+        axes[1][column].set_xlabel("load, relative to saturated full-budget throughput")
+    axes[0][0].set_ylabel("regret against the clairvoyant bound, %")
+    axes[1][0].set_ylabel("requests answered in time, %")
+    for axis in axes.flat:
+        axis.set_ylim(0, 100)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InvalidInput("plot", str(file), f"a picture that can be written, as comparison.png: {error}") from None
+
+
+def _draw_line(axis: Any, rows: Sequence[Row], figure: str, index: int) -> None:
+    estimates: list[Estimate] = [getattr(row, figure) for row in rows]
+    axis.errorbar(
+        [row.load for row in rows],
+        [100 * estimate.mean for estimate in estimates],
+        yerr=[100 * (estimate.half_width or 0.0) for estimate in estimates],
+        color=f"C{index}",
+        marker="osDv^P*X<>"[index % 10],
+        markersize=5,
+        linewidth=2.4 if index == 0 else 1.3,
+        capsize=2,
+        label=rows[0].policy,
+    )
+
+
+def _percent(estimate: Estimate) -> str:
+    spread = "" if estimate.half_width is None else f" ±{100 * estimate.half_width:.1f}"
+    return f"{100 * estimate.mean:.1f}{spread}"
+
+
+def _latencies(row: Row) -> str:
+    if row.p50_latency_ms is None or row.p99_latency_ms is None:
+        return "–"
+    return f"{row.p50_latency_ms:.0f}/{row.p99_latency_ms:.0f}"
