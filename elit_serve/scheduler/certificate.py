@@ -3,12 +3,18 @@
 The plan runs in rounds. A round is one step of every request in the batch: a launch for each lane (level and weak cap)
 in it. Requests join in order of their deadlines, as soon as there is room and nobody in the batch would fall behind
 the pace that it needs; they stay until they are done. Whoever ends later than its due time makes the plan void.
+
+Anything may run before the rest of the plan does, as long as that can then still start in time; a request that ran
+meanwhile sits out its next round. So most decisions need no new plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from heapq import heappop, heappush, heapreplace
+from math import inf
+from typing import NamedTuple
 
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.work import Lane, Work
@@ -16,152 +22,226 @@ from elit_serve.scheduler.work import Lane, Work
 ROUNDING_S = 1e-9
 
 
+class Entry(NamedTuple):
+    """A request's part of a plan: it runs one step in every round from `join` up to, but not in, `end`."""
+
+    work: Work
+    join: int
+    end: int
+
+
 class Certificate:
     """A feasible plan, and how far it has been followed.
 
-    entries: (request, the round in which its first step runs, the round before which its last one has).
-    times_s: (round, when it begins) wherever the length of a round changes; end_s: when all is done.
+    times_s: (round, when it begins in the plan as made) wherever the length of a round changes, and where all ends.
+    latest_start_s: until when the rest of the plan may wait; slack_s is that of the whole plan.
     """
 
     def __init__(
-        self, entries: Sequence[tuple[Work, int, int]], times_s: Sequence[tuple[int, float]], end_s: float
+        self,
+        entries: Sequence[Entry],
+        times_s: Sequence[tuple[int, float]],
+        slack_s: float,
     ) -> None:
-        self._entries = entries
-        self._round = 0
-        self._left_in_round: list[Work] = []
+        self.entries = entries
         self.times_s = times_s
-        self.end_s = end_s
+        self.latest_start_s = times_s[0][1] + slack_s
+        self._round = -1
+        self._segment = 0
+        self._pending: dict[Lane, set[Work]] = {}  # who has yet to run in the present round
+        self._rows: dict[Lane, tuple[float, ...]] = {}
+        self._ahead: dict[Work, int] = {}
+        self._round_s = 0.0  # what is left of the present round, as planned
+        self._next_round()
+
+    @classmethod
+    def of_nothing(cls) -> Certificate:
+        return cls([], [(0, 0.0)], inf)
+
+    def latest_start_after(self, members: AbstractSet[Work]) -> float:
+        """`latest_start_s` once these have run a step."""
+        return self.latest_start_s + self._freed_s(members)
+
+    def has_run(self, members: AbstractSet[Work]) -> None:
+        """These have run a step: that of the present round, or else they sit out their next one."""
+        freed_s = self._freed_s(members)
+        self.latest_start_s += freed_s
+        self._round_s -= freed_s
+        extra = set(members)
+        for pending in self._pending.values():
+            extra -= pending
+        for work in extra:
+            self._ahead[work] = self._ahead.get(work, 0) + 1
+        self._remove(members)
+
+    def drop(self, work: Work) -> None:
+        """This one has ended early."""
+        self._remove({work})
 
     def next_members(self) -> list[Work]:
-        """The next launch of the plan, all of one lane. Requests that have ended in the meantime are passed over."""
-        while True:
-            ready = [work for work in self._left_in_round if work.left and not work.is_dropped]
-            if ready:
-                return [work for work in ready if work.lane == ready[0].lane]
-            self._entries = [entry for entry in self._entries if entry[2] > self._round]
-            if not self._entries:
-                return []
-            self._left_in_round = [work for work, join, _ in self._entries if join <= self._round]
-            self._round += 1
-
-    def launched(self, members: Sequence[Work]) -> None:
-        """These have run their step of the present round."""
-        self._left_in_round = [work for work in self._left_in_round if work not in members]
+        """The next launch of the plan, all of one lane; none when all is done."""
+        pending = next(iter(self._pending.values()), set())
+        return [entry.work for entry in self.entries if entry.work in pending]
 
     def at_round(self, at: int, costs: CorrectedCosts) -> list[Work]:
         """Copies of what will be left of its requests when this round begins, if it is followed from the start."""
-        return [work.ahead(max(0, at - join), costs) for work, join, end in self._entries if end > at]
+        return [work.ahead(max(0, at - join), costs) for work, join, end in self.entries if end > at]
+
+    def _freed_s(self, members: AbstractSet[Work]) -> float:
+        """How much shorter the rest of the plan is once these have run."""
+        done = [lane for lane, pending in self._pending.items() if pending <= members]
+        if len(done) == len(self._pending):
+            return self._round_s
+        return sum(self._rows[lane][len(self._pending[lane])] for lane in done)
+
+    def _remove(self, members: AbstractSet[Work]) -> None:
+        for pending in self._pending.values():
+            pending -= members
+        self._pending = {lane: pending for lane, pending in self._pending.items() if pending}
+        if not self._pending:
+            self.latest_start_s += self._round_s
+            self._next_round()
+
+    def _next_round(self) -> None:
+        while not self._pending:
+            self._round += 1
+            self.entries = [entry for entry in self.entries if entry.end > self._round and not entry.work.is_dropped]
+            if not self.entries:
+                self._round_s = 0.0
+                return
+            self._round_s = self._planned_round_s()
+            self._fill_round()
+            if not self._pending:
+                self.latest_start_s += self._round_s
+
+    def _planned_round_s(self) -> float:
+        while self.times_s[self._segment + 1][0] <= self._round:
+            self._segment += 1
+        (first, begin_s), (after, end_s) = self.times_s[self._segment : self._segment + 2]
+        return (end_s - begin_s) / (after - first)
+
+    def _fill_round(self) -> None:
+        for work, join, _ in self.entries:
+            if join > self._round:
+                continue
+            if self._ahead.get(work):
+                self._ahead[work] -= 1
+            else:
+                self._pending.setdefault(work.lane, set()).add(work)
+                self._rows[work.lane] = work.row
 
 
 def plan(
-    works: Sequence[Work], start_s: float, costs: CorrectedCosts, caps: Sequence[int], slowdown: float = 1.0
+    works: Sequence[Work],
+    start_s: float,
+    costs: CorrectedCosts,
+    caps: Sequence[int],
+    *,
+    slowdown: float = 1.0,
+    until_s: float = inf,
 ) -> Certificate | None:
     """A plan for `works` (in order of their deadlines) on a device that is free from `start_s`, or None.
 
     caps: largest batches to try, one after the other. slowdown: plans as if every step took so many times as long.
+    until_s: when all of it must be done, for what follows.
     """
     for cap in caps:
-        certificate = _plan_with_cap(works, start_s, costs, cap, slowdown)
-        if certificate is not None:
-            return certificate
+        rounds = _Rounds(works, start_s, costs, cap, slowdown)
+        if rounds.run(until_s):
+            entries = [Entry(*parts) for parts in zip(works, rounds.joins, rounds.ends, strict=True)]
+            return Certificate(entries, rounds.times_s, rounds.slack_s)
     return None
 
 
-def _plan_with_cap(
-    works: Sequence[Work], start_s: float, costs: CorrectedCosts, cap: int, slowdown: float
-) -> Certificate | None:
-    batch = _Batch(works, costs)
-    for index, work in enumerate(works):
-        due_s = (work.due_s - start_s) / slowdown
-        while len(batch.changes) >= cap or not batch.can_take(work, due_s):
-            if not batch.changes or not batch.run_until_a_change():
-                return None
-        batch.take(index, work, due_s)
-    while batch.changes:
-        if not batch.run_until_a_change():
-            return None
-    times_s = [(at, start_s + slowdown * time_s) for at, time_s in batch.times_s]
-    return Certificate(
-        list(zip(works, batch.joins, batch.ends, strict=True)), times_s, start_s + slowdown * batch.time_s
-    )
-
-
-class _Batch:
-    """The requests in the present round, while a plan is made. Times are seconds since the start of the plan.
+class _Rounds:
+    """Makes a plan; the state is that of the present round.
 
     changes: heap of (round before which a request leaves its lane, index of the request, its run).
     limits: heap of (how long a round may take for a request to keep its pace, index); outdated ones lie too low.
     """
 
-    def __init__(self, works: Sequence[Work], costs: CorrectedCosts) -> None:
-        self._works, self._costs = works, costs
+    def __init__(self, works: Sequence[Work], start_s: float, costs: CorrectedCosts, cap: int, slowdown: float) -> None:
+        self._works, self._costs, self._cap, self._slowdown = works, costs, cap, slowdown
         self._counts: dict[Lane, int] = {}
-        self._round_s = 0.0
-        self._due_s: list[float] = []
-        self._weights: list[float] = []
+        self._changes: list[tuple[int, int, int]] = []
         self._limits: list[tuple[float, int]] = []
-        self.changes: list[tuple[int, int, int]] = []
-        self.round = 0
-        self.time_s = 0.0
-        self.times_s = [(0, 0.0)]
+        self._round = 0
+        self._round_s = 0.0
+        self._time_s = start_s
+        self.times_s = [(0, start_s)]
+        self.slack_s = inf
         self.joins: list[int] = []
         self.ends: list[int] = []
 
-    def can_take(self, work: Work, due_s: float) -> bool:
-        """Whether everybody keeps pace with one more in the batch."""
-        lane = work.lane
-        row = self._costs.row_s(*lane)
-        present = self._counts.get(lane, 0)
-        round_s = self._round_s + row[present + 1] - row[present] - ROUNDING_S
-        if round_s * work.solo_s > (due_s - self.time_s) * row[1]:
-            return False
-        return not self._limits or round_s <= self._limits[0][0] or round_s <= self._tightest_s(round_s)
-
-    def take(self, index: int, work: Work, due_s: float) -> None:
-        weight = self._costs.row_s(*work.lane)[1] * work.left / work.solo_s
-        self._due_s.append(due_s)
-        self._weights.append(weight)
-        self.joins.append(self.round)
-        self.ends.append(self.round + work.left)
-        heappush(self._limits, (weight * (due_s - self.time_s) / work.left, index))
-        heappush(self.changes, (self.round + work.run_left, index, work.run))
-        self._add(work.lane, 1)
-
-    def run_until_a_change(self) -> bool:
-        """Runs rounds until a request leaves its lane; False if one ends too late."""
-        until = self.changes[0][0]
-        self.time_s += (until - self.round) * self._round_s
-        self.round = until
-        while self.changes and self.changes[0][0] == until:
-            _, index, run = heappop(self.changes)
-            runs = self._works[index].runs
-            self._add(runs[run][0], -1)
-            if until < self.ends[index]:
-                self._add(runs[run + 1][0], 1)
-                heappush(self.changes, (until + runs[run + 1][1], index, run + 1))
-            elif self.time_s > self._due_s[index] + ROUNDING_S:
+    def run(self, until_s: float) -> bool:
+        """Whether everybody ends in time, and all by `until_s`."""
+        for index, work in enumerate(self._works):
+            if work.due_s - self._time_s < work.solo_s * self._slowdown - ROUNDING_S:
                 return False
-        self.times_s.append((until, self.time_s))
+            while not self._takes(index, work):
+                if not self._changes or not self._run_until_a_change():
+                    return False
+        while self._changes:
+            if not self._run_until_a_change():
+                return False
+        self.slack_s = min(self.slack_s, until_s - self._time_s)
+        return self.slack_s >= -ROUNDING_S
+
+    def _takes(self, index: int, work: Work) -> bool:
+        """Lets one more into the batch if everybody then keeps pace."""
+        if len(self._changes) >= self._cap:
+            return False
+        row = work.row
+        present = self._counts.get(work.lane, 0)
+        round_s = self._round_s + (row[present + 1] - row[present]) * self._slowdown
+        limit_s = (work.due_s - self._time_s) * row[1] / work.solo_s
+        needed_s = round_s - ROUNDING_S
+        if needed_s > limit_s or (self._limits and needed_s > self._limits[0][0] and self._is_tighter_than(needed_s)):
+            return False
+        self._round_s = round_s
+        self._counts[work.lane] = present + 1
+        self.joins.append(self._round)
+        self.ends.append(self._round + work.left)
+        heappush(self._limits, (limit_s, index))
+        heappush(self._changes, (self._round + work.run_left, index, work.run))
         return True
 
-    def _tightest_s(self, wanted_s: float) -> float:
-        """How long a round may take for everybody to keep pace, as far as needed to tell whether `wanted_s` may be."""
-        while self._limits:
-            limit_s, index = self._limits[0]
-            if limit_s >= wanted_s:
-                break
-            left = self.ends[index] - self.round
+    def _is_tighter_than(self, round_s: float) -> bool:
+        """Whether somebody would fall behind if rounds took so long; brings outdated limits up to date on the way."""
+        while self._limits and self._limits[0][0] < round_s:
+            index = self._limits[0][1]
+            left = self.ends[index] - self._round
             if left <= 0:
                 heappop(self._limits)
                 continue
-            now_s = self._weights[index] * (self._due_s[index] - self.time_s) / left
-            if now_s <= limit_s + ROUNDING_S:
-                return limit_s
+            work = self._works[index]
+            now_s = (work.due_s - self._time_s) / left * (work.row[1] * work.left / work.solo_s)
+            if now_s < round_s:
+                return True
             heapreplace(self._limits, (now_s, index))
-        return float("inf")
+        return False
+
+    def _run_until_a_change(self) -> bool:
+        """Runs rounds until a request leaves its lane; False if one ends too late."""
+        changes = self._changes
+        until = changes[0][0]
+        self._time_s += (until - self._round) * self._round_s
+        self._round = until
+        while changes and changes[0][0] == until:
+            _, index, run = heappop(changes)
+            work = self._works[index]
+            self._add(work.runs[run][0], -1)
+            if until < self.ends[index]:
+                lane, steps = work.runs[run + 1]
+                self._add(lane, 1)
+                heappush(changes, (until + steps, index, run + 1))
+            elif work.due_s - self._time_s < self.slack_s:
+                self.slack_s = work.due_s - self._time_s
+        self.times_s.append((until, self._time_s))
+        return self.slack_s >= -ROUNDING_S
 
     def _add(self, lane: Lane, change: int) -> None:
         row = self._costs.row_s(*lane)
         present = self._counts.get(lane, 0)
         self._counts[lane] = present + change
-        self._round_s += row[present + change] - row[present]
+        self._round_s += (row[present + change] - row[present]) * self._slowdown

@@ -13,14 +13,15 @@ Requests with soft deadlines take part in the order and in the price, not in the
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from typing import Literal
 
-from elit_serve.scheduler.certificate import Certificate, plan
+from elit_serve.scheduler.certificate import ROUNDING_S
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.policy_view import Choice, Tracked, View
+from elit_serve.scheduler.promises import Holding, Promises, hold
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
 from elit_serve.scheduler.work import Work
@@ -42,6 +43,9 @@ class ElasticSettings:
     arrivals_s: memory of the arrival rate; raises the price before a wave is felt, and lowers it as slowly.
     horizon: how far ahead arrivals are expected, and held_back: how much of that is already known, both relative to
         the mean target of late.
+    num_urgent: promised requests that are planned one by one; those due later are planned in blocks, which is coarser,
+        but a decision does not take longer for them.
+    replans: levels for which a decision may look for a new certificate when the present one does not allow them.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
@@ -55,7 +59,9 @@ class ElasticSettings:
     arrivals_s: float = 3.0
     horizon: float = 1.5
     held_back: float = 0.67
-    scan: int = 4
+    num_urgent: int = 64
+    replans: int = 2
+    scan: int = 2
 
 
 class ElasticPolicy:
@@ -64,10 +70,9 @@ class ElasticPolicy:
     def __init__(self, quality: QualityTable, settings: ElasticSettings | None = None) -> None:
         self._quality = quality
         self._settings = settings or ElasticSettings()
-        self._promised: list[Work] = []
+        self._promises = Promises(self._settings.num_urgent)
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
-        self._certificate: Certificate | None = None
         self._num_waiting = 0
         self._version = 0
         self._arrivals = _Arrivals(self._settings.arrivals_s)
@@ -81,52 +86,54 @@ class ElasticPolicy:
             self._arrivals.saw(view.now_s, work.solo_s, work.request.demand.deadline_s - work.request.demand.arrived_s)
         hard = sorted((work for work in works if work.is_promised), key=lambda work: work.due_s)
         slowdown = self._slowdown(hard)
-        if hard and plan(hard, view.now_s, view.costs, _caps(len(hard), view), slowdown) is None:
+        if hard and self._hold(hard, view.now_s, view, slowdown) is None:
             return Refusal(reason="infeasible", min_latency_ms=self._min_latency_ms(hard, view, slowdown))
         max_waiting = self._settings.max_waiting
         if max_waiting is not None and self._num_waiting + len(works) > max_waiting:
             return Refusal(reason="queue_full", retry_after_s=self._queue_moves_in_s(view))
         if hard:
-            certificate = self._admissible(_merged(self._promised, hard), view.start_s, view, slowdown)
-            if certificate is None:
+            holding = self._admissible(self._promises.all(), hard, view.start_s, view, slowdown)
+            if holding is None:
                 return Refusal(reason="overloaded", retry_after_s=self._retry_after_s(hard, view, slowdown))
-            self._certificate = certificate
+            self._promises.keep(holding)
         self._take(works)
         return None
 
     def drop(self, request: Tracked) -> None:
         work = self._works.pop(request.request_id)
         work.is_dropped = True
-        (self._promised if work.is_promised else self._soft).remove(work)
+        if work.is_promised:
+            self._promises.drop(work)
+        else:
+            self._soft.remove(work)
         self._num_waiting -= not request.executed
 
     # Decision
 
     def choose(self, view: View) -> Choice | None:
         self._refresh(view.costs)
+        self._promises.refill(view)
         order = self._in_order(view)
         if not order:
             return None
         members, level = self._preferred(order, view)
-        granted = self._certified_level(members, level, view)
+        granted = self._granted_level(members, level, view)
         if granted is None:
-            members = self._certified_members(view)
-            granted = members[0].lane[0]
-            self._advance(members, view)
-        self._settle(members)
+            members, granted = self._certified(view)
         weak_cap = members[0].request.demand.weak_caps[members[0].request.next_step]
+        self._settle(members)
         return Choice(members=[work.request for work in members], level=granted, weak_cap=weak_cap)
 
     def _in_order(self, view: View) -> list[Work]:
         """The first requests to look at, most urgent first."""
         limit = self._settings.scan * view.max_batch
-        return _merged(self._promised[:limit], self._soft[:limit])[:limit]
+        return _merged(self._promises.urgent[:limit], self._soft[:limit])[:limit]
 
     def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
         head = order[0]
         weak_cap = head.lane[1]
-        levels = view.costs.levels_within(*head.bounds())
+        levels = view.costs.levels_within(head.lane[0], head.highest)
         price = self._price(order, weak_cap, view)
         gain = {
             level: self._quality.at(level) - price * self._image_s(level, weak_cap, order, view) for level in levels
@@ -142,7 +149,7 @@ class ElasticPolicy:
         """
         weak_cap = members[0].lane[1]
         rows = {level: view.costs.row_s(level, weak_cap) for level in levels}
-        pace_s = {work: work.pace_s(view.start_s, view.costs) for work in members}
+        pace_s = {work: (work.due_s - view.start_s) / work.solo_s * work.row[1] for work in members}
         tightest_s = min((pace_s[work] for work in members if work.is_promised), default=inf)
         lax = sorted(members[1:], key=lambda work: pace_s[work])
         kept, levels = len(members), list(levels)
@@ -196,36 +203,44 @@ class ElasticPolicy:
         coming_s = self._arrivals.rate(view.start_s) / 2 * (horizon_s - known_s)
         return min(stretch, horizon_s / (work_s + coming_s)) if horizon_s else stretch
 
-    def _certified_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
-        """The highest level up to `level` at which these may run with every promise kept, which they then have."""
-        lowest = max(work.lane[0] for work in members)
-        levels = reversed(view.costs.levels_within(lowest, level))
-        weak_cap = members[0].lane[1]
+    def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
+        """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
+        row_ends_s = self._ends_s(members, level, view)
+        together = set(members)
+        may_wait_until_s = self._promises.certificate.latest_start_after(together)
         self._advance(members, view)
-        rest = [work for work in self._promised if work.left]
-        ending_s = min((work.due_s for work in members if not work.left and work.is_promised), default=inf)
-        for candidate in levels:
-            end_s = view.start_s + view.costs.row_s(candidate, weak_cap)[len(members)]
-            if end_s > ending_s:
-                continue
-            certificate = self._plan(rest, end_s, view)
-            if certificate is not None:
-                self._certificate = certificate
+        for candidate, end_s in row_ends_s[: self._settings.replans]:
+            if end_s <= may_wait_until_s:
+                break
+            if self._promises.replan(end_s, view):
+                return candidate
+        for candidate, end_s in row_ends_s:
+            if end_s <= may_wait_until_s + ROUNDING_S:
+                self._promises.has_run(together)
                 return candidate
         for work in members:
             work.retreat(view.costs)
         return None
 
-    def _certified_members(self, view: View) -> list[Work]:
-        """What the certificate runs next; without one (predictions were wrong), the most urgent promised requests."""
-        assert self._promised, "only promises stand in the way of what is preferred"
-        members = self._certificate.next_members() if self._certificate is not None else []
-        if not members:
-            members = [work for work in self._promised if work.lane == self._promised[0].lane]
+    def _ends_s(self, members: Sequence[Work], level: int, view: View) -> list[tuple[int, float]]:
+        """(level, when a launch at it ends) from `level` down, where that is not too late for those that it ends."""
+        weak_cap = members[0].lane[1]
+        lowest = max(work.lane[0] for work in members)
+        due_s = min((work.due_s for work in members if work.left == 1 and work.is_promised), default=inf)
+        levels = reversed(view.costs.levels_within(lowest, level))
+        ends_s = [(level, view.start_s + view.costs.row_s(level, weak_cap)[len(members)]) for level in levels]
+        return [(level, end_s) for level, end_s in ends_s if end_s <= due_s]
+
+    def _certified(self, view: View) -> tuple[list[Work], int]:
+        """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises."""
+        urgent = self._promises.urgent
+        assert urgent, "only promises stand in the way of what is preferred"
+        members = self._promises.certificate.next_members() or [work for work in urgent if work.lane == urgent[0].lane]
         members = members[: view.max_batch]
-        if self._certificate is not None:
-            self._certificate.launched(members)
-        return members
+        level = members[0].lane[0]
+        self._advance(members, view)
+        self._promises.has_run(set(members))
+        return members, level
 
     # State
 
@@ -243,7 +258,8 @@ class ElasticPolicy:
 
     def _take(self, works: Iterable[Work]) -> None:
         for work in works:
-            insort(self._promised if work.is_promised else self._soft, work, key=lambda work: work.order)
+            if not work.is_promised:
+                insort(self._soft, work, key=lambda work: work.order)
             self._works[work.request.request_id] = work
             self._num_waiting += 1
 
@@ -255,7 +271,6 @@ class ElasticPolicy:
         """Counts the decision, and lets those go that need no more steps."""
         self._num_waiting -= sum(not work.request.executed for work in members)
         if any(not work.left for work in members):
-            self._promised = [work for work in self._promised if work.left]
             self._soft = [work for work in self._soft if work.left]
             for work in members:
                 if not work.left:
@@ -267,20 +282,23 @@ class ElasticPolicy:
             for work in self._works.values():
                 work.refresh(costs)
 
-    def _plan(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:
-        return plan(works, start_s, view.costs, _caps(len(works), view), slowdown)
-
     def _slowdown(self, hard: Sequence[Work]) -> float:
         is_batch = any(work.request.demand.priority is Priority.BATCH for work in hard)
         return 1 / (1 - self._settings.batch_reserve) if is_batch else 1.0
 
-    def _admissible(self, works: Sequence[Work], start_s: float, view: View, slowdown: float) -> Certificate | None:
-        """A certificate for all of these, if the setting of `admission` lets them in together."""
-        if self._settings.admission == "quality":
+    def _admissible(
+        self, promised: Sequence[Work], hard: Sequence[Work], start_s: float, view: View, slowdown: float
+    ) -> Holding | None:
+        """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
+        works = _merged(promised, hard)
+        if self._settings.admission == "quality" and promised:
             better = [work.raised(self._best_value_level(work, view), start_s, view.costs) for work in works]
-            if self._plan(better, start_s, view, slowdown) is None:
+            if self._hold(better, start_s, view, slowdown) is None:
                 return None
-        return self._plan(works, start_s, view, slowdown)
+        return self._hold(works, start_s, view, slowdown)
+
+    def _hold(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
+        return hold(works, start_s, view, num_urgent=self._settings.num_urgent, slowdown=slowdown)
 
     def _best_value_level(self, work: Work, view: View) -> int:
         """The level with the most quality per millisecond in a full batch."""
@@ -308,28 +326,28 @@ class ElasticPolicy:
     def _fits_idle(self, hard: Sequence[Work], latency_ms: float, view: View, slowdown: float) -> bool:
         due_s = [view.now_s + self._usable_s(work.request.demand, latency_ms / 1000, view.costs) for work in hard]
         works = [work.later(due - work.due_s) for work, due in zip(hard, due_s, strict=True)]
-        return self._plan(sorted(works, key=lambda work: work.due_s), view.now_s, view, slowdown) is not None
+        return self._hold(sorted(works, key=lambda work: work.due_s), view.now_s, view, slowdown) is not None
 
     def _retry_after_s(self, hard: Sequence[Work], view: View, slowdown: float) -> float:
-        """When the certificate will have done enough for these to be taken with the same targets; found by halving."""
-        certificate = self._plan(self._promised, view.start_s, view)
-        if certificate is None:
-            return max(work.due_s for work in self._promised) - view.now_s
-        too_soon, enough = 0, len(certificate.times_s) - 1
+        """When the plan of what is promised will have done enough to take these with the same targets; by halving."""
+        steps = self._steps_of_plan(view)
+        too_soon, enough = -1, len(steps) - 1
         while enough - too_soon > 1:
             middle = (too_soon + enough) // 2
-            if self._fits_at(certificate, middle, hard, view, slowdown):
+            time_s, left = steps[middle][0], steps[middle][1]()
+            shifted = [work.later(time_s - view.now_s) for work in hard]
+            if self._admissible(left, shifted, time_s, view, slowdown) is not None:
                 enough = middle
             else:
                 too_soon = middle
-        return certificate.times_s[enough][1] - view.now_s
+        return steps[enough][0] - view.now_s
 
-    def _fits_at(self, certificate: Certificate, index: int, hard: Sequence[Work], view: View, slowdown: float) -> bool:
-        at_round, time_s = certificate.times_s[index]
-        shifted = [work.later(time_s - view.now_s) for work in hard]
-        return (
-            self._plan(_merged(certificate.at_round(at_round, view.costs), shifted), time_s, view, slowdown) is not None
-        )
+    def _steps_of_plan(self, view: View) -> list[tuple[float, Callable[[], list[Work]]]]:
+        """Moments of the plan, and copies of what is then left of the promises."""
+        holding = self._hold(self._promises.all(), view.start_s, view)
+        if holding is None:  # predictions were wrong
+            return [(max(work.due_s for work in self._promises.all()), list)]
+        return holding.steps(view)
 
     def _queue_moves_in_s(self, view: View) -> float:
         """When half of all work will have run, in full batches at the lowest levels."""
@@ -366,19 +384,12 @@ class _Arrivals:
         return exp(-max(now_s - self._last_s, 0.0) / self._memory_s)
 
 
-def _caps(count: int, view: View) -> list[int]:
-    """Largest batches for a plan to try: big ones keep the device busy, small ones let the urgent pass."""
-    caps = [cap for cap in (32, 12, 8, 6, 5, 4, 3, 2) if cap <= view.max_batch]
-    return [view.max_batch, *(cap for cap in caps if cap < min(count, view.max_batch))]
-
-
 def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:
     return sorted([*first, *second], key=lambda work: work.order) if first and second else list(first or second)
 
 
 def _allows(work: Work, level: int) -> bool:
-    low, high = work.bounds()
-    return low <= level <= high
+    return work.lane[0] <= level <= work.highest
 
 
 __all__ = ["ElasticPolicy", "ElasticSettings"]

@@ -14,23 +14,32 @@ Lane = tuple[int, int | None]  # (level, weak cap): equal next steps, which can 
 class Work:
     """A request with the steps it still needs, at the lowest levels that it allows.
 
-    due_s: when its last step must have run, overhead and cushion taken off. order_s: its place among all others.
-    runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it.
-    solo_s: what is left alone on the device.
+    due_s: when its last step must have run, overhead and cushion taken off. order: its place among all others.
+    runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it,
+        `left` what is left of all.
+    lane: of the next step; `row` says what that costs at every batch; highest: up to which level it may run.
+    solo_s: seconds of all that is left, alone on the device.
     """
 
     __slots__ = (
         "due_s",
+        "highest",
         "is_dropped",
         "is_promised",
+        "lane",
         "left",
-        "order_s",
+        "order",
         "request",
+        "row",
         "run",
         "run_left",
         "runs",
         "solo_s",
     )
+
+    row: tuple[float, ...]
+    run_left: int
+    solo_s: float
 
     def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order_s: float) -> None:
         demand = request.demand
@@ -39,50 +48,36 @@ class Work:
         lanes = zip(levels, demand.weak_caps, strict=True)
         self.request = request
         self.due_s = due_s
-        self.order_s = order_s
+        self.order = order_s, demand.request_id
         self.is_promised = demand.is_hard
         self.is_dropped = False
         self.runs: tuple[tuple[Lane, int], ...] = tuple((lane, len(list(steps))) for lane, steps in groupby(lanes))
-        self.run, self.run_left = 0, self.runs[0][1]
         self.left = demand.num_steps
-        self.solo_s = 0.0
+        self._enter(0, costs)
         self.refresh(costs)
 
-    @property
-    def lane(self) -> Lane:
-        """Of the next step."""
-        return self.runs[self.run][0]
-
-    @property
-    def order(self) -> tuple[float, int]:
-        return self.order_s, self.request.demand.request_id
-
-    def pace_s(self, now_s: float, costs: CorrectedCosts) -> float:
-        """How long its steps may take from now on, those of its present lane at least, for it to end in time."""
-        return (self.due_s - now_s) / self.solo_s * costs.row_s(*self.lane)[1]
-
     def refresh(self, costs: CorrectedCosts) -> None:
-        """Computes `solo_s` anew from these costs."""
+        """Computes anew what depends on the costs."""
+        self.row = costs.row_s(*self.lane)
         later = sum(steps * costs.row_s(*lane)[1] for lane, steps in self.runs[self.run + 1 :])
-        self.solo_s = later + self.run_left * costs.row_s(*self.lane)[1]
+        self.solo_s = later + self.run_left * self.row[1]
 
     def advance(self, costs: CorrectedCosts) -> None:
         """One step has been decided."""
-        self.solo_s -= costs.row_s(*self.lane)[1]
         self.left -= 1
         self.run_left -= 1
+        self.solo_s -= self.row[1]
         if self.run_left == 0 and self.left:
-            self.run += 1
-            self.run_left = self.runs[self.run][1]
+            self._enter(self.run + 1, costs)
 
     def retreat(self, costs: CorrectedCosts) -> None:
         """Takes one `advance` back."""
         if self.left and self.run_left == self.runs[self.run][1]:
-            self.run -= 1
+            self._enter(self.run - 1, costs)
             self.run_left = 0
         self.left += 1
         self.run_left += 1
-        self.solo_s += costs.row_s(*self.lane)[1]
+        self.solo_s += self.row[1]
 
     def ahead(self, steps: int, costs: CorrectedCosts) -> Work:
         """A copy as it will be after so many more steps."""
@@ -98,18 +93,19 @@ class Work:
         return moved
 
     def raised(self, level: int, now_s: float, costs: CorrectedCosts) -> Work:
-        """A copy whose free steps run at up to this level: the highest of the table that it can make alone."""
-        low, high = self.bounds()
-        for candidate in reversed(costs.levels_within(low, max(low, min(level, high)))):
+        """A copy whose free steps run at up to this level: the highest of the table at which it is in time alone."""
+        for candidate in reversed(costs.levels_within(self.lane[0], max(self.lane[0], min(level, self.highest)))):
             higher = copy(self)
             higher.runs = tuple(((candidate, weak_cap), steps) for (_, weak_cap), steps in self.runs)
+            higher.lane = higher.runs[higher.run][0]
             higher.refresh(costs)
             if now_s + higher.solo_s <= self.due_s:
                 return higher
         return self
 
-    def bounds(self) -> tuple[int, int]:
-        """The levels that its next step may run at: from, to."""
+    def _enter(self, run: int, costs: CorrectedCosts) -> None:
         demand = self.request.demand
-        lowest = self.lane[0]
-        return (lowest, lowest) if demand.pinned is not None else (lowest, max(demand.max_level, lowest))
+        self.run = run
+        self.lane, self.run_left = self.runs[run]
+        self.row = costs.row_s(*self.lane)
+        self.highest = self.lane[0] if demand.pinned else max(demand.max_level, self.lane[0])

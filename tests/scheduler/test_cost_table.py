@@ -10,7 +10,7 @@ BATCHES = (1, 2, 4, 8)
 
 
 def cost_ms(level: float, weak: float | None, batch: int) -> float:
-    """A device on which a launch takes 10 ms and 2 more per latent of each image, and a guided one 1 + 2 per weak one."""
+    """A device on which a launch takes 10 ms, 2 more per latent of each image, and guided 1 + 2 per weak latent."""
     return 10 + batch * (2 * level + (1 + 2 * weak if weak else 0))
 
 
