@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from heapq import heappop, heappush, heapreplace
 from math import inf
-from typing import NamedTuple
 
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.work import Lane, Work
@@ -22,12 +21,9 @@ from elit_serve.scheduler.work import Lane, Work
 ROUNDING_S = 1e-9
 
 
-class Entry(NamedTuple):
-    """A request's part of a plan: it runs one step in every round from `join` up to, but not in, `end`."""
-
-    work: Work
-    join: int
-    end: int
+# A request's part of a plan: it runs one step in every round from the first number up to, but not in, the second.
+# Entries are in order of deadline, so nobody joins before the one ahead.
+Entry = tuple[Work, int, int]
 
 
 class Certificate:
@@ -47,7 +43,8 @@ class Certificate:
         self.times_s = times_s
         self.latest_start_s = times_s[0][1] + slack_s
         self._round = -1
-        self._segment = 0
+        self._segment = -1  # of times_s
+        self._planned_s = 0.0
         self._pending: dict[Lane, set[Work]] = {}  # who has yet to run in the present round
         self._rows: dict[Lane, tuple[float, ...]] = {}
         self._ahead: dict[Work, int] = {}
@@ -81,7 +78,7 @@ class Certificate:
     def next_members(self) -> list[Work]:
         """The next launch of the plan, all of one lane; none when all is done."""
         pending = next(iter(self._pending.values()), set())
-        return [entry.work for entry in self.entries if entry.work in pending]
+        return [work for work, _, _ in self.entries if work in pending]
 
     def at_round(self, at: int, costs: CorrectedCosts) -> list[Work]:
         """Copies of what will be left of its requests when this round begins, if it is followed from the start."""
@@ -103,31 +100,37 @@ class Certificate:
             self._next_round()
 
     def _next_round(self) -> None:
-        while not self._pending:
+        while not self._pending and self.entries:
             self._round += 1
-            self.entries = [entry for entry in self.entries if entry.end > self._round and not entry.work.is_dropped]
-            if not self.entries:
-                self._round_s = 0.0
-                return
-            self._round_s = self._planned_round_s()
-            self._fill_round()
-            if not self._pending:
-                self.latest_start_s += self._round_s
+            if self._round >= self.times_s[self._segment + 1][0]:
+                self._next_segment()
+            if self.entries:
+                self._round_s = self._planned_s
+                self._fill_round()
+                if not self._pending:
+                    self.latest_start_s += self._round_s
 
-    def _planned_round_s(self) -> float:
-        while self.times_s[self._segment + 1][0] <= self._round:
+    def _next_segment(self) -> None:
+        """On to the rounds that follow a change, if there are any."""
+        self.entries = [entry for entry in self.entries if entry[2] > self._round and not entry[0].is_dropped]
+        self._round_s = 0.0
+        while self._segment + 2 < len(self.times_s) and self.times_s[self._segment + 1][0] <= self._round:
             self._segment += 1
         (first, begin_s), (after, end_s) = self.times_s[self._segment : self._segment + 2]
-        return (end_s - begin_s) / (after - first)
+        self._planned_s = (end_s - begin_s) / (after - first)
 
     def _fill_round(self) -> None:
         for work, join, _ in self.entries:
             if join > self._round:
+                break
+            if work.is_dropped:
                 continue
             if self._ahead.get(work):
                 self._ahead[work] -= 1
+            elif work.lane in self._pending:
+                self._pending[work.lane].add(work)
             else:
-                self._pending.setdefault(work.lane, set()).add(work)
+                self._pending[work.lane] = {work}
                 self._rows[work.lane] = work.row
 
 
@@ -148,22 +151,32 @@ def plan(
     for cap in caps:
         rounds = _Rounds(works, start_s, costs, cap, slowdown)
         if rounds.run(until_s):
-            entries = [Entry(*parts) for parts in zip(works, rounds.joins, rounds.ends, strict=True)]
+            entries = list(zip(works, rounds.joins, rounds.ends, strict=True))
             return Certificate(entries, rounds.times_s, rounds.slack_s)
     return None
+
+
+class _LaneCount:
+    """How many requests of a round share a lane, and what that costs at every count."""
+
+    __slots__ = ("count", "row")
+
+    def __init__(self, row: tuple[float, ...]) -> None:
+        self.count = 0
+        self.row = row
 
 
 class _Rounds:
     """Makes a plan; the state is that of the present round.
 
-    changes: heap of (round before which a request leaves its lane, index of the request, its run).
+    changes: heap of (round before which a request leaves its lane, index of the request, its run, its lane).
     limits: heap of (how long a round may take for a request to keep its pace, index); outdated ones lie too low.
     """
 
     def __init__(self, works: Sequence[Work], start_s: float, costs: CorrectedCosts, cap: int, slowdown: float) -> None:
         self._works, self._costs, self._cap, self._slowdown = works, costs, cap, slowdown
-        self._counts: dict[Lane, int] = {}
-        self._changes: list[tuple[int, int, int]] = []
+        self._lanes: dict[Lane, _LaneCount] = {}
+        self._changes: list[tuple[int, int, int, _LaneCount]] = []
         self._limits: list[tuple[float, int]] = []
         self._round = 0
         self._round_s = 0.0
@@ -176,10 +189,10 @@ class _Rounds:
     def run(self, until_s: float) -> bool:
         """Whether everybody ends in time, and all by `until_s`."""
         for index, work in enumerate(self._works):
-            if work.due_s - self._time_s < work.solo_s * self._slowdown - ROUNDING_S:
-                return False
             while not self._takes(index, work):
                 if not self._changes or not self._run_until_a_change():
+                    return False
+                if work.due_s - self._time_s < work.solo_s * self._slowdown - ROUNDING_S:
                     return False
         while self._changes:
             if not self._run_until_a_change():
@@ -191,34 +204,37 @@ class _Rounds:
         """Lets one more into the batch if everybody then keeps pace."""
         if len(self._changes) >= self._cap:
             return False
-        row = work.row
-        present = self._counts.get(work.lane, 0)
-        round_s = self._round_s + (row[present + 1] - row[present]) * self._slowdown
+        lane = self._lanes.get(work.lane)
+        if lane is None:
+            lane = self._lanes[work.lane] = _LaneCount(work.row)
+        row, count = lane.row, lane.count
+        round_s = self._round_s + (row[count + 1] - row[count]) * self._slowdown
         limit_s = (work.due_s - self._time_s) * row[1] / work.solo_s
         needed_s = round_s - ROUNDING_S
-        if needed_s > limit_s or (self._limits and needed_s > self._limits[0][0] and self._is_tighter_than(needed_s)):
+        if needed_s > limit_s or (self._limits and needed_s > self._limits[0][0] and self._is_too_slow(needed_s)):
             return False
         self._round_s = round_s
-        self._counts[work.lane] = present + 1
+        lane.count = count + 1
         self.joins.append(self._round)
         self.ends.append(self._round + work.left)
         heappush(self._limits, (limit_s, index))
-        heappush(self._changes, (self._round + work.run_left, index, work.run))
+        heappush(self._changes, (self._round + work.run_left, index, work.run, lane))
         return True
 
-    def _is_tighter_than(self, round_s: float) -> bool:
+    def _is_too_slow(self, round_s: float) -> bool:
         """Whether somebody would fall behind if rounds took so long; brings outdated limits up to date on the way."""
-        while self._limits and self._limits[0][0] < round_s:
-            index = self._limits[0][1]
+        limits = self._limits
+        while limits and limits[0][0] < round_s:
+            index = limits[0][1]
             left = self.ends[index] - self._round
             if left <= 0:
-                heappop(self._limits)
+                heappop(limits)
                 continue
             work = self._works[index]
-            now_s = (work.due_s - self._time_s) / left * (work.row[1] * work.left / work.solo_s)
-            if now_s < round_s:
+            limit_s = (work.due_s - self._time_s) / left * (work.row[1] * work.left / work.solo_s)
+            if limit_s < round_s:
                 return True
-            heapreplace(self._limits, (now_s, index))
+            heapreplace(limits, (limit_s, index))
         return False
 
     def _run_until_a_change(self) -> bool:
@@ -227,21 +243,24 @@ class _Rounds:
         until = changes[0][0]
         self._time_s += (until - self._round) * self._round_s
         self._round = until
-        while changes and changes[0][0] == until:
-            _, index, run = heappop(changes)
-            work = self._works[index]
-            self._add(work.runs[run][0], -1)
-            if until < self.ends[index]:
-                lane, steps = work.runs[run + 1]
-                self._add(lane, 1)
-                heappush(changes, (until + steps, index, run + 1))
-            elif work.due_s - self._time_s < self.slack_s:
-                self.slack_s = work.due_s - self._time_s
         self.times_s.append((until, self._time_s))
+        while changes and changes[0][0] == until:
+            _, index, run, lane = heappop(changes)
+            lane.count -= 1
+            self._round_s -= (lane.row[lane.count + 1] - lane.row[lane.count]) * self._slowdown
+            if until < self.ends[index]:
+                self._enter_next_lane(index, run + 1)
+            else:
+                slack_s = self._works[index].due_s - self._time_s
+                if slack_s < self.slack_s:
+                    self.slack_s = slack_s
         return self.slack_s >= -ROUNDING_S
 
-    def _add(self, lane: Lane, change: int) -> None:
-        row = self._costs.row_s(*lane)
-        present = self._counts.get(lane, 0)
-        self._counts[lane] = present + change
-        self._round_s += (row[present + change] - row[present]) * self._slowdown
+    def _enter_next_lane(self, index: int, run: int) -> None:
+        key, steps = self._works[index].runs[run]
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _LaneCount(self._costs.row_s(*key))
+        lane.count += 1
+        self._round_s += (lane.row[lane.count] - lane.row[lane.count - 1]) * self._slowdown
+        heappush(self._changes, (self._round + steps, index, run, lane))

@@ -198,18 +198,19 @@ class RequestScheduler:
         return launch
 
     def _advance(self, member: Tracked, choice: Choice) -> None:
-        demand, step = member.demand, member.next_step
-        assert member.state in (State.WAITING, State.RUNNING), member.state
+        demand, executed, level = member.demand, member.executed, choice.level
+        step = len(executed)
         assert demand.weak_caps[step] == choice.weak_cap, "a launch mixes steps of one kind only"
         if demand.pinned is not None:
-            assert demand.pinned[step] == choice.level, "a pinned level is never changed"
+            assert demand.pinned[step] == level, "a pinned level is never changed"
         else:
-            assert demand.min_level <= choice.level <= demand.max_level, "bounds are kept"
-            self._counted["granted_levels"] += choice.level
+            assert demand.min_level <= level <= demand.max_level, "bounds are kept"
+            self._counted["granted_levels"] += level
             self._counted["granted_steps"] += 1
-            self._counted["replans"] += step > 0 and member.executed[-1] != choice.level
-        member.executed.append(choice.level)
-        if member.state is State.WAITING:
+            if step and executed[-1] != level:
+                self._counted["replans"] += 1
+        executed.append(level)
+        if member.state is not State.RUNNING:
             self._move(member, State.RUNNING)
 
     def _is_complete(self, member: Tracked) -> bool:

@@ -127,19 +127,19 @@ class ElasticPolicy:
     def _in_order(self, view: View) -> list[Work]:
         """The first requests to look at, most urgent first."""
         limit = self._settings.scan * view.max_batch
-        return _merged(self._promises.urgent[:limit], self._soft[:limit])[:limit]
+        return _merged(self._promises.urgent, self._soft[:limit])[:limit]
 
     def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
         head = order[0]
         weak_cap = head.lane[1]
         levels = view.costs.levels_within(head.lane[0], head.highest)
-        price = self._price(order, weak_cap, view)
-        gain = {
-            level: self._quality.at(level) - price * self._image_s(level, weak_cap, order, view) for level in levels
-        }
+        cost_s = self._image_costs_s(len(order), weak_cap, view)
+        price = self._price(order, cost_s, view)
+        gain = {level: self._quality.at(level) - price * cost_s.get(level, 0.0) for level in levels}
         level = max(levels, key=lambda level: (gain[level], -level))
-        members = [work for work in order if work.lane[1] == weak_cap and _allows(work, level)][: view.max_batch]
+        members = [work for work in order if work.lane[1] == weak_cap and work.lane[0] <= level <= work.highest]
+        members = members[: view.max_batch]
         return self._at_pace(members, levels[: levels.index(level) + 1], price, view)
 
     def _at_pace(self, members: list[Work], levels: Sequence[int], price: float, view: View) -> tuple[list[Work], int]:
@@ -149,8 +149,10 @@ class ElasticPolicy:
         """
         weak_cap = members[0].lane[1]
         rows = {level: view.costs.row_s(level, weak_cap) for level in levels}
-        pace_s = {work: (work.due_s - view.start_s) / work.solo_s * work.row[1] for work in members}
-        tightest_s = min((pace_s[work] for work in members if work.is_promised), default=inf)
+        tightest_s = min((_pace_s(work, view) for work in members if work.is_promised), default=inf)
+        if rows[levels[-1]][len(members)] <= tightest_s:
+            return members, levels[-1]
+        pace_s = {work: _pace_s(work, view) for work in members}
         lax = sorted(members[1:], key=lambda work: pace_s[work])
         kept, levels = len(members), list(levels)
         while kept > 1 and rows[levels[-1]][kept] > tightest_s:
@@ -172,21 +174,19 @@ class ElasticPolicy:
         staying = {members[0], *lax}
         return [work for work in members if work in staying and _allows(work, levels[-1])], levels[-1]
 
-    def _image_s(self, level: int, weak_cap: int | None, order: Sequence[Work], view: View) -> float:
-        """What a step costs an image, in a batch as large as there are requests to fill it."""
-        batch = min(len(order), self._settings.pricing_batch, view.max_batch)
-        return view.costs.row_s(level, weak_cap)[batch] / batch
+    def _image_costs_s(self, count: int, weak_cap: int | None, view: View) -> dict[int, float]:
+        """What a step costs an image at each level, in a batch as large as there are requests to fill it."""
+        batch = min(count, self._settings.pricing_batch, view.max_batch)
+        return {level: view.costs.row_s(level, weak_cap)[batch] / batch for level in view.costs.levels}
 
-    def _price(self, order: Sequence[Work], weak_cap: int | None, view: View) -> float:
+    def _price(self, order: Sequence[Work], cost_s: dict[int, float], view: View) -> float:
         """Quality per second of the device: what the level that can be afforded for all would gain from more."""
-        levels = view.costs.levels
-        lowest, highest = levels[0], levels[-1]
-        cost_s = {level: self._image_s(level, weak_cap, order, view) for level in levels}
-        affordable_s = self._stretch(order, view) * view.costs.row_s(lowest, weak_cap)[1]
+        lowest, highest = view.costs.levels[0], view.costs.levels[-1]
         slope_s = (cost_s[highest] - cost_s[lowest]) / max(highest - lowest, 1)
         if slope_s <= 0:
             return 0.0
-        most = max(self._quality.at(level) / cost_s[level] for level in levels)
+        affordable_s = self._stretch(order, view) * order[0].row[1]
+        most = max(self._quality.at(level) / cost_s[level] for level in cost_s)
         if affordable_s >= cost_s[highest]:
             return min(most, self._quality.slope(highest) / slope_s * (cost_s[highest] / affordable_s) ** 2)
         level = lowest + max(0.0, affordable_s - cost_s[lowest]) / slope_s
@@ -194,10 +194,15 @@ class ElasticPolicy:
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
         """How many times as long as alone at the lowest level each step may take, for all to be in time."""
-        stretch, work_s = inf, 0.0
+        stretch, work_s, now_s = inf, 0.0, view.start_s
         for work in order:
-            work_s += work.solo_s
-            stretch = min(stretch, max(work.due_s - view.start_s, work.solo_s) / work_s)
+            solo_s = work.solo_s
+            work_s += solo_s
+            left_s = work.due_s - now_s
+            if left_s < solo_s:
+                left_s = solo_s
+            if left_s < stretch * work_s:
+                stretch = left_s / work_s
         horizon_s = self._settings.horizon * self._arrivals.mean_target_s
         known_s = self._settings.held_back * self._arrivals.mean_target_s
         coming_s = self._arrivals.rate(view.start_s) / 2 * (horizon_s - known_s)
@@ -386,6 +391,11 @@ class _Arrivals:
 
 def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:
     return sorted([*first, *second], key=lambda work: work.order) if first and second else list(first or second)
+
+
+def _pace_s(work: Work, view: View) -> float:
+    """How long its steps may take, those of its present lane at least, for it to end in time."""
+    return (work.due_s - view.start_s) * work.row[1] / work.solo_s
 
 
 def _allows(work: Work, level: int) -> bool:

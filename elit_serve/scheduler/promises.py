@@ -132,7 +132,7 @@ class Promises:
 
 def _hold(urgent: list[Work], blocks: list[Block], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
     until_s = _latest_start_s(blocks)
-    caps = [view.max_batch, *(cap for cap in CAPS if cap < min(len(urgent), view.max_batch))]
+    caps = [view.max_batch, *(cap for cap in CAPS if len(urgent) / 8 <= cap < min(len(urgent), view.max_batch))]
     certificate = plan(urgent, start_s, view.costs, caps, slowdown=slowdown, until_s=until_s)
     return None if certificate is None else Holding(urgent, blocks, certificate)
 
@@ -174,7 +174,7 @@ def _in_groups(works: Sequence[Work], start_s: float, until_s: float, view: View
     entries: list[Entry] = []
     times_s = [(0, start_s)]
     for group in _groups(works):
-        entries += [Entry(work, times_s[-1][0], times_s[-1][0] + work.left) for work in group]
+        entries += [(work, times_s[-1][0], times_s[-1][0] + work.left) for work in group]
         for lane, steps in _longest_runs(group):
             at, time_s = times_s[-1]
             times_s.append((at + steps, time_s + steps * view.costs.row_s(*lane)[len(group)]))
