@@ -9,6 +9,7 @@ from torch import Tensor
 
 from elit_serve.engine.encoding import AnswerFormat
 from elit_serve.engine.executor import ImageTask
+from elit_serve.engine.pipeline import Pipeline
 from elit_serve.sampling import Guidance, Plan, initial_noise, time_grid
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.requests import Demand, Priority
@@ -110,9 +111,10 @@ class Outcome:
         return ended_ms - self.queue_ms - self.compute_ms
 
 
-def draw_noise(seeds: tuple[int, ...], sample_shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
-    """The noise of each seed, [C, H, W]."""
-    return tuple(initial_noise([seed], sample_shape)[0] for seed in seeds)
+def draw_noise(seeds: tuple[int, ...], pipeline: Pipeline) -> tuple[Tensor, ...]:
+    """The noise of each seed, [C, H, W], on the host; for a GPU in pinned memory, where copying does not wait."""
+    drawn = (initial_noise([seed], pipeline.config.spec.sample_shape)[0] for seed in seeds)
+    return tuple(noise.pin_memory() if pipeline.device.type == "cuda" else noise for noise in drawn)
 
 
 def weak_caps(guidance: Guidance, num_steps: int, time_shift: float, full_level: int) -> tuple[int | None, ...]:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from elit_serve.clock import Clock
 from elit_serve.engine.encoding import answer_formats, encode_sample
-from elit_serve.engine.executor import Executor, ImageTask, RunningStep
+from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
 from elit_serve.engine.jobs import ImageOutcome, Job, Outcome
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import (
@@ -204,7 +204,7 @@ class Worker:
             self._free_s = self._clock.now()
 
     def _decide(self) -> tuple[Launch | Wait, list[_Image]]:
-        """The next launch and its members. If there is none, and nothing runs, waits for something to change."""
+        """The next launch and its members. If there is nothing at all to do, waits for something to change."""
         with self._changed:
             now_s = self._clock.now()
             self._expire(now_s)
@@ -213,7 +213,7 @@ class Worker:
                 members = [self._images[request_id] for request_id in decision.request_ids]
             else:
                 members = []
-                if not self._running and not self._stopping:
+                if not (self._running or self._vacated or self._stopping):
                     self._changed.wait(None if decision.until_s is None else max(0.0, decision.until_s - now_s))
             vacated, self._vacated = self._vacated, []
         for request_id in vacated:
@@ -233,7 +233,7 @@ class Worker:
     def _launch_parts(self, launch: Launch, members: dict[int, _Image]) -> list[_Part]:
         """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone."""
         try:
-            part = _Part(launch.request_ids, self._executor.launch(launch))
+            running = self._executor.launch(launch)
         except torch.AcceleratorError:
             raise  # the device is lost, and everything on it
         except Exception as error:
@@ -241,11 +241,12 @@ class Worker:
         else:
             for request_id in launch.request_ids:
                 members[request_id].levels.append(launch.level)
-            return [part]
+            last = [members[request_id] for request_id in launch.request_ids if members[request_id].is_complete]
+            return [_Part(launch.request_ids, running, tuple(last), self._collect(last))]
         half = len(launch.request_ids) // 2
         if half and isinstance(failure, torch.OutOfMemoryError):
             return self._launch_halves(launch, half, members)
-        self._fail(launch.request_ids, failure, "memory" if isinstance(failure, torch.OutOfMemoryError) else "step")
+        self._fail(launch.request_ids, failure, _cause(failure))
         return []
 
     def _launch_halves(self, launch: Launch, half: int, members: dict[int, _Image]) -> list[_Part]:
@@ -255,17 +256,36 @@ class Worker:
         halves = (launch.request_ids[:half], launch.request_ids[half:])
         return [part for ids in halves for part in self._launch_parts(replace(launch, request_ids=ids), members)]
 
+    def _collect(self, images: Sequence[_Image]) -> Transfer | None:
+        """Enqueues decoding right behind the last step, so that it need not wait for the step after that."""
+        if not images:
+            return None
+        try:
+            return self._executor.collect([image.request_id for image in images])
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            self._fail([image.request_id for image in images], error, _cause(error))
+            return None
+
     def _finish(self, step: _Step) -> None:
         """Waits for a step, and hands what it finished to the encoders."""
         observed_ms = self._observe(step)
         with self._changed:
             now_s = self._clock.now()
-            done = [self._images[i] for i in self._scheduler.finished(step.launch.launch_id, now_s, observed_ms)]
-        for image in done:
-            image.ended_s = now_s
+            done = self._scheduler.finished(step.launch.launch_id, now_s, observed_ms)
         self._free_s = now_s + sum(later.launch.predicted_ms for later in self._running) / 1000
-        if done:
-            self._collect(done)
+        for part in step.parts:
+            if part.transfer is not None:
+                self._deliver_all(part.last, part.transfer, done, now_s)
+
+    def _deliver_all(self, images: Sequence[_Image], transfer: Transfer, done: Collection[int], ended_s: float) -> None:
+        samples = self._encoders.submit(transfer.result)
+        for index, image in enumerate(images):
+            if image.request_id in done:  # it has not been cancelled meanwhile
+                image.ended_s = ended_s
+                # the pool is first in, first out, so that none waits for what comes after it
+                self._encoders.submit(self._deliver, image, samples, index)
 
     def _observe(self, step: _Step) -> float | None:
         """Milliseconds that the step took; None if it did not run as it was planned."""
@@ -282,18 +302,6 @@ class Worker:
         except Exception as error:
             self._fail(part.request_ids, error, "step")
             return None
-
-    def _collect(self, images: Sequence[_Image]) -> None:
-        try:
-            transfer = self._executor.collect([image.request_id for image in images])
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:
-            self._fail([image.request_id for image in images], error, "step")
-            return
-        samples = self._encoders.submit(transfer.result)
-        for index, image in enumerate(images):  # the pool is first in, first out: none waits for a later one
-            self._encoders.submit(self._deliver, image, samples, index)
 
     def _warm_up(self) -> None:
         """One step, its decoding and every encoder, so that the first caller need not wait for it."""
@@ -367,6 +375,8 @@ class Worker:
         """Ends the requests of these images, as far as they have not ended."""
         with self._changed:
             images = [self._images[request_id] for request_id in request_ids if request_id in self._images]
+            if not images:
+                return
             self._scheduler.failed([image.request_id for image in images], self._clock.now())
             for request in {image.request for image in images}:
                 self._end(request, _failure(error))
@@ -423,6 +433,10 @@ class _Image:
         self.ended_s: float | None = None
         self.outcome: ImageOutcome | None = None
 
+    @property
+    def is_complete(self) -> bool:
+        return len(self.levels) == self.task.num_steps
+
     def outcome_of(self, file: bytes, delivered_s: float) -> ImageOutcome:
         assert self.started_s is not None
         assert self.ended_s is not None
@@ -438,10 +452,15 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Part:
-    """Members of a launch that run together: all of them, but where memory did not suffice."""
+    """Members of a launch that run together: all of them, but where memory did not suffice.
+
+    last: those whose last step it is; their samples are in `transfer`, in the same order.
+    """
 
     request_ids: tuple[int, ...]
     running: RunningStep
+    last: tuple[_Image, ...]
+    transfer: Transfer | None
 
 
 @dataclass(frozen=True)
@@ -468,6 +487,10 @@ def _error_of(refusal: Refusal, latency_ms: float) -> ElitError:
         return Infeasible(latency_ms, refusal.min_latency_ms)
     assert refusal.retry_after_s is not None
     return Overloaded(refusal.reason, refusal.retry_after_s)
+
+
+def _cause(error: Exception) -> str:
+    return "memory" if isinstance(error, torch.OutOfMemoryError) else "step"
 
 
 def _failure(error: Exception) -> ElitError:

@@ -66,7 +66,7 @@ def job_of(
     return Job(
         class_id=class_id,
         seeds=seeds,
-        noise=draw_noise(seeds, pipeline.config.spec.sample_shape),
+        noise=draw_noise(seeds, pipeline),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
         weak_caps=caps,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
-from elit_serve.engine.executor import Executor, ImageTask, RunningStep
+from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
 from elit_serve.engine.jobs import Job, Outcome, draw_noise, weak_caps
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
@@ -117,7 +117,7 @@ def job(
     return Job(
         class_id=class_id,
         seeds=tuple(seeds),
-        noise=draw_noise(tuple(seeds), pipeline.config.spec.sample_shape),
+        noise=draw_noise(tuple(seeds), pipeline),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
         weak_caps=weak_caps(plan.guidance, steps, plan.time_shift, 4),
@@ -283,6 +283,17 @@ class LikeGpu(Executor):
     def _run_now(self, inputs: torch.Tensor, launch: Launch) -> float:
         assert self.may_run.acquire(timeout=60)
         return super()._run(inputs, launch).wait()
+
+    def collect(self, request_ids: Sequence[int]) -> Transfer:
+        return _EnqueuedTransfer(self._stream.submit(super().collect, request_ids))
+
+
+@dataclass(frozen=True)
+class _EnqueuedTransfer:
+    future: Future[Transfer]
+
+    def result(self) -> list[torch.Tensor | GenerationFailed]:
+        return self.future.result(60).result()
 
 
 @dataclass(frozen=True)
