@@ -122,14 +122,13 @@ def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 
 def test_a_replayed_picture_equals_its_original(server: Any) -> None:
-    """The originals were made in company, at levels that were chosen step by step; the replays are made alone."""
-    originals = [{"label": "tulip", "seed": seed, "steps": 4, "latency_ms": 6_200} for seed in range(2)]
+    """The originals were made in company, one at levels chosen step by step; the replays are made alone."""
+    originals = [{"latency_ms": 6_200, "steps": 4}, {"levels": [1, 16, 4, 1]}]
     with ThreadPoolExecutor(2) as callers:
-        answers = list(callers.map(lambda body: ask(server, body), originals))
-    for seed, answer in enumerate(answers):
+        answers = list(callers.map(lambda body: ask(server, {"label": "tulip", "seed": 3, **body}), originals))
+    for answer in answers:
         assert answer is not None
-        levels = answer.json()["images"][0]["levels"]
-        assert len(set(levels)) > 1
-        replays = [server.generate({"label": "tulip", "seed": seed, "levels": levels}) for _ in range(2)]
+        replay = {"label": "tulip", "seed": 3, "levels": answer.json()["images"][0]["levels"]}
+        replays = [server.generate(replay) for _ in range(2)]
         assert psnr(pixels(replays[0]), pixels(answer)) >= 40
         assert replays[0].json()["images"][0]["b64_json"] == replays[1].json()["images"][0]["b64_json"]
