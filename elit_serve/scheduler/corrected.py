@@ -7,7 +7,7 @@ from math import exp
 from elit_serve.scheduler.cost import CostTable
 
 SMOOTHING_S = 1.5  # of device time: a lasting change is followed within a few times this, noise of single launches not
-NOTICEABLE = 0.01  # rows are computed anew when the factor has moved by more than this share
+NOTICEABLE = 0.003  # rows are computed anew when the factor has moved by more than this share
 OUTLIER = 1.5  # one launch counts for at most this factor off the present estimate: a stall is no slower device
 
 

@@ -16,6 +16,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, inf
+from operator import itemgetter
 from typing import Literal
 
 from elit_serve.scheduler.certificate import ROUNDING_S
@@ -38,6 +39,8 @@ class ElasticSettings:
     batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
         every step took 1 / (1 - batch_reserve) times as long.
     ageing_s: soft work of the batch class goes as if its deadline were so much later.
+    soft_yield: soft work that is overdue goes behind promised work that is due within so many times what the soft one
+        has left alone: late pictures neither crowd out promises nor wait for those that have time.
     max_waiting: accepted requests that have not started, beyond which newcomers are refused; None is no limit.
     pricing_batch: batch at which a level's cost per image is judged, where that many are there.
     arrivals_s: memory of the arrival rate; raises the price before a wave is felt, and lowers it as slowly.
@@ -49,16 +52,17 @@ class ElasticSettings:
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
-    admission: Literal["most", "quality"] = "most"
+    admission: Literal["most", "quality"] = "quality"
     cushion_steps: float = 2.25
     cushion_share: float = 0.0
     batch_reserve: float = 0.2
     ageing_s: float = 30.0
+    soft_yield: float = 4.0
     max_waiting: int | None = None
     pricing_batch: int = 8
     arrivals_s: float = 3.0
-    horizon: float = 1.5
-    held_back: float = 0.67
+    horizon: float = 1.0
+    held_back: float = 0.4
     num_urgent: int = 64
     replans: int = 2
     scan: int = 2
@@ -80,7 +84,7 @@ class ElasticPolicy:
     # Admission
 
     def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
-        self._refresh(view.costs)
+        self._refresh(view)
         works = [self._work(newcomer, view.costs) for newcomer in newcomers]
         for work in works:
             self._arrivals.saw(view.now_s, work.solo_s, work.request.demand.deadline_s - work.request.demand.arrived_s)
@@ -111,7 +115,7 @@ class ElasticPolicy:
     # Decision
 
     def choose(self, view: View) -> Choice | None:
-        self._refresh(view.costs)
+        self._refresh(view)
         self._promises.refill(view)
         order = self._in_order(view)
         if not order:
@@ -125,9 +129,16 @@ class ElasticPolicy:
         return Choice(members=[work.request for work in members], level=granted, weak_cap=weak_cap)
 
     def _in_order(self, view: View) -> list[Work]:
-        """The first requests to look at, most urgent first."""
-        limit = self._settings.scan * view.max_batch
-        return _merged(self._promises.urgent, self._soft[:limit])[:limit]
+        """The first requests to look at, most urgent first; soft ones are never more urgent than `soft_yield` lets."""
+        urgent, limit = self._promises.urgent, self._settings.scan * view.max_batch
+        if not self._soft:
+            return urgent[:limit]
+        soft = self._soft[:limit]
+        if not urgent:
+            return soft
+        earliest_s = view.start_s + self._settings.soft_yield * soft[0].solo_s
+        both = [(work.order[0], work) for work in urgent] + [(max(work.order[0], earliest_s), work) for work in soft]
+        return [work for _, work in sorted(both, key=itemgetter(0))[:limit]]
 
     def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
@@ -281,11 +292,16 @@ class ElasticPolicy:
                 if not work.left:
                     del self._works[work.request.request_id]
 
-    def _refresh(self, costs: CorrectedCosts) -> None:
-        if self._version != costs.version:
-            self._version = costs.version
-            for work in self._works.values():
-                work.refresh(costs)
+    def _refresh(self, view: View) -> None:
+        """After a correction: works, and the plan for what is promised, with the new costs."""
+        if self._version == view.costs.version:
+            return
+        self._version = view.costs.version
+        for work in self._works.values():
+            work.refresh(view.costs)
+        holding = self._hold(self._promises.all(), view.start_s, view)
+        if holding is not None:
+            self._promises.keep(holding)
 
     def _slowdown(self, hard: Sequence[Work]) -> float:
         is_batch = any(work.request.demand.priority is Priority.BATCH for work in hard)
@@ -400,6 +416,3 @@ def _pace_s(work: Work, view: View) -> float:
 
 def _allows(work: Work, level: int) -> bool:
     return work.lane[0] <= level <= work.highest
-
-
-__all__ = ["ElasticPolicy", "ElasticSettings"]

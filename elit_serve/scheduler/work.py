@@ -90,6 +90,7 @@ class Work:
         """A copy that is due so much later."""
         moved = copy(self)
         moved.due_s += seconds
+        moved.order = moved.order[0] + seconds, moved.order[1]
         return moved
 
     def raised(self, level: int, now_s: float, costs: CorrectedCosts) -> Work:
