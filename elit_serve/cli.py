@@ -121,7 +121,7 @@ def serve(
     random_weights: Annotated[
         str | None, typer.Option(help="Serve this preset with random weights, to measure speed; excludes MODEL.")
     ] = None,
-    resolution: Annotated[int, typer.Option(help="Pixels per side of --random-weights.")] = 256,
+    resolution: Annotated[int | None, typer.Option(help="Pixels per side of --random-weights. Default: 256.")] = None,
     policy: Annotated[
         str, typer.Option(help="elastic re-chooses levels between steps and keeps promises; fixed does neither.")
     ] = "elastic",

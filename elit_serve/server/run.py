@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import TypeVar
 
+import torch
 import uvicorn
 
 from elit_serve.clock import MonotonicClock
@@ -28,6 +29,7 @@ from elit_serve.server.settings import Settings
 T = TypeVar("T")
 
 SWITCH_SECONDS = 0.0005  # Python's 5 ms would let the device idle while the worker waits for its turn behind a request
+RANDOM_RESOLUTION = 256
 SHUTDOWN_SECONDS = 10  # for answers that are under way when the worker has stopped
 
 
@@ -109,10 +111,15 @@ def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:
 
 def _load(settings: Settings) -> Pipeline:
     if settings.random_weights is None:
+        if settings.resolution is not None:
+            raise InvalidInput("resolution", settings.resolution, "a model has its own; it goes with random_weights")
         return Pipeline.load(settings.model, device=settings.device, dtype=settings.dtype, threads=settings.threads)
     if settings.model is not None:
         raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
-    return Pipeline.random(settings.random_weights, settings.resolution, device=settings.device, dtype=settings.dtype)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    resolution = settings.resolution or RANDOM_RESOLUTION
+    return Pipeline.random(settings.random_weights, resolution, device=settings.device, dtype=settings.dtype)
 
 
 def _on_a_thread_of_its_own(work: Callable[[], T]) -> T:

@@ -14,8 +14,8 @@ from elit_serve.errors import InvalidInput
 class Settings(Strict):
     """All settings of `elit-serve serve`.
 
-    random_weights: a preset served with random weights, at `resolution` pixels per side, to measure speed; excludes
-        `model`.
+    random_weights: a preset served with random weights, at `resolution` pixels per side (256), to measure speed;
+        excludes `model`.
     policy: `elastic` chooses levels between steps, and promises; `fixed` runs every request at its highest level.
     max_batch: the largest number of pictures in a step; None is what the device was measured with.
     max_queue: pictures that may wait for their first step; more are refused with 503.
@@ -29,7 +29,7 @@ class Settings(Strict):
 
     model: str | None = None
     random_weights: str | None = None
-    resolution: int = Field(default=256, ge=16, le=8192)
+    resolution: int | None = Field(default=None, ge=16, le=8192)
     host: str = Field(default="0.0.0.0", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     device: str | None = None

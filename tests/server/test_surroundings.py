@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from elit_serve.errors import InvalidInput
-from elit_serve.server.run import bind
-from elit_serve.server.settings import read_settings
+from elit_serve.server.run import bind, load_and_measure
+from elit_serve.server.settings import Settings, read_settings
 
 
 def test_the_model_is_described_with_what_its_levels_cost(server: Any) -> None:
@@ -120,6 +120,21 @@ def test_a_bad_setting_stops_the_start_and_is_named(key: str, value: object) -> 
         read_settings({key: value})
     assert refusal.value.field == key
     assert refusal.value.value == value
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        (Settings(model="garden64", random_weights="elit-dit-b/2"), "random_weights"),
+        (Settings(model="garden64", resolution=512), "resolution"),
+        (Settings(random_weights="elit-dit-b/2", resolution=100), "resolution"),
+        (Settings(random_weights="elit-dit-z/2"), "model"),
+    ],
+)
+def test_random_weights_go_with_a_preset_a_resolution_and_no_model(settings: Settings, field: str) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        load_and_measure(settings)
+    assert refusal.value.field == field
 
 
 def test_a_port_in_use_is_refused() -> None:
