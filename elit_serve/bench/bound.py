@@ -11,7 +11,7 @@ interval s, the same requests A(s) are present. Letters:
 where the excess of a step is (level − lowest) / (full − lowest). Maximise Σ u / requests subject to
 
     h(i, s) + z(i, s) ≤ K(s)                        a launch holds one step of a request
-    Σ_i (h + z) ≤ Y(s),  Σ_i z ≤ Z(s),  Y(s) ≤ max_batch · K(s)
+    Σ_i (h + z) ≤ Y(s),  Σ_i z ≤ Z(s),  K(s) ≤ Y(s) ≤ max_batch · K(s)
     plane(K(s), Y(s), Z(s)) ≤ length of s           for every plane below the cost of launches of up to |A(s)| images
     c(i) ≤ Σ_s (h + z) / steps,  w(i) ≤ Σ_s z / steps,  w(i) ≤ c(i) ≤ 1
     u(i) ≤ intercept · c(i) + slope · w(i)          for every piece of the quality, which is concave
@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ class ClairvoyantBound:
         """Launches, images and excess of every interval; the columns of h and z."""
         lengths_ms, pair_interval = intervals.lengths_ms, intervals.interval
         each, pairs = np.arange(len(lengths_ms)), np.arange(len(pair_interval))
-        most_launches = lengths_ms / (1000 * self._setting.step_s(self._setting.levels[0], 1))
+        most_launches = lengths_ms / self._shortest_launch_ms
         batch = self._setting.table.max_batch
         most_steps = np.minimum(most_launches[pair_interval], self._setting.num_steps)
         low, excess = programme.columns(most_steps).all, programme.columns(most_steps).all
@@ -93,6 +94,7 @@ class ClairvoyantBound:
         programme.rows(nothing, (pairs, low, 1), (pairs, excess, 1), (pairs, launches[pair_interval], -1))
         programme.rows(none, (pair_interval, low, 1), (pair_interval, excess, 1), (each, images, -1))
         programme.rows(none, (pair_interval, excess, 1), (each, sum_excess, -1))
+        programme.rows(none, (each, launches, 1), (each, images, -1))
         programme.rows(none, (each, images, 1), (each, launches, -batch))
         for num_present in np.unique(intervals.num_present[intervals.num_present > 0]):
             where = np.flatnonzero(intervals.num_present == num_present)
@@ -119,6 +121,10 @@ class ClairvoyantBound:
         programme.rows(none, (each, mean_excess, 1), (each, done, -1))
         for intercept, slope in _pieces(self._setting, self._quality):
             programme.rows(none, (each, worth, 1), (each, done, -intercept), (each, mean_excess, -slope))
+
+    @cached_property
+    def _shortest_launch_ms(self) -> float:
+        return min(min(self._setting.table.row(level, self._setting.weak_cap)[1:]) for level in self._setting.levels)
 
     def _planes_of(self, num_present: int) -> tuple[Plane, ...]:
         """For a launch among so many requests; rounded up to a measured batch, which only loosens the bound."""

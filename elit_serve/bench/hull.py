@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,8 @@ from elit_serve.bench.workload import Setting
 if TYPE_CHECKING:
     from elit_serve.bench.programme import Floats
 
-GAP = 0.003  # planes are added until they are this close to the hull, relative to the cost
+GAP = 0.002  # planes are added until they are this close to the hull, relative to it
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of launches between which faces are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +31,19 @@ class Plane:
 
 
 def cost_planes(setting: Setting, max_images: int) -> tuple[Plane, ...]:
-    """Planes that touch the lower convex hull of the cost of all launches of up to `max_images`.
+    """The faces of the lower convex hull of the cost of all launches of up to `max_images`, small ones left out.
 
     Costs count as what the cheapest launch of at least as many images takes, so that they never fall with the batch:
     leaving an image out of a launch must not make a schedule longer.
     """
     points, costs = _launches(setting, max_images)
-    candidates = [_supporting(points, costs, point) for point in _touched(points)]
-    heights = np.array([points @ plane for plane in candidates])  # [plane, point]
+    mixtures = _mixtures(points)
+    candidates = [_supporting(points, costs, mixture) for mixture in mixtures]
+    heights = np.array([mixtures @ plane for plane in candidates])  # [plane, mixture]
     hull = heights.max(axis=0)
-    chosen = [int(np.argmin(((hull - heights) / costs).mean(axis=1)))]
-    while ((hull - heights[chosen].max(axis=0)) / costs).max() > GAP:
-        worst = int(np.argmax((hull - heights[chosen].max(axis=0)) / costs))
+    chosen = [int(np.argmin(((hull - heights) / hull).mean(axis=1)))]
+    while ((hull - heights[chosen].max(axis=0)) / hull).max() > GAP:
+        worst = int(np.argmax((hull - heights[chosen].max(axis=0)) / hull))
         chosen.append(int(np.argmax(heights[:, worst])))
     return tuple(Plane(launch_ms=a, image_ms=b, excess_ms=c) for a, b, c in (candidates[i].tolist() for i in chosen))
 
@@ -57,12 +60,20 @@ def _launches(setting: Setting, max_images: int) -> tuple[Floats, Floats]:
     return np.concatenate(points), np.concatenate(costs)
 
 
-def _touched(points: Floats) -> Floats:
-    """The launches at which planes are looked for: powers of two, three times those, and the largest batch."""
+def _mixtures(points: Floats) -> Floats:
+    """Where faces are looked for: mixtures of launches of neighbouring sizes and levels, most of one and some of each.
+
+    At a launch itself many planes touch, most of them far below the cost beside it; inside a face only one does.
+    """
     most = int(points[:, 1].max())
-    sizes = [size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128) if size < most] + [most]
-    wanted: Floats = points[np.isin(points[:, 1], sizes)]
-    return wanted
+    sizes = [size for size in SIZES if size < most] + [most]
+    excesses = np.unique(np.round(points[:, 2] / points[:, 1], 12))
+    mixed = []
+    for few, many in pairwise([*sizes[:1], *sizes]):
+        for low, high in pairwise(excesses if len(excesses) > 1 else np.zeros(2)):
+            corners = np.array([(1, n, n * excess) for n in (few, many) for excess in (low, high)])
+            mixed.append(0.9 * corners + 0.1 * corners.mean(axis=0))
+    return np.unique(np.concatenate(mixed), axis=0)
 
 
 def _supporting(points: Floats, costs: Floats, at: Floats) -> Floats:

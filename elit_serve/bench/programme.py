@@ -56,17 +56,26 @@ class Programme:
         self._limits.append(limits)
 
     def bound(self) -> float:
-        """An upper bound of the maximum, at most a solver's tolerance above it.
+        """An upper bound of the maximum, at most a solver's tolerance above it."""
+        return self.certified(_duals(self._matrix(), *self._vectors()))
 
-        Whatever the duals y ≥ 0: gain·x ≤ y·limits + (gain − y·rows)·x ≤ y·limits + Σ max(0, gain − y·rows)·upper.
+    def certified(self, duals: Floats) -> float:
+        """An upper bound of the maximum from any duals ≥ 0, however they were found.
+
+        gain·x ≤ duals·limits + (gain − duals·rows)·x ≤ duals·limits + Σ max(0, gain − duals·rows)·upper.
         """
-        sparse = package("scipy.sparse")
-        rows, columns, values = (np.concatenate(parts) for parts in zip(*self._entries, strict=True))
-        matrix = sparse.csc_matrix((values, (rows, columns)), shape=(self._num_rows, self._num_columns))
-        gain, upper, limits = (np.concatenate(parts) for parts in (self._gain, self._upper, self._limits))
-        duals = _duals(matrix, gain, upper, limits)
-        reduced = np.maximum(0.0, gain - matrix.T @ duals)
+        gain, upper, limits = self._vectors()
+        reduced = np.maximum(0.0, gain - self._matrix().T @ duals)
         return float(limits @ duals + reduced @ upper)
+
+    def _matrix(self) -> Any:
+        rows, columns, values = (np.concatenate(parts) for parts in zip(*self._entries, strict=True))
+        shape = self._num_rows, self._num_columns
+        return package("scipy.sparse").csc_matrix((values, (rows, columns)), shape=shape)
+
+    def _vectors(self) -> tuple[Floats, Floats, Floats]:
+        """gain, upper, limits."""
+        return np.concatenate(self._gain), np.concatenate(self._upper), np.concatenate(self._limits)
 
 
 def _duals(matrix: Any, gain: Floats, upper: Floats, limits: Floats) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import thread_time
 
 from elit_serve.bench.device import SimulatedDevice
 from elit_serve.clock import VirtualClock
@@ -44,7 +44,8 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """outcomes: one per demand, in order. decision_s: what each call of `decide` took, in real seconds.
+    """outcomes: one per demand, in order. decision_s: seconds of processor time of each call of
+    `decide`, which the machine's other work does not lengthen.
 
     launches: (level, batch, milliseconds) of everything that ran.
     """
@@ -83,9 +84,9 @@ class _Simulation:
                 return self._result()
 
     def _decide(self, now_s: float) -> Launch | Wait:
-        began_s = perf_counter()
+        began_s = thread_time()
         decision = self._scheduler.decide(now_s)
-        self._decision_s.append(perf_counter() - began_s)
+        self._decision_s.append(thread_time() - began_s)
         return decision
 
     def _execute(self, launch: Launch) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from elit_serve.bench.rivals.base import Cohort, Job, Rival, by_deadline
 from elit_serve.bench.rivals.pace import largest_in_pace
-from elit_serve.bench.workload import Setting
-from elit_serve.scheduler.requests import Demand, Refusal
+from elit_serve.scheduler.requests import Refusal
 
 
 class BudgetAtAdmission(Rival):
@@ -16,14 +15,10 @@ class BudgetAtAdmission(Rival):
     Earliest deadline first; whoever has the head's level may share its launch, as long as all keep their pace.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        self._granted: dict[int, int] = {}
-
-    def refusal(self, demand: Demand, now_s: float) -> Refusal | None:
+    def refusal(self, newcomer: Job, now_s: float) -> Refusal | None:
         for level in reversed(self._setting.levels):
-            if self.would_be_in_time(demand, level, now_s):
-                self._granted[demand.request_id] = level
+            if self.would_be_in_time(newcomer, level, now_s):
+                newcomer.level = level
                 return None
         return Refusal(reason="overloaded")
 
@@ -31,8 +26,6 @@ class BudgetAtAdmission(Rival):
         return not self.can_still_make_it(job, now_s)
 
     def choose(self, jobs: Sequence[Job], now_s: float) -> Cohort:
-        for job in jobs:
-            job.level = job.level or self._granted.pop(job.demand.request_id)
         queue = by_deadline(jobs)
         level = queue[0].level
         cohort = [job for job in queue if job.level == level]

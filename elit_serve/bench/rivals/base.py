@@ -51,8 +51,8 @@ class Rival(ABC):
     def choose(self, jobs: Sequence[Job], now_s: float) -> Cohort | None:
         """One step for some of `jobs` (never empty; in order of arrival), or None to wait for the next event."""
 
-    def refusal(self, demand: Demand, now_s: float) -> Refusal | None:  # noqa: ARG002
-        """Whether to take a request."""
+    def refusal(self, newcomer: Job, now_s: float) -> Refusal | None:  # noqa: ARG002
+        """Whether to take a request; if so, its level may be fixed."""
         return None
 
     def is_hopeless(self, job: Job, now_s: float) -> bool:  # noqa: ARG002
@@ -61,9 +61,10 @@ class Rival(ABC):
 
     def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
         (demand,) = demands
-        refusal = self.refusal(demand, now_s)
+        newcomer = Job(demand=demand, steps_left=demand.num_steps)
+        refusal = self.refusal(newcomer, now_s)
         if refusal is None:
-            self._jobs[demand.request_id] = Job(demand=demand, steps_left=demand.num_steps)
+            self._jobs[demand.request_id] = newcomer
         return refusal
 
     def decide(self, start_s: float) -> Launch | Wait:
@@ -118,10 +119,10 @@ class Rival(ABC):
         due_s = job.deadline_s - self._setting.overhead_s
         return Need(due_s=due_s, steps_left=job.steps_left, level=level or job.level)
 
-    def would_be_in_time(self, newcomer: Demand, level: int, now_s: float, *, others_at: int = 0) -> bool:
+    def would_be_in_time(self, newcomer: Job, level: int, now_s: float, *, others_at: int = 0) -> bool:
         """Whether a newcomer and everybody accepted would be, from the end of the launch that is running."""
         needs = [self.need(job, others_at) for job in self.unfinished()]
-        needs.append(self.need(Job(demand=newcomer, steps_left=newcomer.num_steps), level))
+        needs.append(self.need(newcomer, level))
         start_s = max(now_s, self._busy_until_s)
         return all_in_time(needs, start_s, self._setting.table.max_batch, self._setting.step_s)
 

@@ -7,7 +7,7 @@ from math import exp
 
 from elit_serve.bench.rivals.base import Cohort, Job, Rival, by_deadline
 from elit_serve.bench.workload import Setting
-from elit_serve.scheduler.requests import Demand, Refusal
+from elit_serve.scheduler.requests import Refusal
 
 MEMORY_S = 3.0  # of the arrival rate; Proteus' tens of seconds are for requests of milliseconds on many devices
 HEADROOM = 1.05  # capacity asked for over the estimated demand
@@ -25,10 +25,10 @@ class EwmaBudget(Rival):
         self._target_s = setting.solo_s
         self._seen_s = float("-inf")
 
-    def refusal(self, demand: Demand, now_s: float) -> Refusal | None:
+    def refusal(self, newcomer: Job, now_s: float) -> Refusal | None:
         """Refuses nobody; notes that somebody came."""
         self._rate_per_s = self._rate_at(now_s) + 1 / MEMORY_S
-        self._target_s += (demand.deadline_s - now_s - self._target_s) * 0.1
+        self._target_s += (newcomer.deadline_s - now_s - self._target_s) * 0.1
         self._seen_s = now_s
         return None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from elit_serve.bench.rivals.base import Cohort, Job, Rival, by_deadline
 from elit_serve.bench.rivals.pace import largest_in_pace
 from elit_serve.bench.workload import Setting
-from elit_serve.scheduler.requests import Demand, Refusal
+from elit_serve.scheduler.requests import Refusal
 
 NUM_BUCKETS = 20  # of equal width between the shortest and the longest step; the results hardly depend on it
 
@@ -57,9 +57,11 @@ class StepSlackFit(Rival):
     unless everybody accepted can be in time at the lowest level.
     """
 
-    def refusal(self, demand: Demand, now_s: float) -> Refusal | None:
+    def refusal(self, newcomer: Job, now_s: float) -> Refusal | None:
         lowest = self._setting.levels[0]
-        return None if self.would_be_in_time(demand, lowest, now_s, others_at=lowest) else Refusal(reason="overloaded")
+        return (
+            None if self.would_be_in_time(newcomer, lowest, now_s, others_at=lowest) else Refusal(reason="overloaded")
+        )
 
     def is_hopeless(self, job: Job, now_s: float) -> bool:
         return not self.can_still_make_it(job, now_s)

@@ -1,0 +1,94 @@
+"""Arrival specs: what is read, what is drawn, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from statistics import fmean, pstdev
+
+import pytest
+
+from elit_serve.bench.arrivals import Gamma, Ramp, Recorded, arrival_times, open_arrivals
+from elit_serve.bench.workload import Setting, draw_workload
+from elit_serve.errors import InvalidInput
+from elit_serve.scheduler.cost import CostTable
+
+
+def test_an_azure_trace_is_read_by_its_timestamps(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46.6805900,374,44\n"
+        "2023-11-16 18:15:47.6805900,1,1\n"
+        "2023-11-16 18:15:50.1805900,396,109\n"
+    )
+    times = open_arrivals(str(trace)).draw(3, Random(0))
+    assert [time - times[0] for time in times] == pytest.approx([0, 1, 3.5])
+
+
+def test_a_plain_list_of_seconds_is_sorted(tmp_path: Path) -> None:
+    trace = tmp_path / "seconds.txt"
+    trace.write_text("0.5\n0.25\n\n2\n")
+    assert open_arrivals(str(trace)).draw(3, Random(0)) == (0.25, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("content", ["", "1.0\n", "1\nsoon\n", "1\nnan\n", "TIMESTAMP\nyesterday\ntoday\n"])
+def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, content: str) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text(content)
+    with pytest.raises(InvalidInput, match=r"^trace: "):
+        open_arrivals(str(trace))
+
+
+@pytest.mark.parametrize(
+    "spec", ["missing.csv", "gamma", "gamma:cv=0", "gamma:cv=x", "gamma:cv=1,cv=2", "poisson:cv=1", "ramp:from=1,to=-1"]
+)
+def test_a_bad_spec_is_refused(spec: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^trace: "):
+        open_arrivals(spec)
+
+
+def test_a_window_is_stretched_to_the_wanted_rate_and_keeps_its_pattern() -> None:
+    source = Recorded(name="three", times_s=(10.0, 11.0, 14.0))
+    assert arrival_times(source, count=3, rate_per_s=0.25, seed=1) == pytest.approx([0, 2, 8])
+
+
+def test_a_seed_draws_the_same_window_at_every_rate_and_another_seed_another() -> None:
+    slow = arrival_times(Gamma(cv=2), count=50, rate_per_s=1.0, seed=3)
+    fast = arrival_times(Gamma(cv=2), count=50, rate_per_s=2.0, seed=3)
+    assert [time / 2 for time in slow] == pytest.approx(fast)
+    assert slow != arrival_times(Gamma(cv=2), count=50, rate_per_s=1.0, seed=4)
+
+
+@pytest.mark.parametrize(("spec", "cv"), [("poisson", 1.0), ("gamma:cv=0.2", 0.2), ("gamma:cv=3", 3.0)])
+def test_gaps_vary_as_much_as_asked(spec: str, cv: float) -> None:
+    times = arrival_times(open_arrivals(spec), count=20_000, rate_per_s=5.0, seed=0)
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert fmean(gaps) == pytest.approx(0.2)
+    assert pstdev(gaps) / fmean(gaps) == pytest.approx(cv, rel=0.1)
+
+
+def test_a_ramp_ends_faster_than_it_began() -> None:
+    times = arrival_times(Ramp(start=0.5, end=1.5), count=20_000, rate_per_s=20_000.0, seed=0)
+    early = sum(time < 0.25 * times[-1] for time in times) / len(times)
+    late = sum(time >= 0.75 * times[-1] for time in times) / len(times)
+    assert early == pytest.approx(0.25 * (0.5 + 0.75) / 2, rel=0.05)
+    assert late == pytest.approx(0.25 * (1.25 + 1.5) / 2, rel=0.05)
+
+
+def test_more_arrivals_than_were_recorded_or_a_window_without_length_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="holds 2 arrivals"):
+        arrival_times(Recorded(name="two", times_s=(0.0, 1.0)), count=3, rate_per_s=1, seed=0)
+    with pytest.raises(InvalidInput, match="one moment"):
+        arrival_times(Recorded(name="burst", times_s=(1.0, 1.0)), count=2, rate_per_s=1, seed=0)
+
+
+def test_load_1_is_the_saturated_throughput_and_targets_are_multiples_of_the_solo_latency() -> None:
+    table = CostTable(steps_ms={(4, 1, 1): 10.0, (4, 1, 8): 40.0, (1, 1, 1): 5.0, (1, 1, 8): 20.0}, overhead_ms=20.0)
+    setting = Setting(table=table, num_steps=10, weak_cap=1)
+    demands = draw_workload(setting, Gamma(cv=1), load=0.5, slo_scales=(2.0, 5.0), count=101, seed=0)
+    assert demands[-1].arrived_s == pytest.approx(100 / (0.5 * 8 / 0.4))
+    targets = {round(demand.deadline_s - demand.arrived_s, 9) for demand in demands}
+    assert targets == {0.24, 0.6}
+    assert demands[0].weak_caps == (1,) * 10
