@@ -14,6 +14,8 @@ from elit_serve.bench.comparison import Estimate, Row
 from elit_serve.bench.programme import package
 from elit_serve.errors import InvalidInput
 
+PICTURES = (".png", ".svg", ".pdf")
+
 
 def comparison_table(title: str, rows: Sequence[Row]) -> Table:
     table = Table(
@@ -63,10 +65,14 @@ def draw_comparison(rows: Sequence[Row], file: Path, title: str) -> None:
         axis.grid(alpha=0.3)
     figure.suptitle(title)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        raise InvalidInput("plot", str(file), f"a picture that can be written, as comparison.png: {error}") from None
+    figure.savefig(file, dpi=150)
+
+
+def check_drawable(file: Path) -> None:
+    """Before a long run: whether there can be a picture there."""
+    package("matplotlib.figure")
+    if file.suffix.lower() not in PICTURES or not file.parent.is_dir():
+        raise InvalidInput("plot", str(file), f"a file in an existing folder, ending in {', '.join(PICTURES)}")
 
 
 def _draw_line(axis: Any, rows: Sequence[Row], figure: str, index: int) -> None:

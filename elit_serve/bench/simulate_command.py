@@ -12,7 +12,7 @@ from rich.table import Table
 
 from elit_serve.bench.arrivals import open_arrivals
 from elit_serve.bench.comparison import Comparison
-from elit_serve.bench.comparison_report import comparison_table, draw_comparison
+from elit_serve.bench.comparison_report import check_drawable, comparison_table, draw_comparison
 from elit_serve.bench.looseness import Looseness, looseness_table, measure_looseness
 from elit_serve.bench.policies import CONTENDERS, contender
 from elit_serve.bench.quality_file import read_quality, stated_curve
@@ -81,6 +81,8 @@ def _comparison(options: SimulateOptions) -> Comparison:
     for scale in options.slo_scales:
         if not (math.isfinite(scale) and scale > 0):
             raise InvalidInput("slo-scale", scale, "multiples of the solo latency, above 0")
+    if options.plot is not None:
+        check_drawable(options.plot)
     return Comparison(
         setting=Setting(table=table, num_steps=options.num_steps, weak_cap=_weak_cap(table, options.weak_level)),
         source=open_arrivals(options.trace),

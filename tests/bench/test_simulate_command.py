@@ -1,0 +1,196 @@
+"""`elit-serve simulate` on small tables and traces of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from elit_serve.bench.comparison import Estimate
+from elit_serve.bench.policies import CONTENDERS
+from elit_serve.bench.simulate_command import SimulateOptions, looseness_tables, run_comparison
+from elit_serve.errors import InvalidInput
+
+QUIET = Console(file=StringIO())
+FIELDS = {
+    "policy",
+    "load",
+    "quality_curve",
+    "attainment",
+    "accepted_attainment",
+    "mean_quality",
+    "effective_quality",
+    "regret",
+    "bound",
+    "p50_latency_ms",
+    "p99_latency_ms",
+    "mean_decision_us",
+    "p99_decision_us",
+}
+
+
+@pytest.fixture
+def cost(tmp_path: Path) -> Path:
+    """Level k takes 2 + k ms for each image of a batch, and 3 ms more."""
+    steps = [
+        {"level": level, "weak_level": weak, "batch": batch, "step_ms": 3.0 + batch * (2 + level)}
+        for level in (1, 2, 4)
+        for weak in (None, 1)
+        for batch in (1, 2, 4, 8)
+    ]
+    file = tmp_path / "paper.json"
+    facts = {"model": "m", "backbone_hash": "0", "device": "paper", "dtype": "float32", "torch_version": "2"}
+    made = {"elit_serve_version": "0", "date": "2026-01-01T00:00:00Z", "repeats": 1, "overhead_ms": 2.0}
+    file.write_text(json.dumps({**facts, **made, "steps": steps}))
+    return file
+
+
+def options(cost: Path, **changes: object) -> SimulateOptions:
+    given = {
+        "trace": "gamma:cv=1.5",
+        "cost": cost,
+        "loads": (0.8, 1.4),
+        "policies": ("elastic", "slackfit"),
+        "slo_scales": (2.0, 4.0),
+        "quality": None,
+        "curves": ("gentle", "steep"),
+        "seeds": 2,
+        "requests": 40,
+        "num_steps": 8,
+        "weak_level": None,
+        "noise": 0.1,
+        "bias": 0.0,
+        "plot": None,
+    }
+    return SimulateOptions(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def rows(chosen: SimulateOptions) -> list[dict[str, object]]:
+    report, _ = run_comparison(chosen, QUIET)
+    listed = report["rows"]
+    assert isinstance(listed, list)
+    return listed
+
+
+def test_a_row_for_every_policy_load_and_curve_with_figures_that_fit_together(cost: Path) -> None:
+    found = rows(options(cost, policies=("all",)))
+    assert len(found) == len(CONTENDERS) * 2 * 2
+    for row in found:
+        assert set(row) >= FIELDS
+        figures = {name: row[name] for name in ("attainment", "accepted_attainment", "mean_quality", "regret")}
+        assert all(isinstance(value, float) and -1e-9 <= value <= 1 + 1e-9 for value in figures.values()), row
+        assert row["attainment"] <= row["accepted_attainment"]  # type: ignore[operator]
+        assert row["effective_quality"] <= row["attainment"]  # type: ignore[operator]
+        assert row["effective_quality"] <= row["bound"]  # type: ignore[operator]
+        assert row["regret_ci"] >= 0  # type: ignore[operator]
+
+
+def test_the_same_seeds_give_the_same_figures(cost: Path) -> None:
+    def figures() -> list[object]:
+        return [
+            {name: row[name] for name in row if "decision" not in name}
+            for row in rows(options(cost, loads=(1.4,), curves=("gentle",)))
+        ]
+
+    assert figures() == figures()
+
+
+def test_a_quality_file_takes_the_place_of_the_stated_curves(cost: Path, tmp_path: Path) -> None:
+    file = tmp_path / "measured.json"
+    file.write_text('{"levels": {"1": 0.5, "2": 0.5, "4": 0.5}}')
+    found = rows(options(cost, quality=file, loads=(0.8,)))
+    assert [row["quality_curve"] for row in found] == ["measured", "measured"]
+    assert all(row["mean_quality"] == pytest.approx(0.5) for row in found)
+    assert all(row["effective_quality"] == pytest.approx(0.5 * row["attainment"]) for row in found)  # type: ignore[operator]
+
+
+def test_a_slower_device_is_judged_by_what_it_could_have_done(cost: Path) -> None:
+    (told,) = rows(options(cost, loads=(1.0,), curves=("gentle",), policies=("fixed",)))
+    (slower,) = rows(options(cost, loads=(1.0,), curves=("gentle",), policies=("fixed",), bias=0.3))
+    assert slower["bound"] < told["bound"]  # type: ignore[operator]
+    assert slower["attainment"] < told["attainment"]  # type: ignore[operator]
+
+
+def test_a_confidence_interval_is_student_s() -> None:
+    estimate = Estimate.of([1.0, 2.0, 3.0])
+    assert (estimate.mean, estimate.half_width) == (2.0, pytest.approx(4.302653 / 3**0.5))
+    assert Estimate.of([1.0]).half_width is None
+
+
+def test_the_picture_is_drawn(cost: Path, tmp_path: Path) -> None:
+    file = tmp_path / "comparison.png"
+    rows(options(cost, plot=file, policies=("fifo-step",), requests=10))
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_looseness_of_the_bound_on_small_windows(cost: Path) -> None:
+    report, _ = looseness_tables(options(cost, requests=6, loads=(1.0,), seeds=1), QUIET)
+    listed = report["rows"]
+    assert isinstance(listed, list)
+    assert [row["quality_curve"] for row in listed] == ["gentle", "steep"]
+    assert all(0 <= row["looseness"] < 0.25 for row in listed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"policies": ("elastic", "magic")}, "policy"),
+        ({"curves": ("wavy",)}, "curve"),
+        ({"loads": (0.5, 0.0)}, "load"),
+        ({"slo_scales": (float("nan"),)}, "slo-scale"),
+        ({"trace": "gamma:cv=-1"}, "trace"),
+        ({"trace": "gone.csv"}, "trace"),
+        ({"plot": Path("comparison.gif.nonsense")}, "plot"),
+        ({"plot": Path("gone/comparison.png")}, "plot"),
+        ({"quality": Path("gone.json")}, "quality"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_computed(cost: Path, changes: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        run_comparison(options(cost, requests=10**9, **changes), QUIET)
+    assert refused.value.field == field
+
+
+def test_a_missing_latency_file_is_named() -> None:
+    with pytest.raises(InvalidInput, match="cost"):
+        run_comparison(options(Path("gone.json")), QUIET)
+
+
+@pytest.mark.parametrize("levels", ["{}", '{"1": 0.9, "4": 0.5}', '{"1": 0.1, "2": 0.2, "4": 1.0}', '{"1": -1}', "[]"])
+def test_a_quality_file_that_is_no_concave_rise_is_refused(cost: Path, tmp_path: Path, levels: str) -> None:
+    file = tmp_path / "quality.json"
+    file.write_text(f'{{"levels": {levels}}}')
+    with pytest.raises(InvalidInput, match="quality"):
+        run_comparison(options(cost, quality=file), QUIET)
+
+
+def test_large_windows_are_not_searched(cost: Path) -> None:
+    with pytest.raises(InvalidInput, match="at most 15"):
+        looseness_tables(options(cost), QUIET)
+
+
+def simulate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "elit_serve.cli", "simulate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_line_prints_json(cost: Path) -> None:
+    shared = ["--trace", "poisson", "--cost", cost, "--steps", "4", "--requests", "20", "--seeds", "2", "--json"]
+    done = simulate(*shared, "--load", "0.7,1.3", "--policy", "elastic,slackfit", "--slo-scale", "2,3,5")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert {row["policy"] for row in report["rows"]} == {"elastic", "slackfit"}
+    assert {row["quality_curve"] for row in report["rows"]} == {"gentle", "steep"}
+    assert report["conditions"]["seeds"] == 2
+
+
+def test_the_command_line_names_a_bad_value_on_one_line(cost: Path) -> None:
+    done = simulate("--trace", "poisson", "--cost", cost, "--policy", "magic")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "policy: 'magic' is not allowed" in done.stderr
