@@ -5,7 +5,7 @@ from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.elastic import ElasticPolicy, ElasticSettings
 from elit_serve.scheduler.fixed import FixedPolicy
 from elit_serve.scheduler.policy import highest_level_within
-from elit_serve.scheduler.quality import QualityTable
+from elit_serve.scheduler.quality import MeasuredPlan, QualityTable, choose_plan
 
 __all__ = [
     "CostTable",
@@ -13,7 +13,9 @@ __all__ = [
     "ElasticPolicy",
     "ElasticSettings",
     "FixedPolicy",
+    "MeasuredPlan",
     "QualityTable",
     "RequestScheduler",
+    "choose_plan",
     "highest_level_within",
 ]

@@ -201,10 +201,9 @@ class RequestScheduler:
         demand, executed, level = member.demand, member.executed, choice.level
         step = len(executed)
         assert demand.weak_caps[step] == choice.weak_cap, "a launch mixes steps of one kind only"
-        if demand.pinned is not None:
-            assert demand.pinned[step] == level, "a pinned level is never changed"
-        else:
-            assert demand.min_level <= level <= demand.max_level, "bounds are kept"
+        lowest, highest = demand.bounds(step)
+        assert lowest <= level <= highest, "bounds and pins are kept"
+        if demand.pinned is None:
             self._counted["granted_levels"] += level
             self._counted["granted_steps"] += 1
             if step and executed[-1] != level:

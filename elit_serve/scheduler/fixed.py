@@ -77,5 +77,4 @@ def solo_s(demand: Demand, costs: CorrectedCosts) -> float:
 
 
 def highest_levels(demand: Demand, costs: CorrectedCosts) -> tuple[int, ...]:
-    highest = costs.levels_within(demand.min_level, demand.max_level)[-1]
-    return demand.pinned or (highest,) * demand.num_steps
+    return tuple(costs.levels_within(*demand.bounds(step))[-1] for step in range(demand.num_steps))

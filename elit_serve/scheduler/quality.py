@@ -9,19 +9,20 @@ from functools import cached_property
 from itertools import pairwise
 from math import log
 
+from elit_serve.scheduler.cost import CostTable
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPlan:
     """One way to draw a picture, and how good it is on the scale of `QualityTable.levels`.
 
-    weak_caps: one entry per step, as in `Demand`.
-    ceilings: the highest level for each step: equal ones, or rising for a low-early/high-late schedule.
+    name: for whoever knows which steps, guidance method, scale and interval it stands for.
+    weak_caps: one entry per step, as in `Demand`; steps outside the guidance interval are unguided.
+    ceilings: the highest level of each step, as in `Demand`: equal ones, or rising for a low-early/high-late schedule.
+    quality: when every step runs at its ceiling.
     """
 
     name: str
-    method: str
-    scale: float
-    interval: tuple[float, float]
     weak_caps: tuple[int | None, ...]
     ceilings: tuple[int, ...]
     quality: float
@@ -29,9 +30,10 @@ class MeasuredPlan:
     def __post_init__(self) -> None:
         assert len(self.weak_caps) == len(self.ceilings), (len(self.weak_caps), len(self.ceilings))
 
-    @property
-    def num_steps(self) -> int:
-        return len(self.weak_caps)
+    def predict_ms(self, table: CostTable) -> float:
+        """From the first step to the answer, alone on the device and at the ceilings."""
+        steps = zip(self.ceilings, self.weak_caps, strict=True)
+        return table.overhead_ms + sum(table.step_ms(level, weak_cap, 1) for level, weak_cap in steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,27 @@ class QualityTable:
     def _slopes(self) -> list[float]:
         pairs = pairwise(self._grid)
         return [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairs]
+
+
+def pareto_front(menu: Sequence[MeasuredPlan], table: CostTable) -> list[MeasuredPlan]:
+    """The plans that no other one beats in both time and quality, fastest first."""
+    front: list[MeasuredPlan] = []
+    for plan in sorted(menu, key=lambda plan: (plan.predict_ms(table), -plan.quality)):
+        if not front or plan.quality > front[-1].quality:
+            front.append(plan)
+    return front
+
+
+def choose_plan(
+    menu: Sequence[MeasuredPlan], table: CostTable, *, latency_ms: float | None, crowding: float = 1.0
+) -> MeasuredPlan:
+    """The best plan of the front that fits into the target, or else the fastest. Its steps and guidance then stay.
+
+    latency_ms: None is no target. crowding: how many times as long as alone a picture takes at present.
+    """
+    front = pareto_front(menu, table)
+    fitting = [plan for plan in front if latency_ms is None or crowding * plan.predict_ms(table) <= latency_ms]
+    return fitting[-1] if fitting else front[0]
 
 
 def logarithmic(levels: Sequence[int], *, lowest: float) -> dict[int, float]:

@@ -47,6 +47,7 @@ class Demand:
     weak_caps: one entry per step: the guided pass runs at level min(cap, level), None is an unguided step. CFG, whose
         weak pass runs at the main level, has a cap of at least the largest level.
     min_level, max_level: what the scheduler may pick, both ends included.
+    ceilings: one level per step that is not exceeded either, as in a low-early/high-late schedule, or None.
     pinned: one level per step that must be run exactly, or None; excludes the bounds.
     """
 
@@ -56,6 +57,7 @@ class Demand:
     weak_caps: tuple[int | None, ...]
     min_level: int
     max_level: int
+    ceilings: tuple[int, ...] | None = None
     pinned: tuple[int, ...] | None = None
     is_hard: bool = True
     priority: Priority = Priority.INTERACTIVE
@@ -63,11 +65,20 @@ class Demand:
     def __post_init__(self) -> None:
         assert self.weak_caps, "a request has at least one step"
         assert 1 <= self.min_level <= self.max_level, (self.min_level, self.max_level)
+        assert self.ceilings is None or len(self.ceilings) == len(self.weak_caps)
+        assert self.ceilings is None or min(self.ceilings) >= self.min_level, (self.ceilings, self.min_level)
         assert self.pinned is None or len(self.pinned) == len(self.weak_caps)
 
     @property
     def num_steps(self) -> int:
         return len(self.weak_caps)
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """The levels that this step may run at: from, to."""
+        if self.pinned is not None:
+            return self.pinned[step], self.pinned[step]
+        ceiling = self.max_level if self.ceilings is None else min(self.max_level, self.ceilings[step])
+        return self.min_level, ceiling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,13 @@ class Work:
 
     due_s: when its last step must have run, overhead and cushion taken off. order: its place among all others.
     runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it,
-        `left` what is left of all.
+        `left` what is left of all. ceilings: the highest level in each run.
     lane: of the next step; `row` says what that costs at every batch; highest: up to which level it may run.
     solo_s: seconds of all that is left, alone on the device.
     """
 
     __slots__ = (
+        "ceilings",
         "due_s",
         "highest",
         "is_dropped",
@@ -43,15 +44,17 @@ class Work:
 
     def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order_s: float) -> None:
         demand = request.demand
-        lowest = costs.levels_within(demand.min_level, demand.max_level)[0]
-        levels = demand.pinned or (lowest,) * demand.num_steps
-        lanes = zip(levels, demand.weak_caps, strict=True)
+        bounds = {step: demand.bounds(step) for step in range(demand.num_steps)}
+        lowest = {pair: costs.levels_within(*pair)[0] for pair in set(bounds.values())}
+        steps = [((lowest[bounds[step]], cap), bounds[step][1]) for step, cap in enumerate(demand.weak_caps)]
+        runs = [(lane, highest, len(list(alike))) for (lane, highest), alike in groupby(steps)]
         self.request = request
         self.due_s = due_s
         self.order = order_s, demand.request_id
         self.is_promised = demand.is_hard
         self.is_dropped = False
-        self.runs: tuple[tuple[Lane, int], ...] = tuple((lane, len(list(steps))) for lane, steps in groupby(lanes))
+        self.runs: tuple[tuple[Lane, int], ...] = tuple((lane, steps) for lane, _, steps in runs)
+        self.ceilings = tuple(max(highest, lane[0]) for lane, highest, _ in runs)
         self.left = demand.num_steps
         self._enter(0, costs)
         self.refresh(costs)
@@ -94,10 +97,13 @@ class Work:
         return moved
 
     def raised(self, level: int, now_s: float, costs: CorrectedCosts) -> Work:
-        """A copy whose free steps run at up to this level: the highest of the table at which it is in time alone."""
-        for candidate in reversed(costs.levels_within(self.lane[0], max(self.lane[0], min(level, self.highest)))):
+        """A copy whose steps run at up to this level where they may: the highest of the table that is in time alone."""
+        for candidate in reversed([tabled for tabled in costs.levels if self.lane[0] < tabled <= level]):
             higher = copy(self)
-            higher.runs = tuple(((candidate, weak_cap), steps) for (_, weak_cap), steps in self.runs)
+            higher.runs = tuple(
+                ((max(lane[0], min(candidate, ceiling)), lane[1]), steps)
+                for (lane, steps), ceiling in zip(self.runs, self.ceilings, strict=True)
+            )
             higher.lane = higher.runs[higher.run][0]
             higher.refresh(costs)
             if now_s + higher.solo_s <= self.due_s:
@@ -105,8 +111,7 @@ class Work:
         return self
 
     def _enter(self, run: int, costs: CorrectedCosts) -> None:
-        demand = self.request.demand
         self.run = run
         self.lane, self.run_left = self.runs[run]
         self.row = costs.row_s(*self.lane)
-        self.highest = self.lane[0] if demand.pinned else max(demand.max_level, self.lane[0])
+        self.highest = self.ceilings[run]

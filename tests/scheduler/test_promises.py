@@ -147,6 +147,7 @@ def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
         weak_caps=(None,) * guided_from + (cap,) * (num_steps - guided_from),
         min_level=bounds[0],
         max_level=bounds[1],
+        ceilings=draw(st.sampled_from([None, None, tuple(max(bounds[0], 4 * step) for step in range(num_steps))])),
         pinned=draw(st.one_of(pins, pins, replays)),
         is_hard=draw(st.sampled_from([True, True, False])),
         priority=draw(st.sampled_from([Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BATCH])),
@@ -181,7 +182,9 @@ def assert_all_accounted_for(scheduler: RequestScheduler, story: Story) -> None:
         if demand.pinned is not None:
             assert tuple(levels) == demand.pinned[: len(levels)]
         else:
+            ceilings = demand.ceilings or (demand.max_level,) * demand.num_steps
             assert all(demand.min_level <= level <= demand.max_level for level in levels)
+            assert all(level <= ceiling for level, ceiling in zip(levels, ceilings, strict=False))
 
 
 @settings(max_examples=300, deadline=None)

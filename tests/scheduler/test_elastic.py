@@ -1,0 +1,194 @@
+"""Small scenes with the elastic policy: this queue at this time, expect this decision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, QualityTable, RequestScheduler
+from elit_serve.scheduler.requests import Demand, Launch, Priority, Wait
+
+NO_CUSHION = ElasticSettings(cushion_steps=0.0)
+UNGUIDED_10 = (None,) * 10
+
+
+def image(request_id: int, *, within_s: float, arrived_s: float = 0.0, **fields: Any) -> Demand:
+    """Ten unguided steps, hard, unless said otherwise: 30 ms alone at the lowest level, 60 at the highest."""
+    fields = {"weak_caps": UNGUIDED_10, "min_level": 4, "max_level": 16, **fields}
+    return Demand(request_id=request_id, arrived_s=arrived_s, deadline_s=arrived_s + within_s, **fields)
+
+
+def scheduler_of(table: CostTable, quality: QualityTable, settings: ElasticSettings = NO_CUSHION) -> RequestScheduler:
+    return RequestScheduler(table, ElasticPolicy(quality, settings))
+
+
+def run_next(scheduler: RequestScheduler, now_s: float) -> tuple[Launch, float]:
+    """Decides and runs a launch exactly as predicted."""
+    launch = scheduler.decide(now_s)
+    assert isinstance(launch, Launch)
+    end_s = now_s + launch.predicted_ms / 1000
+    scheduler.finished(launch.launch_id, end_s, launch.predicted_ms)
+    return launch, end_s
+
+
+def test_a_request_alone_with_time_runs_at_the_highest_level(table: CostTable, quality: QualityTable) -> None:
+    scheduler = scheduler_of(table, quality)
+    assert scheduler.submit([image(1, within_s=10.0)], 0.0) is None
+    launch = scheduler.decide(0.0)
+    assert isinstance(launch, Launch)
+    assert (launch.request_ids, launch.level, launch.weak_cap, launch.predicted_ms) == ((1,), 16, None, 6.0)
+
+
+def test_a_request_in_flight_gives_compute_back_when_others_arrive(table: CostTable, quality: QualityTable) -> None:
+    scheduler = scheduler_of(table, quality)
+    scheduler.submit([image(1, within_s=0.2)], 0.0)
+    first, now_s = run_next(scheduler, 0.0)
+    assert scheduler.submit([image(i, within_s=0.2, arrived_s=now_s) for i in range(2, 9)], now_s) is None
+    second, _ = run_next(scheduler, now_s)
+    assert 1 in second.request_ids
+    assert second.level < first.level
+    assert scheduler.counters.replans == 1
+
+
+def test_nothing_to_run_is_a_wait_for_the_next_arrival(table: CostTable, quality: QualityTable) -> None:
+    assert scheduler_of(table, quality).decide(0.0) == Wait(until_s=None)
+
+
+def test_what_is_impossible_alone_is_refused_with_a_target_that_is_then_accepted(
+    table: CostTable, quality: QualityTable
+) -> None:
+    scheduler = scheduler_of(table, quality, ElasticSettings())
+    refusal = scheduler.submit([image(1, within_s=0.02)], 0.0)
+    assert refusal is not None
+    assert refusal.reason == "infeasible"
+    assert refusal.min_latency_ms == pytest.approx(10 + 30 + 2.25 * 6, abs=1)
+    target_s = refusal.min_latency_ms / 1000
+    assert scheduler.submit([image(2, within_s=target_s - 0.001)], 0.0) is not None
+    assert scheduler.submit([image(3, within_s=target_s)], 0.0) is None
+
+
+def test_several_images_are_taken_together_or_not_at_all(table: CostTable, quality: QualityTable) -> None:
+    scheduler = scheduler_of(table, quality)
+    refusal = scheduler.submit([image(i, within_s=0.05) for i in range(8)], 0.0)
+    assert refusal is not None
+    assert refusal.min_latency_ms == pytest.approx(10 + 10 * (2 + 8), abs=1)
+    assert scheduler.decide(0.0) == Wait()
+    assert scheduler.submit([image(i, within_s=0.111) for i in range(8)], 0.0) is None
+
+
+def test_what_others_make_impossible_is_refused_until_the_told_time(table: CostTable, quality: QualityTable) -> None:
+    scheduler = scheduler_of(table, quality)
+    assert scheduler.submit([image(i, within_s=0.111) for i in range(8)], 0.0) is None
+    refusal = scheduler.submit([image(9, within_s=0.05)], 0.0)
+    assert refusal is not None
+    assert refusal.reason == "overloaded"
+    assert refusal.retry_after_s is not None
+    assert 0 < refusal.retry_after_s <= 0.111
+    now_s = 0.0
+    while now_s < refusal.retry_after_s and scheduler.num_running + scheduler.num_waiting:
+        _, now_s = run_next(scheduler, now_s)
+    now_s = max(now_s, refusal.retry_after_s)
+    assert scheduler.submit([image(9, within_s=0.05, arrived_s=now_s)], now_s) is None
+
+
+def test_a_pinned_request_shares_its_launch_with_free_ones_that_may_run_there(
+    table: CostTable, quality: QualityTable
+) -> None:
+    scheduler = scheduler_of(table, quality)
+    scheduler.submit([image(1, within_s=1.0, pinned=(8,) * 10)], 0.0)
+    scheduler.submit([image(2, within_s=1.1)], 0.0)
+    scheduler.submit([image(3, within_s=1.2, min_level=16)], 0.0)
+    launch = scheduler.decide(0.0)
+    assert isinstance(launch, Launch)
+    assert (launch.level, launch.request_ids) == (8, (1, 2))
+
+
+def test_a_launch_mixes_only_steps_of_the_same_kind(table: CostTable, quality: QualityTable) -> None:
+    scheduler = scheduler_of(table, quality)
+    scheduler.submit([image(1, within_s=1.0, weak_caps=(4,) * 10)], 0.0)
+    scheduler.submit([image(2, within_s=1.1)], 0.0)
+    scheduler.submit([image(3, within_s=1.2, weak_caps=(4,) * 5 + (None,) * 5)], 0.0)
+    launch = scheduler.decide(0.0)
+    assert isinstance(launch, Launch)
+    assert (launch.weak_cap, launch.request_ids) == (4, (1, 3))
+
+
+def test_the_cost_of_guided_steps_to_come_is_planned(table: CostTable, quality: QualityTable) -> None:
+    """Nine unguided steps of 3 ms and one guided one of 4 fit into 41 ms with the overhead; ten guided ones do not."""
+    scheduler = scheduler_of(table, quality)
+    mixed, guided = (None,) * 9 + (4,), (4,) * 10
+    assert scheduler.submit([image(1, within_s=0.0415, weak_caps=guided)], 0.0) is not None
+    assert scheduler.submit([image(2, within_s=0.0415, weak_caps=mixed)], 0.0) is None
+
+
+def test_soft_requests_are_never_refused_for_their_deadline_and_never_break_a_promise(
+    table: CostTable, quality: QualityTable
+) -> None:
+    scheduler = scheduler_of(table, quality)
+    assert scheduler.submit([image(i, within_s=0.001, is_hard=False) for i in range(20)], 0.0) is None
+    assert scheduler.submit([image(20, within_s=0.0401)], 0.0) is None
+    now_s, finished_s = 0.0, 0.0
+    for _ in range(10):
+        launch, now_s = run_next(scheduler, now_s)
+        finished_s = now_s if 20 in launch.request_ids else finished_s
+    assert len(scheduler.levels_of(20)) == 10
+    assert finished_s <= 0.0301
+
+
+def test_soft_work_of_the_batch_class_goes_later_but_ages(table: CostTable, quality: QualityTable) -> None:
+    one_at_a_time = replace(NO_CUSHION, ageing_s=30.0)
+    scheduler = scheduler_of(table, quality, one_at_a_time)
+    scheduler.limit_batch(1)
+    scheduler.submit([image(1, within_s=1.0, is_hard=False, priority=Priority.BATCH)], 0.0)
+    scheduler.submit([image(2, within_s=1.0, is_hard=False, arrived_s=29.0)], 29.0)
+    scheduler.submit([image(3, within_s=1.0, is_hard=False, arrived_s=31.0)], 31.0)
+    order, now_s = [], 31.0
+    for _ in range(30):
+        launch, now_s = run_next(scheduler, now_s)
+        order += [i for i in launch.request_ids if i not in order]
+    assert order == [2, 1, 3]
+
+
+def test_hard_work_of_the_batch_class_leaves_a_reserve(table: CostTable, quality: QualityTable) -> None:
+    """Alone it takes 30 ms and 10 of overhead: with a fifth kept free, it needs 30 / 0.8 and 10."""
+    scheduler = scheduler_of(table, quality)
+    refusal = scheduler.submit([image(1, within_s=0.042, priority=Priority.BATCH)], 0.0)
+    assert refusal is not None
+    assert refusal.min_latency_ms == pytest.approx(47.5, abs=1)
+    assert scheduler.submit([image(2, within_s=0.042)], 0.0) is None
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(table: CostTable, quality: QualityTable) -> None:
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, max_waiting=2))
+    assert scheduler.submit([image(i, within_s=5.0, is_hard=False) for i in (1, 2)], 0.0) is None
+    refusal = scheduler.submit([image(3, within_s=5.0, is_hard=False)], 0.0)
+    assert refusal is not None
+    assert refusal.reason == "queue_full"
+    assert refusal.retry_after_s is not None
+    assert refusal.retry_after_s > 0
+    run_next(scheduler, 0.0)
+    assert scheduler.submit([image(3, within_s=5.0, is_hard=False)], 0.01) is None
+
+
+def test_admission_for_quality_takes_fewer_than_admission_for_most(table: CostTable) -> None:
+    steep = QualityTable(levels={4: 0.1, 8: 0.5, 16: 0.9})
+    taken = {}
+    for admission in ("most", "quality"):
+        settings = replace(NO_CUSHION, admission=admission)
+        scheduler = scheduler_of(table, steep, settings)
+        taken[admission] = sum(scheduler.submit([image(i, within_s=0.15)], 0.0) is None for i in range(30))
+    assert taken["quality"] < taken["most"]
+
+
+def test_a_thousand_promises_are_planned_and_kept_in_blocks(table: CostTable, quality: QualityTable) -> None:
+    """Saturated at the lowest level, 8 images take 100 ms, so 200 take 2.5 s."""
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, num_urgent=16))
+    taken = [i for i in range(250) if scheduler.submit([image(i, within_s=2.6)], 0.0) is None]
+    assert 195 <= len(taken) < 250
+    now_s = 0.0
+    while scheduler.num_waiting + scheduler.num_running:
+        _, now_s = run_next(scheduler, now_s)
+    assert now_s + 0.01 <= 2.6
+    assert all(len(scheduler.levels_of(i)) == 10 for i in taken)
