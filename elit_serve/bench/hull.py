@@ -38,8 +38,8 @@ def cost_planes(setting: Setting, max_images: int) -> tuple[Plane, ...]:
     """
     points, costs = _launches(setting, max_images)
     mixtures = _mixtures(points)
-    candidates = [_supporting(points, costs, mixture) for mixture in mixtures]
-    heights = np.array([mixtures @ plane for plane in candidates])  # [plane, mixture]
+    candidates = _supporting(points, costs, mixtures)
+    heights = candidates @ mixtures.T  # [plane, mixture]
     hull = heights.max(axis=0)
     chosen = [int(np.argmin(((hull - heights) / hull).mean(axis=1)))]
     while ((hull - heights[chosen].max(axis=0)) / hull).max() > GAP:
@@ -76,12 +76,20 @@ def _mixtures(points: Floats) -> Floats:
     return np.unique(np.concatenate(mixed), axis=0)
 
 
-def _supporting(points: Floats, costs: Floats, at: Floats) -> Floats:
-    """The plane below all costs that is highest at a point: (launch, image, excess) milliseconds."""
-    optimize = package("scipy.optimize")
-    bounds = [(None, None), (0, None), (0, None)]
-    found = optimize.linprog(-at, A_ub=points, b_ub=costs, bounds=bounds, method="highs-ds")
+def _supporting(points: Floats, costs: Floats, mixtures: Floats) -> Floats:
+    """For each mixture the plane below all costs that is highest there: [mixture, (launch, image, excess)] in ms.
+
+    One small linear programme each, solved as one.
+    """
+    optimize, sparse = package("scipy.optimize"), package("scipy.sparse")
+    found = optimize.linprog(
+        -mixtures.ravel(),
+        A_ub=sparse.kron(sparse.eye(len(mixtures)), points, format="csr"),
+        b_ub=np.tile(costs, len(mixtures)),
+        bounds=[(None, None), (0, None), (0, None)] * len(mixtures),
+        method="highs",
+    )
     assert found.status == 0, found.message
-    plane: Floats = np.maximum(found.x, [-np.inf, 0, 0])
-    plane[0] += min(0.0, float((costs - points @ plane).min()))  # below every cost, to the last bit
-    return plane
+    planes: Floats = np.maximum(found.x.reshape(-1, 3), [-np.inf, 0, 0])
+    planes[:, 0] += np.minimum(0.0, (costs - planes @ points.T).min(axis=1))  # below every cost, to the last bit
+    return planes

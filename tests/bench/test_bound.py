@@ -125,7 +125,7 @@ def test_no_launch_costs_less_than_the_planes_say(setting: Setting) -> None:
     seed=st.integers(0, 1000),
     lowest=st.floats(0.2, 1.0),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_no_policy_beats_the_bound(setting: Setting, policy: str, load: float, seed: int, lowest: float) -> None:
     quality = QualityTable(levels={1: lowest, 8: 1.0})
     demands = draw_workload(setting, Gamma(cv=1.5), load=load, slo_scales=(0.8, 1.5, 4), count=12, seed=seed)
