@@ -138,6 +138,9 @@ def serve(
         float | None,
         typer.Option(help="Wished-for latency of requests without a target. Default: three times that alone."),
     ] = None,
+    response_ms: Annotated[
+        float, typer.Option(help="What HTTP adds to a picture's time; counted in every prediction.")
+    ] = 5,
     drain_seconds: Annotated[
         float, typer.Option(help="At SIGTERM, how long accepted requests may take to finish.")
     ] = 30,
@@ -164,6 +167,7 @@ def serve(
             "max_image_steps": max_image_steps,
             "max_body_bytes": max_body_bytes,
             "soft_latency_ms": soft_latency_ms,
+            "response_ms": response_ms,
             "drain_seconds": drain_seconds,
             "log_level": log_level,
         }

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -72,6 +72,7 @@ def create_app(
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
     metrics = Metrics(levels=pipeline.config.levels)
+    cost = replace(cost, overhead_ms=cost.overhead_ms + settings.response_ms)
     worker = Worker(pipeline, executor, open_scheduler(settings, cost), clock=clock, observer=metrics)
     metrics.watch(worker)
 

@@ -24,6 +24,7 @@ class Settings(Strict):
     max_body_bytes: a larger request body is refused with 413.
     soft_latency_ms: when a request without a target should be answered; None is three times what it takes alone at
         the highest level that it allows.
+    response_ms: what HTTP adds to a picture's time beside the engine, both ways; counted in every prediction.
     drain_seconds: how long what was accepted may take to finish once the server is told to end.
     """
 
@@ -42,6 +43,7 @@ class Settings(Strict):
     max_image_steps: int = Field(default=1000, ge=1)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     soft_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    response_ms: float = Field(default=5, ge=0, allow_inf_nan=False)
     drain_seconds: float = Field(default=30, ge=0, allow_inf_nan=False)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 

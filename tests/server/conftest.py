@@ -127,7 +127,7 @@ def start_server(tiny_pipeline: Pipeline) -> Iterator[StartServer]:
             executor: type[Executor] = AsPredicted,
             cost: CostTable = COST,
         ) -> RunningServer:
-            settings = settings or Settings()
+            settings = settings or Settings(response_ms=0)
             slots = executor(pipeline, num_slots=num_slots(settings))
             return stack.enter_context(running(pipeline, settings, slots, cost))
 
@@ -137,7 +137,7 @@ def start_server(tiny_pipeline: Pipeline) -> Iterator[StartServer]:
 @pytest.fixture(scope="module")
 def server(tiny_pipeline: Pipeline) -> Iterator[RunningServer]:
     """One server for all tests of a file that leave it as it is."""
-    settings = Settings(max_images=4)
+    settings = Settings(response_ms=0, max_images=4)
     executor = AsPredicted(tiny_pipeline, num_slots=num_slots(settings))
     with running(tiny_pipeline, settings, executor, COST) as started:
         yield started
