@@ -435,10 +435,13 @@ def simulate(
     bound_looseness: Annotated[
         bool, typer.Option("--bound-looseness", help="Compare the bound with the best known schedules instead.")
     ] = False,
+    plans: Annotated[
+        bool, typer.Option("--plans", help="Show what the plans of --quality add to elastic instead.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare policies on a simulated device with each other and with a bound that no schedule can beat."""
-    from elit_serve.bench.simulate_command import SimulateOptions, looseness_tables, run_comparison
+    from elit_serve.bench.simulate_command import SimulateOptions, looseness_by_window, plan_table, run_comparison
 
     options = SimulateOptions(
         trace=trace,
@@ -456,7 +459,9 @@ def simulate(
         bias=bias,
         plot=plot,
     )
-    run = looseness_tables if bound_looseness else run_comparison
+    if plans and bound_looseness:
+        raise InvalidInput("plans", True, "leave it out, or --bound-looseness")
+    run = plan_table if plans else looseness_by_window if bound_looseness else run_comparison
     report, table = run(options, Console(stderr=True))
     if as_json:
         made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}

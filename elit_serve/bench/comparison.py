@@ -93,7 +93,7 @@ class Comparison:
         """Load by load, curve by curve; bounds are computed once for all policies."""
         contenders = {name: contender(name) for name in self.policies}
         for load in self.loads:
-            windows = [self._window(load, seed) for seed in range(self.seeds)]
+            windows = [self.window(load, seed) for seed in range(self.seeds)]
             blind: dict[str, list[Run]] = {}
             for curve, quality in self.curves.items():
                 progress(f"load {load:g}, {curve}: bound")
@@ -105,7 +105,8 @@ class Comparison:
                         blind[name] = runs
                     yield _row(name, load, curve, quality, runs, bounds)
 
-    def _window(self, load: float, seed: int) -> tuple[Demand, ...]:
+    def window(self, load: float, seed: int) -> tuple[Demand, ...]:
+        """The requests that a seed draws."""
         return draw_workload(
             self.setting, self.source, load=load, slo_scales=self.slo_scales, count=self.requests, seed=seed
         )

@@ -20,7 +20,7 @@ from elit_serve.bench.comparison import Comparison
 from elit_serve.bench.device import SimulatedDevice
 from elit_serve.bench.policies import contender
 from elit_serve.bench.simulation import simulate
-from elit_serve.bench.workload import Setting, draw_workload
+from elit_serve.bench.workload import Setting
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand
@@ -58,14 +58,7 @@ def measure_looseness(comparison: Comparison) -> Iterator[Looseness]:
         for curve, quality in comparison.curves.items():
             bound = ClairvoyantBound(comparison.setting, quality)
             for seed in range(comparison.seeds):
-                window = draw_workload(
-                    comparison.setting,
-                    comparison.source,
-                    load=load,
-                    slo_scales=comparison.slo_scales,
-                    count=comparison.requests,
-                    seed=seed,
-                )
+                window = comparison.window(load, seed)
                 known = [_policy_quality(name, comparison.setting, quality, window) for name in comparison.policies]
                 yield Looseness(
                     load=load,

@@ -24,13 +24,13 @@ def _elastic(setting: Setting, quality: QualityTable) -> Scheduler:
     return RequestScheduler(setting.table, ElasticPolicy(quality))
 
 
-def _elastic_picky(setting: Setting, quality: QualityTable) -> Scheduler:
-    return RequestScheduler(setting.table, ElasticPolicy(quality, ElasticSettings(admission="quality")))
+def _elastic_generous(setting: Setting, quality: QualityTable) -> Scheduler:
+    return RequestScheduler(setting.table, ElasticPolicy(quality, ElasticSettings(admission="most")))
 
 
 CONTENDERS: Mapping[str, Contender] = {
     "elastic": Contender(make=_elastic, reads_quality=True),
-    "elastic-picky": Contender(make=_elastic_picky, reads_quality=True),
+    "elastic-most": Contender(make=_elastic_generous, reads_quality=True),
     "fixed": Contender(make=lambda setting, _: RequestScheduler(setting.table, FixedPolicy())),
     "fifo-batch": Contender(make=lambda setting, _: BatchedFifo(setting)),
     "fifo-step": Contender(make=lambda setting, _: StepFifo(setting)),

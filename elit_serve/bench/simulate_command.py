@@ -13,9 +13,10 @@ from rich.table import Table
 from elit_serve.bench.arrivals import open_arrivals
 from elit_serve.bench.comparison import Comparison
 from elit_serve.bench.comparison_report import check_drawable, comparison_table, draw_comparison
-from elit_serve.bench.looseness import Looseness, looseness_table, measure_looseness
+from elit_serve.bench.looseness import looseness_table, measure_looseness
 from elit_serve.bench.policies import CONTENDERS, contender
 from elit_serve.bench.quality_file import read_quality, stated_curve
+from elit_serve.bench.richer_plans import menu_rows, menu_table
 from elit_serve.bench.workload import Setting
 from elit_serve.errors import InvalidInput
 from elit_serve.measurements import read_latency
@@ -60,13 +61,19 @@ def run_comparison(options: SimulateOptions, console: Console) -> tuple[Report, 
     return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, comparison_table(title, rows)
 
 
-def looseness_tables(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+def looseness_by_window(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
     """On windows of few requests, one for each load, curve and seed."""
     comparison = _comparison(options)
-    found: list[Looseness] = []
     with console.status("searching"):
-        found.extend(measure_looseness(comparison))
+        found = list(measure_looseness(comparison))
     return {"rows": [entry.as_dict() for entry in found], "conditions": options.conditions}, looseness_table(found)
+
+
+def plan_table(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    """What richer plans add."""
+    with console.status("simulating"):
+        rows = list(menu_rows(_comparison(options)))
+    return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, menu_table(rows)
 
 
 def _comparison(options: SimulateOptions) -> Comparison:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from elit_serve.bench.comparison import Estimate
 from elit_serve.bench.policies import CONTENDERS
-from elit_serve.bench.simulate_command import SimulateOptions, looseness_tables, run_comparison
+from elit_serve.bench.simulate_command import SimulateOptions, looseness_by_window, plan_table, run_comparison
 from elit_serve.errors import InvalidInput
 
 QUIET = Console(file=StringIO())
@@ -129,7 +129,7 @@ def test_the_picture_is_drawn(cost: Path, tmp_path: Path) -> None:
 
 
 def test_the_looseness_of_the_bound_on_small_windows(cost: Path) -> None:
-    report, _ = looseness_tables(options(cost, requests=6, loads=(1.0,), seeds=1), QUIET)
+    report, _ = looseness_by_window(options(cost, requests=6, loads=(1.0,), seeds=1), QUIET)
     listed = report["rows"]
     assert isinstance(listed, list)
     assert [row["quality_curve"] for row in listed] == ["gentle", "steep"]
@@ -169,9 +169,29 @@ def test_a_quality_file_that_is_no_concave_rise_is_refused(cost: Path, tmp_path:
         run_comparison(options(cost, quality=file), QUIET)
 
 
+def test_what_richer_plans_add_is_measured_on_the_same_arrivals(cost: Path, tmp_path: Path) -> None:
+    file = tmp_path / "menu.json"
+    half = {"name": "half the steps", "weak_caps": [None, 1, 1, 1], "ceilings": [2, 4, 4, 4], "quality": 0.99}
+    poor = {"name": "two steps", "weak_caps": [1, 1], "ceilings": [4, 4], "quality": 0.2}
+    file.write_text(json.dumps({"levels": {"1": 0.6, "4": 1.0}, "plans": [half, poor]}))
+    report, _ = plan_table(options(cost, quality=file, loads=(1.6,)), QUIET)
+    listed = report["rows"]
+    assert isinstance(listed, list)
+    gains = {row["menu"]: row["gain"] for row in listed}
+    assert gains.keys() == {"level alone", "half the steps", "two steps", "chosen per request"}
+    assert gains["level alone"] == 0
+    assert gains["half the steps"] > 0.05 > 0 > gains["two steps"]
+    assert gains["chosen per request"] > gains["two steps"]
+
+
+def test_a_table_of_plans_needs_plans(cost: Path) -> None:
+    with pytest.raises(InvalidInput, match="plans"):
+        plan_table(options(cost), QUIET)
+
+
 def test_large_windows_are_not_searched(cost: Path) -> None:
     with pytest.raises(InvalidInput, match="at most 15"):
-        looseness_tables(options(cost), QUIET)
+        looseness_by_window(options(cost), QUIET)
 
 
 def simulate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
