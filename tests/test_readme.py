@@ -117,9 +117,18 @@ def test_curl_gets_an_answer(command: str, server: str, workspace: Path) -> None
         assert b"b64_json" in done.stdout
 
 
+def test_the_load_generator_reports(server: str, workspace: Path) -> None:
+    (command,) = (command for command in commands() if command.startswith("elit-serve bench"))
+    done = run_in(workspace, command.replace("localhost:8000", server))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert b"slo_attainment_rate" in done.stdout
+
+
 def test_commands_work_in_the_order_in_which_they_stand(workspace: Path) -> None:
     ran = [command for command in commands() if command.startswith(("elit-serve", "torchrun"))]
     for command in ran:
+        if command.startswith("elit-serve bench"):
+            continue  # needs the server, see above
         if command == "elit-serve serve models/mine":
             continue  # never ends; `describe` has just read the same model, and the fixture above serves one
         shortened = command.replace("--nproc-per-node 8", "--nproc-per-node 2 --standalone")
@@ -129,6 +138,7 @@ def test_commands_work_in_the_order_in_which_they_stand(workspace: Path) -> None
     for made in ("tulip.png", "runs/mine/run.json", "runs/parallel/run.json", "models/mine/config.json"):
         assert (workspace / made).is_file()
     assert (workspace / "report" / "evaluation.json").is_file()
+    assert (workspace / "policies.png").is_file()
 
 
 @pytest.mark.parametrize("block", blocks("python"))
