@@ -138,22 +138,20 @@ def plan(
     works: Sequence[Work],
     start_s: float,
     costs: CorrectedCosts,
-    caps: Sequence[int],
     *,
+    max_batch: int,
     slowdown: float = 1.0,
     until_s: float = inf,
 ) -> Certificate | None:
     """A plan for `works` (in order of their deadlines) on a device that is free from `start_s`, or None.
 
-    caps: largest batches to try, one after the other. slowdown: plans as if every step took so many times as long.
-    until_s: when all of it must be done, for what follows.
+    slowdown: plans as if every step took so many times as long. until_s: when all must be done, for what follows.
     """
-    for cap in caps:
-        rounds = _Rounds(works, start_s, costs, cap, slowdown)
-        if rounds.run(until_s):
-            entries = list(zip(works, rounds.joins, rounds.ends, strict=True))
-            return Certificate(entries, rounds.times_s, rounds.slack_s)
-    return None
+    rounds = _Rounds(works, start_s, costs, max_batch, slowdown)
+    if not rounds.run(until_s):
+        return None
+    entries = list(zip(works, rounds.joins, rounds.ends, strict=True))
+    return Certificate(entries, rounds.times_s, rounds.slack_s)
 
 
 class _LaneCount:
@@ -173,8 +171,10 @@ class _Rounds:
     limits: heap of (how long a round may take for a request to keep its pace, index); outdated ones lie too low.
     """
 
-    def __init__(self, works: Sequence[Work], start_s: float, costs: CorrectedCosts, cap: int, slowdown: float) -> None:
-        self._works, self._costs, self._cap, self._slowdown = works, costs, cap, slowdown
+    def __init__(
+        self, works: Sequence[Work], start_s: float, costs: CorrectedCosts, max_batch: int, slowdown: float
+    ) -> None:
+        self._works, self._costs, self._max_batch, self._slowdown = works, costs, max_batch, slowdown
         self._lanes: dict[Lane, _LaneCount] = {}
         self._changes: list[tuple[int, int, int, _LaneCount]] = []
         self._limits: list[tuple[float, int]] = []
@@ -202,7 +202,7 @@ class _Rounds:
 
     def _takes(self, index: int, work: Work) -> bool:
         """Lets one more into the batch if everybody then keeps pace."""
-        if len(self._changes) >= self._cap:
+        if len(self._changes) >= self._max_batch:
             return False
         lane = self._lanes.get(work.lane)
         if lane is None:

@@ -32,8 +32,10 @@ from elit_serve.scheduler.work import Work
 class ElasticSettings:
     """The constants of the policy.
 
-    admission: whose levels a newcomer must fit at: "most" takes whatever fits at the lowest levels; "quality" takes
-        what fits at the level with the most quality per millisecond, so fewer and better ones under overload.
+    admission: "most" takes whatever fits at the lowest levels. "quality" takes a newcomer beside others only if all
+        would fit even if every step took longer: as much as at the level with the most quality per millisecond, but at
+        least `headroom` times; fewer then find room under overload, and are served in larger batches and better.
+    headroom: see admission.
     cushion_steps: steps are planned to end so many times a solo full-level step before the deadline: covers noise.
     cushion_share: or by this share of the target, if more: covers errors that grow with the length of a promise.
     batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
@@ -48,11 +50,11 @@ class ElasticSettings:
         the mean target of late.
     num_urgent: promised requests that are planned one by one; those due later are planned in blocks, which is coarser,
         but a decision does not take longer for them.
-    replans: levels for which a decision may look for a new certificate when the present one does not allow them.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
     admission: Literal["most", "quality"] = "quality"
+    headroom: float = 1.25
     cushion_steps: float = 2.25
     cushion_share: float = 0.0
     batch_reserve: float = 0.2
@@ -64,7 +66,6 @@ class ElasticSettings:
     horizon: float = 1.0
     held_back: float = 0.4
     num_urgent: int = 64
-    replans: int = 2
     scan: int = 2
 
 
@@ -221,16 +222,13 @@ class ElasticPolicy:
 
     def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
         """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
-        row_ends_s = self._ends_s(members, level, view)
+        ends_s = self._ends_s(members, level, view)
         together = set(members)
         may_wait_until_s = self._promises.certificate.latest_start_after(together)
         self._advance(members, view)
-        for candidate, end_s in row_ends_s[: self._settings.replans]:
-            if end_s <= may_wait_until_s:
-                break
-            if self._promises.replan(end_s, view):
-                return candidate
-        for candidate, end_s in row_ends_s:
+        if ends_s and ends_s[0][1] > may_wait_until_s and self._promises.replan(ends_s[0][1], view):
+            return ends_s[0][0]
+        for candidate, end_s in ends_s:
             if end_s <= may_wait_until_s + ROUNDING_S:
                 self._promises.has_run(together)
                 return candidate
@@ -313,21 +311,19 @@ class ElasticPolicy:
         """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
         works = _merged(promised, hard)
         if self._settings.admission == "quality" and promised:
-            better = [work.raised(self._best_value_level(work, view), start_s, view.costs) for work in works]
-            if self._hold(better, start_s, view, slowdown) is None:
+            leisurely = slowdown * self._leisure(hard[0].lane[1], view)
+            if self._hold(works, start_s, view, leisurely) is None:
                 return None
         return self._hold(works, start_s, view, slowdown)
 
+    def _leisure(self, weak_cap: int | None, view: View) -> float:
+        """How much longer than at the lowest level a step takes at the level with the most quality per millisecond."""
+        cost_s = self._image_costs_s(view.max_batch, weak_cap, view)
+        best = max(cost_s, key=lambda level: self._quality.at(level) / cost_s[level])
+        return max(self._settings.headroom, cost_s[best] / cost_s[view.costs.levels[0]])
+
     def _hold(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
         return hold(works, start_s, view, num_urgent=self._settings.num_urgent, slowdown=slowdown)
-
-    def _best_value_level(self, work: Work, view: View) -> int:
-        """The level with the most quality per millisecond in a full batch."""
-        batch = min(self._settings.pricing_batch, view.max_batch)
-        weak_cap = work.lane[1]
-        return max(
-            view.costs.levels, key=lambda level: self._quality.at(level) / view.costs.row_s(level, weak_cap)[batch]
-        )
 
     # Refusals
 

@@ -12,8 +12,6 @@ from elit_serve.scheduler.certificate import Certificate, Entry, plan
 from elit_serve.scheduler.policy_view import View
 from elit_serve.scheduler.work import Lane, Work
 
-CAPS = (12, 8, 6, 5, 4, 3, 2)  # batches that a plan tries after the largest: smaller ones let the urgent pass
-
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -132,8 +130,7 @@ class Promises:
 
 def _hold(urgent: list[Work], blocks: list[Block], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
     until_s = _latest_start_s(blocks)
-    caps = [view.max_batch, *(cap for cap in CAPS if len(urgent) / 8 <= cap < min(len(urgent), view.max_batch))]
-    certificate = plan(urgent, start_s, view.costs, caps, slowdown=slowdown, until_s=until_s)
+    certificate = plan(urgent, start_s, view.costs, max_batch=view.max_batch, slowdown=slowdown, until_s=until_s)
     return None if certificate is None else Holding(urgent, blocks, certificate)
 
 

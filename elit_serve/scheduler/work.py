@@ -96,20 +96,6 @@ class Work:
         moved.order = moved.order[0] + seconds, moved.order[1]
         return moved
 
-    def raised(self, level: int, now_s: float, costs: CorrectedCosts) -> Work:
-        """A copy whose steps run at up to this level where they may: the highest of the table that is in time alone."""
-        for candidate in reversed([tabled for tabled in costs.levels if self.lane[0] < tabled <= level]):
-            higher = copy(self)
-            higher.runs = tuple(
-                ((max(lane[0], min(candidate, ceiling)), lane[1]), steps)
-                for (lane, steps), ceiling in zip(self.runs, self.ceilings, strict=True)
-            )
-            higher.lane = higher.runs[higher.run][0]
-            higher.refresh(costs)
-            if now_s + higher.solo_s <= self.due_s:
-                return higher
-        return self
-
     def _enter(self, run: int, costs: CorrectedCosts) -> None:
         self.run = run
         self.lane, self.run_left = self.runs[run]
