@@ -32,10 +32,12 @@ from elit_serve.scheduler.work import Work
 class ElasticSettings:
     """The constants of the policy.
 
-    admission: "most" takes whatever fits at the lowest levels. "quality" takes a newcomer beside others only if all
-        would fit even if every step took longer: as much as at the level with the most quality per millisecond, but at
-        least `headroom` times; fewer then find room under overload, and are served in larger batches and better.
-    headroom: see admission.
+    admission: "most" takes whatever fits at the lowest levels. "quality" is choosier in a burst: beside others it takes
+        a newcomer only if all would fit even if every step took longer, by as much as arrivals exceed what the device
+        can take at the level with the most quality per millisecond, but at most `max_leisure` times. Fewer then find
+        room, and are served in larger batches and better.
+    max_leisure: see admission.
+    burst: memory of the arrivals that make a burst, relative to the mean target of late.
     cushion_steps: steps are planned to end so many times a solo full-level step before the deadline: covers noise.
     cushion_share: or by this share of the target, if more: covers errors that grow with the length of a promise.
     batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
@@ -45,24 +47,25 @@ class ElasticSettings:
         has left alone: late pictures neither crowd out promises nor wait for those that have time.
     max_waiting: accepted requests that have not started, beyond which newcomers are refused; None is no limit.
     pricing_batch: batch at which a level's cost per image is judged, where that many are there.
-    arrivals_s: memory of the arrival rate; raises the price before a wave is felt, and lowers it as slowly.
+    memory: of the arrival rate that the price expects to go on, relative to the mean target.
     horizon: how far ahead arrivals are expected, and held_back: how much of that is already known, both relative to
-        the mean target of late.
+        the mean target.
     num_urgent: promised requests that are planned one by one; those due later are planned in blocks, which is coarser,
         but a decision does not take longer for them.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
     admission: Literal["most", "quality"] = "quality"
-    headroom: float = 1.25
-    cushion_steps: float = 2.25
+    max_leisure: float = 1.5
+    burst: float = 0.85
+    cushion_steps: float = 2.0
     cushion_share: float = 0.0
     batch_reserve: float = 0.2
     ageing_s: float = 30.0
     soft_yield: float = 4.0
     max_waiting: int | None = None
-    pricing_batch: int = 8
-    arrivals_s: float = 3.0
+    pricing_batch: int = 4
+    memory: float = 5.0
     horizon: float = 1.0
     held_back: float = 0.4
     num_urgent: int = 64
@@ -80,15 +83,16 @@ class ElasticPolicy:
         self._works: dict[int, Work] = {}
         self._num_waiting = 0
         self._version = 0
-        self._arrivals = _Arrivals(self._settings.arrivals_s)
+        self._arrivals = _Arrivals(self._settings.memory)
+        self._burst = _Arrivals(self._settings.burst)
 
     # Admission
 
     def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
         self._refresh(view)
         works = [self._work(newcomer, view.costs) for newcomer in newcomers]
-        for work in works:
-            self._arrivals.saw(view.now_s, work.solo_s, work.request.demand.deadline_s - work.request.demand.arrived_s)
+        for arrivals in (self._arrivals, self._burst):
+            arrivals.saw(view.now_s, works)
         hard = sorted((work for work in works if work.is_promised), key=lambda work: work.due_s)
         slowdown = self._slowdown(hard)
         if hard and self._hold(hard, view.now_s, view, slowdown) is None:
@@ -317,10 +321,12 @@ class ElasticPolicy:
         return self._hold(works, start_s, view, slowdown)
 
     def _leisure(self, weak_cap: int | None, view: View) -> float:
-        """How much longer than at the lowest level a step takes at the level with the most quality per millisecond."""
+        """How much more has just arrived than the device can take at the level with the most quality per millisecond,
+        at least 1 and at most `max_leisure`."""
         cost_s = self._image_costs_s(view.max_batch, weak_cap, view)
         best = max(cost_s, key=lambda level: self._quality.at(level) / cost_s[level])
-        return max(self._settings.headroom, cost_s[best] / cost_s[view.costs.levels[0]])
+        alone_s = view.costs.row_s(view.costs.levels[0], weak_cap)[1]
+        return min(max(self._burst.rate(view.now_s) * cost_s[best] / alone_s, 1.0), self._settings.max_leisure)
 
     def _hold(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
         return hold(works, start_s, view, num_urgent=self._settings.num_urgent, slowdown=slowdown)
@@ -373,32 +379,36 @@ class ElasticPolicy:
 
 
 class _Arrivals:
-    """What has lately arrived, refused requests too: work per second, and the mean target.
+    """What has lately arrived, refused requests too.
 
-    rate: seconds of solo work at the lowest levels per second.
+    memory: how long arrivals count, relative to the mean target.
     """
 
-    def __init__(self, memory_s: float) -> None:
-        self._memory_s = memory_s
+    def __init__(self, memory: float) -> None:
+        self._memory = memory
         self._work_s = self._targets_s = self._count = 0.0
         self._last_s = -inf
-
-    def saw(self, now_s: float, work_s: float, target_s: float) -> None:
-        kept = self._kept(now_s)
-        self._work_s = kept * self._work_s + work_s
-        self._targets_s = kept * self._targets_s + target_s
-        self._count = kept * self._count + 1
-        self._last_s = now_s
-
-    def rate(self, now_s: float) -> float:
-        return self._kept(now_s) * self._work_s / self._memory_s
 
     @property
     def mean_target_s(self) -> float:
         return self._targets_s / self._count if self._count else 0.0
 
+    def saw(self, now_s: float, works: Sequence[Work]) -> None:
+        kept = self._kept(now_s)
+        targets_s = [work.request.demand.deadline_s - work.request.demand.arrived_s for work in works]
+        self._work_s = kept * self._work_s + sum(work.solo_s for work in works)
+        self._targets_s = kept * self._targets_s + sum(targets_s)
+        self._count = kept * self._count + len(works)
+        self._last_s = now_s
+
+    def rate(self, now_s: float) -> float:
+        """Seconds of work, alone and at the lowest levels, that arrive per second."""
+        memory_s = self._memory * self.mean_target_s
+        return self._kept(now_s) * self._work_s / memory_s if memory_s > 0 else 0.0
+
     def _kept(self, now_s: float) -> float:
-        return exp(-max(now_s - self._last_s, 0.0) / self._memory_s)
+        memory_s = self._memory * self.mean_target_s
+        return exp(-max(now_s - self._last_s, 0.0) / memory_s) if memory_s > 0 else 0.0
 
 
 def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:

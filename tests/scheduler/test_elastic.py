@@ -63,7 +63,7 @@ def test_what_is_impossible_alone_is_refused_with_a_target_that_is_then_accepted
     refusal = scheduler.submit([image(1, within_s=0.02)], 0.0)
     assert refusal is not None
     assert refusal.reason == "infeasible"
-    assert refusal.min_latency_ms == pytest.approx(10 + 30 + 2.25 * 6, abs=1)
+    assert refusal.min_latency_ms == pytest.approx(10 + 30 + 2.0 * 6, abs=1)
     target_s = refusal.min_latency_ms / 1000
     assert scheduler.submit([image(2, within_s=target_s - 0.001)], 0.0) is not None
     assert scheduler.submit([image(3, within_s=target_s)], 0.0) is None
