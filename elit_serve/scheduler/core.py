@@ -181,8 +181,7 @@ class RequestScheduler:
             heappush(self._hard_deadlines, (newcomer.demand.deadline_s, newcomer.request_id))
 
     def _launch(self, choice: Choice, start_s: float) -> Launch:
-        for member in choice.members:
-            self._advance(member, choice)
+        self._advance(choice)
         batch = len(choice.members)
         assert 1 <= batch <= self._max_batch, batch
         launch = Launch(
@@ -197,20 +196,24 @@ class RequestScheduler:
         self._busy_until_s = start_s + launch.predicted_ms / 1000
         return launch
 
-    def _advance(self, member: Tracked, choice: Choice) -> None:
-        demand, executed, level = member.demand, member.executed, choice.level
-        step = len(executed)
-        assert demand.weak_caps[step] == choice.weak_cap, "a launch mixes steps of one kind only"
-        lowest, highest = demand.bounds(step)
-        assert lowest <= level <= highest, "bounds and pins are kept"
-        if demand.pinned is None:
-            self._counted["granted_levels"] += level
-            self._counted["granted_steps"] += 1
-            if step and executed[-1] != level:
-                self._counted["replans"] += 1
-        executed.append(level)
-        if member.state is not State.RUNNING:
-            self._move(member, State.RUNNING)
+    def _advance(self, choice: Choice) -> None:
+        level, weak_cap = choice.level, choice.weak_cap
+        num_free = num_replanned = 0
+        for member in choice.members:
+            demand, executed = member.demand, member.executed
+            step = len(executed)
+            assert demand.weak_caps[step] == weak_cap, "a launch mixes steps of one kind only"
+            lowest, highest = demand.bounds(step)
+            assert lowest <= level <= highest, "bounds and pins are kept"
+            if demand.pinned is None:
+                num_free += 1
+                num_replanned += step > 0 and executed[-1] != level
+            if step == 0:
+                self._move(member, State.RUNNING)
+            executed.append(level)
+        self._counted["granted_levels"] += level * num_free
+        self._counted["granted_steps"] += num_free
+        self._counted["replans"] += num_replanned
 
     def _is_complete(self, member: Tracked) -> bool:
         """All its steps have been reported: it is in no launch that is still outstanding."""

@@ -81,6 +81,7 @@ class ElasticPolicy:
         self._promises = Promises(self._settings.num_urgent)
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
+        self._worths: dict[int, float] = {}
         self._num_waiting = 0
         self._version = 0
         self._arrivals = _Arrivals(self._settings.memory)
@@ -152,7 +153,7 @@ class ElasticPolicy:
         levels = view.costs.levels_within(head.lane[0], head.highest)
         cost_s = self._image_costs_s(len(order), weak_cap, view)
         price = self._price(order, cost_s, view)
-        gain = {level: self._quality.at(level) - price * cost_s.get(level, 0.0) for level in levels}
+        gain = {level: self._worth(level) - price * cost_s.get(level, 0.0) for level in levels}
         level = max(levels, key=lambda level: (gain[level], -level))
         members = [work for work in order if work.lane[1] == weak_cap and work.lane[0] <= level <= work.highest]
         members = members[: view.max_batch]
@@ -178,7 +179,7 @@ class ElasticPolicy:
             parking = 1 / (1 + spare) if spare > 0 else inf
             lowering = inf
             if len(levels) > 1:
-                lost = kept * (self._quality.at(levels[-1]) - self._quality.at(levels[-2]))
+                lost = kept * (self._worth(levels[-1]) - self._worth(levels[-2]))
                 lowering = lost - price * (step_s - rows[levels[-2]][kept])
             if parking == lowering == inf:
                 break
@@ -189,6 +190,12 @@ class ElasticPolicy:
                 levels.pop()
         staying = {members[0], *lax}
         return [work for work in members if work in staying and _allows(work, levels[-1])], levels[-1]
+
+    def _worth(self, level: int) -> float:
+        """The quality of a level, remembered."""
+        if level not in self._worths:
+            self._worths[level] = self._quality.at(level)
+        return self._worths[level]
 
     def _image_costs_s(self, count: int, weak_cap: int | None, view: View) -> dict[int, float]:
         """What a step costs an image at each level, in a batch as large as there are requests to fill it."""
@@ -202,7 +209,7 @@ class ElasticPolicy:
         if slope_s <= 0:
             return 0.0
         affordable_s = self._stretch(order, view) * order[0].row[1]
-        most = max(self._quality.at(level) / cost_s[level] for level in cost_s)
+        most = max(self._worth(level) / cost_s[level] for level in cost_s)
         if affordable_s >= cost_s[highest]:
             return min(most, self._quality.slope(highest) / slope_s * (cost_s[highest] / affordable_s) ** 2)
         level = lowest + max(0.0, affordable_s - cost_s[lowest]) / slope_s
@@ -324,7 +331,7 @@ class ElasticPolicy:
         """How much more has just arrived than the device can take at the level with the most quality per millisecond,
         at least 1 and at most `max_leisure`."""
         cost_s = self._image_costs_s(view.max_batch, weak_cap, view)
-        best = max(cost_s, key=lambda level: self._quality.at(level) / cost_s[level])
+        best = max(cost_s, key=lambda level: self._worth(level) / cost_s[level])
         alone_s = view.costs.row_s(view.costs.levels[0], weak_cap)[1]
         return min(max(self._burst.rate(view.now_s) * cost_s[best] / alone_s, 1.0), self._settings.max_leisure)
 
