@@ -4,7 +4,6 @@ from elit_serve.scheduler.core import Counters, RequestScheduler
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.elastic import ElasticPolicy, ElasticSettings
 from elit_serve.scheduler.fixed import FixedPolicy
-from elit_serve.scheduler.policy import highest_level_within
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable, choose_plan
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "QualityTable",
     "RequestScheduler",
     "choose_plan",
-    "highest_level_within",
 ]
