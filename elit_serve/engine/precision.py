@@ -39,4 +39,4 @@ def _described(device: torch.device) -> str:
     if device.type != "cuda":
         return f"a {device.type.upper()}"
     major, minor = torch.cuda.get_device_capability(device)
-    return f"an {torch.cuda.get_device_name(device)} ({major}.{minor})"
+    return f"{torch.cuda.get_device_name(device)} ({major}.{minor})"

@@ -33,12 +33,12 @@ def takes_fp8(linear: nn.Linear) -> bool:
 def to_fp8(x: Tensor) -> Tensor:
     """x in float8, saturating at +-448; any shape."""
     if kernels := _kernels(x):
-        return kernels.to_fp8(x)
+        return kernels.convert(x, FP8)
     return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, fp8: bool = False) -> Tensor:
-    """Layer norm, then adaLN (DiT, section 3.2): x [B, N, D], shift and scale [B, D] -> [B, N, D], in float8 if asked."""
+    """Layer norm, then adaLN (DiT, section 3.2): x [B, N, D], shift and scale [B, D] -> [B, N, D], float8 if asked."""
     if kernels := _kernels(x):
         return kernels.norm_modulate(x, shift, scale, EPS, FP8 if fp8 else x.dtype)
     out = _modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift, scale)
@@ -98,7 +98,7 @@ def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
 def gelu_fp8(x: Tensor) -> Tensor:
     """tanh-GELU in float8 [B, N, D], for products in float8, which torch has with no GELU inside."""
     if kernels := _kernels(x):
-        return kernels.gelu_fp8(x)
+        return kernels.gelu(x, FP8)
     return to_fp8(F.gelu(x, approximate="tanh"))
 
 

@@ -69,19 +69,19 @@ def norm_rotate(x: Tensor, weights: Sequence[Tensor], rope: Tensor, eps: float) 
     return x
 
 
-def gelu_fp8(x: Tensor) -> Tensor:
+def gelu(x: Tensor, out_dtype: torch.dtype) -> Tensor:
     """See `fused.gelu_fp8`."""
-    return _elements_as_fp8(x, gelu=True)
+    return _elementwise(x, out_dtype, gelu=True)
 
 
-def to_fp8(x: Tensor) -> Tensor:
+def convert(x: Tensor, out_dtype: torch.dtype) -> Tensor:
     """See `fused.to_fp8`."""
-    return _elements_as_fp8(x, gelu=False)
+    return _elementwise(x, out_dtype, gelu=False)
 
 
-def _elements_as_fp8(x: Tensor, *, gelu: bool) -> Tensor:
+def _elementwise(x: Tensor, out_dtype: torch.dtype, *, gelu: bool) -> Tensor:
     x = x.contiguous()
-    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    out = torch.empty_like(x, dtype=out_dtype)
     count = x.numel()
     grid = (triton.cdiv(count, ELEMENTS),)
     _each_element[grid](x, out, count, BLOCK=ELEMENTS, GELU=gelu, num_warps=ELEMENTS_WARPS)

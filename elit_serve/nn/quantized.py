@@ -30,6 +30,9 @@ class Fp8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
+        for width in (linear.in_features, linear.out_features):
+            if width % WIDTH_STEP:
+                raise InvalidInput("quantize", "fp8", f"it needs widths divisible by {WIDTH_STEP}, and one is {width}")
         weight = linear.weight.detach().float()
         scale = (weight.abs().amax() / FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
         self.register_buffer("weight", (weight / scale).to(FP8))
@@ -49,7 +52,7 @@ class Fp8Linear(nn.Module):
             out_dtype=self.bias.dtype,
             use_fast_accum=True,
         )
-        return y.unflatten(0, x.shape[:2])
+        return y.view(*x.shape[:2], -1)
 
 
 def quantize_(model: nn.Module) -> None:
@@ -62,10 +65,4 @@ def quantize_(model: nn.Module) -> None:
         if QUANTIZES_ATTENTION_OUT:
             large.append((block.attention, "out"))
         for parent, name in large:
-            linear = getattr(parent, name)
-            if linear.in_features % WIDTH_STEP or linear.out_features % WIDTH_STEP:
-                widths = f"{linear.in_features} to {linear.out_features}"
-                raise InvalidInput(
-                    "quantize", "fp8", f"it needs widths that are multiples of {WIDTH_STEP}, not {widths}"
-                )
-            setattr(parent, name, Fp8Linear(linear))
+            setattr(parent, name, Fp8Linear(getattr(parent, name)))
