@@ -27,6 +27,7 @@ def load(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     threads: int | None = None,
 ) -> Pipeline:
     """A model ready to generate: a model directory, or a bundled model by its name (default: garden64).
@@ -35,4 +36,4 @@ def load(
     """
     from elit_serve.engine.pipeline import Pipeline
 
-    return Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    return Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)

@@ -34,6 +34,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Def
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU.")
 ]
+QuantizeOption = Annotated[
+    str | None, typer.Option(help="fp8: large matrix products in float8, on GPUs that have it. Default: none are.")
+]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads for torch. Default: torch's own choice.")]
 
 
@@ -88,6 +91,7 @@ def generate(
     grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Generate a picture, or a grid of levels by classes, without a server."""
@@ -97,7 +101,7 @@ def generate(
         raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
     if grid and budget is not None:
         raise InvalidInput("budget", budget, "--grid shows every budget; leave it out")
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
     plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen)
     class_ids = [pipeline.class_id(name) for name in label]
@@ -117,6 +121,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
     threads: ThreadsOption = None,
     random_weights: Annotated[
         str | None, typer.Option(help="Serve this preset with random weights, to measure speed; excludes MODEL.")
@@ -159,6 +164,7 @@ def serve(
             "port": port,
             "device": device,
             "dtype": dtype,
+            "quantize": quantize,
             "threads": threads,
             "policy": policy,
             "max_batch": max_batch,
@@ -183,11 +189,13 @@ def profile(
     ] = None,
     resolution: Annotated[int, typer.Option(help="Pixels per side, with --random-weights.")] = 256,
     out: Annotated[
-        Path | None, typer.Option(help="The file to write. Default: latency/<device>.json of MODEL.")
+        Path | None,
+        typer.Option(help="The file to write. Default: latency/<device>[-fp8].json of MODEL."),
     ] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Steps behind each figure. Default: 10, CPU 2.")] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Measure what a denoising step costs here, at every level and batch size that a server uses."""
@@ -195,13 +203,13 @@ def profile(
     from elit_serve.engine.profiler import profile_to_file
 
     if random_weights is None:
-        pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+        pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     elif model is not None:
         raise InvalidInput("random_weights", random_weights, "a model is given; leave one of them out")
     elif out is None:
         raise InvalidInput("out", None, "random weights have no directory of their own; name a file")
     else:
-        pipeline = Pipeline.random(random_weights, resolution, device=device, dtype=dtype)
+        pipeline = Pipeline.random(random_weights, resolution, device=device, dtype=dtype, quantize=quantize)
     command = "elit-serve profile " + shlex.join(sys.argv[2:])
     file = profile_to_file(pipeline, out, repeats=repeats, command=command, console=Console(stderr=True))
     typer.echo(f"{file}")
@@ -215,6 +223,10 @@ def train(
     val: Annotated[Path | None, typer.Option(help="Validation pictures. Default: some of --data are held out.")] = None,
     autoencoder: Annotated[
         Path | None, typer.Option(help="A folder in diffusers' format, if the recipe needs it.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a value of the recipe, as training.steps=100; may be repeated."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: DeviceOption = None,
@@ -230,7 +242,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     run_training(
-        read_recipe(recipe),
+        read_recipe(recipe, changes or ()),
         data,
         out,
         validation=val,
@@ -291,6 +303,7 @@ def evaluate(
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Measure a model's pictures at each level: distance to photographs, and to the nearest training photograph."""
@@ -301,7 +314,7 @@ def evaluate(
     from elit_serve.evaluation.report import evaluate_to_folder
     from elit_serve.pictures import list_photographs
 
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
     start = chosen.interval[0] if interval_start is None else interval_start
     end = chosen.interval[1] if interval_end is None else interval_end

@@ -107,6 +107,7 @@ class Generation(Answer):
     label: str
     model: str
     model_hash: str = ""
+    dtype: str = ""
     steps: int
     guidance: Mapping[str, Any] = {}
     latency_ms: float | None = None

@@ -36,6 +36,7 @@ class Latency(Measured):
     """`latency/<device>.json`: measured milliseconds, and everything they were measured with.
 
     backbone_hash: of the backbone's shape, which decides the cost whatever the weights.
+    dtype: what the model computes in; `fp8` for a quantised one.
     threads: CPU threads, or None on a GPU.
     graphs: whether steps were CUDA graphs captured for these batches, so that other batches are padded to the next.
     overhead_ms: from the end of an image's last step to its encoded file.

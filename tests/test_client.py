@@ -69,7 +69,7 @@ def test_a_bare_file_tells_the_same_as_json(client: Client) -> None:
     inside = client.generate(label="tulip", seed=9, budget=0.75, output_format="webp")
     bare = client.generate(label="tulip", seed=9, budget=0.75, accept="image/webp")
     assert made(bare) == made(inside)
-    for fact in ("output_format", "label", "model", "model_hash", "steps", "latency_ms", "deadline_met"):
+    for fact in ("output_format", "label", "model", "model_hash", "dtype", "steps", "latency_ms", "deadline_met"):
         assert getattr(bare, fact) == getattr(inside, fact), fact
     assert bare.total_ms is not None
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from elit_serve.budget import check_level, level_of_budget
 from elit_serve.engine.autoencoder import open_autoencoder
-from elit_serve.engine.checkpoint import TORCH_DTYPES, Checkpoint, load_checkpoint, resolve_model, weight_dtype
+from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint, resolve_model
 from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
+from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed, InvalidInput
+from elit_serve.nn.quantized import quantize_
 from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode
 from elit_serve.sampling import Guidance, Plan, initial_noise, sample
 
@@ -61,13 +63,18 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], facts: Mapping[
 class Pipeline:
     """A loaded checkpoint that turns labels, seeds and plans into pictures."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, quantize: str | None = None
+    ) -> None:
         self.config = checkpoint.config
         self.model_hash = checkpoint.model_hash
         self.path = checkpoint.path
         self.device = device
         self.dtype = dtype
+        self.precision = precision_name(dtype, quantize)
         self.model = checkpoint.model.to(device, dtype)
+        if quantize is not None:
+            quantize_(self.model)
         self._autoencoder = open_autoencoder(self.config.autoencoder, self.path / "autoencoder", device, dtype)
         self._class_ids = {name: i for i, name in enumerate(self.config.classes)}
 
@@ -78,34 +85,43 @@ class Pipeline:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        quantize: str | None = None,
         threads: int | None = None,
     ) -> Pipeline:
         """Loads a model directory or a bundled model by name; None is the bundled default.
 
         Without `device` a GPU is taken if there is one; without `dtype`, bfloat16 on a GPU and float32 on a CPU.
+        `quantize` is None or "fp8", for GPUs that have it: the blocks' large matrix products in float8.
         `threads` limits the CPU threads of the whole process.
         """
         target = choose_device(device)
+        chosen = choose_dtype(target, dtype, quantize)
         if target.type == "cpu":
             keep_freed_memory()
         if threads is not None:
             torch.set_num_threads(threads)
-        precision = TORCH_DTYPES[weight_dtype(dtype or ("bfloat16" if target.type == "cuda" else "float32"))]
-        checkpoint = load_checkpoint(resolve_model(model), dtype=precision)
-        return cls(checkpoint, device=target, dtype=precision)
+        checkpoint = load_checkpoint(resolve_model(model), dtype=chosen)
+        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize)
 
     @classmethod
     def random(
-        cls, preset_name: str, resolution: int, *, device: str | None = None, dtype: str | None = None, seed: int = 0
+        cls,
+        preset_name: str,
+        resolution: int,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+        seed: int = 0,
     ) -> Pipeline:
         """A preset of the paper with random weights and no autoencoder, for measuring speed.
 
         Every tensor is drawn, also those that training starts at zero, so that no part of the model is idle.
         """
         target = choose_device(device)
-        precision = TORCH_DTYPES[weight_dtype(dtype or ("bfloat16" if target.type == "cuda" else "float32"))]
+        chosen = choose_dtype(target, dtype, quantize)
         checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed)
-        return cls(checkpoint, device=target, dtype=precision)
+        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize)
 
     def class_id(self, label: str | int, *, field: str = "label", exact: bool = False) -> int:
         """The index of a class given by name or index; unknown ones raise with the nearest names.
@@ -266,7 +282,7 @@ class Pipeline:
                 "weak_level": guidance.weak_level,
                 "interval": list(guidance.interval),
             },
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self.precision,
         }
 
 

@@ -60,9 +60,15 @@ def device_slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "device"
 
 
+def file_name(pipeline: Pipeline) -> str:
+    """Of the measurements of this model on its device: `<device>.json`, and `<device>-fp8.json` of a quantised one."""
+    slug = device_slug(device_name(pipeline.device))
+    return f"{slug}-fp8.json" if pipeline.precision == "fp8" else f"{slug}.json"
+
+
 def backbone_hash(pipeline: Pipeline) -> str:
     """Twelve hex digits of what a step costs depends on: the backbone's shape, whatever its weights."""
-    shape = pipeline.config.backbone.model_dump(exclude={"num_classes"})
+    shape = pipeline.config.backbone.model_dump(exclude={"num_classes"}, exclude_defaults=True)
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -79,7 +85,7 @@ def latency_of(
 
     `cache_folder` is where measurements are kept; None is the user's cache directory.
     """
-    name = f"{device_slug(device_name(pipeline.device))}.json"
+    name = file_name(pipeline)
     own = pipeline.path / "latency" / name
     for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
         if file.is_file():
@@ -100,7 +106,7 @@ def profile_to_file(
     pipeline: Pipeline, file: Path | None, *, repeats: int | None, command: str, console: Console
 ) -> Path:
     """What `elit-serve profile` does: captures, measures, shows progress and a table, and writes the file."""
-    file = file or pipeline.path / "latency" / f"{device_slug(device_name(pipeline.device))}.json"
+    file = file or pipeline.path / "latency" / file_name(pipeline)
     served = served_steps(pipeline.config, pipeline.device)
     executor = open_executor(pipeline, num_slots=max(served.batches))
     with ProgressBar(console=console, transient=True) as bar:
@@ -162,7 +168,7 @@ def measure(
         model=pipeline.config.name,
         backbone_hash=backbone_hash(pipeline),
         device=device_name(pipeline.device),
-        dtype=_dtype_name(pipeline),
+        dtype=pipeline.precision,
         threads=_threads(pipeline),
         graphs=executor.is_asynchronous,
         torch_version=torch.__version__,
@@ -233,17 +239,13 @@ def _overhead_ms(pipeline: Pipeline, executor: Executor, clock: Clock, repeats: 
     return median(took_ms[1:])
 
 
-def _dtype_name(pipeline: Pipeline) -> str:
-    return str(pipeline.dtype).removeprefix("torch.")
-
-
 def _threads(pipeline: Pipeline) -> int | None:
     return torch.get_num_threads() if pipeline.device.type == "cpu" else None
 
 
 def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
     """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served."""
-    here = (backbone_hash(pipeline), device_name(pipeline.device), _dtype_name(pipeline), _threads(pipeline))
+    here = (backbone_hash(pipeline), device_name(pipeline.device), pipeline.precision, _threads(pipeline))
     of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
     measured = {(step.level, step.weak_level, step.batch) for step in latency.steps}
     return of == here and measured == {(*point, batch) for point in served.points() for batch in served.batches}
@@ -279,7 +281,7 @@ def _cache_key(pipeline: Pipeline, served: StepSet) -> str:
         backbone_hash(pipeline),
         repr(served),
         device_name(pipeline.device),
-        _dtype_name(pipeline),
+        pipeline.precision,
         _threads(pipeline),
         torch.__version__,
         elit_serve.__version__,

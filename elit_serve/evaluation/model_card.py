@@ -280,7 +280,7 @@ def provenance(pipeline: Pipeline, batch_size: int) -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
-        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "dtype": pipeline.precision,
         "batch_size": batch_size,
         "elit_serve": elit_serve.__version__,
         "torch": torch.__version__,

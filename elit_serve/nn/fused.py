@@ -4,6 +4,9 @@ Every function has two forms that compute the same: plain torch, which training 
 and a Triton kernel for inference on a GPU. On an NVIDIA H200 these passes took a third of a step when torch.compile
 made them (CHANGELOG, models/recipes/README.md).
 
+What a product in float8 reads (`quantized`) is written as float8 by the pass that makes it: on its own the conversion
+would be a pass over memory that costs half of what the product gains.
+
 Letters: B batch, N tokens, D width, H heads, E head size, M the number of head groups to normalise (q, or q and k).
 """
 
@@ -18,13 +21,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-6
+FP8 = torch.float8_e4m3fn  # 4 bits of exponent, 3 of mantissa
+FP8_MAX = torch.finfo(FP8).max  # 448
 
 
-def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm, then adaLN (DiT, section 3.2): x [B, N, D], shift and scale [B, D] -> [B, N, D]."""
+def takes_fp8(linear: nn.Linear) -> bool:
+    """Whether this layer's input should be float8: as its weight is."""
+    return linear.weight.dtype == FP8
+
+
+def to_fp8(x: Tensor) -> Tensor:
+    """x in float8, saturating at +-448; any shape."""
     if kernels := _kernels(x):
-        return kernels.norm_modulate(x, shift, scale, EPS)
-    return _modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift, scale)
+        return kernels.convert(x, FP8)
+    return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, fp8: bool = False) -> Tensor:
+    """Layer norm, then adaLN (DiT, section 3.2): x [B, N, D], shift and scale [B, D] -> [B, N, D], float8 if asked."""
+    if kernels := _kernels(x):
+        return kernels.norm_modulate(x, shift, scale, EPS, FP8 if fp8 else x.dtype)
+    out = _modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift, scale)
+    return to_fp8(out) if fp8 else out
 
 
 class Residual(NamedTuple):
@@ -44,14 +62,16 @@ class Residual(NamedTuple):
         return self.x + self.gate.unsqueeze(1) * self.update
 
 
-def settle_and_norm(residual: Tensor | Residual, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def settle_and_norm(
+    residual: Tensor | Residual, shift: Tensor, scale: Tensor, *, fp8: bool = False
+) -> tuple[Tensor, Tensor]:
     """A residual stream with its last update added, and the `norm_modulate` of that: both [B, N, D]."""
     if not isinstance(residual, Residual):
-        return residual, norm_modulate(residual, shift, scale)
+        return residual, norm_modulate(residual, shift, scale, fp8=fp8)
     if kernels := _kernels(residual.x):
-        return kernels.gated_add_norm_modulate(*residual, shift, scale, EPS)
+        return kernels.gated_add_norm_modulate(*residual, shift, scale, EPS, FP8 if fp8 else residual.x.dtype)
     x = residual.settled()
-    return x, norm_modulate(x, shift, scale)
+    return x, norm_modulate(x, shift, scale, fp8=fp8)
 
 
 def norm_rotate(x: Tensor, weights: Sequence[Tensor], rope: Tensor) -> tuple[Tensor, ...]:
@@ -73,6 +93,13 @@ def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
         flat = torch._addmm_activation(linear.bias, x.flatten(0, 1), linear.weight.t(), use_gelu=True)
         return flat.view(*x.shape[:2], -1)
     return F.gelu(linear(x), approximate="tanh")
+
+
+def gelu_fp8(x: Tensor) -> Tensor:
+    """tanh-GELU in float8 [B, N, D], for products in float8, which torch has with no GELU inside."""
+    if kernels := _kernels(x):
+        return kernels.gelu(x, FP8)
+    return to_fp8(F.gelu(x, approximate="tanh"))
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:

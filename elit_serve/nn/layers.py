@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit_serve.nn.fused import Residual, linear_gelu, norm_rotate, settle_and_norm
+from elit_serve.nn.fused import Residual, gelu_fp8, linear_gelu, norm_rotate, settle_and_norm, takes_fp8
 
 ROPE_THETA = 10_000.0
 
@@ -53,7 +53,8 @@ class Mlp(nn.Module):
         self.down = nn.Linear(ratio * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(linear_gelu(x, self.up))
+        hidden = gelu_fp8(self.up(x)) if takes_fp8(self.down) else linear_gelu(x, self.up)
+        return self.down(hidden)
 
 
 class HeadNorm(nn.Module):
@@ -127,8 +128,9 @@ class Block(nn.Module):
 
     def forward(self, residual: Tensor | Residual, modulation: Tensor, rope: Tensor) -> Residual:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
-        x, normed = settle_and_norm(residual, shift1, scale1)  # [B, N, D] each
-        x, normed = settle_and_norm(Residual(x, self.attention(normed, rope), gate1), shift2, scale2)
+        x, normed = settle_and_norm(residual, shift1, scale1, fp8=takes_fp8(self.attention.qkv))  # [B, N, D] each
+        attended = Residual(x, self.attention(normed, rope), gate1)
+        x, normed = settle_and_norm(attended, shift2, scale2, fp8=takes_fp8(self.mlp.up))
         return Residual(x, self.mlp(normed), gate2)
 
 
@@ -152,7 +154,7 @@ def settled(residual: Tensor | Residual) -> Tensor:
 
 
 def initialise(model: nn.Module) -> None:
-    """Xavier for linear layers, N(0, 0.02) for embeddings and latents, zero for what must start as identity or zero.
+    """Xavier for linear layers, N(0, 0.02) for embeddings, latents and positions, zero for what must start so.
 
     Zeroed are the adaLN projections, the final layer, and every module that lists itself in
     `zero_at_start`, a tuple of its own linear layers (Write's output projections).
@@ -163,8 +165,9 @@ def initialise(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        elif isinstance(latents := getattr(module, "latents", None), nn.Parameter):
-            nn.init.normal_(latents, std=0.02)
+        for name in ("latents", "positions"):
+            if isinstance(learned := getattr(module, name, None), nn.Parameter):
+                nn.init.normal_(learned, std=0.02)
     for module in model.modules():
         zeroed = [getattr(module, "modulation", None), *getattr(module, "zero_at_start", ())]
         if isinstance(module, FinalLayer):

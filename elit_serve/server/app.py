@@ -186,7 +186,7 @@ def models(request: Request) -> ModelList:
         sample_shape=config.spec.sample_shape,
         sampling=config.sampling.model_dump(mode="json"),
         device=str(service.pipeline.device),
-        dtype=str(service.pipeline.dtype).removeprefix("torch."),
+        dtype=service.pipeline.precision,
     )
     return ModelList(data=[info])
 

@@ -149,6 +149,7 @@ def answer(
     return GenerateResponse(
         model=pipeline.config.name,
         model_hash=pipeline.model_hash,
+        dtype=pipeline.precision,
         label=pipeline.config.classes[job.class_id],
         class_id=job.class_id,
         output_format=form.output_format,
@@ -192,6 +193,7 @@ def bare_answer(facts: GenerateResponse, file: bytes) -> Response:
     headers = {
         "Model": facts.model,
         "Model-Hash": facts.model_hash,
+        "Dtype": facts.dtype,
         "Label": quote(facts.label, safe=" "),  # a header is ASCII
         "Class-Id": facts.class_id,
         "Seed": image.seed,

@@ -113,13 +113,25 @@ def _load(settings: Settings) -> Pipeline:
     if settings.random_weights is None:
         if settings.resolution is not None:
             raise InvalidInput("resolution", settings.resolution, "a model has its own; it goes with random_weights")
-        return Pipeline.load(settings.model, device=settings.device, dtype=settings.dtype, threads=settings.threads)
+        return Pipeline.load(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+            threads=settings.threads,
+        )
     if settings.model is not None:
         raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     resolution = settings.resolution or RANDOM_RESOLUTION
-    return Pipeline.random(settings.random_weights, resolution, device=settings.device, dtype=settings.dtype)
+    return Pipeline.random(
+        settings.random_weights,
+        resolution,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+    )
 
 
 def _on_a_thread_of_its_own(work: Callable[[], T]) -> T:

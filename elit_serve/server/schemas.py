@@ -108,6 +108,7 @@ class GenerateResponse(BaseModel):
 
     model: str
     model_hash: str
+    dtype: str = Field(description="What the model computed in; `fp8` if it is quantised.")
     label: str
     class_id: int
     output_format: AnswerFormat

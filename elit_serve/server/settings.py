@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from elit_serve.engine.config import Strict, WeightDtype
+from elit_serve.engine.precision import Quantization
 from elit_serve.errors import InvalidInput
 
 
@@ -16,6 +17,7 @@ class Settings(Strict):
 
     random_weights: a preset served with random weights, at `resolution` pixels per side (256), to measure speed;
         excludes `model`.
+    quantize: `fp8` runs the blocks' large matrix products in float8, on GPUs that have it.
     policy: `elastic` chooses levels between steps, and promises; `fixed` runs every request at its highest level.
     max_batch: the largest number of pictures in a step; None is what the device was measured with.
     max_queue: pictures that may wait for their first step; more are refused with 503.
@@ -35,6 +37,7 @@ class Settings(Strict):
     port: int = Field(default=8000, ge=0, le=65535)
     device: str | None = None
     dtype: WeightDtype | None = None
+    quantize: Quantization | None = None
     threads: int | None = Field(default=None, ge=1)
     policy: Literal["elastic", "fixed"] = "elastic"
     max_batch: int | None = Field(default=None, ge=1)

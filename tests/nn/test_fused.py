@@ -36,7 +36,7 @@ def test_norm_and_modulation(kernels: ModuleType, draw: torch.Generator) -> None
     x = torch.randn(BATCH, TOKENS, DIM, generator=draw)
     _, shift, scale = condition(draw)
     expected = fused.norm_modulate(x, shift, scale)
-    torch.testing.assert_close(kernels.norm_modulate(x, shift, scale, fused.EPS), expected)
+    torch.testing.assert_close(kernels.norm_modulate(x, shift, scale, fused.EPS, x.dtype), expected)
 
 
 def test_an_update_that_is_added_at_last(kernels: ModuleType, draw: torch.Generator) -> None:
@@ -53,7 +53,7 @@ def test_an_update_and_the_norm_after_it_whatever_tensor_the_gate_is_a_part_of(
     gate = torch.randn(BATCH, gate_width * DIM, generator=draw)[:, -DIM:]
     _, shift, scale = condition(draw)
     expected = fused.settle_and_norm(fused.Residual(x, update, gate), shift, scale)
-    got = kernels.gated_add_norm_modulate(x, update, gate, shift, scale, fused.EPS)
+    got = kernels.gated_add_norm_modulate(x, update, gate, shift, scale, fused.EPS, x.dtype)
     torch.testing.assert_close(got, expected)
 
 

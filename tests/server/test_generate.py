@@ -26,6 +26,7 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
     assert answer == {
         "model": "tiny",
         "model_hash": server.pipeline.model_hash,
+        "dtype": "float32",
         "label": "tulip",
         "class_id": 2,
         "output_format": "png",
@@ -141,6 +142,7 @@ def test_accept_gives_a_bare_picture_with_the_facts_in_headers(server: Any, outp
     assert headers["levels"] == "2,2,2,2"
     assert headers["steps"] == "4"
     assert headers["model-hash"] == server.pipeline.model_hash
+    assert headers["dtype"] == "float32"
     assert headers["promised"] == "true"
     assert headers["deadline-met"] == "true"
     assert float(headers["total-ms"]) >= float(headers["compute-ms"]) > 0
