@@ -425,7 +425,8 @@ def bench(
 def simulate(
     trace: Annotated[
         str, typer.Option(help="Arrivals: an Azure trace or a list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B.")
-    ],
+    ] = "poisson",
+    *,
     cost: Annotated[Path, typer.Option(help="A latency/<device>.json: what the simulated device takes.")],
     load: Annotated[str, typer.Option(help="Rates as multiples of the saturated full-budget throughput.")] = "1.0",
     policy: Annotated[
@@ -451,10 +452,20 @@ def simulate(
     plans: Annotated[
         bool, typer.Option("--plans", help="Show what the plans of --quality add to elastic instead.")
     ] = False,
+    decisions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Time so many decisions of elastic, with 64 in flight and 1,000 waiting, instead."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare policies on a simulated device with each other and with a bound that no schedule can beat."""
-    from elit_serve.bench.simulate_command import SimulateOptions, looseness_by_window, plan_table, run_comparison
+    from elit_serve.bench.simulate_command import (
+        SimulateOptions,
+        decision_times,
+        looseness_by_window,
+        plan_table,
+        run_comparison,
+    )
 
     options = SimulateOptions(
         trace=trace,
@@ -471,10 +482,13 @@ def simulate(
         noise=noise,
         bias=bias,
         plot=plot,
+        decisions=decisions or 0,
     )
-    if plans and bound_looseness:
-        raise InvalidInput("plans", True, "leave it out, or --bound-looseness")
+    if plans + bound_looseness + (decisions is not None) > 1:
+        raise InvalidInput("decisions", decisions, "only one of --plans, --bound-looseness and --decisions at a time")
     run = plan_table if plans else looseness_by_window if bound_looseness else run_comparison
+    if decisions is not None:
+        run = decision_times
     report, table = run(options, Console(stderr=True))
     if as_json:
         made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}

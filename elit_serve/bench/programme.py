@@ -92,7 +92,7 @@ def _duals(matrix: Any, gain: Floats, upper: Floats, limits: Floats) -> Floats:
         matrix.indices,
         matrix.data,
     )
-    solver = highspy.Highs()
+    solver = highspy._Highs()  # `Highs` of version 1.16 prints a banner as it is made, in the midst of our JSON
     options = {"output_flag": False, "solver": "ipm", "run_crossover": "off", "ipm_optimality_tolerance": OPTIMALITY}
     for name, value in options.items():
         solver.setOptionValue(name, value)

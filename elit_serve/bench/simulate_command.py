@@ -13,6 +13,7 @@ from rich.table import Table
 from elit_serve.bench.arrivals import open_arrivals
 from elit_serve.bench.comparison import Comparison
 from elit_serve.bench.comparison_report import check_drawable, comparison_table, draw_comparison
+from elit_serve.bench.decisions import decision_table, time_decisions
 from elit_serve.bench.looseness import looseness_table, measure_looseness
 from elit_serve.bench.policies import CONTENDERS, contender
 from elit_serve.bench.quality_file import read_quality, stated_curve
@@ -43,6 +44,7 @@ class SimulateOptions:
     noise: float
     bias: float
     plot: Path | None
+    decisions: int = 0
 
     @property
     def conditions(self) -> Report:
@@ -74,6 +76,15 @@ def plan_table(options: SimulateOptions, console: Console) -> tuple[Report, Tabl
     with console.status("simulating"):
         rows = list(menu_rows(_comparison(options)))
     return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, menu_table(rows)
+
+
+def decision_times(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    """Of the elastic policy with the first curve, in a run for each seed; arrivals are not those of the trace."""
+    comparison = _comparison(options)
+    with console.status("deciding"):
+        runs = list(time_decisions(comparison, options.decisions))
+    title = f"elastic, {options.seeds} × {options.decisions} decisions, noise {options.noise:g}"
+    return {"rows": [asdict(run) for run in runs], "conditions": options.conditions}, decision_table(title, runs)
 
 
 def _comparison(options: SimulateOptions) -> Comparison:
