@@ -86,7 +86,8 @@ def test_without_held_out_photographs_some_of_the_reference_are_held_out(
         "cpu",
     )
     out = tmp_path / "out"
-    assert run(monkeypatch, "evaluate", tiny_model_dir, "--reference", doubled, *options, "--device", "cpu", "--out", out) == 0
+    arguments = ("evaluate", tiny_model_dir, "--reference", doubled, *options, "--device", "cpu", "--out", out)
+    assert run(monkeypatch, *arguments) == 0
     facts = json.loads((out / "evaluation.json").read_text())
     assert (facts["num_samples"], facts["num_reference"]) == (12, 108)
     assert facts["held_out"] == "every 10th reference photograph of each class"
