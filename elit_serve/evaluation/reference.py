@@ -71,6 +71,7 @@ class Reference:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file({k: v.contiguous() for k, v in tensors.items()}, file, metadata={"reference": json.dumps(facts)})
+            file.chmod(0o644)  # safetensors makes it private
         except (OSError, SafetensorError) as error:
             raise InvalidInput("save_reference", str(file), f"it cannot be written: {error}") from None
 
