@@ -1,9 +1,9 @@
 """Figures with their uncertainty, and what is measured of a plan.
 
 Every interval is of the samples alone, by repeated halves (the delete-half jackknife: Shao and Wu 1989): the standard
-deviation of a figure over random halves of n samples estimates its standard error at n. The photographs are fixed. On garden64's photographs it errs on the safe side: for sets of 89 the
-Fréchet distance's standard deviation is 8.1 between disjoint sets and 10.0 by halves, the kernel distance's 0.007 and
-0.012.
+deviation of a figure over random halves of n samples estimates its standard error at n. The photographs are fixed. On
+garden64's photographs it errs on the safe side: for sets of 89 the Fréchet distance's standard deviation is 8.1 between
+disjoint sets and 10.0 by halves, the kernel distance's 0.007 and 0.012.
 """
 
 from __future__ import annotations
