@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,19 +31,20 @@ class Constant(nn.Module):
         return self.features + 0 * x.mean()
 
 
-def test_a_torchscript_file_turns_pictures_into_float64_features(feature_file: Path) -> None:
-    features = open_features(f"torchscript:{feature_file}", CPU)(torch.rand(5, 3, 32, 32))
-    assert features.shape == (5, 12)
-    assert features.dtype == torch.float64
+def test_a_torchscript_file_turns_pictures_into_features(feature_file: Path) -> None:
+    described = open_features(f"torchscript:{feature_file}", CPU)(torch.rand(5, 3, 32, 32))
+    assert described.features.shape == (5, 12)
+    assert described.features.dtype == torch.float32
+    assert described.logits is None
 
 
 @pytest.mark.parametrize(
     ("file_name", "name"),
-    [("mobilenetv2_features.ts", "MobileNetV2"), ("pooled_features.ts", "pooled"), ("ours.pt", "ours")],
+    [("mobilenetv2_features.ts", "MobileNetV2-FD"), ("pooled_features.ts", "pooled-FD"), ("i3d.pt", "I3D-FD")],
 )
 def test_figures_are_called_by_the_files_own_name(torchscript: Write, file_name: str, name: str) -> None:
     extractor = TorchScriptFeatures(torchscript(Constant(torch.zeros(2, 4)), file_name), CPU)
-    assert extractor.name == name
+    assert extractor.metric == name
     assert len(extractor.fingerprint) == 64
 
 
@@ -74,7 +76,7 @@ def test_what_is_no_torchscript_file_is_refused(tmp_path: Path) -> None:
         open_features(f"torchscript:{fake}", CPU)
     with pytest.raises(InvalidInput, match="there is none here"):
         open_features(f"torchscript:{tmp_path / 'nowhere.ts'}", CPU)
-    for text in ("inception", "torchscript:", "torchscript", ""):
+    for text in ("vgg", "torchscript:", "torchscript", ""):
         with pytest.raises(InvalidInput, match="torchscript:PATH"):
             open_features(text, CPU)
 
@@ -83,12 +85,38 @@ def test_photographs_are_read_at_the_models_size_in_batches(feature_file: Path, 
     photographs = list_photographs(held_out)
     done: list[int] = []
     extractor = TorchScriptFeatures(feature_file, CPU)
-    features = photograph_features(extractor, photographs, height=32, width=32, batch_size=7, on_batch=done.append)
+    described = photograph_features(extractor, photographs, height=32, width=32, batch_size=7, on_batch=done.append)
     assert done == [7, 7, 4]
     pictures = load_pictures(photographs, 32, 32)
     assert pictures.shape == (18, 3, 32, 32)
     assert 0 <= float(pictures.min()) < float(pictures.max()) <= 1
-    torch.testing.assert_close(features, extractor(pictures), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(described.features, extractor(pictures).features, atol=1e-6, rtol=1e-5)
+
+
+class Classifier(nn.Module):
+    """Clips or images to (features [B, 3], logits [B, 5])."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = x.flatten(2).mean(2)
+        return features, features.repeat(1, 2)[:, :5]
+
+
+def test_an_extractor_may_classify_and_may_take_clips(tmp_path: Path) -> None:
+    clips = torch.rand(2, 3, 4, 8, 8)
+    path = tmp_path / "i3d.ts"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript itself
+        torch.jit.script(Classifier()).save(str(path))
+    described = TorchScriptFeatures(path, CPU)(clips)
+    torch.testing.assert_close(described.features, clips.mean((2, 3, 4)))
+    assert described.logits is not None
+    assert described.logits.shape == (2, 5)
+
+
+def test_photographs_smaller_than_the_models_pictures_are_refused(feature_file: Path, held_out: Path) -> None:
+    extractor = TorchScriptFeatures(feature_file, CPU)
+    with pytest.raises(InvalidInput, match=r"daisy/000\.png: 40 x 36.* at least the model's 64 x 64"):
+        photograph_features(extractor, list_photographs(held_out), height=64, width=64)
 
 
 def test_a_damaged_photograph_stops_the_reading_by_name(feature_file: Path, tmp_path: Path) -> None:

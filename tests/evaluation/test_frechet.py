@@ -8,9 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.frechet import FeatureStatistics, FrechetReference, frechet_distance
+from elit_serve.evaluation.measures import whole_and_halves
+
+
+class Identity(torch.nn.Module):
+    """torchmetrics' extractor, for features as they are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.num_features = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def features(n: int, size: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -110,3 +123,22 @@ def test_statistics_are_the_textbooks() -> None:
     assert statistics.mean.tolist() == [1, 2]
     assert statistics.covariance.tolist() == [[2, 4], [4, 8]]
     assert statistics.n == 2
+
+
+def test_it_agrees_with_torchmetrics_on_the_same_features() -> None:
+    first, second = features(600, 32, 0), features(500, 32, 1, 1.2)
+    theirs = FrechetInceptionDistance(feature=Identity(32))
+    theirs.set_dtype(torch.float64)
+    theirs.update(first, real=True)
+    theirs.update(second, real=False)
+    ours = FrechetReference(FeatureStatistics.of(first)).distances(second, torch.ones(1, 500, dtype=torch.bool))
+    assert ours == [pytest.approx(float(theirs.compute()), rel=1e-3)]
+
+
+@pytest.mark.parametrize("size", [16, 200])
+def test_subsets_score_what_they_would_alone(size: int) -> None:
+    reference = FrechetReference(FeatureStatistics.of(features(300, size, 0)))
+    samples = features(80, size, 1)
+    member = whole_and_halves(80, samples.device, num_halves=2)
+    alone = [reference.distance(FeatureStatistics.of(samples[inside])) for inside in member]
+    assert reference.distances(samples, member) == pytest.approx(alone, rel=1e-6)
