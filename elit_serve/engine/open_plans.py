@@ -37,7 +37,10 @@ class OpenPlans:
         return None if menu is None else replace(self, menu=menu)
 
     def give(self, job: Job, scheduler: RequestScheduler) -> Job:
-        """The job with the plan that suits its target and who is in flight: steps and guidance are fixed from now on, levels up to the ceilings are not."""
+        """The job with the plan that suits its target and who is in flight.
+
+        Its steps and guidance are fixed from now on, its levels up to the ceilings are not.
+        """
         option = scheduler.choose_plan(self.menu, latency_ms=job.latency_ms, num_images=len(job.seeds))
         plan, measured = self.plans[option.plan.name], option.plan
         return replace(

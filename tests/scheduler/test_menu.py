@@ -49,7 +49,7 @@ def test_a_crowd_leaves_less_for_each_and_so_does_a_slow_device(table: CostTable
     assert chosen(offered, 120, Crowd(in_flight=1, max_batch=8, correction=2.0)) == ("low", 4)
     few, many = (Crowd(in_flight=8, max_batch=size) for size in (8, 1))
     assert chosen(offered, 500, few) == ("guided", 16)
-    assert chosen(offered, 500, many) == ("low", 4)
+    assert chosen(offered, 500, many) == ("guided", 8)
 
 
 def test_a_plan_held_below_its_ceilings_may_be_the_best_that_fits(table: CostTable) -> None:
