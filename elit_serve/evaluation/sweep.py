@@ -2,6 +2,7 @@
 
 Every plan is measured once. Then those that may lie on the Pareto front of quality against FLOPs, as far as their
 intervals tell, are measured again with other seeds, round after round, until none is in doubt or the budget is used.
+TeaCache's thresholds would be one more axis of the grid; this code base does not have TeaCache.
 """
 
 from __future__ import annotations
@@ -60,14 +61,17 @@ class SweepGrid:
 
     def plans(self) -> tuple[Plan, ...]:
         """Each once; autoguidance only where all levels lie above its weak level."""
-        found = []
+        found: list[Plan] = []
         for steps, guidance in product(self.steps, self.guidances):
             half = steps // 2
             rising = [(low,) * half + (high,) * (steps - half) for low, high in self.schedules]
             falling = [(high,) * half + (low,) * (steps - half) for low, high in self.schedules]
-            for levels in [*((level,) * steps for level in self.levels), *rising, *falling]:
-                if guidance.method != "ag" or min(levels) > guidance.weak_level:
-                    found.append(Plan(levels=levels, guidance=guidance, time_shift=self.time_shift))
+            lowest = guidance.weak_level if guidance.method == "ag" else 0
+            found += [
+                Plan(levels=levels, guidance=guidance, time_shift=self.time_shift)
+                for levels in [*((level,) * steps for level in self.levels), *rising, *falling]
+                if min(levels) > lowest
+            ]
         return tuple(dict.fromkeys(found))
 
 
@@ -156,8 +160,8 @@ def _is_surely_better(point: Point, other: Point) -> bool:
 
 
 def recommended(points: Sequence[Point], usual_gflops: float) -> Point:
-    """The best plan of the front that keeps one level throughout and costs at most what the model's own sampling does at
-    full budget; if there is none, the cheapest on the front that keeps one level."""
+    """The best plan of the front that keeps one level throughout and costs at most what the model's own sampling does
+    at full budget; if there is none, the cheapest on the front that keeps one level."""
     constant = [point for point in pareto_front(points) if len(set(point.plan.levels)) == 1]
     if not constant:
         raise InvalidInput("levels", "no plan of one level on the front", "more levels, so that a default can be named")
