@@ -142,7 +142,7 @@ class Worker:
     def submit(self, job: Job, open_plans: OpenPlans | None = None) -> Future[Outcome]:
         """Takes a job, also before the start; cancelling its future gives it up within a step.
 
-        With `open_plans` the job gets one of these plans in place of its own, by its target and by who is in flight.
+        With `open_plans` the job gets one of these plans in place of its own.
         Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is taken.
         """
         with self._changed:

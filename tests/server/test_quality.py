@@ -28,7 +28,7 @@ def asked(server: Any, **body: object) -> dict[str, Any]:
 
 
 def test_time_buys_steps(start_server: Any, measured: Pipeline) -> None:
-    """Overhead and cushion take 2 s, a step 0.125 s for each level: first only two low ones fit, then four at level 2."""
+    """Overhead and cushion take 2 s, a step 0.125 s for each level: two low ones fit, then four at level 2."""
     steps = [asked(start_server(measured), latency_ms=ms)["steps"] for ms in (2_300, 3_200, 60_000)]
     assert steps == [2, 4, 8]
 
