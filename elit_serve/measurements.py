@@ -167,7 +167,7 @@ class PlanQuality(Measured):
 class Quality(Measured):
     """`quality.json`: every measured plan of one set of weights, and everything it was measured with.
 
-    metric: what `distance` is called, as MobileNetV2-FD; features_sha256 is of the file that computes its features.
+    metric: what `distance` is called, as MobileNetV2-FD; features_sha256 is of what computes its features.
     reference: the photographs behind the distance, in words.
     num_samples: pictures in a repeat.
     floor: the distance of unseen photographs to the reference, at the same number.

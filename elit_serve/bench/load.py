@@ -49,7 +49,7 @@ class Record:
 
     reason: the server's code for a request that is not done; `unreachable` without an answer.
     budget: what was granted, as a mean over steps and images.
-    label, seed, steps, guidance, levels: what makes the pictures again; levels has a list of one per step for each image.
+    label, seed, steps, guidance, levels: make the pictures again; levels has one per step, for each image.
     expected_quality: of the plan at admission; quality: of what was done, as a mean over images.
     """
 

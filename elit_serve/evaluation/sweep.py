@@ -8,7 +8,7 @@ TeaCache's thresholds would be one more axis of the grid; this code base does no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import hypot
 from typing import Protocol
@@ -85,6 +85,18 @@ class Point:
     distance: Uncertain
     quality: Uncertain
 
+    def with_more(self, other: Point) -> Point:
+        """The mean with another measurement of the plan, by other seeds."""
+        repeats = self.repeats + other.repeats
+        shares = self.repeats / repeats, other.repeats / repeats
+
+        def mean(one: Uncertain, two: Uncertain) -> Uncertain:
+            value = shares[0] * one.value + shares[1] * two.value
+            return Uncertain(value=value, half_width=hypot(shares[0] * one.half_width, shares[1] * two.half_width))
+
+        distance, quality = mean(self.distance, other.distance), mean(self.quality, other.quality)
+        return replace(self, repeats=repeats, distance=distance, quality=quality)
+
     @property
     def best(self) -> float:
         return self.quality.value + self.quality.half_width
@@ -112,12 +124,12 @@ def run_sweep(
     if budget < len(plans):
         raise InvalidInput("max_measurements", budget, f"at least {len(plans)}, one for each plan")
 
-    def measured(plan: Plan, repeats: int) -> Point:
-        return _point(plan, evaluator, spec, repeats=repeats, first_repeat=first_repeat)
+    def measured(plan: Plan, repeat: int) -> Point:
+        return _point(plan, evaluator, spec, repeat=first_repeat + repeat)
 
     points: dict[Plan, Point] = {}
     for count, plan in enumerate(plans):
-        points[plan] = measured(plan, 1)
+        points[plan] = measured(plan, 0)
         tell(f"{count + 1} of {len(plans)} plans")
     left = budget - len(plans)
     while left > 0:
@@ -126,7 +138,7 @@ def run_sweep(
             break
         doubtful.sort(key=lambda point: (point.repeats, -point.best))
         for point in doubtful[:left]:
-            points[point.plan] = measured(point.plan, point.repeats + 1)
+            points[point.plan] = point.with_more(measured(point.plan, point.repeats))
             left -= 1
             tell(f"{len(doubtful)} plans in doubt, {left} measurements left")
     return tuple(points.values())
@@ -260,13 +272,14 @@ def record_of(point: Point, *, on_front: bool) -> PlanQuality:
     )
 
 
-def _point(plan: Plan, evaluator: PlanEvaluator, spec: BackboneSpec, *, repeats: int, first_repeat: int) -> Point:
-    distance = evaluator.measure(plan, repeats=repeats, first_repeat=first_repeat).frechet
+def _point(plan: Plan, evaluator: PlanEvaluator, spec: BackboneSpec, *, repeat: int) -> Point:
+    """One set of pictures."""
+    distance = evaluator.measure(plan, repeats=1, first_repeat=repeat).frechet
     quality = min(1.0, evaluator.floor.value / distance.value)
     return Point(
         plan=plan,
         gflops=plan_gflops(plan, spec),
-        repeats=repeats,
+        repeats=1,
         distance=Uncertain(value=distance.value, half_width=distance.half_width),
         quality=Uncertain(value=quality, half_width=quality * distance.half_width / distance.value),
     )
