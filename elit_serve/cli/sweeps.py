@@ -47,9 +47,7 @@ def sweep(
         int | None, typer.Option(min=1, help="Sets of pictures in all. Default: twice the number of plans.")
     ] = None,
     first_repeat: Annotated[int, typer.Option(min=0, help="Seeds start there; another one is a rerun.")] = 0,
-    part: Annotated[
-        str, typer.Option(help="1/2 measures every second plan into the folder, and nothing else.")
-    ] = "1/1",
+    part: Annotated[str, typer.Option(help="1/2 measures every second plan into the folder, no more.")] = "1/1",
     latency: Annotated[Path | None, typer.Option(help="A latency/<device>.json: front.png also shows time.")] = None,
     write_defaults: Annotated[
         bool, typer.Option("--write-defaults", help="Put quality.json and the recommended sampling into the model.")

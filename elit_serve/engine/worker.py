@@ -148,9 +148,8 @@ class Worker:
         with self._changed:
             if not self._accepts:
                 raise EngineStopped("the engine takes no more work")
-            if open_plans is not None:
-                job = open_plans.give(job, self._scheduler)
-            request = _Request(job, Future())
+            given = job if open_plans is None else open_plans.give(job, self._scheduler)
+            request = _Request(given, Future())
             request.images = [_Image(request, index, next(self._request_ids)) for index in range(len(job.seeds))]
             self._admit(request)
             self._images.update({image.request_id: image for image in request.images})

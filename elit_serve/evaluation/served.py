@@ -174,7 +174,7 @@ def _guidance(facts: dict[str, Any]) -> Guidance:
 
 def _features(extractor: FeatureExtractor, pictures: Tensor, batch_size: int) -> Tensor:
     """[n, H, W, 3], uint8 -> [n, F], on the CPU."""
-    parts = [extractor(part.permute(0, 3, 1, 2).float() / 255) for part in pictures.split(batch_size)]
+    parts = [extractor(part.permute(0, 3, 1, 2).float() / 255) for part in torch.split(pictures, batch_size)]
     return torch.cat([part.features.cpu() for part in parts])
 
 

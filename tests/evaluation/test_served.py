@@ -102,7 +102,7 @@ def test_the_sweep_went_into_the_model(swept: Quality, tiny_model_dir: Path) -> 
     loaded = Pipeline.load(tiny_model_dir, device="cpu")
     assert loaded.quality == swept
     assert loaded.config.sampling.steps == swept.plan(swept.default).steps
-    assert len(swept.plans) == 2 * (2 * (3 + 6)) + 2 * 1
+    assert len(swept.plans) == 2 * 3 + 2 * (3 + 6) + 2 * 1  # of one step, of two, and autoguidance
     assert swept.num_samples == 18
 
 
