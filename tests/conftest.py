@@ -93,6 +93,49 @@ def tiny_server_url(shared_tiny_model_dir: Path, tmp_path_factory: pytest.TempPa
             process.terminate()
 
 
+MakeQuality = Callable[..., dict[str, object]]
+
+
+@pytest.fixture(scope="session")
+def make_quality() -> MakeQuality:
+    """The content of a small valid `quality.json` for the tiny model; fields can be replaced."""
+    ccfg = {"method": "ccfg", "scale": 2.0, "weak_level": 1, "interval": [0.0, 1.0]}
+
+    def plan(name: str, levels: list[list[int]], quality: float, gflops: float, **changes: object) -> dict[str, object]:
+        facts = {
+            "distance": {"value": 50 / quality, "half_width": 1.0},
+            "quality": {"value": quality, "half_width": 0.01},
+        }
+        fixed = {"guidance": ccfg, "time_shift": 1.0, "repeats": 2, "gflops": gflops, "on_front": True}
+        return {"name": name, "levels": levels, **facts, **fixed, **changes}
+
+    def make(**changes: object) -> dict[str, object]:
+        plans = [
+            plan("two low steps", [[1, 2]], 0.3, 1.0),
+            plan("two steps", [[4, 2]], 0.45, 2.0),
+            plan("rising", [[1, 2], [4, 2]], 0.7, 3.0),
+            plan("usual", [[4, 4]], 0.8, 4.0),
+            plan("unguided", [[4, 6]], 0.5, 5.0, guidance={**ccfg, "method": "none"}, on_front=False),
+            plan("long", [[4, 8]], 0.9, 8.0),
+        ]
+        return {
+            "model": "tiny",
+            "model_hash": "0" * 12,
+            "metric": "Pooled-FD",
+            "features_sha256": "0" * 64,
+            "reference": "60 made photographs",
+            "num_samples": 18,
+            "floor": {"value": 50.0, "half_width": 2.0},
+            "levels": {"1": 0.4, "2": 0.7, "4": 0.8},
+            "default": "usual",
+            "plans": plans,
+            "provenance": {"device": "none", "date": "2026-11-25"},
+            **changes,
+        }
+
+    return make
+
+
 Reply = tuple[int, dict[str, str], bytes]  # status, headers, body
 StartHttp = Callable[[Callable[[str, bytes], Reply]], str]
 

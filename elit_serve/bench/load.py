@@ -7,7 +7,7 @@ request counts, this client included. Closed loop: a number of callers, each of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -49,6 +49,8 @@ class Record:
 
     reason: the server's code for a request that is not done; `unreachable` without an answer.
     budget: what was granted, as a mean over steps and images.
+    label, seed, steps, guidance, levels: make the pictures again; levels has one per step, for each image.
+    expected_quality: of the plan at admission; quality: of what was done, as a mean over images.
     """
 
     planned_s: float
@@ -62,6 +64,13 @@ class Record:
     compute_ms: float | None = None
     encode_ms: float | None = None
     total_ms: float | None = None
+    label: int | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance: Mapping[str, object] | None = None
+    levels: tuple[tuple[int, ...], ...] | None = None
+    expected_quality: float | None = None
+    quality: float | None = None
 
     @property
     def e2el_ms(self) -> float:
@@ -142,6 +151,13 @@ async def _send(client: AsyncClient, call: Call, common: GenerateOptions, planne
         compute_ms=generation.compute_ms if generation else None,
         encode_ms=generation.encode_ms if generation else None,
         total_ms=generation.total_ms if generation else None,
+        label=call.label,
+        seed=call.seed,
+        steps=generation.steps if generation else None,
+        guidance=generation.guidance if generation else None,
+        levels=tuple(image.levels for image in generation.images) if generation else None,
+        expected_quality=generation.expected_quality if generation else None,
+        quality=_mean_quality(generation) if generation else None,
     )
 
 
@@ -166,3 +182,8 @@ def ending_of(problem: ServerProblem) -> Ending:
 
 def _mean_budget(generation: Generation) -> float:
     return sum(image.budget for image in generation.images) / len(generation.images)
+
+
+def _mean_quality(generation: Generation) -> float | None:
+    qualities = [image.quality for image in generation.images if image.quality is not None]
+    return sum(qualities) / len(qualities) if qualities else None

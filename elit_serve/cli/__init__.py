@@ -17,6 +17,7 @@ import elit_serve
 from elit_serve.cli.benchmarks import bench, simulate
 from elit_serve.cli.evaluation import evaluate
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
+from elit_serve.cli.sweeps import served, sweep
 from elit_serve.errors import ElitError, InvalidInput
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (evaluate, bench, simulate):
+for command in (evaluate, sweep, served, bench, simulate):
     app.command()(command)
 
 

@@ -114,7 +114,7 @@ def simulate(
     slo_scale: Annotated[
         str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
     ] = "2,3,5",
-    quality: Annotated[Path | None, typer.Option(help="Quality by level, a JSON file. Default: --curve.")] = None,
+    quality: Annotated[Path | None, typer.Option(help="A model's quality.json. Default: --curve.")] = None,
     curve: Annotated[str, typer.Option(help="Stated quality curves.")] = "gentle,steep",
     seeds: Annotated[int, typer.Option(min=1, help="Windows; each draws arrivals, targets and noise.")] = 5,
     requests: Annotated[int, typer.Option(min=2, help="Arrivals in a window.")] = 400,

@@ -68,6 +68,7 @@ class Pipeline:
     ) -> None:
         self.config = checkpoint.config
         self.model_hash = checkpoint.model_hash
+        self.quality = checkpoint.quality
         self.path = checkpoint.path
         self.device = device
         self.dtype = dtype

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -106,9 +108,11 @@ def test_the_same_seeds_give_the_same_figures(cost: Path) -> None:
     assert figures() == figures()
 
 
-def test_a_quality_file_takes_the_place_of_the_stated_curves(cost: Path, tmp_path: Path) -> None:
+def test_a_quality_file_takes_the_place_of_the_stated_curves(
+    cost: Path, tmp_path: Path, make_quality: Callable[..., dict[str, object]]
+) -> None:
     file = tmp_path / "measured.json"
-    file.write_text('{"levels": {"1": 0.5, "2": 0.5, "4": 0.5}}')
+    file.write_text(json.dumps(make_quality(levels={"1": 0.5, "2": 0.5, "4": 0.5})))
     found = rows(options(cost, quality=file, loads=(0.8,)))
     assert [row["quality_curve"] for row in found] == ["measured", "measured"]
     assert all(row["mean_quality"] == pytest.approx(0.5) for row in found)
@@ -182,18 +186,28 @@ def test_a_missing_latency_file_is_named() -> None:
 
 
 @pytest.mark.parametrize("levels", ["{}", '{"1": 0.9, "4": 0.5}', '{"1": 0.1, "2": 0.2, "4": 1.0}', '{"1": -1}', "[]"])
-def test_a_quality_file_that_is_no_concave_rise_is_refused(cost: Path, tmp_path: Path, levels: str) -> None:
+def test_a_quality_file_that_is_no_concave_rise_is_refused(
+    cost: Path, tmp_path: Path, levels: str, make_quality: Callable[..., dict[str, object]]
+) -> None:
     file = tmp_path / "quality.json"
-    file.write_text(f'{{"levels": {levels}}}')
+    file.write_text(json.dumps(make_quality(levels=json.loads(levels))))
     with pytest.raises(InvalidInput, match="quality"):
         run_comparison(options(cost, quality=file), QUIET)
 
 
-def test_what_richer_plans_add_is_measured_on_the_same_arrivals(cost: Path, tmp_path: Path) -> None:
+def test_what_richer_plans_add_is_measured_on_the_same_arrivals(
+    cost: Path, tmp_path: Path, make_quality: Callable[..., dict[str, Any]]
+) -> None:
     file = tmp_path / "menu.json"
-    half = {"name": "half the steps", "weak_caps": [None, 1, 1, 1], "ceilings": [2, 4, 4, 4], "quality": 0.99}
-    poor = {"name": "two steps", "weak_caps": [1, 1], "ceilings": [4, 4], "quality": 0.2}
-    file.write_text(json.dumps({"levels": {"1": 0.6, "4": 1.0}, "plans": [half, poor]}))
+    made = make_quality(levels={"1": 0.6, "4": 1.0}, default="half the steps")
+    late = {"method": "ccfg", "scale": 2.0, "weak_level": 1, "interval": [0.1, 1.0]}
+    half = {"name": "half the steps", "levels": [[2, 1], [4, 3]], "guidance": late}
+    poor = {"name": "two steps", "levels": [[4, 2]]}
+    made["plans"] = [
+        {**made["plans"][0], **half, "quality": {"value": 0.99, "half_width": 0.0}},
+        {**made["plans"][0], **poor, "quality": {"value": 0.2, "half_width": 0.0}},
+    ]
+    file.write_text(json.dumps(made))
     report, _ = plan_table(options(cost, quality=file, loads=(1.6,)), QUIET)
     listed = report["rows"]
     assert isinstance(listed, list)

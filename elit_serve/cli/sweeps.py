@@ -1,0 +1,112 @@
+"""`elit-serve sweep` and `elit-serve served`: measured quality of plans, and of what a server made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, ThreadsOption, integers
+
+ReferenceOption = Annotated[
+    Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg; or a saved reference.")
+]
+FeaturesOption = Annotated[str, typer.Option(help="torchscript:PATH (run as code), inception[:PATH] or dinov2[:PATH].")]
+HeldOutOption = Annotated[
+    Path | None,
+    typer.Option(help="Photographs the model never saw; they set n and the class mix. Default: every 10th."),
+]
+BatchOption = Annotated[
+    int | None, typer.Option(min=1, help="Most pictures in a step. Default: a server's largest batch.")
+]
+
+
+def sweep(
+    reference: ReferenceOption,
+    features: FeaturesOption,
+    out: Annotated[Path, typer.Option(help="The folder for quality.json, front.png and the features of all pictures.")],
+    model: ModelArgument = None,
+    held_out: HeldOutOption = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Keep the photographs' features in this .safetensors, for --reference.")
+    ] = None,
+    levels: Annotated[str, typer.Option(help="Levels, each throughout.")] = "1,2,4,8,16",
+    steps: Annotated[str, typer.Option(help="Numbers of denoising steps.")] = "10,20,40,80",
+    guidance: Annotated[
+        str, typer.Option(help="Settings: none, or METHOD:SCALE[/WEAK_LEVEL][@START-END] as ccfg:4.5/1@0.1-1.")
+    ] = "none,ccfg:3/1,ccfg:4.5/1@0.1-1",
+    schedules: Annotated[
+        str | None,
+        typer.Option(help="Pairs of levels, half of the steps at each, both ways round, as 1-16; '' for none."),
+    ] = None,
+    max_repeats: Annotated[int, typer.Option(min=1, help="Most sets of pictures of one plan.")] = 5,
+    max_measurements: Annotated[
+        int | None, typer.Option(min=1, help="Sets of pictures in all. Default: twice the number of plans.")
+    ] = None,
+    first_repeat: Annotated[int, typer.Option(min=0, help="Seeds start there; another one is a rerun.")] = 0,
+    part: Annotated[str, typer.Option(help="1/2 measures every second plan into the folder, no more.")] = "1/1",
+    latency: Annotated[Path | None, typer.Option(help="A latency/<device>.json: front.png also shows time.")] = None,
+    write_defaults: Annotated[
+        bool, typer.Option("--write-defaults", help="Put quality.json and the recommended sampling into the model.")
+    ] = False,
+    batch_size: BatchOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure which plans are worth their cost; most where that is uncertain. May be stopped, and goes on."""
+    from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.evaluation.features import open_features
+    from elit_serve.evaluation.sweep_command import PhotographOptions, SweepWords, run_sweep_command
+
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    words = SweepWords(
+        levels=integers("levels", levels),
+        steps=integers("steps", steps),
+        guidance=guidance,
+        schedules=schedules,
+        part=part,
+        latency=latency,
+        out=out,
+        max_repeats=max_repeats,
+        max_measurements=max_measurements,
+        first_repeat=first_repeat,
+        writes_defaults=write_defaults,
+    )
+    photographs = PhotographOptions(
+        reference=reference, held_out=held_out, save_reference=save_reference, batch_size=batch_size
+    )
+    run_sweep_command(pipeline, open_features(features, pipeline.device), photographs, words, Console())
+
+
+def served(
+    records: Annotated[Path, typer.Argument(help="A file of elit-serve bench --records.")],
+    reference: ReferenceOption,
+    features: FeaturesOption,
+    out: Annotated[Path, typer.Option(help="The folder for served.json.")],
+    model: ModelArgument = None,
+    held_out: HeldOutOption = None,
+    batch_size: BatchOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure pictures made as a server made them under load, against the quality that the scheduler read off."""
+    from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.evaluation.features import open_features
+    from elit_serve.evaluation.report import check_folder
+    from elit_serve.evaluation.served import measure_served, read_served
+    from elit_serve.evaluation.sweep_command import PhotographOptions, open_evaluator
+
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    plans = read_served(records, pipeline)
+    check_folder(out)
+    extractor = open_features(features, pipeline.device)
+    photographs = PhotographOptions(reference=reference, held_out=held_out, save_reference=None, batch_size=batch_size)
+    found = measure_served(pipeline, open_evaluator(pipeline, extractor, photographs, out), extractor, plans)
+    text = json.dumps(found.as_dict(), indent=2)
+    (out / "served.json").write_text(text + "\n")
+    typer.echo(text)

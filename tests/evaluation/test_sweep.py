@@ -1,0 +1,170 @@
+"""The sweep against an evaluator that computes quality from a formula, with noise that repeats average out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+import pytest
+from rich.console import Console
+
+from elit_serve.engine.checkpoint import load_checkpoint
+from elit_serve.engine.config import ModelConfig
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.sweep import (
+    Point,
+    SweepGrid,
+    concave_majorant,
+    in_doubt,
+    pareto_front,
+    plan_gflops,
+    plan_name,
+    recommended,
+    run_sweep,
+)
+from elit_serve.evaluation.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
+from elit_serve.measurements import Uncertain, read_quality
+from elit_serve.nn import flops_forward
+from elit_serve.sampling import Guidance, Plan
+
+CCFG = Guidance(method="ccfg", scale=2.0, weak_level=1)
+GRID = SweepGrid(levels=(1, 2, 4), steps=(2, 4, 8), guidances=(Guidance(), CCFG), schedules=((1, 4),))
+
+
+@dataclass(frozen=True)
+class Measures:
+    frechet: Uncertain
+
+
+@dataclass
+class Formula:
+    """More steps, more latents and guidance are better, by less and less."""
+
+    noise: float = 2.0
+    floor: Uncertain = field(default_factory=lambda: Uncertain(value=50.0, half_width=1.0))
+    measured: list[tuple[Plan, int]] = field(default_factory=list)
+
+    def truth(self, plan: Plan) -> float:
+        guided = 0 if plan.guidance.method == "none" else 40
+        return 60 + 200 / plan.num_steps + 60 / plan.mean_level - guided
+
+    def measure(self, plan: Plan, *, repeats: int, first_repeat: int = 0) -> Measures:
+        self.measured.append((plan, repeats))
+        drawn = [
+            self.truth(plan) + Random(f"{plan} {repeat}").gauss(0, self.noise)
+            for repeat in range(first_repeat, first_repeat + repeats)
+        ]
+        return Measures(Uncertain(value=fmean(drawn), half_width=2 * self.noise / repeats**0.5))
+
+
+def swept(config: ModelConfig, evaluator: Formula, first_repeat: int = 0, budget: int = 200) -> tuple[Point, ...]:
+    return run_sweep(GRID.plans(), evaluator, config.spec, max_repeats=4, budget=budget, first_repeat=first_repeat)
+
+
+def test_the_grid_has_every_combination_once() -> None:
+    plans = GRID.plans()
+    assert len(plans) == len(set(plans)) == 3 * 2 * (3 + 2)
+    auto = SweepGrid(levels=(1, 2, 4), steps=(2,), guidances=(Guidance(method="ag", scale=2.0, weak_level=2),))
+    assert [plan.levels for plan in auto.plans()] == [(4, 4)]
+
+
+def test_flops_count_both_passes_of_guided_steps(tiny_config: ModelConfig) -> None:
+    spec = tiny_config.spec
+    late = Plan(levels=(4, 4), guidance=Guidance(method="ccfg", scale=2.0, weak_level=1, interval=(0.5, 1)))
+    wanted = 2 * flops_forward(spec, 4).prefix + flops_forward(spec, 1).prefix
+    assert plan_gflops(late, spec) == pytest.approx(wanted / 1e9)
+    assert plan_name(late) == "2 steps at 4, ccfg 2/1 in 0.5-1"
+
+
+def test_repeats_go_to_plans_that_may_lie_on_the_front(tiny_config: ModelConfig) -> None:
+    evaluator = Formula()
+    points = swept(tiny_config, evaluator)
+    repeats = {point.plan: point.repeats for point in points}
+    front = {point.plan for point in pareto_front(points)}
+    assert fmean(repeats[plan] for plan in front) > 2
+    hopeless = Plan(levels=(1,) * 8)
+    assert repeats[hopeless] == 1
+    assert len(evaluator.measured) < 4 * len(points)
+
+
+def test_the_front_keeps_its_order_with_other_seeds(tiny_config: ModelConfig) -> None:
+    front = [point.plan for point in pareto_front(swept(tiny_config, Formula()))]
+    again = {point.plan: point.quality.value for point in swept(tiny_config, Formula(), first_repeat=100)}
+    assert len(front) >= 3
+    assert [again[plan] for plan in front] == sorted(again[plan] for plan in front)
+
+
+def test_the_budget_is_kept_and_must_suffice_for_one_round(tiny_config: ModelConfig) -> None:
+    evaluator = Formula(noise=10.0)
+    swept(tiny_config, evaluator, budget=37)
+    assert len(evaluator.measured) == 37
+    with pytest.raises(InvalidInput, match="at least 30"):
+        swept(tiny_config, evaluator, budget=29)
+
+
+def point(gflops: float, quality: float, half_width: float = 0.0, levels: tuple[int, ...] = (4,)) -> Point:
+    figure = Uncertain(value=quality, half_width=half_width)
+    return Point(plan=Plan(levels=levels), gflops=gflops, repeats=1, distance=figure, quality=figure)
+
+
+def test_a_plan_that_is_not_surely_better_than_a_cheaper_one_is_not_on_the_front() -> None:
+    points = [point(1, 0.5, 0.02), point(2, 0.51, 0.02), point(3, 0.6, 0.02), point(4, 0.2, 0.02)]
+    assert [chosen.gflops for chosen in pareto_front(points)] == [1, 3]
+    assert [chosen.gflops for chosen in in_doubt(points)] == [1, 2, 3]
+
+
+def test_the_default_is_the_best_of_one_level_that_costs_no_more_than_usual() -> None:
+    points = [point(1, 0.3), point(2, 0.5), point(3, 0.6, levels=(1, 4)), point(9, 0.9)]
+    assert recommended(points, 5).gflops == 2
+    assert recommended(points, 9).gflops == 9
+    assert recommended(points, 0.1).gflops == 1
+
+
+def test_the_majorant_touches_what_is_concave_and_bridges_the_rest() -> None:
+    assert concave_majorant({1: 0.2, 2: 0.5, 4: 0.6, 8: 0.5}) == {1: 0.2, 2: 0.5, 4: 0.6, 8: 0.6}
+    assert concave_majorant({1: 0.2, 2: 0.3, 3: 0.6}) == pytest.approx({1: 0.2, 2: 0.4, 3: 0.6})
+    assert concave_majorant({4: 0.7}) == {4: 0.7}
+
+
+def options(out: Path, **changes: object) -> SweepOptions:
+    return SweepOptions(**{"grid": GRID, "out": out, "max_measurements": 100, **changes})  # type: ignore[arg-type]
+
+
+FACTS = SweepFacts(
+    metric="Pooled-FD", features_sha256="0" * 64, reference="none", num_samples=18, provenance={"command": "test"}
+)
+QUIET = Console(file=StringIO())
+
+
+def test_a_sweep_writes_what_a_model_loads(tiny_model_dir: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline.load(tiny_model_dir, device="cpu")
+    quality = sweep_to_folder(
+        pipeline, Formula(), FACTS, options(tmp_path / "out", writes_defaults=True), console=QUIET
+    )
+    assert quality is not None
+    assert read_quality(tmp_path / "out" / "quality.json") == quality
+    assert (tmp_path / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
+    loaded = load_checkpoint(tiny_model_dir)
+    assert loaded.quality == quality
+    default = quality.plan(quality.default)
+    assert default.on_front
+    assert loaded.config.sampling.steps == default.steps
+    assert json.loads((tmp_path / "out" / "quality.json").read_text())["provenance"] == {"command": "test"}
+
+
+def test_parts_measure_disjoint_plans_and_write_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline.load(tiny_model_dir, device="cpu")
+    parts = [Formula(), Formula()]
+    for number, evaluator in enumerate(parts, 1):
+        assert sweep_to_folder(pipeline, evaluator, FACTS, options(tmp_path, part=(number, 2)), console=QUIET) is None
+    first, second = ({plan for plan, _ in evaluator.measured} for evaluator in parts)
+    assert not first & second
+    assert first | second == set(GRID.plans())
+    assert not (tmp_path / "quality.json").exists()
+    with pytest.raises(InvalidInput, match="part"):
+        sweep_to_folder(pipeline, Formula(), FACTS, options(tmp_path, part=(3, 2)), console=QUIET)

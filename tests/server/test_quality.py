@@ -1,0 +1,99 @@
+"""A model with measured quality: what requests get that leave their plan open, and what answers say of quality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elit_serve.engine.checkpoint import model_hash, read_config
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.server.settings import Settings
+
+
+@pytest.fixture
+def measured(tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]) -> Pipeline:
+    content = make_quality(model_hash=model_hash(read_config(tiny_model_dir)))
+    (tiny_model_dir / "quality.json").write_text(json.dumps(content))
+    return Pipeline.load(tiny_model_dir, device="cpu")
+
+
+def asked(server: Any, **body: object) -> dict[str, Any]:
+    answer = server.generate({"label": "rose", "seed": 3, **body})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_time_buys_steps(start_server: Any, measured: Pipeline) -> None:
+    """Overhead and cushion take 2 s, a step 0.125 s for each level: two low ones fit, then four at level 2."""
+    steps = [asked(start_server(measured), latency_ms=ms)["steps"] for ms in (2_300, 3_200, 60_000)]
+    assert steps == [2, 4, 8]
+
+
+def test_the_answer_says_what_was_expected_and_what_was_done(start_server: Any, measured: Pipeline) -> None:
+    answer = asked(start_server(measured), latency_ms=60_000)
+    assert answer["expected_quality"] == answer["images"][0]["quality"] == 0.9
+    hurried = asked(start_server(measured), latency_ms=4_200)
+    assert 0.3 < hurried["expected_quality"] < 0.9
+    assert 0.3 < hurried["images"][0]["quality"] < 0.9
+
+
+def test_ceilings_of_a_plan_hold_and_the_picture_can_be_made_again(start_server: Any, measured: Pipeline) -> None:
+    server = start_server(measured)
+    answers = [asked(server, latency_ms=ms) for ms in (3_800, 4_200, 60_000)]
+    for answer in answers:
+        levels = answer["images"][0]["levels"]
+        again = asked(server, levels=levels, guidance={"scale": answer["guidance"]["scale"]})
+        assert again["images"][0]["b64_json"] == answer["images"][0]["b64_json"]
+        assert again["images"][0]["quality"] == answer["images"][0]["quality"]
+
+
+@pytest.mark.parametrize(
+    ("body", "steps"),
+    [
+        ({"steps": 4}, 4),
+        ({"budget": 0.5}, 4),
+        ({"max_budget": 0.5}, 4),
+        ({"levels": [4, 1, 4]}, 3),
+        ({"guidance": {"scale": 3.0}}, 4),
+    ],
+)
+def test_who_says_how_gets_the_model_s_own_plan(
+    start_server: Any, measured: Pipeline, body: dict[str, object], steps: int
+) -> None:
+    answer = asked(start_server(measured), latency_ms=60_000, **body)
+    assert answer["steps"] == steps
+
+
+def test_quality_that_was_not_measured_is_null(start_server: Any, measured: Pipeline) -> None:
+    answer = asked(start_server(measured), guidance={"scale": 3.0})
+    assert answer["expected_quality"] is answer["images"][0]["quality"] is None
+
+
+def test_long_plans_are_left_out_where_a_request_may_not_have_so_many_steps(
+    start_server: Any, measured: Pipeline
+) -> None:
+    server = start_server(measured, Settings(response_ms=0, max_image_steps=10))
+    assert asked(server, latency_ms=60_000)["steps"] == 8
+    assert asked(server, latency_ms=60_000, n=2)["steps"] == 4
+
+
+def test_the_fixed_policy_uses_the_model_s_own_plan(start_server: Any, measured: Pipeline) -> None:
+    answer = asked(start_server(measured, Settings(response_ms=0, policy="fixed")), latency_ms=60_000)
+    assert (answer["steps"], answer["expected_quality"]) == (4, 0.8)
+
+
+def test_the_model_s_levels_have_their_quality(start_server: Any, measured: Pipeline) -> None:
+    server = start_server(measured)
+    (model,) = server.client.get("/v1/models").json()["data"]
+    assert [level["quality"] for level in model["levels"]] == pytest.approx(
+        [0.4 / 0.75 * 0.7, 0.7, 0.75, 0.8], abs=0.06
+    )
+
+
+def test_the_bare_picture_has_quality_in_its_headers(start_server: Any, measured: Pipeline) -> None:
+    answer = start_server(measured).generate({"label": "rose", "latency_ms": 60_000}, "image/png")
+    assert (answer.headers["X-Elit-Quality"], answer.headers["X-Elit-Expected-Quality"]) == ("0.9", "0.9")

@@ -1,0 +1,132 @@
+"""`quality.json`: read strictly, all problems at once, and what the scheduler gets of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from elit_serve.engine.checkpoint import load_checkpoint, model_hash, read_config, write_sampling
+from elit_serve.engine.config import GuidanceConfig, SamplingConfig
+from elit_serve.engine.served import served_steps
+from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.measurements import MAX_SERVED_PLANS, Quality, read_quality
+from elit_serve.sampling import Guidance
+
+Make = Callable[..., dict[str, Any]]
+
+
+def parsed(content: dict[str, Any]) -> Quality:
+    return Quality.model_validate_json(json.dumps(content))
+
+
+def with_quality(model: Path, content: dict[str, Any]) -> Path:
+    own = {"model_hash": model_hash(read_config(model)), **content}
+    (model / "quality.json").write_text(json.dumps(own))
+    return model
+
+
+def of_this_model(make_quality: Make, **changes: object) -> dict[str, Any]:
+    content = make_quality(**changes)
+    del content["model_hash"]
+    return content
+
+
+def test_a_model_brings_its_quality(tiny_model_dir: Path, make_quality: Make) -> None:
+    assert load_checkpoint(tiny_model_dir).quality is None
+    quality = load_checkpoint(with_quality(tiny_model_dir, of_this_model(make_quality))).quality
+    assert quality is not None
+    assert [plan.name for plan in quality.front] == ["two low steps", "two steps", "rising", "usual", "long"]
+    assert quality.plan("rising").step_levels == (1, 1, 4, 4)
+
+
+def test_the_quality_of_other_weights_is_passed_over(tiny_model_dir: Path, make_quality: Make) -> None:
+    assert load_checkpoint(with_quality(tiny_model_dir, make_quality(model_hash="f" * 12))).quality is None
+
+
+def test_a_bad_file_stops_the_load_with_all_that_is_wrong(tiny_model_dir: Path, make_quality: Make) -> None:
+    content = of_this_model(make_quality, metric=3, surprise=True)
+    content["plans"][0]["gflops"] = -1
+    (tiny_model_dir / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError) as refused:
+        load_checkpoint(with_quality(tiny_model_dir, content))
+    problems = "\n".join(refused.value.problems)
+    for part in ("model.safetensors is missing", "quality.json: metric", "quality.json: surprise", "plans.0.gflops"):
+        assert part in problems
+
+
+def test_levels_that_the_model_was_not_trained_at_stop_the_load(tiny_model_dir: Path, make_quality: Make) -> None:
+    content = of_this_model(make_quality, levels={"1": 0.4, "5": 0.8})
+    content["plans"][0]["levels"] = [[7, 2]]
+    with pytest.raises(CheckpointError, match=r"5 is no trained level.*plan two low steps: 7 is no trained level"):
+        load_checkpoint(with_quality(tiny_model_dir, content))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"default": "gone"}, "not among the plans"),
+        ({"levels": {"1": 0.9, "2": 0.5}}, "must rise"),
+        ({"levels": {"1": 0.1, "2": 0.2, "4": 0.9}}, "by less and less"),
+        ({"levels": {"1": 1.5}}, r"\(0, 1\]"),
+        ({"format_version": 2}, "format_version"),
+        ({"plans": []}, "plans"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    tmp_path: Path, make_quality: Make, changes: dict[str, Any], said: str
+) -> None:
+    file = tmp_path / "quality.json"
+    file.write_text(json.dumps(make_quality(**changes)))
+    with pytest.raises(CheckpointError, match=said):
+        read_quality(file)
+
+
+def test_a_missing_or_huge_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="quality"):
+        read_quality(tmp_path / "gone.json")
+    file = tmp_path / "huge.json"
+    file.write_text(" " * (1 << 21))
+    with pytest.raises(CheckpointError, match="larger"):
+        read_quality(file)
+
+
+def test_quality_is_read_off_the_nearest_plan_that_is_sampled_alike(make_quality: Make) -> None:
+    """From level 4 to 2 the default plan keeps 0.7 of 0.8."""
+    quality = parsed(make_quality())
+    ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
+    assert quality.of(ccfg, 8, 1.0, 4) == pytest.approx(0.9)
+    assert quality.of(ccfg, 8, 1.0, 2) == pytest.approx(0.9 * 0.7 / 0.8)
+    assert quality.of(ccfg, 2, 1.0, 1) == pytest.approx(0.3)
+    assert quality.of(ccfg, 4, 1.0, 2.5) == pytest.approx(0.7)
+    assert quality.of(Guidance(), 6, 1.0, 4) == pytest.approx(0.5)
+    assert quality.of(Guidance(), 7, 1.0, 4) is None
+
+
+def test_a_long_front_is_thinned_evenly_over_cost(make_quality: Make) -> None:
+    (first, *_) = make_quality()["plans"]
+    many = [{**first, "name": str(i), "gflops": 1.1**i, "quality": {"value": 0.01 * i + 0.1, "half_width": 0.0}}
+            for i in range(40)]  # fmt: skip
+    served = parsed(make_quality(plans=many, default="0")).served
+    assert len(served) == MAX_SERVED_PLANS
+    assert (served[0].name, served[-1].name) == ("0", "39")
+
+
+def test_what_the_served_plans_need_is_captured(tiny_model_dir: Path, make_quality: Make) -> None:
+    content = make_quality()
+    content["plans"][5]["guidance"] = {"method": "ccfg", "scale": 2.0, "weak_level": 2, "interval": [0.5, 1.0]}
+    config, cpu = read_config(tiny_model_dir), torch.device("cpu")
+    assert served_steps(config, cpu).captured_caps == (1,)
+    assert set(served_steps(config, cpu, parsed(content)).captured_caps) == {1, 2, None}
+
+
+def test_new_defaults_leave_the_weights_and_their_hash_alone(tiny_model_dir: Path) -> None:
+    before = read_config(tiny_model_dir)
+    write_sampling(tiny_model_dir, SamplingConfig(steps=9, guidance=GuidanceConfig(method="cfg", scale=3.0)))
+    after = load_checkpoint(tiny_model_dir)
+    assert after.config.sampling.steps == 9
+    assert after.model_hash == model_hash(before)
