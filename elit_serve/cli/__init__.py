@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 import elit_serve
+from elit_serve.cli.benchmarks import bench, simulate
+from elit_serve.cli.evaluation import evaluate
+from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, ThreadsOption
 from elit_serve.errors import ElitError, InvalidInput
 
 if TYPE_CHECKING:
@@ -26,15 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ModelArgument = Annotated[
-    str | None, typer.Argument(help="A model directory, or a bundled model by name. Default: the bundled garden64.")
-]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]
-DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU.")
-]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads for torch. Default: torch's own choice.")]
 
 
 def main() -> None:
@@ -281,219 +275,8 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-@app.command()
-def evaluate(
-    reference: Annotated[Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg.")],
-    held_out: Annotated[Path, typer.Option(help="Photographs that the model never saw; they set n and the class mix.")],
-    features: Annotated[str, typer.Option(help="torchscript:PATH, images in [0, 1] to features; it is run as code.")],
-    out: Annotated[Path, typer.Option(help="The folder for evaluation.json, table.md, budgets.png and nearest.png.")],
-    model: ModelArgument = None,
-    levels: Annotated[str | None, typer.Option(help="Levels, as 1,2,4,8,16. Default: all trained ones.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Sets of samples, each with its own seeds.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures sampled at once.")] = 64,
-    reference_size: Annotated[
-        int | None, typer.Option(help="Training photographs behind the distance, evenly chosen. Default: all.")
-    ] = None,
-    show: Annotated[list[str] | None, typer.Option(help="A class for budgets.png; may be repeated.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
-    guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
-    interval_start: Annotated[float | None, typer.Option(help="Guide from this time on. Default: the model's.")] = None,
-    interval_end: Annotated[float | None, typer.Option(help="Guide up to this time. Default: the model's.")] = None,
-    weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Measure a model's pictures at each level: distance to photographs, and to the nearest training photograph."""
-    from dataclasses import replace
-
-    from elit_serve.engine.pipeline import Pipeline
-    from elit_serve.evaluation.features import open_features
-    from elit_serve.evaluation.report import evaluate_to_folder
-    from elit_serve.pictures import list_photographs
-
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
-    chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
-    start = chosen.interval[0] if interval_start is None else interval_start
-    end = chosen.interval[1] if interval_end is None else interval_end
-    card = evaluate_to_folder(
-        pipeline,
-        pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end))),
-        training=list_photographs(reference),
-        held_out=list_photographs(held_out),
-        extractor=open_features(features, pipeline.device),
-        out=out,
-        levels=_integers("levels", levels) if levels else list(pipeline.config.levels),
-        repeats=seeds,
-        batch_size=batch_size,
-        num_reference=reference_size,
-        shown_classes=[pipeline.class_id(name, field="show") for name in show or []],
-        console=Console(stderr=True),
-    )
-    typer.echo(card.as_markdown())
-
-
-@app.command()
-def bench(
-    url: Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")],
-    trace: Annotated[
-        str | None,
-        typer.Option(help="Arrivals: an Azure trace or a list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."),
-    ] = None,
-    load: Annotated[float, typer.Option(help="Rate as a multiple of the saturated full-budget throughput.")] = 1.0,
-    rate: Annotated[float | None, typer.Option(help="Requests per second, instead of --load.")] = None,
-    burstiness: Annotated[
-        float | None, typer.Option(help="Gamma arrivals instead of --trace: 1 is Poisson, less is burstier.")
-    ] = None,
-    slo_scale: Annotated[
-        str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
-    ] = "2,3,5",
-    no_target: Annotated[bool, typer.Option("--no-target", help="Send no latency targets.")] = False,
-    requests: Annotated[int, typer.Option(min=2, help="Requests to send, or to count in a closed loop.")] = 500,
-    cost: Annotated[
-        Path | None, typer.Option(help="A latency/<device>.json. Default: targets from what the server reports.")
-    ] = None,
-    closed_loop: Annotated[
-        int | None, typer.Option(min=1, help="Keep this many requests in flight at a pinned budget; no targets.")
-    ] = None,
-    warm_up: Annotated[
-        int | None, typer.Option(min=1, help="Closed loop: requests not counted. Default: 2 per caller.")
-    ] = None,
-    budget: Annotated[float | None, typer.Option(help="Pin every request's budget. Closed loop default: 1.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. Default: the model's.")] = None,
-    best_effort: Annotated[bool, typer.Option("--best-effort", help="Targets that are not promised.")] = False,
-    accept: Annotated[str | None, typer.Option(help="Media type to ask for, as image/png. Default: JSON.")] = None,
-    output_format: Annotated[str | None, typer.Option(help="png, webp or jpeg. Default: the server's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws arrivals, targets, classes and noise seeds.")] = 0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request counts as failed.")] = 600.0,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Simulate the same arrivals and targets as well; needs --cost.")
-    ] = False,
-    policy: Annotated[str, typer.Option(help="With --compare: the server's policy, elastic or fixed.")] = "elastic",
-    records: Annotated[Path | None, typer.Option(help="Write every request's record there, a JSON line each.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Load a server over HTTP, open loop or closed, and report throughput, latency and attainment."""
-    from elit_serve.bench.compare import check_comparable, comparison, comparison_table, simulated
-    from elit_serve.bench.load_report import summary_table
-    from elit_serve.bench.load_run import LoadOptions, burstiness_trace, record_lines, run_load
-    from elit_serve.clock import MonotonicClock
-
-    if burstiness is not None and trace is not None:
-        raise InvalidInput("burstiness", burstiness, "it makes arrivals of its own; leave --trace out")
-    if burstiness is not None:
-        trace = burstiness_trace(burstiness)
-    options = LoadOptions(
-        url=url,
-        trace=trace or "poisson",
-        load=load,
-        rate=rate,
-        slo_scales=() if no_target or closed_loop else _numbers("slo-scale", slo_scale),
-        requests=requests,
-        cost=cost,
-        seed=seed,
-        closed_loop=closed_loop,
-        warm_up=warm_up,
-        budget=budget,
-        steps=steps,
-        best_effort=best_effort,
-        accept=accept,
-        output_format=output_format,
-        timeout_s=timeout,
-    )
-    if records is not None and not records.parent.is_dir():  # found out before the run, not after it
-        raise InvalidInput("records", str(records), "a file in a folder that exists")
-    if compare:
-        check_comparable(options, policy)
-    report = run_load(options, clock=MonotonicClock())
-    expected = simulated(report, options, policy) if compare else None
-    if records is not None:
-        records.write_text("".join(json.dumps(line) + "\n" for line in record_lines(report.records)))
-    if as_json:
-        compared = comparison(report.summary, expected, policy) if expected else {}
-        made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
-        typer.echo(json.dumps({**report.as_dict(), **compared, **made_by}, indent=2))
-        return
-    Console().print(summary_table(f"{report.target.model.id} at {url}", report.summary))
-    if expected:
-        Console().print(comparison_table(report.summary, expected, policy))
-
-
-@app.command()
-def simulate(
-    trace: Annotated[
-        str, typer.Option(help="Arrivals: an Azure trace or a list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B.")
-    ],
-    cost: Annotated[Path, typer.Option(help="A latency/<device>.json: what the simulated device takes.")],
-    load: Annotated[str, typer.Option(help="Rates as multiples of the saturated full-budget throughput.")] = "1.0",
-    policy: Annotated[
-        str, typer.Option(help="Policies with commas between them, or all.")
-    ] = "elastic,fixed,slackfit,slackfit-step",
-    slo_scale: Annotated[
-        str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
-    ] = "2,3,5",
-    quality: Annotated[Path | None, typer.Option(help="Quality by level, a JSON file. Default: --curve.")] = None,
-    curve: Annotated[str, typer.Option(help="Stated quality curves.")] = "gentle,steep",
-    seeds: Annotated[int, typer.Option(min=1, help="Windows; each draws arrivals, targets and noise.")] = 5,
-    requests: Annotated[int, typer.Option(min=2, help="Arrivals in a window.")] = 400,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of every request.")] = 40,
-    weak_level: Annotated[
-        int | None, typer.Option(min=1, help="Level of the guidance pass. Default: the lowest measured one.")
-    ] = None,
-    noise: Annotated[float, typer.Option(min=0, max=0.3, help="Standard deviation of a launch's time.")] = 0.0,
-    bias: Annotated[float, typer.Option(min=-0.5, max=4, help="0.1: the device is 10 % slower than --cost.")] = 0.0,
-    plot: Annotated[Path | None, typer.Option(help="Draw regret and attainment against load there, as .png.")] = None,
-    bound_looseness: Annotated[
-        bool, typer.Option("--bound-looseness", help="Compare the bound with the best known schedules instead.")
-    ] = False,
-    plans: Annotated[
-        bool, typer.Option("--plans", help="Show what the plans of --quality add to elastic instead.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Compare policies on a simulated device with each other and with a bound that no schedule can beat."""
-    from elit_serve.bench.simulate_command import SimulateOptions, looseness_by_window, plan_table, run_comparison
-
-    options = SimulateOptions(
-        trace=trace,
-        cost=cost,
-        loads=_numbers("load", load),
-        policies=tuple(policy.split(",")),
-        slo_scales=_numbers("slo-scale", slo_scale),
-        quality=quality,
-        curves=tuple(curve.split(",")),
-        seeds=seeds,
-        requests=requests,
-        num_steps=steps,
-        weak_level=weak_level,
-        noise=noise,
-        bias=bias,
-        plot=plot,
-    )
-    if plans and bound_looseness:
-        raise InvalidInput("plans", True, "leave it out, or --bound-looseness")
-    run = plan_table if plans else looseness_by_window if bound_looseness else run_comparison
-    report, table = run(options, Console(stderr=True))
-    if as_json:
-        made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
-        typer.echo(json.dumps({**report, **made_by}, indent=2))
-    else:
-        Console().print(table)
-
-
-def _integers(field: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InvalidInput(field, text, "whole numbers with commas between them, as 1,2,4") from None
-
-
-def _numbers(field: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidInput(field, text, "numbers with commas between them, as 0.7,1") from None
+for command in (evaluate, bench, simulate):
+    app.command()(command)
 
 
 def _spec_of(model: str, resolution: int | None) -> tuple[str, BackboneSpec, Sequence[int]]:
@@ -532,7 +315,3 @@ def _description_table(description: Description) -> Table:
             str(cost.level), str(cost.tokens), f"{prefix:,.2f}", f"{all_latents:,.2f}", f"{prefix / full:.3f}"
         )
     return table
-
-
-if __name__ == "__main__":
-    main()

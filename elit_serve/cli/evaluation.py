@@ -1,0 +1,63 @@
+"""`elit-serve evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, ThreadsOption, integers
+
+
+def evaluate(
+    reference: Annotated[Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg.")],
+    held_out: Annotated[Path, typer.Option(help="Photographs that the model never saw; they set n and the class mix.")],
+    features: Annotated[str, typer.Option(help="torchscript:PATH, images in [0, 1] to features; it is run as code.")],
+    out: Annotated[Path, typer.Option(help="The folder for evaluation.json, table.md, budgets.png and nearest.png.")],
+    model: ModelArgument = None,
+    levels: Annotated[str | None, typer.Option(help="Levels, as 1,2,4,8,16. Default: all trained ones.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Sets of samples, each with its own seeds.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures sampled at once.")] = 64,
+    reference_size: Annotated[
+        int | None, typer.Option(help="Training photographs behind the distance, evenly chosen. Default: all.")
+    ] = None,
+    show: Annotated[list[str] | None, typer.Option(help="A class for budgets.png; may be repeated.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
+    interval_start: Annotated[float | None, typer.Option(help="Guide from this time on. Default: the model's.")] = None,
+    interval_end: Annotated[float | None, typer.Option(help="Guide up to this time. Default: the model's.")] = None,
+    weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure a model's pictures at each level: distance to photographs, and to the nearest training photograph."""
+    from dataclasses import replace
+
+    from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.evaluation.features import open_features
+    from elit_serve.evaluation.report import evaluate_to_folder
+    from elit_serve.pictures import list_photographs
+
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
+    start = chosen.interval[0] if interval_start is None else interval_start
+    end = chosen.interval[1] if interval_end is None else interval_end
+    card = evaluate_to_folder(
+        pipeline,
+        pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end))),
+        training=list_photographs(reference),
+        held_out=list_photographs(held_out),
+        extractor=open_features(features, pipeline.device),
+        out=out,
+        levels=integers("levels", levels) if levels else list(pipeline.config.levels),
+        repeats=seeds,
+        batch_size=batch_size,
+        num_reference=reference_size,
+        shown_classes=[pipeline.class_id(name, field="show") for name in show or []],
+        console=Console(stderr=True),
+    )
+    typer.echo(card.as_markdown())

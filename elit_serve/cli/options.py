@@ -1,0 +1,32 @@
+"""Options that several commands share, and lists of numbers as options hold them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from elit_serve.errors import InvalidInput
+
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="A model directory, or a bundled model by name. Default: the bundled garden64.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads for torch. Default: torch's own choice.")]
+
+
+def integers(field: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidInput(field, text, "whole numbers with commas between them, as 1,2,4") from None
+
+
+def numbers(field: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidInput(field, text, "numbers with commas between them, as 0.7,1") from None
