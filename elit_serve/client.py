@@ -78,6 +78,7 @@ def _decoded(value: object) -> object:
 
 class Image(Answer):
     """data: the file: an encoded picture, or a latent where the model has no autoencoder. levels: one per step.
+    quality: as measured for such pictures, at the mean level.
 
     Milliseconds as in `Generation`; None where the answer tells them for all images only.
     """
@@ -87,6 +88,7 @@ class Image(Answer):
     level: float
     budget: float
     levels: tuple[int, ...] = ()
+    quality: float | None = None
     queue_ms: float | None = None
     compute_ms: float | None = None
     encode_ms: float | None = None
@@ -100,6 +102,7 @@ class Generation(Answer):
     deadline_met: None without a target.
     queue_ms, compute_ms, encode_ms: to the first step, from there to the end of the last, from there to the files.
     total_ms: all of the server's time, from arrival to the answer.
+    expected_quality: of the plan when it was chosen; None where nothing was measured.
     """
 
     images: tuple[Image, ...]
@@ -116,14 +119,16 @@ class Generation(Answer):
     compute_ms: float | None = None
     encode_ms: float | None = None
     total_ms: float | None = None
+    expected_quality: float | None = None
 
 
 class LevelInfo(Answer):
-    """latency_ms: of one picture at this level on an idle server, as the server predicts it."""
+    """latency_ms: of one picture at this level on an idle server, as the server predicts it. quality: as measured."""
 
     level: int
     budget: float
     latency_ms: float | None = None
+    quality: float | None = None
 
 
 class GuidanceInfo(Answer):

@@ -1,14 +1,23 @@
-"""The measured files of a model directory: `latency/<device>.json`, checked and read; knows no torch."""
+"""The measured files of a model directory, checked and read: `latency/<device>.json` and `quality.json`.
+
+Knows no torch: whoever reads them without a model, as the simulator does, starts quickly.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
+from functools import cached_property
+from itertools import chain, pairwise, repeat
+from math import log
 from pathlib import Path
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -77,15 +86,240 @@ class Latency(Measured):
         )
 
 
+GuidanceName = Literal["none", "cfg", "ag", "ccfg"]
+QUALITY_SCALE = "floor / distance, at most 1: 1 is as close to the reference as unseen photographs are"
+MAX_SERVED_PLANS = 12  # each kind of weak pass among them is captured and measured at start-up
+ROUNDING = 1e-6
+
+
+class Uncertain(Measured):
+    """A measured value; its 95 % confidence interval reaches `half_width` to both sides."""
+
+    value: float
+    half_width: float = Field(ge=0)
+
+
+class MeasuredGuidance(Measured):
+    """As `sampling.Guidance`. weak_level has no meaning for `none` and `cfg`."""
+
+    method: GuidanceName
+    scale: float = Field(ge=1)
+    weak_level: int = Field(ge=1)
+    interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> MeasuredGuidance:
+        if self.interval[0] > self.interval[1]:
+            raise ValueError("the interval must not end before it starts")
+        return self
+
+
+class PlanQuality(Measured):
+    """One way to draw a picture, and how good it was.
+
+    name: unique in the file.
+    levels: runs of (level, number of steps at it), in the order of the steps.
+    repeats: sets of `num_samples` pictures behind the figures, each with seeds of its own.
+    distance: to the reference photographs, in the metric of the file.
+    quality: on the scale of the file. Its interval leaves out the floor's, which moves all plans together.
+    gflops: of one picture: every step, both passes.
+    on_front: better than every cheaper plan, by more than the uncertainty of the difference.
+    """
+
+    name: str = Field(min_length=1, max_length=200)
+    levels: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=1000)]], ...] = Field(min_length=1)
+    guidance: MeasuredGuidance
+    time_shift: float = Field(gt=0, le=100)
+    repeats: int = Field(ge=1)
+    distance: Uncertain
+    quality: Uncertain
+    gflops: float = Field(gt=0)
+    on_front: bool
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> PlanQuality:
+        if not 0 < self.quality.value <= 1:
+            raise ValueError(f"plan {self.name}: a quality lies in (0, 1]")
+        if self.steps > 1000:
+            raise ValueError(f"plan {self.name}: at most 1000 steps")
+        if self.guidance.method == "ag" and min(self.step_levels) <= self.guidance.weak_level:
+            raise ValueError(f"plan {self.name}: autoguidance stays above its weak level")
+        return self
+
+    @property
+    def steps(self) -> int:
+        return sum(count for _, count in self.levels)
+
+    @property
+    def step_levels(self) -> tuple[int, ...]:
+        """One level for each step."""
+        return tuple(chain.from_iterable(repeat(level, count) for level, count in self.levels))
+
+    @property
+    def mean_level(self) -> float:
+        return sum(level * count for level, count in self.levels) / self.steps
+
+    def is_sampled_like(self, guidance: GuidanceLike, num_steps: int, time_shift: float) -> bool:
+        """Whether only the levels may differ."""
+        return (num_steps, time_shift, _kind(guidance)) == (self.steps, self.time_shift, _kind(self.guidance))
+
+
+class Quality(Measured):
+    """`quality.json`: every measured plan of one set of weights, and everything it was measured with.
+
+    metric: what `distance` is called, as MobileNetV2-FD; features_sha256 is of the file that computes its features.
+    reference: the photographs behind the distance, in words.
+    num_samples: pictures in a repeat.
+    floor: the distance of unseen photographs to the reference, at the same number.
+    levels: level -> quality of the default plan with every step at this level; measured means under their least
+        concave majorant that does not fall, because policies need both, and noise has neither.
+    default: the name of the plan that the model recommends.
+    provenance: command, date, device, versions.
+    """
+
+    format_version: int = Field(default=1, ge=1, le=1)
+    model: str
+    model_hash: str = Field(pattern=r"^[0-9a-f]{12}$")
+    metric: str
+    features_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    reference: str
+    num_samples: int = Field(ge=2)
+    floor: Uncertain
+    scale: str = QUALITY_SCALE
+    levels: dict[int, float] = Field(min_length=1)
+    default: str
+    plans: tuple[PlanQuality, ...] = Field(min_length=1)
+    provenance: dict[str, str | int | float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Quality:
+        problems = []
+        grid = sorted(self.levels)
+        if grid[0] < 1 or not all(0 < quality <= 1 for quality in self.levels.values()):
+            problems.append("levels are at least 1, and their qualities lie in (0, 1]")
+        slopes = [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairwise(grid)]
+        if any(slope < 0 for slope in slopes) or any(b > a + ROUNDING for a, b in pairwise(slopes)):
+            problems.append("quality must rise with the level, by less and less for each latent")
+        names = [plan.name for plan in self.plans]
+        problems += [
+            f"plan {name} is there twice" for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        if self.default not in names:
+            problems.append(f"the default plan, {self.default}, is not among the plans")
+        if not any(plan.on_front for plan in self.plans):
+            problems.append("no plan is on the front")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def front(self) -> tuple[PlanQuality, ...]:
+        """Cheapest first."""
+        return tuple(sorted((plan for plan in self.plans if plan.on_front), key=lambda plan: plan.gflops))
+
+    @property
+    def served(self) -> tuple[PlanQuality, ...]:
+        """What a server offers: the front or, of a long one, plans spread evenly over the logarithm of cost."""
+        return _spread(self.front, MAX_SERVED_PLANS)
+
+    @cached_property
+    def table(self) -> QualityTable:
+        """What the scheduler reads."""
+        full_level = max([*self.levels, *(max(plan.step_levels) for plan in self.plans)])
+        return QualityTable(levels=self.levels, plans=tuple(_measured(plan, full_level) for plan in self.served))
+
+    def plan(self, name: str) -> PlanQuality:
+        return next(plan for plan in self.plans if plan.name == name)
+
+    def of(self, guidance: GuidanceLike, num_steps: int, time_shift: float, mean_level: float) -> float | None:
+        """The quality of a picture whose steps ran at this level on average, read off the measured plan with the same
+        steps and guidance whose mean level is nearest; None if there is none.
+
+        Between its own mean level and the picture's a plan gains or loses the same share as the default plan does.
+        """
+        alike = [plan for plan in self.plans if plan.is_sampled_like(guidance, num_steps, time_shift)]
+        if not alike:
+            return None
+        nearest = min(alike, key=lambda plan: abs(plan.mean_level - mean_level))
+        return self.table.moved(nearest.quality.value, nearest.mean_level, mean_level)
+
+
+class GuidanceLike(Protocol):
+    """What guides the steps of a plan, however it is held: a file's, a server's, or `sampling.Guidance`."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def weak_level(self) -> int: ...
+    @property
+    def interval(self) -> tuple[float, float]: ...
+
+
+def weak_caps(guidance: GuidanceLike, num_steps: int, time_shift: float, full_level: int) -> tuple[int | None, ...]:
+    """The weak pass of every step as `scheduler.Demand` has it: its highest level, or None where there is none."""
+    if guidance.method == "none" or guidance.scale == 1:
+        return (None,) * num_steps
+    start, end = guidance.interval
+    cap = full_level if guidance.method == "cfg" else guidance.weak_level
+    return tuple(cap if start <= t <= end else None for t in _times(num_steps, time_shift))
+
+
+def _times(num_steps: int, shift: float) -> Iterator[float]:
+    """When each step starts, as `sampling.time_grid` has it, which cannot be imported without torch."""
+    return (t / (1 + (shift - 1) * (1 - t)) for t in (step / num_steps for step in range(num_steps)))
+
+
+def _kind(guidance: GuidanceLike) -> tuple[object, ...]:
+    """Equal for guidance that does the same."""
+    if guidance.method == "none" or guidance.scale == 1:
+        return ("none",)
+    weak_level = None if guidance.method == "cfg" else guidance.weak_level
+    return guidance.method, guidance.scale, weak_level, tuple(guidance.interval)
+
+
+def _measured(plan: PlanQuality, full_level: int) -> MeasuredPlan:
+    return MeasuredPlan(
+        name=plan.name,
+        weak_caps=weak_caps(plan.guidance, plan.steps, plan.time_shift, full_level),
+        ceilings=plan.step_levels,
+        quality=plan.quality.value,
+        min_level=plan.guidance.weak_level + 1 if plan.guidance.method == "ag" else 1,
+    )
+
+
+def _spread(front: tuple[PlanQuality, ...], count: int) -> tuple[PlanQuality, ...]:
+    """At most `count` of them, cheapest first: both ends, and in between those nearest to even steps."""
+    if len(front) <= count:
+        return front
+    low, high = log(front[0].gflops), log(front[-1].gflops)
+    wanted = [low + (high - low) * index / (count - 1) for index in range(count)]
+    nearest = {min(range(len(front)), key=lambda i: abs(log(front[i].gflops) - cost)) for cost in wanted}
+    return tuple(front[index] for index in sorted(nearest))
+
+
 def read_latency(file: Path, *, model: Path | None = None) -> Latency:
     """A latency file. Raises `CheckpointError` (of `model`, if it lies in one) that lists all that is wrong with it."""
     name = f"latency/{file.name}" if model else file.name
+    return _read(Latency, file, name, model=model, missing=("cost", "a latency/<device>.json of a model directory"))
+
+
+def read_quality(file: Path, *, model: Path | None = None) -> Quality:
+    """A quality file. Raises `CheckpointError` (of `model`, if it lies in one) that lists all that is wrong with it."""
+    return _read(Quality, file, file.name, model=model, missing=("quality", "a quality.json of a model directory"))
+
+
+M = TypeVar("M", bound=Measured)
+
+
+def _read(kind: type[M], file: Path, name: str, *, model: Path | None, missing: tuple[str, str]) -> M:
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise CheckpointError(model or file, [f"{name} is larger than {MAX_FILE_BYTES} bytes"])
-        return Latency.model_validate_json(file.read_bytes())
+        return kind.model_validate_json(file.read_bytes())
     except FileNotFoundError:
-        raise InvalidInput("cost", str(file), "a latency/<device>.json of a model directory") from None
+        raise InvalidInput(missing[0], str(file), missing[1]) from None
     except OSError as error:
         raise CheckpointError(model or file, [f"{name} cannot be read: {error.strerror or error}"]) from None
     except ValidationError as error:

@@ -15,6 +15,7 @@ from elit_serve.bench.load import Call
 from elit_serve.bench.workload import draw_targets
 from elit_serve.client import Model, SamplingInfo
 from elit_serve.errors import InvalidInput
+from elit_serve.measurements import weak_caps
 from elit_serve.scheduler.cost import CostTable
 
 SEEDS = 1 << 32
@@ -65,17 +66,7 @@ class Capacity:
 
 def weak_caps_of(sampling: SamplingInfo, num_steps: int, full_level: int) -> tuple[int | None, ...]:
     """The guided pass of every step, as `Demand.weak_caps` has it."""
-    guidance = sampling.guidance
-    start, end = guidance.interval
-    if guidance.method == "none" or guidance.scale == 1:
-        return (None,) * num_steps
-    cap = full_level if guidance.method == "cfg" else guidance.weak_level
-    return tuple(cap if start <= t <= end else None for t in _times(num_steps, sampling.time_shift))
-
-
-def _times(num_steps: int, shift: float) -> Iterator[float]:
-    """When each step starts, as `sampling.time_grid` has it, which a client without torch cannot import."""
-    return (t / (1 + (shift - 1) * (1 - t)) for t in (step / num_steps for step in range(num_steps)))
+    return weak_caps(sampling.guidance, num_steps, sampling.time_shift, full_level)
 
 
 def level_of(model: Model, budget: float) -> int:

@@ -17,8 +17,7 @@ from elit_serve.bench.device import SimulatedDevice
 from elit_serve.bench.simulation import Outcome, simulate
 from elit_serve.bench.workload import Setting
 from elit_serve.errors import InvalidInput
-from elit_serve.scheduler import ElasticPolicy, RequestScheduler
-from elit_serve.scheduler.quality import MeasuredPlan, QualityTable, choose_plan
+from elit_serve.scheduler import ElasticPolicy, MeasuredPlan, PlanMenu, QualityTable, RequestScheduler
 from elit_serve.scheduler.requests import Demand, Refusal
 
 LEVEL_ALONE = "level alone"
@@ -30,7 +29,7 @@ class PlanningScheduler(RequestScheduler):
 
     def __init__(self, setting: Setting, quality: QualityTable, menu: Sequence[MeasuredPlan]) -> None:
         super().__init__(setting.table, ElasticPolicy(quality))
-        self._setting, self._menu = setting, menu
+        self._menu = PlanMenu.of(quality, setting.table, menu)
         self.plans: dict[int, MeasuredPlan] = {}
 
     def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
@@ -38,15 +37,10 @@ class PlanningScheduler(RequestScheduler):
 
     def _planned(self, demand: Demand) -> Demand:
         target_ms = 1000 * (demand.deadline_s - demand.arrived_s)
-        plan = choose_plan(self._menu, self._setting.table, latency_ms=target_ms, crowding=self._crowding())
+        plan = self.choose_plan(self._menu, latency_ms=target_ms, num_images=1).plan
         self.plans[demand.request_id] = plan
-        return replace(demand, weak_caps=plan.weak_caps, ceilings=plan.ceilings)
-
-    def _crowding(self) -> float:
-        """A step shared with everybody in flight, over a step alone, at full level."""
-        batch = min(self.num_waiting + self.num_running + 1, self.max_batch)
-        full = self._setting.full_level
-        return self._setting.step_s(full, batch) / self._setting.step_s(full, 1)
+        min_level = max(demand.min_level, plan.min_level)
+        return replace(demand, weak_caps=plan.weak_caps, ceilings=plan.ceilings, min_level=min_level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +114,9 @@ def _worth(
 
 
 def _quality(outcome: Outcome, quality: QualityTable, plan: MeasuredPlan | None) -> float:
-    """Below its ceilings a plan loses the same share as the default plan does between the same mean levels."""
+    """What a picture is worth: 0 if it is late."""
     if not outcome.is_on_time:
         return 0.0
     if plan is None:
         return quality.at(outcome.mean_level)
-    return plan.quality * quality.at(outcome.mean_level) / quality.at(fmean(plan.ceilings))
+    return quality.of_plan(plan, outcome.mean_level)

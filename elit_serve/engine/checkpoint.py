@@ -2,13 +2,15 @@
 
 config.json                      what the model is, and the SHA-256 of every weight file
 model.safetensors                the weights; when large, model-00001-of-0000N.safetensors and an index
-quality.json, latency/, README.md   optional, read elsewhere
+quality.json                     optional: what its plans are worth, see `measurements.Quality`
+latency/, README.md              optional, read elsewhere
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -22,9 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit_serve.engine.config import ModelConfig, WeightDtype, WeightsConfig
+from elit_serve.engine.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
 from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.measurements import Quality, read_quality
 from elit_serve.nn import Backbone, BackboneSpec, build_empty
+
+logger = logging.getLogger(__name__)
 
 MAX_CONFIG_BYTES = 8 << 20
 MAX_SHARD_BYTES = 4 << 30
@@ -46,11 +51,12 @@ def weight_dtype(name: str) -> WeightDtype:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A validated model directory: configuration and weights on the CPU."""
+    """A validated model directory: configuration, weights on the CPU, and measured quality if it has any."""
 
     path: Path
     config: ModelConfig
     model: Backbone
+    quality: Quality | None = None
 
     @property
     def model_hash(self) -> str:
@@ -107,11 +113,60 @@ def load_checkpoint(path: Path, *, dtype: torch.dtype = torch.float32) -> Checkp
     """
     config = read_config(path)
     model = build_empty(config.spec)
-    problems = _weight_problems(path, config.weights, model)
+    quality, quality_problems = _quality_of(path, config)
+    problems = [*_weight_problems(path, config.weights, model), *quality_problems]
     if problems:
         raise CheckpointError(path, problems)
     model.load_state_dict(_read_tensors(path, config.weights, dtype), assign=True)
-    return Checkpoint(path=path, config=config, model=model.eval().requires_grad_(False))
+    return Checkpoint(path=path, config=config, model=model.eval().requires_grad_(False), quality=quality)
+
+
+def _quality_of(path: Path, config: ModelConfig) -> tuple[Quality | None, list[str]]:
+    """`quality.json` where there is one, and what is wrong with it.
+
+    One that was measured with other weights, as an export over an older model leaves it, is passed over.
+    """
+    file = path / "quality.json"
+    if not file.exists():
+        return None, []
+    try:
+        quality = read_quality(file, model=path)
+    except CheckpointError as error:
+        return None, list(error.problems)
+    if quality.model_hash != model_hash(config):
+        logger.warning(
+            "%s was measured with the weights %s and these are %s: it is not used", file, quality.model_hash,
+            model_hash(config),
+        )  # fmt: skip
+        return None, []
+    return quality, _at_most(_level_problems(quality, config.levels), 12)
+
+
+def _level_problems(quality: Quality, trained: tuple[int, ...]) -> list[str]:
+    problems = [
+        f"quality.json: levels: {level} is no trained level" for level in quality.levels if level not in trained
+    ]
+    for plan in quality.plans:
+        used = {level for level, _ in plan.levels}
+        if plan.guidance.method in ("ag", "ccfg"):
+            used.add(plan.guidance.weak_level)
+        problems += [
+            f"quality.json: plan {plan.name}: {level} is no trained level" for level in sorted(used.difference(trained))
+        ]
+    return problems
+
+
+def write_sampling(path: Path, sampling: SamplingConfig) -> ModelConfig:
+    """Replaces the recommended sampling in `config.json`; the model's hash, which is of its weights, stays."""
+    config = read_config(path).model_copy(update={"sampling": sampling})
+    written = ModelConfig.model_validate(config.model_dump())  # the parts must still agree
+    staging = path / ".config.json.new"
+    try:
+        staging.write_text(written.model_dump_json(indent=2) + "\n")
+        staging.replace(path / "config.json")
+    except OSError as error:
+        raise CheckpointError(path, [f"config.json cannot be written: {error.strerror or error}"]) from None
+    return written
 
 
 def _weight_problems(path: Path, weights: WeightsConfig, model: Backbone) -> list[str]:

@@ -24,6 +24,8 @@ class Job:
     arrived_s: when the caller asked, on the worker's clock.
     latency_ms: when, after that, the answer should be out; `is_hard` says whether it is promised.
     min_level, max_level: what may be picked; without meaning for a `pinned` level per step.
+    ceilings: one level per step that is not exceeded either, or None.
+    expected_quality: at the levels that are expected when the job is made or given its plan; None is not known.
     """
 
     class_id: int
@@ -40,6 +42,8 @@ class Job:
     pinned: tuple[int, ...] | None
     priority: Priority
     output_format: AnswerFormat
+    ceilings: tuple[int, ...] | None = None
+    expected_quality: float | None = None
 
     @property
     def num_steps(self) -> int:
@@ -54,6 +58,7 @@ class Job:
             weak_caps=self.weak_caps,
             min_level=self.min_level,
             max_level=self.max_level,
+            ceilings=self.ceilings,
             pinned=self.pinned,
             is_hard=self.is_hard,
             priority=self.priority,
@@ -93,8 +98,12 @@ class ImageOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One image for each seed of the job, in order. The three times are those of `ImageOutcome` for all of them."""
+    """One image for each seed of the job, in order. The three times are those of `ImageOutcome` for all of them.
 
+    job: as it was run, with the plan that it was given if it had left that open.
+    """
+
+    job: Job
     images: tuple[ImageOutcome, ...]
 
     @property

@@ -64,6 +64,7 @@ class Pipeline:
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
         self.config = checkpoint.config
         self.model_hash = checkpoint.model_hash
+        self.quality = checkpoint.quality
         self.path = checkpoint.path
         self.device = device
         self.dtype = dtype

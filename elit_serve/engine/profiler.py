@@ -101,7 +101,7 @@ def profile_to_file(
 ) -> Path:
     """What `elit-serve profile` does: captures, measures, shows progress and a table, and writes the file."""
     file = file or pipeline.path / "latency" / f"{device_slug(device_name(pipeline.device))}.json"
-    served = served_steps(pipeline.config, pipeline.device)
+    served = served_steps(pipeline.config, pipeline.device, pipeline.quality)
     executor = open_executor(pipeline, num_slots=max(served.batches))
     with ProgressBar(console=console, transient=True) as bar:
 

@@ -8,6 +8,7 @@ from itertools import product
 import torch
 
 from elit_serve.engine.config import ModelConfig
+from elit_serve.measurements import Quality
 
 GPU_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # in simulation powers of two alone cost 4 points of quality, these 1
 CPU_BATCHES = (1, 4)  # images gain little from sharing a step there, and wait for each other
@@ -18,7 +19,8 @@ HALVINGS = 5  # levels J, J/2, ... J/16
 class StepSet:
     """levels: what a policy may pick. weak_caps: the kinds of steps (see `scheduler.Demand`), None being unguided.
 
-    captured_caps: those of `weak_caps` that the model's recommended sampling uses; the others run, but slower.
+    captured_caps: those of `weak_caps` that the model's recommended sampling and its served plans use; the others run,
+        but slower.
     """
 
     levels: tuple[int, ...]
@@ -38,8 +40,8 @@ class StepSet:
                 for point in reversed(self.points(self.captured_caps))]  # fmt: skip
 
 
-def served_steps(config: ModelConfig, device: torch.device) -> StepSet:
-    """What a server of this model prepares on this kind of device."""
+def served_steps(config: ModelConfig, device: torch.device, quality: Quality | None = None) -> StepSet:
+    """What a server of this model prepares on this kind of device, for its recommended sampling and its best plans."""
     largest = max(config.levels)
     halvings = {max(1, largest >> power) for power in range(HALVINGS)}
     guidance = config.sampling.guidance.guidance()
@@ -47,9 +49,12 @@ def served_steps(config: ModelConfig, device: torch.device) -> StepSet:
     captured: list[int | None] = [] if guidance.method == "none" else [default]
     if guidance.method == "none" or guidance.interval != (0.0, 1.0):
         captured.append(None)
+    for plan in quality.table.plans if quality else ():
+        captured += sorted({cap for cap in plan.weak_caps if cap is not None})
+        captured += [None] if None in plan.weak_caps else []
     return StepSet(
         levels=tuple(sorted(level for level in config.levels if level in halvings)),
-        weak_caps=tuple(dict.fromkeys([None, default, largest])),
-        captured_caps=tuple(captured),
+        weak_caps=tuple(dict.fromkeys([None, default, largest, *captured])),
+        captured_caps=tuple(dict.fromkeys(captured)),
         batches=GPU_BATCHES if device.type == "cuda" else CPU_BATCHES,
     )

@@ -25,6 +25,7 @@ from elit_serve.clock import Clock
 from elit_serve.engine.encoding import answer_formats, encode_sample
 from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
 from elit_serve.engine.jobs import ImageOutcome, Job, Outcome
+from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import (
     DeadlineExceeded,
@@ -138,14 +139,17 @@ class Worker:
         """Returns once the device is warm, or the worker is dead."""
         self._is_ready.wait()
 
-    def submit(self, job: Job) -> Future[Outcome]:
+    def submit(self, job: Job, open_plans: OpenPlans | None = None) -> Future[Outcome]:
         """Takes a job, also before the start; cancelling its future gives it up within a step.
 
+        With `open_plans` the job gets one of these plans in place of its own, by its target and by who is in flight.
         Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is taken.
         """
         with self._changed:
             if not self._accepts:
                 raise EngineStopped("the engine takes no more work")
+            if open_plans is not None:
+                job = open_plans.give(job, self._scheduler)
             request = _Request(job, Future())
             request.images = [_Image(request, index, next(self._request_ids)) for index in range(len(job.seeds))]
             self._admit(request)
@@ -350,7 +354,7 @@ class Worker:
             image.outcome = image.outcome_of(file, now_s)
             outcomes = [sibling.outcome for sibling in image.request.images if sibling.outcome is not None]
             if len(outcomes) == len(job.seeds):
-                _resolve(image.request.future, Outcome(images=tuple(outcomes)))
+                _resolve(image.request.future, Outcome(job=job, images=tuple(outcomes)))
             self._changed.notify_all()
 
     # Any thread

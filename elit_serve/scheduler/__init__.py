@@ -4,7 +4,8 @@ from elit_serve.scheduler.core import Counters, RequestScheduler
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.elastic import ElasticPolicy, ElasticSettings
 from elit_serve.scheduler.fixed import FixedPolicy
-from elit_serve.scheduler.quality import MeasuredPlan, QualityTable, choose_plan
+from elit_serve.scheduler.menu import Option, PlanMenu
+from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
 __all__ = [
     "CostTable",
@@ -13,7 +14,8 @@ __all__ = [
     "ElasticSettings",
     "FixedPolicy",
     "MeasuredPlan",
+    "Option",
+    "PlanMenu",
     "QualityTable",
     "RequestScheduler",
-    "choose_plan",
 ]

@@ -10,6 +10,7 @@ from itertools import count
 
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.menu import Crowd, Option, PlanMenu
 from elit_serve.scheduler.policy_view import Choice, Policy, Tracked, View
 from elit_serve.scheduler.requests import ENDED, TRANSITIONS, Demand, Launch, Refusal, State, Wait
 
@@ -70,6 +71,12 @@ class RequestScheduler:
             for newcomer in newcomers:
                 self._take(newcomer)
         return refusal
+
+    def choose_plan(self, menu: PlanMenu, *, latency_ms: float, num_images: int) -> Option:
+        """What images that leave their plan open get if they are submitted now, with this target."""
+        in_flight = self.num_waiting + self.num_running + num_images
+        crowd = Crowd(in_flight=in_flight, max_batch=self.max_batch, correction=self.correction)
+        return menu.choose(latency_ms=latency_ms, crowd=crowd)
 
     def cancel(self, request_id: int, now_s: float) -> bool:  # noqa: ARG002
         """Ends a request that has not ended; False if it had, or is not known."""

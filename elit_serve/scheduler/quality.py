@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import log
-
-from elit_serve.scheduler.cost import CostTable
+from statistics import fmean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +19,22 @@ class MeasuredPlan:
     weak_caps: one entry per step, as in `Demand`; steps outside the guidance interval are unguided.
     ceilings: the highest level of each step, as in `Demand`: equal ones, or rising for a low-early/high-late schedule.
     quality: when every step runs at its ceiling.
+    min_level: the lowest level at which its steps may run: autoguidance stays above its weak level.
     """
 
     name: str
     weak_caps: tuple[int | None, ...]
     ceilings: tuple[int, ...]
     quality: float
+    min_level: int = 1
 
     def __post_init__(self) -> None:
         assert len(self.weak_caps) == len(self.ceilings), (len(self.weak_caps), len(self.ceilings))
+        assert self.min_level <= min(self.ceilings), (self.min_level, self.ceilings)
 
-    def predict_ms(self, table: CostTable) -> float:
-        """From the first step to the answer, alone on the device and at the ceilings."""
-        steps = zip(self.ceilings, self.weak_caps, strict=True)
-        return table.overhead_ms + sum(table.step_ms(level, weak_cap, 1) for level, weak_cap in steps)
+    @property
+    def num_steps(self) -> int:
+        return len(self.weak_caps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,15 @@ class QualityTable:
             return self.levels[grid[min(index, len(grid) - 1)]]
         return self.levels[grid[index - 1]] + self._slopes[index - 1] * (mean_level - grid[index - 1])
 
+    def moved(self, quality: float, measured_at: float, mean_level: float) -> float:
+        """What a plan of this quality, measured at one mean level, is worth at another one: it gains or loses the same
+        share as the default plan does between them. At most 1."""
+        return min(1.0, quality * self.at(mean_level) / self.at(measured_at))
+
+    def of_plan(self, plan: MeasuredPlan, mean_level: float) -> float:
+        """Of a picture that was made by this plan, its steps at this level on average."""
+        return self.moved(plan.quality, fmean(plan.ceilings), mean_level)
+
     def slope(self, level: float) -> float:
         """What one more latent adds just below this level (at or below the lowest: just above it)."""
         if not self._slopes:
@@ -75,27 +85,6 @@ class QualityTable:
     def _slopes(self) -> list[float]:
         pairs = pairwise(self._grid)
         return [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairs]
-
-
-def pareto_front(menu: Sequence[MeasuredPlan], table: CostTable) -> list[MeasuredPlan]:
-    """The plans that no other one beats in both time and quality, fastest first."""
-    front: list[MeasuredPlan] = []
-    for plan in sorted(menu, key=lambda plan: (plan.predict_ms(table), -plan.quality)):
-        if not front or plan.quality > front[-1].quality:
-            front.append(plan)
-    return front
-
-
-def choose_plan(
-    menu: Sequence[MeasuredPlan], table: CostTable, *, latency_ms: float | None, crowding: float = 1.0
-) -> MeasuredPlan:
-    """The best plan of the front that fits into the target, or else the fastest. Its steps and guidance then stay.
-
-    latency_ms: None is no target. crowding: how many times as long as alone a picture takes at present.
-    """
-    front = pareto_front(menu, table)
-    fitting = [plan for plan in front if latency_ms is None or crowding * plan.predict_ms(table) <= latency_ms]
-    return fitting[-1] if fitting else front[0]
 
 
 def logarithmic(levels: Sequence[int], *, lowest: float) -> dict[int, float]:

@@ -21,13 +21,23 @@ from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.encoding import ANSWER_FORMATS
 from elit_serve.engine.executor import Executor
 from elit_serve.engine.jobs import Job, Outcome, alone_ms, weak_caps
+from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import ElitError, EngineStopped
+from elit_serve.measurements import Quality
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import problems
-from elit_serve.server.generation import answer, bare_answer, form_of, job_of, usable_levels
+from elit_serve.server.generation import (
+    answer,
+    bare_answer,
+    form_of,
+    job_of,
+    open_plans_of,
+    quality_at,
+    usable_levels,
+)
 from elit_serve.server.limits import BodyLimit
 from elit_serve.server.metrics import CLIENT_GONE, Metrics, MetricsMiddleware
 from elit_serve.server.negotiation import media_type_of
@@ -51,11 +61,13 @@ STARTED_SLOTS = 256  # beside those that wait: more pictures than a device runs 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What the routes share."""
+    """What the routes share. open_plans: for requests that leave it open how they are made; None without measurements,
+    and under the fixed policy."""
 
     pipeline: Pipeline
     settings: Settings
     cost: CostTable
+    open_plans: OpenPlans | None
     worker: Worker
     metrics: Metrics
     clock: Clock
@@ -73,7 +85,10 @@ def create_app(
     clock = clock or MonotonicClock()
     metrics = Metrics(levels=pipeline.config.levels)
     cost = replace(cost, overhead_ms=cost.overhead_ms + settings.response_ms)
-    worker = Worker(pipeline, executor, open_scheduler(settings, cost), clock=clock, observer=metrics)
+    quality = pipeline.quality
+    scheduler = open_scheduler(settings, cost, quality)
+    worker = Worker(pipeline, executor, scheduler, clock=clock, observer=metrics)
+    open_plans = OpenPlans.of(quality, cost) if quality is not None and settings.policy == "elastic" else None
     metrics.watch(worker)
 
     @asynccontextmanager
@@ -96,7 +111,13 @@ def create_app(
         swagger_ui_parameters={"validatorUrl": None},  # otherwise the page asks an outside host
     )
     app.state.service = Service(
-        pipeline=pipeline, settings=settings, cost=cost, worker=worker, metrics=metrics, clock=clock
+        pipeline=pipeline,
+        settings=settings,
+        cost=cost,
+        open_plans=open_plans,
+        worker=worker,
+        metrics=metrics,
+        clock=clock,
     )
     app.include_router(router)
     problems.install(app)
@@ -106,11 +127,12 @@ def create_app(
     return app
 
 
-def open_scheduler(settings: Settings, cost: CostTable) -> RequestScheduler:
-    """The scheduler that the settings ask for."""
+def open_scheduler(settings: Settings, cost: CostTable, quality: Quality | None) -> RequestScheduler:
+    """The scheduler that the settings ask for; without measured quality it works with a stated guess."""
     policy: ElasticPolicy | FixedPolicy
     if settings.policy == "elastic":
-        policy = ElasticPolicy(placeholder_quality(cost.levels), ElasticSettings(max_waiting=settings.max_queue))
+        table = placeholder_quality(cost.levels) if quality is None else quality.table
+        policy = ElasticPolicy(table, ElasticSettings(max_waiting=settings.max_queue))
     else:
         policy = FixedPolicy(max_waiting=settings.max_queue)
     scheduler = RequestScheduler(cost, policy)
@@ -151,11 +173,12 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
     job = await run_in_threadpool(  # drawing noise takes a while
         job_of, body, form, pipeline, service.cost, service.settings, arrived_s=arrived_s
     )
-    outcome = await _outcome(request, service, job)
+    open_plans = open_plans_of(body, service.open_plans, service.settings)
+    outcome = await _outcome(request, service, job, open_plans)
     if outcome is None:
         return Response(status_code=CLIENT_GONE)
     total_ms = 1000 * (service.clock.now() - arrived_s)
-    facts = answer(body, job, outcome, form, pipeline=pipeline, total_ms=total_ms)
+    facts = answer(body, outcome, form, pipeline=pipeline, total_ms=total_ms)
     for image in facts.images:
         metrics.level.observe(image.level)
     if form.is_bare:
@@ -174,7 +197,10 @@ def models(request: Request) -> ModelList:
     }
     levels = [
         LevelInfo(
-            level=level, budget=budget_of_level(level, config.spec.latents_per_group), latency_ms=costs_ms.get(level)
+            level=level,
+            budget=budget_of_level(level, config.spec.latents_per_group),
+            latency_ms=costs_ms.get(level),
+            quality=quality_at(service.pipeline, plan, level),
         )
         for level in config.levels
     ]
@@ -230,10 +256,10 @@ def _living_worker(request: Request) -> Worker:
     return worker
 
 
-async def _outcome(request: Request, service: Service, job: Job) -> Outcome | None:
+async def _outcome(request: Request, service: Service, job: Job, open_plans: OpenPlans | None) -> Outcome | None:
     """Runs a job; None, with the job given up, when its caller has left. Counts what becomes of it."""
     try:
-        future = service.worker.submit(job)
+        future = service.worker.submit(job, open_plans)
     except ElitError as error:
         service.metrics.refused(error)
         raise

@@ -6,6 +6,7 @@ import base64
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from urllib.parse import quote
 
 from starlette.responses import Response
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from elit_serve.budget import budget_of_level, level_of_budget
 from elit_serve.engine.encoding import AnswerFormat, answer_formats
 from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, alone_ms, draw_noise, weak_caps
+from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import MAX_SEED, Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.sampling import Guidance, Plan
@@ -63,6 +65,7 @@ def job_of(
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
         latency_ms = SOFT_SCALE * alone_ms(cost, pinned or (high,) * plan.num_steps, caps, len(seeds))
+    expected_level = fmean(pinned) if pinned else high
     return Job(
         class_id=class_id,
         seeds=seeds,
@@ -78,7 +81,22 @@ def job_of(
         pinned=pinned,
         priority=Priority(request.priority),
         output_format=form.output_format,
+        expected_quality=quality_at(pipeline, plan, expected_level),
     )
+
+
+def open_plans_of(request: GenerateRequest, plans: OpenPlans | None, settings: Settings) -> OpenPlans | None:
+    """The measured plans that this request may get, or None if it says itself how its pictures are to be made."""
+    says_how = (request.budget, request.min_budget, request.max_budget, request.levels, request.steps)
+    is_open = request.guidance == GuidanceRequest() and all(value is None for value in says_how)
+    return plans.within(settings.max_image_steps // request.n) if plans is not None and is_open else None
+
+
+def quality_at(pipeline: Pipeline, plan: Plan, mean_level: float) -> float | None:
+    """Measured quality of pictures with the plan's steps and guidance whose steps ran at this level on average."""
+    if pipeline.quality is None:
+        return None
+    return pipeline.quality.of(plan.guidance, plan.num_steps, plan.time_shift, mean_level)
 
 
 def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:
@@ -141,10 +159,11 @@ def _bounds(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> tuple[i
 
 
 def answer(
-    request: GenerateRequest, job: Job, outcome: Outcome, form: Form, *, pipeline: Pipeline, total_ms: float
+    request: GenerateRequest, outcome: Outcome, form: Form, *, pipeline: Pipeline, total_ms: float
 ) -> GenerateResponse:
     """The JSON answer."""
     latents_per_group = pipeline.config.spec.latents_per_group
+    job = outcome.job
     guidance = job.guidance
     return GenerateResponse(
         model=pipeline.config.name,
@@ -168,18 +187,21 @@ def answer(
         compute_ms=round(outcome.compute_ms, 3),
         encode_ms=round(outcome.encode_ms, 3),
         total_ms=round(total_ms, 3),
-        images=[_image(image, job, latents_per_group) for image in outcome.images],
+        expected_quality=_rounded(job.expected_quality),
+        images=[_image(image, job, pipeline) for image in outcome.images],
     )
 
 
-def _image(image: ImageOutcome, job: Job, latents_per_group: int) -> GeneratedImage:
-    mean_level = job.plan(image.levels).mean_level
+def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
+    plan = job.plan(image.levels)
+    mean_level = plan.mean_level
     return GeneratedImage(
         b64_json=base64.b64encode(image.file).decode("ascii"),
         seed=image.seed,
         level=_whole(mean_level),
-        budget=budget_of_level(mean_level, latents_per_group),
+        budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),
         levels=list(image.levels),
+        quality=_rounded(quality_at(pipeline, plan, mean_level)),
         queue_ms=round(image.queue_ms, 3),
         compute_ms=round(image.compute_ms, 3),
         encode_ms=round(image.encode_ms, 3),
@@ -208,9 +230,15 @@ def bare_answer(facts: GenerateResponse, file: bytes) -> Response:
         "Compute-Ms": facts.compute_ms,
         "Encode-Ms": facts.encode_ms,
         "Total-Ms": facts.total_ms,
+        "Expected-Quality": facts.expected_quality,
+        "Quality": image.quality,
     }
     named = {f"X-Elit-{name}": str(value) for name, value in headers.items() if value is not None}
     return Response(file, media_type=media_type_of(facts.output_format), headers=named)
+
+
+def _rounded(quality: float | None) -> float | None:
+    return None if quality is None else round(quality, 4)
 
 
 def _whole(value: float) -> int | float:

@@ -104,7 +104,7 @@ def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:
     """The model with slots for its pictures, and what its steps cost on this device."""
     pipeline = _load(settings)
     executor = open_executor(pipeline, num_slots=num_slots(settings))
-    served = served_steps(pipeline.config, pipeline.device)
+    served = served_steps(pipeline.config, pipeline.device, pipeline.quality)
     executor.capture(served)
     return pipeline, executor, latency_of(pipeline, executor, served, clock=MonotonicClock())
 

@@ -98,6 +98,7 @@ class GeneratedImage(BaseModel):
     level: int | float
     budget: float
     levels: list[int]
+    quality: float | None = Field(description="Measured, read off at the mean level; null without measurements.")
     queue_ms: float = Field(description="From arrival to the first step.")
     compute_ms: float = Field(description="From the first step to the end of the last, waits between them included.")
     encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
@@ -121,6 +122,9 @@ class GenerateResponse(BaseModel):
     compute_ms: float = Field(description="From there to the end of the last picture's last step.")
     encode_ms: float = Field(description="From there to the last file.")
     total_ms: float = Field(description="From arrival to the answer.")
+    expected_quality: float | None = Field(
+        description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are."
+    )
     images: list[GeneratedImage]
 
 
@@ -128,11 +132,13 @@ class LevelInfo(BaseModel):
     """latency_ms: predicted from measurements for one picture, recommended sampling and an idle server.
 
     None for a level that the recommended autoguidance cannot use.
+    quality: measured, of recommended sampling at this level; None where it was not.
     """
 
     level: int
     budget: float
     latency_ms: float | None
+    quality: float | None
 
 
 class ModelInfo(BaseModel):

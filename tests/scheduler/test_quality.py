@@ -2,14 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from elit_serve.scheduler import CostTable, QualityTable
+from elit_serve.scheduler import MeasuredPlan, QualityTable
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.scheduler.quality import MeasuredPlan, choose_plan, logarithmic, pareto_front
-
-
-def plan(name: str, quality: float, *, steps: int = 10, level: int = 16, guided: int = 0) -> MeasuredPlan:
-    caps = (4,) * guided + (None,) * (steps - guided)
-    return MeasuredPlan(name=name, weak_caps=caps, ceilings=(level,) * steps, quality=quality)
+from elit_serve.scheduler.quality import logarithmic
 
 
 def test_quality_is_linear_in_the_mean_level_between_measured_ones() -> None:
@@ -35,22 +30,9 @@ def test_every_doubling_adds_the_same() -> None:
     assert logarithmic([2, 4, 8, 16], lowest=0.4) == pytest.approx({2: 0.4, 4: 0.6, 8: 0.8, 16: 1.0})
 
 
-def test_the_front_holds_what_nothing_beats_in_both_time_and_quality(table: CostTable) -> None:
-    menu = [
-        plan("guided", 1.0, guided=10),
-        plan("half guided", 1.0, guided=5),
-        plan("plain", 0.8),
-        plan("low", 0.7, level=4),
-        plan("low and long", 0.75, level=4, steps=40),
-    ]
-    assert [chosen.name for chosen in pareto_front(menu, table)] == ["low", "plain", "half guided"]
-
-
-def test_the_best_plan_that_fits_is_chosen_or_else_the_fastest(table: CostTable) -> None:
-    """At level 4 ten steps take 40 ms with the overhead, at level 16 70, and with guidance 80."""
-    menu = [plan("low", 0.6, level=4), plan("plain", 0.8), plan("guided", 1.0, guided=10)]
-    assert choose_plan(menu, table, latency_ms=None).name == "guided"
-    assert choose_plan(menu, table, latency_ms=80).name == "guided"
-    assert choose_plan(menu, table, latency_ms=79).name == "plain"
-    assert choose_plan(menu, table, latency_ms=79, crowding=1.5).name == "low"
-    assert choose_plan(menu, table, latency_ms=10).name == "low"
+def test_a_plan_loses_the_share_that_the_default_plan_loses_between_the_same_levels() -> None:
+    table = QualityTable(levels={4: 0.5, 8: 0.8, 16: 1.0})
+    plan = MeasuredPlan(name="rising", weak_caps=(None,) * 4, ceilings=(4, 4, 12, 12), quality=0.6)
+    assert table.of_plan(plan, 8) == pytest.approx(0.6)
+    assert table.of_plan(plan, 4) == pytest.approx(0.6 * 0.5 / 0.8)
+    assert table.moved(0.95, 4, 16) == 1.0

@@ -29,10 +29,10 @@ def test_the_model_is_described_with_what_its_levels_cost(server: Any) -> None:
     assert model["sampling"]["steps"] == 4
     assert model["sampling"]["guidance"]["method"] == "ccfg"
     assert model["levels"] == [
-        {"level": 1, "budget": 0.25, "latency_ms": 1500.0},
-        {"level": 2, "budget": 0.5, "latency_ms": 2000.0},
-        {"level": 3, "budget": 0.75, "latency_ms": 2500.0},
-        {"level": 4, "budget": 1.0, "latency_ms": 3000.0},
+        {"level": 1, "budget": 0.25, "latency_ms": 1500.0, "quality": None},
+        {"level": 2, "budget": 0.5, "latency_ms": 2000.0, "quality": None},
+        {"level": 3, "budget": 0.75, "latency_ms": 2500.0, "quality": None},
+        {"level": 4, "budget": 1.0, "latency_ms": 3000.0, "quality": None},
     ]
 
 

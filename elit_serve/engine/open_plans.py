@@ -1,0 +1,51 @@
+"""What a request gets that leaves steps, guidance and levels open: one of the model's best measured plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from elit_serve.engine.jobs import Job
+from elit_serve.measurements import Quality
+from elit_serve.sampling import Guidance, Plan
+from elit_serve.scheduler import CostTable, PlanMenu, RequestScheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPlans:
+    """menu: what the scheduler chooses from. plans: what the names in it stand for, with every step at its ceiling."""
+
+    menu: PlanMenu
+    plans: Mapping[str, Plan]
+
+    @classmethod
+    def of(cls, quality: Quality, cost: CostTable) -> OpenPlans:
+        """The plans of a model's `quality.json` that servers offer, at what they cost here."""
+        plans = {
+            plan.name: Plan(
+                levels=plan.step_levels,
+                guidance=Guidance(**plan.guidance.model_dump()),
+                time_shift=plan.time_shift,
+            )
+            for plan in quality.served
+        }
+        return cls(menu=PlanMenu.of(quality.table, cost), plans=plans)
+
+    def within(self, max_steps: int) -> OpenPlans | None:
+        """Those of at most so many steps; None if there are none."""
+        menu = self.menu.within(max_steps)
+        return None if menu is None else replace(self, menu=menu)
+
+    def give(self, job: Job, scheduler: RequestScheduler) -> Job:
+        """The job with the plan that suits its target and who is in flight: steps and guidance are fixed from now on, levels up to the ceilings are not."""
+        option = scheduler.choose_plan(self.menu, latency_ms=job.latency_ms, num_images=len(job.seeds))
+        plan, measured = self.plans[option.plan.name], option.plan
+        return replace(
+            job,
+            guidance=plan.guidance,
+            time_shift=plan.time_shift,
+            weak_caps=measured.weak_caps,
+            ceilings=measured.ceilings,
+            min_level=measured.min_level,
+            expected_quality=option.quality,
+        )
