@@ -222,6 +222,10 @@ def train(
     autoencoder: Annotated[
         Path | None, typer.Option(help="A folder in diffusers' format, if the recipe needs it.")
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a value of the recipe, as training.steps=100; may be repeated."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -236,7 +240,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     run_training(
-        read_recipe(recipe),
+        read_recipe(recipe, changes or ()),
         data,
         out,
         validation=val,

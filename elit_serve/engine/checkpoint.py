@@ -65,7 +65,7 @@ class Checkpoint:
 
 def model_hash(config: ModelConfig) -> str:
     """Twelve hex digits that change with the weights or with what they are loaded into."""
-    content = {"backbone": config.backbone.model_dump(), "weights": config.weights.files}
+    content = {"backbone": config.backbone.model_dump(exclude_defaults=True), "weights": config.weights.files}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

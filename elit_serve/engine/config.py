@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn import BackboneSpec, InterfaceSpec
+from elit_serve.nn.spec import Positions
 from elit_serve.sampling import Guidance, GuidanceMethod, Plan
 
 WeightDtype = Literal["float32", "bfloat16", "float16"]
@@ -41,6 +42,8 @@ class BackboneShape(Strict):
     depth: int = Field(ge=1, le=512)
     num_heads: int = Field(ge=1, le=512)
     interface: InterfaceConfig | None = None
+    positions: Positions = "rope"
+    padding: int = Field(default=0, ge=0, le=4096)
 
 
 class BackboneConfig(BackboneShape):

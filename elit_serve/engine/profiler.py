@@ -62,7 +62,7 @@ def device_slug(name: str) -> str:
 
 def backbone_hash(pipeline: Pipeline) -> str:
     """Twelve hex digits of what a step costs depends on: the backbone's shape, whatever its weights."""
-    shape = pipeline.config.backbone.model_dump(exclude={"num_classes"})
+    shape = pipeline.config.backbone.model_dump(exclude={"num_classes"}, exclude_defaults=True)
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
 
 

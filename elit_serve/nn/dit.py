@@ -31,7 +31,7 @@ from elit_serve.nn.spec import BackboneSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Everything that depends on the sample size alone: RoPE tables and the number of groups."""
+    """Everything that depends on the sample size alone: RoPE tables and the number of groups. Padding is included."""
 
     height: int
     width: int
@@ -50,6 +50,7 @@ class Backbone(nn.Module):
         self.patch_embed = nn.Linear(spec.channels * spec.patch**2, spec.dim)
         self.time_embed = TimestepEmbedder(spec.dim)
         self.class_embed = nn.Embedding(spec.num_classes + 1, spec.dim)  # the last one means "no class"
+        self.positions = nn.Parameter(torch.empty(spec.num_tokens, spec.dim)) if spec.positions == "learned" else None
         self._make_blocks()
         self.final = FinalLayer(spec.dim, spec.channels * spec.patch**2)
         self._layouts: dict[tuple[int, int, torch.device], Layout] = {}
@@ -78,9 +79,12 @@ class Backbone(nn.Module):
 
     def _make_layout(self, height: int, width: int, device: torch.device) -> Layout:
         self.spec.check_size(height, width)
+        height, width = height + 2 * self.spec.padding, width + 2 * self.spec.padding
         head_size = self.spec.dim // self.spec.num_heads
         rows, columns = height // self.spec.patch, width // self.spec.patch
         positions = token_positions(rows, columns, self.window, device)
+        if self.positions is not None:
+            positions = torch.zeros_like(positions)  # all in one place: RoPE then turns nothing
         centres = group_centres(positions, self.window[0] * self.window[1])
         return Layout(
             height=height,
@@ -92,9 +96,10 @@ class Backbone(nn.Module):
 
     def embed(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W], t [B] in [0, 1], label [B] -> tokens [B, N, D] and activated condition [B, D]."""
-        tokens = self.patch_embed(
-            patchify(x.to(self.patch_embed.weight.dtype), patch=self.spec.patch, window=self.window)
-        )
+        x = F.pad(x.to(self.patch_embed.weight.dtype), (self.spec.padding,) * 4)
+        tokens = self.patch_embed(patchify(x, patch=self.spec.patch, window=self.window))
+        if self.positions is not None:
+            tokens = tokens + self.positions
         return tokens, F.silu(self.time_embed(t) + self.class_embed(label))
 
     def modulations(self, modules: Sequence[Block | Read | FinalLayer], c: Tensor) -> Iterator[Tensor]:
@@ -131,7 +136,11 @@ class Backbone(nn.Module):
     def unembed(self, residual: Tensor | Residual, modulation: Tensor, layout: Layout) -> Tensor:
         """A stream of tokens [B, N, D], `modulation(c)` [B, 2D] -> velocity [B, C, H, W]."""
         patches = self.final(residual, modulation)  # [B, N, C * P * P]
-        return unpatchify(patches, patch=self.spec.patch, window=self.window, height=layout.height, width=layout.width)
+        padded = unpatchify(
+            patches, patch=self.spec.patch, window=self.window, height=layout.height, width=layout.width
+        )
+        inside = slice(self.spec.padding, -self.spec.padding or None)
+        return padded[:, :, inside, inside]
 
 
 class DiT(Backbone):

@@ -152,7 +152,7 @@ def settled(residual: Tensor | Residual) -> Tensor:
 
 
 def initialise(model: nn.Module) -> None:
-    """Xavier for linear layers, N(0, 0.02) for embeddings and latents, zero for what must start as identity or zero.
+    """Xavier for linear layers, N(0, 0.02) for embeddings, latents and positions, zero for what must start so.
 
     Zeroed are the adaLN projections, the final layer, and every module that lists itself in
     `zero_at_start`, a tuple of its own linear layers (Write's output projections).
@@ -163,8 +163,9 @@ def initialise(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        elif isinstance(latents := getattr(module, "latents", None), nn.Parameter):
-            nn.init.normal_(latents, std=0.02)
+        for name in ("latents", "positions"):
+            if isinstance(learned := getattr(module, name, None), nn.Parameter):
+                nn.init.normal_(learned, std=0.02)
     for module in model.modules():
         zeroed = [getattr(module, "modulation", None), *getattr(module, "zero_at_start", ())]
         if isinstance(module, FinalLayer):

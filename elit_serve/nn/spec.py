@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from elit_serve.errors import InvalidInput
+
+Positions = Literal["rope", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,9 @@ class BackboneSpec:
 
     channels, height, width: the sample the model works on (pixels, or an autoencoder's latent).
     patch: side of a square patch. dim: token width d. num_classes excludes the null class.
+    positions: `rope`, or `learned` for an embedding of each token instead, which ties the model to one sample size.
+    padding: zeros around the sample, in its elements, that the model computes on and its output lacks: tokens that
+        nobody needs, for the experiment of the paper's section 3.2.
     """
 
     channels: int
@@ -49,8 +55,14 @@ class BackboneSpec:
     num_heads: int
     num_classes: int
     interface: InterfaceSpec | None = None
+    positions: Positions = "rope"
+    padding: int = 0
 
     def __post_init__(self) -> None:
+        if self.positions not in get_args(Positions):
+            raise InvalidInput("positions", self.positions, f"one of {', '.join(get_args(Positions))}")
+        if self.padding < 0:
+            raise InvalidInput("padding", self.padding, "it must be at least 0")
         for name in ("channels", "height", "width", "patch", "dim", "depth", "num_heads", "num_classes"):
             if getattr(self, name) < 1:
                 raise InvalidInput(name, getattr(self, name), "it must be at least 1")
@@ -67,14 +79,17 @@ class BackboneSpec:
         self.check_size(self.height, self.width)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises unless a sample of this size splits into whole windows of whole patches."""
+        """Raises unless a sample of this size, padded, splits into whole windows of whole patches."""
         rows, columns = self.interface.window if self.interface else (1, 1)
         for name, size, step in (
             ("height", height, rows * self.patch),
             ("width", width, columns * self.patch),
         ):
-            if size < step or size % step:
-                raise InvalidInput(name, size, f"it must be a multiple of {step} (window x patch)")
+            padded = size + 2 * self.padding
+            if padded < step or padded % step:
+                raise InvalidInput(name, padded, f"it must be a multiple of {step} (window x patch)")
+        if self.positions == "learned" and (height, width) != (self.height, self.width):
+            raise InvalidInput("height, width", (height, width), f"positions are learned for {self.height, self.width}")
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -83,8 +98,9 @@ class BackboneSpec:
 
     @property
     def num_tokens(self) -> int:
-        """N, spatial tokens after patchify."""
-        return (self.height // self.patch) * (self.width // self.patch)
+        """N, spatial tokens after patchify, padding included."""
+        rows, columns = ((size + 2 * self.padding) // self.patch for size in (self.height, self.width))
+        return rows * columns
 
     @property
     def latents_per_group(self) -> int:

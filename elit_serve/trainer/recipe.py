@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,19 +157,42 @@ class Recipe(Section):
         return (largest,) if self.budget.drawing == "fixed" else tuple(range(self.budget.min_level, largest + 1))
 
 
-def read_recipe(path: Path) -> Recipe:
-    """A recipe from a TOML file; raises `RecipeError` with everything that is wrong."""
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe from a TOML file, with some of its values changed; raises `RecipeError` with everything that is wrong.
+
+    changes: as `training.steps=100`: a key and a TOML value.
+    """
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(path, [f"larger than {MAX_RECIPE_BYTES} bytes"])
         with path.open("rb") as file:
-            return Recipe.model_validate(tomllib.load(file))
+            content = tomllib.load(file)
+        for change in changes:
+            _merge(content, _parse_change(change))
+        return Recipe.model_validate(content)
     except OSError as error:
         raise RecipeError(path, [f"it cannot be read: {error.strerror}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(path, [f"not TOML: {error}"]) from None
     except ValidationError as error:
         raise RecipeError(path, [_problem(details["loc"], details["msg"]) for details in error.errors()]) from None
+
+
+def _parse_change(text: str) -> dict[str, Any]:
+    """`a.b=1` as {"a": {"b": 1}}."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise InvalidInput("--set", text, "a key and a TOML value, as training.steps=100 or name='mine'") from None
+
+
+def _merge(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Puts changes into nested tables; whatever else is in them stays."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            _merge(content[key], value)
+        else:
+            content[key] = value
 
 
 def _problem(place: Sequence[int | str], message: str) -> str:

@@ -171,3 +171,53 @@ def test_specs_that_cannot_be_are_refused_by_name(change: dict[str, int], field:
 def test_interfaces_that_cannot_be_are_refused(window: tuple[int, int], split: tuple[int, int, int]) -> None:
     with pytest.raises(InvalidInput):
         InterfaceSpec(window=window, head=split[0], core=split[1], tail=split[2])
+
+
+PADDED = replace(ELIT, padding=8, positions="learned")
+
+
+@pytest.mark.parametrize("spec", [PADDED, replace(PADDED, interface=None)])
+def test_padding_adds_tokens_and_is_cut_off_again(spec: BackboneSpec) -> None:
+    model = randomised(spec)
+    assert spec.num_tokens == 4 * ELIT.num_tokens
+    assert spec.sample_shape == ELIT.sample_shape
+    assert model.layout(16, 16, torch.device("cpu")).token_rope.shape[1] == spec.num_tokens
+    assert model(*inputs(), 1).shape == (2, 3, 16, 16)
+
+
+def test_the_model_sees_zeros_around_the_sample() -> None:
+    x, t, label = inputs()
+    padded, plain = (
+        randomised(replace(PADDED, padding=2, positions="rope")),
+        randomised(replace(ELIT, height=20, width=20)),
+    )
+    wide = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    torch.testing.assert_close(padded(x, t, label, 3), plain(wide, t, label, 3)[:, :, 2:-2, 2:-2])
+
+
+def test_learned_positions_tell_tokens_apart_and_replace_rope() -> None:
+    model = randomised(replace(PLAIN, positions="learned"))
+    x, t, label = torch.ones(1, 3, 16, 16), torch.tensor([0.5]), torch.tensor([0])
+    patches = model(x, t, label)[0, :, ::2, ::2].flatten(1).T  # [N, 3], one element of each patch
+    assert len({tuple(patch.tolist()) for patch in patches}) == len(patches)
+    torch.nn.init.zeros_(model.positions)
+    patches = model(x, t, label)[0, :, ::2, ::2].flatten(1).T
+    torch.testing.assert_close(patches, patches[:1].expand_as(patches))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"padding": -2}, "padding: -2"),
+        ({"padding": 3}, "a multiple of 4"),
+        ({"positions": "sinusoidal"}, "rope, learned"),
+    ],
+)
+def test_impossible_padding_and_positions_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        replace(ELIT, **change)
+
+
+def test_learned_positions_fit_one_size() -> None:
+    with pytest.raises(InvalidInput, match="positions are learned for"):
+        randomised(PADDED)(*inputs(height=32, width=32), 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from elit_serve.errors import RecipeError
+from elit_serve.errors import InvalidInput, RecipeError
 from elit_serve.nn.flops import flops_forward, flops_iteration, flops_multi_budget
 from elit_serve.nn.registry import count_parameters, preset
 from elit_serve.trainer.recipe import Recipe, read_recipe
@@ -132,3 +132,21 @@ def test_files_that_are_no_recipe_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not TOML"):
         read_recipe(tmp_path / "binary.toml")
+
+
+def test_values_can_be_changed_without_another_file() -> None:
+    path = RECIPES / "garden64.toml"
+    changes = ["training.steps=7", "backbone.interface.head=2", "backbone.interface.core=9", "name='mine'"]
+    recipe, changed = read_recipe(path), read_recipe(path, changes)
+    assert (changed.training.steps, changed.name) == (7, "mine")
+    assert changed.backbone.interface is not None
+    assert (changed.backbone.interface.head, changed.backbone.interface.tail) == (2, 1)
+    assert changed.training.batch == recipe.training.batch
+
+
+def test_a_change_can_be_wrong_too() -> None:
+    path = RECIPES / "garden64.toml"
+    with pytest.raises(RecipeError, match=r"training\.stepz"):
+        read_recipe(path, ["training.stepz=7"])
+    with pytest.raises(InvalidInput, match="a key and a TOML value"):
+        read_recipe(path, ["training.steps"])
