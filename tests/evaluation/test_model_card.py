@@ -17,6 +17,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import TorchScriptFeatures
 from elit_serve.evaluation.frechet import FeatureStatistics, frechet_distance
 from elit_serve.evaluation.model_card import Benchmark, evaluate_model, evaluate_plan, evenly, prepare, sample_features
+from elit_serve.evaluation.page import write_report
 from elit_serve.pictures import list_photographs
 
 
@@ -152,6 +153,9 @@ def test_the_command_writes_the_card_and_its_pictures(
     with Image.open(out / "budgets.png") as budgets, Image.open(out / "nearest.png") as pairs:
         assert budgets.height > 3 * 128
         assert pairs.width > 10 * 128
+    page = write_report(out).read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert f"{facts['levels'][0]['distance_mean']:.1f} ± " in page
 
 
 def test_bad_values_stop_the_command_before_any_sampling(
