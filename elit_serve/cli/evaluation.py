@@ -15,23 +15,30 @@ def _report(folder: Path | None) -> None:
     """`--report DIR`: tells what is measured already, and measures nothing."""
     if folder is None:
         return
-    from elit_serve.evaluation.page import write_report
+    from elit_serve.evaluation.page import write_page
 
-    typer.echo(f"{write_report(folder)}")
+    typer.echo(f"{write_page(folder)}")
     raise typer.Exit
 
 
 def evaluate(
-    reference: Annotated[Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg.")],
-    held_out: Annotated[Path, typer.Option(help="Photographs that the model never saw; they set n and the class mix.")],
-    features: Annotated[str, typer.Option(help="torchscript:PATH, images in [0, 1] to features; it is run as code.")],
+    reference: Annotated[
+        Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg; or a saved reference.")
+    ],
+    features: Annotated[str, typer.Option(help="torchscript:PATH (run as code), inception[:PATH] or dinov2[:PATH].")],
     out: Annotated[Path, typer.Option(help="The folder for evaluation.json, table.md, budgets.png and nearest.png.")],
     model: ModelArgument = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Photographs the model never saw; they set n and the class mix. Default: every 10th."),
+    ] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Keep the photographs' features in this .safetensors, for --reference.")
+    ] = None,
     levels: Annotated[str | None, typer.Option(help="Levels, as 1,2,4,8,16. Default: all trained ones.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Sets of samples, each with its own seeds.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures sampled at once.")] = 64,
-    reference_size: Annotated[
-        int | None, typer.Option(help="Training photographs behind the distance, evenly chosen. Default: all.")
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most pictures in a step. Default: a server's largest batch.")
     ] = None,
     show: Annotated[list[str] | None, typer.Option(help="A class for budgets.png; may be repeated.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
@@ -56,26 +63,23 @@ def evaluate(
     from dataclasses import replace
 
     from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.evaluation.command import EvaluateOptions, run_evaluation
     from elit_serve.evaluation.features import open_features
-    from elit_serve.evaluation.report import evaluate_to_folder
-    from elit_serve.pictures import list_photographs
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
     start = chosen.interval[0] if interval_start is None else interval_start
     end = chosen.interval[1] if interval_end is None else interval_end
-    card = evaluate_to_folder(
-        pipeline,
-        pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end))),
-        training=list_photographs(reference),
-        held_out=list_photographs(held_out),
-        extractor=open_features(features, pipeline.device),
+    options = EvaluateOptions(
+        reference=reference,
+        held_out=held_out,
+        save_reference=save_reference,
         out=out,
         levels=integers("levels", levels) if levels else list(pipeline.config.levels),
         repeats=seeds,
         batch_size=batch_size,
-        num_reference=reference_size,
         shown_classes=[pipeline.class_id(name, field="show") for name in show or []],
-        console=Console(stderr=True),
     )
-    typer.echo(card.as_markdown())
+    plan = pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end)))
+    extractor = open_features(features, pipeline.device)
+    typer.echo(run_evaluation(pipeline, plan, extractor, options, Console(stderr=True)))

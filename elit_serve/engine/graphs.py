@@ -44,6 +44,7 @@ class GraphExecutor(Executor):
         self._graphs: dict[tuple[int, int | None, int], torch.cuda.CUDAGraph] = {}
         self._static: dict[int, Tensor] = {}  # batch -> inputs [6, batch] that the graphs of this batch read
         self._batches: list[int] = []
+        self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
         self._model.side_stream = _stream(self._device)
         self._steps.wait_stream(torch.cuda.current_stream(self._device))
 
@@ -52,20 +53,19 @@ class GraphExecutor(Executor):
         """Captures graphs; `on_progress` is told how many of how many are done."""
         self._batches = sorted({*self._batches, *wanted.batches})
         keys = wanted.captured_keys()
-        pool = torch.cuda.graph_pool_handle()
         for count, key in enumerate(keys):
-            self._capture(key, pool)
+            self._capture(key)
             if on_progress is not None:
                 on_progress(count + 1, len(keys))
         torch.cuda.synchronize(self._device)
 
-    def _capture(self, key: tuple[int, int | None, int], pool: Any) -> None:
+    def _capture(self, key: tuple[int, int | None, int]) -> None:
         level, weak_level, batch = key
         inputs = self._static.setdefault(batch, _padding(batch).to(self._device))
         with torch.cuda.stream(self._steps), _attention():
             step_in_place(self._model, self._state, inputs, level=level, weak_level=weak_level)  # compiles, plans
             graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=pool)
+            graph.capture_begin(pool=self._pool)
             try:
                 step_in_place(self._model, self._state, inputs, level=level, weak_level=weak_level)
             finally:

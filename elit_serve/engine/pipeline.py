@@ -245,6 +245,11 @@ class Pipeline:
         """Whether there is no autoencoder, so that the answer is the latent."""
         return self.config.autoencoder.kind == "none"
 
+    @property
+    def pixels_per_element(self) -> int:
+        """Pixels of a picture per side of a sample's element."""
+        return self._autoencoder.factor
+
     def picture(self, pixels: Tensor, class_id: int, seed: int, plan: Plan) -> Picture:
         """One decoded picture, uint8 [H, W, 3] on the CPU, with its facts."""
         return Picture(image=Image.fromarray(pixels.numpy()), facts=self.facts(class_id, seed, plan))

@@ -79,13 +79,9 @@ def latency_of(
 
     `cache_folder` is where measurements are kept; None is the user's cache directory.
     """
-    name = f"{device_slug(device_name(pipeline.device))}.json"
-    own = pipeline.path / "latency" / name
-    for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
-        if file.is_file():
-            latency = read_latency(file, model=file.parent.parent)
-            if _fits(latency, pipeline, served):
-                return latency
+    shipped = known_latency(pipeline, served)
+    if shipped is not None:
+        return shipped
     folder = user_cache_path("elit-serve") / "latency" if cache_folder is None else cache_folder
     cached = folder / f"{_cache_key(pipeline, served)}.json"
     known = _read_cached(cached)
@@ -94,6 +90,19 @@ def latency_of(
     latency = measure(pipeline, executor, served, clock=clock, on_progress=on_progress)
     _write_cached(cached, latency)
     return latency
+
+
+def known_latency(pipeline: Pipeline, served: StepSet | None = None) -> Latency | None:
+    """The measured cost of these steps (default: a server's) on this device in the model directory, or bundled."""
+    served = served or served_steps(pipeline.config, pipeline.device)
+    name = f"{device_slug(device_name(pipeline.device))}.json"
+    own = pipeline.path / "latency" / name
+    for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
+        if file.is_file():
+            latency = read_latency(file, model=file.parent.parent)
+            if _fits(latency, pipeline, served):
+                return latency
+    return None
 
 
 def profile_to_file(

@@ -1,10 +1,11 @@
-"""Fréchet distance between Gaussians fitted to two sets of features. float64 on the CPU throughout.
+"""Fréchet distance between Gaussians fitted to two sets of features. float64 throughout, on whatever device.
 
 Letters: n samples, F features.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ class FeatureStatistics:
         """Of features [n, F]. n may be below F: the covariance is then rank-deficient, which is allowed."""
         if features.ndim != 2 or len(features) < 2:
             raise InvalidInput("features", list(features.shape), "a covariance needs at least two vectors [n, F]")
-        features = features.double().cpu()
+        features = features.double()
         if not bool(torch.isfinite(features).all()):
             raise InvalidInput("features", "NaN or infinite values", "finite numbers")
         return cls(
@@ -55,6 +56,25 @@ class FrechetReference:
         values = torch.linalg.eigvalsh((product + product.T) / 2)
         traces = mine.covariance.trace() + other.covariance.trace() - 2 * _non_negative(values).sqrt().sum()
         return float((mine.mean - other.mean).square().sum() + traces)
+
+    def distances(self, samples: Tensor, member: Tensor) -> list[float]:
+        """The squared distance of each subset `member` [S, n] (bool) of samples [n, F]."""
+        return [self._distance_of(samples.double()[inside]) for inside in member]
+
+    def _distance_of(self, samples: Tensor) -> float:
+        if len(samples) >= samples.shape[1]:
+            return self.distance(FeatureStatistics.of(samples))
+        return self._distance_of_few(samples)
+
+    def _distance_of_few(self, samples: Tensor) -> float:
+        """The same for n < F, from an [n, n] matrix: S1^(1/2) S2 S1^(1/2) is Y' Y with Y = X S1^(1/2), X centred and
+        divided by the root of n - 1, and Y Y' has the same eigenvalues but for zeros."""
+        mine, mean = self.statistics, samples.mean(0)
+        centred = (samples - mean) / math.sqrt(len(samples) - 1)
+        rooted = centred @ self._root
+        values = torch.linalg.eigvalsh(rooted @ rooted.T)
+        traces = mine.covariance.trace() + centred.square().sum() - 2 * _non_negative(values).sqrt().sum()
+        return float((mine.mean - mean).square().sum() + traces)
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:

@@ -40,7 +40,7 @@ class Figure:
     caption: str
 
 
-def write_report(folder: Path) -> Path:
+def write_page(folder: Path) -> Path:
     """Writes `report.html` into a folder with evaluation.json, quality.json or both, and returns its path.
 
     Sample sheets (`budgets.png` and others of `PICTURES`) and a latency file beside them are told as well.

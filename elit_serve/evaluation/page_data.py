@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elit_serve.errors import CheckpointError, DataError, InvalidInput
-from elit_serve.measurements import Latency, Quality, read_latency, read_quality, weak_caps
+from elit_serve.measurements import Latency, Quality, Uncertain, read_latency, read_quality, weak_caps
 
 MAX_FILE_BYTES = 16 << 20
 
@@ -21,6 +22,17 @@ class Estimate:
 
     value: float
     half_width: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What evaluation.json says of a set of pictures beside its Fréchet distance. None: the features have no logits."""
+
+    kernel: Estimate
+    precision: Estimate
+    recall: Estimate
+    inception_score: Estimate | None
+    nearest_ratio: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +54,7 @@ class Row:
     gflops: float | None = None
     time_ms: float | None = None
     on_front: bool = False
-    precision: float | None = None
-    recall: float | None = None
-    nearest_ratio: float | None = None
+    scores: Scores | None = None
     images_per_second: float | None = None
 
     @property
@@ -60,16 +70,20 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """Everything that a report tells. evaluated: plans of evaluation.json. swept: plans of quality.json."""
+    """Everything that a report tells. evaluated: plans of evaluation.json. swept: plans of quality.json.
+
+    floor_scores: of unseen photographs. protocol: how it was measured, by name.
+    """
 
     model: str
     model_hash: str
     metric: str
     num_samples: int
     floor: Estimate
+    floor_scores: Scores | None
     evaluated: tuple[Row, ...]
     swept: tuple[Row, ...]
-    reference: str
+    protocol: tuple[tuple[str, str], ...]
     default: str | None
     timed_on: str | None
     provenance: tuple[tuple[str, dict[str, Any]], ...]  # of each file, by its name
@@ -83,12 +97,11 @@ class _Lenient(BaseModel):
 
 class _Value(_Lenient):
     value: float
-    half_width: float | None = None
+    half_width: float
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_number(cls, given: Any) -> Any:
-        return {"value": given} if isinstance(given, int | float) else given
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(value=self.value, half_width=self.half_width)
 
 
 class _Guidance(_Lenient):
@@ -104,34 +117,49 @@ class _Plan(_Lenient):
     time_shift: float = 1.0
 
 
-class _Evaluated(_Lenient):
-    """A plan of evaluation.json. A file that states a standard error gets twice that as half width."""
+class _Scored(_Lenient):
+    """A set of pictures against the reference."""
 
-    plan: _Plan
     frechet: _Value
-    precision: float | None = None
-    recall: float | None = None
-    nearest_ratio: float | None = None
-    images_per_second: float | None = None
+    kernel: _Value
+    precision: _Value
+    recall: _Value
+    inception_score: _Value | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _mean_and_error(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or "distance_mean" not in given:
-            return given
-        error = given.get("distance_standard_error")
-        frechet = {"value": given["distance_mean"], "half_width": None if error is None else 2 * error}
-        return given | {"frechet": frechet}
+
+class _Floors(_Scored):
+    nearest_ratio: _Value
+
+
+class _Evaluated(_Scored):
+    plan: _Plan
+    nearest_ratio: float
+    nearest_half_width: float
+    images_per_second: float
+
+
+class _Picture(_Lenient):
+    height: int
+    width: int
 
 
 class _Evaluation(_Lenient):
+    format_version: Literal[2]
     model: str
-    model_hash: str = ""
+    model_hash: str
     metric: str
     num_samples: int
-    floor: _Value
-    plans: tuple[_Evaluated, ...] = Field(min_length=1, validation_alias=AliasChoices("plans", "levels"))
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    num_reference: int
+    held_out: str
+    class_distribution: dict[str, int] = Field(min_length=1)
+    sampler: str
+    seeds: str
+    autoencoder: str
+    picture: _Picture
+    intervals: str
+    floor: _Floors
+    plans: tuple[_Evaluated, ...] = Field(min_length=1)
+    provenance: dict[str, Any]
 
 
 def read_measurements(folder: Path) -> Measurements:
@@ -143,30 +171,57 @@ def read_measurements(folder: Path) -> Measurements:
     evaluation = _read_evaluation(folder / "evaluation.json")
     if quality is None and evaluation is None:
         raise InvalidInput("report", str(folder), "a folder with evaluation.json, quality.json or both")
-    first = evaluation or quality
-    assert first is not None
-    if evaluation and quality and evaluation.model_hash not in ("", quality.model_hash):
+    if evaluation and quality and evaluation.model_hash != quality.model_hash:
         raise DataError(
             f"{folder}: evaluation.json is of model {evaluation.model_hash}, quality.json of {quality.model_hash}"
         )
-    files = (("evaluation.json", evaluation), ("quality.json", quality))
-    provenance = [(name, dict(file.provenance)) for name, file in files if file is not None]
-    if latency is not None:
-        facts = latency.model_dump(mode="json", include={"command", "date", "device", "dtype", "torch_version"})
-        provenance.append(("latency.json", facts))
+    first = evaluation or quality
+    assert first is not None
+    floor = evaluation.floor.frechet if evaluation else first.floor
+    assert isinstance(floor, _Value | Uncertain)
     return Measurements(
         model=first.model,
         model_hash=first.model_hash,
         metric=first.metric,
         num_samples=first.num_samples,
-        floor=Estimate(value=first.floor.value, half_width=first.floor.half_width),
+        floor=Estimate(value=floor.value, half_width=floor.half_width),
+        floor_scores=_scores(evaluation.floor, evaluation.floor.nearest_ratio.estimate) if evaluation else None,
         evaluated=tuple(map(_evaluated_row, evaluation.plans)) if evaluation else (),
         swept=_swept_rows(quality, latency) if quality else (),
-        reference=quality.reference if quality else "",
+        protocol=tuple(_protocol(evaluation, quality)),
         default=quality.default if quality else None,
         timed_on=latency.device if latency else None,
-        provenance=tuple(provenance),
+        provenance=tuple(_provenance(evaluation, quality, latency)),
     )
+
+
+def _protocol(evaluation: _Evaluation | None, quality: Quality | None) -> Iterator[tuple[str, str]]:
+    """How it was measured, in a few words each."""
+    if evaluation is not None:
+        counts = evaluation.class_distribution.values()
+        yield "reference", f"{evaluation.num_reference} photographs"
+        yield "unseen photographs", f"{evaluation.held_out}; {len(counts)} classes of {min(counts)} to {max(counts)}"
+        yield "sampler", f"{evaluation.sampler}; {evaluation.seeds}"
+        yield (
+            "pictures",
+            f"{evaluation.picture.height} x {evaluation.picture.width}, autoencoder: {evaluation.autoencoder}",
+        )
+        yield "intervals", evaluation.intervals
+    if quality is not None:
+        yield "reference of the sweep", quality.reference
+        yield "quality", quality.scale
+
+
+def _provenance(
+    evaluation: _Evaluation | None, quality: Quality | None, latency: Latency | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if evaluation is not None:
+        yield "evaluation.json", evaluation.provenance
+    if quality is not None:
+        yield "quality.json", dict(quality.provenance)
+    if latency is not None:
+        told = {"command", "date", "device", "dtype", "torch_version"}
+        yield "latency.json", latency.model_dump(mode="json", include=told)
 
 
 def _read_evaluation(file: Path) -> _Evaluation | None:
@@ -197,11 +252,19 @@ def _evaluated_row(measured: _Evaluated) -> Row:
         method=guidance.method,
         scale=1.0 if guidance.method == "none" else guidance.scale,
         sampled_like=(guidance_text(guidance), len(plan.levels), plan.time_shift),
-        distance=Estimate(value=measured.frechet.value, half_width=measured.frechet.half_width),
-        precision=measured.precision,
-        recall=measured.recall,
-        nearest_ratio=measured.nearest_ratio,
+        distance=measured.frechet.estimate,
+        scores=_scores(measured, Estimate(value=measured.nearest_ratio, half_width=measured.nearest_half_width)),
         images_per_second=measured.images_per_second,
+    )
+
+
+def _scores(measured: _Scored, nearest_ratio: Estimate) -> Scores:
+    return Scores(
+        kernel=measured.kernel.estimate,
+        precision=measured.precision.estimate,
+        recall=measured.recall.estimate,
+        inception_score=measured.inception_score.estimate if measured.inception_score else None,
+        nearest_ratio=nearest_ratio,
     )
 
 

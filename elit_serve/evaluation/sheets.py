@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.evaluation.model_card import Benchmark, evenly, sample_features
+from elit_serve.evaluation.evaluator import Evaluator
 from elit_serve.evaluation.nearest import nearest
 from elit_serve.pictures import decode, fit, grid
 from elit_serve.sampling import Plan
@@ -32,22 +32,31 @@ def budget_sheet(
     )
 
 
-def nearest_sheet(
-    pipeline: Pipeline, plan: Plan, benchmark: Benchmark, *, columns: int = 10, batch_size: int = 128
-) -> Image.Image:
-    """Samples above their nearest training photographs: an even selection, then the closest pairs of all n."""
-    found = nearest(sample_features(pipeline, plan, benchmark, batch_size=batch_size), benchmark.training_features)
-    columns = min(columns, benchmark.num_samples)
-    even = evenly(benchmark.num_samples, columns)
+def nearest_sheet(pipeline: Pipeline, plan: Plan, evaluator: Evaluator, *, columns: int = 10) -> Image.Image:
+    """Samples above their nearest reference photographs: an even selection, then the closest pairs of all n."""
+    reference = evaluator.reference
+    found = nearest(evaluator.features(plan, 0), reference.features)
+    columns = min(columns, reference.num_samples)
+    even = evenly(reference.num_samples, columns)
     closest: list[int] = found.distances.argsort()[:columns].tolist()
+    seeds = evaluator.seeds(0)
     rows = []
     for samples in (even, closest):
-        pictures = pipeline.run([benchmark.class_ids[i] for i in samples], samples, plan)  # repeat 0: the seed is i
-        images = [picture.image for picture in pictures]
+        classes = [reference.held_out_classes[i] for i in samples]
+        images = [picture.image for picture in pipeline.run(classes, [seeds[i] for i in samples], plan)]
         size = images[0].size
-        neighbours = [benchmark.training[int(found.indices[i])] for i in samples]
+        neighbours = [reference.photographs[int(found.indices[i])] for i in samples]
         rows += [images, [fit(decode(photograph), size[1], size[0]) for photograph in neighbours]]
     return labelled(rows, row_labels=["sample", "nearest", "closest", "nearest"], column_labels=[])
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """`wanted` of the indices 0..count - 1, evenly spaced.
+
+    >>> evenly(10, 4)
+    [0, 3, 6, 9]
+    """
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)] if wanted > 1 else [0][:wanted]
 
 
 def labelled(

@@ -15,7 +15,7 @@ from PIL import Image
 from elit_serve.cli import main
 from elit_serve.errors import DataError, ElitError, InvalidInput
 from elit_serve.evaluation.charts import Chart, Point, Series, log_ticks, ticks
-from elit_serve.evaluation.page import answers, write_report
+from elit_serve.evaluation.page import answers, write_page
 from elit_serve.evaluation.page_data import read_measurements
 
 HASH = "0123456789ab"
@@ -26,20 +26,42 @@ STEPS = [(level, weak) for level in (1, 4, 16) for weak in (None, 1, 16) if weak
 COSTS = {"none": 0.6, "ccfg": 1.0}  # over the cost of CCFG
 
 
+def value(number: float, half_width: float) -> dict[str, float]:
+    return {"value": number, "half_width": half_width}
+
+
 def evaluation() -> dict[str, Any]:
-    """Three levels, with standard errors as `evaluate` writes them."""
+    """Three levels, as `elit-serve evaluate` writes them."""
+    scores = {"kernel": value(0.0123, 0.001), "precision": value(0.75, 0.02), "recall": value(0.5, 0.03)}
     plans = [
         {
             "plan": {"levels": [level] * 4, "guidance": GUIDANCE, "time_shift": 1.0},
-            "distance_mean": distance,
-            "distance_standard_error": 1.0,
+            "frechet": value(distance, 2.0),
             "nearest_ratio": 1.1,
+            "nearest_half_width": 0.04,
+            "images_per_second": 12.5,
+            **scores,
         }
         for level, distance in DISTANCES.items()
     ]
-    provenance = {"command": HOSTILE, "date": "2026-11-25", "device": "a device"}
-    return {"model": "garden", "model_hash": HASH, "metric": "Pooled-FD", "num_samples": 18, "floor": 80.0,
-            "levels": plans, "provenance": provenance}  # fmt: skip
+    return {
+        "format_version": 2,
+        "model": "garden",
+        "model_hash": HASH,
+        "metric": "Pooled-FD",
+        "num_samples": 18,
+        "num_reference": 60,
+        "held_out": "held-out.tar",
+        "class_distribution": {"daisy": 4, "rose": 6, "tulip": 8},
+        "sampler": "Euler",
+        "seeds": "sample i has seed i",
+        "autoencoder": "pixels",
+        "picture": {"height": 32, "width": 32},
+        "intervals": "95 %",
+        "floor": {"frechet": value(80.0, 2.5), "nearest_ratio": value(1.0, 0.05), **scores},
+        "plans": plans,
+        "provenance": {"command": HOSTILE, "date": "2026-11-25", "device": "a device"},
+    }
 
 
 def quality() -> dict[str, Any]:
@@ -104,7 +126,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
-    page = Page(write_report(folder))
+    page = Page(write_page(folder))
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href"):
@@ -114,13 +136,13 @@ def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
 
 
 def test_what_comes_from_files_is_escaped(folder: Path) -> None:
-    source = write_report(folder).read_text()
+    source = write_page(folder).read_text()
     assert "<script" not in source
     assert source.count("&lt;script&gt;") == 2  # the command and the reference
 
 
 def test_every_picture_and_drawing_has_words(folder: Path) -> None:
-    page = Page(write_report(folder))
+    page = Page(write_page(folder))
     assert len(page.named("img")) == 2
     assert all(image["alt"] for image in page.named("img"))
     drawings = [drawing["aria-label"] for drawing in page.named("svg")]
@@ -133,10 +155,13 @@ def test_every_picture_and_drawing_has_words(folder: Path) -> None:
 
 
 def test_the_figures_stand_in_the_tables(folder: Path) -> None:
-    text = re.sub(r"\s+", " ", Page(write_report(folder)).text)
+    text = re.sub(r"\s+", " ", Page(write_page(folder)).text)
     assert "80.0" in text
-    assert "230.0 ± 2.0" in text  # two standard errors
-    assert "160.0 ± 3.0" in text  # the half width that quality.json states
+    assert "230.0 ± 2.0" in text
+    assert "160.0 ± 3.0" in text
+    assert "0.0123 ± 0.0010" in text
+    assert "80.0 ± 2.5" in text
+    assert "held-out.tar; 3 classes of 4 to 8" in text
     assert "11.5" in text  # an unguided step of 2 ms, three guided ones of 3 ms, and 0.5 ms to the file
     assert "date: 2026-11-25" in text
 
@@ -154,33 +179,33 @@ def test_conclusions_go_as_far_as_the_uncertainty(folder: Path) -> None:
 def test_one_of_both_files_is_enough(folder: Path, missing: tuple[str, ...]) -> None:
     for name in missing:
         (folder / name).unlink()
-    page = Page(write_report(folder))
+    page = Page(write_page(folder))
     assert "Pooled-FD at each level, beside the floor" in [drawing["aria-label"] for drawing in page.named("svg")]
     assert len(page.named("table")) == 1
 
 
-def test_a_plan_measure_may_state_its_interval_itself(folder: Path) -> None:
+def test_an_inception_score_has_a_column_where_there_is_one(folder: Path) -> None:
+    assert "Inception Score" not in Page(write_page(folder)).text
     facts = evaluation()
-    facts["floor"] = {"value": 80.0, "half_width": 2.5}
-    measure = {"plan": facts.pop("levels")[0]["plan"], "frechet": {"value": 150.0, "half_width": 4.0},
-               "precision": 0.75, "recall": 0.5, "images_per_second": 12.5, "inception_score": None}  # fmt: skip
-    (folder / "evaluation.json").write_text(json.dumps(facts | {"plans": [measure]}))
-    (row,) = read_measurements(folder).evaluated
-    assert (row.distance.half_width, row.precision, row.images_per_second) == (4.0, 0.75, 12.5)
-    assert "150.0 ± 4.0" in Page(write_report(folder)).text
+    for scored in (facts["floor"], *facts["plans"]):
+        scored["inception_score"] = value(7.5, 0.25)
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    text = Page(write_page(folder)).text
+    assert text.count("Inception Score") == 1
+    assert text.count("7.50 ± 0.25") == 4  # three plans and the floor
 
 
 def test_bad_folders_are_refused(folder: Path) -> None:
     with pytest.raises(InvalidInput, match="report"):
-        write_report(folder / "nowhere")
+        write_page(folder / "nowhere")
     with pytest.raises(InvalidInput, match=r"evaluation\.json"):
-        write_report(folder / "attention")
+        write_page(folder / "attention")
     (folder / "evaluation.json").write_text(json.dumps(evaluation() | {"model_hash": "ba9876543210"}))
     with pytest.raises(DataError, match="ba9876543210"):
-        write_report(folder)
+        write_page(folder)
     (folder / "evaluation.json").write_text('{"model": 3}')
     with pytest.raises(ElitError, match=r"metric.*num_samples"):
-        write_report(folder)
+        write_page(folder)
 
 
 def test_the_command_needs_the_folder_only(
@@ -213,3 +238,25 @@ def test_ticks_are_round_and_inside() -> None:
     assert log_ticks(101, 104) == ticks(101, 104)
     lone = Chart(title="t", x_label="x", y_label="y", series=(Series(name="s", points=(Point(x=2, y=0),)),), log_x=True)
     assert "nan" not in lone.svg()
+
+
+def test_a_real_evaluation_becomes_a_page(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    training: Path,
+    held_out: Path,
+    feature_file: Path,
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["evaluate", tiny_model_dir, "--reference", training, "--held-out", held_out, "--device", "cpu"]
+    sizes = ["--features", f"torchscript:{feature_file}", "--levels", "1,4", "--seeds", 1, "--steps", 2, "--out", out]
+    monkeypatch.setattr(sys, "argv", ["elit-serve", *map(str, [*arguments, *sizes])])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    facts = json.loads((out / "evaluation.json").read_text())
+    page = Page(write_page(out))
+    assert f"{facts['plans'][0]['frechet']['value']:.1f} ± " in page.text
+    assert len(page.named("img")) == 2
+    assert "How good are the pictures of tiny?" in page.text
