@@ -81,6 +81,10 @@ def generate(
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
+    attention: Annotated[
+        Path | None,
+        typer.Option(help="A folder for what the latents read at several steps, at --budget or at several levels."),
+    ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
@@ -93,6 +97,8 @@ def generate(
         raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
     if grid and budget is not None:
         raise InvalidInput("budget", budget, "--grid shows every budget; leave it out")
+    if grid and attention is not None:
+        raise InvalidInput("attention", str(attention), "--grid makes many pictures, attention is that of one")
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
     plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen)
@@ -101,6 +107,12 @@ def generate(
         from elit_serve.evaluation.sheets import budget_sheet
 
         save_image(budget_sheet(pipeline, plan, levels=pipeline.config.levels, class_ids=class_ids, seed=seed), output)
+    elif attention is not None:
+        from elit_serve.evaluation.attention_maps import halved_levels, write_attention
+
+        levels = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
+        records = write_attention(pipeline, plan, class_id=class_ids[0], seed=seed, levels=levels, folder=attention)
+        records[0].picture.save(output)
     else:
         pipeline.run(class_ids, [seed], plan)[0].save(output)
     typer.echo(f"{output}")

@@ -11,6 +11,16 @@ from rich.console import Console
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption, integers
 
 
+def _report(folder: Path | None) -> None:
+    """`--report DIR`: tells what is measured already, and measures nothing."""
+    if folder is None:
+        return
+    from elit_serve.evaluation.page import write_page
+
+    typer.echo(f"{write_page(folder)}")
+    raise typer.Exit
+
+
 def evaluate(
     reference: Annotated[
         Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg; or a saved reference.")
@@ -37,6 +47,14 @@ def evaluate(
     interval_start: Annotated[float | None, typer.Option(help="Guide from this time on. Default: the model's.")] = None,
     interval_end: Annotated[float | None, typer.Option(help="Guide up to this time. Default: the model's.")] = None,
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
+    report: Annotated[  # noqa: ARG001 (its callback has done it before the other options are looked at)
+        Path | None,
+        typer.Option(
+            callback=_report,
+            is_eager=True,
+            help="Only write DIR/report.html from the evaluation.json and quality.json there; excludes the rest.",
+        ),
+    ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,

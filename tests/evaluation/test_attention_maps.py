@@ -1,0 +1,144 @@
+"""Attention on the command line: what lies in the folder, and that the right pixels light up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.config import BackboneConfig, ModelConfig
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.attention_maps import (
+    evenly_spaced,
+    halved_levels,
+    overlay,
+    record_reads,
+    write_attention,
+)
+from elit_serve.nn import BackboneSpec, InterfaceSpec, build
+
+
+@pytest.fixture(scope="module")
+def pipeline(shared_tiny_model_dir: Path) -> Pipeline:
+    return Pipeline.load(shared_tiny_model_dir, device="cpu")
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "elit_serve.cli", "generate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_writes_maps_of_several_levels_and_steps(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "deep" / "reads", tmp_path / "rose.png"
+    done = run(tiny_model_dir, "--label", "rose", "--seed", "3", "-o", output, "--attention", folder)
+    assert done.returncode == 0, done.stderr
+    assert run(tiny_model_dir, "--label", "rose", "--seed", "3", "-o", tmp_path / "alone.png").returncode == 0
+    assert output.read_bytes() == (tmp_path / "alone.png").read_bytes()  # looking changes nothing
+    facts = json.loads((folder / "attention.json").read_text())
+    assert [level["level"] for level in facts["levels"]] == [4, 2, 1]
+    maps = load_file(folder / "maps.safetensors")
+    for level in facts["levels"]:
+        assert [step["step"] for step in level["steps"]] == [1, 2, 3, 4]
+        for step in level["steps"]:
+            probabilities = maps.pop(step["name"])
+            assert probabilities.shape == (16, level["level"], 4)
+            torch.testing.assert_close(probabilities.sum(-1), torch.ones(16, level["level"]))
+            assert 1 <= step["effective_tokens"] <= 4 + 1e-4
+            assert step["least_read"] <= 1 <= step["most_read"]
+            with Image.open(folder / f"{step['name']}.png") as picture:
+                assert picture.size == (192, 192)
+    assert not maps
+    with Image.open(folder / "reads.png") as sheet:
+        assert sheet.width > 5 * 192  # the picture and four steps
+        assert sheet.height > 3 * 192
+    assert (folder / "first-latent.png").is_file()
+    assert (folder / "latents.png").is_file()
+
+
+def test_a_budget_is_looked_at_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    done = run(tiny_model_dir, "--label", "rose", "--budget", "0.5", "-o", tmp_path / "a.png", "--attention", tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "attention.json").read_text())
+    assert [level["level"] for level in facts["levels"]] == [2]
+
+
+def test_the_main_branch_is_recorded_not_the_weak_one(pipeline: Pipeline) -> None:
+    plan = pipeline.plan(steps=3)
+    assert plan.branches(1, 0.5)[1].level == 1
+    record = record_reads(pipeline, 0, 5, plan, [0, 2])
+    assert [(read.step, read.level, read.probabilities.shape[1]) for read in record.maps] == [(0, 4, 4), (2, 4, 4)]
+    assert record.maps[1].t == pytest.approx(2 / 3)
+
+
+def test_a_token_that_is_read_most_lights_its_own_pixels(pipeline: Pipeline) -> None:
+    spec = pipeline.config.spec  # 8 x 8 tokens in windows of 2 x 2, drawn 24 pixels wide each
+    picture = Image.new("RGB", (32, 32), (100, 100, 100))
+    relative = torch.ones(64)
+    relative[4 + 3] = 4.0  # the last token of the second group: row 1, column 3
+    relative[16 + 1] = 0.25  # the second of the fifth group: row 2, column 1
+    pixels = np.asarray(overlay(picture, relative, spec)).astype(int)
+    red, blue = pixels[..., 0], pixels[..., 2]
+    centres = {(row, column): (row * 24 + 12, column * 24 + 12) for row in range(8) for column in range(8)}
+    orange = [token for token, (y, x) in centres.items() if red[y, x] > blue[y, x] + 50]
+    bluish = [token for token, (y, x) in centres.items() if blue[y, x] > red[y, x] + 50]
+    assert (orange, bluish) == ([(1, 3)], [(2, 1)])
+    assert pixels[12, 12].tolist() == [100, 100, 100]  # uniform leaves the picture as it is
+    hot = red > blue + 50
+    assert hot[25:47, 73:95].all()
+    assert not hot[:24].any()
+    assert not hot[48:].any()
+
+
+def test_halves_and_steps() -> None:
+    assert halved_levels(range(1, 17)) == [16, 8, 4, 2, 1]
+    assert halved_levels([12, 6, 4]) == [12, 6]
+    assert evenly_spaced(40, 5) == [0, 10, 20, 29, 39]
+    assert evenly_spaced(3, 5) == [0, 1, 2]
+    assert evenly_spaced(1, 5) == [0]
+
+
+@pytest.mark.parametrize(
+    ("autoencoder", "elastic", "why"), [("pixels", False, "plain DiT"), ("none", True, "autoencoder")]
+)
+def test_a_model_without_reads_or_pictures_is_refused(
+    tiny_config: ModelConfig, tmp_path: Path, autoencoder: str, elastic: bool, why: str
+) -> None:
+    interface = InterfaceSpec(window=(2, 2), head=1, core=1, tail=0)
+    spec = BackboneSpec(channels=3, height=8, width=8, patch=2, dim=16, depth=2, num_heads=1, num_classes=3,
+                        interface=interface if elastic else None)  # fmt: skip
+    config = tiny_config.model_copy(
+        update={
+            "backbone": BackboneConfig.of(spec),
+            "levels": (1,),
+            "autoencoder": tiny_config.autoencoder.model_copy(update={"kind": autoencoder}),
+            "sampling": tiny_config.sampling.model_copy(
+                update={"guidance": tiny_config.sampling.guidance.model_copy(update={"method": "none", "scale": 1.0})}
+            ),
+        }
+    )
+    write_checkpoint(tmp_path / "other", config, build(spec).state_dict())
+    other = Pipeline.load(tmp_path / "other", device="cpu")
+    with pytest.raises(InvalidInput, match=why) as caught:
+        write_attention(other, other.plan(), class_id=0, seed=0, levels=[1], folder=tmp_path / "reads")
+    assert caught.value.field == "attention"
+    assert not (tmp_path / "reads").exists()
+
+
+def test_a_folder_that_cannot_be_made_stops_before_sampling(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    done = run(tiny_model_dir, "--label", "rose", "-o", tmp_path / "a.png", "--attention", file)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: attention: ")
+    grid = run(tiny_model_dir, "--label", "rose", "--grid", "-o", tmp_path / "a.png", "--attention", tmp_path / "x")
+    assert grid.returncode == 2
+    assert not (tmp_path / "a.png").exists()

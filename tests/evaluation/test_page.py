@@ -1,0 +1,262 @@
+"""A report from files alone: everything in one page, nothing from elsewhere, and no markup from files."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from elit_serve.cli import main
+from elit_serve.errors import DataError, ElitError, InvalidInput
+from elit_serve.evaluation.charts import Chart, Point, Series, log_ticks, ticks
+from elit_serve.evaluation.page import answers, write_page
+from elit_serve.evaluation.page_data import read_measurements
+
+HASH = "0123456789ab"
+HOSTILE = "<script>alert('x')</script>"
+GUIDANCE = {"method": "ccfg", "scale": 4.5, "weak_level": 1, "interval": [0.1, 1.0]}
+DISTANCES = {16: 160.0, 4: 161.0, 1: 230.0}
+STEPS = [(level, weak) for level in (1, 4, 16) for weak in (None, 1, 16) if weak is None or weak <= level]
+COSTS = {"none": 0.6, "ccfg": 1.0}  # over the cost of CCFG
+
+
+def value(number: float, half_width: float) -> dict[str, float]:
+    return {"value": number, "half_width": half_width}
+
+
+def evaluation() -> dict[str, Any]:
+    """Three levels, as `elit-serve evaluate` writes them."""
+    scores = {"kernel": value(0.0123, 0.001), "precision": value(0.75, 0.02), "recall": value(0.5, 0.03)}
+    plans = [
+        {
+            "plan": {"levels": [level] * 4, "guidance": GUIDANCE, "time_shift": 1.0},
+            "frechet": value(distance, 2.0),
+            "nearest_ratio": 1.1,
+            "nearest_half_width": 0.04,
+            "images_per_second": 12.5,
+            **scores,
+        }
+        for level, distance in DISTANCES.items()
+    ]
+    return {
+        "format_version": 2,
+        "model": "garden",
+        "model_hash": HASH,
+        "metric": "Pooled-FD",
+        "num_samples": 18,
+        "num_reference": 60,
+        "held_out": "held-out.tar",
+        "class_distribution": {"daisy": 4, "rose": 6, "tulip": 8},
+        "sampler": "Euler",
+        "seeds": "sample i has seed i",
+        "autoencoder": "pixels",
+        "picture": {"height": 32, "width": 32},
+        "intervals": "95 %",
+        "floor": {"frechet": value(80.0, 2.5), "nearest_ratio": value(1.0, 0.05), **scores},
+        "plans": plans,
+        "provenance": {"command": HOSTILE, "date": "2026-11-25", "device": "a device"},
+    }
+
+
+def quality() -> dict[str, Any]:
+    """Each level with and without guidance; guided ones are on the front."""
+    plans = [
+        {
+            "name": f"{method}-{level}",
+            "levels": [[level, 4]],
+            "guidance": GUIDANCE | {"method": method},
+            "time_shift": 1.0,
+            "repeats": 2,
+            "distance": {"value": distance + extra, "half_width": 3.0},
+            "quality": {"value": 80 / (distance + extra), "half_width": 0.01},
+            "gflops": (4.0 + level) * COSTS[method],
+            "on_front": method == "ccfg",
+        }
+        for level, distance in DISTANCES.items()
+        for method, extra in (("ccfg", 0.0), ("none", 100.0))
+    ]
+    return {"model": "garden", "model_hash": HASH, "metric": "Pooled-FD", "features_sha256": "0" * 64,
+            "reference": HOSTILE, "num_samples": 18, "floor": {"value": 80.0, "half_width": 2.0},
+            "levels": {"1": 0.3, "16": 0.5}, "default": "ccfg-16", "plans": plans}  # fmt: skip
+
+
+def latency() -> dict[str, Any]:
+    steps = [{"level": level, "weak_level": weak, "batch": 1, "step_ms": 2.0 if weak is None else 3.0}
+             for level, weak in STEPS]  # fmt: skip
+    return {"model": "garden", "backbone_hash": "x", "device": "a device", "dtype": "float32", "torch_version": "2",
+            "elit_serve_version": "0", "date": "2026-11-25T00:00:00Z", "repeats": 2, "overhead_ms": 0.5,
+            "steps": steps}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An evaluation with everything."""
+    for name, content in (("evaluation", evaluation()), ("quality", quality()), ("latency", latency())):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "attention").mkdir()
+    for name in ("budgets.png", "attention/reads.png"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
+    page = Page(write_page(folder))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert "url(" not in (folder / "report.html").read_text()
+    assert page.named("html")[0]["lang"] == "en"
+
+
+def test_what_comes_from_files_is_escaped(folder: Path) -> None:
+    source = write_page(folder).read_text()
+    assert "<script" not in source
+    assert source.count("&lt;script&gt;") == 2  # the command and the reference
+
+
+def test_every_picture_and_drawing_has_words(folder: Path) -> None:
+    page = Page(write_page(folder))
+    assert len(page.named("img")) == 2
+    assert all(image["alt"] for image in page.named("img"))
+    drawings = [drawing["aria-label"] for drawing in page.named("svg")]
+    assert drawings == [
+        "Pooled-FD at each level, beside the floor",
+        "Quality against cost",
+        "Quality against cost in measured time",
+        "Pooled-FD against the guidance scale",
+    ]
+
+
+def test_the_figures_stand_in_the_tables(folder: Path) -> None:
+    text = re.sub(r"\s+", " ", Page(write_page(folder)).text)
+    assert "80.0" in text
+    assert "230.0 ± 2.0" in text
+    assert "160.0 ± 3.0" in text
+    assert "0.0123 ± 0.0010" in text
+    assert "80.0 ± 2.5" in text
+    assert "held-out.tar; 3 classes of 4 to 8" in text
+    assert "11.5" in text  # an unguided step of 2 ms, three guided ones of 3 ms, and 0.5 ms to the file
+    assert "date: 2026-11-25" in text
+
+
+def test_conclusions_go_as_far_as_the_uncertainty(folder: Path) -> None:
+    sentences = list(answers(read_measurements(folder)))
+    assert "level 16, 4 steps" in sentences[0]
+    assert "2.00 times the floor of 80.0" in sentences[0]
+    assert "44% worse at the lowest" in sentences[1]
+    assert sentences[2].startswith("This measure cannot tell level 4 from level 16")
+    assert sentences[3].startswith("3 of 6 plans are worth their cost")
+
+
+@pytest.mark.parametrize("missing", [("quality.json", "latency.json"), ("evaluation.json", "latency.json")])
+def test_one_of_both_files_is_enough(folder: Path, missing: tuple[str, ...]) -> None:
+    for name in missing:
+        (folder / name).unlink()
+    page = Page(write_page(folder))
+    assert "Pooled-FD at each level, beside the floor" in [drawing["aria-label"] for drawing in page.named("svg")]
+    assert len(page.named("table")) == 1
+
+
+def test_an_inception_score_has_a_column_where_there_is_one(folder: Path) -> None:
+    assert "Inception Score" not in Page(write_page(folder)).text
+    facts = evaluation()
+    for scored in (facts["floor"], *facts["plans"]):
+        scored["inception_score"] = value(7.5, 0.25)
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    text = Page(write_page(folder)).text
+    assert text.count("Inception Score") == 1
+    assert text.count("7.50 ± 0.25") == 4  # three plans and the floor
+
+
+def test_bad_folders_are_refused(folder: Path) -> None:
+    with pytest.raises(InvalidInput, match="report"):
+        write_page(folder / "nowhere")
+    with pytest.raises(InvalidInput, match=r"evaluation\.json"):
+        write_page(folder / "attention")
+    (folder / "evaluation.json").write_text(json.dumps(evaluation() | {"model_hash": "ba9876543210"}))
+    with pytest.raises(DataError, match="ba9876543210"):
+        write_page(folder)
+    (folder / "evaluation.json").write_text('{"model": 3}')
+    with pytest.raises(ElitError, match=r"metric.*num_samples"):
+        write_page(folder)
+
+
+def test_the_command_needs_the_folder_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["elit-serve", "evaluate", "--report", str(folder)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+
+
+def test_a_chart_puts_points_bars_and_the_floor_where_they_belong() -> None:
+    points = (Point(x=1, y=10, half_width=2), Point(x=3, y=20, text="a < b"))
+    chart = Chart(title="t", x_label="x", y_label="y", series=(Series(name="s", points=points),), floor=(10, "floor"))
+    drawn = chart.svg()
+    first, second = [tuple(map(float, at)) for at in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)][:2]
+    assert first[0] < second[0]
+    assert first[1] > second[1]  # upwards is less
+    (floor,) = re.findall(r'class="floor" d="M\d+ ([\d.]+)H', drawn)
+    assert float(floor) == pytest.approx(first[1])
+    ((top, bottom),) = re.findall(r'class="bar" d="M[\d.]+ ([\d.]+)V([\d.]+)', drawn)
+    assert (float(top) + float(bottom)) / 2 == pytest.approx(first[1], abs=0.1)
+    assert "a &lt; b" in drawn
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0.3, 1.04) == [0.4, 0.6, 0.8, 1.0]
+    assert log_ticks(8, 120) == [10, 20, 50, 100]
+    assert log_ticks(101, 104) == ticks(101, 104)
+    lone = Chart(title="t", x_label="x", y_label="y", series=(Series(name="s", points=(Point(x=2, y=0),)),), log_x=True)
+    assert "nan" not in lone.svg()
+
+
+def test_a_real_evaluation_becomes_a_page(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    training: Path,
+    held_out: Path,
+    feature_file: Path,
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["evaluate", tiny_model_dir, "--reference", training, "--held-out", held_out, "--device", "cpu"]
+    sizes = ["--features", f"torchscript:{feature_file}", "--levels", "1,4", "--seeds", 1, "--steps", 2, "--out", out]
+    monkeypatch.setattr(sys, "argv", ["elit-serve", *map(str, [*arguments, *sizes])])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    facts = json.loads((out / "evaluation.json").read_text())
+    page = Page(write_page(out))
+    assert f"{facts['plans'][0]['frechet']['value']:.1f} ± " in page.text
+    assert len(page.named("img")) == 2
+    assert "How good are the pictures of tiny?" in page.text
