@@ -184,14 +184,14 @@ class RequestScheduler:
         self._advance(choice)
         batch = len(choice.members)
         assert 1 <= batch <= self._max_batch, batch
+        table_ms = self._costs.table.step_ms(choice.level, choice.weak_cap, batch)
         launch = Launch(
             launch_id=next(self._launch_ids),
             request_ids=tuple(member.request_id for member in choice.members),
             level=choice.level,
             weak_cap=choice.weak_cap,
-            predicted_ms=1000 * self._costs.row_s(choice.level, choice.weak_cap)[batch],
+            predicted_ms=self._costs.correction * table_ms,
         )
-        table_ms = self._costs.table.step_ms(choice.level, choice.weak_cap, batch)
         self._outstanding.append(_Outstanding(launch=launch, members=tuple(choice.members), table_ms=table_ms))
         self._busy_until_s = start_s + launch.predicted_ms / 1000
         return launch
