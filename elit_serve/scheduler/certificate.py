@@ -56,7 +56,6 @@ class Certificate:
         self._pending: dict[Lane, set[Work]] = {}  # who has yet to run in the present round
         self._rows: dict[Lane, tuple[float, ...]] = {}
         self._ahead: dict[Work, int] = {}
-        self._round_s = 0.0  # what is left of the present round, as planned
         self._next_round()
 
     @classmethod
@@ -77,9 +76,6 @@ class Certificate:
 
     def has_run(self, members: AbstractSet[Work]) -> None:
         """These have run a step: that of the present round, or else they sit out their next one."""
-        freed_s = self._freed_s(members)
-        self._done_s += freed_s
-        self._round_s -= freed_s
         extra = set(members)
         for pending in self._pending.values():
             extra -= pending
@@ -103,18 +99,19 @@ class Certificate:
         return [work.ahead(max(0, at - join)) for work, join, end in self.entries if end > at]
 
     def _freed_s(self, members: AbstractSet[Work]) -> float:
-        """How much shorter the rest of the plan is once these have run."""
-        done = [lane for lane, pending in self._pending.items() if pending <= members]
-        if len(done) == len(self._pending):
-            return self._round_s
-        return sum(self._rows[lane][len(self._pending[lane])] for lane in done)
+        """How much shorter the rest of the plan is once these have run: what is left of the round runs without them."""
+        freed_s = 0.0
+        for lane, pending in self._pending.items():
+            row = self._rows[lane]
+            freed_s += row[len(pending)] - row[len(pending - members)]
+        return freed_s
 
     def _remove(self, members: AbstractSet[Work]) -> None:
+        self._done_s += self._freed_s(members)
         for pending in self._pending.values():
             pending -= members
         self._pending = {lane: pending for lane, pending in self._pending.items() if pending}
         if not self._pending:
-            self._done_s += self._round_s
             self._next_round()
 
     def _next_round(self) -> None:
@@ -123,17 +120,15 @@ class Certificate:
             if self._round >= self.times_s[self._segment + 1][0]:
                 self._next_segment()
             if self.entries:
-                self._round_s = self._planned_s
                 self._fill_round()
-                if not self._pending:
-                    self._done_s += self._round_s
+                left_s = sum(self._rows[lane][len(pending)] for lane, pending in self._pending.items())
+                self._done_s += self._planned_s - left_s
 
     def _next_segment(self) -> None:
         """On to the rounds that follow a change, if there are any."""
         self.entries = [entry for entry in self.entries if entry[2] > self._round and not entry[0].is_dropped]
         self._ends = [end for end in self._ends if end[0] > self._round]
         self._begin_s = None
-        self._round_s = 0.0
         while self._segment + 2 < len(self.times_s) and self.times_s[self._segment + 1][0] <= self._round:
             self._segment += 1
         (first, begin_s), (after, end_s) = self.times_s[self._segment : self._segment + 2]
