@@ -187,7 +187,7 @@ class RequestScheduler:
         table_ms = self._costs.table.step_ms(choice.level, choice.weak_cap, batch)
         launch = Launch(
             launch_id=next(self._launch_ids),
-            request_ids=tuple(member.request_id for member in choice.members),
+            request_ids=tuple([member.demand.request_id for member in choice.members]),
             level=choice.level,
             weak_cap=choice.weak_cap,
             predicted_ms=self._costs.correction * table_ms,

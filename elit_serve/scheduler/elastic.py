@@ -155,7 +155,7 @@ class ElasticPolicy:
         gain = {level: self._worth(level) - price * cost_s.get(level, 0.0) for level in levels}
         level = max(levels, key=lambda level: (gain[level], -level))
         members = [work for work in order if work.lane[1] == weak_cap and work.lane[0] <= level <= work.highest]
-        members = members[: view.max_batch]
+        del members[view.max_batch :]
         return self._at_pace(members, levels[: levels.index(level) + 1], price, view)
 
     def _at_pace(self, members: list[Work], levels: Sequence[int], price: float, view: View) -> tuple[list[Work], int]:
@@ -164,12 +164,12 @@ class ElasticPolicy:
         levels: from the lowest that may be to the one to begin with.
         """
         weak_cap = members[0].lane[1]
-        rows = {level: view.costs.row_s(level, weak_cap) for level in levels}
-        tightest_s = min((_pace_s(work, view) for work in members if work.is_promised), default=inf)
-        if rows[levels[-1]][len(members)] <= tightest_s:
+        pace_s = _paces_s(members, view)
+        tightest_s = min([pace_s[work] for work in members if work.is_promised], default=inf)
+        if view.costs.row_s(levels[-1], weak_cap)[len(members)] <= tightest_s:
             return members, levels[-1]
-        pace_s = {work: _pace_s(work, view) for work in members}
-        lax = sorted(members[1:], key=lambda work: pace_s[work])
+        rows = {level: view.costs.row_s(level, weak_cap) for level in levels}
+        lax = sorted(members[1:], key=pace_s.__getitem__)
         kept, levels = len(members), list(levels)
         while kept > 1 and rows[levels[-1]][kept] > tightest_s:
             step_s = rows[levels[-1]][kept]
@@ -296,12 +296,12 @@ class ElasticPolicy:
 
     def _settle(self, members: Sequence[Work]) -> None:
         """Counts the decision, and lets those go that need no more steps."""
-        self._num_waiting -= sum(not work.request.executed for work in members)
-        if any(not work.left for work in members):
+        done = [work for work in members if not work.left]
+        self._num_waiting -= len([work for work in members if not work.request.executed])
+        if done:
             self._soft = [work for work in self._soft if work.left]
-            for work in members:
-                if not work.left:
-                    del self._works[work.request.request_id]
+            for work in done:
+                del self._works[work.request.request_id]
 
     def _repair(self, view: View) -> None:
         """A new plan for what is promised, if a correction has broken the one at hand."""
@@ -423,9 +423,10 @@ def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:
     return sorted([*first, *second], key=lambda work: work.order) if first and second else list(first or second)
 
 
-def _pace_s(work: Work, view: View) -> float:
-    """How long its steps may take by the table, those of its present lane at least, for it to end in time."""
-    return (work.due_s - view.start_s) / view.costs.correction * work.row[1] / work.solo_s
+def _paces_s(works: Iterable[Work], view: View) -> dict[Work, float]:
+    """How long their steps may take by the table, those of the present lane at least, for each to end in time."""
+    start_s, correction = view.start_s, view.costs.correction
+    return {work: (work.due_s - start_s) / correction * work.row[1] / work.solo_s for work in works}
 
 
 def _allows(work: Work, level: int) -> bool:

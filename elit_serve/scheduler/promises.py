@@ -98,7 +98,8 @@ class Promises:
     def has_run(self, members: AbstractSet[Work]) -> None:
         """These have run a step, which the certificate allows."""
         self.certificate.has_run(members)
-        self._remove_done()
+        if [work for work in members if not work.left]:
+            self._holding = Holding([work for work in self.urgent if work.left], self.blocks, self.certificate)
 
     def replan(self, start_s: float, view: View, *, num_taken: int = 0) -> bool:
         """Looks for a new way to keep everything from `start_s` on; False if the old one stays.
@@ -122,10 +123,6 @@ class Promises:
             block, *later = self.blocks
             certificate = _in_groups(block.works, _dues(later))
             self._holding = Holding(block.works, later, certificate)
-
-    def _remove_done(self) -> None:
-        if any(not work.left for work in self.urgent):
-            self._holding = Holding([work for work in self.urgent if work.left], self.blocks, self.certificate)
 
 
 def _hold(urgent: list[Work], blocks: list[Block], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
