@@ -27,6 +27,9 @@ from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
 from elit_serve.scheduler.work import Work
 
+REPLAN_SLOWDOWN = 1.2  # a new plan is made with this to spare, so that it serves several decisions
+REPLAN_PAUSE = 4  # decisions without a search for a new plan after one that found none
+
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticSettings:
@@ -83,6 +86,7 @@ class ElasticPolicy:
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
         self._num_waiting = 0
+        self._replan_pause = 0
         self._planned_for = 1.0  # the correction
         self._arrivals = _Arrivals(self._settings.memory)
         self._burst = _Arrivals(self._settings.burst)
@@ -105,6 +109,7 @@ class ElasticPolicy:
             if holding is None:
                 return Refusal(reason="overloaded", retry_after_s=self._retry_after_s(hard, view, slowdown))
             self._promises.keep(holding)
+            self._replan_pause = 0
         self._take(works)
         return None
 
@@ -236,7 +241,7 @@ class ElasticPolicy:
         together = set(members)
         may_wait_until_s = self._promises.certificate.latest_start_s(view.costs.correction, together)
         self._advance(members)
-        if ends_s and ends_s[0][1] > may_wait_until_s and self._promises.replan(ends_s[0][1], view):
+        if ends_s and ends_s[0][1] > may_wait_until_s and self._has_replanned(ends_s[0][1], view):
             return ends_s[0][0]
         for candidate, end_s in ends_s:
             if end_s <= may_wait_until_s + ROUNDING_S:
@@ -245,6 +250,16 @@ class ElasticPolicy:
         for work in members:
             work.retreat()
         return None
+
+    def _has_replanned(self, start_s: float, view: View) -> bool:
+        """Whether there is a new plan, with time to spare, for what is left at `start_s`; not looked for every time."""
+        if self._replan_pause:
+            self._replan_pause -= 1
+            return False
+        found = self._promises.replan(start_s, view, slowdown=REPLAN_SLOWDOWN)
+        if not found:
+            self._replan_pause = REPLAN_PAUSE
+        return found
 
     def _ends_s(self, members: Sequence[Work], level: int, view: View) -> list[tuple[int, float]]:
         """(level, when a launch at it ends) from `level` down, where that is not too late for those that it ends."""
@@ -321,9 +336,7 @@ class ElasticPolicy:
         """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
         works = _merged(promised, hard)
         if self._settings.admission == "quality" and promised:
-            leisurely = slowdown * self._leisure(hard[0].lane[1], view)
-            if self._hold(works, start_s, view, leisurely) is None:
-                return None
+            slowdown *= self._leisure(hard[0].lane[1], view)
         return self._hold(works, start_s, view, slowdown)
 
     def _leisure(self, weak_cap: int | None, view: View) -> float:

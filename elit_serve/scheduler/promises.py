@@ -101,14 +101,14 @@ class Promises:
         if [work for work in members if not work.left]:
             self._holding = Holding([work for work in self.urgent if work.left], self.blocks, self.certificate)
 
-    def replan(self, start_s: float, view: View, *, num_taken: int = 0) -> bool:
+    def replan(self, start_s: float, view: View, *, num_taken: int = 0, slowdown: float = 1.0) -> bool:
         """Looks for a new way to keep everything from `start_s` on; False if the old one stays.
 
-        num_taken: so many blocks become urgent.
+        num_taken: so many blocks become urgent. slowdown: as in `hold`.
         """
         urgent = [work for work in self.urgent if work.left]
         urgent += [work for block in self.blocks[:num_taken] for work in block.works]
-        holding = _hold(urgent, self.blocks[num_taken:], start_s, view)
+        holding = _hold(urgent, self.blocks[num_taken:], start_s, view, slowdown)
         if holding is not None:
             self._holding = holding
         return holding is not None
