@@ -202,37 +202,46 @@ class _Rounds:
 
     def run(self, until_s: float) -> bool:
         """Whether everybody ends in time, and all by `until_s`."""
-        for index, work in enumerate(self._works):
-            while not self._takes(index, work):
-                if not self._changes or not self._run_until_a_change():
-                    return False
-                if self._dues_s[index] - self._time_s < work.solo_s - ROUNDING_S:
-                    return False
+        index = self._take_from(0)
+        while index < len(self._works):
+            if not self._changes or not self._run_until_a_change():
+                return False
+            if self._dues_s[index] - self._time_s < self._works[index].solo_s - ROUNDING_S:
+                return False
+            index = self._take_from(index)
         while self._changes:
             if not self._run_until_a_change():
                 return False
         return self._time_s <= until_s + ROUNDING_S
 
-    def _takes(self, index: int, work: Work) -> bool:
-        """Lets one more into the batch if everybody then keeps pace."""
-        if len(self._changes) >= self._max_batch:
-            return False
-        lane = self._lanes.get(work.lane)
-        if lane is None:
-            lane = self._lanes[work.lane] = _LaneCount(work.row)
-        row, count = lane.row, lane.count
-        round_s = self._round_s + row[count + 1] - row[count]
-        limit_s = (self._dues_s[index] - self._time_s) * row[1] / work.solo_s
-        needed_s = round_s - ROUNDING_S
-        if needed_s > limit_s or (self._limits and needed_s > self._limits[0][0] and self._is_too_slow(needed_s)):
-            return False
+    def _take_from(self, first: int) -> int:
+        """Lets more into the batch while everybody then keeps pace; the index of the next that has to wait.
+
+        Most of the time of a decision goes by here, hence the local names.
+        """
+        works, dues_s, lanes, limits, changes = self._works, self._dues_s, self._lanes, self._limits, self._changes
+        at, time_s, round_s = self._round, self._time_s, self._round_s
+        index, last = first, min(len(works), first + self._max_batch - len(changes))
+        while index < last:
+            work = works[index]
+            lane = lanes.get(work.lane)
+            if lane is None:
+                lane = lanes[work.lane] = _LaneCount(work.row)
+            row, count = lane.row, lane.count
+            longer_s = round_s + row[count + 1] - row[count]
+            limit_s = (dues_s[index] - time_s) * row[1] / work.solo_s
+            needed_s = longer_s - ROUNDING_S
+            if needed_s > limit_s or (limits and needed_s > limits[0][0] and self._is_too_slow(needed_s)):
+                break
+            round_s = longer_s
+            lane.count = count + 1
+            self.joins.append(at)
+            self.ends.append(at + work.left)
+            heappush(limits, (limit_s, index))
+            heappush(changes, (at + work.run_left, index, work.run, lane))
+            index += 1
         self._round_s = round_s
-        lane.count = count + 1
-        self.joins.append(self._round)
-        self.ends.append(self._round + work.left)
-        heappush(self._limits, (limit_s, index))
-        heappush(self._changes, (self._round + work.run_left, index, work.run, lane))
-        return True
+        return index
 
     def _is_too_slow(self, round_s: float) -> bool:
         """Whether somebody would fall behind if rounds took so long; brings outdated limits up to date on the way."""

@@ -264,8 +264,8 @@ class ElasticPolicy:
     def _ends_s(self, members: Sequence[Work], level: int, view: View) -> list[tuple[int, float]]:
         """(level, when a launch at it ends) from `level` down, where that is not too late for those that it ends."""
         weak_cap = members[0].lane[1]
-        lowest = max(work.lane[0] for work in members)
-        due_s = min((work.due_s for work in members if work.left == 1 and work.is_promised), default=inf)
+        lowest = max([work.lane[0] for work in members])
+        due_s = min([work.due_s for work in members if work.left == 1 and work.is_promised], default=inf)
         levels = reversed(view.costs.levels_within(lowest, level))
         costs, batch = view.costs, len(members)
         ends_s = [(level, view.start_s + costs.correction * costs.row_s(level, weak_cap)[batch]) for level in levels]
