@@ -205,11 +205,13 @@ class RequestScheduler:
             assert demand.weak_caps[step] == weak_cap, "a launch mixes steps of one kind only"
             lowest, highest = demand.bounds(step)
             assert lowest <= level <= highest, "bounds and pins are kept"
-            if demand.pinned is None:
-                num_free += 1
-                num_replanned += step > 0 and executed[-1] != level
-            if step == 0:
+            if not executed:
                 self._move(member, State.RUNNING)
+                num_free += demand.pinned is None
+            elif demand.pinned is None:
+                num_free += 1
+                if executed[-1] != level:
+                    num_replanned += 1
             executed.append(level)
         self._counted["granted_levels"] += level * num_free
         self._counted["granted_steps"] += num_free

@@ -12,11 +12,10 @@ Requests with soft deadlines take part in the order and in the price, not in the
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, inf
-from operator import itemgetter
 from typing import Literal
 
 from elit_serve.scheduler.certificate import ROUNDING_S
@@ -147,8 +146,12 @@ class ElasticPolicy:
         if not urgent:
             return soft
         earliest_s = view.start_s + self._settings.soft_yield * view.costs.correction * soft[0].solo_s
-        both = [(work.order[0], work) for work in urgent] + [(max(work.order[0], earliest_s), work) for work in soft]
-        return [work for _, work in sorted(both, key=itemgetter(0))[:limit]]
+        places = [work.order[0] for work in urgent]
+        order, last = list(urgent), 0
+        for count, work in enumerate(soft):
+            last = bisect_right(places, max(work.order[0], earliest_s), last)
+            order.insert(last + count, work)
+        return order[:limit]
 
     def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
