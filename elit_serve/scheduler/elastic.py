@@ -70,7 +70,7 @@ class ElasticSettings:
     memory: float = 5.0
     horizon: float = 1.0
     held_back: float = 0.4
-    num_urgent: int = 64
+    num_urgent: int = 40
     scan: int = 2
 
 
