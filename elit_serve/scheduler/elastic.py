@@ -117,6 +117,7 @@ class ElasticPolicy:
         work.is_dropped = True
         if work.is_promised:
             self._promises.drop(work)
+            self._replan_pause = 0
         else:
             self._soft.remove(work)
         self._num_waiting -= not request.executed
