@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn import BackboneSpec, InterfaceSpec, build, fused, quantized
+from elit_serve.nn import BackboneSpec, InterfaceSpec, build, fused
 from elit_serve.nn.quantized import Fp8Linear, quantize_
 
 STEP = 2.0**-3  # between neighbours of float8, relative; Triton's interpreter cuts where a GPU rounds to nearest
@@ -68,12 +68,8 @@ def test_widths_that_no_gpu_multiplies_are_refused() -> None:
         Fp8Linear(drawn_linear(16, 24))
 
 
-@pytest.mark.parametrize("attention_out", [False, True])
 @torch.no_grad()
-def test_a_quantised_model_predicts_nearly_the_same_velocity(
-    monkeypatch: pytest.MonkeyPatch, attention_out: bool
-) -> None:
-    monkeypatch.setattr(quantized, "QUANTIZES_ATTENTION_OUT", attention_out)
+def test_a_quantised_model_predicts_nearly_the_same_velocity() -> None:
     interface = InterfaceSpec(window=(2, 2), head=1, core=2, tail=1)
     torch.manual_seed(0)
     model = build(
@@ -86,7 +82,7 @@ def test_a_quantised_model_predicts_nearly_the_same_velocity(
     x, t, label = torch.randn(2, 3, 32, 32), torch.tensor([0.3, 0.7]), torch.tensor([0, 2])
     expected = [model(x, t, label, level) for level in (1, 4)]
     quantize_(model)
-    assert sum(isinstance(module, Fp8Linear) for module in model.modules()) == 4 * (4 if attention_out else 3)
+    assert sum(isinstance(module, Fp8Linear) for module in model.modules()) == 4 * 3
     got = [model(x, t, label, level) for level in (1, 4)]
     for before, after in zip(expected, got, strict=True):
         assert 0 < relative_error(after, before) < 0.05
