@@ -191,14 +191,14 @@ class RequestScheduler:
         self._advance(choice)
         batch = len(choice.members)
         assert 1 <= batch <= self._max_batch, batch
+        table_ms = self._costs.table.step_ms(choice.level, choice.weak_cap, batch)
         launch = Launch(
             launch_id=next(self._launch_ids),
-            request_ids=tuple(member.request_id for member in choice.members),
+            request_ids=tuple([member.demand.request_id for member in choice.members]),
             level=choice.level,
             weak_cap=choice.weak_cap,
-            predicted_ms=1000 * self._costs.row_s(choice.level, choice.weak_cap)[batch],
+            predicted_ms=self._costs.correction * table_ms,
         )
-        table_ms = self._costs.table.step_ms(choice.level, choice.weak_cap, batch)
         self._outstanding.append(_Outstanding(launch=launch, members=tuple(choice.members), table_ms=table_ms))
         self._busy_until_s = start_s + launch.predicted_ms / 1000
         return launch
@@ -212,11 +212,13 @@ class RequestScheduler:
             assert demand.weak_caps[step] == weak_cap, "a launch mixes steps of one kind only"
             lowest, highest = demand.bounds(step)
             assert lowest <= level <= highest, "bounds and pins are kept"
-            if demand.pinned is None:
-                num_free += 1
-                num_replanned += step > 0 and executed[-1] != level
-            if step == 0:
+            if not executed:
                 self._move(member, State.RUNNING)
+                num_free += demand.pinned is None
+            elif demand.pinned is None:
+                num_free += 1
+                if executed[-1] != level:
+                    num_replanned += 1
             executed.append(level)
         self._counted["granted_levels"] += level * num_free
         self._counted["granted_steps"] += num_free

@@ -7,22 +7,22 @@ from math import exp
 from elit_serve.scheduler.cost import CostTable
 
 SMOOTHING_S = 1.5  # of device time: a lasting change is followed within a few times this, noise of single launches not
-NOTICEABLE = 0.003  # rows are computed anew when the factor has moved by more than this share
+NOTICEABLE = 0.003  # the correction moves when the estimate has left it by more than this share
 OUTLIER = 1.5  # one launch counts for at most this factor off the present estimate: a stall is no slower device
 
 
 class CorrectedCosts:
-    """Steps of a `CostTable` in seconds, times the correction.
+    """Steps of a `CostTable` in seconds of the table, and the `correction` that turns those into the device's.
 
-    version: changes whenever the rows did, so that what was computed from them can be told to be stale.
+    Plans are made in seconds of the table, so that they outlive a correction.
     """
 
     def __init__(self, table: CostTable) -> None:
         self.table = table
-        self.version = 0
         self.correction = 1.0
         self._estimate = 1.0
         self._rows_s: dict[tuple[int, int | None], tuple[float, ...]] = {}
+        self._levels_within: dict[tuple[int, int], tuple[int, ...]] = {}
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -33,12 +33,10 @@ class CorrectedCosts:
         return self.table.overhead_ms / 1000
 
     def row_s(self, level: int, weak_cap: int | None) -> tuple[float, ...]:
-        """Seconds of one step at every batch from 0 to the table's largest."""
+        """Seconds of one step by the table, uncorrected, at every batch from 0 to the table's largest."""
         row = self._rows_s.get((level, weak_cap))
         if row is None:
-            factor = self.correction / 1000
-            row = tuple(factor * step_ms for step_ms in self.table.row(level, weak_cap))
-            self._rows_s[level, weak_cap] = row
+            row = self._rows_s[level, weak_cap] = tuple(step_ms / 1000 for step_ms in self.table.row(level, weak_cap))
         return row
 
     def observe(self, table_ms: float, observed_ms: float) -> None:
@@ -49,9 +47,11 @@ class CorrectedCosts:
         self._estimate += weight * (ratio - self._estimate)
         if abs(self._estimate / self.correction - 1) > NOTICEABLE:
             self.correction = self._estimate
-            self._rows_s.clear()
-            self.version += 1
 
     def levels_within(self, low: int, high: int) -> tuple[int, ...]:
         """The table's levels within these bounds; `low` itself if there are none."""
-        return tuple(level for level in self.levels if low <= level <= high) or (low,)
+        levels = self._levels_within.get((low, high))
+        if levels is None:
+            levels = tuple(level for level in self.levels if low <= level <= high) or (low,)
+            self._levels_within[low, high] = levels
+        return levels

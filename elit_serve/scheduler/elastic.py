@@ -12,11 +12,10 @@ Requests with soft deadlines take part in the order and in the price, not in the
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, inf
-from operator import itemgetter
 from typing import Literal
 
 from elit_serve.scheduler.certificate import ROUNDING_S
@@ -26,6 +25,9 @@ from elit_serve.scheduler.promises import Holding, Promises, hold
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
 from elit_serve.scheduler.work import Work
+
+REPLAN_SLOWDOWN = 1.2  # a new plan is made with this to spare, so that it serves several decisions
+REPLAN_PAUSE = 4  # decisions without a search for a new plan after one that found none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class ElasticSettings:
     memory: float = 5.0
     horizon: float = 1.0
     held_back: float = 0.4
-    num_urgent: int = 64
+    num_urgent: int = 40
     scan: int = 2
 
 
@@ -83,14 +85,14 @@ class ElasticPolicy:
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
         self._num_waiting = 0
-        self._version = 0
+        self._replan_pause = 0
+        self._planned_for = 1.0  # the correction
         self._arrivals = _Arrivals(self._settings.memory)
         self._burst = _Arrivals(self._settings.burst)
 
     # Admission
 
     def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
-        self._refresh(view)
         works = [self._work(newcomer, view.costs) for newcomer in newcomers]
         for arrivals in (self._arrivals, self._burst):
             arrivals.saw(view.now_s, works)
@@ -106,6 +108,7 @@ class ElasticPolicy:
             if holding is None:
                 return Refusal(reason="overloaded", retry_after_s=self._retry_after_s(hard, view, slowdown))
             self._promises.keep(holding)
+            self._replan_pause = 0
         self._take(works)
         return None
 
@@ -114,6 +117,7 @@ class ElasticPolicy:
         work.is_dropped = True
         if work.is_promised:
             self._promises.drop(work)
+            self._replan_pause = 0
         else:
             self._soft.remove(work)
         self._num_waiting -= not request.executed
@@ -121,7 +125,7 @@ class ElasticPolicy:
     # Decision
 
     def choose(self, view: View) -> Choice | None:
-        self._refresh(view)
+        self._repair(view)
         self._promises.refill(view)
         order = self._in_order(view)
         if not order:
@@ -142,9 +146,13 @@ class ElasticPolicy:
         soft = self._soft[:limit]
         if not urgent:
             return soft
-        earliest_s = view.start_s + self._settings.soft_yield * soft[0].solo_s
-        both = [(work.order[0], work) for work in urgent] + [(max(work.order[0], earliest_s), work) for work in soft]
-        return [work for _, work in sorted(both, key=itemgetter(0))[:limit]]
+        earliest_s = view.start_s + self._settings.soft_yield * view.costs.correction * soft[0].solo_s
+        places = [work.order[0] for work in urgent]
+        order, last = list(urgent), 0
+        for count, work in enumerate(soft):
+            last = bisect_right(places, max(work.order[0], earliest_s), last)
+            order.insert(last + count, work)
+        return order[:limit]
 
     def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
@@ -156,7 +164,7 @@ class ElasticPolicy:
         gain = {level: self._worth(level) - price * cost_s.get(level, 0.0) for level in levels}
         level = max(levels, key=lambda level: (gain[level], -level))
         members = [work for work in order if work.lane[1] == weak_cap and work.lane[0] <= level <= work.highest]
-        members = members[: view.max_batch]
+        del members[view.max_batch :]
         return self._at_pace(members, levels[: levels.index(level) + 1], price, view)
 
     def _at_pace(self, members: list[Work], levels: Sequence[int], price: float, view: View) -> tuple[list[Work], int]:
@@ -165,12 +173,12 @@ class ElasticPolicy:
         levels: from the lowest that may be to the one to begin with.
         """
         weak_cap = members[0].lane[1]
-        rows = {level: view.costs.row_s(level, weak_cap) for level in levels}
-        tightest_s = min((_pace_s(work, view) for work in members if work.is_promised), default=inf)
-        if rows[levels[-1]][len(members)] <= tightest_s:
+        pace_s = _paces_s(members, view)
+        tightest_s = min([pace_s[work] for work in members if work.is_promised], default=inf)
+        if view.costs.row_s(levels[-1], weak_cap)[len(members)] <= tightest_s:
             return members, levels[-1]
-        pace_s = {work: _pace_s(work, view) for work in members}
-        lax = sorted(members[1:], key=lambda work: pace_s[work])
+        rows = {level: view.costs.row_s(level, weak_cap) for level in levels}
+        lax = sorted(members[1:], key=pace_s.__getitem__)
         kept, levels = len(members), list(levels)
         while kept > 1 and rows[levels[-1]][kept] > tightest_s:
             step_s = rows[levels[-1]][kept]
@@ -198,12 +206,12 @@ class ElasticPolicy:
         return self._worths[level]
 
     def _image_costs_s(self, count: int, weak_cap: int | None, view: View) -> dict[int, float]:
-        """What a step costs an image at each level, in a batch as large as there are requests to fill it."""
+        """What a step costs an image at each level by the table, in a batch as large as requests can fill."""
         batch = min(count, self._settings.pricing_batch, view.max_batch)
         return {level: view.costs.row_s(level, weak_cap)[batch] / batch for level in view.costs.levels}
 
     def _price(self, order: Sequence[Work], cost_s: dict[int, float], view: View) -> float:
-        """Quality per second of the device: what the level that can be afforded for all would gain from more."""
+        """Quality per second of the table: what the level that can be afforded for all would gain from more."""
         lowest, highest = view.costs.levels[0], view.costs.levels[-1]
         slope_s = (cost_s[highest] - cost_s[lowest]) / max(highest - lowest, 1)
         if slope_s <= 0:
@@ -217,11 +225,11 @@ class ElasticPolicy:
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
         """How many times as long as alone at the lowest level each step may take, for all to be in time."""
-        stretch, work_s, now_s = inf, 0.0, view.start_s
+        stretch, work_s, now_s, correction = inf, 0.0, view.start_s, view.costs.correction
         for work in order:
             solo_s = work.solo_s
             work_s += solo_s
-            left_s = work.due_s - now_s
+            left_s = (work.due_s - now_s) / correction
             if left_s < solo_s:
                 left_s = solo_s
             if left_s < stretch * work_s:
@@ -229,31 +237,42 @@ class ElasticPolicy:
         horizon_s = self._settings.horizon * self._arrivals.mean_target_s
         known_s = self._settings.held_back * self._arrivals.mean_target_s
         coming_s = self._arrivals.rate(view.start_s) / 2 * (horizon_s - known_s)
-        return min(stretch, horizon_s / (work_s + coming_s)) if horizon_s else stretch
+        return min(stretch, horizon_s / correction / (work_s + coming_s)) if horizon_s else stretch
 
     def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
         """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
         ends_s = self._ends_s(members, level, view)
         together = set(members)
-        may_wait_until_s = self._promises.certificate.latest_start_after(together)
-        self._advance(members, view)
-        if ends_s and ends_s[0][1] > may_wait_until_s and self._promises.replan(ends_s[0][1], view):
+        may_wait_until_s = self._promises.certificate.latest_start_s(view.costs.correction, together)
+        self._advance(members)
+        if ends_s and ends_s[0][1] > may_wait_until_s and self._has_replanned(ends_s[0][1], view):
             return ends_s[0][0]
         for candidate, end_s in ends_s:
             if end_s <= may_wait_until_s + ROUNDING_S:
                 self._promises.has_run(together)
                 return candidate
         for work in members:
-            work.retreat(view.costs)
+            work.retreat()
         return None
+
+    def _has_replanned(self, start_s: float, view: View) -> bool:
+        """Whether there is a new plan, with time to spare, for what is left at `start_s`; not looked for every time."""
+        if self._replan_pause:
+            self._replan_pause -= 1
+            return False
+        found = self._promises.replan(start_s, view, slowdown=REPLAN_SLOWDOWN)
+        if not found:
+            self._replan_pause = REPLAN_PAUSE
+        return found
 
     def _ends_s(self, members: Sequence[Work], level: int, view: View) -> list[tuple[int, float]]:
         """(level, when a launch at it ends) from `level` down, where that is not too late for those that it ends."""
         weak_cap = members[0].lane[1]
-        lowest = max(work.lane[0] for work in members)
-        due_s = min((work.due_s for work in members if work.left == 1 and work.is_promised), default=inf)
+        lowest = max([work.lane[0] for work in members])
+        due_s = min([work.due_s for work in members if work.left == 1 and work.is_promised], default=inf)
         levels = reversed(view.costs.levels_within(lowest, level))
-        ends_s = [(level, view.start_s + view.costs.row_s(level, weak_cap)[len(members)]) for level in levels]
+        costs, batch = view.costs, len(members)
+        ends_s = [(level, view.start_s + costs.correction * costs.row_s(level, weak_cap)[batch]) for level in levels]
         return [(level, end_s) for level, end_s in ends_s if end_s <= due_s]
 
     def _certified(self, view: View) -> tuple[list[Work], int]:
@@ -263,7 +282,7 @@ class ElasticPolicy:
         members = self._promises.certificate.next_members() or [work for work in urgent if work.lane == urgent[0].lane]
         members = members[: view.max_batch]
         level = members[0].lane[0]
-        self._advance(members, view)
+        self._advance(members)
         self._promises.has_run(set(members))
         return members, level
 
@@ -278,7 +297,9 @@ class ElasticPolicy:
     def _usable_s(self, demand: Demand, target_s: float, costs: CorrectedCosts) -> float:
         """What a target leaves for steps: overhead and cushion come off."""
         step_s = max(costs.row_s(costs.levels[-1], weak_cap)[1] for weak_cap in set(demand.weak_caps))
-        cushion_s = max(self._settings.cushion_steps * step_s, self._settings.cushion_share * target_s)
+        cushion_s = max(
+            self._settings.cushion_steps * costs.correction * step_s, self._settings.cushion_share * target_s
+        )
         return target_s - costs.overhead_s - cushion_s
 
     def _take(self, works: Iterable[Work]) -> None:
@@ -288,29 +309,26 @@ class ElasticPolicy:
             self._works[work.request.request_id] = work
             self._num_waiting += 1
 
-    def _advance(self, members: Iterable[Work], view: View) -> None:
+    def _advance(self, members: Iterable[Work]) -> None:
         for work in members:
-            work.advance(view.costs)
+            work.advance()
 
     def _settle(self, members: Sequence[Work]) -> None:
         """Counts the decision, and lets those go that need no more steps."""
-        self._num_waiting -= sum(not work.request.executed for work in members)
-        if any(not work.left for work in members):
+        done = [work for work in members if not work.left]
+        self._num_waiting -= len([work for work in members if not work.request.executed])
+        if done:
             self._soft = [work for work in self._soft if work.left]
-            for work in members:
-                if not work.left:
-                    del self._works[work.request.request_id]
+            for work in done:
+                del self._works[work.request.request_id]
 
-    def _refresh(self, view: View) -> None:
-        """After a correction: works, and the plan for what is promised, with the new costs."""
-        if self._version == view.costs.version:
-            return
-        self._version = view.costs.version
-        for work in self._works.values():
-            work.refresh(view.costs)
-        holding = self._hold(self._promises.all(), view.start_s, view)
-        if holding is not None:
-            self._promises.keep(holding)
+    def _repair(self, view: View) -> None:
+        """A new plan for what is promised, if a correction has broken the one at hand."""
+        correction = view.costs.correction
+        if self._planned_for != correction:
+            self._planned_for = correction
+            if self._promises.certificate.latest_start_s(correction) < view.start_s - ROUNDING_S:
+                self._promises.replan(view.start_s, view)
 
     def _slowdown(self, hard: Sequence[Work]) -> float:
         is_batch = any(work.request.demand.priority is Priority.BATCH for work in hard)
@@ -322,9 +340,7 @@ class ElasticPolicy:
         """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
         works = _merged(promised, hard)
         if self._settings.admission == "quality" and promised:
-            leisurely = slowdown * self._leisure(hard[0].lane[1], view)
-            if self._hold(works, start_s, view, leisurely) is None:
-                return None
+            slowdown *= self._leisure(hard[0].lane[1], view)
         return self._hold(works, start_s, view, slowdown)
 
     def _leisure(self, weak_cap: int | None, view: View) -> float:
@@ -333,7 +349,8 @@ class ElasticPolicy:
         cost_s = self._image_costs_s(view.max_batch, weak_cap, view)
         best = max(cost_s, key=lambda level: self._worth(level) / cost_s[level])
         alone_s = view.costs.row_s(view.costs.levels[0], weak_cap)[1]
-        return min(max(self._burst.rate(view.now_s) * cost_s[best] / alone_s, 1.0), self._settings.max_leisure)
+        rate = view.costs.correction * self._burst.rate(view.now_s)
+        return min(max(rate * cost_s[best] / alone_s, 1.0), self._settings.max_leisure)
 
     def _hold(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
         return hold(works, start_s, view, num_urgent=self._settings.num_urgent, slowdown=slowdown)
@@ -382,7 +399,8 @@ class ElasticPolicy:
     def _queue_moves_in_s(self, view: View) -> float:
         """When half of all work will have run, in full batches at the lowest levels."""
         work_s = sum(work.solo_s for work in self._works.values())
-        return max(work_s / view.max_batch / 2, view.costs.row_s(view.costs.levels[0], None)[1])
+        step_s = view.costs.row_s(view.costs.levels[0], None)[1]
+        return view.costs.correction * max(work_s / view.max_batch / 2, step_s)
 
 
 class _Arrivals:
@@ -409,7 +427,7 @@ class _Arrivals:
         self._last_s = now_s
 
     def rate(self, now_s: float) -> float:
-        """Seconds of work, alone and at the lowest levels, that arrive per second."""
+        """Seconds of work by the table, alone and at the lowest levels, that arrive per second."""
         memory_s = self._memory * self.mean_target_s
         return self._kept(now_s) * self._work_s / memory_s if memory_s > 0 else 0.0
 
@@ -422,9 +440,10 @@ def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:
     return sorted([*first, *second], key=lambda work: work.order) if first and second else list(first or second)
 
 
-def _pace_s(work: Work, view: View) -> float:
-    """How long its steps may take, those of its present lane at least, for it to end in time."""
-    return (work.due_s - view.start_s) * work.row[1] / work.solo_s
+def _paces_s(works: Iterable[Work], view: View) -> dict[Work, float]:
+    """How long their steps may take by the table, those of the present lane at least, for each to end in time."""
+    start_s, correction = view.start_s, view.costs.correction
+    return {work: (work.due_s - start_s) / correction * work.row[1] / work.solo_s for work in works}
 
 
 def _allows(work: Work, level: int) -> bool:

@@ -73,7 +73,7 @@ class FixedPolicy:
 def solo_s(demand: Demand, costs: CorrectedCosts) -> float:
     """Seconds from the first step to the answer, alone on the device and at the highest allowed levels."""
     steps = zip(highest_levels(demand, costs), demand.weak_caps, strict=True)
-    return costs.overhead_s + sum(costs.row_s(level, weak_cap)[1] for level, weak_cap in steps)
+    return costs.overhead_s + costs.correction * sum(costs.row_s(level, weak_cap)[1] for level, weak_cap in steps)
 
 
 def highest_levels(demand: Demand, costs: CorrectedCosts) -> tuple[int, ...]:

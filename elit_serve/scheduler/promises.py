@@ -6,20 +6,19 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from itertools import accumulate
 
-from elit_serve.scheduler.certificate import Certificate, Entry, plan
+from elit_serve.scheduler.certificate import Certificate, End, Entry, plan
 from elit_serve.scheduler.policy_view import View
-from elit_serve.scheduler.work import Lane, Work
+from elit_serve.scheduler.work import Work
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A batch full of requests that run together after everything due before. They and all later blocks may wait
-    until `latest_start_s`."""
+    """A batch full of requests that run together after everything due before, for `length_s` seconds of the table."""
 
     works: list[Work]
-    latest_start_s: float
+    length_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +32,13 @@ class Holding:
     def steps(self, view: View) -> list[tuple[float, Callable[[], list[Work]]]]:
         """Moments of the plan, in order, and for each a way to get copies of what is left then."""
         later = [work for block in self.blocks for work in block.works]
-        certificate, costs = self.certificate, view.costs
+        certificate, correction = self.certificate, view.costs.correction
         steps: list[tuple[float, Callable[[], list[Work]]]] = []
         for at, time_s in certificate.times_s:
-            steps.append((time_s, partial(lambda at: certificate.at_round(at, costs) + later, at)))
+            left = partial(lambda at: certificate.at_round(at) + later, at)
+            steps.append((view.start_s + correction * time_s, left))
         for count, block in enumerate(self.blocks):
-            time_s = steps[-1][0] + sum(_length_s(group, view) for group in _groups(block.works))
+            time_s = steps[-1][0] + correction * block.length_s
             steps.append((time_s, partial(lambda first: later[first:], (count + 1) * view.max_batch)))
         return steps
 
@@ -50,7 +50,7 @@ def hold(
 
     num_urgent: how many are planned one by one. slowdown: as if every step took so many times as long.
     """
-    blocks = _blocks(works[num_urgent:], view, slowdown)
+    blocks = _blocks(works[num_urgent:], view)
     return _hold(list(works[:num_urgent]), blocks, start_s, view, slowdown)
 
 
@@ -98,16 +98,17 @@ class Promises:
     def has_run(self, members: AbstractSet[Work]) -> None:
         """These have run a step, which the certificate allows."""
         self.certificate.has_run(members)
-        self._remove_done()
+        if [work for work in members if not work.left]:
+            self._holding = Holding([work for work in self.urgent if work.left], self.blocks, self.certificate)
 
-    def replan(self, start_s: float, view: View, *, num_taken: int = 0) -> bool:
+    def replan(self, start_s: float, view: View, *, num_taken: int = 0, slowdown: float = 1.0) -> bool:
         """Looks for a new way to keep everything from `start_s` on; False if the old one stays.
 
-        num_taken: so many blocks become urgent.
+        num_taken: so many blocks become urgent. slowdown: as in `hold`.
         """
         urgent = [work for work in self.urgent if work.left]
         urgent += [work for block in self.blocks[:num_taken] for work in block.works]
-        holding = _hold(urgent, self.blocks[num_taken:], start_s, view)
+        holding = _hold(urgent, self.blocks[num_taken:], start_s, view, slowdown)
         if holding is not None:
             self._holding = holding
         return holding is not None
@@ -120,31 +121,25 @@ class Promises:
             if self.urgent:
                 return
             block, *later = self.blocks
-            certificate = _in_groups(block.works, view.start_s, _latest_start_s(later), view)
+            certificate = _in_groups(block.works, _dues(later))
             self._holding = Holding(block.works, later, certificate)
-
-    def _remove_done(self) -> None:
-        if any(not work.left for work in self.urgent):
-            self._holding = Holding([work for work in self.urgent if work.left], self.blocks, self.certificate)
 
 
 def _hold(urgent: list[Work], blocks: list[Block], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
-    until_s = _latest_start_s(blocks)
-    certificate = plan(urgent, start_s, view.costs, max_batch=view.max_batch, slowdown=slowdown, until_s=until_s)
+    correction = slowdown * view.costs.correction
+    certificate = plan(urgent, start_s, max_batch=view.max_batch, correction=correction, afterwards=_dues(blocks))
     return None if certificate is None else Holding(urgent, blocks, certificate)
 
 
-def _latest_start_s(blocks: Sequence[Block]) -> float:
-    return blocks[0].latest_start_s if blocks else inf
+def _dues(blocks: Sequence[Block]) -> list[tuple[float, float]]:
+    """(When it ends in seconds of the table from the start of the first block, when it is due) of every block."""
+    ends_s = accumulate(block.length_s for block in blocks)
+    return [(end_s, block.works[0].due_s) for end_s, block in zip(ends_s, blocks, strict=True) if block.works]
 
 
-def _blocks(works: Sequence[Work], view: View, slowdown: float) -> list[Block]:
-    blocks: list[Block] = []
-    for first in reversed(range(0, len(works), view.max_batch)):
-        chunk = list(works[first : first + view.max_batch])
-        length_s = slowdown * sum(_length_s(group, view) for group in _groups(chunk))
-        blocks.insert(0, Block(chunk, min(chunk[0].due_s, _latest_start_s(blocks)) - length_s))
-    return blocks
+def _blocks(works: Sequence[Work], view: View) -> list[Block]:
+    chunks = [list(works[first : first + view.max_batch]) for first in range(0, len(works), view.max_batch)]
+    return [Block(chunk, sum(_length_s(group) for group in _groups(chunk))) for chunk in chunks]
 
 
 def _groups(works: Sequence[Work]) -> list[list[Work]]:
@@ -156,24 +151,27 @@ def _groups(works: Sequence[Work]) -> list[list[Work]]:
     return list(groups.values())
 
 
-def _length_s(group: Sequence[Work], view: View) -> float:
-    """Seconds of a group that runs side by side to its end."""
-    return sum(steps * view.costs.row_s(*lane)[len(group)] for lane, steps in _longest_runs(group))
+def _length_s(group: Sequence[Work]) -> float:
+    """Seconds of the table that a group takes which runs side by side to its end."""
+    return sum(steps * row[len(group)] for row, steps in _longest_runs(group))
 
 
-def _longest_runs(group: Sequence[Work]) -> list[tuple[Lane, int]]:
+def _longest_runs(group: Sequence[Work]) -> list[tuple[tuple[float, ...], int]]:
+    """(What a step costs, steps) of all that its longest member has to run."""
     longest = max(group, key=lambda work: work.left)
-    return [(longest.lane, longest.run_left), *longest.runs[longest.run + 1 :]]
+    later = zip(longest.rows[longest.run + 1 :], longest.runs[longest.run + 1 :], strict=True)
+    return [(longest.row, longest.run_left), *((row, steps) for row, (_, steps) in later)]
 
 
-def _in_groups(works: Sequence[Work], start_s: float, until_s: float, view: View) -> Certificate:
-    """The plan that `Block.latest_start_s` was computed from: one group after the other."""
+def _in_groups(works: Sequence[Work], afterwards: Sequence[tuple[float, float]]) -> Certificate:
+    """The plan that `Block.length_s` was computed from: one group after the other."""
     entries: list[Entry] = []
-    times_s = [(0, start_s)]
+    ends: list[End] = []
+    times_s = [(0, 0.0)]
     for group in _groups(works):
         entries += [(work, times_s[-1][0], times_s[-1][0] + work.left) for work in group]
-        for lane, steps in _longest_runs(group):
+        for row, steps in _longest_runs(group):
             at, time_s = times_s[-1]
-            times_s.append((at + steps, time_s + steps * view.costs.row_s(*lane)[len(group)]))
-    due_s = min([until_s, *(work.due_s for work in works)])
-    return Certificate(entries, times_s, due_s - times_s[-1][1])
+            times_s.append((at + steps, time_s + steps * row[len(group)]))
+        ends += [(*times_s[-1], work) for work in group]
+    return Certificate(entries, times_s, ends, afterwards)

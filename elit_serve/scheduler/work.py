@@ -16,9 +16,10 @@ class Work:
 
     due_s: when its last step must have run, overhead and cushion taken off. order: its place among all others.
     runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it,
-        `left` what is left of all. ceilings: the highest level in each run.
-    lane: of the next step; `row` says what that costs at every batch; highest: up to which level it may run.
-    solo_s: seconds of all that is left, alone on the device.
+        `left` what is left of all. ceilings: the highest level in each run. rows: what a step costs in each run, at
+        every batch, in seconds of the table, as all costs here.
+    lane: of the next step; `row` says what that costs; highest: up to which level it may run.
+    solo_s: what all that is left costs alone on the device.
     """
 
     __slots__ = (
@@ -32,6 +33,7 @@ class Work:
         "order",
         "request",
         "row",
+        "rows",
         "run",
         "run_left",
         "runs",
@@ -40,7 +42,6 @@ class Work:
 
     row: tuple[float, ...]
     run_left: int
-    solo_s: float
 
     def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order_s: float) -> None:
         demand = request.demand
@@ -56,37 +57,32 @@ class Work:
         self.runs: tuple[tuple[Lane, int], ...] = tuple((lane, steps) for lane, _, steps in runs)
         self.ceilings = tuple(max(highest, lane[0]) for lane, highest, _ in runs)
         self.left = demand.num_steps
-        self._enter(0, costs)
-        self.refresh(costs)
+        self.rows = tuple(costs.row_s(*lane) for lane, _, _ in runs)
+        self.solo_s: float = sum(steps * row[1] for (_, steps), row in zip(self.runs, self.rows, strict=True))
+        self._enter(0)
 
-    def refresh(self, costs: CorrectedCosts) -> None:
-        """Computes anew what depends on the costs."""
-        self.row = costs.row_s(*self.lane)
-        later = sum(steps * costs.row_s(*lane)[1] for lane, steps in self.runs[self.run + 1 :])
-        self.solo_s = later + self.run_left * self.row[1]
-
-    def advance(self, costs: CorrectedCosts) -> None:
+    def advance(self) -> None:
         """One step has been decided."""
         self.left -= 1
         self.run_left -= 1
         self.solo_s -= self.row[1]
         if self.run_left == 0 and self.left:
-            self._enter(self.run + 1, costs)
+            self._enter(self.run + 1)
 
-    def retreat(self, costs: CorrectedCosts) -> None:
+    def retreat(self) -> None:
         """Takes one `advance` back."""
         if self.left and self.run_left == self.runs[self.run][1]:
-            self._enter(self.run - 1, costs)
+            self._enter(self.run - 1)
             self.run_left = 0
         self.left += 1
         self.run_left += 1
         self.solo_s += self.row[1]
 
-    def ahead(self, steps: int, costs: CorrectedCosts) -> Work:
+    def ahead(self, steps: int) -> Work:
         """A copy as it will be after so many more steps."""
         later = copy(self)
         for _ in range(steps):
-            later.advance(costs)
+            later.advance()
         return later
 
     def later(self, seconds: float) -> Work:
@@ -96,8 +92,8 @@ class Work:
         moved.order = moved.order[0] + seconds, moved.order[1]
         return moved
 
-    def _enter(self, run: int, costs: CorrectedCosts) -> None:
+    def _enter(self, run: int) -> None:
         self.run = run
         self.lane, self.run_left = self.runs[run]
-        self.row = costs.row_s(*self.lane)
+        self.row = self.rows[run]
         self.highest = self.ceilings[run]
