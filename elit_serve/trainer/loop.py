@@ -32,6 +32,7 @@ from elit_serve.trainer.data import DamageReport, MemoryData, PictureSet, RunOrd
 from elit_serve.trainer.distributed import World, join_world
 from elit_serve.trainer.draws import augment, draw_level, draw_permutation, draw_step, to_unit
 from elit_serve.trainer.ema import Ema
+from elit_serve.trainer.gradients import AddGradient, GraphedGradient, MicroBatch
 from elit_serve.trainer.loss import rectified_flow_loss, validation_times
 from elit_serve.trainer.progress import Reporter
 from elit_serve.trainer.recipe import Recipe
@@ -93,10 +94,12 @@ class Trainer:
             compile_blocks(self.model.compilable())
             compile_blocks(self.ema.model.compilable())
         model = self._distributed()
+        add_gradient = self._add_gradient_to(model)
         with _ending_gracefully(alone=self.world.size == 1) as asked_to_end:
             for batch in self.data.batches(self.order, self.step):
                 self._report_damage(batch.damaged, reporter)
-                self._train_step(model, batch.images.to(self.world.device), batch.labels.to(self.world.device))
+                images, labels = batch.images.to(self.world.device), batch.labels.to(self.world.device)
+                self._train_step(model, add_gradient, images, labels)
                 self._after_step(reporter)
                 if self.step == self.recipe.training.steps:
                     break
@@ -109,40 +112,67 @@ class Trainer:
             return self.model
         return DistributedDataParallel(self.model, broadcast_buffers=False)
 
-    def _train_step(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def _add_gradient_to(self, model: nn.Module) -> AddGradient:
+        """What a micro-batch adds to the gradient of `model`, replayed as CUDA graphs where that is possible."""
+
+        def add_gradient(micro: MicroBatch, level: int) -> Tensor:
+            data = self._encode(augment(micro.images, micro.draws))
+            label = torch.where(micro.draws.class_dropped, self.model.null_class, micro.labels)
+            with self._precision():
+                loss = rectified_flow_loss(
+                    model, data, micro.draws.noise, micro.draws.t, label, level, self._latents(micro.permutation)
+                )
+                torch.autograd.backward(loss / self.recipe.training.accumulation)
+            return loss.detach()
+
+        is_alone_on_gpu = self.world.size == 1 and self.world.device.type == "cuda"
+        if self.recipe.training.graphs and is_alone_on_gpu:
+            return GraphedGradient(add_gradient, list(self.model.parameters()))
+        return add_gradient
+
+    def _train_step(self, model: nn.Module, add_gradient: AddGradient, images: Tensor, labels: Tensor) -> None:
         """images [B / ranks, 3, H, W] uint8, labels [B / ranks]."""
-        recipe, spec = self.recipe, self.model.spec
-        draws = draw_step(self.step, spec.sample_shape, recipe.training, recipe.data, self.world.device)
-        mine = draws.part(self.world.rank, self.world.size)
+        recipe = self.recipe
         level = draw_level(self.step, recipe.budget, recipe.levels, recipe.training.seed)
         learning_rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = recipe.training.accumulation
-        for index in range(parts):
-            micro = mine.part(index, parts)
-            data = self._encode(augment(images.chunk(parts)[index], micro))
-            label = torch.where(micro.class_dropped, self.model.null_class, labels.chunk(parts)[index])
-            is_last = index == parts - 1
-            with self._synchronising(model, is_last), self._precision():
-                loss = rectified_flow_loss(model, data, micro.noise, micro.t, label, level, self._dropped_latents())
-                torch.autograd.backward(loss / parts)
-            self.window_loss += loss.detach() / parts
+        self.optimizer.zero_grad(set_to_none=False)  # graphs add to the very memory that they were captured with
+        parts = self._micro_batches(images, labels)
+        for index, micro in enumerate(parts):
+            with self._synchronising(model, index == len(parts) - 1):
+                self.window_loss += add_gradient(micro, level) / len(parts)
         self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
         self.optimizer.step()
         self.step += 1
         self.window_steps += 1
         self.ema.update(self.model, self.step)
 
-    def _dropped_latents(self) -> Tensor | None:
-        """Under random drop, the learned latents in this step's order; otherwise None."""
+    def _micro_batches(self, images: Tensor, labels: Tensor) -> list[MicroBatch]:
+        """The step's batch of this rank, in as many parts as are accumulated."""
+        training, device = self.recipe.training, self.world.device
+        draws = draw_step(self.step, self.model.spec.sample_shape, training, self.recipe.data, device)
+        mine, count = draws.part(self.world.rank, self.world.size), training.accumulation
+        permutation = self._permutation()
+        return [
+            MicroBatch(images=part, labels=label, draws=mine.part(index, count), permutation=permutation)
+            for index, (part, label) in enumerate(zip(images.chunk(count), labels.chunk(count), strict=True))
+        ]
+
+    def _permutation(self) -> Tensor | None:
+        """This step's order of the learned latents under random drop; otherwise None."""
         if self.recipe.budget.drawing != "random-drop":
             return None
         assert isinstance(self.model, ElitDiT), type(self.model)
-        latents = self.model.latents
-        permutation = draw_permutation(self.step, len(latents), self.recipe.training.seed)
-        return latents[permutation.to(latents.device)]
+        permutation = draw_permutation(self.step, len(self.model.latents), self.recipe.training.seed)
+        return permutation.to(self.world.device)
+
+    def _latents(self, permutation: Tensor | None) -> Tensor | None:
+        """The learned latents in this order, or None: as they are."""
+        if permutation is None:
+            return None
+        assert isinstance(self.model, ElitDiT), type(self.model)
+        return self.model.latents[permutation]
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:

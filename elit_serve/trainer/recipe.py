@@ -80,7 +80,10 @@ class Optimizer(Section):
 
 
 class Training(Section):
-    """The run itself. `batch` is global: over all ranks and accumulated micro-batches."""
+    """The run itself. `batch` is global: over all ranks and accumulated micro-batches.
+
+    compile and graphs change only the speed: blocks compiled one by one; on one GPU, steps replayed as CUDA graphs.
+    """
 
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
@@ -90,6 +93,7 @@ class Training(Section):
     time_std: float = Field(default=1.0, gt=0)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool = True
+    graphs: bool = True
     seed: int = Field(default=0, ge=0)
 
 

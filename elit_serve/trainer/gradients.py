@@ -1,0 +1,94 @@
+"""The gradient of one micro-batch: kernel by kernel, or replayed as a CUDA graph.
+
+Launching the kernels of a small model one by one takes longer than running them. Letters: B samples of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from elit_serve.trainer.draws import StepDraws
+
+WARM_UPS = 3  # runs before a capture: they compile, and pick their kernels
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """images [B, 3, H, W] uint8, labels [B] int64; permutation [J] int64 of the latents under random drop, or None."""
+
+    images: Tensor
+    labels: Tensor
+    draws: StepDraws
+    permutation: Tensor | None
+
+    def tensors(self) -> list[Tensor]:
+        extra = [] if self.permutation is None else [self.permutation]
+        return [self.images, self.labels, *vars(self.draws).values(), *extra]
+
+    def clone(self) -> MicroBatch:
+        """A copy in memory of its own."""
+        return MicroBatch(
+            images=self.images.clone(),
+            labels=self.labels.clone(),
+            draws=StepDraws(**{name: value.clone() for name, value in vars(self.draws).items()}),
+            permutation=None if self.permutation is None else self.permutation.clone(),
+        )
+
+
+# Adds the gradient of a micro-batch's loss at a level to that of the parameters; -> the loss, a scalar
+AddGradient = Callable[[MicroBatch, int], Tensor]
+
+
+class GraphedGradient:
+    """An `AddGradient` that captures another one as a CUDA graph when a level first comes, and replays it from then on.
+
+    Micro-batches must all have the same shapes. The loss that is returned is overwritten by the next call.
+    """
+
+    def __init__(self, add_gradient: AddGradient, parameters: Sequence[nn.Parameter]) -> None:
+        self._add_gradient = add_gradient
+        self._gradients = [_gradient_of(parameter) for parameter in parameters]
+        self._inputs: MicroBatch | None = None
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
+
+    def __call__(self, micro: MicroBatch, level: int) -> Tensor:
+        inputs = self._fill(micro)
+        if level not in self._graphs:
+            self._graphs[level] = self._captured(inputs, level)
+        graph, loss = self._graphs[level]
+        graph.replay()
+        return loss
+
+    def _fill(self, micro: MicroBatch) -> MicroBatch:
+        """Copies a micro-batch to where the graphs read it."""
+        if self._inputs is None:
+            self._inputs = micro.clone()
+        for mine, given in zip(self._inputs.tensors(), micro.tensors(), strict=True):
+            mine.copy_(given)
+        return self._inputs
+
+    def _captured(self, inputs: MicroBatch, level: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        before = [gradient.clone() for gradient in self._gradients]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._add_gradient(inputs, level)
+        torch.cuda.current_stream().wait_stream(side)
+        torch._foreach_copy_(self._gradients, before)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss = self._add_gradient(inputs, level)
+        return graph, loss
+
+
+def _gradient_of(parameter: nn.Parameter) -> Tensor:
+    """The parameter's gradient, made if there is none; graphs add to this very memory."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
