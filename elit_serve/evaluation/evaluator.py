@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from elit_serve.engine.profiler import device_name
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.feature_cache import FeatureCache, Sampled
 from elit_serve.evaluation.features import Described, FeatureExtractor
-from elit_serve.evaluation.measures import Estimate, PlanMeasures
+from elit_serve.evaluation.measures import Estimate, PlanMeasures, Scores
 from elit_serve.evaluation.reference import Reference
 from elit_serve.evaluation.sampler import Sampler
 from elit_serve.evaluation.scoring import Scorer
@@ -52,12 +54,31 @@ class Evaluator:
         self._cache = None if cache is None else FeatureCache(cache)
         self._on_pictures = on_pictures
         self._scorer = Scorer(reference, pipeline.device)
-        self.floors = self._scorer.floors()  # the held-out photographs' own figures: real against real at the same n
 
-    @property
+    @cached_property
     def floor(self) -> Estimate:
         """The Fréchet distance of held-out photographs, as many as there are samples in a set."""
-        return self.floors.frechet
+        return self._scorer.frechet(self._scorer.held_out)()
+
+    @cached_property
+    def floors(self) -> Scores:
+        """All figures of the held-out photographs: real against real at the same n."""
+        return self._scorer.score(self._scorer.held_out)
+
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[Estimate]:
+        """The Fréchet distance of each set of pictures, by its plan and repeat, in this order.
+
+        A set's distance is finished in the background while the next is sampled.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="elit-scoring") as background:
+            ahead: Future[Estimate] | None = None
+            for plan, repeat in sets:
+                scored = background.submit(self._scorer.frechet(self._sampled(plan, repeat).described))
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = scored
+            if ahead is not None:
+                yield ahead.result()
 
     def measure(self, plan: Plan, *, repeats: int, first_repeat: int = 0) -> PlanMeasures:
         """Samples n pictures `repeats` times, each time with other seeds, and measures each set."""

@@ -7,7 +7,7 @@ TeaCache's thresholds would be one more axis of the grid; this code base does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import hypot
@@ -30,20 +30,14 @@ class EstimateLike(Protocol):
     def half_width(self) -> float: ...
 
 
-class MeasuresLike(Protocol):
-    """What the sweep reads of a measured plan."""
-
-    @property
-    def frechet(self) -> EstimateLike: ...
-
-
 class PlanEvaluator(Protocol):
     """Measures plans; what it has measured before, it remembers."""
 
     @property
     def floor(self) -> EstimateLike: ...
 
-    def measure(self, plan: Plan, *, repeats: int, first_repeat: int = 0) -> MeasuresLike: ...
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[EstimateLike]:
+        """Of one set of pictures for each (plan, repeat), in this order; it may work on the next set already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,21 +118,23 @@ def run_sweep(
     if budget < len(plans):
         raise InvalidInput("max_measurements", budget, f"at least {len(plans)}, one for each plan")
 
-    def measured(plan: Plan, repeat: int) -> Point:
-        return _point(plan, evaluator, spec, repeat=first_repeat + repeat)
+    def measured(plans: Sequence[tuple[Plan, int]]) -> Iterator[Point]:
+        distances = evaluator.distances((plan, first_repeat + repeat) for plan, repeat in plans)
+        for (plan, _), distance in zip(plans, distances, strict=True):
+            yield _point(plan, distance, evaluator.floor.value, spec)
 
     points: dict[Plan, Point] = {}
-    for count, plan in enumerate(plans):
-        points[plan] = measured(plan, 0)
-        tell(f"{count + 1} of {len(plans)} plans")
+    for point in measured([(plan, 0) for plan in plans]):
+        points[point.plan] = point
+        tell(f"{len(points)} of {len(plans)} plans")
     left = budget - len(plans)
     while left > 0:
         doubtful = [point for point in in_doubt(tuple(points.values())) if point.repeats < max_repeats]
         if not doubtful:
             break
         doubtful.sort(key=lambda point: (point.repeats, -point.best))
-        for point in doubtful[:left]:
-            points[point.plan] = point.with_more(measured(point.plan, point.repeats))
+        for more in measured([(point.plan, point.repeats) for point in doubtful[:left]]):
+            points[more.plan] = points[more.plan].with_more(more)
             left -= 1
             tell(f"{len(doubtful)} plans in doubt, {left} measurements left")
     return tuple(points.values())
@@ -272,10 +268,9 @@ def record_of(point: Point, *, on_front: bool) -> PlanQuality:
     )
 
 
-def _point(plan: Plan, evaluator: PlanEvaluator, spec: BackboneSpec, *, repeat: int) -> Point:
+def _point(plan: Plan, distance: EstimateLike, floor: float, spec: BackboneSpec) -> Point:
     """One set of pictures."""
-    distance = evaluator.measure(plan, repeats=1, first_repeat=repeat).frechet
-    quality = min(1.0, evaluator.floor.value / distance.value)
+    quality = min(1.0, floor / distance.value)
     return Point(
         plan=plan,
         gflops=plan_gflops(plan, spec),

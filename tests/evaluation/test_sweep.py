@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -36,11 +37,6 @@ CCFG = Guidance(method="ccfg", scale=2.0, weak_level=1)
 GRID = SweepGrid(levels=(1, 2, 4), steps=(2, 4, 8), guidances=(Guidance(), CCFG), schedules=((1, 4),))
 
 
-@dataclass(frozen=True)
-class Measures:
-    frechet: Uncertain
-
-
 @dataclass
 class Formula:
     """More steps, more latents and guidance are better, by less and less."""
@@ -53,13 +49,11 @@ class Formula:
         guided = 0 if plan.guidance.method == "none" else 40
         return 60 + 200 / plan.num_steps + 60 / plan.mean_level - guided
 
-    def measure(self, plan: Plan, *, repeats: int, first_repeat: int = 0) -> Measures:
-        self.measured.append((plan, repeats))
-        drawn = [
-            self.truth(plan) + Random(f"{plan} {repeat}").gauss(0, self.noise)
-            for repeat in range(first_repeat, first_repeat + repeats)
-        ]
-        return Measures(Uncertain(value=fmean(drawn), half_width=2 * self.noise / repeats**0.5))
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[Uncertain]:
+        for plan, repeat in sets:
+            self.measured.append((plan, repeat))
+            drawn = self.truth(plan) + Random(f"{plan} {repeat}").gauss(0, self.noise)
+            yield Uncertain(value=drawn, half_width=2 * self.noise)
 
 
 def swept(config: ModelConfig, evaluator: Formula, first_repeat: int = 0, budget: int = 200) -> tuple[Point, ...]:
