@@ -30,13 +30,22 @@ class EstimateLike(Protocol):
     def half_width(self) -> float: ...
 
 
+class SetLike(Protocol):
+    """What is measured of one set of pictures; images_per_second is of sampling alone."""
+
+    @property
+    def frechet(self) -> EstimateLike: ...
+    @property
+    def images_per_second(self) -> float: ...
+
+
 class PlanEvaluator(Protocol):
     """Measures plans; what it has measured before, it remembers."""
 
     @property
     def floor(self) -> EstimateLike: ...
 
-    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[EstimateLike]:
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[SetLike]:
         """Of one set of pictures for each (plan, repeat), in this order; it may work on the next set already."""
 
 
@@ -71,13 +80,17 @@ class SweepGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A measured plan. quality is floor / distance, at most 1, without the uncertainty of the floor."""
+    """A measured plan. quality is floor / distance, at most 1, without the uncertainty of the floor.
+
+    images_per_second: of sampling alone.
+    """
 
     plan: Plan
     gflops: float
     repeats: int
     distance: Uncertain
     quality: Uncertain
+    images_per_second: float
 
     def with_more(self, other: Point) -> Point:
         """The mean with another measurement of the plan, by other seeds."""
@@ -89,7 +102,8 @@ class Point:
             return Uncertain(value=value, half_width=hypot(shares[0] * one.half_width, shares[1] * two.half_width))
 
         distance, quality = mean(self.distance, other.distance), mean(self.quality, other.quality)
-        return replace(self, repeats=repeats, distance=distance, quality=quality)
+        rate = 1 / (shares[0] / self.images_per_second + shares[1] / other.images_per_second)
+        return replace(self, repeats=repeats, distance=distance, quality=quality, images_per_second=rate)
 
     @property
     def best(self) -> float:
@@ -119,9 +133,9 @@ def run_sweep(
         raise InvalidInput("max_measurements", budget, f"at least {len(plans)}, one for each plan")
 
     def measured(plans: Sequence[tuple[Plan, int]]) -> Iterator[Point]:
-        distances = evaluator.distances((plan, first_repeat + repeat) for plan, repeat in plans)
-        for (plan, _), distance in zip(plans, distances, strict=True):
-            yield _point(plan, distance, evaluator.floor.value, spec)
+        sets = evaluator.distances((plan, first_repeat + repeat) for plan, repeat in plans)
+        for (plan, _), found in zip(plans, sets, strict=True):
+            yield _point(plan, found, evaluator.floor.value, spec)
 
     points: dict[Plan, Point] = {}
     for point in measured([(plan, 0) for plan in plans]):
@@ -268,8 +282,9 @@ def record_of(point: Point, *, on_front: bool) -> PlanQuality:
     )
 
 
-def _point(plan: Plan, distance: EstimateLike, floor: float, spec: BackboneSpec) -> Point:
+def _point(plan: Plan, found: SetLike, floor: float, spec: BackboneSpec) -> Point:
     """One set of pictures."""
+    distance = found.frechet
     quality = min(1.0, floor / distance.value)
     return Point(
         plan=plan,
@@ -277,4 +292,5 @@ def _point(plan: Plan, distance: EstimateLike, floor: float, spec: BackboneSpec)
         repeats=1,
         distance=Uncertain(value=distance.value, half_width=distance.half_width),
         quality=Uncertain(value=quality, half_width=quality * distance.half_width / distance.value),
+        images_per_second=found.images_per_second,
     )

@@ -88,6 +88,7 @@ def run_sweep_command(
         features_sha256=extractor.fingerprint,
         reference=f"{photographs.reference.name}: {len(evaluator.reference.features)} photographs",
         num_samples=evaluator.reference.num_samples,
+        batch_size=evaluator.batch_size,
         provenance={
             name: value if isinstance(value, str | int | float) else str(value)
             for name, value in provenance(pipeline, evaluator.batch_size).items()
