@@ -75,6 +75,7 @@ def sweep(
         max_measurements=max_measurements,
         first_repeat=first_repeat,
         writes_defaults=write_defaults,
+        threads=threads,
     )
     photographs = PhotographOptions(
         reference=reference, held_out=held_out, save_reference=save_reference, batch_size=batch_size

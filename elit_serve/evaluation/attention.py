@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
@@ -130,15 +131,19 @@ def _blocks(modules: nn.ModuleList) -> list[Block]:
     return [module for module in modules if isinstance(module, Block)]
 
 
-def token_mask(spec: BackboneSpec, mask: Tensor) -> Tensor:
-    """Tokens whose whole patch is marked: mask [H, W] over the sample -> [N], in the order of the model's tokens."""
+def token_mask(spec: BackboneSpec, mask: Tensor, *, marks_padding: bool = False) -> Tensor:
+    """Tokens whose whole patch is marked: mask [H, W] over the sample -> [N], in the order of the model's tokens.
+
+    marks_padding: whether the model's own padding around the sample counts as marked.
+    """
     window = spec.interface.window if spec.interface else (1, 1)
     spec.check_size(*mask.shape)
-    return patchify(mask.float()[None, None], patch=spec.patch, window=window)[0].bool().all(dim=-1)
+    padded = F.pad(mask.float(), (spec.padding,) * 4, value=float(marks_padding))
+    return patchify(padded[None, None], patch=spec.patch, window=window)[0].bool().all(dim=-1)
 
 
 def _check_mask(name: str, mask: Tensor, x: Tensor, model: Backbone) -> None:
-    num_tokens = x.shape[2] * x.shape[3] // model.spec.patch**2
+    num_tokens = math.prod(model.spec.token_grid(*x.shape[2:]))
     if mask.dtype != torch.bool or tuple(mask.shape) != (num_tokens,):
         raise InvalidInput(
             name, f"{mask.dtype} of shape {tuple(mask.shape)}", f"a bool for each of {num_tokens} tokens"

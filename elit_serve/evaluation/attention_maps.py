@@ -38,6 +38,7 @@ MOST_SHOWN = 4.0  # reads of 4 times the uniform share, or a quarter of it, and 
 STRONGEST = 0.85  # how much of the picture the full colour hides
 MORE, LESS = np.array([255.0, 96.0, 0.0]), np.array([0.0, 60.0, 255.0])  # orange and blue, which all eyes tell apart
 LEGEND_PX, LEGEND_BAR_PX = 44, 240
+PADDING = (128, 128, 128)  # what the zeros of pixels in -1..1 look like
 GROUP_LINE = (255, 255, 255, 110)
 
 
@@ -146,16 +147,16 @@ def evenly_spaced(num_steps: int, wanted: int) -> list[int]:
 def overlay(picture: Image.Image, relative: Tensor, spec: BackboneSpec) -> Image.Image:
     """The picture in grey, orange where tokens are read more than uniformly and blue where less.
 
-    relative: [N], 1 being uniform, which leaves the picture as it is; the colour grows with the logarithm.
+    relative: [N], 1 being uniform, which leaves the picture as it is; the colour grows with the logarithm. Tokens of
+    the model's padding are drawn around the picture.
     Small pictures are enlarged by a whole factor; thin lines part the groups.
     """
     assert spec.interface is not None
-    rows, columns = spec.height // spec.patch, spec.width // spec.patch
+    rows, columns = spec.token_grid(spec.height, spec.width)
     window = spec.interface.window
     grid = unpatchify(relative.view(1, -1, 1), patch=1, window=window, height=rows, width=columns)[0, 0]  # [rows, cols]
-    scale = max(1, -(-MIN_SIDE_PX // picture.width))
-    size = (picture.width * scale, picture.height * scale)
-    grey = ImageOps.grayscale(picture).resize(size, Image.Resampling.NEAREST)
+    grey = ImageOps.grayscale(_enlarged(picture, spec))
+    size = grey.size
     strength = Image.fromarray(_strength(grid).numpy()).resize(size, Image.Resampling.NEAREST)
     drawn = Image.fromarray(_tinted(np.asarray(grey, dtype=np.float64), np.asarray(strength, dtype=np.float64)))
     lines = ImageDraw.Draw(drawn, "RGBA")
@@ -183,7 +184,7 @@ def _reads_sheet(records: Sequence[ReadRecord], spec: BackboneSpec, latent: int 
     """A row for each level: the picture, then what was read at each step, by all latents or by one."""
     rows = [
         [
-            _enlarged(record.picture.image),
+            _enlarged(record.picture.image, spec),
             *(overlay(record.picture.image, m.relative(latent), spec) for m in record.maps),
         ]
         for record in records
@@ -213,9 +214,12 @@ def _latents_sheet(record: ReadRecord, spec: BackboneSpec) -> Image.Image:
     )
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
-    scale = max(1, -(-MIN_SIDE_PX // picture.width))
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+def _enlarged(picture: Image.Image, spec: BackboneSpec) -> Image.Image:
+    """At least `MIN_SIDE_PX` wide, inside a border where the model computes on padding."""
+    border = spec.padding * picture.width // spec.width
+    whole = ImageOps.expand(picture, border, fill=PADDING)
+    scale = max(1, -(-MIN_SIDE_PX // whole.width))
+    return whole.resize((whole.width * scale, whole.height * scale), Image.Resampling.NEAREST)
 
 
 def _with_legend(sheet: Image.Image, title: str) -> Image.Image:

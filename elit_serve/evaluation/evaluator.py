@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,14 +14,16 @@ from torch import Tensor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profiler import device_name
 from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.background import in_background
 from elit_serve.evaluation.feature_cache import FeatureCache, Sampled
 from elit_serve.evaluation.features import Described, FeatureExtractor
-from elit_serve.evaluation.measures import Estimate, PlanMeasures
+from elit_serve.evaluation.measures import Estimate, MeasuredSet, PlanMeasures, Scores
 from elit_serve.evaluation.reference import Reference
 from elit_serve.evaluation.sampler import Sampler
 from elit_serve.evaluation.scoring import Scorer
 from elit_serve.sampling import Plan
 
+PICTURES_AT_ONCE = 4096  # on the host, sampled without anything between, and then described
 SEEDS_PER_REPEAT = 1_000_000  # sample i of repeat r has the seed 1,000,000 r + i
 
 
@@ -52,12 +55,29 @@ class Evaluator:
         self._cache = None if cache is None else FeatureCache(cache)
         self._on_pictures = on_pictures
         self._scorer = Scorer(reference, pipeline.device)
-        self.floors = self._scorer.floors()  # the held-out photographs' own figures: real against real at the same n
 
-    @property
+    @cached_property
     def floor(self) -> Estimate:
         """The Fréchet distance of held-out photographs, as many as there are samples in a set."""
-        return self.floors.frechet
+        return self._scorer.frechet(self._scorer.held_out)()
+
+    @cached_property
+    def floors(self) -> Scores:
+        """All figures of the held-out photographs: real against real at the same n."""
+        return self._scorer.score(self._scorer.held_out)
+
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[MeasuredSet]:
+        """The Fréchet distance of each set of pictures, by its plan and repeat, in this order.
+
+        A set's distance is finished in the background while the next is sampled.
+        """
+        return in_background(lambda finish: finish(), (self._begun(*each) for each in sets), ahead=1)
+
+    def _begun(self, plan: Plan, repeat: int) -> Callable[[], MeasuredSet]:
+        sampled = self._sampled(plan, repeat)
+        frechet = self._scorer.frechet(sampled.described)
+        rate = self.reference.num_samples / sampled.sampling_seconds
+        return lambda: MeasuredSet(frechet=frechet(), images_per_second=rate)
 
     def measure(self, plan: Plan, *, repeats: int, first_repeat: int = 0) -> PlanMeasures:
         """Samples n pictures `repeats` times, each time with other seeds, and measures each set."""
@@ -69,7 +89,7 @@ class Evaluator:
             plan,
             [self._scorer.score(each.described) for each in sets],
             num_samples=num_samples,
-            images_per_second=repeats * num_samples / sum(each.seconds for each in sets),
+            images_per_second=repeats * num_samples / sum(each.sampling_seconds for each in sets),
         )
 
     def features(self, plan: Plan, repeat: int) -> Tensor:
@@ -92,17 +112,26 @@ class Evaluator:
         return sampled
 
     def _sample(self, plan: Plan, repeat: int) -> Sampled:
+        """Sampling and describing take turns: each would slow the other down, and sampling is timed alone."""
         class_ids, seeds = self.reference.held_out_classes, self.seeds(repeat)
-        self._sampler.prepare(plan, len(seeds))
-        started_s = time.perf_counter()
-        parts = []
-        for pictures in self._sampler.pictures(plan, class_ids, seeds):
-            images = pictures.to(self._pipeline.device).permute(0, 3, 1, 2).float() / 255
-            described = self._extractor(images)
-            logits = described.logits
-            parts.append(Described(features=described.features.cpu(), logits=None if logits is None else logits.cpu()))
-            self._report(len(pictures))
-        return Sampled(described=Described.cat(parts), seconds=time.perf_counter() - started_s)
+        parts, sampling_s = [], 0.0
+        for start in range(0, len(seeds), PICTURES_AT_ONCE):
+            chosen = slice(start, start + PICTURES_AT_ONCE)
+            self._sampler.prepare(plan, len(seeds[chosen]))
+            started_s = time.perf_counter()
+            batches = []
+            for pictures in self._sampler.pictures(plan, class_ids[chosen], seeds[chosen]):
+                batches.append(pictures)
+                self._report(len(pictures))
+            sampling_s += time.perf_counter() - started_s
+            parts += [self._described(pictures) for pictures in batches]
+        return Sampled(described=Described.cat(parts), sampling_seconds=sampling_s)
+
+    def _described(self, pictures: Tensor) -> Described:
+        """pictures [B, H, W, 3], uint8 -> on the CPU."""
+        described = self._extractor(pictures.to(self._pipeline.device).permute(0, 3, 1, 2).float() / 255)
+        logits = described.logits
+        return Described(features=described.features.cpu(), logits=None if logits is None else logits.cpu())
 
     def _report(self, count: int) -> None:
         if self._on_pictures is not None:

@@ -18,10 +18,10 @@ from elit_serve.evaluation.features import Described
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """A set of samples, described, and the seconds that it took to make and describe it."""
+    """A set of samples, described, and the seconds that it took to make them."""
 
     described: Described
-    seconds: float
+    sampling_seconds: float
 
 
 class FeatureCache:
@@ -34,12 +34,11 @@ class FeatureCache:
         """The set with these facts; None if there is none, or its file is damaged."""
         try:
             with safe_open(self._file(facts), framework="pt") as content:
-                seconds = float((content.metadata() or {})["seconds"])
+                seconds = float((content.metadata() or {})["sampling_seconds"])
                 names = set(content.keys())
                 logits = content.get_tensor("logits") if "logits" in names else None
-                return Sampled(
-                    described=Described(features=content.get_tensor("features"), logits=logits), seconds=seconds
-                )
+                described = Described(features=content.get_tensor("features"), logits=logits)
+                return Sampled(described=described, sampling_seconds=seconds)
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
@@ -53,7 +52,8 @@ class FeatureCache:
         os.close(handle)
         staging = Path(name)
         try:
-            save_file(tensors, staging, metadata={"seconds": repr(sampled.seconds), "facts": json.dumps(facts)})
+            metadata = {"sampling_seconds": repr(sampled.sampling_seconds), "facts": json.dumps(facts)}
+            save_file(tensors, staging, metadata=metadata)
             staging.replace(self._file(facts))
         finally:
             staging.unlink(missing_ok=True)

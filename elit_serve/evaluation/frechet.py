@@ -59,22 +59,51 @@ class FrechetReference:
 
     def distances(self, samples: Tensor, member: Tensor) -> list[float]:
         """The squared distance of each subset `member` [S, n] (bool) of samples [n, F]."""
-        return [self._distance_of(samples.double()[inside]) for inside in member]
+        return self.prepared(samples, member).distances()
 
-    def _distance_of(self, samples: Tensor) -> float:
-        if len(samples) >= samples.shape[1]:
-            return self.distance(FeatureStatistics.of(samples))
-        return self._distance_of_few(samples)
+    def prepared(self, samples: Tensor, member: Tensor) -> PreparedDistances:
+        """All of `distances` that the device of the samples is quick at, done.
 
-    def _distance_of_few(self, samples: Tensor) -> float:
-        """The same for n < F, from an [n, n] matrix: S1^(1/2) S2 S1^(1/2) is Y' Y with Y = X S1^(1/2), X centred and
-        divided by the root of n - 1, and Y Y' has the same eigenvalues but for zeros."""
-        mine, mean = self.statistics, samples.mean(0)
-        centred = (samples - mean) / math.sqrt(len(samples) - 1)
-        rooted = centred @ self._root
-        values = torch.linalg.eigvalsh(rooted @ rooted.T)
-        traces = mine.covariance.trace() + centred.square().sum() - 2 * _non_negative(values).sqrt().sum()
-        return float((mine.mean - mean).square().sum() + traces)
+        S1^(1/2) S2 S1^(1/2) is Y' Y with Y = X S1^(1/2), X centred and divided by the root of n - 1. Every subset takes
+        its rows of one product for all samples. For n < F, Y Y' has the same eigenvalues but for zeros.
+        """
+        samples, mine = samples.double(), self.statistics
+        if samples.shape[1] != len(mine.mean):
+            raise InvalidInput("features", samples.shape[1], f"the reference has {len(mine.mean)} features")
+        if not bool(torch.isfinite(samples).all()):
+            raise InvalidInput("features", "NaN or infinite values", "finite numbers")
+        shifted = samples - mine.mean  # far fewer digits cancel below than with the features as they are
+        rooted = shifted @ self._root  # [n, F]
+        products, rest = [], []
+        for inside in member:
+            own, y = shifted[inside], _centred(rooted[inside])
+            products.append((y @ y.T if len(y) < y.shape[1] else y.T @ y).cpu())
+            rest.append(own.mean(0).square().sum() + mine.covariance.trace() + _centred(own).square().sum())
+        return PreparedDistances(products=tuple(products), rest=torch.stack(rest).tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedDistances:
+    """Squared distances of which only the eigenvalues are missing. They are taken on the CPU, on any thread: at some
+    hundreds of rows LAPACK is quicker than a GPU's solver, and leaves the GPU to others.
+
+    products: for each subset a symmetric matrix with the eigenvalues of S1 S2. rest: |m1 - m2|^2 + tr(S1 + S2).
+    """
+
+    products: tuple[Tensor, ...]
+    rest: list[float]
+
+    def distances(self) -> list[float]:
+        """One for each subset."""
+        return [
+            rest - 2 * float(_non_negative(torch.linalg.eigvalsh(product)).sqrt().sum())
+            for product, rest in zip(self.products, self.rest, strict=True)
+        ]
+
+
+def _centred(samples: Tensor) -> Tensor:
+    """samples [n, F] less their mean, over the root of n - 1: its square is their covariance."""
+    return (samples - samples.mean(0)) / math.sqrt(len(samples) - 1)
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:

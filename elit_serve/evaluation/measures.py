@@ -61,10 +61,18 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredSet:
+    """What a plan sweep wants to know of one set of pictures. images_per_second: of sampling alone."""
+
+    frechet: Estimate
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanMeasures:
     """What a plan is worth: means over `repeats` sets of `num_samples` pictures, each set with seeds of its own.
 
-    frechets: the Fréchet distance of each set. images_per_second: of sampling and feature extraction together.
+    frechets: the Fréchet distance of each set. images_per_second: of sampling alone.
     """
 
     plan: Plan

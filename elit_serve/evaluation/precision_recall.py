@@ -6,11 +6,26 @@ samples, m photographs, F features, S subsets of the samples.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 NEIGHBOURS = 3
 CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Samples among the photographs.
+
+    precisions: for each subset, its share in the photographs' manifold. recalls: the share of the photographs in the
+    subset's manifold. nearest: [n], the distance of each sample to the nearest photograph.
+    """
+
+    precisions: list[float]
+    recalls: list[float]
+    nearest: Tensor
 
 
 class ManifoldReference:
@@ -22,23 +37,23 @@ class ManifoldReference:
         everyone = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
         self._radii = _radii(self._features, everyone)[0]  # [m]
 
-    def precision_and_recall(self, samples: Tensor, member: Tensor) -> tuple[list[float], list[float]]:
-        """For each subset `member` [S, n] of samples [n, F], at least four in each.
-
-        precision: the share of the subset in the photographs' manifold. recall: the share of the photographs in the
-        subset's manifold.
-        """
+    def neighbours(self, samples: Tensor, member: Tensor) -> Neighbours:
+        """Of each subset `member` [S, n] of samples [n, F], at least four in each."""
         samples = samples.double()
         radii = _radii(samples, member)  # [S, n]
         is_real = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
+        nearest = torch.full((len(samples),), torch.inf, dtype=torch.float64, device=samples.device)
         recalled = torch.zeros(len(member), device=samples.device)
         for photographs, reach in zip(torch.split(self._features, CHUNK), torch.split(self._radii, CHUNK), strict=True):
             distances = torch.cdist(photographs, samples)  # [c, n]
+            nearest = torch.minimum(nearest, distances.amin(dim=0))
             is_real |= (distances <= reach[:, None]).any(dim=0)
             for subset, (own, inside) in enumerate(zip(radii, member, strict=True)):
                 recalled[subset] += ((distances <= own) & inside).any(dim=1).sum()
-        precision = (member & is_real).sum(dim=1) / member.sum(dim=1)
-        return precision.tolist(), (recalled / len(self._features)).tolist()
+        precisions = (member & is_real).sum(dim=1) / member.sum(dim=1)
+        return Neighbours(
+            precisions=precisions.tolist(), recalls=(recalled / len(self._features)).tolist(), nearest=nearest
+        )
 
 
 def _radii(features: Tensor, member: Tensor) -> Tensor:

@@ -19,13 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import elit_serve
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profiler import device_name, known_latency
+from elit_serve.engine.profiler import device_name
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.evaluator import SEEDS_PER_REPEAT, Evaluator
 from elit_serve.evaluation.measures import INTERVALS, Estimate, PlanMeasures
-from elit_serve.evaluation.sampler import steps_of
 from elit_serve.evaluation.sheets import budget_sheet, evenly, nearest_sheet
-from elit_serve.sampling import Plan
+from elit_serve.evaluation.throughput import SaturatedEngine
 
 SHOWN_CLASSES = 10
 
@@ -71,6 +70,7 @@ def write_report(
 def evaluation_facts(pipeline: Pipeline, evaluator: Evaluator, measured: Sequence[PlanMeasures]) -> dict[str, Any]:
     """`evaluation.json`: the figures and all that they depend on."""
     reference = evaluator.reference
+    engine = SaturatedEngine.of(pipeline, num_samples=reference.num_samples, batch_size=evaluator.batch_size)
     return {
         "format_version": 2,
         "model": pipeline.config.name,
@@ -87,29 +87,21 @@ def evaluation_facts(pipeline: Pipeline, evaluator: Evaluator, measured: Sequenc
         "picture": {"height": reference.height, "width": reference.width},
         "intervals": INTERVALS,
         "floor": asdict(evaluator.floors),
-        "plans": [_plan_facts(pipeline, evaluator, each) for each in measured],
+        "plans": [_plan_facts(pipeline, evaluator, engine, each) for each in measured],
         "provenance": provenance(pipeline, evaluator.batch_size),
     }
 
 
-def _plan_facts(pipeline: Pipeline, evaluator: Evaluator, measures: PlanMeasures) -> dict[str, Any]:
+def _plan_facts(
+    pipeline: Pipeline, evaluator: Evaluator, engine: SaturatedEngine, measures: PlanMeasures
+) -> dict[str, Any]:
     return {
         "level": measures.plan.mean_level,
         "budget": measures.plan.mean_level / pipeline.config.spec.latents_per_group,
         "frechet_over_floor": measures.frechet.value / evaluator.floor.value,
-        "predicted_images_per_second": predicted_rate(pipeline, measures.plan, evaluator.batch_size),
         **asdict(measures),
+        **engine.compared(measures.plan, measures.images_per_second),
     }
-
-
-def predicted_rate(pipeline: Pipeline, plan: Plan, batch_size: int) -> float | None:
-    """Pictures per second of the saturated engine, by the latency table of this device; None if there is none."""
-    latency = known_latency(pipeline)
-    if latency is None:
-        return None
-    costs = latency.cost_table
-    batch = min(batch_size, costs.max_batch)
-    return 1000 * batch / sum(costs.step_ms(level, weak_level, batch) for level, weak_level in steps_of(plan))
 
 
 def as_markdown(evaluator: Evaluator, measured: Sequence[PlanMeasures], latents_per_group: int) -> str:

@@ -1,10 +1,11 @@
-"""Many pictures of one plan as fast as the engine makes them: batches in lock step, one enqueued ahead.
+"""Many pictures of one plan as fast as the engine makes them: batches in lock step, some enqueued ahead.
 
-While the device runs one batch, the host draws the noise of the next and takes the pictures of the one before.
+While the device runs them, a thread draws the noise of the next, and the host takes the pictures of the one before.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from math import ceil
 
@@ -16,10 +17,14 @@ from elit_serve.engine.graphs import open_executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.served import StepSet
 from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.background import in_background
 from elit_serve.sampling import Plan, initial_noise, time_grid
 from elit_serve.scheduler.requests import Launch
 
 Step = tuple[int, int | None]  # level, level of the weak pass or None
+
+
+BATCHES_AHEAD = 2  # enqueued on the device, beside the one whose pictures the host waits for
 
 
 class Sampler:
@@ -47,20 +52,22 @@ class Sampler:
         """Pictures [B, H, W, 3], uint8 on the CPU, in order, as they are done; the last batch may be smaller."""
         self.prepare(plan, len(seeds))
         batch = even_batch(len(seeds), self._batch_size)
-        ahead: Transfer | None = None
-        for start in range(0, len(seeds), batch):
-            enqueued = self._enqueue(plan, class_ids[start : start + batch], seeds[start : start + batch])
-            if ahead is not None:
-                yield _arrived(ahead)
-            ahead = enqueued
-        if ahead is not None:
-            yield _arrived(ahead)
+        parts = [slice(start, start + batch) for start in range(0, len(seeds), batch)]
+        noises = in_background(self._noise, [seeds[part] for part in parts], ahead=1)
+        enqueued: deque[Transfer] = deque()
+        for part, noise in zip(parts, noises, strict=True):
+            enqueued.append(self._enqueue(plan, class_ids[part], seeds[part], noise))
+            if len(enqueued) > BATCHES_AHEAD:
+                yield _arrived(enqueued.popleft())
+        while enqueued:
+            yield _arrived(enqueued.popleft())
 
-    def _enqueue(self, plan: Plan, class_ids: Sequence[int], seeds: Sequence[int]) -> Transfer:
-        """All steps of one batch, and its decoding."""
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
         noise = initial_noise(seeds, self._pipeline.config.spec.sample_shape)
-        if self._executor.is_asynchronous:
-            noise = noise.pin_memory()  # else each copy would wait for the steps before it
+        return noise.pin_memory() if self._executor.is_asynchronous else noise  # else each copy would wait for steps
+
+    def _enqueue(self, plan: Plan, class_ids: Sequence[int], seeds: Sequence[int], noise: Tensor) -> Transfer:
+        """All steps of one batch, and its decoding."""
         for index, class_id in enumerate(class_ids):
             task = ImageTask(
                 request_id=seeds[index],

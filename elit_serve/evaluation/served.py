@@ -101,7 +101,7 @@ def measure_served(
     pictures = remake(pipeline, plans, classes, seeds, batch_size=evaluator.batch_size)
     best = remake(pipeline, full, classes, seeds, batch_size=evaluator.batch_size)
     features, best_features = (_features(extractor, each, evaluator.batch_size) for each in (pictures, best))
-    distance = Scorer(reference, pipeline.device).score(Described(features=features, logits=None)).frechet
+    distance = Scorer(reference, pipeline.device).frechet(Described(features=features))()
     quality = min(1.0, evaluator.floor.value / distance.value)
     return ServedError(
         num_served=len(served),

@@ -7,7 +7,7 @@ TeaCache's thresholds would be one more axis of the grid; this code base does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import hypot
@@ -30,11 +30,13 @@ class EstimateLike(Protocol):
     def half_width(self) -> float: ...
 
 
-class MeasuresLike(Protocol):
-    """What the sweep reads of a measured plan."""
+class SetLike(Protocol):
+    """What is measured of one set of pictures; images_per_second is of sampling alone."""
 
     @property
     def frechet(self) -> EstimateLike: ...
+    @property
+    def images_per_second(self) -> float: ...
 
 
 class PlanEvaluator(Protocol):
@@ -43,7 +45,8 @@ class PlanEvaluator(Protocol):
     @property
     def floor(self) -> EstimateLike: ...
 
-    def measure(self, plan: Plan, *, repeats: int, first_repeat: int = 0) -> MeasuresLike: ...
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[SetLike]:
+        """Of one set of pictures for each (plan, repeat), in this order; it may work on the next set already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +80,17 @@ class SweepGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A measured plan. quality is floor / distance, at most 1, without the uncertainty of the floor."""
+    """A measured plan. quality is floor / distance, at most 1, without the uncertainty of the floor.
+
+    images_per_second: of sampling alone.
+    """
 
     plan: Plan
     gflops: float
     repeats: int
     distance: Uncertain
     quality: Uncertain
+    images_per_second: float
 
     def with_more(self, other: Point) -> Point:
         """The mean with another measurement of the plan, by other seeds."""
@@ -95,7 +102,8 @@ class Point:
             return Uncertain(value=value, half_width=hypot(shares[0] * one.half_width, shares[1] * two.half_width))
 
         distance, quality = mean(self.distance, other.distance), mean(self.quality, other.quality)
-        return replace(self, repeats=repeats, distance=distance, quality=quality)
+        rate = 1 / (shares[0] / self.images_per_second + shares[1] / other.images_per_second)
+        return replace(self, repeats=repeats, distance=distance, quality=quality, images_per_second=rate)
 
     @property
     def best(self) -> float:
@@ -124,21 +132,23 @@ def run_sweep(
     if budget < len(plans):
         raise InvalidInput("max_measurements", budget, f"at least {len(plans)}, one for each plan")
 
-    def measured(plan: Plan, repeat: int) -> Point:
-        return _point(plan, evaluator, spec, repeat=first_repeat + repeat)
+    def measured(plans: Sequence[tuple[Plan, int]]) -> Iterator[Point]:
+        sets = evaluator.distances((plan, first_repeat + repeat) for plan, repeat in plans)
+        for (plan, _), found in zip(plans, sets, strict=True):
+            yield _point(plan, found, evaluator.floor.value, spec)
 
     points: dict[Plan, Point] = {}
-    for count, plan in enumerate(plans):
-        points[plan] = measured(plan, 0)
-        tell(f"{count + 1} of {len(plans)} plans")
+    for point in measured([(plan, 0) for plan in plans]):
+        points[point.plan] = point
+        tell(f"{len(points)} of {len(plans)} plans")
     left = budget - len(plans)
     while left > 0:
         doubtful = [point for point in in_doubt(tuple(points.values())) if point.repeats < max_repeats]
         if not doubtful:
             break
         doubtful.sort(key=lambda point: (point.repeats, -point.best))
-        for point in doubtful[:left]:
-            points[point.plan] = point.with_more(measured(point.plan, point.repeats))
+        for more in measured([(point.plan, point.repeats) for point in doubtful[:left]]):
+            points[more.plan] = points[more.plan].with_more(more)
             left -= 1
             tell(f"{len(doubtful)} plans in doubt, {left} measurements left")
     return tuple(points.values())
@@ -272,14 +282,15 @@ def record_of(point: Point, *, on_front: bool) -> PlanQuality:
     )
 
 
-def _point(plan: Plan, evaluator: PlanEvaluator, spec: BackboneSpec, *, repeat: int) -> Point:
+def _point(plan: Plan, found: SetLike, floor: float, spec: BackboneSpec) -> Point:
     """One set of pictures."""
-    distance = evaluator.measure(plan, repeats=1, first_repeat=repeat).frechet
-    quality = min(1.0, evaluator.floor.value / distance.value)
+    distance = found.frechet
+    quality = min(1.0, floor / distance.value)
     return Point(
         plan=plan,
         gflops=plan_gflops(plan, spec),
         repeats=1,
         distance=Uncertain(value=distance.value, half_width=distance.half_width),
         quality=Uncertain(value=quality, half_width=quality * distance.half_width / distance.value),
+        images_per_second=found.images_per_second,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from elit_serve.budget import check_level
@@ -40,7 +41,9 @@ class PhotographOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepWords:
-    """As on the command line. schedules: pairs as 1-16; None are pairs of the lowest, the middle and the highest."""
+    """As on the command line. schedules: pairs as 1-16; None are pairs of the lowest, the middle and the highest.
+    threads: of the host, see `share_cores`.
+    """
 
     levels: Sequence[int]
     steps: Sequence[int]
@@ -53,6 +56,7 @@ class SweepWords:
     max_measurements: int | None
     first_repeat: int
     writes_defaults: bool
+    threads: int | None = None
 
 
 def run_sweep_command(
@@ -76,18 +80,30 @@ def run_sweep_command(
         writes_defaults=words.writes_defaults,
     )
     check_folder(words.out)
+    if words.threads is None and pipeline.device.type != "cpu":
+        share_cores(options.part[1])
     evaluator = open_evaluator(pipeline, extractor, photographs, words.out)
     facts = SweepFacts(
         metric=evaluator.metric,
         features_sha256=extractor.fingerprint,
         reference=f"{photographs.reference.name}: {len(evaluator.reference.features)} photographs",
         num_samples=evaluator.reference.num_samples,
+        batch_size=evaluator.batch_size,
         provenance={
             name: value if isinstance(value, str | int | float) else str(value)
             for name, value in provenance(pipeline, evaluator.batch_size).items()
         },
     )
     return sweep_to_folder(pipeline, evaluator, facts, options, console=console)
+
+
+def share_cores(num_parts: int) -> None:
+    """Leaves to each of so many processes its share of the host's cores, for what they compute beside the device.
+
+    Not where the model itself runs on the CPU: its pictures depend on the number of threads, and a last run without
+    parts could not use theirs.
+    """
+    torch.set_num_threads(max(1, torch.get_num_threads() // num_parts))
 
 
 def open_evaluator(

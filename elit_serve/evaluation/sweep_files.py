@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from elit_serve.evaluation.sweep import (
     record_of,
     run_sweep,
 )
+from elit_serve.evaluation.throughput import SaturatedEngine
 from elit_serve.measurements import Latency, Quality, Uncertain, weak_caps
 from elit_serve.sampling import Plan
 
@@ -38,6 +40,7 @@ class SweepFacts:
     features_sha256: str
     reference: str
     num_samples: int
+    batch_size: int
     provenance: Mapping[str, str | int | float]
 
 
@@ -45,7 +48,8 @@ class SweepFacts:
 class SweepOptions:
     """out: a folder. part: (which, of how many) of the plans, to share the work; such a run only fills the evaluator's
     cache, and a last one without it reads them all. max_measurements, max_repeats, first_repeat: see `run_sweep`.
-    latency: also draws the front against measured time. writes_defaults: puts the result into the model directory.
+    latency: also draws the front against measured time, and predicts throughput in place of the model's own file.
+    writes_defaults: puts the result into the model directory.
     """
 
     grid: SweepGrid
@@ -61,7 +65,7 @@ class SweepOptions:
 def sweep_to_folder(
     pipeline: Pipeline, evaluator: PlanEvaluator, facts: SweepFacts, options: SweepOptions, *, console: Console
 ) -> Quality | None:
-    """Measures the grid and writes `quality.json` and `front.png`; None for a part, which writes nothing."""
+    """Measures the grid and writes `quality.json`, `throughput.json` and `front.png`; a part writes nothing: None."""
     plans = _part(options.grid.plans(), options.part)
     _check_drawable()
     with console.status("measuring") as status:
@@ -82,12 +86,23 @@ def sweep_to_folder(
     options.out.mkdir(parents=True, exist_ok=True)
     text = quality.model_dump_json(indent=1) + "\n"
     (options.out / "quality.json").write_text(text)
+    write_throughput(pipeline, points, facts, options)
     draw_front(points, default.plan, options.out / "front.png", metric=facts.metric, latency=options.latency)
     if options.writes_defaults:
         write_sampling(pipeline.path, _sampling_of(default.plan))
         (pipeline.path / "quality.json").write_text(text)
     console.print(front_table(quality))
     return quality
+
+
+def write_throughput(pipeline: Pipeline, points: Sequence[Point], facts: SweepFacts, options: SweepOptions) -> None:
+    """`throughput.json`: how fast each plan's pictures were sampled, against an engine that never waits."""
+    engine = SaturatedEngine.of(
+        pipeline, num_samples=facts.num_samples, batch_size=facts.batch_size, latency=options.latency
+    )
+    plans = {plan_name(point.plan): engine.compared(point.plan, point.images_per_second) for point in points}
+    text = json.dumps({"batch": engine.batch, "provenance": facts.provenance, "plans": plans}, indent=1)
+    (options.out / "throughput.json").write_text(text + "\n")
 
 
 def quality_of(

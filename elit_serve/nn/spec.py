@@ -91,6 +91,10 @@ class BackboneSpec:
         if self.positions == "learned" and (height, width) != (self.height, self.width):
             raise InvalidInput("height, width", (height, width), f"positions are learned for {self.height, self.width}")
 
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of a sample of this size, padding included."""
+        return (height + 2 * self.padding) // self.patch, (width + 2 * self.padding) // self.patch
+
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one sample."""
@@ -99,7 +103,7 @@ class BackboneSpec:
     @property
     def num_tokens(self) -> int:
         """N, spatial tokens after patchify, padding included."""
-        rows, columns = ((size + 2 * self.padding) // self.patch for size in (self.height, self.width))
+        rows, columns = self.token_grid(self.height, self.width)
         return rows * columns
 
     @property

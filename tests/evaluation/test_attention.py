@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from elit_serve.evaluation.attention import (
     spatial_blocks,
     token_mask,
 )
-from elit_serve.nn import BackboneSpec, DiT, ElitDiT, InterfaceSpec
+from elit_serve.nn import BackboneSpec, DiT, ElitDiT, InterfaceSpec, build
 from elit_serve.nn.layers import GroupedCrossAttention, SelfAttention, rope_table
 
 DIM, HEADS, GROUPS, WINDOW, LEVEL = 32, 2, 4, 6, 3
@@ -186,3 +188,21 @@ def test_a_mask_that_does_not_fit_is_named(dit: DiT, queries: Tensor, keys: Tens
     with pytest.raises(InvalidInput) as caught:
         self_attention_shares(dit, *inputs(), queries=queries, keys=keys)
     assert caught.value.field == named
+
+
+@pytest.mark.parametrize("interface", [None, InterfaceSpec(window=(2, 2), head=1, core=1, tail=2)])
+def test_padding_counts_as_tokens(interface: InterfaceSpec | None) -> None:
+    padded = replace(spec(interface), padding=4)  # a ring of tokens around 4 x 4
+    model = drawn(build(padded))
+    own = token_mask(padded, torch.ones(16, 16).bool())
+    ring = token_mask(padded, torch.zeros(16, 16).bool(), marks_padding=True)
+    assert (own.sum(), ring.sum()) == (16, 20)
+    assert torch.equal(ring, ~own)
+    shares = [self_attention_shares(model, *inputs(), queries=own, keys=keys, level=1) for keys in (own, ring)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == pytest.approx([1] * len(shares[0]))
+    with pytest.raises(InvalidInput, match="each of 36 tokens"):
+        self_attention_shares(model, *inputs(), queries=torch.ones(16).bool(), keys=ring)
+    if isinstance(model, ElitDiT):
+        read = read_shares(model, *inputs(), 2, keys=ring)
+        assert read.area.tolist() == [0.75, 0.5, 0.75, 0.5, 0, 0.5, 0.75, 0.5, 0.75]
+        assert read.share[4] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,28 @@ def test_a_token_that_is_read_most_lights_its_own_pixels(pipeline: Pipeline) -> 
     assert hot[25:47, 73:95].all()
     assert not hot[:24].any()
     assert not hot[48:].any()
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_a_model_that_pads_its_samples_shows_the_padding_around_the_picture(
+    tiny_config: ModelConfig, tmp_path: Path, positions: str
+) -> None:
+    spec = replace(tiny_config.spec, padding=4, positions=positions)  # 10 x 10 tokens, 25 groups of 4
+    config = tiny_config.model_copy(update={"backbone": BackboneConfig.of(spec)})
+    write_checkpoint(tmp_path / "padded", config, build(spec).state_dict())
+    done = run(tmp_path / "padded", "--label", "rose", "-o", tmp_path / "a.png", "--attention", tmp_path / "reads")
+    assert done.returncode == 0, done.stderr
+    assert load_file(tmp_path / "reads" / "maps.safetensors")["level-04-step-001"].shape == (25, 4, 4)
+    with Image.open(tmp_path / "reads" / "level-04-step-001.png") as shown:
+        assert shown.size == (200, 200)
+    relative = torch.ones(100)
+    relative[0] = 4.0  # the top left token, which is padding
+    pixels = np.asarray(overlay(Image.new("RGB", (32, 32), (10, 10, 10)), relative, spec)).astype(int)
+    hot = pixels[..., 0] > pixels[..., 2] + 50
+    assert hot[:20, :20].all()
+    assert hot.sum() == 400
+    assert pixels[10, 30].tolist() == [128, 128, 128]
+    assert pixels[30, 30].tolist() == [10, 10, 10]
 
 
 def test_halves_and_steps() -> None:

@@ -163,6 +163,19 @@ def test_repeats_have_seeds_of_their_own_and_are_reproduced(
     assert first.images_per_second > 0
 
 
+def test_distances_in_the_background_are_those_of_all_metrics_together(
+    pipeline: Pipeline, reference: Reference, extractor: TorchScriptFeatures
+) -> None:
+    evaluator = Evaluator(pipeline, reference, extractor, batch_size=8, cache=None)
+    sets = [(pipeline.plan(steps=2), 0), (pipeline.plan(steps=1), 3), (pipeline.plan(steps=2), 1)]
+    found = list(evaluator.distances(sets))
+    alone = [evaluator.measure(plan, repeats=1, first_repeat=repeat).frechet for plan, repeat in sets]
+    assert [each.frechet for each in found] == alone
+    assert all(each.images_per_second > 0 for each in found)
+    assert evaluator.floor == evaluator.floors.frechet
+    assert list(evaluator.distances([])) == []
+
+
 def test_features_are_those_of_the_pictures_a_user_gets(
     pipeline: Pipeline, reference: Reference, extractor: TorchScriptFeatures
 ) -> None:

@@ -107,11 +107,15 @@ def test_nan_features_raise() -> None:
     broken[3, 1] = torch.nan
     with pytest.raises(InvalidInput, match="NaN"):
         FeatureStatistics.of(broken)
+    with pytest.raises(InvalidInput, match="NaN"):
+        FrechetReference(FeatureStatistics.of(features(50, 4, 1))).distances(broken, torch.ones(1, 50).bool())
 
 
 def test_sets_that_cannot_be_compared_raise() -> None:
     with pytest.raises(InvalidInput, match="the reference has 4 features"):
         frechet_distance(FeatureStatistics.of(features(9, 4, 0)), FeatureStatistics.of(features(9, 5, 0)))
+    with pytest.raises(InvalidInput, match="the reference has 4 features"):
+        FrechetReference(FeatureStatistics.of(features(9, 4, 0))).distances(features(9, 5, 0), torch.ones(1, 9).bool())
     with pytest.raises(InvalidInput, match="at least two vectors"):
         FeatureStatistics.of(features(1, 4, 0))
     with pytest.raises(InvalidInput, match="at least two vectors"):

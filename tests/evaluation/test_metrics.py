@@ -12,6 +12,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.inception_score import inception_scores
 from elit_serve.evaluation.kernel import KernelReference
 from elit_serve.evaluation.measures import Estimate, whole_and_halves
+from elit_serve.evaluation.nearest import nearest
 from elit_serve.evaluation.precision_recall import ManifoldReference
 
 CPU = torch.device("cpu")
@@ -71,17 +72,17 @@ def test_kernel_distance_refuses_features_of_another_size() -> None:
 def test_a_collapsed_model_has_precision_and_no_recall() -> None:
     photographs = gaussian(300, 0, size=2)
     collapsed = photographs[:1] + 0.001 * gaussian(60, 1, size=2)
-    precision, recall = ManifoldReference(photographs).precision_and_recall(collapsed, everyone(collapsed))
-    assert precision[0] > 0.9
-    assert recall[0] < 0.02
+    found = ManifoldReference(photographs).neighbours(collapsed, everyone(collapsed))
+    assert found.precisions[0] > 0.9
+    assert found.recalls[0] < 0.02
 
 
 def test_a_scattered_model_has_recall_and_little_precision() -> None:
     photographs = gaussian(200, 0, size=2)
     scattered = 6 * gaussian(400, 1, size=2)
-    precision, recall = ManifoldReference(photographs).precision_and_recall(scattered, everyone(scattered))
-    assert precision[0] < 0.2
-    assert recall[0] > 0.75
+    found = ManifoldReference(photographs).neighbours(scattered, everyone(scattered))
+    assert found.precisions[0] < 0.2
+    assert found.recalls[0] > 0.75
 
 
 def test_precision_and_recall_follow_their_definition_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +94,10 @@ def test_precision_and_recall_follow_their_definition_in_chunks(monkeypatch: pyt
 
     monkeypatch.setattr("elit_serve.evaluation.precision_recall.CHUNK", 8)
     member = whole_and_halves(23, CPU, num_halves=2)
-    precision, recall = ManifoldReference(photographs).precision_and_recall(samples, member)
-    assert precision == pytest.approx([inside(samples[part], photographs) for part in member])
-    assert recall == pytest.approx([inside(photographs, samples[part]) for part in member])
+    found = ManifoldReference(photographs).neighbours(samples, member)
+    assert found.precisions == pytest.approx([inside(samples[part], photographs) for part in member])
+    assert found.recalls == pytest.approx([inside(photographs, samples[part]) for part in member])
+    torch.testing.assert_close(found.nearest, nearest(samples, photographs).distances)
 
 
 @of_torchmetrics

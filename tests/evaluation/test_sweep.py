@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -39,6 +40,7 @@ GRID = SweepGrid(levels=(1, 2, 4), steps=(2, 4, 8), guidances=(Guidance(), CCFG)
 @dataclass(frozen=True)
 class Measures:
     frechet: Uncertain
+    images_per_second: float
 
 
 @dataclass
@@ -53,13 +55,11 @@ class Formula:
         guided = 0 if plan.guidance.method == "none" else 40
         return 60 + 200 / plan.num_steps + 60 / plan.mean_level - guided
 
-    def measure(self, plan: Plan, *, repeats: int, first_repeat: int = 0) -> Measures:
-        self.measured.append((plan, repeats))
-        drawn = [
-            self.truth(plan) + Random(f"{plan} {repeat}").gauss(0, self.noise)
-            for repeat in range(first_repeat, first_repeat + repeats)
-        ]
-        return Measures(Uncertain(value=fmean(drawn), half_width=2 * self.noise / repeats**0.5))
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[Measures]:
+        for plan, repeat in sets:
+            self.measured.append((plan, repeat))
+            drawn = self.truth(plan) + Random(f"{plan} {repeat}").gauss(0, self.noise)
+            yield Measures(Uncertain(value=drawn, half_width=2 * self.noise), images_per_second=8 / plan.num_steps)
 
 
 def swept(config: ModelConfig, evaluator: Formula, first_repeat: int = 0, budget: int = 200) -> tuple[Point, ...]:
@@ -109,7 +109,9 @@ def test_the_budget_is_kept_and_must_suffice_for_one_round(tiny_config: ModelCon
 
 def point(gflops: float, quality: float, half_width: float = 0.0, levels: tuple[int, ...] = (4,)) -> Point:
     figure = Uncertain(value=quality, half_width=half_width)
-    return Point(plan=Plan(levels=levels), gflops=gflops, repeats=1, distance=figure, quality=figure)
+    return Point(
+        plan=Plan(levels=levels), gflops=gflops, repeats=1, distance=figure, quality=figure, images_per_second=1
+    )
 
 
 def test_a_plan_that_is_not_surely_better_than_a_cheaper_one_is_not_on_the_front() -> None:
@@ -136,7 +138,12 @@ def options(out: Path, **changes: object) -> SweepOptions:
 
 
 FACTS = SweepFacts(
-    metric="Pooled-FD", features_sha256="0" * 64, reference="none", num_samples=18, provenance={"command": "test"}
+    batch_size=18,
+    metric="Pooled-FD",
+    features_sha256="0" * 64,
+    reference="none",
+    num_samples=18,
+    provenance={"command": "test"},
 )
 QUIET = Console(file=StringIO())
 
@@ -148,6 +155,10 @@ def test_a_sweep_writes_what_a_model_loads(tiny_model_dir: Path, tmp_path: Path)
     )
     assert quality is not None
     assert read_quality(tmp_path / "out" / "quality.json") == quality
+    throughput = json.loads((tmp_path / "out" / "throughput.json").read_text())["plans"]
+    assert set(throughput) == {plan.name for plan in quality.plans}
+    assert throughput["2 steps at 4, unguided"]["images_per_second"] == pytest.approx(4)
+    assert throughput["2 steps at 4, unguided"]["share_of_saturated"] is None  # this machine is not measured
     assert (tmp_path / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
     loaded = load_checkpoint(tiny_model_dir)
     assert loaded.quality == quality
