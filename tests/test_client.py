@@ -226,3 +226,27 @@ def test_nobody_there_is_said_so() -> None:
 def test_an_address_that_is_none_is_named(url: str) -> None:
     with pytest.raises(InvalidInput, match="url"):
         Client(url)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_proxy_of_the_environment_is_used(start_http: Any, monkeypatch: pytest.MonkeyPatch, is_async: bool) -> None:
+    asked = []
+
+    def answer(path: str, _body: bytes) -> tuple[int, dict[str, str], bytes]:
+        asked.append(path)
+        return 200, JSON, b"{}"
+
+    monkeypatch.setenv("http_proxy", start_http(answer))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    async def ask() -> bool:
+        async with AsyncClient("http://far.invalid") as client:
+            return await client.ready()
+
+    if is_async:
+        assert asyncio.run(ask())
+    else:
+        with Client("http://far.invalid") as client:
+            assert client.ready()
+    assert asked == ["http://far.invalid/readiness"]

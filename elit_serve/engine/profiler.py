@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
@@ -27,6 +27,7 @@ from elit_serve.engine.checkpoint import bundled_models
 from elit_serve.engine.executor import Executor, ImageTask
 from elit_serve.engine.graphs import open_executor
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.quick_profile import anchors, interpolated
 from elit_serve.engine.served import StepSet, served_steps
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.measurements import Latency, StepCost, read_latency
@@ -83,6 +84,7 @@ def latency_of(
 ) -> Latency:
     """The measured cost of these steps: from the model directory, from what is bundled, from the cache, or measured.
 
+    On a CPU, where a step takes long, few are measured and the others interpolated.
     `cache_folder` is where measurements are kept; None is the user's cache directory.
     """
     shipped = known_latency(pipeline, served)
@@ -93,7 +95,8 @@ def latency_of(
     known = _read_cached(cached)
     if known is not None and _fits(known, pipeline, served):
         return known
-    latency = measure(pipeline, executor, served, clock=clock, on_progress=on_progress)
+    is_quick = not executor.is_asynchronous
+    latency = measure(pipeline, executor, served, clock=clock, is_quick=is_quick, on_progress=on_progress)
     _write_cached(cached, latency)
     return latency
 
@@ -162,17 +165,24 @@ def measure(
     *,
     clock: Clock,
     repeats: int | None = None,
+    is_quick: bool = False,
     command: str = "",
     on_progress: Progress | None = None,
 ) -> Latency:
-    """Times every step of `served` on an otherwise idle device. `executor` has captured what it will."""
+    """Times every step of `served` on an otherwise idle device. `executor` has captured what it will.
+
+    is_quick: times a few steps of each batch only, and reads the others off a line through them.
+    """
     repeats = repeats or REPEATS[pipeline.device.type]
-    points = [(*point, batch) for point in served.points() for batch in served.batches]
+    timed = anchors(served.points()) if is_quick else served.points()
+    points = [(*point, batch) for point in timed for batch in served.batches]
     steps = []
     for count, point in enumerate(points):
         steps.append(_measured(pipeline, executor, point, repeats))
         if on_progress is not None:
             on_progress(count + 1, len(points))
+    for batch in served.batches:
+        steps += _interpolated(steps, served, batch)
     return Latency(
         model=pipeline.config.name,
         backbone_hash=backbone_hash(pipeline),
@@ -202,6 +212,15 @@ def _measured(pipeline: Pipeline, executor: Executor, point: tuple[int, int | No
     return StepCost(
         level=level, weak_level=weak_level, batch=batch, step_ms=median(took_ms), spread_ms=_spread_ms(took_ms)
     )
+
+
+def _interpolated(steps: Sequence[StepCost], served: StepSet, batch: int) -> list[StepCost]:
+    """The steps of a batch that were not measured."""
+    measured = {(step.level, step.weak_level): step.step_ms for step in steps if step.batch == batch}
+    return [
+        StepCost(level=level, weak_level=weak_level, batch=batch, step_ms=step_ms, is_interpolated=True)
+        for (level, weak_level), step_ms in interpolated(measured, served.points()).items()
+    ]
 
 
 def _add_images(

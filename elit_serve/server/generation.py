@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -197,7 +196,7 @@ def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
     plan = job.plan(image.levels)
     mean_level = plan.mean_level
     return GeneratedImage(
-        b64_json=base64.b64encode(image.file).decode("ascii"),
+        b64_json=image.file,
         seed=image.seed,
         level=_whole(mean_level),
         budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),

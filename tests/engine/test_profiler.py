@@ -84,6 +84,18 @@ def test_a_measurement_carries_what_it_was_made_with(pipeline: Pipeline) -> None
     assert latency.date.tzinfo is not None
 
 
+def test_a_first_start_on_a_cpu_measures_few_steps_and_knows_the_cost_of_all(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    latency = latency_of(pipeline, tmp_path)
+    points = {(step.level, step.weak_level, step.batch) for step in latency.steps}
+    assert points == {(*point, batch) for point in served(pipeline).points() for batch in served(pipeline).batches}
+    for batch in (1, 4):
+        timed = [step for step in latency.steps if step.batch == batch and not step.is_interpolated]
+        assert {(step.level, step.weak_level) for step in timed} == {(1, None), (1, 1), (2, 1), (4, 1)}
+    assert not any(step.is_interpolated for step in measured(pipeline).steps)
+
+
 def test_a_measurement_is_made_once_and_then_read_from_the_cache(pipeline: Pipeline, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = latency_of(pipeline, cache)
