@@ -114,7 +114,7 @@ class ElasticPolicy:
 
     def drop(self, request: Tracked) -> None:
         work = self._works.pop(request.request_id)
-        work.is_dropped = True
+        work.left = 0
         if work.is_promised:
             self._promises.drop(work)
             self._replan_pause = 0
@@ -242,14 +242,12 @@ class ElasticPolicy:
     def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
         """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
         ends_s = self._ends_s(members, level, view)
-        together = set(members)
-        may_wait_until_s = self._promises.certificate.latest_start_s(view.costs.correction, together)
         self._advance(members)
+        may_wait_until_s = self._promises.certificate.latest_start_s(view.costs.correction)
         if ends_s and ends_s[0][1] > may_wait_until_s and self._has_replanned(ends_s[0][1], view):
             return ends_s[0][0]
         for candidate, end_s in ends_s:
             if end_s <= may_wait_until_s + ROUNDING_S:
-                self._promises.has_run(together)
                 return candidate
         for work in members:
             work.retreat()
@@ -283,7 +281,6 @@ class ElasticPolicy:
         members = members[: view.max_batch]
         level = members[0].lane[0]
         self._advance(members)
-        self._promises.has_run(set(members))
         return members, level
 
     # State
@@ -318,6 +315,7 @@ class ElasticPolicy:
         done = [work for work in members if not work.left]
         self._num_waiting -= len([work for work in members if not work.request.executed])
         if done:
+            self._promises.let_go()
             self._soft = [work for work in self._soft if work.left]
             for work in done:
                 del self._works[work.request.request_id]

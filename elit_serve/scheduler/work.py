@@ -26,7 +26,6 @@ class Work:
         "ceilings",
         "due_s",
         "highest",
-        "is_dropped",
         "is_promised",
         "lane",
         "left",
@@ -53,7 +52,6 @@ class Work:
         self.due_s = due_s
         self.order = order_s, demand.request_id
         self.is_promised = demand.is_hard
-        self.is_dropped = False
         self.runs: tuple[tuple[Lane, int], ...] = tuple((lane, steps) for lane, _, steps in runs)
         self.ceilings = tuple(max(highest, lane[0]) for lane, highest, _ in runs)
         self.left = demand.num_steps
