@@ -78,26 +78,33 @@ class Certificate:
         return sorted(left, key=lambda work: work.order)
 
     def _present_round(self) -> tuple[int, list[Work]]:
-        """The first round in which somebody has yet to run, and who; those that run elsewhere sit out their next one."""
-        rounds = [end - work.left if work.left else inf for end, _, work in self._ends]
-        at = min(rounds, default=inf)
-        if at == inf:
-            return self.times_s[-1][0], []
-        return int(at), [work for when, (_, _, work) in zip(rounds, self._ends, strict=True) if when == at]
+        """The first round in which somebody has yet to run, and who."""
+        pending: list[Work] = []
+        at = self.times_s[-1][0]
+        for end, _, work in self._ends:
+            when = end - work.left
+            if when > at or not work.left:
+                continue
+            if when < at:
+                at, pending = when, []
+            pending.append(work)
+        return at, pending
 
     def _done_s(self) -> float:
-        """How much shorter the rest of the plan is than the whole: what is left of the present round counts as it is."""
+        """How much shorter the rest of the plan is than the whole; of the present round the rest runs by itself."""
         at, pending = self._present_round()
         if not pending:
             return self.times_s[-1][1]
         segment = bisect_right(self.times_s, (at, inf))
         (first, begin_s), (after, end_s) = self.times_s[segment - 1 : segment + 1]
-        counts: dict[Lane, int] = {}
-        for work in pending:
-            counts[work.lane] = counts.get(work.lane, 0) + 1
-        rows = {work.lane: work.row for work in pending}
-        left_s = sum([rows[lane][count] for lane, count in counts.items()])
-        return begin_s + (at + 1 - first) * (end_s - begin_s) / (after - first) - left_s
+        return begin_s + (at + 1 - first) * (end_s - begin_s) / (after - first) - _launches_s(pending)
+
+
+def _launches_s(works: Sequence[Work]) -> float:
+    """What one step of each costs, in a launch for every lane."""
+    rows = {work.lane: work.row for work in works}
+    lanes = [work.lane for work in works]
+    return sum([row[lanes.count(lane)] for lane, row in rows.items()])
 
 
 def plan(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
+from typing import NamedTuple
 
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.cost import CostTable
@@ -33,8 +34,7 @@ class Counters:
     granted_steps: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outstanding:
+class _Outstanding(NamedTuple):
     """A launch that was decided and has not been reported. table_ms: uncorrected, to compare with what is observed."""
 
     launch: Launch
@@ -210,15 +210,13 @@ class RequestScheduler:
             demand, executed = member.demand, member.executed
             step = len(executed)
             assert demand.weak_caps[step] == weak_cap, "a launch mixes steps of one kind only"
-            lowest, highest = demand.bounds(step)
+            lowest, highest = demand.bounds[step]
             assert lowest <= level <= highest, "bounds and pins are kept"
             if not executed:
                 self._move(member, State.RUNNING)
-                num_free += demand.pinned is None
-            elif demand.pinned is None:
+            if demand.pinned is None:
                 num_free += 1
-                if executed[-1] != level:
-                    num_replanned += 1
+                num_replanned += step > 0 and executed[-1] != level
             executed.append(level)
         self._counted["granted_levels"] += level * num_free
         self._counted["granted_steps"] += num_free

@@ -44,9 +44,8 @@ class Work:
 
     def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order_s: float) -> None:
         demand = request.demand
-        bounds = {step: demand.bounds(step) for step in range(demand.num_steps)}
-        lowest = {pair: costs.levels_within(*pair)[0] for pair in set(bounds.values())}
-        steps = [((lowest[bounds[step]], cap), bounds[step][1]) for step, cap in enumerate(demand.weak_caps)]
+        lowest = {pair: costs.levels_within(*pair)[0] for pair in set(demand.bounds)}
+        steps = [((lowest[pair], cap), pair[1]) for pair, cap in zip(demand.bounds, demand.weak_caps, strict=True)]
         runs = [(lane, highest, len(list(alike))) for (lane, highest), alike in groupby(steps)]
         self.request = request
         self.due_s = due_s
