@@ -204,23 +204,15 @@ class RequestScheduler:
         return launch
 
     def _advance(self, choice: Choice) -> None:
-        level, weak_cap = choice.level, choice.weak_cap
-        num_free = num_replanned = 0
+        level = choice.level
+        free = [member.executed for member in choice.members if member.demand.pinned is None]
+        self._counted["granted_levels"] += level * len(free)
+        self._counted["granted_steps"] += len(free)
+        self._counted["replans"] += len([executed for executed in free if executed and executed[-1] != level])
         for member in choice.members:
-            demand, executed = member.demand, member.executed
-            step = len(executed)
-            assert demand.weak_caps[step] == weak_cap, "a launch mixes steps of one kind only"
-            lowest, highest = demand.bounds[step]
-            assert lowest <= level <= highest, "bounds and pins are kept"
-            if not executed:
+            if not member.executed:
                 self._move(member, State.RUNNING)
-            if demand.pinned is None:
-                num_free += 1
-                num_replanned += step > 0 and executed[-1] != level
-            executed.append(level)
-        self._counted["granted_levels"] += level * num_free
-        self._counted["granted_steps"] += num_free
-        self._counted["replans"] += num_replanned
+            member.executed.append(level)
 
     def _is_complete(self, member: Tracked) -> bool:
         """All its steps have been reported: it is in no launch that is still outstanding."""

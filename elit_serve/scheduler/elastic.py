@@ -129,7 +129,6 @@ class ElasticPolicy:
     # Decision
 
     def choose(self, view: View) -> Choice | None:
-        self._repair(view)
         self._promises.refill(view)
         order = self._in_order(view)
         if not order:
@@ -159,13 +158,13 @@ class ElasticPolicy:
     def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
         head = order[0]
-        weak_cap = head.lane[1]
-        levels = view.costs.levels_within(head.lane[0], head.highest)
+        weak_cap = head.weak_cap
+        levels = view.costs.levels_within(head.lowest, head.highest)
         rates = self._rates_of(len(order), weak_cap, view)
         price = rates.price(self._stretch(order, view) * head.row[1])
         gains = [self._worth(level) - price * rates.cost_s.get(level, 0.0) for level in levels]
         level = levels[gains.index(max(gains))]
-        members = [work for work in order if work.lane[1] == weak_cap and work.lane[0] <= level <= work.highest]
+        members = [work for work in order if work.weak_cap == weak_cap and work.lowest <= level <= work.highest]
         del members[view.max_batch :]
         return self._at_pace(members, levels[: levels.index(level) + 1], price, view)
 
@@ -174,7 +173,7 @@ class ElasticPolicy:
 
         levels: from the lowest that may be to the one to begin with.
         """
-        costs, weak_cap, kept = view.costs, members[0].lane[1], len(members)
+        costs, weak_cap, kept = view.costs, members[0].weak_cap, len(members)
         paces_s = _paces_s(members, view)
         promised_s = [pace_s for pace_s, work in zip(paces_s, members, strict=True) if work.is_promised]
         tightest_s = min(promised_s, default=inf)
@@ -232,8 +231,8 @@ class ElasticPolicy:
 
     def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
         """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
-        costs, weak_cap, batch = view.costs, members[0].lane[1], len(members)
-        lowest = max([work.lane[0] for work in members])
+        costs, weak_cap, batch = view.costs, members[0].weak_cap, len(members)
+        lowest = max([work.lowest for work in members])
         self._advance(members)
         due_s = min([work.due_s for work in members if not work.left and work.is_promised], default=inf)
         may_wait_until_s = self._promises.certificate.latest_start_s(costs.correction)
@@ -261,11 +260,12 @@ class ElasticPolicy:
 
     def _certified(self, view: View) -> tuple[list[Work], int]:
         """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises."""
+        self._repair(view)
         urgent = self._promises.urgent
         assert urgent, "only promises stand in the way of what is preferred"
         members = self._promises.certificate.next_members() or [work for work in urgent if work.lane == urgent[0].lane]
         members = members[: view.max_batch]
-        level = members[0].lane[0]
+        level = members[0].lowest
         self._advance(members)
         return members, level
 
@@ -324,7 +324,7 @@ class ElasticPolicy:
         """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
         works = _merged(promised, hard)
         if self._settings.admission == "quality" and promised:
-            slowdown *= self._leisure(hard[0].lane[1], view)
+            slowdown *= self._leisure(hard[0].weak_cap, view)
         return self._hold(works, start_s, view, slowdown)
 
     def _leisure(self, weak_cap: int | None, view: View) -> float:
@@ -454,4 +454,4 @@ def _paces_s(works: Iterable[Work], view: View) -> list[float]:
 
 
 def _allows(work: Work, level: int) -> bool:
-    return work.lane[0] <= level <= work.highest
+    return work.lowest <= level <= work.highest

@@ -18,7 +18,7 @@ class Work:
     runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it,
         `left` what is left of all. ceilings: the highest level in each run. rows: what a step costs in each run, at
         every batch, in seconds of the table, as all costs here.
-    lane: of the next step; `row` says what that costs; highest: up to which level it may run.
+    lane: of the next step, (lowest, weak_cap); `row` says what that costs; highest: up to which level it may run.
     solo_s: what all that is left costs alone on the device.
     """
 
@@ -29,6 +29,7 @@ class Work:
         "is_promised",
         "lane",
         "left",
+        "lowest",
         "order",
         "request",
         "row",
@@ -37,10 +38,13 @@ class Work:
         "run_left",
         "runs",
         "solo_s",
+        "weak_cap",
     )
 
+    lowest: int
     row: tuple[float, ...]
     run_left: int
+    weak_cap: int | None
 
     def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order_s: float) -> None:
         demand = request.demand
@@ -92,5 +96,6 @@ class Work:
     def _enter(self, run: int) -> None:
         self.run = run
         self.lane, self.run_left = self.runs[run]
+        self.lowest, self.weak_cap = self.lane
         self.row = self.rows[run]
         self.highest = self.ceilings[run]
