@@ -11,8 +11,8 @@ seconds of the cost table from its start, and until when it may wait follows for
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from heapq import heappop, heappush, heapreplace
 from math import inf
 
@@ -21,49 +21,37 @@ from elit_serve.scheduler.work import Lane, Work
 ROUNDING_S = 1e-9
 
 
-# A request's part of a plan: it runs one step in every round from the first number up to, but not in, the second.
-# Entries are in order of deadline, so nobody joins before the one ahead.
-Entry = tuple[Work, int, int]
-
-End = tuple[int, float, Work]  # (the first round without it, seconds of the table until then, who has ended)
+# (the first round without it, seconds of the table until then, the request): the rounds before are those that it runs.
+End = tuple[int, float, Work]
 
 
 class Certificate:
-    """A feasible plan, and how far it has been followed.
+    """A feasible plan. How far it has been followed shows in what its requests have left.
 
     times_s: (round, when it begins) wherever the length of a round changes, and where all ends; here and elsewhere in
         seconds of the table since the plan began.
+    ends: of everybody in it.
     afterwards: (seconds of the table since the plan ended, when they must have passed) of what follows.
     """
 
     def __init__(
         self,
-        entries: Sequence[Entry],
-        times_s: Sequence[tuple[int, float]],
         ends: Sequence[End],
+        times_s: Sequence[tuple[int, float]],
         afterwards: Sequence[tuple[float, float]] = (),
     ) -> None:
-        self.entries = entries
         self.times_s = times_s
         self._ends = ends
         self._afterwards = [(times_s[-1][1] + length_s, due_s) for length_s, due_s in afterwards]
         self._begin_s: float | None = None  # until when the plan might have begun, at this correction:
         self._correction = 1.0
-        self._done_s = 0.0
-        self._round = -1
-        self._segment = -1  # of times_s
-        self._planned_s = 0.0
-        self._pending: dict[Lane, set[Work]] = {}  # who has yet to run in the present round
-        self._rows: dict[Lane, tuple[float, ...]] = {}
-        self._ahead: dict[Work, int] = {}
-        self._next_round()
 
     @classmethod
     def of_nothing(cls) -> Certificate:
-        return cls([], [(0, 0.0)], [])
+        return cls([], [(0, 0.0)])
 
-    def latest_start_s(self, correction: float, after: AbstractSet[Work] = frozenset()) -> float:
-        """Until when the rest of the plan may wait, once those of `after` have run a step.
+    def latest_start_s(self, correction: float) -> float:
+        """Until when the rest of the plan may wait.
 
         correction: seconds on the device for each of the table.
         """
@@ -72,81 +60,51 @@ class Certificate:
             dues_s = [work.due_s - correction * end_s for _, end_s, work in self._ends]
             dues_s += [due_s - correction * end_s for end_s, due_s in self._afterwards]
             self._begin_s = min(dues_s, default=inf)
-        return self._begin_s + correction * (self._done_s + self._freed_s(after))
+        return self._begin_s + correction * self._done_s()
 
-    def has_run(self, members: AbstractSet[Work]) -> None:
-        """These have run a step: that of the present round, or else they sit out their next one."""
-        extra = set(members)
-        for pending in self._pending.values():
-            extra -= pending
-        for work in extra:
-            self._ahead[work] = self._ahead.get(work, 0) + 1
-        self._remove(members)
-
-    def drop(self, work: Work) -> None:
-        """This one has ended early."""
-        self._ends = [end for end in self._ends if end[2] is not work]
+    def let_go(self) -> None:
+        """Forgets those that have ended."""
+        self._ends = [end for end in self._ends if end[2].left]
         self._begin_s = None
-        self._remove({work})
 
     def next_members(self) -> list[Work]:
         """The next launch of the plan, all of one lane; none when all is done."""
-        pending = next(iter(self._pending.values()), set())
-        return [work for work, _, _ in self.entries if work in pending]
+        _, pending = self._present_round()
+        return [work for work in pending if work.lane == pending[0].lane]
 
     def at_round(self, at: int) -> list[Work]:
-        """Copies of what will be left of its requests when this round begins, if it is followed from the start."""
-        return [work.ahead(max(0, at - join)) for work, join, end in self.entries if end > at]
+        """Copies of what will be left of its requests, in order, when this round begins, if the plan is followed."""
+        left = [work.ahead(max(0, at - (end - work.left))) for end, _, work in self._ends if end > at]
+        return sorted(left, key=lambda work: work.order)
 
-    def _freed_s(self, members: AbstractSet[Work]) -> float:
-        """How much shorter the rest of the plan is once these have run: what is left of the round runs without them."""
-        freed_s = 0.0
-        for lane, pending in self._pending.items():
-            row = self._rows[lane]
-            freed_s += row[len(pending)] - row[len(pending - members)]
-        return freed_s
-
-    def _remove(self, members: AbstractSet[Work]) -> None:
-        self._done_s += self._freed_s(members)
-        for pending in self._pending.values():
-            pending -= members
-        self._pending = {lane: pending for lane, pending in self._pending.items() if pending}
-        if not self._pending:
-            self._next_round()
-
-    def _next_round(self) -> None:
-        while not self._pending and self.entries:
-            self._round += 1
-            if self._round >= self.times_s[self._segment + 1][0]:
-                self._next_segment()
-            if self.entries:
-                self._fill_round()
-                left_s = sum(self._rows[lane][len(pending)] for lane, pending in self._pending.items())
-                self._done_s += self._planned_s - left_s
-
-    def _next_segment(self) -> None:
-        """On to the rounds that follow a change, if there are any."""
-        self.entries = [entry for entry in self.entries if entry[2] > self._round and not entry[0].is_dropped]
-        self._ends = [end for end in self._ends if end[0] > self._round]
-        self._begin_s = None
-        while self._segment + 2 < len(self.times_s) and self.times_s[self._segment + 1][0] <= self._round:
-            self._segment += 1
-        (first, begin_s), (after, end_s) = self.times_s[self._segment : self._segment + 2]
-        self._planned_s = (end_s - begin_s) / (after - first)
-
-    def _fill_round(self) -> None:
-        for work, join, _ in self.entries:
-            if join > self._round:
-                break
-            if work.is_dropped:
+    def _present_round(self) -> tuple[int, list[Work]]:
+        """The first round in which somebody has yet to run, and who."""
+        pending: list[Work] = []
+        at = self.times_s[-1][0]
+        for end, _, work in self._ends:
+            when = end - work.left
+            if when > at or not work.left:
                 continue
-            if self._ahead.get(work):
-                self._ahead[work] -= 1
-            elif work.lane in self._pending:
-                self._pending[work.lane].add(work)
-            else:
-                self._pending[work.lane] = {work}
-                self._rows[work.lane] = work.row
+            if when < at:
+                at, pending = when, []
+            pending.append(work)
+        return at, pending
+
+    def _done_s(self) -> float:
+        """How much shorter the rest of the plan is than the whole; of the present round the rest runs by itself."""
+        at, pending = self._present_round()
+        if not pending:
+            return self.times_s[-1][1]
+        segment = bisect_right(self.times_s, (at, inf))
+        (first, begin_s), (after, end_s) = self.times_s[segment - 1 : segment + 1]
+        return begin_s + (at + 1 - first) * (end_s - begin_s) / (after - first) - _launches_s(pending)
+
+
+def _launches_s(works: Sequence[Work]) -> float:
+    """What one step of each costs, in a launch for every lane."""
+    rows = {work.lane: work.row for work in works}
+    lanes = [work.lane for work in works]
+    return sum([row[lanes.count(lane)] for lane, row in rows.items()])
 
 
 def plan(
@@ -165,8 +123,7 @@ def plan(
     until_s = min([(due_s - start_s) / correction - length_s for length_s, due_s in afterwards], default=inf)
     if not rounds.run(until_s):
         return None
-    entries = list(zip(works, rounds.joins, rounds.ends, strict=True))
-    return Certificate(entries, rounds.times_s, rounds.ended, afterwards)
+    return Certificate(rounds.ended, rounds.times_s, afterwards)
 
 
 class _LaneCount:
@@ -196,7 +153,6 @@ class _Rounds:
         self._round_s = 0.0
         self._time_s = 0.0
         self.times_s = [(0, 0.0)]
-        self.joins: list[int] = []
         self.ends: list[int] = []
         self.ended: list[End] = []
 
@@ -235,7 +191,6 @@ class _Rounds:
                 break
             round_s = longer_s
             lane.count = count + 1
-            self.joins.append(at)
             self.ends.append(at + work.left)
             heappush(limits, (limit_s, index))
             heappush(changes, (at + work.run_left, index, work.run, lane))

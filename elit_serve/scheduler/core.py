@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
+from typing import NamedTuple
 
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.cost import CostTable
@@ -33,8 +34,7 @@ class Counters:
     granted_steps: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outstanding:
+class _Outstanding(NamedTuple):
     """A launch that was decided and has not been reported. table_ms: uncorrected, to compare with what is observed."""
 
     launch: Launch
@@ -204,25 +204,15 @@ class RequestScheduler:
         return launch
 
     def _advance(self, choice: Choice) -> None:
-        level, weak_cap = choice.level, choice.weak_cap
-        num_free = num_replanned = 0
+        level = choice.level
+        free = [member.executed for member in choice.members if member.demand.pinned is None]
+        self._counted["granted_levels"] += level * len(free)
+        self._counted["granted_steps"] += len(free)
+        self._counted["replans"] += len([executed for executed in free if executed and executed[-1] != level])
         for member in choice.members:
-            demand, executed = member.demand, member.executed
-            step = len(executed)
-            assert demand.weak_caps[step] == weak_cap, "a launch mixes steps of one kind only"
-            lowest, highest = demand.bounds(step)
-            assert lowest <= level <= highest, "bounds and pins are kept"
-            if not executed:
+            if not member.executed:
                 self._move(member, State.RUNNING)
-                num_free += demand.pinned is None
-            elif demand.pinned is None:
-                num_free += 1
-                if executed[-1] != level:
-                    num_replanned += 1
-            executed.append(level)
-        self._counted["granted_levels"] += level * num_free
-        self._counted["granted_steps"] += num_free
-        self._counted["replans"] += num_replanned
+            member.executed.append(level)
 
     def _is_complete(self, member: Tracked) -> bool:
         """All its steps have been reported: it is in no launch that is still outstanding."""

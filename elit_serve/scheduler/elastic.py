@@ -16,6 +16,7 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, inf
+from operator import attrgetter
 from typing import Literal
 
 from elit_serve.scheduler.certificate import ROUNDING_S
@@ -28,6 +29,8 @@ from elit_serve.scheduler.work import Work
 
 REPLAN_SLOWDOWN = 1.2  # a new plan is made with this to spare, so that it serves several decisions
 REPLAN_PAUSE = 4  # decisions without a search for a new plan after one that found none
+
+_order = attrgetter("order")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class ElasticPolicy:
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
+        self._rates: dict[tuple[int, int | None], _Rates] = {}
         self._num_waiting = 0
         self._replan_pause = 0
         self._planned_for = 1.0  # the correction
@@ -114,7 +118,7 @@ class ElasticPolicy:
 
     def drop(self, request: Tracked) -> None:
         work = self._works.pop(request.request_id)
-        work.is_dropped = True
+        work.left = 0
         if work.is_promised:
             self._promises.drop(work)
             self._replan_pause = 0
@@ -125,7 +129,6 @@ class ElasticPolicy:
     # Decision
 
     def choose(self, view: View) -> Choice | None:
-        self._repair(view)
         self._promises.refill(view)
         order = self._in_order(view)
         if not order:
@@ -147,23 +150,21 @@ class ElasticPolicy:
         if not urgent:
             return soft
         earliest_s = view.start_s + self._settings.soft_yield * view.costs.correction * soft[0].solo_s
-        places = [work.order[0] for work in urgent]
-        order, last = list(urgent), 0
-        for count, work in enumerate(soft):
-            last = bisect_right(places, max(work.order[0], earliest_s), last)
-            order.insert(last + count, work)
-        return order[:limit]
+        overdue = bisect_right(soft, (earliest_s, inf), key=_order)
+        before = bisect_right(urgent, (earliest_s, inf), key=_order)
+        rest = sorted([*urgent[before:], *soft[overdue:]], key=_order)
+        return [*urgent[:before], *soft[:overdue], *rest][:limit]
 
     def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
         head = order[0]
-        weak_cap = head.lane[1]
-        levels = view.costs.levels_within(head.lane[0], head.highest)
-        cost_s = self._image_costs_s(len(order), weak_cap, view)
-        price = self._price(order, cost_s, view)
-        gain = {level: self._worth(level) - price * cost_s.get(level, 0.0) for level in levels}
-        level = max(levels, key=lambda level: (gain[level], -level))
-        members = [work for work in order if work.lane[1] == weak_cap and work.lane[0] <= level <= work.highest]
+        weak_cap = head.weak_cap
+        levels = view.costs.levels_within(head.lowest, head.highest)
+        rates = self._rates_of(len(order), weak_cap, view)
+        price = rates.price(self._stretch(order, view) * head.row[1])
+        gains = [self._worth(level) - price * rates.cost_s.get(level, 0.0) for level in levels]
+        level = levels[gains.index(max(gains))]
+        members = [work for work in order if work.weak_cap == weak_cap and work.lowest <= level <= work.highest]
         del members[view.max_batch :]
         return self._at_pace(members, levels[: levels.index(level) + 1], price, view)
 
@@ -172,32 +173,31 @@ class ElasticPolicy:
 
         levels: from the lowest that may be to the one to begin with.
         """
-        weak_cap = members[0].lane[1]
-        pace_s = _paces_s(members, view)
-        tightest_s = min([pace_s[work] for work in members if work.is_promised], default=inf)
-        if view.costs.row_s(levels[-1], weak_cap)[len(members)] <= tightest_s:
+        costs, weak_cap, kept = view.costs, members[0].weak_cap, len(members)
+        paces_s = _paces_s(members, view)
+        promised_s = [pace_s for pace_s, work in zip(paces_s, members, strict=True) if work.is_promised]
+        tightest_s = min(promised_s, default=inf)
+        step_s = costs.row_s(levels[-1], weak_cap)[kept]
+        if step_s <= tightest_s:
             return members, levels[-1]
-        rows = {level: view.costs.row_s(level, weak_cap) for level in levels}
-        lax = sorted(members[1:], key=pace_s.__getitem__)
-        kept, levels = len(members), list(levels)
-        while kept > 1 and rows[levels[-1]][kept] > tightest_s:
-            step_s = rows[levels[-1]][kept]
-            waiting = lax[-1]
-            spare = (pace_s[waiting] / step_s - 1) * waiting.left
+        lax, at = sorted(range(1, kept), key=paces_s.__getitem__), len(levels) - 1
+        while kept > 1 and step_s > tightest_s:
+            spare = (paces_s[lax[-1]] / step_s - 1) * members[lax[-1]].left
             parking = 1 / (1 + spare) if spare > 0 else inf
             lowering = inf
-            if len(levels) > 1:
-                lost = kept * (self._worth(levels[-1]) - self._worth(levels[-2]))
-                lowering = lost - price * (step_s - rows[levels[-2]][kept])
+            if at:
+                lost = kept * (self._worth(levels[at]) - self._worth(levels[at - 1]))
+                lowering = lost - price * (step_s - costs.row_s(levels[at - 1], weak_cap)[kept])
             if parking == lowering == inf:
                 break
             if parking < lowering:
                 lax.pop()
                 kept -= 1
             else:
-                levels.pop()
-        staying = {members[0], *lax}
-        return [work for work in members if work in staying and _allows(work, levels[-1])], levels[-1]
+                at -= 1
+            step_s = costs.row_s(levels[at], weak_cap)[kept]
+        staying = [members[index] for index in (0, *sorted(lax))]
+        return [work for work in staying if _allows(work, levels[at])], levels[at]
 
     def _worth(self, level: int) -> float:
         """The quality of a level, remembered."""
@@ -205,23 +205,13 @@ class ElasticPolicy:
             self._worths[level] = self._quality.at(level)
         return self._worths[level]
 
-    def _image_costs_s(self, count: int, weak_cap: int | None, view: View) -> dict[int, float]:
-        """What a step costs an image at each level by the table, in a batch as large as requests can fill."""
+    def _rates_of(self, count: int, weak_cap: int | None, view: View) -> _Rates:
+        """For a batch as large as requests can fill where so many are there; remembered."""
         batch = min(count, self._settings.pricing_batch, view.max_batch)
-        return {level: view.costs.row_s(level, weak_cap)[batch] / batch for level in view.costs.levels}
-
-    def _price(self, order: Sequence[Work], cost_s: dict[int, float], view: View) -> float:
-        """Quality per second of the table: what the level that can be afforded for all would gain from more."""
-        lowest, highest = view.costs.levels[0], view.costs.levels[-1]
-        slope_s = (cost_s[highest] - cost_s[lowest]) / max(highest - lowest, 1)
-        if slope_s <= 0:
-            return 0.0
-        affordable_s = self._stretch(order, view) * order[0].row[1]
-        most = max(self._worth(level) / cost_s[level] for level in cost_s)
-        if affordable_s >= cost_s[highest]:
-            return min(most, self._quality.slope(highest) / slope_s * (cost_s[highest] / affordable_s) ** 2)
-        level = lowest + max(0.0, affordable_s - cost_s[lowest]) / slope_s
-        return min(most, self._quality.slope(level) / slope_s)
+        rates = self._rates.get((batch, weak_cap))
+        if rates is None:
+            rates = self._rates[batch, weak_cap] = _Rates(self._quality, view.costs, batch, weak_cap)
+        return rates
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
         """How many times as long as alone at the lowest level each step may take, for all to be in time."""
@@ -241,16 +231,19 @@ class ElasticPolicy:
 
     def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
         """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
-        ends_s = self._ends_s(members, level, view)
-        together = set(members)
-        may_wait_until_s = self._promises.certificate.latest_start_s(view.costs.correction, together)
+        costs, weak_cap, batch = view.costs, members[0].weak_cap, len(members)
+        lowest = max([work.lowest for work in members])
         self._advance(members)
-        if ends_s and ends_s[0][1] > may_wait_until_s and self._has_replanned(ends_s[0][1], view):
-            return ends_s[0][0]
-        for candidate, end_s in ends_s:
-            if end_s <= may_wait_until_s + ROUNDING_S:
-                self._promises.has_run(together)
+        due_s = min([work.due_s for work in members if not work.left and work.is_promised], default=inf)
+        may_wait_until_s = self._promises.certificate.latest_start_s(costs.correction)
+        has_tried = False
+        for candidate in reversed(costs.levels_within(lowest, level)):
+            end_s = view.start_s + costs.correction * costs.row_s(candidate, weak_cap)[batch]
+            if end_s > due_s:
+                continue
+            if end_s <= may_wait_until_s + ROUNDING_S or (not has_tried and self._has_replanned(end_s, view)):
                 return candidate
+            has_tried = True
         for work in members:
             work.retreat()
         return None
@@ -265,25 +258,15 @@ class ElasticPolicy:
             self._replan_pause = REPLAN_PAUSE
         return found
 
-    def _ends_s(self, members: Sequence[Work], level: int, view: View) -> list[tuple[int, float]]:
-        """(level, when a launch at it ends) from `level` down, where that is not too late for those that it ends."""
-        weak_cap = members[0].lane[1]
-        lowest = max([work.lane[0] for work in members])
-        due_s = min([work.due_s for work in members if work.left == 1 and work.is_promised], default=inf)
-        levels = reversed(view.costs.levels_within(lowest, level))
-        costs, batch = view.costs, len(members)
-        ends_s = [(level, view.start_s + costs.correction * costs.row_s(level, weak_cap)[batch]) for level in levels]
-        return [(level, end_s) for level, end_s in ends_s if end_s <= due_s]
-
     def _certified(self, view: View) -> tuple[list[Work], int]:
         """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises."""
+        self._repair(view)
         urgent = self._promises.urgent
         assert urgent, "only promises stand in the way of what is preferred"
         members = self._promises.certificate.next_members() or [work for work in urgent if work.lane == urgent[0].lane]
         members = members[: view.max_batch]
-        level = members[0].lane[0]
+        level = members[0].lowest
         self._advance(members)
-        self._promises.has_run(set(members))
         return members, level
 
     # State
@@ -318,6 +301,7 @@ class ElasticPolicy:
         done = [work for work in members if not work.left]
         self._num_waiting -= len([work for work in members if not work.request.executed])
         if done:
+            self._promises.let_go()
             self._soft = [work for work in self._soft if work.left]
             for work in done:
                 del self._works[work.request.request_id]
@@ -340,13 +324,13 @@ class ElasticPolicy:
         """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
         works = _merged(promised, hard)
         if self._settings.admission == "quality" and promised:
-            slowdown *= self._leisure(hard[0].lane[1], view)
+            slowdown *= self._leisure(hard[0].weak_cap, view)
         return self._hold(works, start_s, view, slowdown)
 
     def _leisure(self, weak_cap: int | None, view: View) -> float:
         """How much more has just arrived than the device can take at the level with the most quality per millisecond,
         at least 1 and at most `max_leisure`."""
-        cost_s = self._image_costs_s(view.max_batch, weak_cap, view)
+        cost_s = self._rates_of(view.max_batch, weak_cap, view).cost_s
         best = max(cost_s, key=lambda level: self._worth(level) / cost_s[level])
         alone_s = view.costs.row_s(view.costs.levels[0], weak_cap)[1]
         rate = view.costs.correction * self._burst.rate(view.now_s)
@@ -403,6 +387,29 @@ class ElasticPolicy:
         return view.costs.correction * max(work_s / view.max_batch / 2, step_s)
 
 
+class _Rates:
+    """What a step costs an image in a batch, at each level and by the table, and what quality that buys."""
+
+    def __init__(self, quality: QualityTable, costs: CorrectedCosts, batch: int, weak_cap: int | None) -> None:
+        self._quality = quality
+        self.cost_s = {level: costs.row_s(level, weak_cap)[batch] / batch for level in costs.levels}
+        self._lowest, self._highest = costs.levels[0], costs.levels[-1]
+        width = max(self._highest - self._lowest, 1)
+        self._slope_s = (self.cost_s[self._highest] - self.cost_s[self._lowest]) / width
+        self._most = max(quality.at(level) / cost_s for level, cost_s in self.cost_s.items())
+
+    def price(self, affordable_s: float) -> float:
+        """Quality per second of the table: what the level that can be afforded for all would gain from more."""
+        if self._slope_s <= 0:
+            return 0.0
+        lowest_s, highest_s = self.cost_s[self._lowest], self.cost_s[self._highest]
+        if affordable_s >= highest_s:
+            slope = self._quality.slope(self._highest) * (highest_s / affordable_s) ** 2
+        else:
+            slope = self._quality.slope(self._lowest + max(0.0, affordable_s - lowest_s) / self._slope_s)
+        return min(self._most, slope / self._slope_s)
+
+
 class _Arrivals:
     """What has lately arrived, refused requests too.
 
@@ -440,11 +447,11 @@ def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:
     return sorted([*first, *second], key=lambda work: work.order) if first and second else list(first or second)
 
 
-def _paces_s(works: Iterable[Work], view: View) -> dict[Work, float]:
+def _paces_s(works: Iterable[Work], view: View) -> list[float]:
     """How long their steps may take by the table, those of the present lane at least, for each to end in time."""
     start_s, correction = view.start_s, view.costs.correction
-    return {work: (work.due_s - start_s) / correction * work.row[1] / work.solo_s for work in works}
+    return [(work.due_s - start_s) / correction * work.row[1] / work.solo_s for work in works]
 
 
 def _allows(work: Work, level: int) -> bool:
-    return work.lane[0] <= level <= work.highest
+    return work.lowest <= level <= work.highest

@@ -77,4 +77,4 @@ def solo_s(demand: Demand, costs: CorrectedCosts) -> float:
 
 
 def highest_levels(demand: Demand, costs: CorrectedCosts) -> tuple[int, ...]:
-    return tuple(costs.levels_within(*demand.bounds(step))[-1] for step in range(demand.num_steps))
+    return tuple(costs.levels_within(*bounds)[-1] for bounds in demand.bounds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.requests import Demand, Refusal, State
@@ -31,8 +31,7 @@ class Tracked:
         return self.demand.num_steps - len(self.executed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class View:
+class View(NamedTuple):
     """What is known when a decision is made.
 
     now_s: the moment of the call; start_s: from when the device is free.
@@ -45,8 +44,7 @@ class View:
     max_batch: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(NamedTuple):
     """One step for these requests, at this level."""
 
     members: Sequence[Tracked]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from elit_serve.scheduler.certificate import Certificate, End, Entry, plan
+from elit_serve.scheduler.certificate import Certificate, End, plan
 from elit_serve.scheduler.policy_view import View
 from elit_serve.scheduler.work import Work
 
@@ -87,19 +86,16 @@ class Promises:
         self._holding = holding
 
     def drop(self, work: Work) -> None:
-        """A promised request has ended early."""
-        if work in self.urgent:
-            self.urgent.remove(work)
-            self.certificate.drop(work)
+        """A promised request has ended early, and has nothing left."""
+        self.let_go()
         for block in self.blocks:
             if work in block.works:
                 block.works.remove(work)
 
-    def has_run(self, members: AbstractSet[Work]) -> None:
-        """These have run a step, which the certificate allows."""
-        self.certificate.has_run(members)
-        if [work for work in members if not work.left]:
-            self._holding = Holding([work for work in self.urgent if work.left], self.blocks, self.certificate)
+    def let_go(self) -> None:
+        """Forgets the urgent ones that have ended."""
+        self._holding = Holding([work for work in self.urgent if work.left], self.blocks, self.certificate)
+        self.certificate.let_go()
 
     def replan(self, start_s: float, view: View, *, num_taken: int = 0, slowdown: float = 1.0) -> bool:
         """Looks for a new way to keep everything from `start_s` on; False if the old one stays.
@@ -165,13 +161,12 @@ def _longest_runs(group: Sequence[Work]) -> list[tuple[tuple[float, ...], int]]:
 
 def _in_groups(works: Sequence[Work], afterwards: Sequence[tuple[float, float]]) -> Certificate:
     """The plan that `Block.length_s` was computed from: one group after the other."""
-    entries: list[Entry] = []
     ends: list[End] = []
     times_s = [(0, 0.0)]
     for group in _groups(works):
-        entries += [(work, times_s[-1][0], times_s[-1][0] + work.left) for work in group]
+        first, _ = times_s[-1]
         for row, steps in _longest_runs(group):
             at, time_s = times_s[-1]
             times_s.append((at + steps, time_s + steps * row[len(group)]))
-        ends += [(*times_s[-1], work) for work in group]
-    return Certificate(entries, times_s, ends, afterwards)
+        ends += [(first + work.left, times_s[-1][1], work) for work in group]
+    return Certificate(ends, times_s, afterwards)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 
 class Priority(StrEnum):
@@ -73,12 +74,13 @@ class Demand:
     def num_steps(self) -> int:
         return len(self.weak_caps)
 
-    def bounds(self, step: int) -> tuple[int, int]:
-        """The levels that this step may run at: from, to."""
+    @cached_property
+    def bounds(self) -> tuple[tuple[int, int], ...]:
+        """The levels that each step may run at: from, to."""
         if self.pinned is not None:
-            return self.pinned[step], self.pinned[step]
-        ceiling = self.max_level if self.ceilings is None else min(self.max_level, self.ceilings[step])
-        return self.min_level, ceiling
+            return tuple((level, level) for level in self.pinned)
+        ceilings = self.ceilings or (self.max_level,) * self.num_steps
+        return tuple((self.min_level, min(self.max_level, ceiling)) for ceiling in ceilings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ class Work:
     runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it,
         `left` what is left of all. ceilings: the highest level in each run. rows: what a step costs in each run, at
         every batch, in seconds of the table, as all costs here.
-    lane: of the next step; `row` says what that costs; highest: up to which level it may run.
+    lane: of the next step, (lowest, weak_cap); `row` says what that costs; highest: up to which level it may run.
     solo_s: what all that is left costs alone on the device.
     """
 
@@ -26,10 +26,10 @@ class Work:
         "ceilings",
         "due_s",
         "highest",
-        "is_dropped",
         "is_promised",
         "lane",
         "left",
+        "lowest",
         "order",
         "request",
         "row",
@@ -38,22 +38,23 @@ class Work:
         "run_left",
         "runs",
         "solo_s",
+        "weak_cap",
     )
 
+    lowest: int
     row: tuple[float, ...]
     run_left: int
+    weak_cap: int | None
 
     def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order_s: float) -> None:
         demand = request.demand
-        bounds = {step: demand.bounds(step) for step in range(demand.num_steps)}
-        lowest = {pair: costs.levels_within(*pair)[0] for pair in set(bounds.values())}
-        steps = [((lowest[bounds[step]], cap), bounds[step][1]) for step, cap in enumerate(demand.weak_caps)]
+        lowest = {pair: costs.levels_within(*pair)[0] for pair in set(demand.bounds)}
+        steps = [((lowest[pair], cap), pair[1]) for pair, cap in zip(demand.bounds, demand.weak_caps, strict=True)]
         runs = [(lane, highest, len(list(alike))) for (lane, highest), alike in groupby(steps)]
         self.request = request
         self.due_s = due_s
         self.order = order_s, demand.request_id
         self.is_promised = demand.is_hard
-        self.is_dropped = False
         self.runs: tuple[tuple[Lane, int], ...] = tuple((lane, steps) for lane, _, steps in runs)
         self.ceilings = tuple(max(highest, lane[0]) for lane, highest, _ in runs)
         self.left = demand.num_steps
@@ -95,5 +96,6 @@ class Work:
     def _enter(self, run: int) -> None:
         self.run = run
         self.lane, self.run_left = self.runs[run]
+        self.lowest, self.weak_cap = self.lane
         self.row = self.rows[run]
         self.highest = self.ceilings[run]
