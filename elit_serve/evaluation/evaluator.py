@@ -24,6 +24,7 @@ from elit_serve.evaluation.scoring import Scorer
 from elit_serve.sampling import Plan
 
 PICTURES_AT_ONCE = 4096  # on the host, sampled without anything between, and then described
+SETS_AHEAD = 2  # sampled while an earlier one is scored: a few quick plans in a row need not wait for scoring
 SEEDS_PER_REPEAT = 1_000_000  # sample i of repeat r has the seed 1,000,000 r + i
 
 
@@ -69,9 +70,9 @@ class Evaluator:
     def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[MeasuredSet]:
         """The Fréchet distance of each set of pictures, by its plan and repeat, in this order.
 
-        A set's distance is finished in the background while the next is sampled.
+        A set's distance is finished in the background while the next ones are sampled.
         """
-        return in_background(lambda finish: finish(), (self._begun(*each) for each in sets), ahead=1)
+        return in_background(lambda finish: finish(), (self._begun(*each) for each in sets), ahead=SETS_AHEAD)
 
     def _begun(self, plan: Plan, repeat: int) -> Callable[[], MeasuredSet]:
         sampled = self._sampled(plan, repeat)

@@ -162,6 +162,14 @@ class _Evaluation(_Lenient):
     provenance: dict[str, Any]
 
 
+def _check_comparable(folder: Path, evaluation: _Evaluation, quality: Quality) -> None:
+    """Distances of other pictures, in other features or of another number stand in no relation to each other."""
+    for fact in ("model_hash", "metric", "num_samples"):
+        one, other = getattr(evaluation, fact), getattr(quality, fact)
+        if one != other:
+            raise DataError(f"{folder}: {fact} is {one} in evaluation.json and {other} in quality.json")
+
+
 def read_measurements(folder: Path) -> Measurements:
     """Reads a folder's evaluation.json, quality.json (one of them must be there) and latency.json or latency/*.json."""
     if not folder.is_dir():
@@ -171,10 +179,8 @@ def read_measurements(folder: Path) -> Measurements:
     evaluation = _read_evaluation(folder / "evaluation.json")
     if quality is None and evaluation is None:
         raise InvalidInput("report", str(folder), "a folder with evaluation.json, quality.json or both")
-    if evaluation and quality and evaluation.model_hash != quality.model_hash:
-        raise DataError(
-            f"{folder}: evaluation.json is of model {evaluation.model_hash}, quality.json of {quality.model_hash}"
-        )
+    if evaluation and quality:
+        _check_comparable(folder, evaluation, quality)
     first = evaluation or quality
     assert first is not None
     floor = evaluation.floor.frechet if evaluation else first.floor

@@ -26,6 +26,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.evaluator import Evaluator
 from elit_serve.evaluation.features import Described, FeatureExtractor
+from elit_serve.evaluation.reference import Reference
 from elit_serve.evaluation.sampler import Step, steps_of
 from elit_serve.evaluation.scoring import Scorer
 from elit_serve.measurements import Uncertain
@@ -94,6 +95,7 @@ def measure_served(
 ) -> ServedError:
     """Makes n pictures in the ways of `served`, taken in turn, and measures them."""
     reference = evaluator.reference
+    _check_comparable(pipeline, reference)
     plans = [served[index % len(served)] for index in range(reference.num_samples)]
     interpolated = [_interpolated(pipeline, plan) for plan in plans]
     full = [plan.at_level(max(pipeline.config.levels)) for plan in plans]
@@ -157,9 +159,19 @@ def _launch(executor: Executor, step: Step, members: Sequence[int], batch_size: 
         executor.launch(Launch(launch_id=0, request_ids=ids, level=level, weak_cap=weak_level, predicted_ms=0.0)).wait()
 
 
-def _interpolated(pipeline: Pipeline, plan: Plan) -> float:
-    if pipeline.quality is None:
+def _check_comparable(pipeline: Pipeline, reference: Reference) -> None:
+    """Qualities by another number of pictures, or in other features, are not on the scale of the model's own."""
+    quality = pipeline.quality
+    if quality is None:
         raise InvalidInput("model", pipeline.config.name, "a model with a quality.json of its own weights")
+    if reference.fingerprint != quality.features_sha256:
+        raise InvalidInput("features", reference.metric, f"those of the model's quality.json, {quality.metric}")
+    if reference.num_samples != quality.num_samples:
+        raise InvalidInput("held_out", reference.num_samples, f"{quality.num_samples}, as in the model's quality.json")
+
+
+def _interpolated(pipeline: Pipeline, plan: Plan) -> float:
+    assert pipeline.quality is not None
     quality = pipeline.quality.of(plan.guidance, plan.num_steps, plan.time_shift, plan.mean_level)
     if quality is None:
         given = f"{plan.num_steps} steps, {asdict(plan.guidance)}"

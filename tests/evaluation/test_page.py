@@ -203,6 +203,9 @@ def test_bad_folders_are_refused(folder: Path) -> None:
     (folder / "evaluation.json").write_text(json.dumps(evaluation() | {"model_hash": "ba9876543210"}))
     with pytest.raises(DataError, match="ba9876543210"):
         write_page(folder)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation() | {"num_samples": 80}))
+    with pytest.raises(DataError, match="num_samples is 80"):
+        write_page(folder)
     (folder / "evaluation.json").write_text('{"model": 3}')
     with pytest.raises(ElitError, match=r"metric.*num_samples"):
         write_page(folder)

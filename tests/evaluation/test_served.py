@@ -88,6 +88,20 @@ def test_served_levels_are_made_again_and_compared(
     assert full.distance.value == pytest.approx(own, rel=1e-4)
 
 
+def test_another_number_of_pictures_than_the_model_was_measured_with_is_refused(
+    swept: Quality, tiny_model_dir: Path, tmp_path: Path, photographs: PhotographOptions, feature_file: Path
+) -> None:
+    content = swept.model_dump(mode="json")
+    extractor = open_features(f"torchscript:{feature_file}", torch.device("cpu"))
+    for change, field in (({"num_samples": 715}, "held_out"), ({"features_sha256": "0" * 64}, "features")):
+        (tiny_model_dir / "quality.json").write_text(json.dumps(content | change))
+        pipeline = Pipeline.load(tiny_model_dir, device="cpu")
+        evaluator = open_evaluator(pipeline, extractor, photographs, tmp_path / "sweep")
+        with pytest.raises(InvalidInput) as refused:
+            measure_served(pipeline, evaluator, extractor, [Plan(levels=(4, 4))])
+        assert refused.value.field == field
+
+
 def test_pictures_made_again_are_those_of_the_pipeline(tiny_model_dir: Path) -> None:
     pipeline = Pipeline.load(tiny_model_dir, device="cpu")
     guidance = Guidance(method="ccfg", scale=2.0, weak_level=1, interval=(0.4, 1.0))
