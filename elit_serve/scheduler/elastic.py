@@ -22,13 +22,12 @@ from typing import Literal
 from elit_serve.scheduler.certificate import ROUNDING_S
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.policy_view import Choice, Tracked, View
-from elit_serve.scheduler.promises import Holding, Promises, hold
+from elit_serve.scheduler.promises import REPLAN_PAUSE, Holding, Promises, hold
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
 from elit_serve.scheduler.work import Work
 
 REPLAN_SLOWDOWN = 1.2  # a new plan is made with this to spare, so that it serves several decisions
-REPLAN_PAUSE = 4  # decisions without a search for a new plan after one that found none
 
 _order = attrgetter("order")
 

@@ -11,6 +11,8 @@ from elit_serve.scheduler.certificate import Certificate, End, plan
 from elit_serve.scheduler.policy_view import View
 from elit_serve.scheduler.work import Work
 
+REPLAN_PAUSE = 4  # decisions without a search for a new plan after one that found none
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -63,6 +65,7 @@ class Promises:
 
     def __init__(self, num_urgent: int) -> None:
         self._num_urgent = num_urgent
+        self._refill_pause = 0
         self._holding = Holding([], [], Certificate.of_nothing())
 
     @property
@@ -83,10 +86,12 @@ class Promises:
 
     def keep(self, holding: Holding) -> None:
         """From now on by this plan."""
+        self._refill_pause = 0
         self._holding = holding
 
     def drop(self, work: Work) -> None:
         """A promised request has ended early, and has nothing left."""
+        self._refill_pause = 0
         self.let_go()
         for block in self.blocks:
             if work in block.works:
@@ -110,11 +115,15 @@ class Promises:
         return holding is not None
 
     def refill(self, view: View) -> None:
-        """Makes blocks urgent as long as few are left before them."""
+        """Makes blocks urgent as long as few are left before them; not looked for every time."""
         while self.blocks and len(self.urgent) < min(view.max_batch, self._num_urgent):
+            if self._refill_pause and self.urgent:
+                self._refill_pause -= 1
+                return
             if self.replan(view.start_s, view, num_taken=1):
                 continue
             if self.urgent:
+                self._refill_pause = REPLAN_PAUSE
                 return
             block, *later = self.blocks
             certificate = _in_groups(block.works, _dues(later))
