@@ -40,7 +40,7 @@ class GuidanceOptions(TypedDict, total=False):
 
     method: Literal["none", "cfg", "ag", "ccfg"]
     scale: float
-    weak_budget: float
+    weak_budget: float | None
     interval: Sequence[float]
 
 

@@ -92,7 +92,7 @@ def test_a_latent_arrives_as_it_is(start_http: Any) -> None:
     headers = {"Content-Type": "application/x-safetensors", "X-Elit-Label": "caf%C3%A9", "X-Elit-Model": "xl"}
     headers |= {"X-Elit-Seed": "7", "X-Elit-Level": "4", "X-Elit-Budget": "0.0625", "X-Elit-Levels": "4,4"}
     headers |= {"X-Elit-Steps": "2", "X-Elit-Total-Ms": "148.5", "X-Elit-Deadline-Met": "true"}
-    headers |= {"X-Elit-Guidance": '{"method": "ccfg", "weak_level": 4}'}
+    headers |= {"X-Elit-Guidance": '{"method": "ccfg", "weak_budget": 0.25}'}
     url = start_http(lambda _path, _body: (200, headers, b"\x00latent"))
     with Client(url) as client:
         generation = client.generate(label=0)
@@ -100,7 +100,7 @@ def test_a_latent_arrives_as_it_is(start_http: Any) -> None:
     assert (image.data, image.seed, image.levels) == (b"\x00latent", 7, (4, 4))
     assert (generation.output_format, generation.label, generation.total_ms) == ("safetensors", "café", 148.5)
     assert generation.deadline_met is True
-    assert generation.guidance["weak_level"] == 4
+    assert generation.guidance["weak_budget"] == 0.25
 
 
 def test_fields_that_are_not_given_are_not_sent_and_new_ones_in_the_answer_do_no_harm(start_http: Any) -> None:

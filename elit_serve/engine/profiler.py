@@ -37,6 +37,7 @@ from elit_serve.scheduler.requests import Launch
 logger = logging.getLogger(__name__)
 
 REPEATS = {"cpu": 2, "cuda": 10}
+QUICK_REPEATS = 3  # of the few steps that all others are read off: one that was interrupted must not count
 Progress = Callable[[int, int], None]
 
 
@@ -96,7 +97,15 @@ def latency_of(
     if known is not None and _fits(known, pipeline, served):
         return known
     is_quick = not executor.is_asynchronous
-    latency = measure(pipeline, executor, served, clock=clock, is_quick=is_quick, on_progress=on_progress)
+    latency = measure(
+        pipeline,
+        executor,
+        served,
+        clock=clock,
+        repeats=QUICK_REPEATS if is_quick else None,
+        is_quick=is_quick,
+        on_progress=on_progress,
+    )
     _write_cached(cached, latency)
     return latency
 

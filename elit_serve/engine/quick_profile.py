@@ -2,8 +2,8 @@
 
 A step's time is nearly a line in the latents that its passes keep, with an intercept for each kind of step: unguided,
 guided at its own level (both passes in one batch), guided at a lower one (two passes). All kinds share the slope. Of
-garden64 on a CPU, steps predicted in this way are within 3 % of measured ones, and 1 % in the mean (the times of two
-runs differ by 5 %). Knows nothing of models or devices.
+garden64 on a CPU, steps predicted in this way were within 3 % of the least of six measured times, and 1 % in the mean
+(the median of the six was 5 % above the least). Knows nothing of models or devices.
 """
 
 from __future__ import annotations

@@ -161,9 +161,7 @@ def answer(
     request: GenerateRequest, outcome: Outcome, form: Form, *, pipeline: Pipeline, total_ms: float
 ) -> GenerateResponse:
     """The JSON answer."""
-    latents_per_group = pipeline.config.spec.latents_per_group
     job = outcome.job
-    guidance = job.guidance
     return GenerateResponse(
         model=pipeline.config.name,
         model_hash=pipeline.model_hash,
@@ -172,13 +170,7 @@ def answer(
         class_id=job.class_id,
         output_format=form.output_format,
         steps=job.num_steps,
-        guidance=GuidanceUsed(
-            method=guidance.method,
-            scale=guidance.scale,
-            weak_level=guidance.weak_level,
-            weak_budget=budget_of_level(guidance.weak_level, latents_per_group),
-            interval=guidance.interval,
-        ),
+        guidance=_guidance_used(job.guidance, pipeline.config.spec.latents_per_group),
         priority=request.priority,
         latency_ms=request.latency_ms,
         promised=job.is_hard,
@@ -189,6 +181,13 @@ def answer(
         total_ms=round(total_ms, 3),
         expected_quality=_rounded(job.expected_quality),
         images=[_image(image, job, pipeline) for image in outcome.images],
+    )
+
+
+def _guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
+    weak_budget = budget_of_level(guidance.weak_level, latents_per_group) if guidance.method in ("ag", "ccfg") else None
+    return GuidanceUsed(
+        method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=guidance.interval
     )
 
 

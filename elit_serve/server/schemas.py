@@ -92,10 +92,11 @@ class GenerateRequest(RequestBody):
 
 
 class GuidanceUsed(BaseModel):
+    """A request may repeat it as it is. weak_budget is null where there is no weaker pass."""
+
     method: GuidanceMethod
     scale: float
-    weak_level: int
-    weak_budget: float
+    weak_budget: float | None
     interval: tuple[float, float]
 
 

@@ -34,7 +34,6 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
         "guidance": {
             "method": "ccfg",
             "scale": 2.0,
-            "weak_level": 1,
             "weak_budget": 0.25,
             "interval": [0.0, 1.0],
         },
