@@ -72,7 +72,7 @@ def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
         served = [
             Plan(
                 levels=tuple(levels),
-                guidance=_guidance(record["guidance"]),
+                guidance=_guidance(record["guidance"], pipeline),
                 time_shift=pipeline.config.sampling.time_shift,
             )
             for record in lines
@@ -179,9 +179,12 @@ def _interpolated(pipeline: Pipeline, plan: Plan) -> float:
     return quality
 
 
-def _guidance(facts: dict[str, Any]) -> Guidance:
+def _guidance(facts: dict[str, Any], pipeline: Pipeline) -> Guidance:
+    """As an answer tells it."""
     start, end = facts["interval"]
-    return Guidance(method=facts["method"], scale=facts["scale"], weak_level=facts["weak_level"], interval=(start, end))
+    return pipeline.guidance(
+        method=facts["method"], scale=facts["scale"], weak_budget=facts["weak_budget"], interval=(start, end)
+    )
 
 
 def _features(extractor: FeatureExtractor, pictures: Tensor, batch_size: int) -> Tensor:
