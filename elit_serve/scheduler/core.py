@@ -178,7 +178,13 @@ class RequestScheduler:
     # Inside
 
     def _view(self, now_s: float, start_s: float) -> View:
-        return View(now_s=now_s, start_s=start_s, costs=self._costs, max_batch=self._max_batch)
+        return View(
+            now_s=now_s,
+            start_s=start_s,
+            costs=self._costs,
+            max_batch=self._max_batch,
+            num_waiting=self.num_waiting,
+        )
 
     def _take(self, newcomer: Tracked) -> None:
         self._requests[newcomer.request_id] = newcomer

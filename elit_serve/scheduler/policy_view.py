@@ -36,12 +36,14 @@ class View(NamedTuple):
 
     now_s: the moment of the call; start_s: from when the device is free.
     max_batch: the largest batch that may run, which may lie below the table's.
+    num_waiting: requests that were taken and have not started.
     """
 
     now_s: float
     start_s: float
     costs: CorrectedCosts
     max_batch: int
+    num_waiting: int
 
 
 class Choice(NamedTuple):
