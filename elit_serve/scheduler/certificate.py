@@ -216,28 +216,31 @@ class _Rounds:
 
     def _run_until_a_change(self) -> bool:
         """Runs rounds until a request leaves its lane; False if one ends too late."""
-        changes = self._changes
+        changes, ends, round_s = self._changes, self.ends, self._round_s
         until = changes[0][0]
-        self._time_s += (until - self._round) * self._round_s
+        time_s = self._time_s = self._time_s + (until - self._round) * round_s
         self._round = until
-        self.times_s.append((until, self._time_s))
+        self.times_s.append((until, time_s))
         while changes and changes[0][0] == until:
             _, index, run, lane = heappop(changes)
-            lane.count -= 1
-            self._round_s -= lane.row[lane.count + 1] - lane.row[lane.count]
-            if until < self.ends[index]:
-                self._enter_next_lane(index, run + 1)
-            elif self._time_s > self._dues_s[index] + ROUNDING_S:
+            row, count = lane.row, lane.count - 1
+            lane.count = count
+            round_s -= row[count + 1] - row[count]
+            if until < ends[index]:
+                round_s += self._enter_next_lane(index, run + 1)
+            elif time_s > self._dues_s[index] + ROUNDING_S:
                 return False
             else:
-                self.ended.append((until, self._time_s, self._works[index]))
+                self.ended.append((until, time_s, self._works[index]))
+        self._round_s = round_s
         return True
 
-    def _enter_next_lane(self, index: int, run: int) -> None:
+    def _enter_next_lane(self, index: int, run: int) -> float:
+        """By how much that lengthens a round."""
         key, steps = self._works[index].runs[run]
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _LaneCount(self._works[index].rows[run])
         lane.count += 1
-        self._round_s += lane.row[lane.count] - lane.row[lane.count - 1]
         heappush(self._changes, (self._round + steps, index, run, lane))
+        return lane.row[lane.count] - lane.row[lane.count - 1]

@@ -178,7 +178,13 @@ class RequestScheduler:
     # Inside
 
     def _view(self, now_s: float, start_s: float) -> View:
-        return View(now_s=now_s, start_s=start_s, costs=self._costs, max_batch=self._max_batch)
+        return View(
+            now_s=now_s,
+            start_s=start_s,
+            costs=self._costs,
+            max_batch=self._max_batch,
+            num_waiting=self.num_waiting,
+        )
 
     def _take(self, newcomer: Tracked) -> None:
         self._requests[newcomer.request_id] = newcomer
@@ -194,7 +200,7 @@ class RequestScheduler:
         table_ms = self._costs.table.step_ms(choice.level, choice.weak_cap, batch)
         launch = Launch(
             launch_id=next(self._launch_ids),
-            request_ids=tuple([member.demand.request_id for member in choice.members]),
+            request_ids=tuple([member.request_id for member in choice.members]),
             level=choice.level,
             weak_cap=choice.weak_cap,
             predicted_ms=self._costs.correction * table_ms,
@@ -205,7 +211,7 @@ class RequestScheduler:
 
     def _advance(self, choice: Choice) -> None:
         level = choice.level
-        free = [member.executed for member in choice.members if member.demand.pinned is None]
+        free = [member.executed for member in choice.members if member.is_free]
         self._counted["granted_levels"] += level * len(free)
         self._counted["granted_steps"] += len(free)
         self._counted["replans"] += len([executed for executed in free if executed and executed[-1] != level])

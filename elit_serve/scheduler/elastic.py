@@ -87,7 +87,6 @@ class ElasticPolicy:
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
         self._rates: dict[tuple[int, int | None], _Rates] = {}
-        self._num_waiting = 0
         self._replan_pause = 0
         self._planned_for = 1.0  # the correction
         self._arrivals = _Arrivals(self._settings.memory)
@@ -104,7 +103,7 @@ class ElasticPolicy:
         if hard and self._hold(hard, view.now_s, view, slowdown) is None:
             return Refusal(reason="infeasible", min_latency_ms=self._min_latency_ms(hard, view, slowdown))
         max_waiting = self._settings.max_waiting
-        if max_waiting is not None and self._num_waiting + len(works) > max_waiting:
+        if max_waiting is not None and view.num_waiting + len(works) > max_waiting:
             return Refusal(reason="queue_full", retry_after_s=self._queue_moves_in_s(view))
         if hard:
             holding = self._admissible(self._promises.all(), hard, view.start_s, view, slowdown)
@@ -123,7 +122,6 @@ class ElasticPolicy:
             self._replan_pause = 0
         else:
             self._soft.remove(work)
-        self._num_waiting -= not request.executed
 
     # Decision
 
@@ -149,8 +147,8 @@ class ElasticPolicy:
         if not urgent:
             return soft
         earliest_s = view.start_s + self._settings.soft_yield * view.costs.correction * soft[0].solo_s
-        overdue = bisect_right(soft, (earliest_s, inf), key=_order)
-        before = bisect_right(urgent, (earliest_s, inf), key=_order)
+        overdue = bisect_right(soft, earliest_s, key=_order)
+        before = bisect_right(urgent, earliest_s, key=_order)
         rest = sorted([*urgent[before:], *soft[overdue:]], key=_order)
         return [*urgent[:before], *soft[:overdue], *rest][:limit]
 
@@ -216,13 +214,15 @@ class ElasticPolicy:
         """How many times as long as alone at the lowest level each step may take, for all to be in time."""
         stretch, work_s, now_s, correction = inf, 0.0, view.start_s, view.costs.correction
         for work in order:
-            solo_s = work.solo_s
-            work_s += solo_s
-            left_s = (work.due_s - now_s) / correction
-            if left_s < solo_s:
-                left_s = solo_s
+            work_s += work.solo_s
+            left_s = work.due_s - now_s
             if left_s < stretch * work_s:
-                stretch = left_s / work_s
+                least_s = correction * work.solo_s
+                if left_s < least_s:
+                    left_s = least_s
+                if left_s < stretch * work_s:
+                    stretch = left_s / work_s
+        stretch /= correction
         horizon_s = self._settings.horizon * self._arrivals.mean_target_s
         known_s = self._settings.held_back * self._arrivals.mean_target_s
         coming_s = self._arrivals.rate(view.start_s) / 2 * (horizon_s - known_s)
@@ -274,7 +274,7 @@ class ElasticPolicy:
         demand = newcomer.demand
         due_s = demand.arrived_s + self._usable_s(demand, demand.deadline_s - demand.arrived_s, costs)
         ages = demand.priority is Priority.BATCH and not demand.is_hard
-        return Work(newcomer, costs, due_s=due_s, order_s=due_s + (self._settings.ageing_s if ages else 0.0))
+        return Work(newcomer, costs, due_s=due_s, order=due_s + (self._settings.ageing_s if ages else 0.0))
 
     def _usable_s(self, demand: Demand, target_s: float, costs: CorrectedCosts) -> float:
         """What a target leaves for steps: overhead and cushion come off."""
@@ -287,18 +287,16 @@ class ElasticPolicy:
     def _take(self, works: Iterable[Work]) -> None:
         for work in works:
             if not work.is_promised:
-                insort(self._soft, work, key=lambda work: work.order)
+                insort(self._soft, work, key=_order)
             self._works[work.request.request_id] = work
-            self._num_waiting += 1
 
     def _advance(self, members: Iterable[Work]) -> None:
         for work in members:
             work.advance()
 
     def _settle(self, members: Sequence[Work]) -> None:
-        """Counts the decision, and lets those go that need no more steps."""
+        """Lets those go that need no more steps."""
         done = [work for work in members if not work.left]
-        self._num_waiting -= len([work for work in members if not work.request.executed])
         if done:
             self._promises.let_go()
             self._soft = [work for work in self._soft if work.left]
@@ -443,7 +441,7 @@ class _Arrivals:
 
 
 def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:
-    return sorted([*first, *second], key=lambda work: work.order) if first and second else list(first or second)
+    return sorted([*first, *second], key=_order) if first and second else list(first or second)
 
 
 def _paces_s(works: Iterable[Work], view: View) -> list[float]:

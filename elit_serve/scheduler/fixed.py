@@ -44,8 +44,7 @@ class FixedPolicy:
         hard_deadlines_s = [newcomer.demand.deadline_s for newcomer in newcomers if newcomer.demand.is_hard]
         if hard_deadlines_s and view.now_s + needed_s > min(hard_deadlines_s):
             return Refusal(reason="infeasible", min_latency_ms=ceil(1000 * needed_s + 1e-3))
-        waiting = sum(queued.request.next_step == 0 for queued in self._queue)
-        if self._max_waiting is not None and waiting + len(newcomers) > self._max_waiting:
+        if self._max_waiting is not None and view.num_waiting + len(newcomers) > self._max_waiting:
             return Refusal(reason="queue_full", retry_after_s=self._half_drained_in_s(view))
         for newcomer in newcomers:
             queued = _Queued(request=newcomer, levels=highest_levels(newcomer.demand, view.costs))

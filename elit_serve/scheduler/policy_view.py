@@ -12,15 +12,20 @@ from elit_serve.scheduler.requests import Demand, Refusal, State
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Tracked:
-    """A request and how far it is. executed: the level of each step decided so far; those count as run."""
+    """A request and how far it is. executed: the level of each step decided so far; those count as run.
+
+    is_free: whether its levels are the policy's to choose.
+    """
 
     demand: Demand
     state: State = State.WAITING
     executed: list[int] = field(default_factory=list)
+    request_id: int = field(init=False)
+    is_free: bool = field(init=False)
 
-    @property
-    def request_id(self) -> int:
-        return self.demand.request_id
+    def __post_init__(self) -> None:
+        self.request_id = self.demand.request_id
+        self.is_free = self.demand.pinned is None
 
     @property
     def next_step(self) -> int:
@@ -36,12 +41,14 @@ class View(NamedTuple):
 
     now_s: the moment of the call; start_s: from when the device is free.
     max_batch: the largest batch that may run, which may lie below the table's.
+    num_waiting: requests that were taken and have not started.
     """
 
     now_s: float
     start_s: float
     costs: CorrectedCosts
     max_batch: int
+    num_waiting: int
 
 
 class Choice(NamedTuple):

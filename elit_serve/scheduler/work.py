@@ -14,7 +14,8 @@ Lane = tuple[int, int | None]  # (level, weak cap): equal next steps, which can 
 class Work:
     """A request with the steps it still needs, at the lowest levels that it allows.
 
-    due_s: when its last step must have run, overhead and cushion taken off. order: its place among all others.
+    due_s: when its last step must have run, overhead and cushion taken off. order: its place among all others, in
+        seconds like `due_s`.
     runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it,
         `left` what is left of all. ceilings: the highest level in each run. rows: what a step costs in each run, at
         every batch, in seconds of the table, as all costs here.
@@ -46,14 +47,14 @@ class Work:
     run_left: int
     weak_cap: int | None
 
-    def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order_s: float) -> None:
+    def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order: float) -> None:
         demand = request.demand
         lowest = {pair: costs.levels_within(*pair)[0] for pair in set(demand.bounds)}
         steps = [((lowest[pair], cap), pair[1]) for pair, cap in zip(demand.bounds, demand.weak_caps, strict=True)]
         runs = [(lane, highest, len(list(alike))) for (lane, highest), alike in groupby(steps)]
         self.request = request
         self.due_s = due_s
-        self.order = order_s, demand.request_id
+        self.order = order
         self.is_promised = demand.is_hard
         self.runs: tuple[tuple[Lane, int], ...] = tuple((lane, steps) for lane, _, steps in runs)
         self.ceilings = tuple(max(highest, lane[0]) for lane, highest, _ in runs)
@@ -90,7 +91,7 @@ class Work:
         """A copy that is due so much later."""
         moved = copy(self)
         moved.due_s += seconds
-        moved.order = moved.order[0] + seconds, moved.order[1]
+        moved.order += seconds
         return moved
 
     def _enter(self, run: int) -> None:
