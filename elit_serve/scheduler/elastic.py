@@ -61,7 +61,7 @@ class ElasticSettings:
     """
 
     admission: Literal["most", "quality"] = "quality"
-    leisure: float = 0.5
+    leisure: float = 0.48
     burst: float = 0.85
     cushion_steps: float = 2.0
     cushion_share: float = 0.0
