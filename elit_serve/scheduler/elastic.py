@@ -38,9 +38,10 @@ class ElasticSettings:
 
     admission: "most" takes whatever fits at the lowest levels. "quality" is choosier in a burst: beside others it takes
         a newcomer only if all would fit even if every step took longer, by as much as arrivals exceed what the device
-        can take at the level with the most quality per millisecond, but at most `max_leisure` times. Fewer then find
-        room, and are served in larger batches and better.
-    max_leisure: see admission.
+        can take at the level with the most quality per millisecond, but at most so that there is time to run all at
+        that level and, of the time at the lowest, the share `leisure` to spare. Fewer then find room, and are served
+        in larger batches and better.
+    leisure: see admission.
     burst: memory of the arrivals that make a burst, relative to the mean target of late.
     cushion_steps: steps are planned to end so many times a solo full-level step before the deadline: covers noise.
     cushion_share: or by this share of the target, if more: covers errors that grow with the length of a promise.
@@ -60,7 +61,7 @@ class ElasticSettings:
     """
 
     admission: Literal["most", "quality"] = "quality"
-    max_leisure: float = 1.5
+    leisure: float = 0.48
     burst: float = 0.85
     cushion_steps: float = 2.0
     cushion_share: float = 0.0
@@ -326,12 +327,12 @@ class ElasticPolicy:
 
     def _leisure(self, weak_cap: int | None, view: View) -> float:
         """How much more has just arrived than the device can take at the level with the most quality per millisecond,
-        at least 1 and at most `max_leisure`."""
+        at least 1, and at most what that level takes of the lowest one's time and `leisure` more."""
         cost_s = self._rates_of(view.max_batch, weak_cap, view).cost_s
-        best = max(cost_s, key=lambda level: self._worth(level) / cost_s[level])
-        alone_s = view.costs.row_s(view.costs.levels[0], weak_cap)[1]
+        lowest, best = view.costs.levels[0], max(cost_s, key=lambda level: self._worth(level) / cost_s[level])
+        alone_s = view.costs.row_s(lowest, weak_cap)[1]
         rate = view.costs.correction * self._burst.rate(view.now_s)
-        return min(max(rate * cost_s[best] / alone_s, 1.0), self._settings.max_leisure)
+        return min(max(rate * cost_s[best] / alone_s, 1.0), cost_s[best] / cost_s[lowest] + self._settings.leisure)
 
     def _hold(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
         return hold(works, start_s, view, num_urgent=self._settings.num_urgent, slowdown=slowdown)

@@ -100,7 +100,9 @@ class Driver:
             if not isinstance(launch, Launch):
                 return
             for request_id in launch.request_ids:
-                self.story.levels[request_id].append(launch.level)
+                levels, demand = self.story.levels[request_id], self.story.accepted[request_id]
+                assert demand.weak_caps[len(levels)] == launch.weak_cap, "a launch mixes steps of one kind only"
+                levels.append(launch.level)
             took_ms = self.truth.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
             self.running.append((start_s + took_ms / 1000, launch))
 
