@@ -83,13 +83,20 @@ def create_app(
 ) -> FastAPI:
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
-    metrics = Metrics(levels=pipeline.config.levels)
+    routes = [route.path for route in router.routes if isinstance(route, APIRoute)]
+    metrics = Metrics(
+        levels=pipeline.config.levels,
+        latents_per_group=pipeline.config.spec.latents_per_group,
+        routes=routes,
+    )
     cost = replace(cost, overhead_ms=cost.overhead_ms + settings.response_ms)
     quality = pipeline.quality
     scheduler = open_scheduler(settings, cost, quality)
     worker = Worker(pipeline, executor, scheduler, clock=clock, observer=metrics)
     open_plans = OpenPlans.of(quality, cost) if quality is not None and settings.policy == "elastic" else None
-    metrics.watch(worker)
+    model = {"model": pipeline.config.name, "hash": pipeline.model_hash, "dtype": pipeline.precision}
+    model |= {"device": str(pipeline.device), "version": elit_serve.__version__}
+    metrics.watch(worker, queue_limit=settings.max_queue, model=model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -121,7 +128,6 @@ def create_app(
     )
     app.include_router(router)
     problems.install(app)
-    routes = [route.path for route in router.routes if isinstance(route, APIRoute)]
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(MetricsMiddleware, metrics=metrics, routes=routes, clock=clock)
     return app
@@ -167,7 +173,7 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 )
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
-    pipeline, metrics = service.pipeline, service.metrics
+    pipeline = service.pipeline
     arrived_s = service.clock.now()
     form = form_of(request.headers.get("accept"), body, pipeline)
     job = await run_in_threadpool(  # drawing noise takes a while
@@ -179,8 +185,6 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
         return Response(status_code=CLIENT_GONE)
     total_ms = 1000 * (service.clock.now() - arrived_s)
     facts = answer(body, outcome, form, pipeline=pipeline, total_ms=total_ms)
-    for image in facts.images:
-        metrics.level.observe(image.level)
     if form.is_bare:
         return bare_answer(facts, outcome.images[0].file)
     return Response(await run_in_threadpool(facts.model_dump_json), media_type="application/json")
@@ -268,7 +272,10 @@ async def _outcome(request: Request, service: Service, job: Job, open_plans: Ope
     except ElitError as error:
         service.metrics.ended(error)
         raise
-    service.metrics.generations.labels("cancelled" if outcome is None else "done").inc()
+    if outcome is None:
+        service.metrics.generations.labels("cancelled").inc()
+    else:
+        service.metrics.done(outcome)
     return outcome
 
 
