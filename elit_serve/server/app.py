@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -29,6 +30,7 @@ from elit_serve.measurements import Quality
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import problems
+from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.generation import (
     answer,
     bare_answer,
@@ -70,6 +72,7 @@ class Service:
     open_plans: OpenPlans | None
     worker: Worker
     metrics: Metrics
+    arrival_log: ArrivalLog | None
     clock: Clock
 
 
@@ -97,9 +100,14 @@ def create_app(
     model = {"model": pipeline.config.name, "hash": pipeline.model_hash, "dtype": pipeline.precision}
     model |= {"device": str(pipeline.device), "version": elit_serve.__version__}
     metrics.watch(worker, queue_limit=settings.max_queue, model=model)
+    arrival_log = None
+    if settings.arrival_log is not None:
+        arrival_log = ArrivalLog(Path(settings.arrival_log), max_bytes=settings.arrival_log_bytes, clock=clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if arrival_log is not None:
+            arrival_log.start()
         worker.start()
         try:
             await run_in_threadpool(worker.wait_until_ready)
@@ -108,6 +116,8 @@ def create_app(
             yield
         finally:
             await run_in_threadpool(worker.stop)
+            if arrival_log is not None:
+                await run_in_threadpool(arrival_log.stop)
 
     app: FastAPI = FastAPIOffline(
         title="elit-serve",
@@ -124,6 +134,7 @@ def create_app(
         open_plans=open_plans,
         worker=worker,
         metrics=metrics,
+        arrival_log=arrival_log,
         clock=clock,
     )
     app.include_router(router)
@@ -179,6 +190,8 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
     job = await run_in_threadpool(  # drawing noise takes a while
         job_of, body, form, pipeline, service.cost, service.settings, arrived_s=arrived_s
     )
+    if service.arrival_log is not None:
+        service.arrival_log.record(body, job, pipeline.config.spec.latents_per_group)
     open_plans = open_plans_of(body, service.open_plans, service.settings)
     outcome = await _outcome(request, service, job, open_plans)
     if outcome is None:
