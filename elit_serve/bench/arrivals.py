@@ -40,19 +40,26 @@ class Arrivals(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """times_s: rising seconds, as recorded; `name` is for messages."""
+    """times_s: rising seconds, as recorded. targets_ms: one for each, None without; empty if they are not recorded.
+    `name` is for messages.
+    """
 
     name: str
     times_s: tuple[float, ...]
+    targets_ms: tuple[float | None, ...] = ()
 
     def draw(self, count: int, rng: Random) -> Sequence[float]:
-        if count > len(self.times_s):
-            raise InvalidInput("requests", count, f"{self.name} holds {len(self.times_s)} arrivals")
-        first = rng.randrange(len(self.times_s) - count + 1)
-        window = self.times_s[first : first + count]
+        window = self.times_s[self.window(count, rng)]
         if window[-1] <= window[0]:
             raise InvalidInput("requests", count, f"{count} arrivals of {self.name} fall on one moment; take more")
         return window
+
+    def window(self, count: int, rng: Random) -> slice:
+        """Which arrivals are drawn."""
+        if count > len(self.times_s):
+            raise InvalidInput("requests", count, f"{self.name} holds {len(self.times_s)} arrivals")
+        first = rng.randrange(len(self.times_s) - count + 1)
+        return slice(first, first + count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,7 @@ class LoggedRequest(BaseModel):
 
     arrived_s: float = Field(allow_inf_nan=False)
     n: int = Field(default=1, ge=1, le=1024)
+    latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 def open_arrivals(spec: str) -> Arrivals:
@@ -119,46 +127,63 @@ def read_arrivals(file: Path) -> Recorded:
         raise InvalidInput("trace", str(file), SPECS) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("trace", str(file), f"it cannot be read: {error}") from None
-    times = _reader(lines[0] if lines else "")(file, lines)
-    if len(times) < 2:
+    recorded = _reader(lines[0] if lines else "")(file, lines)
+    if len(recorded.times_s) < 2:
         raise InvalidInput("trace", str(file), "at least two arrivals")
-    return Recorded(name=file.name, times_s=tuple(sorted(times)))
+    return recorded
 
 
 def arrival_times(source: Arrivals, *, count: int, rate_per_s: float, seed: int) -> tuple[float, ...]:
     """`count` seconds from 0 whose mean gap is 1/rate_per_s; the same seed gives the same pattern at every rate."""
     if count < 2:
         raise InvalidInput("requests", count, "at least 2")
-    drawn = source.draw(count, Random(f"arrivals {seed}"))
+    drawn = source.draw(count, _rng(seed))
     stretch = (count - 1) / rate_per_s / (drawn[-1] - drawn[0])
     return tuple(stretch * (time - drawn[0]) for time in drawn)
 
 
-def _reader(first_line: str) -> Callable[[Path, Sequence[str]], list[float]]:
+def recorded_targets_ms(source: Arrivals, *, count: int, seed: int) -> tuple[float | None, ...]:
+    """The targets that came with the arrivals which `arrival_times` draws for the same seed; None for those without."""
+    if not isinstance(source, Recorded) or not source.targets_ms:
+        raise InvalidInput("recorded-targets", True, "only the arrival log of a server has targets; give --slo-scale")
+    return source.targets_ms[source.window(count, _rng(seed))]
+
+
+def _rng(seed: int) -> Random:
+    return Random(f"arrivals {seed}")
+
+
+def _reader(first_line: str) -> Callable[[Path, Sequence[str]], Recorded]:
     if first_line.startswith("{"):
         return _logged
     return _timestamps if TIMESTAMP in first_line.split(",") else _seconds
 
 
-def _logged(file: Path, lines: Sequence[str]) -> list[float]:
+def _logged(file: Path, lines: Sequence[str]) -> Recorded:
     """A request for n pictures is n arrivals at once."""
-    times: list[float] = []
+    requests: list[LoggedRequest] = []
     for line in lines:
         try:
             request = LoggedRequest.model_validate_json(line)
         except ValidationError:
             raise InvalidInput("trace", line, f'{file.name} needs lines as {{"arrived_s": 12.5, "n": 1}}') from None
-        times += [request.arrived_s] * request.n
-    return times
+        requests += [request] * request.n
+    requests.sort(key=lambda request: request.arrived_s)
+    return Recorded(
+        name=file.name,
+        times_s=tuple(request.arrived_s for request in requests),
+        targets_ms=tuple(request.latency_ms for request in requests),
+    )
 
 
-def _timestamps(file: Path, lines: Sequence[str]) -> list[float]:
+def _timestamps(file: Path, lines: Sequence[str]) -> Recorded:
     stamps = [row[TIMESTAMP] for row in csv.DictReader(lines)]
-    return [_parsed(file, stamp, lambda text: datetime.fromisoformat(text).timestamp()) for stamp in stamps]
+    times = [_parsed(file, stamp, lambda text: datetime.fromisoformat(text).timestamp()) for stamp in stamps]
+    return Recorded(name=file.name, times_s=tuple(sorted(times)))
 
 
-def _seconds(file: Path, lines: Sequence[str]) -> list[float]:
-    return [_parsed(file, line, float) for line in lines]
+def _seconds(file: Path, lines: Sequence[str]) -> Recorded:
+    return Recorded(name=file.name, times_s=tuple(sorted(_parsed(file, line, float) for line in lines)))
 
 
 def _parsed(file: Path, text: str | None, parse: Callable[[str], float]) -> float:

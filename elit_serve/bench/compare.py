@@ -78,7 +78,9 @@ def check_comparable(options: LoadOptions, policy: str) -> None:
     if options.cost is None:
         raise InvalidInput("compare", True, "the simulator needs --cost")
     if options.closed_loop is not None or not options.slo_scales:
-        raise InvalidInput("compare", True, "an open loop with targets, which is what attainment is about")
+        raise InvalidInput(
+            "compare", True, "an open loop with targets of --slo-scale, which is what attainment is about"
+        )
 
 
 def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:

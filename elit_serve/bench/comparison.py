@@ -88,6 +88,7 @@ class Comparison:
     seeds: int
     noise: float
     bias: float
+    recorded_targets: bool = False
 
     def rows(self, progress: Callable[[str], None] = lambda _: None) -> Iterator[Row]:
         """Load by load, curve by curve; bounds are computed once for all policies."""
@@ -108,7 +109,13 @@ class Comparison:
     def window(self, load: float, seed: int) -> tuple[Demand, ...]:
         """The requests that a seed draws."""
         return draw_workload(
-            self.setting, self.source, load=load, slo_scales=self.slo_scales, count=self.requests, seed=seed
+            self.setting,
+            self.source,
+            load=load,
+            slo_scales=self.slo_scales,
+            count=self.requests,
+            seed=seed,
+            recorded_targets=self.recorded_targets,
         )
 
     @cached_property

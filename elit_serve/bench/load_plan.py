@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from elit_serve.bench.arrivals import Arrivals, arrival_times
+from elit_serve.bench.arrivals import Arrivals, arrival_times, recorded_targets_ms
 from elit_serve.bench.load import Call
 from elit_serve.bench.workload import draw_targets
 from elit_serve.client import Model, SamplingInfo
@@ -84,12 +84,18 @@ def open_calls(
     targets_ms: Sequence[float],
     num_classes: int,
     seed: int,
+    recorded_targets: bool = False,
 ) -> tuple[Call, ...]:
-    """`count` calls in order of arrival, at this mean rate. targets_ms: one is drawn for each; none is no target."""
+    """`count` calls in order of arrival, at this mean rate. targets_ms: one is drawn for each; none is no target.
+
+    recorded_targets: the source's own targets instead.
+    """
     if not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise InvalidInput("rate", rate_per_s, "requests per second, above 0")
     arrivals = arrival_times(source, count=count, rate_per_s=rate_per_s, seed=seed)
-    targets = draw_targets(targets_ms, count, seed) if targets_ms else (None,) * count
+    targets: Sequence[float | None] = draw_targets(targets_ms, count, seed) if targets_ms else (None,) * count
+    if recorded_targets:
+        targets = recorded_targets_ms(source, count=count, seed=seed)
     return tuple(
         Call(at_s=at_s, label=label, seed=image_seed, latency_ms=target)
         for at_s, target, (label, image_seed) in zip(arrivals, targets, pictures(num_classes, seed), strict=False)

@@ -29,6 +29,7 @@ class LoadOptions:
     trace: arrivals, as `bench.arrivals` spells them.
     load: a multiple of the saturated full-budget throughput; `rate` is requests per second instead.
     slo_scales: targets as multiples of the full-budget latency alone, drawn per request; empty for no targets.
+    recorded_targets: the targets of the trace instead.
     cost: a latency file, which says both; without it targets come from what the server reports.
     closed_loop: callers that each ask again once answered, without targets and at a pinned budget; None is open loop.
     warm_up: requests of a closed loop that are not counted.
@@ -41,6 +42,7 @@ class LoadOptions:
     load: float = 1.0
     rate: float | None = None
     slo_scales: tuple[float, ...] = (2.0, 3.0, 5.0)
+    recorded_targets: bool = False
     requests: int = 500
     cost: Path | None = None
     seed: int = 0
@@ -130,6 +132,7 @@ def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
         targets_ms=[capacity.target_ms(scale) for scale in options.slo_scales],
         num_classes=len(target.model.classes),
         seed=options.seed,
+        recorded_targets=options.recorded_targets,
     )
 
     async def drive() -> tuple[Record, ...]:

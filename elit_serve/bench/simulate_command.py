@@ -45,6 +45,7 @@ class SimulateOptions:
     bias: float
     plot: Path | None
     decisions: int = 0
+    recorded_targets: bool = False
 
     @property
     def conditions(self) -> Report:
@@ -112,6 +113,7 @@ def _comparison(options: SimulateOptions) -> Comparison:
         seeds=options.seeds,
         noise=options.noise,
         bias=options.bias,
+        recorded_targets=options.recorded_targets,
     )
 
 

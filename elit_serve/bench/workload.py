@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from elit_serve.bench.arrivals import Arrivals, arrival_times
+from elit_serve.bench.arrivals import Arrivals, arrival_times, recorded_targets_ms
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.requests import Demand
+
+SOFT_SCALE = 3.0  # a server wishes to answer a request without a target in so many times what it takes alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +62,37 @@ def draw_targets(slo_scales: Sequence[float], count: int, seed: int) -> tuple[fl
 
 
 def draw_workload(
-    setting: Setting, source: Arrivals, *, load: float, slo_scales: Sequence[float], count: int, seed: int
+    setting: Setting,
+    source: Arrivals,
+    *,
+    load: float,
+    slo_scales: Sequence[float],
+    count: int,
+    seed: int,
+    recorded_targets: bool = False,
 ) -> tuple[Demand, ...]:
-    """Requests in order of arrival; the same seed draws the same pattern and targets at every load."""
+    """Requests in order of arrival; the same seed draws the same pattern and targets at every load.
+
+    recorded_targets: the source's own targets instead of `slo_scales`; a request without one gets a soft deadline.
+    """
     if load <= 0:
         raise InvalidInput("load", load, "above 0")
     arrivals = arrival_times(source, count=count, rate_per_s=load * setting.saturated_rate_per_s, seed=seed)
-    targets = draw_targets(slo_scales, count, seed)
+    targets_s: Sequence[float | None]
+    if recorded_targets:
+        recorded_ms = recorded_targets_ms(source, count=count, seed=seed)
+        targets_s = [None if target_ms is None else target_ms / 1000 for target_ms in recorded_ms]
+    else:
+        targets_s = [scale * setting.solo_s for scale in draw_targets(slo_scales, count, seed)]
     return tuple(
         Demand(
             request_id=index,
             arrived_s=arrived_s,
-            deadline_s=arrived_s + scale * setting.solo_s,
+            deadline_s=arrived_s + (SOFT_SCALE * setting.solo_s if target_s is None else target_s),
             weak_caps=(setting.weak_cap,) * setting.num_steps,
             min_level=setting.levels[0],
             max_level=setting.full_level,
+            is_hard=target_s is not None,
         )
-        for index, (arrived_s, scale) in enumerate(zip(arrivals, targets, strict=True))
+        for index, (arrived_s, target_s) in enumerate(zip(arrivals, targets_s, strict=True))
     )

@@ -32,6 +32,9 @@ def bench(
     slo_scale: Annotated[
         str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
     ] = "2,3,5",
+    recorded_targets: Annotated[
+        bool, typer.Option("--recorded-targets", help="The targets of an arrival log instead of --slo-scale.")
+    ] = False,
     no_target: Annotated[bool, typer.Option("--no-target", help="Send no latency targets.")] = False,
     requests: Annotated[int, typer.Option(min=2, help="Requests to send, or to count in a closed loop.")] = 500,
     cost: Annotated[
@@ -65,6 +68,8 @@ def bench(
 
     if burstiness is not None and trace is not None:
         raise InvalidInput("burstiness", burstiness, "it makes arrivals of its own; leave --trace out")
+    if recorded_targets and (no_target or closed_loop):
+        raise InvalidInput("recorded-targets", True, "neither --no-target nor --closed-loop, which have no targets")
     if burstiness is not None:
         trace = burstiness_trace(burstiness)
     options = LoadOptions(
@@ -72,7 +77,8 @@ def bench(
         trace=trace or "poisson",
         load=load,
         rate=rate,
-        slo_scales=() if no_target or closed_loop else numbers("slo-scale", slo_scale),
+        slo_scales=() if no_target or closed_loop or recorded_targets else numbers("slo-scale", slo_scale),
+        recorded_targets=recorded_targets,
         requests=requests,
         cost=cost,
         seed=seed,
@@ -119,6 +125,9 @@ def simulate(
     slo_scale: Annotated[
         str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
     ] = "2,3,5",
+    recorded_targets: Annotated[
+        bool, typer.Option("--recorded-targets", help="The targets of an arrival log instead of --slo-scale.")
+    ] = False,
     quality: Annotated[Path | None, typer.Option(help="A model's quality.json. Default: --curve.")] = None,
     curve: Annotated[str, typer.Option(help="Stated quality curves.")] = "gentle,steep",
     seeds: Annotated[int, typer.Option(min=1, help="Windows; each draws arrivals, targets and noise.")] = 5,
@@ -167,6 +176,7 @@ def simulate(
         bias=bias,
         plot=plot,
         decisions=decisions or 0,
+        recorded_targets=recorded_targets,
     )
     if plans + bound_looseness + (decisions is not None) > 1:
         raise InvalidInput("decisions", decisions, "only one of --plans, --bound-looseness and --decisions at a time")

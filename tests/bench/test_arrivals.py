@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -9,7 +10,8 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from elit_serve.bench.arrivals import Gamma, Ramp, Recorded, arrival_times, open_arrivals
+from elit_serve.bench.arrivals import Gamma, Ramp, Recorded, arrival_times, open_arrivals, recorded_targets_ms
+from elit_serve.bench.load_plan import open_calls
 from elit_serve.bench.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler.cost import CostTable
@@ -37,6 +39,35 @@ def test_an_arrival_log_is_read_whatever_else_stands_in_its_lines(tmp_path: Path
     trace = tmp_path / "arrivals.jsonl"
     trace.write_text('{"arrived_s": 12.5, "n": 2, "class_id": 3}\n{"latency_ms": null, "arrived_s": 11}\n')
     assert open_arrivals(str(trace)).draw(3, Random(0)) == (11.0, 12.5, 12.5)
+
+
+def test_the_targets_of_a_log_stay_with_their_arrivals_at_every_load(tmp_path: Path) -> None:
+    trace = tmp_path / "arrivals.jsonl"
+    lines = [{"arrived_s": second, "latency_ms": 100.0 + second if second % 2 else None} for second in range(100)]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = open_arrivals(str(trace))
+    first = source.draw(10, Random("arrivals 3"))[0]
+    recorded = [lines[int(first) + index]["latency_ms"] for index in range(10)]
+    assert list(recorded_targets_ms(source, count=10, seed=3)) == recorded
+
+    table = CostTable(steps_ms={(4, 1, 1): 10.0, (1, 1, 1): 5.0}, overhead_ms=20.0)
+    setting = Setting(table=table, num_steps=10, weak_cap=1)
+    demands = draw_workload(setting, source, load=2, slo_scales=(), count=10, seed=3, recorded_targets=True)
+    wished_s = 3 * setting.solo_s
+    for demand, target_ms in zip(demands, recorded, strict=True):
+        assert demand.is_hard == (target_ms is not None)
+        target_s = wished_s if target_ms is None else target_ms / 1000
+        assert demand.deadline_s - demand.arrived_s == pytest.approx(target_s)
+    calls = open_calls(source, count=10, rate_per_s=1, targets_ms=(), num_classes=3, seed=3, recorded_targets=True)
+    assert [call.latency_ms for call in calls] == recorded
+
+
+@pytest.mark.parametrize("content", ["1\n2\n3\n", "TIMESTAMP\n2023-11-16\n2023-11-17\n2023-11-18\n"])
+def test_targets_that_were_not_recorded_cannot_be_had(tmp_path: Path, content: str) -> None:
+    trace = tmp_path / "trace"
+    trace.write_text(content)
+    with pytest.raises(InvalidInput, match=r"^recorded-targets: .*arrival log"):
+        recorded_targets_ms(open_arrivals(str(trace)), count=2, seed=0)
 
 
 @pytest.mark.parametrize(

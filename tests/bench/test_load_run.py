@@ -131,6 +131,7 @@ def test_the_command_prints_a_table(tiny_server_url: str) -> None:
     ("arguments", "named"),
     [
         (["http://127.0.0.1:1", "--trace", "poisson", "--burstiness", "1"], ["burstiness", "--trace"]),
+        (["http://127.0.0.1:1", "--recorded-targets", "--no-target"], ["recorded-targets", "--no-target"]),
         (["http://127.0.0.1:1", "--slo-scale", "2,x"], ["slo-scale", "2,x"]),
         (["http://127.0.0.1:1", "--compare"], ["compare", "--cost"]),
         (["http://127.0.0.1:1", "--records", "missing/r.jsonl"], ["records", "missing/r.jsonl"]),
