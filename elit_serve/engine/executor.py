@@ -118,10 +118,13 @@ class Executor:
     def collect(self, request_ids: Sequence[int]) -> Transfer:
         """Decodes finished images, and frees their slots."""
         index = torch.tensor([self._slots[request_id].index for request_id in request_ids])
-        samples = self._state.index_select(0, index.to(self._device))
+        samples = self._state.index_select(0, self._on_device(index))
         for request_id in request_ids:
             self.remove(request_id)
         return self._decode(samples)
+
+    def _on_device(self, small: Tensor) -> Tensor:
+        return small.to(self._device)
 
     def _decode(self, samples: Tensor) -> Transfer:
         return _DoneTransfer(self._pipeline.decode(samples), are_finite(samples))
