@@ -158,8 +158,9 @@ def _inputs(slots: Sequence[_Slot], launch: Launch, null_class: int) -> Tensor:
     for slot in slots:
         guidance, t = slot.task.guidance, slot.grid[slot.step]
         weak_class = slot.task.class_id if guidance.method == "ag" else null_class
-        assert guidance.applies_at(t) == (launch.weak_cap is not None), "a launch mixes guided and unguided steps"
-        columns.append((slot.index, slot.task.class_id, weak_class, t, slot.grid[slot.step + 1] - t, guidance.scale))
+        assert launch.weak_cap is not None or not guidance.applies_at(t), "a guided step is in an unguided launch"
+        scale = guidance.scale if guidance.applies_at(t) else 1.0  # unguided steps may ride along
+        columns.append((slot.index, slot.task.class_id, weak_class, t, slot.grid[slot.step + 1] - t, scale))
     return torch.tensor(columns, dtype=torch.float32).T.contiguous()
 
 
