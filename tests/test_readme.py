@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -154,13 +153,3 @@ def test_every_setting_is_in_the_table() -> None:
     for setting in Settings.model_fields:
         option = f"`--{setting.replace('_', '-')}`"
         assert setting == "model" or option in README.read_text(), setting
-
-
-def test_every_metric_is_in_the_table(server: str) -> None:
-    exposed = re.findall(r"^# TYPE (\w+)", httpx.get(f"http://{server}/metrics").text, re.MULTILINE)
-    for metric in exposed:
-        if not metric.endswith("_created"):
-            assert f"`{metric}`" in README.read_text(), metric
-    tables = [line for line in README.read_text().splitlines() if line.startswith("| `elit_")]
-    for metric in re.findall(r"`(elit_\w+)`", " ".join(line.split("|")[1] for line in tables)):
-        assert metric in exposed

@@ -2,7 +2,8 @@
 
 A spec is a file or a drawn process:
 
-    PATH                      an Azure trace (CSV with a TIMESTAMP column), or a plain list of seconds, one per line
+    PATH                      an Azure trace (CSV with a TIMESTAMP column), the arrival log of a server (a line of JSON
+                              per request), or a plain list of seconds, one per line
     poisson                   independent arrivals
     gamma:cv=4                independent gaps with this coefficient of variation
     ramp:from=0.5,to=1.5      Poisson, whose rate goes from 0.5 to 1.5 times the mean, linearly in time (as proportion)
@@ -21,6 +22,8 @@ from datetime import datetime
 from pathlib import Path
 from random import Random
 from typing import Protocol
+
+from pydantic import BaseModel, Field, ValidationError
 
 from elit_serve.errors import InvalidInput
 
@@ -92,6 +95,13 @@ class Ramp:
         return 2 * area / (self.start + root) if area else 0.0
 
 
+class LoggedRequest(BaseModel):
+    """A line of a server's arrival log, as far as it is replayed. arrived_s: in Unix time. n: pictures."""
+
+    arrived_s: float = Field(allow_inf_nan=False)
+    n: int = Field(default=1, ge=1, le=1024)
+
+
 def open_arrivals(spec: str) -> Arrivals:
     """The source that a spec names. Raises `InvalidInput` naming what is wrong with it."""
     name, _, arguments = spec.partition(":")
@@ -102,15 +112,14 @@ def open_arrivals(spec: str) -> Arrivals:
 
 
 def read_arrivals(file: Path) -> Recorded:
-    """An Azure trace or a list of seconds."""
+    """An Azure trace, a server's arrival log or a list of seconds."""
     try:
         lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (FileNotFoundError, IsADirectoryError):
         raise InvalidInput("trace", str(file), SPECS) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("trace", str(file), f"it cannot be read: {error}") from None
-    header = lines[0].split(",") if lines else []
-    times = _timestamps(file, lines) if TIMESTAMP in header else _seconds(file, lines)
+    times = _reader(lines[0] if lines else "")(file, lines)
     if len(times) < 2:
         raise InvalidInput("trace", str(file), "at least two arrivals")
     return Recorded(name=file.name, times_s=tuple(sorted(times)))
@@ -123,6 +132,24 @@ def arrival_times(source: Arrivals, *, count: int, rate_per_s: float, seed: int)
     drawn = source.draw(count, Random(f"arrivals {seed}"))
     stretch = (count - 1) / rate_per_s / (drawn[-1] - drawn[0])
     return tuple(stretch * (time - drawn[0]) for time in drawn)
+
+
+def _reader(first_line: str) -> Callable[[Path, Sequence[str]], list[float]]:
+    if first_line.startswith("{"):
+        return _logged
+    return _timestamps if TIMESTAMP in first_line.split(",") else _seconds
+
+
+def _logged(file: Path, lines: Sequence[str]) -> list[float]:
+    """A request for n pictures is n arrivals at once."""
+    times: list[float] = []
+    for line in lines:
+        try:
+            request = LoggedRequest.model_validate_json(line)
+        except ValidationError:
+            raise InvalidInput("trace", line, f'{file.name} needs lines as {{"arrived_s": 12.5, "n": 1}}') from None
+        times += [request.arrived_s] * request.n
+    return times
 
 
 def _timestamps(file: Path, lines: Sequence[str]) -> list[float]:

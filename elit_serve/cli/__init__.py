@@ -153,6 +153,12 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(help="At SIGTERM, how long accepted requests may take to finish.")
     ] = 30,
+    arrival_log: Annotated[
+        Path | None, typer.Option(help="Append a line of JSON per request there, for simulate and bench --trace.")
+    ] = None,
+    arrival_log_bytes: Annotated[
+        int, typer.Option(help="How large that file and the one before it may be together.")
+    ] = 67_108_864,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
 ) -> None:
     """Serve a model over HTTP."""
@@ -179,6 +185,8 @@ def serve(
             "soft_latency_ms": soft_latency_ms,
             "response_ms": response_ms,
             "drain_seconds": drain_seconds,
+            "arrival_log": None if arrival_log is None else str(arrival_log),
+            "arrival_log_bytes": arrival_log_bytes,
             "log_level": log_level,
         }
     )

@@ -20,7 +20,9 @@ def bench(
     url: Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")],
     trace: Annotated[
         str | None,
-        typer.Option(help="Arrivals: an Azure trace or a list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."),
+        typer.Option(
+            help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."
+        ),
     ] = None,
     load: Annotated[float, typer.Option(help="Rate as a multiple of the saturated full-budget throughput.")] = 1.0,
     rate: Annotated[float | None, typer.Option(help="Requests per second, instead of --load.")] = None,
@@ -103,7 +105,10 @@ def bench(
 
 def simulate(
     trace: Annotated[
-        str, typer.Option(help="Arrivals: an Azure trace or a list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B.")
+        str,
+        typer.Option(
+            help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."
+        ),
     ] = "poisson",
     *,
     cost: Annotated[Path, typer.Option(help="A latency/<device>.json: what the simulated device takes.")],

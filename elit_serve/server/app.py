@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -29,6 +30,7 @@ from elit_serve.measurements import Quality
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import problems
+from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.generation import (
     answer,
     bare_answer,
@@ -70,6 +72,7 @@ class Service:
     open_plans: OpenPlans | None
     worker: Worker
     metrics: Metrics
+    arrival_log: ArrivalLog | None
     clock: Clock
 
 
@@ -83,16 +86,28 @@ def create_app(
 ) -> FastAPI:
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
-    metrics = Metrics(levels=pipeline.config.levels)
+    routes = [route.path for route in router.routes if isinstance(route, APIRoute)]
+    metrics = Metrics(
+        levels=pipeline.config.levels,
+        latents_per_group=pipeline.config.spec.latents_per_group,
+        routes=routes,
+    )
     cost = replace(cost, overhead_ms=cost.overhead_ms + settings.response_ms)
     quality = pipeline.quality
     scheduler = open_scheduler(settings, cost, quality)
     worker = Worker(pipeline, executor, scheduler, clock=clock, observer=metrics)
     open_plans = OpenPlans.of(quality, cost) if quality is not None and settings.policy == "elastic" else None
-    metrics.watch(worker)
+    model = {"model": pipeline.config.name, "hash": pipeline.model_hash, "dtype": pipeline.precision}
+    model |= {"device": str(pipeline.device), "version": elit_serve.__version__}
+    metrics.watch(worker, queue_limit=settings.max_queue, model=model)
+    arrival_log = None
+    if settings.arrival_log is not None:
+        arrival_log = ArrivalLog(Path(settings.arrival_log), max_bytes=settings.arrival_log_bytes, clock=clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if arrival_log is not None:
+            arrival_log.start()
         worker.start()
         try:
             await run_in_threadpool(worker.wait_until_ready)
@@ -101,6 +116,8 @@ def create_app(
             yield
         finally:
             await run_in_threadpool(worker.stop)
+            if arrival_log is not None:
+                await run_in_threadpool(arrival_log.stop)
 
     app: FastAPI = FastAPIOffline(
         title="elit-serve",
@@ -117,11 +134,11 @@ def create_app(
         open_plans=open_plans,
         worker=worker,
         metrics=metrics,
+        arrival_log=arrival_log,
         clock=clock,
     )
     app.include_router(router)
     problems.install(app)
-    routes = [route.path for route in router.routes if isinstance(route, APIRoute)]
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(MetricsMiddleware, metrics=metrics, routes=routes, clock=clock)
     return app
@@ -167,20 +184,20 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 )
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
-    pipeline, metrics = service.pipeline, service.metrics
+    pipeline = service.pipeline
     arrived_s = service.clock.now()
     form = form_of(request.headers.get("accept"), body, pipeline)
     job = await run_in_threadpool(  # drawing noise takes a while
         job_of, body, form, pipeline, service.cost, service.settings, arrived_s=arrived_s
     )
+    if service.arrival_log is not None:
+        service.arrival_log.record(body, job, pipeline.config.spec.latents_per_group)
     open_plans = open_plans_of(body, service.open_plans, service.settings)
     outcome = await _outcome(request, service, job, open_plans)
     if outcome is None:
         return Response(status_code=CLIENT_GONE)
     total_ms = 1000 * (service.clock.now() - arrived_s)
     facts = answer(body, outcome, form, pipeline=pipeline, total_ms=total_ms)
-    for image in facts.images:
-        metrics.level.observe(image.level)
     if form.is_bare:
         return bare_answer(facts, outcome.images[0].file)
     return Response(await run_in_threadpool(facts.model_dump_json), media_type="application/json")
@@ -268,7 +285,10 @@ async def _outcome(request: Request, service: Service, job: Job, open_plans: Ope
     except ElitError as error:
         service.metrics.ended(error)
         raise
-    service.metrics.generations.labels("cancelled" if outcome is None else "done").inc()
+    if outcome is None:
+        service.metrics.generations.labels("cancelled").inc()
+    else:
+        service.metrics.done(outcome)
     return outcome
 
 

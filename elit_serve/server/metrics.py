@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import TypeVar
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from elit_serve.budget import budget_of_level
 from elit_serve.clock import Clock
+from elit_serve.engine.jobs import Outcome
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded
 from elit_serve.scheduler.requests import Launch
+
+AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
 
 SECONDS_BUCKETS = (
     *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.275, 0.3),
@@ -24,41 +39,58 @@ STEP_SECONDS_BUCKETS = (
 )
 COHORT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
+BUDGET_BUCKETS = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 MAX_LEVEL_BUCKETS = 32
 CLIENT_GONE = 499  # nginx's number for a caller that did not wait
 
+OUTCOMES = ("ok", "invalid", "refused", "expired", "failed", "cancelled")
+ENDINGS = ("done", "refused", "expired", "failed", "cancelled")
+REASONS = ("infeasible", "overloaded", "queue_full", "stopped")
+CAUSES = ("step", "memory", "nan", "encoding")
+CHOOSERS = ("server", "caller")
+STAGES = ("queue", "compute", "encode")
+OTHER_ROUTE = "other"
+
 
 class Metrics(Observer):
-    """The metrics of one app; `watch` adds those that are read off its worker."""
+    """The metrics of one app; `watch` adds those that are read off its worker.
+
+    Every series is there from the start, at 0: Prometheus sees no increase in the first value of a series that appears.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, *, levels: Sequence[int]) -> None:
+    def __init__(self, *, levels: Sequence[int], latents_per_group: int, routes: Sequence[str]) -> None:
+        self._latents_per_group = latents_per_group
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        labelled_routes = (*routes, OTHER_ROUTE)
         self.requests = self._counter(
-            "elit_requests_total",
-            "HTTP requests by route and outcome (ok, invalid, refused, expired, failed, cancelled).",
-            "route",
-            "outcome",
+            "elit_requests_total", "HTTP requests by route and outcome.", route=labelled_routes, outcome=OUTCOMES
         )
         self.seconds = self._histogram(
             "elit_request_seconds",
             "Seconds from the first byte of a request to the last of its answer.",
             SECONDS_BUCKETS,
-            "route",
+            route=labelled_routes,
         )
         self.generations = self._counter(
-            "elit_generations_total",
-            "Valid requests for pictures by what became of them (done, refused, expired, failed, cancelled).",
-            "outcome",
+            "elit_generations_total", "Valid requests for pictures by what became of them.", outcome=ENDINGS
         )
         self.refusals = self._counter(
-            "elit_refusals_total",
-            "Valid requests for pictures that were not taken, by reason (infeasible, overloaded, queue_full, stopped).",
-            "reason",
+            "elit_refusals_total", "Valid requests for pictures that were not taken, by reason.", reason=REASONS
         )
-        self.level = self._histogram(
-            "elit_level", "Mean level of each picture: latents kept per group.", _thinned(levels)
+        self._budget = self._histogram(
+            "elit_granted_budget",
+            "Mean share of the latents of each finished picture, by who chose it.",
+            BUDGET_BUCKETS,
+            chosen_by=CHOOSERS,
+        )
+        self._image_seconds = self._histogram(
+            "elit_image_seconds",
+            "Seconds of each finished picture before its first step, in its steps, and in encoding.",
+            SECONDS_BUCKETS,
+            stage=STAGES,
         )
         self._step_level = self._histogram("elit_step_level", "Level of each step of a cohort.", _thinned(levels))
         self._cohort = self._histogram("elit_cohort_size", "Pictures in each step.", COHORT_BUCKETS)
@@ -66,23 +98,25 @@ class Metrics(Observer):
             "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS
         )
         self._cost_ratio = self._histogram(
-            "elit_cost_ratio",
-            "Observed time of each step over what was predicted for it.",
-            RATIO_BUCKETS,
+            "elit_cost_ratio", "Observed time of each step over what was predicted for it.", RATIO_BUCKETS
         )
-        self._failures = self._counter(
-            "elit_image_failures_total", "Pictures that failed, by cause (step, memory, nan, encoding).", "cause"
-        )
+        self._failures = self._counter("elit_image_failures_total", "Pictures that failed, by cause.", cause=CAUSES)
 
-    def watch(self, worker: Worker) -> None:
-        """Adds what is read off the worker whenever it is asked for."""
+    def watch(self, worker: Worker, *, queue_limit: int, model: Mapping[str, str]) -> None:
+        """Adds what is read off the worker whenever it is asked for, and what never changes.
+
+        queue_limit: pictures that may wait. model: what is served, as labels.
+        """
         gauges = {
+            "elit_ready": ("1 while new requests are taken: warm, not draining, alive.", lambda: worker.is_ready),
             "elit_queue_length": ("Pictures that wait for their first step.", lambda: worker.num_waiting),
+            "elit_queue_limit": ("Pictures that may wait; more are refused.", lambda: queue_limit),
             "elit_running": ("Pictures between their first and their last step.", lambda: worker.num_running),
             "elit_cost_correction": ("Observed over measured step times, smoothed.", lambda: worker.correction),
         }
         for name, (text, read) in gauges.items():
             Gauge(name, text, registry=self._registry).set_function(read)
+        Info("elit_model", "What is served.", registry=self._registry).info(dict(model))
         self._registry.register(_SchedulerCounters(worker))
 
     def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
@@ -94,6 +128,16 @@ class Metrics(Observer):
 
     def images_failed(self, cause: str, num_images: int) -> None:
         self._failures.labels(cause).inc(num_images)
+
+    def done(self, outcome: Outcome) -> None:
+        """A request that got its pictures."""
+        self.generations.labels("done").inc()
+        chooser = "server" if outcome.job.pinned is None else "caller"
+        for image in outcome.images:
+            level = outcome.job.plan(image.levels).mean_level
+            self._budget.labels(chooser).observe(budget_of_level(level, self._latents_per_group))
+            for stage, took_ms in zip(STAGES, (image.queue_ms, image.compute_ms, image.encode_ms), strict=True):
+                self._image_seconds.labels(stage).observe(took_ms / 1000)
 
     def refused(self, error: ElitError) -> None:
         self.generations.labels("refused").inc()
@@ -107,11 +151,19 @@ class Metrics(Observer):
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self._registry)
+    def _counter(self, name: str, text: str, **values: Sequence[str]) -> Counter:
+        return _with_series(Counter(name, text, list(values), registry=self._registry), values)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], **values: Sequence[str]) -> Histogram:
+        return _with_series(Histogram(name, text, list(values), buckets=buckets, registry=self._registry), values)
+
+
+def _with_series(metric: AnyMetric, values: Mapping[str, Sequence[str]]) -> AnyMetric:
+    """The metric with all its series, which are the combinations of its labels' values."""
+    if values:
+        for combination in product(*values.values()):
+            metric.labels(*combination)
+    return metric
 
 
 class _SchedulerCounters(Collector):
@@ -164,7 +216,7 @@ class MetricsMiddleware:
             status = 500
             raise
         finally:
-            route = scope["path"] if scope["path"] in self._routes else "other"
+            route = scope["path"] if scope["path"] in self._routes else OTHER_ROUTE
             self._metrics.requests.labels(route, outcome_of(status)).inc()
             self._metrics.seconds.labels(route).observe(self._clock.now() - started_s)
 

@@ -28,6 +28,8 @@ class Settings(Strict):
         the highest level that it allows.
     response_ms: what HTTP adds to a picture's time beside the engine, both ways; counted in every prediction.
     drain_seconds: how long what was accepted may take to finish once the server is told to end.
+    arrival_log: a file that gets a line for every valid request, to be replayed; None is none.
+    arrival_log_bytes: how large that file and its predecessor may be together.
     """
 
     model: str | None = None
@@ -48,6 +50,8 @@ class Settings(Strict):
     soft_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     response_ms: float = Field(default=5, ge=0, allow_inf_nan=False)
     drain_seconds: float = Field(default=30, ge=0, allow_inf_nan=False)
+    arrival_log: str | None = Field(default=None, min_length=1)
+    arrival_log_bytes: int = Field(default=64 << 20, ge=4096)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
 

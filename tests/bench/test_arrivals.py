@@ -33,7 +33,19 @@ def test_a_plain_list_of_seconds_is_sorted(tmp_path: Path) -> None:
     assert open_arrivals(str(trace)).draw(3, Random(0)) == (0.25, 0.5, 2.0)
 
 
-@pytest.mark.parametrize("content", ["", "1.0\n", "1\nsoon\n", "1\nnan\n", "TIMESTAMP\nyesterday\ntoday\n"])
+def test_an_arrival_log_is_read_whatever_else_stands_in_its_lines(tmp_path: Path) -> None:
+    trace = tmp_path / "arrivals.jsonl"
+    trace.write_text('{"arrived_s": 12.5, "n": 2, "class_id": 3}\n{"latency_ms": null, "arrived_s": 11}\n')
+    assert open_arrivals(str(trace)).draw(3, Random(0)) == (11.0, 12.5, 12.5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "1.0\n", "1\nsoon\n", "1\nnan\n", "TIMESTAMP\nyesterday\ntoday\n", '{"arrived_s": 1}\n2\n'),
+        *('{"arrived_s": 1}\n{"arrived_s', '{"at": 1}\n{"at": 2}\n', '{"arrived_s": 1, "n": 0}\n' * 2),
+    ],
+)
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, content: str) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text(content)

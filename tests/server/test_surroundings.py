@@ -55,10 +55,44 @@ def test_requests_are_counted_by_route_and_outcome(start_server: Any) -> None:
     assert server.metric('elit_requests_total{outcome="ok",route="/v1/models"}') == 1
     assert server.metric('elit_requests_total{outcome="invalid",route="other"}') == 2
     assert server.metric('elit_request_seconds_count{route="/v1/generate"}') == 3
-    assert server.metric('elit_level_bucket{le="1.0"}') == 0
-    assert server.metric('elit_level_bucket{le="2.0"}') == 2
-    assert server.metric("elit_level_count") == 3
     assert server.metric("elit_queue_length") == 0
+
+
+def test_budgets_are_counted_by_who_chose_them_and_times_by_stage(start_server: Any) -> None:
+    server = start_server()
+    server.generate({"label": "tulip", "n": 2, "budget": 0.5})
+    answer = server.generate({"label": "tulip", "latency_ms": 30_000}).json()
+    assert server.metric('elit_granted_budget_bucket{chosen_by="caller",le="0.375"}') == 0
+    assert server.metric('elit_granted_budget_bucket{chosen_by="caller",le="0.5"}') == 2
+    assert server.metric('elit_granted_budget_sum{chosen_by="caller"}') == 1
+    assert server.metric('elit_granted_budget_sum{chosen_by="server"}') == answer["images"][0]["budget"]
+    for stage in ("queue", "compute", "encode"):
+        assert server.metric(f'elit_image_seconds_count{{stage="{stage}"}}') == 3
+        seconds = server.metric(f'elit_image_seconds_sum{{stage="{stage}"}}')
+        assert seconds >= answer[f"{stage}_ms"] / 1000 > 0
+
+
+def test_the_server_says_what_it_serves_and_whether_it_takes_requests(start_server: Any) -> None:
+    server = start_server()
+    (served,) = re.findall(r"^elit_model_info\{(.*)\} 1\.0$", server.client.get("/metrics").text, re.MULTILINE)
+    assert 'model="tiny"' in served
+    assert f'hash="{server.pipeline.model_hash}"' in served
+    assert 'device="cpu"' in served
+    assert server.metric("elit_queue_limit") == 64
+    assert server.metric("elit_ready") == 1
+    server.worker.stop()
+    assert server.metric("elit_ready") == 0
+
+
+def test_what_has_not_happened_yet_is_counted_as_0(server: Any) -> None:
+    text = server.client.get("/metrics").text
+    for series in (
+        'elit_refusals_total{reason="queue_full"} ',
+        'elit_generations_total{outcome="expired"} ',
+        'elit_image_failures_total{cause="nan"} ',
+        'elit_requests_total{outcome="failed",route="/v1/generate"} ',
+    ):
+        assert f"\n{series}" in text
 
 
 def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_failure_of_the_server(start_server: Any) -> None:
