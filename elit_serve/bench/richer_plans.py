@@ -1,6 +1,6 @@
 """What plans beyond the level add: the elastic policy on the same arrivals, with the level alone and with a menu.
 
-A plan fixes steps, guidance and ceilings when a request arrives; its level stays free below the ceilings.
+A plan fixes steps, guidance and the ceilings of a schedule when a request arrives; its level stays free below those.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class PlanningScheduler(RequestScheduler):
         self.plans: dict[int, MeasuredPlan] = {}
 
     def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
-        return super().submit([self._planned(demand) for demand in demands], now_s)
+        return super().submit([self._planned(demand, now_s) for demand in demands], now_s)
 
-    def _planned(self, demand: Demand) -> Demand:
+    def _planned(self, demand: Demand, now_s: float) -> Demand:
         target_ms = 1000 * (demand.deadline_s - demand.arrived_s)
-        plan = self.choose_plan(self._menu, latency_ms=target_ms, num_images=1).plan
+        plan = self.choose_plan(self._menu, latency_ms=target_ms, num_images=1, now_s=now_s).plan
         self.plans[demand.request_id] = plan
         min_level = max(demand.min_level, plan.min_level)
-        return replace(demand, weak_caps=plan.weak_caps, ceilings=plan.ceilings, min_level=min_level)
+        return replace(demand, weak_caps=plan.weak_caps, ceilings=plan.limits, min_level=min_level)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,10 +118,13 @@ class Executor:
     def collect(self, request_ids: Sequence[int]) -> Transfer:
         """Decodes finished images, and frees their slots."""
         index = torch.tensor([self._slots[request_id].index for request_id in request_ids])
-        samples = self._state.index_select(0, index.to(self._device))
+        samples = self._state.index_select(0, self._on_device(index))
         for request_id in request_ids:
             self.remove(request_id)
         return self._decode(samples)
+
+    def _on_device(self, small: Tensor) -> Tensor:
+        return small.to(self._device)
 
     def _decode(self, samples: Tensor) -> Transfer:
         return _DoneTransfer(self._pipeline.decode(samples), are_finite(samples))
@@ -155,8 +158,9 @@ def _inputs(slots: Sequence[_Slot], launch: Launch, null_class: int) -> Tensor:
     for slot in slots:
         guidance, t = slot.task.guidance, slot.grid[slot.step]
         weak_class = slot.task.class_id if guidance.method == "ag" else null_class
-        assert guidance.applies_at(t) == (launch.weak_cap is not None), "a launch mixes guided and unguided steps"
-        columns.append((slot.index, slot.task.class_id, weak_class, t, slot.grid[slot.step + 1] - t, guidance.scale))
+        assert launch.weak_cap is not None or not guidance.applies_at(t), "a guided step is in an unguided launch"
+        scale = guidance.scale if guidance.applies_at(t) else 1.0  # unguided steps may ride along
+        columns.append((slot.index, slot.task.class_id, weak_class, t, slot.grid[slot.step + 1] - t, scale))
     return torch.tensor(columns, dtype=torch.float32).T.contiguous()
 
 

@@ -83,7 +83,7 @@ class GraphExecutor(Executor):
             bucket = next((size for size in self._batches if size >= batch), batch)
             graph = self._graphs.get((launch.level, launch.weak_level, bucket))
             if graph is None:
-                on_device = inputs.pin_memory().to(self._device, non_blocking=True)
+                on_device = self._on_device(inputs)
                 started.record()
                 step_in_place(self._model, self._state, on_device, level=launch.level, weak_level=launch.weak_level)
             else:
@@ -98,6 +98,10 @@ class GraphExecutor(Executor):
     def collect(self, request_ids: Sequence[int]) -> Transfer:
         with torch.cuda.stream(self._steps):
             return super().collect(request_ids)
+
+    def _on_device(self, small: Tensor) -> Tensor:
+        """Copied from pinned memory: from any other, the host would wait for all steps that are on their way."""
+        return small.pin_memory().to(self._device, non_blocking=True)
 
     def _decode(self, samples: Tensor) -> Transfer:
         self._transfers.wait_stream(self._steps)

@@ -39,16 +39,18 @@ class OpenPlans:
     def give(self, job: Job, scheduler: RequestScheduler) -> Job:
         """The job with the plan that suits its target and who is in flight.
 
-        Its steps and guidance are fixed from now on, its levels up to the ceilings are not.
+        Its steps and guidance are fixed from now on, its levels are not.
         """
-        option = scheduler.choose_plan(self.menu, latency_ms=job.latency_ms, num_images=len(job.seeds))
+        option = scheduler.choose_plan(
+            self.menu, latency_ms=job.latency_ms, num_images=len(job.seeds), now_s=job.arrived_s
+        )
         plan, measured = self.plans[option.plan.name], option.plan
         return replace(
             job,
             guidance=plan.guidance,
             time_shift=plan.time_shift,
             weak_caps=measured.weak_caps,
-            ceilings=measured.ceilings,
+            ceilings=measured.limits,
             min_level=measured.min_level,
             expected_quality=option.quality,
         )

@@ -51,6 +51,6 @@ def guided_step(
         levels = level if level == weak_level else [level, weak_level]
         both = model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([label, weak_label]), levels).float()
         main, weak = both.chunk(2)
-        velocity = weak + scale.view(-1, 1, 1, 1) * (main - weak)  # w v_main - (w - 1) v_weak
+        velocity = main + (scale.view(-1, 1, 1, 1) - 1) * (main - weak)  # exactly v_main at scale 1
     moved: Tensor = x + dt.view(-1, 1, 1, 1) * velocity
     return moved

@@ -153,7 +153,7 @@ def _row(cells: Sequence[str]) -> str:
 def provenance(pipeline: Pipeline, batch_size: int) -> dict[str, Any]:
     """What a measured figure depends on beside the plan."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["elit-serve", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(pipeline.device),
         "dtype": pipeline.precision,

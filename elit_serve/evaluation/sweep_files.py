@@ -152,6 +152,8 @@ def draw_front(points: Sequence[Point], default: Plan, file: Path, *, metric: st
     if latency is not None:
         times_ms = {point.plan: _alone_ms(point.plan, latency) for point in points}
         _draw(axes[1], points, default, times_ms, f"milliseconds of a picture alone, {latency.device}")
+    names = [f"{index}  {plan_name(point.plan)}" for index, point in enumerate(pareto_front(points), 1)]
+    axes[0].set_title("\n".join(names), fontsize=7, loc="left")
     axes[0].set_ylabel(f"quality: floor / {metric}")
     axes[0].legend(loc="lower right")
     figure.savefig(file, dpi=120)
@@ -178,14 +180,22 @@ def _draw(axis: object, points: Sequence[Point], default: Plan, costs: Mapping[P
             **style,
             **look,
         )
-    names = [f"{index}  {plan_name(point.plan)}" for index, point in enumerate(front, 1)]
     for index, point in enumerate(front, 1):
         place = (costs[point.plan], point.quality.value)
         axis.annotate(str(index), place, xytext=(-4, 8), textcoords="offset points", fontsize=9)  # type: ignore[attr-defined]
-    axis.set_title("\n".join(names), fontsize=7, loc="left")  # type: ignore[attr-defined]
-    axis.set_xscale("log")  # type: ignore[attr-defined]
+    _set_log_scale(axis)
     axis.set_xlabel(label)  # type: ignore[attr-defined]
     axis.grid(alpha=0.3, which="both")  # type: ignore[attr-defined]
+
+
+def _set_log_scale(axis: object) -> None:
+    """Logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")  # type: ignore[attr-defined]
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # type: ignore[attr-defined]
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
+    axis.xaxis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
 
 
 def _alone_ms(plan: Plan, latency: Latency) -> float:

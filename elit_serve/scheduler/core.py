@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from elit_serve.scheduler.arrivals import Arrivals
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.menu import Crowd, Option, PlanMenu
 from elit_serve.scheduler.policy_view import Choice, Policy, Tracked, View
 from elit_serve.scheduler.requests import ENDED, TRANSITIONS, Demand, Launch, Refusal, State, Wait
+
+ARRIVALS_MEMORY = 1.0  # of the arrival rate that plans are chosen by, relative to the mean target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class RequestScheduler:
         self._policy = policy
         self._max_batch = table.max_batch
         self._requests: dict[int, Tracked] = {}
+        self._arrivals = Arrivals(ARRIVALS_MEMORY)
         self._hard_deadlines: list[tuple[float, int]] = []
         self._outstanding: deque[_Outstanding] = deque()
         self._launch_ids = count()
@@ -64,18 +68,23 @@ class RequestScheduler:
 
     def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
         """Takes all of these images, or none and says why."""
-        newcomers = [Tracked(demand=demand) for demand in demands]
+        newcomers = [Tracked(demand=self._riding(demand)) for demand in demands]
         assert not any(newcomer.request_id in self._requests for newcomer in newcomers), "request ids are unique"
+        self._arrivals.saw(now_s, demands)
         refusal = self._policy.admit(newcomers, self._view(now_s, max(now_s, self._busy_until_s)))
         if refusal is None:
             for newcomer in newcomers:
                 self._take(newcomer)
         return refusal
 
-    def choose_plan(self, menu: PlanMenu, *, latency_ms: float, num_images: int) -> Option:
+    def choose_plan(self, menu: PlanMenu, *, latency_ms: float, num_images: int, now_s: float) -> Option:
         """What images that leave their plan open get if they are submitted now, with this target."""
-        in_flight = self.num_waiting + self.num_running + num_images
-        crowd = Crowd(in_flight=in_flight, max_batch=self.max_batch, correction=self.correction)
+        crowd = Crowd(
+            in_flight=self.num_waiting + self.num_running + num_images,
+            max_batch=self.max_batch,
+            correction=self.correction,
+            images_per_s=self._arrivals.images_per_s(now_s),
+        )
         return menu.choose(latency_ms=latency_ms, crowd=crowd)
 
     def cancel(self, request_id: int, now_s: float) -> bool:  # noqa: ARG002
@@ -176,6 +185,11 @@ class RequestScheduler:
         return tuple(self._requests[request_id].executed)
 
     # Inside
+
+    def _riding(self, demand: Demand) -> Demand:
+        """With unguided steps among guided ones, where that is cheaper."""
+        weak_caps = self._costs.table.riding(demand.weak_caps)
+        return demand if weak_caps == demand.weak_caps else replace(demand, weak_caps=weak_caps)
 
     def _view(self, now_s: float, start_s: float) -> View:
         return View(

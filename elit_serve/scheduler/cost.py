@@ -55,6 +55,25 @@ class CostTable:
             self._rows[key] = (0.0, *(self._batch_ms(measured, n) for n in range(1, self.max_batch + 1)))
         return self._rows[key]
 
+    def riding(self, weak_caps: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """One entry per step, as in `Demand`, but with unguided steps among guided ones if that is cheaper.
+
+        A guided launch can carry an unguided step, at scale 1. Where a launch of both kinds takes less time than one
+        of each, which is so where launches cost more than their members, all steps of such a request are of one kind.
+        """
+        caps = {cap for cap in weak_caps if cap is not None}
+        if None not in weak_caps or len(caps) != 1 or not self._carries(cap := caps.pop()):
+            return weak_caps
+        return (cap,) * len(weak_caps)
+
+    def _carries(self, weak_cap: int) -> bool:
+        """Judged by two halves of the largest batch, at the highest level."""
+        level, half = self.levels[-1], max(1, self.max_batch // 2)
+        together_ms = self.step_ms(level, weak_cap, min(2 * half, self.max_batch))
+        return 2 * half <= self.max_batch and together_ms < (
+            self.step_ms(level, weak_cap, half) + self.step_ms(level, None, half)
+        )
+
     def scaled(self, factor: float) -> CostTable:
         """The same table with every step `factor` times as long."""
         steps_ms = {key: factor * cost for key, cost in self.steps_ms.items()}

@@ -15,10 +15,11 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import exp, inf
+from math import inf
 from operator import attrgetter
 from typing import Literal
 
+from elit_serve.scheduler.arrivals import Arrivals
 from elit_serve.scheduler.certificate import ROUNDING_S
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.policy_view import Choice, Tracked, View
@@ -90,15 +91,16 @@ class ElasticPolicy:
         self._rates: dict[tuple[int, int | None], _Rates] = {}
         self._replan_pause = 0
         self._planned_for = 1.0  # the correction
-        self._arrivals = _Arrivals(self._settings.memory)
-        self._burst = _Arrivals(self._settings.burst)
+        self._arrivals = Arrivals(self._settings.memory)
+        self._burst = Arrivals(self._settings.burst)
 
     # Admission
 
     def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
         works = [self._work(newcomer, view.costs) for newcomer in newcomers]
+        demands, work_s = [work.request.demand for work in works], sum([work.solo_s for work in works])
         for arrivals in (self._arrivals, self._burst):
-            arrivals.saw(view.now_s, works)
+            arrivals.saw(view.now_s, demands, work_s)
         hard = sorted((work for work in works if work.is_promised), key=lambda work: work.due_s)
         slowdown = self._slowdown(hard)
         if hard and self._hold(hard, view.now_s, view, slowdown) is None:
@@ -406,39 +408,6 @@ class _Rates:
         else:
             slope = self._quality.slope(self._lowest + max(0.0, affordable_s - lowest_s) / self._slope_s)
         return min(self._most, slope / self._slope_s)
-
-
-class _Arrivals:
-    """What has lately arrived, refused requests too.
-
-    memory: how long arrivals count, relative to the mean target.
-    """
-
-    def __init__(self, memory: float) -> None:
-        self._memory = memory
-        self._work_s = self._targets_s = self._count = 0.0
-        self._last_s = -inf
-
-    @property
-    def mean_target_s(self) -> float:
-        return self._targets_s / self._count if self._count else 0.0
-
-    def saw(self, now_s: float, works: Sequence[Work]) -> None:
-        kept = self._kept(now_s)
-        targets_s = [work.request.demand.deadline_s - work.request.demand.arrived_s for work in works]
-        self._work_s = kept * self._work_s + sum(work.solo_s for work in works)
-        self._targets_s = kept * self._targets_s + sum(targets_s)
-        self._count = kept * self._count + len(works)
-        self._last_s = now_s
-
-    def rate(self, now_s: float) -> float:
-        """Seconds of work by the table, alone and at the lowest levels, that arrive per second."""
-        memory_s = self._memory * self.mean_target_s
-        return self._kept(now_s) * self._work_s / memory_s if memory_s > 0 else 0.0
-
-    def _kept(self, now_s: float) -> float:
-        memory_s = self._memory * self.mean_target_s
-        return exp(-max(now_s - self._last_s, 0.0) / memory_s) if memory_s > 0 else 0.0
 
 
 def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:

@@ -1,14 +1,16 @@
 """Which plan a request gets that leaves steps, guidance and levels open: chosen once, at admission.
 
-Its steps and guidance then stay; its levels remain free below the ceilings of the plan, and are chosen anew at every
-step like anybody's.
+Its steps and guidance then stay; its levels remain free, below the ceilings of a schedule, and are chosen anew at
+every step like anybody's.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil
 from statistics import fmean
 
@@ -16,19 +18,38 @@ from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
 CUSHION_STEPS = 2.0  # of `ElasticSettings`: what fits only without them is refused
+HEADROOM = 3.0  # times as many as have lately arrived should be possible: arrivals come in bursts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """A plan whose steps run at `level`, or at its ceilings where these are lower.
 
-    steps_ms: of all steps, alone on the device. quality: read off at the mean level.
+    crowded_ms: what all its steps take on the device with 1, 2, ... such pictures in flight, up to the largest batch.
+    cushion_ms: what a promise must have to spare.
+    quality: read off at the mean level.
     """
 
     plan: MeasuredPlan
     level: int
-    steps_ms: float
+    crowded_ms: tuple[float, ...]
+    cushion_ms: float
     quality: float
+
+    def steps_ms(self, crowd: Crowd) -> float:
+        """Of all steps in this crowd; beyond the largest batch pictures take turns."""
+        largest = min(crowd.max_batch, len(self.crowded_ms))
+        return self.crowded_ms[min(crowd.in_flight, largest) - 1] * ceil(crowd.in_flight / largest)
+
+    def fits(self, within_ms: float, crowd: Crowd) -> bool:
+        """Whether a promise for so many milliseconds of the table from now can be given in this crowd."""
+        return self.steps_ms(crowd) + self.cushion_ms <= within_ms
+
+    def images_per_s(self, within_ms: float, crowd: Crowd) -> float:
+        """Most such pictures that can be made, each within so many milliseconds of the table."""
+        largest = min(crowd.max_batch, len(self.crowded_ms))
+        together = bisect_right(self.crowded_ms, within_ms - self.cushion_ms, 0, largest)
+        return 1000 * together / self.crowded_ms[together - 1] / crowd.correction if together else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +59,13 @@ class Crowd:
     in_flight: accepted images with steps to run, the newcomers included.
     max_batch: images in a step at most.
     correction: observed over measured step times.
+    images_per_s: that have lately arrived, refused ones too.
     """
 
     in_flight: int
     max_batch: int
     correction: float = 1.0
+    images_per_s: float = 0.0
 
 
 class PlanMenu:
@@ -51,9 +74,7 @@ class PlanMenu:
     def __init__(self, table: CostTable, options: Sequence[Option]) -> None:
         assert options, "a menu needs a plan"
         self._table = table
-        self._options = options
-        self.front = pareto_front(options)
-        self._front_ms = [option.steps_ms for option in self.front]
+        self.options = options
 
     @classmethod
     def of(cls, quality: QualityTable, table: CostTable, plans: Sequence[MeasuredPlan] | None = None) -> PlanMenu:
@@ -63,40 +84,53 @@ class PlanMenu:
 
     def within(self, max_steps: int) -> PlanMenu | None:
         """The same menu without the plans of more steps; None if there are no others."""
-        kept = [option for option in self._options if option.plan.num_steps <= max_steps]
+        kept = [option for option in self.options if option.plan.num_steps <= max_steps]
         return PlanMenu(self._table, kept) if kept else None
 
     def choose(self, *, latency_ms: float, crowd: Crowd) -> Option:
-        """The best option that fits into the target as crowded as it is, or else the fastest.
+        """Of the options that fit into the target in this crowd the one that is worth most, or else the fastest.
 
-        While all in flight share their steps, a picture takes as many times longer than alone as a step does; beyond
-        the largest batch they take turns.
+        What an option is worth: its quality, times the share of what arrives that could be made in time if all had it.
         """
-        level = self._table.levels[-1]
-        cap = next((cap for cap in self.front[-1].plan.weak_caps if cap is not None), None)
-        alone_ms = self._table.step_ms(level, cap, 1)
-        shared_ms = self._table.step_ms(level, cap, min(crowd.in_flight, crowd.max_batch))
-        crowding = shared_ms / alone_ms * ceil(crowd.in_flight / crowd.max_batch)
-        left_ms = (latency_ms - self._table.overhead_ms) / crowd.correction - CUSHION_STEPS * alone_ms
-        return self.front[max(0, bisect_right(self._front_ms, left_ms / crowding) - 1)]
+        within_ms = (latency_ms - self._table.overhead_ms) / crowd.correction
+        fitting = [option for option in self.options if option.fits(within_ms, crowd)]
+        if not fitting:
+            return min(self.options, key=lambda option: (option.steps_ms(crowd), -option.quality))
 
+        def worth(option: Option) -> float:
+            made = option.images_per_s(within_ms, crowd)
+            coming = HEADROOM * crowd.images_per_s
+            return option.quality * (min(1.0, made / coming) if coming > 0 else 1.0)
 
-def pareto_front(options: Sequence[Option]) -> list[Option]:
-    """Those that no other one beats in both time and quality, fastest first."""
-    front: list[Option] = []
-    for option in sorted(options, key=lambda option: (option.steps_ms, -option.quality)):
-        if not front or option.quality > front[-1].quality:
-            front.append(option)
-    return front
+        return max(fitting, key=lambda option: (worth(option), -option.steps_ms(crowd)))
 
 
 def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable) -> list[Option]:
     """The plan at its ceilings, and held below them at each level of the table."""
     highest = max(plan.ceilings)
     levels = [level for level in table.levels if plan.min_level <= level < highest]
+    weak_caps = table.riding(plan.weak_caps)
+    cushion_ms = CUSHION_STEPS * max(table.step_ms(table.levels[-1], cap, 1) for cap in set(weak_caps))
     options = []
     for level in [*levels, highest]:
         held = [min(level, ceiling) for ceiling in plan.ceilings]
-        steps_ms = sum(table.step_ms(at, cap, 1) for at, cap in zip(held, plan.weak_caps, strict=True))
-        options.append(Option(plan=plan, level=level, steps_ms=steps_ms, quality=quality.of_plan(plan, fmean(held))))
+        crowded_ms = _crowded_ms(Counter(zip(held, weak_caps, strict=True)), table)
+        at_level = quality.of_plan(plan, fmean(held))
+        options.append(Option(plan=plan, level=level, crowded_ms=crowded_ms, cushion_ms=cushion_ms, quality=at_level))
     return options
+
+
+def _crowded_ms(steps: Counter[tuple[int, int | None]], table: CostTable) -> tuple[float, ...]:
+    """All steps of a picture with 1, 2, ... alike in flight, each at a place of its own in its plan.
+
+    steps: how many there are of each (level, weak cap). Different ones cannot share a launch, so every step of a
+    picture waits for a launch of each kind in which others are: guided and unguided steps crowd each other.
+    """
+    total = steps.total()
+
+    def round_ms(in_flight: int) -> float:
+        """A launch of every kind, with as many members as there are on average."""
+        members = {kind: in_flight * count / total for kind, count in steps.items()}
+        return sum(min(1.0, n) * table.step_ms(*kind, max(1, ceil(n))) for kind, n in members.items())
+
+    return tuple(accumulate((total * round_ms(n) for n in range(1, table.max_batch + 1)), max))

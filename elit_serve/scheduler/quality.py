@@ -36,6 +36,12 @@ class MeasuredPlan:
     def num_steps(self) -> int:
         return len(self.weak_caps)
 
+    @property
+    def limits(self) -> tuple[int, ...] | None:
+        """The ceilings that a request of this plan is held to: those of a schedule. A plan of one level may run at more
+        where there is time: it is worth no less then, and shares its launches with whoever runs there."""
+        return self.ceilings if len(set(self.ceilings)) > 1 else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class QualityTable:

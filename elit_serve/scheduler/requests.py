@@ -100,7 +100,7 @@ class Refusal:
 class Launch:
     """One denoising step of a cohort: the executor runs the next step of each of these requests, at this level.
 
-    weak_cap: as in `Demand`; all members agree on it.
+    weak_cap: as in `Demand`; all members agree on it, but unguided steps may ride in a guided launch, at scale 1.
     predicted_ms: what the corrected cost table says, to be compared with what is observed.
     """
 

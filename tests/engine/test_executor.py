@@ -103,6 +103,20 @@ def test_steps_outside_the_guidance_interval_have_no_weak_pass(executor: Executo
     assert_same_picture(sample, alone(pipeline, 1, Plan(levels=(4, 4), guidance=late)))
 
 
+def test_an_unguided_step_may_ride_in_a_guided_launch(executor: Executor, pipeline: Pipeline) -> None:
+    late = Guidance(method="ccfg", scale=3.0, weak_level=1, interval=(0.5, 1.0))
+    add(executor, pipeline, 1, num_steps=2, guidance=late)
+    add(executor, pipeline, 2, num_steps=2, guidance=CCFG)
+    step(executor, 1, 2, level=4)
+    step(executor, 1, 2, level=4)
+    rode, _ = collected(executor, 1, 2)
+    add(executor, pipeline, 1, num_steps=2, guidance=late)
+    step(executor, 1, level=4, weak_cap=None)
+    step(executor, 1, level=4)
+    (alone,) = collected(executor, 1)
+    assert (rode.int() - alone.int()).abs().max() <= 1
+
+
 def test_a_slot_is_free_again_after_its_image(executor: Executor, pipeline: Pipeline) -> None:
     for request_id in range(3):
         add(executor, pipeline, request_id)

@@ -64,3 +64,15 @@ def test_a_scaled_table_scales_steps_and_keeps_the_overhead_and_the_padding() ->
     table = linear_table(pads_batches=True).scaled(1.1)
     assert table.step_ms(8, 1, 3) == pytest.approx(1.1 * cost_ms(8, 1, 4))
     assert table.overhead_ms == 5
+
+
+def test_unguided_steps_ride_in_guided_launches_where_launches_cost_most() -> None:
+    """Two launches of four take 2 x 10 + 4 x (32 + 35), one of eight 10 + 8 x 35: the second launch's 10 are less than
+    what the weak pass costs four images more; with launches of 100 ms they are not."""
+    mixed = (None, 1, 1)
+    assert linear_table().riding(mixed) == mixed
+    slow = {key: cost + 90 for key, cost in linear_table().steps_ms.items()}
+    dear = CostTable(steps_ms=slow, overhead_ms=5.0)
+    assert dear.riding(mixed) == (1, 1, 1)
+    assert dear.riding((None, None)) == (None, None)
+    assert dear.riding((1, 1)) == (1, 1)

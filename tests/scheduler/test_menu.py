@@ -23,17 +23,6 @@ def chosen(offered: PlanMenu, latency_ms: float, crowd: Crowd = ALONE) -> tuple[
     return option.plan.name, option.level
 
 
-def test_the_front_holds_what_nothing_beats_in_both_time_and_quality(table: CostTable) -> None:
-    offered = menu(
-        table,
-        plan("guided", 1.0, guided=10),
-        plan("half guided", 1.0, guided=5),
-        plan("low", 0.7, level=4),
-        plan("low and long", 0.75, level=4, steps=40),
-    )
-    assert [(option.plan.name, option.level) for option in offered.front] == [("low", 4), ("half guided", 16)]
-
-
 def test_the_best_that_fits_with_a_cushion_is_chosen_or_else_the_fastest(table: CostTable) -> None:
     """At level 4 ten steps take 30 ms, at level 16 60, and with guidance 70; overhead and cushion take 10 and 14."""
     offered = menu(table, plan("low", 0.6, level=4), plan("plain", 0.8), plan("guided", 1.0, guided=10))
@@ -61,7 +50,34 @@ def test_a_plan_held_below_its_ceilings_may_be_the_best_that_fits(table: CostTab
 
 def test_autoguidance_is_not_held_at_its_weak_level(table: CostTable) -> None:
     offered = menu(table, plan("auto", 0.9, guided=10, low=8))
-    assert {option.level for option in offered.front} == {8, 16}
+    assert {option.level for option in offered.options} == {8, 16}
+
+
+def test_the_more_arrive_the_cheaper_a_plan_all_get_though_each_alone_had_time_for_more(table: CostTable) -> None:
+    """In 500 ms eight can be made together at level 16 with guidance: 19 a second; at level 4 without it 80."""
+    offered = menu(table, plan("low", 0.6, level=4), plan("guided", 1.0, guided=10))
+
+    def chosen_when(images_per_s: float) -> str:
+        return chosen(offered, 500, Crowd(in_flight=1, max_batch=8, images_per_s=images_per_s))[0]
+
+    assert chosen_when(5) == "guided"
+    assert chosen_when(25) == "low"
+
+
+def test_guided_and_unguided_steps_of_a_plan_crowd_each_other(table: CostTable) -> None:
+    """Four alike in flight, each half of the time guided: two launches of two a step, 6 and 8 ms, where one of four
+    guided takes 10. Alone a picture waits for nobody."""
+    offered = menu(table, plan("half", 0.6, level=4, guided=5), plan("guided", 0.6, level=4, guided=10))
+    half, guided = offered.options
+    assert half.steps_ms(ALONE) == 5 * 3 + 5 * 4
+    assert half.steps_ms(Crowd(in_flight=4, max_batch=8)) == 10 * (4 + 6)
+    assert guided.steps_ms(Crowd(in_flight=4, max_batch=8)) == 10 * 10
+
+
+def test_a_plan_of_one_level_is_not_held_to_it_and_a_schedule_is() -> None:
+    assert plan("constant", 0.6).limits is None
+    rising = MeasuredPlan(name="rising", weak_caps=(None,) * 2, ceilings=(4, 16), quality=0.6)
+    assert rising.limits == (4, 16)
 
 
 def test_long_plans_can_be_left_out(table: CostTable) -> None:

@@ -101,7 +101,10 @@ class Driver:
                 return
             for request_id in launch.request_ids:
                 levels, demand = self.story.levels[request_id], self.story.accepted[request_id]
-                assert demand.weak_caps[len(levels)] == launch.weak_cap, "a launch mixes steps of one kind only"
+                weak_cap = demand.weak_caps[len(levels)]
+                assert weak_cap in (None, launch.weak_cap), "a guided step runs in a launch of its own kind"
+                rides = weak_cap is None and launch.weak_cap is not None
+                assert not rides or launch.weak_cap in demand.weak_caps, "only requests with guided steps ride"
                 levels.append(launch.level)
             took_ms = self.truth.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
             self.running.append((start_s + took_ms / 1000, launch))

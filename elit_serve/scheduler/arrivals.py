@@ -1,0 +1,45 @@
+"""What has lately arrived, refused requests too: how many images, how much work, for when. Reads no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, inf
+
+from elit_serve.scheduler.requests import Demand
+
+
+class Arrivals:
+    """memory: how long arrivals count, relative to the mean target: older ones by exp(-age / that time)."""
+
+    def __init__(self, memory: float) -> None:
+        self._memory = memory
+        self._work_s = self._targets_s = self._count = 0.0
+        self._last_s = -inf
+
+    @property
+    def mean_target_s(self) -> float:
+        return self._targets_s / self._count if self._count else 0.0
+
+    def saw(self, now_s: float, demands: Sequence[Demand], work_s: float = 0.0) -> None:
+        """These images have arrived; alone, at the lowest levels, they take `work_s` seconds by the table together."""
+        kept = self._kept(now_s)
+        self._work_s = kept * self._work_s + work_s
+        self._targets_s = kept * self._targets_s + sum([demand.deadline_s - demand.arrived_s for demand in demands])
+        self._count = kept * self._count + len(demands)
+        self._last_s = now_s
+
+    def images_per_s(self, now_s: float) -> float:
+        """Images that arrive per second."""
+        return self._per_s(self._count, now_s)
+
+    def rate(self, now_s: float) -> float:
+        """Seconds of work that arrive per second."""
+        return self._per_s(self._work_s, now_s)
+
+    def _per_s(self, total: float, now_s: float) -> float:
+        memory_s = self._memory * self.mean_target_s
+        return self._kept(now_s) * total / memory_s if memory_s > 0 else 0.0
+
+    def _kept(self, now_s: float) -> float:
+        memory_s = self._memory * self.mean_target_s
+        return exp(-max(now_s - self._last_s, 0.0) / memory_s) if memory_s > 0 else 0.0
