@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from t
 os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels are tested without a GPU; read when triton is imported
 import torch
 
-from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.checkpoint import model_hash, read_config, write_checkpoint
 from elit_serve.engine.config import (
     BackboneConfig,
     GuidanceConfig,
@@ -76,8 +77,15 @@ def tiny_model_dir(shared_tiny_model_dir: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_server_url(shared_tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`elit-serve serve` around the tiny model, as a process of its own."""
-    command = [sys.executable, "-m", "elit_serve.cli", "serve", shared_tiny_model_dir, "--host", "127.0.0.1"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    with served(shared_tiny_model_dir, tmp_path_factory.mktemp("cache")) as url:
+        yield url
+
+
+@contextmanager
+def served(model_dir: Path, cache_dir: Path) -> Iterator[str]:
+    """`elit-serve serve` around a model, until the block ends; gives its address."""
+    command = [sys.executable, "-m", "elit_serve.cli", "serve", model_dir, "--host", "127.0.0.1"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache_dir)}
     with subprocess.Popen(
         [*command, "--port", "0", "--device", "cpu", "--threads", "1"],
         stdout=subprocess.PIPE,
@@ -94,6 +102,19 @@ def tiny_server_url(shared_tiny_model_dir: Path, tmp_path_factory: pytest.TempPa
 
 
 MakeQuality = Callable[..., dict[str, object]]
+
+
+@pytest.fixture(scope="session")
+def measured_server_url(
+    shared_tiny_model_dir: Path, make_quality: MakeQuality, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The same around the tiny model with measured quality."""
+    folder = tmp_path_factory.mktemp("measured")
+    model_dir = Path(shutil.copytree(shared_tiny_model_dir, folder / "tiny"))
+    content = make_quality(model_hash=model_hash(read_config(model_dir)))
+    (model_dir / "quality.json").write_text(json.dumps(content))
+    with served(model_dir, folder / "cache") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ from elit_serve.server.generation import (
     answer,
     bare_answer,
     form_of,
+    image_quality,
     job_of,
     open_plans_of,
     quality_at,
@@ -288,7 +289,8 @@ async def _outcome(request: Request, service: Service, job: Job, open_plans: Ope
     if outcome is None:
         service.metrics.generations.labels("cancelled").inc()
     else:
-        service.metrics.done(outcome)
+        qualities = [image_quality(image, outcome.job, service.pipeline) for image in outcome.images]
+        service.metrics.done(outcome, qualities)
     return outcome
 
 

@@ -98,6 +98,12 @@ def quality_at(pipeline: Pipeline, plan: Plan, mean_level: float) -> float | Non
     return pipeline.quality.of(plan.guidance, plan.num_steps, plan.time_shift, mean_level)
 
 
+def image_quality(image: ImageOutcome, job: Job, pipeline: Pipeline) -> float | None:
+    """Measured quality of pictures made as this one was."""
+    plan = job.plan(image.levels)
+    return quality_at(pipeline, plan, plan.mean_level)
+
+
 def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:
     if request.label is not None and request.prompt is not None:
         raise InvalidInput("prompt", request.prompt, "label already names the class; leave one of them out")
@@ -192,15 +198,14 @@ def _guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
 
 
 def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
-    plan = job.plan(image.levels)
-    mean_level = plan.mean_level
+    mean_level = job.plan(image.levels).mean_level
     return GeneratedImage(
         b64_json=image.file,
         seed=image.seed,
         level=_whole(mean_level),
         budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),
         levels=list(image.levels),
-        quality=_rounded(quality_at(pipeline, plan, mean_level)),
+        quality=_rounded(image_quality(image, job, pipeline)),
         queue_ms=round(image.queue_ms, 3),
         compute_ms=round(image.compute_ms, 3),
         encode_ms=round(image.encode_ms, 3),

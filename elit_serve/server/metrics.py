@@ -40,6 +40,7 @@ STEP_SECONDS_BUCKETS = (
 COHORT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
 BUDGET_BUCKETS = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+QUALITY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 MAX_LEVEL_BUCKETS = 32
 CLIENT_GONE = 499  # nginx's number for a caller that did not wait
 
@@ -86,6 +87,12 @@ class Metrics(Observer):
             BUDGET_BUCKETS,
             chosen_by=CHOOSERS,
         )
+        self._quality = self._histogram(
+            "elit_granted_quality",
+            "Measured quality of what was done for each finished picture, by who chose its budget.",
+            QUALITY_BUCKETS,
+            chosen_by=CHOOSERS,
+        )
         self._image_seconds = self._histogram(
             "elit_image_seconds",
             "Seconds of each finished picture before its first step, in its steps, and in encoding.",
@@ -129,13 +136,15 @@ class Metrics(Observer):
     def images_failed(self, cause: str, num_images: int) -> None:
         self._failures.labels(cause).inc(num_images)
 
-    def done(self, outcome: Outcome) -> None:
-        """A request that got its pictures."""
+    def done(self, outcome: Outcome, qualities: Sequence[float | None]) -> None:
+        """A request that got its pictures, each with its measured quality; None is not known."""
         self.generations.labels("done").inc()
         chooser = "server" if outcome.job.pinned is None else "caller"
-        for image in outcome.images:
+        for image, quality in zip(outcome.images, qualities, strict=True):
             level = outcome.job.plan(image.levels).mean_level
             self._budget.labels(chooser).observe(budget_of_level(level, self._latents_per_group))
+            if quality is not None:
+                self._quality.labels(chooser).observe(quality)
             for stage, took_ms in zip(STAGES, (image.queue_ms, image.compute_ms, image.encode_ms), strict=True):
                 self._image_seconds.labels(stage).observe(took_ms / 1000)
 

@@ -30,13 +30,15 @@ def exposed(text: str) -> Described:
     return found
 
 
-def test_the_table_has_every_metric_of_a_running_server_and_no_other(deploy_dir: Path, tiny_server_url: str) -> None:
+def test_the_table_has_every_metric_of_a_running_server_and_no_other(
+    deploy_dir: Path, measured_server_url: str
+) -> None:
     described = {
         name.strip("`"): (kind, frozenset(re.findall(r"`(\w+)`", labels)))
         for name, kind, labels, meaning, _ in rows(deploy_dir, "Metrics")
         if meaning
     }
-    assert described == exposed(httpx.get(f"{tiny_server_url}/metrics").text)
+    assert described == exposed(httpx.get(f"{measured_server_url}/metrics").text)
 
 
 def test_there_is_advice_for_every_alert_and_for_no_other(deploy_dir: Path) -> None:

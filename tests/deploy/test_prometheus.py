@@ -84,7 +84,7 @@ def dashboard(deploy_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def prometheus(
-    deploy_dir: Path, tiny_server_url: str, tmp_path_factory: pytest.TempPathFactory
+    deploy_dir: Path, measured_server_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     """With the configuration of `deploy/`, but for the server's address, and faster."""
     folder = tmp_path_factory.mktemp("prometheus")
@@ -92,7 +92,7 @@ def prometheus(
     config["global"] = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "200ms")
     config["rule_files"] = [str(deploy_dir / "prometheus" / name) for name in config["rule_files"]]
     (job,) = config["scrape_configs"]
-    job["static_configs"] = [{"targets": [urlsplit(tiny_server_url).netloc]}]
+    job["static_configs"] = [{"targets": [urlsplit(measured_server_url).netloc]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
@@ -117,7 +117,7 @@ def is_ready(client: httpx.Client) -> bool:
 
 
 @pytest.fixture(scope="module")
-def watched(prometheus: Prometheus, tiny_server_url: str) -> Prometheus:
+def watched(prometheus: Prometheus, measured_server_url: str) -> Prometheus:
     """Prometheus at the moment when it has seen pictures made for every kind of caller, and one request refused."""
     counters = ('elit_generations_total{outcome="done"}', 'elit_refusals_total{reason="infeasible"}')
 
@@ -126,7 +126,7 @@ def watched(prometheus: Prometheus, tiny_server_url: str) -> Prometheus:
         return values if len(values) == len(counters) else []
 
     done, infeasible = eventually(lambda: counted(prometheus), "the server is scraped")
-    with httpx.Client(base_url=tiny_server_url, timeout=PATIENCE_S) as client:
+    with httpx.Client(base_url=measured_server_url, timeout=PATIENCE_S) as client:
         for wish in ({"latency_ms": 30_000}, {"budget": 0.5}, {}):
             assert client.post("/v1/generate", json={"label": "tulip", **wish}).status_code == 200
         assert client.post("/v1/generate", json={"label": "tulip", "latency_ms": 0.01}).status_code == 422
@@ -155,8 +155,8 @@ def test_every_alert_has_a_unit_test_in_which_it_fires_and_one_in_which_it_does_
     assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == names
 
 
-def test_promtool_finds_nothing_wrong_with_the_metrics(tiny_server_url: str) -> None:
-    promtool("check", "metrics", input=httpx.get(f"{tiny_server_url}/metrics").text)
+def test_promtool_finds_nothing_wrong_with_the_metrics(measured_server_url: str) -> None:
+    promtool("check", "metrics", input=httpx.get(f"{measured_server_url}/metrics").text)
 
 
 def test_every_query_of_the_dashboard_has_values(watched: Prometheus, dashboard: dict[str, Any]) -> None:
@@ -177,6 +177,7 @@ def test_every_query_of_the_dashboard_has_values(watched: Prometheus, dashboard:
         "Requests for pictures, by what became of them",
         "Refusals, by reason",
         "Granted budget",
+        "Granted quality",
         "Pictures that share a step",
         "Where a picture's time goes",
         "HTTP time of /v1/generate",
