@@ -145,8 +145,9 @@ def test_commands_work_in_the_order_in_which_they_stand(workspace: Path) -> None
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_blocks_run(block: str, workspace: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", block], cwd=workspace, capture_output=True, timeout=300)
+def test_python_blocks_run(block: str, server: str, workspace: Path) -> None:
+    program = block.replace("localhost:8000", server)
+    done = subprocess.run([sys.executable, "-c", program], cwd=workspace, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -339,7 +339,7 @@ class Worker:
                 self._fail([image.request_id], sample, "nan")
                 return
             facts = self._pipeline.facts(job.class_id, image.seed, job.plan(levels))
-            file = encode_sample(sample, job.output_format, facts)
+            file = encode_sample(sample, job.output_format, facts, job.file_quality)
         except Exception as error:
             self._fail([image.request_id], error, "encoding")
             return

@@ -16,6 +16,7 @@ from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, alone_ms, draw_no
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import MAX_SEED, Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.pictures import FILE_QUALITY
 from elit_serve.sampling import Guidance, Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
@@ -43,7 +44,14 @@ def form_of(accept: str | None, request: GenerateRequest, pipeline: Pipeline) ->
 
 
 def job_of(
-    request: GenerateRequest, form: Form, pipeline: Pipeline, cost: CostTable, settings: Settings, *, arrived_s: float
+    request: GenerateRequest,
+    form: Form,
+    pipeline: Pipeline,
+    cost: CostTable,
+    settings: Settings,
+    *,
+    arrived_s: float,
+    file_quality: int = FILE_QUALITY,
 ) -> Job:
     """What the engine is to do. Raises `InvalidInput` for what cannot be asked of this model."""
     class_id = _class_id(request, pipeline)
@@ -80,6 +88,7 @@ def job_of(
         pinned=pinned,
         priority=Priority(request.priority),
         output_format=form.output_format,
+        file_quality=file_quality,
         expected_quality=quality_at(pipeline, plan, expected_level),
     )
 
@@ -207,7 +216,7 @@ def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
     )
 
 
-def bare_answer(facts: GenerateResponse, file: bytes) -> Response:
+def bare_answer(facts: GenerateResponse) -> Response:
     """The file of the only picture, with the facts of the JSON answer in `X-Elit-` headers."""
     image = facts.images[0]
     headers = {
@@ -234,7 +243,7 @@ def bare_answer(facts: GenerateResponse, file: bytes) -> Response:
         "Quality": image.quality,
     }
     named = {f"X-Elit-{name}": str(value) for name, value in headers.items() if value is not None}
-    return Response(file, media_type=media_type_of(facts.output_format), headers=named)
+    return Response(image.b64_json, media_type=media_type_of(facts.output_format), headers=named)
 
 
 def _rounded(quality: float | None) -> float | None:

@@ -43,23 +43,19 @@ class GuidanceRequest(RequestBody):
     )
 
 
-class GenerateRequest(RequestBody):
-    """One request for `n` pictures of a class."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"label": "tulip", "budget": 0.25, "seed": 7},
-                {"label": "tulip", "latency_ms": 3000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
-            ]
-        }
-    )
+class Subject(RequestBody):
+    """What the pictures show, and how many there are."""
 
     label: Annotated[str, Field(max_length=200)] | int | None = Field(
         default=None, description="A class name or a class id; give this or `prompt`."
     )
     prompt: str | None = Field(default=None, max_length=200, description="Exactly a class name.")
     n: int = Field(default=1, ge=1, description="Pictures, with seeds seed, seed + 1, ...; taken all or none.")
+
+
+class Wishes(RequestBody):
+    """What pictures may cost, when they must be there, and how they are made."""
+
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn and reported when left out.")
     latency_ms: float | None = Field(
         default=None,
@@ -85,6 +81,20 @@ class GenerateRequest(RequestBody):
     priority: Literal["interactive", "batch"] = Field(
         default="interactive", description="`batch` yields to `interactive`, but is never left waiting for ever."
     )
+
+
+class GenerateRequest(Wishes, Subject):  # fields stand in the order of the last base first
+    """One request for `n` pictures of a class."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"label": "tulip", "budget": 0.25, "seed": 7},
+                {"label": "tulip", "latency_ms": 3000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
+            ]
+        }
+    )
+
     output_format: AnswerFormat | None = Field(
         default=None,
         description="png when left out. A model without an autoencoder answers with its latent, as safetensors.",
@@ -114,8 +124,8 @@ class GeneratedImage(BaseModel):
     encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
 
 
-class GenerateResponse(BaseModel):
-    """The pictures, and what was done to make them."""
+class GenerateFacts(BaseModel):
+    """What was done for a request, beside its pictures."""
 
     model: str
     model_hash: str
@@ -136,6 +146,11 @@ class GenerateResponse(BaseModel):
     expected_quality: float | None = Field(
         description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are."
     )
+
+
+class GenerateResponse(GenerateFacts):
+    """The pictures, and what was done to make them."""
+
     images: list[GeneratedImage]
 
 
