@@ -44,6 +44,27 @@ class Crowd:
     max_batch: int
     correction: float = 1.0
 
+    def stretch(self, table: CostTable, weak_cap: int | None) -> float:
+        """How many times as long as alone a picture takes.
+
+        While all in flight share their steps, it takes as many times longer as a step does; beyond the largest batch
+        they take turns.
+        """
+        level = table.levels[-1]
+        shared_ms = table.step_ms(level, weak_cap, min(self.in_flight, self.max_batch))
+        return shared_ms / table.step_ms(level, weak_cap, 1) * ceil(self.in_flight / self.max_batch)
+
+    def latency_ms(self, table: CostTable, weak_cap: int | None, steps_ms: float) -> float:
+        """When pictures are there whose steps take so long alone, by the table; all in flight are taken to have as
+        much to run as these."""
+        return table.overhead_ms + self.correction * self.stretch(table, weak_cap) * steps_ms
+
+    def room_ms(self, table: CostTable, weak_cap: int | None, latency_ms: float) -> float:
+        """How long steps may take alone, by the table, to be in time with the cushion that promises need."""
+        cushion_ms = CUSHION_STEPS * table.step_ms(table.levels[-1], weak_cap, 1)
+        left_ms = (latency_ms - table.overhead_ms) / self.correction - cushion_ms
+        return left_ms / self.stretch(table, weak_cap)
+
 
 class PlanMenu:
     """Plans at every level that a device serves, to choose from."""
@@ -53,6 +74,7 @@ class PlanMenu:
         self._table = table
         self._options = options
         self.front = pareto_front(options)
+        self.weak_cap = first_cap(self.front[-1].plan.weak_caps)  # of the steps by which a crowd is judged
         self._front_ms = [option.steps_ms for option in self.front]
 
     @classmethod
@@ -67,18 +89,14 @@ class PlanMenu:
         return PlanMenu(self._table, kept) if kept else None
 
     def choose(self, *, latency_ms: float, crowd: Crowd) -> Option:
-        """The best option that fits into the target as crowded as it is, or else the fastest.
+        """The best option that fits into the target as crowded as it is, or else the fastest."""
+        room_ms = crowd.room_ms(self._table, self.weak_cap, latency_ms)
+        return self.front[max(0, bisect_right(self._front_ms, room_ms) - 1)]
 
-        While all in flight share their steps, a picture takes as many times longer than alone as a step does; beyond
-        the largest batch they take turns.
-        """
-        level = self._table.levels[-1]
-        cap = next((cap for cap in self.front[-1].plan.weak_caps if cap is not None), None)
-        alone_ms = self._table.step_ms(level, cap, 1)
-        shared_ms = self._table.step_ms(level, cap, min(crowd.in_flight, crowd.max_batch))
-        crowding = shared_ms / alone_ms * ceil(crowd.in_flight / crowd.max_batch)
-        left_ms = (latency_ms - self._table.overhead_ms) / crowd.correction - CUSHION_STEPS * alone_ms
-        return self.front[max(0, bisect_right(self._front_ms, left_ms / crowding) - 1)]
+
+def first_cap(weak_caps: Sequence[int | None]) -> int | None:
+    """The weak pass of the guided steps; None if there are none."""
+    return next((cap for cap in weak_caps if cap is not None), None)
 
 
 def pareto_front(options: Sequence[Option]) -> list[Option]:

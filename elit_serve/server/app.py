@@ -27,11 +27,12 @@ from elit_serve.measurements import Quality
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import error_answers, problems
-from elit_serve.server.generation import bare_answer, form_of, quality_at, usable_levels
+from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
 from elit_serve.server.limits import BodyLimit
 from elit_serve.server.metrics import CLIENT_GONE, Metrics, MetricsMiddleware
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai_routes import router as openai_router
+from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (
     GenerateRequest,
     GenerateResponse,
@@ -39,6 +40,7 @@ from elit_serve.server.schemas import (
     LevelInfo,
     ModelInfo,
     ModelList,
+    PlanResponse,
     Problem,
     Ready,
 )
@@ -153,6 +155,26 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
     if form.is_bare:
         return bare_answer(facts)
     return Response(await run_in_threadpool(facts.model_dump_json), media_type="application/json")
+
+
+@router.post(
+    "/v1/plan",
+    summary="What would become of a request: a dry run of /v1/generate that takes nothing and promises nothing",
+    responses={
+        400: {**_PROBLEM, "description": "The body is not JSON."},
+        413: {**_PROBLEM, "description": "The body is too large."},
+        422: {**_PROBLEM, "description": "A field is not valid. A target that cannot be met is an answer: `refusal`."},
+        503: {**_PROBLEM, "description": "The engine is down, or has no room for a single picture more."},
+    },
+)
+def plan(request: Request, body: GenerateRequest) -> PlanResponse:
+    service: Service = request.app.state.service
+    pipeline, cost, settings = service.pipeline, service.cost, service.settings
+    form = form_of(None, body, pipeline)
+    job = job_of(body, form, pipeline, cost, settings, arrived_s=service.clock.now())
+    open_plans = open_plans_of(body, service.open_plans, settings)
+    foresight = service.worker.foresee(job, open_plans)
+    return plan_answer(body, foresight, open_plans, pipeline, cost)
 
 
 @router.get("/v1/models", summary="The model, its classes and what its levels cost here")

@@ -179,7 +179,7 @@ def answer(
         class_id=job.class_id,
         output_format=form.output_format,
         steps=job.num_steps,
-        guidance=_guidance_used(job.guidance, pipeline.config.spec.latents_per_group),
+        guidance=guidance_used(job.guidance, pipeline.config.spec.latents_per_group),
         priority=request.priority,
         latency_ms=request.latency_ms,
         promised=job.is_hard,
@@ -188,12 +188,12 @@ def answer(
         compute_ms=round(outcome.compute_ms, 3),
         encode_ms=round(outcome.encode_ms, 3),
         total_ms=round(total_ms, 3),
-        expected_quality=_rounded(job.expected_quality),
+        expected_quality=rounded(job.expected_quality),
         images=[_image(image, job, pipeline) for image in outcome.images],
     )
 
 
-def _guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
+def guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
     weak_budget = budget_of_level(guidance.weak_level, latents_per_group) if guidance.method in ("ag", "ccfg") else None
     return GuidanceUsed(
         method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=guidance.interval
@@ -206,10 +206,10 @@ def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
     return GeneratedImage(
         b64_json=image.file,
         seed=image.seed,
-        level=_whole(mean_level),
+        level=whole(mean_level),
         budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),
         levels=list(image.levels),
-        quality=_rounded(quality_at(pipeline, plan, mean_level)),
+        quality=rounded(quality_at(pipeline, plan, mean_level)),
         queue_ms=round(image.queue_ms, 3),
         compute_ms=round(image.compute_ms, 3),
         encode_ms=round(image.encode_ms, 3),
@@ -246,9 +246,9 @@ def bare_answer(facts: GenerateResponse) -> Response:
     return Response(image.b64_json, media_type=media_type_of(facts.output_format), headers=named)
 
 
-def _rounded(quality: float | None) -> float | None:
+def rounded(quality: float | None) -> float | None:
     return None if quality is None else round(quality, 4)
 
 
-def _whole(value: float) -> int | float:
+def whole(value: float) -> int | float:
     return int(value) if value.is_integer() else value

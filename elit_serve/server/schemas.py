@@ -154,6 +154,61 @@ class GenerateResponse(GenerateFacts):
     images: list[GeneratedImage]
 
 
+class PlanCourse(BaseModel):
+    """What would be done if nobody else came. levels: for each picture one per step; level and budget are means."""
+
+    steps: int
+    guidance: GuidanceUsed
+    level: int | float
+    budget: float
+    levels: list[list[int]]
+    queue_ms: float = Field(description="From arrival to the first step of the first picture.")
+    latency_ms: float = Field(description="From arrival to the answer, as predicted.")
+    deadline_met: bool | None = Field(description="Whether that is within the target; null without a target.")
+    quality: float | None = Field(description="Measured, read off at the mean level; null without measurements.")
+    expected_quality: float | None = Field(description="Of the plan as it would be promised, as in an answer.")
+
+
+class PlanRefusal(BaseModel):
+    """reason: `infeasible`, `overloaded` or `queue_full`."""
+
+    reason: str
+    detail: str
+    min_latency_ms: float | None = Field(description="The smallest target that would do on an idle server.")
+    retry_after_s: float | None = Field(description="When the same request would be taken.")
+
+
+class PlanAlternative(BaseModel):
+    """A level with the steps and guidance of the request, or a plan of the model's quality front.
+
+    level and budget: means over the steps.
+    """
+
+    steps: int
+    guidance: GuidanceUsed
+    level: int | float
+    budget: float
+    latency_ms: float = Field(description="Estimated, as crowded as it is now.")
+    alone_ms: float = Field(description="Predicted on an idle server.")
+    quality: float | None = Field(description="Measured; null without measurements.")
+    fits: bool | None = Field(description="Whether the target leaves time for it; null without a target.")
+
+
+class PlanResponse(BaseModel):
+    """What would become of a request if it were sent now. Either course or refusal is null."""
+
+    model: str
+    label: str
+    class_id: int
+    n: int
+    latency_ms: float | None = Field(description="The target as it was asked for.")
+    promised: bool = Field(description="Whether the target would be promised.")
+    accepted: bool
+    course: PlanCourse | None
+    refusal: PlanRefusal | None
+    alternatives: list[PlanAlternative] = Field(description="Fastest first.")
+
+
 class LevelInfo(BaseModel):
     """latency_ms: predicted from measurements for one picture, recommended sampling and an idle server.
 

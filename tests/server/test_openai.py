@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,10 +17,7 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 from PIL import Image
 
-from elit_serve.engine.executor import Executor, RunningStep
-from elit_serve.engine.pipeline import Pipeline
 from elit_serve.pictures import read_facts
-from elit_serve.scheduler.requests import Launch
 from elit_serve.server import error_answers
 from elit_serve.server.settings import Settings
 
@@ -198,28 +194,10 @@ def test_refusals_by_status_are_openai_s_and_keep_their_headers(
     assert refused.value.response.headers["Retry-After"] == "7"
 
 
-class Held(Executor):
-    """Runs no step before the test says so."""
-
-    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
-        super().__init__(pipeline, num_slots=num_slots)
-        self.may_run = threading.Event()
-
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:  # the warm-up is not held
-            assert self.may_run.wait(60)
-        return super().launch(launch)
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-
-
-def test_a_full_queue_is_a_503_after_which_the_client_comes_back_by_itself(start_server: Any) -> None:
-    server = start_server(settings=Settings(response_ms=0, max_queue=1), executor=Held)
+def test_a_full_queue_is_a_503_after_which_the_client_comes_back_by_itself(
+    start_server: Any, held: Any, eventually: Any
+) -> None:
+    server = start_server(settings=Settings(response_ms=0, max_queue=1), executor=held)
 
     def refusals() -> float:
         return float(server.metric('elit_refusals_total{reason="queue_full"}'))
