@@ -2,7 +2,8 @@
 
     ElitError
     ├── InvalidInput          the caller asked for something that cannot be (HTTP 422, exit code 2)
-    │   └── Infeasible        ... within the time it allows; carries the smallest latency that works
+    │   ├── Infeasible        ... within the time it allows; carries the smallest latency that works
+    │   └── ModelNotFound     ... from this server, which has another model (HTTP 404)
     ├── CheckpointError       a model directory cannot be loaded; lists everything that is wrong
     ├── RecipeError           a training recipe is not valid; lists everything that is wrong
     ├── DataError             a data set cannot be read, or too much of it is corrupt
@@ -16,7 +17,7 @@
     └── ServerUnreachable     a server did not answer, or not as an elit-serve server does (client side)
 
 Errors are made where the fact is known and carry its values; they become HTTP statuses in one table
-(`server.problems`) and exit code 2 in one place (`cli.main`).
+(`server.faults`) and exit code 2 in one place (`cli.main`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ class Infeasible(InvalidInput):
     def __init__(self, latency_ms: float, min_latency_ms: float) -> None:
         super().__init__("latency_ms", latency_ms, f"the smallest feasible value here is {min_latency_ms:.0f}")
         self.min_latency_ms = min_latency_ms
+
+
+class ModelNotFound(InvalidInput):
+    """A model that is not the one that is served."""
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__("model", model, f"this server has {served}")
 
 
 class CheckpointError(ElitError):

@@ -23,6 +23,7 @@ MAX_PIXELS = 64_000_000  # a larger picture is refused as damaged before it is d
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
+FILE_QUALITY = 95  # of JPEG and lossy WebP, of at most 100
 
 _EXIF_IMAGE_DESCRIPTION = 0x010E
 
@@ -110,7 +111,9 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def encode(image: Image.Image, output_format: OutputFormat, facts: Mapping[str, object], quality: int = 95) -> bytes:
+def encode(
+    image: Image.Image, output_format: OutputFormat, facts: Mapping[str, object], quality: int = FILE_QUALITY
+) -> bytes:
     """The encoded file, with `facts` as JSON inside it (PNG text `elit-serve`, EXIF image description otherwise).
 
     The same image and facts give the same bytes. `quality` is for JPEG and lossy WebP.

@@ -9,7 +9,7 @@ import safetensors.torch
 from PIL import Image
 from torch import Tensor
 
-from elit_serve.pictures import OUTPUT_FORMATS, encode
+from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS, encode
 
 AnswerFormat = Literal["png", "jpeg", "webp", "safetensors"]
 
@@ -23,12 +23,16 @@ def answer_formats(is_latent: bool) -> tuple[AnswerFormat, ...]:
     return (LATENT,) if is_latent else OUTPUT_FORMATS
 
 
-def encode_sample(sample: Tensor, output_format: AnswerFormat, facts: dict[str, Any]) -> bytes:
+def encode_sample(
+    sample: Tensor, output_format: AnswerFormat, facts: dict[str, Any], quality: int = FILE_QUALITY
+) -> bytes:
     """A picture, uint8 [H, W, 3], as an encoded file, or a latent, float32 [C, h, w], as safetensors; facts inside.
+
+    quality: of JPEG and lossy WebP, 0 to 100.
 
     The same sample and facts give the same bytes.
     """
     if output_format == LATENT:
         text = json.dumps(facts, sort_keys=True)
         return safetensors.torch.save({"latent": sample.contiguous()}, metadata={FACTS_KEY: text})
-    return encode(Image.fromarray(sample.numpy()), output_format, facts)
+    return encode(Image.fromarray(sample.numpy()), output_format, facts, quality)

@@ -10,6 +10,7 @@ from torch import Tensor
 from elit_serve.engine.encoding import AnswerFormat
 from elit_serve.engine.executor import ImageTask
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.pictures import FILE_QUALITY
 from elit_serve.sampling import Guidance, Plan, initial_noise, time_grid
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.requests import Demand, Priority
@@ -24,6 +25,7 @@ class Job:
     arrived_s: when the caller asked, on the worker's clock.
     latency_ms: when, after that, the answer should be out; `is_hard` says whether it is promised.
     min_level, max_level: what may be picked; without meaning for a `pinned` level per step.
+    file_quality: of JPEG and lossy WebP, 0 to 100.
     ceilings: one level per step that is not exceeded either, or None.
     expected_quality: at the levels that are expected when the job is made or given its plan; None is not known.
     """
@@ -42,6 +44,7 @@ class Job:
     pinned: tuple[int, ...] | None
     priority: Priority
     output_format: AnswerFormat
+    file_quality: int = FILE_QUALITY
     ceilings: tuple[int, ...] | None = None
     expected_quality: float | None = None
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from elit_serve.clock import Clock
 from elit_serve.engine.encoding import answer_formats, encode_sample
 from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
+from elit_serve.engine.foresight import Foresight, error_of, foresee
 from elit_serve.engine.jobs import ImageOutcome, Job, Outcome
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
@@ -32,12 +33,11 @@ from elit_serve.errors import (
     ElitError,
     EngineStopped,
     GenerationFailed,
-    Infeasible,
     Overloaded,
 )
 from elit_serve.sampling import Guidance
 from elit_serve.scheduler.core import Counters, RequestScheduler
-from elit_serve.scheduler.requests import Launch, Refusal, Wait
+from elit_serve.scheduler.requests import Launch, Wait
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +146,7 @@ class Worker:
         Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is taken.
         """
         with self._changed:
-            if not self._accepts:
-                raise EngineStopped("the engine takes no more work")
+            self._check_room(len(job.seeds))
             given = job if open_plans is None else open_plans.give(job, self._scheduler)
             request = _Request(given, Future())
             request.images = [_Image(request, index, next(self._request_ids)) for index in range(len(job.seeds))]
@@ -156,6 +155,16 @@ class Worker:
             self._changed.notify_all()
         request.future.add_done_callback(lambda future: self._give_up(request) if future.cancelled() else None)
         return request.future
+
+    def foresee(self, job: Job, open_plans: OpenPlans | None = None) -> Foresight:
+        """What `submit` would do with this job now, and how it would go on; takes nothing and changes nothing.
+
+        Raises `EngineStopped` once no more is taken.
+        """
+        with self._changed:
+            self._check_room(len(job.seeds))
+            scheduler, now_s = self._scheduler.copy(), self._clock.now()
+        return foresee(job, open_plans, scheduler, now_s)
 
     def drain(self, timeout_s: float) -> None:
         """Takes no more jobs, finishes the accepted ones if they are done within `timeout_s`, and stops."""
@@ -339,7 +348,7 @@ class Worker:
                 self._fail([image.request_id], sample, "nan")
                 return
             facts = self._pipeline.facts(job.class_id, image.seed, job.plan(levels))
-            file = encode_sample(sample, job.output_format, facts)
+            file = encode_sample(sample, job.output_format, facts, job.file_quality)
         except Exception as error:
             self._fail([image.request_id], error, "encoding")
             return
@@ -358,14 +367,19 @@ class Worker:
 
     # Any thread
 
+    def _check_room(self, num_images: int) -> None:
+        """Whether so many images more may be in flight. The lock is held."""
+        if not self._accepts:
+            raise EngineStopped("the engine takes no more work")
+        if len(self._images) + num_images > self._executor.num_slots:
+            raise Overloaded("queue_full", SLOTS_RETRY_AFTER_S)
+
     def _admit(self, request: _Request) -> None:
         """Asks the scheduler. The lock is held."""
-        if len(self._images) + len(request.images) > self._executor.num_slots:
-            raise Overloaded("queue_full", SLOTS_RETRY_AFTER_S)
         demands = [request.job.demand(image.request_id) for image in request.images]
         refusal = self._scheduler.submit(demands, self._clock.now())
         if refusal is not None:
-            raise _error_of(refusal, request.job.latency_ms)
+            raise error_of(refusal, request.job.latency_ms)
 
     def _expire(self, now_s: float) -> None:
         """Ends what has missed its promise. The lock is held."""
@@ -483,13 +497,6 @@ def _resolve(future: Future[Outcome], result: Outcome | ElitError) -> None:
         future.set_result(result)
     else:
         future.set_exception(result)
-
-
-def _error_of(refusal: Refusal, latency_ms: float) -> ElitError:
-    if refusal.min_latency_ms is not None:
-        return Infeasible(latency_ms, refusal.min_latency_ms)
-    assert refusal.retry_after_s is not None
-    return Overloaded(refusal.reason, refusal.retry_after_s)
 
 
 def _cause(error: Exception) -> str:

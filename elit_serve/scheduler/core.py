@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
-from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from elit_serve.scheduler.arrivals import Arrivals
 from elit_serve.scheduler.corrected import CorrectedCosts
@@ -59,7 +59,7 @@ class RequestScheduler:
         self._arrivals = Arrivals(ARRIVALS_MEMORY)
         self._hard_deadlines: list[tuple[float, int]] = []
         self._outstanding: deque[_Outstanding] = deque()
-        self._launch_ids = count()
+        self._num_launches = 0
         self._busy_until_s = float("-inf")
         self._num_in = dict.fromkeys(State, 0)
         self._counted = dict.fromkeys(Counters.__dataclass_fields__, 0)
@@ -79,13 +79,7 @@ class RequestScheduler:
 
     def choose_plan(self, menu: PlanMenu, *, latency_ms: float, num_images: int, now_s: float) -> Option:
         """What images that leave their plan open get if they are submitted now, with this target."""
-        crowd = Crowd(
-            in_flight=self.num_waiting + self.num_running + num_images,
-            max_batch=self.max_batch,
-            correction=self.correction,
-            images_per_s=self._arrivals.images_per_s(now_s),
-        )
-        return menu.choose(latency_ms=latency_ms, crowd=crowd)
+        return menu.choose(latency_ms=latency_ms, crowd=self.crowd_with(num_images, now_s))
 
     def cancel(self, request_id: int, now_s: float) -> bool:  # noqa: ARG002
         """Ends a request that has not ended; False if it had, or is not known."""
@@ -147,6 +141,24 @@ class RequestScheduler:
         self._max_batch = min(self._max_batch, max_batch)
 
     # What metrics and answers read
+
+    def copy(self) -> Self:
+        """A scheduler in the same state; what is done to one of them is not seen by the other."""
+        return deepcopy(self)
+
+    def crowd_with(self, num_images: int, now_s: float) -> Crowd:
+        """How busy the device would be with so many images more."""
+        return Crowd(
+            in_flight=self.num_waiting + self.num_running + num_images,
+            max_batch=self.max_batch,
+            correction=self.correction,
+            images_per_s=self._arrivals.images_per_s(now_s),
+        )
+
+    @property
+    def outstanding(self) -> tuple[Launch, ...]:
+        """Launches that were decided and have not been reported, in order."""
+        return tuple(other.launch for other in self._outstanding)
 
     @property
     def num_waiting(self) -> int:
@@ -213,12 +225,13 @@ class RequestScheduler:
         assert 1 <= batch <= self._max_batch, batch
         table_ms = self._costs.table.step_ms(choice.level, choice.weak_cap, batch)
         launch = Launch(
-            launch_id=next(self._launch_ids),
+            launch_id=self._num_launches,
             request_ids=tuple([member.request_id for member in choice.members]),
             level=choice.level,
             weak_cap=choice.weak_cap,
             predicted_ms=self._costs.correction * table_ms,
         )
+        self._num_launches += 1
         self._outstanding.append(_Outstanding(launch=launch, members=tuple(choice.members), table_ms=table_ms))
         self._busy_until_s = start_s + launch.predicted_ms / 1000
         return launch

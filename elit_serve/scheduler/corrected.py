@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from math import exp
+from typing import Self
 
 from elit_serve.scheduler.cost import CostTable
 
@@ -23,6 +25,9 @@ class CorrectedCosts:
         self._estimate = 1.0
         self._rows_s: dict[tuple[int, int | None], tuple[float, ...]] = {}
         self._levels_within: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return copy(self)  # what is remembered of the table is true of both
 
     @property
     def levels(self) -> tuple[int, ...]:

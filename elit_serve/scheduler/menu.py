@@ -41,6 +41,10 @@ class Option:
         largest = min(crowd.max_batch, len(self.crowded_ms))
         return self.crowded_ms[min(crowd.in_flight, largest) - 1] * ceil(crowd.in_flight / largest)
 
+    def latency_ms(self, crowd: Crowd, table: CostTable) -> float:
+        """When such pictures would be there in this crowd."""
+        return table.overhead_ms + crowd.correction * self.steps_ms(crowd)
+
     def fits(self, within_ms: float, crowd: Crowd) -> bool:
         """Whether a promise for so many milliseconds of the table from now can be given in this crowd."""
         return self.steps_ms(crowd) + self.cushion_ms <= within_ms
@@ -76,6 +80,15 @@ class PlanMenu:
         self._table = table
         self.options = options
 
+    @property
+    def front(self) -> list[Option]:
+        """Those that no other one beats in both time alone and quality, fastest first."""
+        front: list[Option] = []
+        for option in sorted(self.options, key=lambda option: (option.crowded_ms[0], -option.quality)):
+            if not front or option.quality > front[-1].quality:
+                front.append(option)
+        return front
+
     @classmethod
     def of(cls, quality: QualityTable, table: CostTable, plans: Sequence[MeasuredPlan] | None = None) -> PlanMenu:
         """The menu of these plans; None are all of the quality table's."""
@@ -109,15 +122,23 @@ def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable) -> lis
     """The plan at its ceilings, and held below them at each level of the table."""
     highest = max(plan.ceilings)
     levels = [level for level in table.levels if plan.min_level <= level < highest]
+    return [
+        option_at(plan, level, quality.of_plan(plan, fmean(min(level, ceiling) for ceiling in plan.ceilings)), table)
+        for level in [*levels, highest]
+    ]
+
+
+def option_at(plan: MeasuredPlan, level: int, quality: float, table: CostTable) -> Option:
+    """The plan held at `level`, where it is worth `quality`."""
     weak_caps = table.riding(plan.weak_caps)
-    cushion_ms = CUSHION_STEPS * max(table.step_ms(table.levels[-1], cap, 1) for cap in set(weak_caps))
-    options = []
-    for level in [*levels, highest]:
-        held = [min(level, ceiling) for ceiling in plan.ceilings]
-        crowded_ms = _crowded_ms(Counter(zip(held, weak_caps, strict=True)), table)
-        at_level = quality.of_plan(plan, fmean(held))
-        options.append(Option(plan=plan, level=level, crowded_ms=crowded_ms, cushion_ms=cushion_ms, quality=at_level))
-    return options
+    held = [min(level, ceiling) for ceiling in plan.ceilings]
+    return Option(
+        plan=plan,
+        level=level,
+        crowded_ms=_crowded_ms(Counter(zip(held, weak_caps, strict=True)), table),
+        cushion_ms=CUSHION_STEPS * max(table.step_ms(table.levels[-1], cap, 1) for cap in set(weak_caps)),
+        quality=quality,
+    )
 
 
 def _crowded_ms(steps: Counter[tuple[int, int | None]], table: CostTable) -> tuple[float, ...]:

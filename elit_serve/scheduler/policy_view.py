@@ -27,6 +27,9 @@ class Tracked:
         self.request_id = self.demand.request_id
         self.is_free = self.demand.pinned is None
 
+    def __deepcopy__(self, memo: object) -> Tracked:
+        return Tracked(demand=self.demand, state=self.state, executed=self.executed.copy())
+
     @property
     def next_step(self) -> int:
         return len(self.executed)

@@ -10,6 +10,8 @@ from itertools import pairwise
 from math import log
 from statistics import fmean
 
+from elit_serve.scheduler.shared import Shared
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPlan:
@@ -44,7 +46,7 @@ class MeasuredPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityTable:
+class QualityTable(Shared):
     """Quality at some levels (more is better), linear in the mean level of a picture's steps between them.
 
     levels: level -> quality of the default plan, with at least one level. It must not fall with the level, and each

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from elit_serve.scheduler.shared import Shared
+
 
 class Priority(StrEnum):
     """Who goes first where not everybody can: `batch` work yields to `interactive`, but ages."""
@@ -38,7 +40,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demand:
+class Demand(Shared):
     """One image: when it must be there, and what may be done to it.
 
     request_id: unique for the life of the scheduler.

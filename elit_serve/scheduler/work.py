@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy
+from copy import copy, deepcopy
 from itertools import groupby
 
 from elit_serve.scheduler.corrected import CorrectedCosts
@@ -93,6 +93,12 @@ class Work:
         moved.due_s += seconds
         moved.order += seconds
         return moved
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Work:
+        same = copy(self)  # its tuples never change
+        memo[id(self)] = same
+        same.request = deepcopy(self.request, memo)
+        return same
 
     def _enter(self, run: int) -> None:
         self.run = run

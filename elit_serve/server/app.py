@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +19,22 @@ from elit_serve.budget import budget_of_level
 from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.encoding import ANSWER_FORMATS
 from elit_serve.engine.executor import Executor
-from elit_serve.engine.jobs import Job, Outcome, alone_ms, weak_caps
+from elit_serve.engine.jobs import alone_ms, weak_caps
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
-from elit_serve.errors import ElitError, EngineStopped
+from elit_serve.errors import EngineStopped
 from elit_serve.measurements import Quality
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.server import problems
+from elit_serve.server import error_answers, problems
 from elit_serve.server.arrival_log import ArrivalLog
-from elit_serve.server.generation import (
-    answer,
-    bare_answer,
-    form_of,
-    image_quality,
-    job_of,
-    open_plans_of,
-    quality_at,
-    usable_levels,
-)
+from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
 from elit_serve.server.limits import BodyLimit
 from elit_serve.server.metrics import CLIENT_GONE, Metrics, MetricsMiddleware
 from elit_serve.server.negotiation import media_type_of
+from elit_serve.server.openai_routes import router as openai_router
+from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (
     GenerateRequest,
     GenerateResponse,
@@ -51,30 +42,17 @@ from elit_serve.server.schemas import (
     LevelInfo,
     ModelInfo,
     ModelList,
+    PlanResponse,
     Problem,
     Ready,
 )
+from elit_serve.server.service import Service, make
 from elit_serve.server.settings import Settings
 
 DESCRIPTION = """One checkpoint, every latency: say what a picture may cost (`budget`), or when it must be there
 (`latency_ms`), and the model runs on as many of its latent tokens as that and the other requests allow."""
 
 STARTED_SLOTS = 256  # beside those that wait: more pictures than a device runs at a time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Service:
-    """What the routes share. open_plans: for requests that leave it open how they are made; None without measurements,
-    and under the fixed policy."""
-
-    pipeline: Pipeline
-    settings: Settings
-    cost: CostTable
-    open_plans: OpenPlans | None
-    worker: Worker
-    metrics: Metrics
-    arrival_log: ArrivalLog | None
-    clock: Clock
 
 
 def num_slots(settings: Settings) -> int:
@@ -87,11 +65,10 @@ def create_app(
 ) -> FastAPI:
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
-    routes = [route.path for route in router.routes if isinstance(route, APIRoute)]
+    routers = (router, openai_router)
+    paths = [route.path for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     metrics = Metrics(
-        levels=pipeline.config.levels,
-        latents_per_group=pipeline.config.spec.latents_per_group,
-        routes=routes,
+        levels=pipeline.config.levels, latents_per_group=pipeline.config.spec.latents_per_group, routes=paths
     )
     cost = replace(cost, overhead_ms=cost.overhead_ms + settings.response_ms)
     quality = pipeline.quality
@@ -138,10 +115,11 @@ def create_app(
         arrival_log=arrival_log,
         clock=clock,
     )
-    app.include_router(router)
-    problems.install(app)
+    for routes in routers:
+        app.include_router(routes)
+    error_answers.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(MetricsMiddleware, metrics=metrics, routes=routes, clock=clock)
+    app.add_middleware(MetricsMiddleware, metrics=metrics, routes=paths, clock=clock)
     return app
 
 
@@ -185,23 +163,33 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 )
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
-    pipeline = service.pipeline
-    arrived_s = service.clock.now()
-    form = form_of(request.headers.get("accept"), body, pipeline)
-    job = await run_in_threadpool(  # drawing noise takes a while
-        job_of, body, form, pipeline, service.cost, service.settings, arrived_s=arrived_s
-    )
-    if service.arrival_log is not None:
-        service.arrival_log.record(body, job, pipeline.config.spec.latents_per_group)
-    open_plans = open_plans_of(body, service.open_plans, service.settings)
-    outcome = await _outcome(request, service, job, open_plans)
-    if outcome is None:
+    form = form_of(request.headers.get("accept"), body, service.pipeline)
+    facts = await make(request, service, body, form)
+    if facts is None:
         return Response(status_code=CLIENT_GONE)
-    total_ms = 1000 * (service.clock.now() - arrived_s)
-    facts = answer(body, outcome, form, pipeline=pipeline, total_ms=total_ms)
     if form.is_bare:
-        return bare_answer(facts, outcome.images[0].file)
+        return bare_answer(facts)
     return Response(await run_in_threadpool(facts.model_dump_json), media_type="application/json")
+
+
+@router.post(
+    "/v1/plan",
+    summary="What would become of a request: a dry run of /v1/generate that takes nothing and promises nothing",
+    responses={
+        400: {**_PROBLEM, "description": "The body is not JSON."},
+        413: {**_PROBLEM, "description": "The body is too large."},
+        422: {**_PROBLEM, "description": "A field is not valid. A target that cannot be met is an answer: `refusal`."},
+        503: {**_PROBLEM, "description": "The engine is down, or has no room for a single picture more."},
+    },
+)
+def plan(request: Request, body: GenerateRequest) -> PlanResponse:
+    service: Service = request.app.state.service
+    pipeline, cost, settings = service.pipeline, service.cost, service.settings
+    form = form_of(None, body, pipeline)
+    job = job_of(body, form, pipeline, cost, settings, arrived_s=service.clock.now())
+    open_plans = open_plans_of(body, service.open_plans, settings)
+    foresight = service.worker.foresee(job, open_plans)
+    return plan_answer(body, foresight, open_plans, pipeline, cost)
 
 
 @router.get("/v1/models", summary="The model, its classes and what its levels cost here")
@@ -272,40 +260,3 @@ def _living_worker(request: Request) -> Worker:
     if not worker.is_alive:
         raise EngineStopped("the engine is not running")
     return worker
-
-
-async def _outcome(request: Request, service: Service, job: Job, open_plans: OpenPlans | None) -> Outcome | None:
-    """Runs a job; None, with the job given up, when its caller has left. Counts what becomes of it."""
-    try:
-        future = service.worker.submit(job, open_plans)
-    except ElitError as error:
-        service.metrics.refused(error)
-        raise
-    try:
-        outcome = await _unless_disconnected(request, future)
-    except ElitError as error:
-        service.metrics.ended(error)
-        raise
-    if outcome is None:
-        service.metrics.generations.labels("cancelled").inc()
-    else:
-        qualities = [image_quality(image, outcome.job, service.pipeline) for image in outcome.images]
-        service.metrics.done(outcome, qualities)
-    return outcome
-
-
-async def _unless_disconnected(request: Request, future: Future[Outcome]) -> Outcome | None:
-    waiting = asyncio.wrap_future(future)
-    leaving = asyncio.create_task(_disconnected(request))
-    try:
-        either: set[asyncio.Future[Any]] = {waiting, leaving}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
-    finally:
-        waiting.cancel()  # and `future` with it, which gives the job up
-        leaving.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

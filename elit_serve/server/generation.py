@@ -16,6 +16,7 @@ from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, alone_ms, draw_no
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import MAX_SEED, Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.pictures import FILE_QUALITY
 from elit_serve.sampling import Guidance, Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
@@ -43,7 +44,14 @@ def form_of(accept: str | None, request: GenerateRequest, pipeline: Pipeline) ->
 
 
 def job_of(
-    request: GenerateRequest, form: Form, pipeline: Pipeline, cost: CostTable, settings: Settings, *, arrived_s: float
+    request: GenerateRequest,
+    form: Form,
+    pipeline: Pipeline,
+    cost: CostTable,
+    settings: Settings,
+    *,
+    arrived_s: float,
+    file_quality: int = FILE_QUALITY,
 ) -> Job:
     """What the engine is to do. Raises `InvalidInput` for what cannot be asked of this model."""
     class_id = _class_id(request, pipeline)
@@ -80,6 +88,7 @@ def job_of(
         pinned=pinned,
         priority=Priority(request.priority),
         output_format=form.output_format,
+        file_quality=file_quality,
         expected_quality=quality_at(pipeline, plan, expected_level),
     )
 
@@ -176,7 +185,7 @@ def answer(
         class_id=job.class_id,
         output_format=form.output_format,
         steps=job.num_steps,
-        guidance=_guidance_used(job.guidance, pipeline.config.spec.latents_per_group),
+        guidance=guidance_used(job.guidance, pipeline.config.spec.latents_per_group),
         priority=request.priority,
         latency_ms=request.latency_ms,
         promised=job.is_hard,
@@ -185,12 +194,12 @@ def answer(
         compute_ms=round(outcome.compute_ms, 3),
         encode_ms=round(outcome.encode_ms, 3),
         total_ms=round(total_ms, 3),
-        expected_quality=_rounded(job.expected_quality),
+        expected_quality=rounded(job.expected_quality),
         images=[_image(image, job, pipeline) for image in outcome.images],
     )
 
 
-def _guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
+def guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
     weak_budget = budget_of_level(guidance.weak_level, latents_per_group) if guidance.method in ("ag", "ccfg") else None
     return GuidanceUsed(
         method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=guidance.interval
@@ -198,21 +207,22 @@ def _guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
 
 
 def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
-    mean_level = job.plan(image.levels).mean_level
+    plan = job.plan(image.levels)
+    mean_level = plan.mean_level
     return GeneratedImage(
         b64_json=image.file,
         seed=image.seed,
-        level=_whole(mean_level),
+        level=whole(mean_level),
         budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),
         levels=list(image.levels),
-        quality=_rounded(image_quality(image, job, pipeline)),
+        quality=rounded(image_quality(image, job, pipeline)),
         queue_ms=round(image.queue_ms, 3),
         compute_ms=round(image.compute_ms, 3),
         encode_ms=round(image.encode_ms, 3),
     )
 
 
-def bare_answer(facts: GenerateResponse, file: bytes) -> Response:
+def bare_answer(facts: GenerateResponse) -> Response:
     """The file of the only picture, with the facts of the JSON answer in `X-Elit-` headers."""
     image = facts.images[0]
     headers = {
@@ -239,12 +249,12 @@ def bare_answer(facts: GenerateResponse, file: bytes) -> Response:
         "Quality": image.quality,
     }
     named = {f"X-Elit-{name}": str(value) for name, value in headers.items() if value is not None}
-    return Response(file, media_type=media_type_of(facts.output_format), headers=named)
+    return Response(image.b64_json, media_type=media_type_of(facts.output_format), headers=named)
 
 
-def _rounded(quality: float | None) -> float | None:
+def rounded(quality: float | None) -> float | None:
     return None if quality is None else round(quality, 4)
 
 
-def _whole(value: float) -> int | float:
+def whole(value: float) -> int | float:
     return int(value) if value.is_integer() else value

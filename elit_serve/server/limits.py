@@ -6,7 +6,8 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from elit_serve.server.problems import problem
+from elit_serve.server.error_answers import error_answer
+from elit_serve.server.faults import Fault
 
 DRAIN_BYTES = 16 << 20  # of a refused body that is read and thrown away, so that its sender reads the answer
 DRAIN_SECONDS = 2.0
@@ -47,7 +48,8 @@ class BodyLimit:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = f"the body is over {self._max_bytes} bytes, which is the limit"
-        await problem(413, detail, headers={"Connection": "close"})(scope, receive, send)
+        fault = Fault(status=413, detail=detail, headers={"Connection": "close"})
+        await error_answer(fault, scope["path"])(scope, receive, send)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

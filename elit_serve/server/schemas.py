@@ -43,23 +43,19 @@ class GuidanceRequest(RequestBody):
     )
 
 
-class GenerateRequest(RequestBody):
-    """One request for `n` pictures of a class."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"label": "tulip", "budget": 0.25, "seed": 7},
-                {"label": "tulip", "latency_ms": 3000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
-            ]
-        }
-    )
+class Subject(RequestBody):
+    """What the pictures show, and how many there are."""
 
     label: Annotated[str, Field(max_length=200)] | int | None = Field(
         default=None, description="A class name or a class id; give this or `prompt`."
     )
     prompt: str | None = Field(default=None, max_length=200, description="Exactly a class name.")
     n: int = Field(default=1, ge=1, description="Pictures, with seeds seed, seed + 1, ...; taken all or none.")
+
+
+class Wishes(RequestBody):
+    """What pictures may cost, when they must be there, and how they are made."""
+
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn and reported when left out.")
     latency_ms: float | None = Field(
         default=None,
@@ -85,6 +81,20 @@ class GenerateRequest(RequestBody):
     priority: Literal["interactive", "batch"] = Field(
         default="interactive", description="`batch` yields to `interactive`, but is never left waiting for ever."
     )
+
+
+class GenerateRequest(Wishes, Subject):  # fields stand in the order of the last base first
+    """One request for `n` pictures of a class."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"label": "tulip", "budget": 0.25, "seed": 7},
+                {"label": "tulip", "latency_ms": 3000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
+            ]
+        }
+    )
+
     output_format: AnswerFormat | None = Field(
         default=None,
         description="png when left out. A model without an autoencoder answers with its latent, as safetensors.",
@@ -114,8 +124,8 @@ class GeneratedImage(BaseModel):
     encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
 
 
-class GenerateResponse(BaseModel):
-    """The pictures, and what was done to make them."""
+class GenerateFacts(BaseModel):
+    """What was done for a request, beside its pictures."""
 
     model: str
     model_hash: str
@@ -136,7 +146,67 @@ class GenerateResponse(BaseModel):
     expected_quality: float | None = Field(
         description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are."
     )
+
+
+class GenerateResponse(GenerateFacts):
+    """The pictures, and what was done to make them."""
+
     images: list[GeneratedImage]
+
+
+class PlanCourse(BaseModel):
+    """What would be done if nobody else came. levels: for each picture one per step; level and budget are means."""
+
+    steps: int
+    guidance: GuidanceUsed
+    level: int | float
+    budget: float
+    levels: list[list[int]]
+    queue_ms: float = Field(description="From arrival to the first step of the first picture.")
+    latency_ms: float = Field(description="From arrival to the answer, as predicted.")
+    deadline_met: bool | None = Field(description="Whether that is within the target; null without a target.")
+    quality: float | None = Field(description="Measured, read off at the mean level; null without measurements.")
+    expected_quality: float | None = Field(description="Of the plan as it would be promised, as in an answer.")
+
+
+class PlanRefusal(BaseModel):
+    """reason: `infeasible`, `overloaded` or `queue_full`."""
+
+    reason: str
+    detail: str
+    min_latency_ms: float | None = Field(description="The smallest target that would do on an idle server.")
+    retry_after_s: float | None = Field(description="When the same request would be taken.")
+
+
+class PlanAlternative(BaseModel):
+    """A level with the steps and guidance of the request, or a plan of the model's quality front.
+
+    level and budget: means over the steps.
+    """
+
+    steps: int
+    guidance: GuidanceUsed
+    level: int | float
+    budget: float
+    latency_ms: float = Field(description="Estimated, as crowded as it is now.")
+    alone_ms: float = Field(description="Predicted on an idle server.")
+    quality: float | None = Field(description="Measured; null without measurements.")
+    fits: bool | None = Field(description="Whether the target leaves time for it; null without a target.")
+
+
+class PlanResponse(BaseModel):
+    """What would become of a request if it were sent now. Either course or refusal is null."""
+
+    model: str
+    label: str
+    class_id: int
+    n: int
+    latency_ms: float | None = Field(description="The target as it was asked for.")
+    promised: bool = Field(description="Whether the target would be promised.")
+    accepted: bool
+    course: PlanCourse | None
+    refusal: PlanRefusal | None
+    alternatives: list[PlanAlternative] = Field(description="Fastest first.")
 
 
 class LevelInfo(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,38 @@ class _Took:
 
     def wait(self) -> float:
         return self.took_ms
+
+
+class Held(AsPredicted):
+    """Runs no step before the test says so."""
+
+    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
+        super().__init__(pipeline, num_slots=num_slots)
+        self.may_run = threading.Event()
+
+    def launch(self, launch: Launch) -> RunningStep:
+        if launch.launch_id >= 0:  # the warm-up is not held
+            assert self.may_run.wait(60)
+        return super().launch(launch)
+
+
+@pytest.fixture
+def held() -> type[Held]:
+    """For servers whose steps wait for `server.executor.may_run`."""
+    return Held
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits for what another thread does in its own time."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)  # a busy loop would keep the other from it
+
+    return wait
 
 
 @dataclass(frozen=True, kw_only=True)

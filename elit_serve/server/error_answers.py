@@ -1,0 +1,46 @@
+"""Every error of the app, in the shape of the route on which it happened."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from elit_serve.errors import ElitError
+from elit_serve.server.faults import Fault, fault_of, fault_of_body
+from elit_serve.server.openai_errors import openai_error
+from elit_serve.server.openai_schemas import ImagesRequest
+from elit_serve.server.problems import problem
+from elit_serve.server.schemas import GenerateRequest
+
+OPENAI_PREFIX = "/v1/images/"
+
+
+def error_answer(fault: Fault, path: str) -> Response:
+    """OpenAI's shape on OpenAI's routes, those that are not served included; RFC 9457 elsewhere."""
+    return openai_error(fault) if path.startswith(OPENAI_PREFIX) else problem(fault)
+
+
+def install(app: FastAPI) -> None:
+    """Gives every error of the app its answer."""
+
+    @app.exception_handler(ElitError)
+    async def ours(request: Request, error: ElitError) -> Response:
+        return error_answer(fault_of(error), request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        path = request.url.path
+        schema = ImagesRequest if path.startswith(OPENAI_PREFIX) else GenerateRequest
+        return error_answer(fault_of_body(error.errors(), schema), path)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        fault = Fault(status=error.status_code, detail=error.detail, headers=error.headers or {})
+        return error_answer(fault, request.url.path)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        fault = Fault(status=500, detail=f"the server failed with {type(error).__name__}")
+        return error_answer(fault, request.url.path)

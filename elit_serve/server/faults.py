@@ -1,0 +1,164 @@
+"""What goes wrong, as HTTP tells it, whatever the shape of the answer: the one table from exceptions to statuses."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from elit_serve.errors import (
+    DeadlineExceeded,
+    ElitError,
+    EngineStopped,
+    GenerationFailed,
+    Infeasible,
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+)
+from elit_serve.server.schemas import GuidanceRequest
+
+MAX_SHOWN = 200  # characters of a refused value that are sent back
+MAX_ERRORS = 20  # a body may hold a hundred thousand unknown fields, and each explanation takes time
+STOPPED_RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a class of errors looks like over HTTP."""
+
+    status: int
+    name: str
+    title: str
+
+
+KINDS: dict[type[ElitError], Kind] = {
+    Infeasible: Kind(status=422, name="infeasible", title="The latency target cannot be met"),
+    InvalidInput: Kind(status=422, name="invalid-input", title="The request is not valid"),
+    ModelNotFound: Kind(status=404, name="model-not-found", title="This server has another model"),
+    Overloaded: Kind(status=503, name="overloaded", title="Other requests are in the way"),
+    EngineStopped: Kind(status=503, name="engine-stopped", title="The engine is not running"),
+    DeadlineExceeded: Kind(status=504, name="deadline-exceeded", title="The latency target has passed"),
+    GenerationFailed: Kind(status=500, name="generation-failed", title="The picture could not be generated"),
+    ElitError: Kind(status=500, name="internal", title="The server failed"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldFault:
+    """A field that is wrong. kind: `unknown`, `missing`, `type` or `value`."""
+
+    field: str
+    value: object
+    allowed: str
+    kind: str = "value"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """An answer that is no success. Without `name` the status says it all.
+
+    reason: a finer code than the name. min_latency_ms: the smallest target that would do, when that is the trouble.
+    """
+
+    status: int
+    detail: str
+    name: str | None = None
+    title: str | None = None
+    fields: tuple[FieldFault, ...] = ()
+    reason: str | None = None
+    min_latency_ms: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def fault_of(error: ElitError) -> Fault:
+    """One of our own errors."""
+    kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
+    fields: tuple[FieldFault, ...] = ()
+    if isinstance(error, InvalidInput):
+        fields = (FieldFault(field=error.field, value=_shown(error.value), allowed=error.allowed),)
+    reason, retry_after_s = None, None
+    if isinstance(error, Overloaded):
+        reason, retry_after_s = error.reason, max(1, math.ceil(error.retry_after_s))
+    if isinstance(error, EngineStopped):
+        reason, retry_after_s = "stopped", STOPPED_RETRY_AFTER_S
+    return Fault(
+        status=kind.status,
+        detail=str(error),
+        name=kind.name,
+        title=kind.title,
+        fields=fields,
+        reason=reason,
+        min_latency_ms=error.min_latency_ms if isinstance(error, Infeasible) else None,
+        headers={} if retry_after_s is None else {"Retry-After": str(retry_after_s)},
+    )
+
+
+def fault_of_body(errors: Sequence[Any], schema: type[BaseModel]) -> Fault:
+    """What pydantic found wrong with a body that should have followed `schema`."""
+    if any(error["type"] == "json_invalid" for error in errors):
+        reason = errors[0].get("ctx", {}).get("error", "it cannot be parsed")
+        return Fault(status=400, detail=f"the body is not JSON: {reason}")
+    first: dict[str, Mapping[str, Any]] = {}
+    allowed: dict[str, list[str]] = {}
+    for error in errors[:MAX_ERRORS]:
+        name = _field_of(error, schema)
+        first.setdefault(name, error)
+        allowed.setdefault(name, []).append(_allowed(error, schema))
+    fields = tuple(
+        FieldFault(
+            field=name,
+            value=_shown(error.get("input")),
+            allowed="; or ".join(allowed[name]),
+            kind=_kind(error["type"]),
+        )
+        for name, error in first.items()
+    )
+    detail = "; ".join(f"{fault.field}: {fault.allowed}" for fault in fields)
+    if len(errors) > MAX_ERRORS:
+        detail += f"; and {len(errors) - MAX_ERRORS} more"
+    kind = KINDS[InvalidInput]
+    return Fault(status=kind.status, detail=detail, name=kind.name, title=kind.title, fields=fields)
+
+
+def _kind(error_type: str) -> str:
+    if error_type in ("extra_forbidden", "missing"):
+        return {"extra_forbidden": "unknown", "missing": "missing"}[error_type]
+    return "type" if error_type.endswith("_type") else "value"
+
+
+def _field_of(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    """The field as the caller spelled it; pydantic adds `body`, and names of types inside unions."""
+    loc = error["loc"][1:]
+    if error["type"] != "extra_forbidden":
+        known = {*schema.model_fields, *GuidanceRequest.model_fields}
+        loc = tuple(part for part in loc if isinstance(part, int) or part in known)
+    return ".".join(str(_shown(part)) for part in loc) or "body"
+
+
+def _allowed(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    if error["type"] == "extra_forbidden":
+        fields = list((GuidanceRequest if "guidance" in error["loc"][:-1] else schema).model_fields)
+        nearest = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        return f"no such field; {hint}fields are {', '.join(fields)}"
+    if error["type"] in ("missing", "model_attributes_type"):
+        return "a JSON object, sent with Content-Type: application/json"
+    message = str(error["msg"])
+    return message[:1].lower() + message[1:]
+
+
+def _shown(value: object) -> object:
+    """`value` as JSON may carry it, and no longer than it needs to be."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 63 else "an integer of more than 64 bits"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"

@@ -1,0 +1,55 @@
+"""Faults in the shape in which OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+import json
+
+from starlette.responses import Response
+
+from elit_serve.server.faults import Fault, FieldFault
+
+_FIELD_CODES = {
+    "unknown": "unknown_parameter",
+    "missing": "missing_required_parameter",
+    "type": "invalid_type",
+    "value": "invalid_value",
+}
+_STATUS_CODES = {
+    401: "invalid_api_key",
+    403: "permission_denied",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    429: "rate_limit_exceeded",
+}
+
+
+def openai_error(fault: Fault) -> Response:
+    """`{"error": {"message", "type", "param", "code"}}`; what cannot be asked for is a 400, whose message names what
+    can. An infeasible target has `min_latency_ms` beside these."""
+    status = 400 if fault.status == 422 else fault.status
+    first = fault.fields[0] if fault.fields else None
+    error: dict[str, object] = {
+        "message": fault.detail,
+        "type": _type(status),
+        "param": first.field if first else None,
+        "code": _code(fault, first),
+    }
+    if fault.min_latency_ms is not None:
+        error["min_latency_ms"] = fault.min_latency_ms
+    return Response(
+        json.dumps({"error": error}), status, headers=dict(fault.headers), media_type="application/json"
+    )  # ASCII only, as in a problem
+
+
+def _type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def _code(fault: Fault, first: FieldFault | None) -> str | None:
+    if fault.name == "invalid-input" and first is not None:
+        return _FIELD_CODES[first.kind]
+    name = fault.reason or fault.name
+    return name.replace("-", "_") if name else _STATUS_CODES.get(fault.status)

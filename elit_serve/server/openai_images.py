@@ -1,0 +1,89 @@
+"""OpenAI's image generation in terms of `/v1/generate`: its fields translated there, the answer translated back."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import InvalidInput, ModelNotFound
+from elit_serve.pictures import OUTPUT_FORMATS
+from elit_serve.server.openai_schemas import (
+    ImagesRequest,
+    ImagesResponse,
+    InputTokensDetails,
+    QualityPreset,
+    Usage,
+)
+from elit_serve.server.schemas import GenerateRequest, GenerateResponse, Wishes
+
+BUDGETS: dict[QualityPreset, float] = {"low": 0.25, "medium": 0.5, "high": 1.0}
+LEGACY_QUALITIES: dict[str, QualityPreset] = {"standard": "medium", "hd": "high"}
+
+
+def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequest:
+    """The same request for `/v1/generate`. Raises `InvalidInput` for what this model cannot do."""
+    if request.model not in (None, pipeline.config.name):
+        raise ModelNotFound(str(request.model), pipeline.config.name)
+    if pipeline.is_latent:
+        raise InvalidInput("model", pipeline.config.name, "without an autoencoder it has no pictures; see /v1/generate")
+    if request.response_format == "url":
+        raise InvalidInput("response_format", "url", "b64_json, because pictures are not stored and have no URL")
+    size = size_of(pipeline)
+    if request.size not in (None, "auto", size):
+        raise InvalidInput("size", request.size, f"auto or {size}, which this model has")
+    output_format = request.output_format or OUTPUT_FORMATS[0]
+    if output_format == "png" and request.output_compression not in (None, 100):
+        raise InvalidInput(
+            "output_compression", request.output_compression, "100 for png, which loses nothing; or jpeg or webp"
+        )
+    wishes = {name: getattr(request, name) for name in Wishes.model_fields}
+    return GenerateRequest(
+        label=pipeline.class_id(request.prompt, field="prompt", exact=True),
+        n=request.n or 1,
+        output_format=output_format,
+        **{**wishes, "budget": _budget(request)},
+    )
+
+
+def size_of(pipeline: Pipeline) -> str:
+    """Width and height of the model's pictures in pixels, as OpenAI writes them."""
+    spec, scale = pipeline.config.spec, pipeline.pixels_per_element
+    return f"{spec.width * scale}x{spec.height * scale}"
+
+
+def images_response(facts: GenerateResponse, pipeline: Pipeline, *, created: int) -> ImagesResponse:
+    """The answer of `/v1/generate` as OpenAI's. created: Unix time in seconds."""
+    budgets = [image.budget for image in facts.images]
+    output_format = facts.output_format
+    assert output_format != "safetensors", "refused before it was made"
+    return ImagesResponse(
+        created=created,
+        data=facts.images,
+        output_format=output_format,
+        quality=min(BUDGETS, key=lambda preset: abs(BUDGETS[preset] - fmean(budgets))),
+        size=size_of(pipeline),
+        usage=usage_of(budgets, pipeline),
+        elit=facts,
+    )
+
+
+def usage_of(budgets: list[float], pipeline: Pipeline) -> Usage:
+    """Of pictures that got these budgets."""
+    output_tokens = sum(round(budget * pipeline.config.spec.num_tokens) for budget in budgets)
+    return Usage(
+        input_tokens=1,
+        input_tokens_details=InputTokensDetails(text_tokens=1, image_tokens=0),
+        output_tokens=output_tokens,
+        total_tokens=1 + output_tokens,
+    )
+
+
+def _budget(request: ImagesRequest) -> float | None:
+    """What the request says itself, or what its quality stands for."""
+    if request.quality in (None, "auto"):
+        return request.budget
+    for field in ("budget", "min_budget", "max_budget", "levels"):
+        if getattr(request, field) is not None:
+            raise InvalidInput("quality", request.quality, f"auto or left out, because {field} says it already")
+    preset = LEGACY_QUALITIES.get(str(request.quality), request.quality)
+    return next(budget for name, budget in BUDGETS.items() if name == preset)

@@ -1,0 +1,99 @@
+"""OpenAI's image generation, as it looks from outside; what is not served of it is no field here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from elit_serve.pictures import OutputFormat
+from elit_serve.server.schemas import GeneratedImage, GenerateFacts, RequestBody, Wishes
+
+QualityPreset = Literal["low", "medium", "high"]
+MAX_PARTIAL_IMAGES = 3
+
+
+class OpenAIFields(RequestBody):
+    """What OpenAI's own clients send; null is the same as leaving a field out."""
+
+    prompt: str = Field(max_length=32_000, description="Exactly a class name, or a class id.")
+    model: str | None = Field(default=None, max_length=200, description="The model that is served, or left out.")
+    n: int | None = Field(default=None, ge=1, description="Pictures; 1 when left out. Taken all or none.")
+    size: str | None = Field(
+        default=None, max_length=40, description="`auto`, or the size that the model has, as `64x64`."
+    )
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
+        default=None,
+        description="A preset of `budget`: `low` is 0.25, `medium` (`standard`) 0.5, `high` (`hd`) 1. `auto` leaves it "
+        "to the server, or to the fields that say more.",
+    )
+    output_format: OutputFormat | None = Field(default=None, description="png when left out.")
+    output_compression: int | None = Field(
+        default=None, ge=0, le=100, description="Of jpeg and webp: 100 is the largest and best file."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None, description="`url` is refused: pictures are not stored, they travel in the answer."
+    )
+    background: Literal["auto", "opaque"] | None = Field(default=None, description="Pictures are opaque.")
+    moderation: Literal["auto", "low"] | None = Field(
+        default=None, description="Accepted and without effect: prompts are class names."
+    )
+    user: str | None = Field(default=None, max_length=512, description="Accepted and not kept.")
+    safety_identifier: str | None = Field(default=None, max_length=512, description="Accepted and not kept.")
+    stream: Literal[False] | None = Field(default=None, description="Answers are whole.")
+
+
+class ImagesRequest(Wishes, OpenAIFields):  # fields stand in the order of the last base first
+    """OpenAI's fields, and those of `/v1/generate` that say what pictures may cost and how they are made."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "tulip", "n": 2, "size": "auto", "output_format": "webp"},
+                {"prompt": "tulip", "quality": "low"},
+                {"prompt": "tulip", "latency_ms": 20000, "seed": 7},
+            ]
+        }
+    )
+
+
+class InputTokensDetails(BaseModel):
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    """input_tokens: one, the class. output_tokens: latent tokens that carried the pictures, on average over the steps;
+    at full budget as many as the pictures have image tokens."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    total_tokens: int
+
+
+class ImagesResponse(BaseModel):
+    """quality: the preset nearest to the budget that the pictures got. elit: what `/v1/generate` says of a request."""
+
+    created: int = Field(description="Unix time in seconds.")
+    data: list[GeneratedImage]
+    background: Literal["opaque"] = "opaque"
+    output_format: OutputFormat
+    quality: QualityPreset
+    size: str
+    usage: Usage
+    elit: GenerateFacts
+
+
+class OpenAIErrorBody(BaseModel):
+    """param: the field that is wrong. code: a stable name of what happened."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str | None
+    min_latency_ms: float | None = Field(default=None, description="The smallest target that would do, if that is it.")
+
+
+class OpenAIError(BaseModel):
+    error: OpenAIErrorBody

@@ -1,0 +1,84 @@
+"""What would become of a request, as `/v1/plan` tells it."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from elit_serve.budget import budget_of_level
+from elit_serve.engine.foresight import Alternative, Foresight, alternatives
+from elit_serve.engine.jobs import Job
+from elit_serve.engine.open_plans import OpenPlans
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import ElitError, Infeasible, Overloaded
+from elit_serve.scheduler import CostTable
+from elit_serve.scheduler.rehearsal import Rehearsal
+from elit_serve.server.generation import guidance_used, quality_at, rounded, usable_levels, whole
+from elit_serve.server.schemas import GenerateRequest, PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
+
+
+def plan_answer(
+    request: GenerateRequest, foresight: Foresight, open_plans: OpenPlans | None, pipeline: Pipeline, cost: CostTable
+) -> PlanResponse:
+    """The answer to a dry run."""
+    job, course = foresight.job, foresight.course
+    levels = _levels(job, pipeline, cost)
+    others = alternatives(foresight, open_plans, levels, cost, pipeline.quality)
+    return PlanResponse(
+        model=pipeline.config.name,
+        label=pipeline.config.classes[job.class_id],
+        class_id=job.class_id,
+        n=len(job.seeds),
+        latency_ms=request.latency_ms,
+        promised=job.is_hard and isinstance(course, Rehearsal),
+        accepted=isinstance(course, Rehearsal),
+        course=_course(request, job, course, pipeline, cost) if isinstance(course, Rehearsal) else None,
+        refusal=_refusal(course) if isinstance(course, ElitError) else None,
+        alternatives=[_alternative(request, other, pipeline) for other in others],
+    )
+
+
+def _levels(job: Job, pipeline: Pipeline, cost: CostTable) -> list[int]:
+    """Those among which the scheduler would choose, or could if they were not pinned."""
+    usable = usable_levels(job.plan((job.max_level,) * job.num_steps), pipeline.config.levels)
+    bounded = [level for level in usable if job.min_level <= level <= job.max_level]
+    return [level for level in bounded if level in cost.levels] or bounded[:1]
+
+
+def _course(request: GenerateRequest, job: Job, course: Rehearsal, pipeline: Pipeline, cost: CostTable) -> PlanCourse:
+    mean_level = fmean(level for levels in course.levels for level in levels)
+    latency_ms = 1000 * (course.ended_s - job.arrived_s) + cost.overhead_ms
+    return PlanCourse(
+        steps=job.num_steps,
+        guidance=guidance_used(job.guidance, pipeline.config.spec.latents_per_group),
+        level=whole(mean_level),
+        budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),
+        levels=[list(levels) for levels in course.levels],
+        queue_ms=round(1000 * (course.started_s - job.arrived_s), 3),
+        latency_ms=round(latency_ms, 3),
+        deadline_met=None if request.latency_ms is None else latency_ms <= request.latency_ms,
+        quality=rounded(quality_at(pipeline, job.plan(course.levels[0]), mean_level)),
+        expected_quality=rounded(job.expected_quality),
+    )
+
+
+def _refusal(error: ElitError) -> PlanRefusal:
+    return PlanRefusal(
+        reason=error.reason if isinstance(error, Overloaded) else "infeasible",
+        detail=str(error),
+        min_latency_ms=error.min_latency_ms if isinstance(error, Infeasible) else None,
+        retry_after_s=round(error.retry_after_s, 3) if isinstance(error, Overloaded) else None,
+    )
+
+
+def _alternative(request: GenerateRequest, other: Alternative, pipeline: Pipeline) -> PlanAlternative:
+    plan = other.plan
+    return PlanAlternative(
+        steps=plan.num_steps,
+        guidance=guidance_used(plan.guidance, pipeline.config.spec.latents_per_group),
+        level=whole(plan.mean_level),
+        budget=budget_of_level(plan.mean_level, pipeline.config.spec.latents_per_group),
+        latency_ms=round(other.latency_ms, 3),
+        alone_ms=round(other.alone_ms, 3),
+        quality=rounded(other.quality),
+        fits=None if request.latency_ms is None else other.fits,
+    )

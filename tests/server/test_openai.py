@@ -1,0 +1,219 @@
+"""OpenAI's own client, as it comes from the registry, against a real server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fastapi import FastAPI, HTTPException
+from fastapi.testclient import TestClient
+from openai import OpenAI
+from PIL import Image
+
+from elit_serve.pictures import read_facts
+from elit_serve.server import error_answers
+from elit_serve.server.settings import Settings
+
+
+def client_of(server: Any) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none is needed", max_retries=0, timeout=60)
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[OpenAI]:
+    with client_of(server) as made:
+        yield made
+
+
+def file_of(image: Any) -> bytes:
+    return base64.b64decode(image.b64_json)
+
+
+def test_the_official_client_gets_its_pictures(client: OpenAI) -> None:
+    answer = client.images.generate(
+        model="tiny",
+        prompt="tulip",
+        n=2,
+        size="32x32",
+        quality="auto",
+        background="auto",
+        moderation="auto",
+        response_format="b64_json",
+        output_format="webp",
+        user="somebody",
+    )
+    assert abs(answer.created - time.time()) < 60
+    assert (answer.output_format, answer.size, answer.background) == ("webp", "32x32", "opaque")
+    assert answer.quality == "high"
+    assert answer.data is not None
+    assert len({file_of(image) for image in answer.data}) == 2
+    for image in answer.data:
+        with Image.open(io.BytesIO(file_of(image))) as picture:
+            assert (picture.format, picture.size) == ("WEBP", (32, 32))
+        facts = read_facts(file_of(image))
+        assert facts is not None
+        assert facts["label"] == "tulip"
+
+
+def test_only_a_prompt_is_needed_and_it_may_be_a_class_id(client: OpenAI) -> None:
+    (image,) = client.images.generate(prompt="2").data or []
+    facts = read_facts(file_of(image))
+    assert facts is not None
+    assert facts["label"] == "tulip"
+
+
+def test_the_elastic_fields_travel_in_the_extra_body(server: Any, client: OpenAI) -> None:
+    wishes = {"seed": 3, "budget": 0.5, "latency_ms": 30_000, "guidance": {"scale": 3.0}}
+    answer = client.images.generate(prompt="rose", extra_body=wishes)
+    (image,) = answer.data or []
+    same = server.generate({"label": "rose", **wishes}).json()
+    assert image.b64_json == same["images"][0]["b64_json"]
+    assert image.levels == [2, 2, 2, 2]
+    assert answer.quality == "medium"
+    assert answer.elit["promised"] is answer.elit["deadline_met"] is True
+    assert set(answer.elit) == set(same) - {"images"}
+
+
+@pytest.mark.parametrize(("quality", "level"), [("low", 1), ("medium", 2), ("high", 4), ("standard", 2), ("hd", 4)])
+def test_quality_is_a_budget_and_usage_counts_latent_tokens(client: OpenAI, quality: Any, level: int) -> None:
+    """A picture of 32 x 32 pixels has 64 tokens: 16 groups of 4."""
+    answer = client.images.generate(prompt="rose", n=2, quality=quality)
+    assert [image.level for image in answer.data or []] == [level, level]
+    assert answer.usage is not None
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (1, 2 * 16 * level)
+    assert answer.usage.total_tokens == 1 + 2 * 16 * level
+
+
+def test_compression_is_the_size_of_the_file(client: OpenAI) -> None:
+    sizes = []
+    for compression in (5, 60, 100):
+        asked: dict[str, Any] = {"output_format": "jpeg", "output_compression": compression}
+        (image,) = client.images.generate(prompt="rose", extra_body={"seed": 1}, **asked).data or []
+        sizes.append(len(file_of(image)))
+    assert sizes == sorted(set(sizes))
+
+
+REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
+    # arguments beside the prompt, param, code, a part of the message
+    ({"prompt": "tulpi"}, "prompt", "invalid_value", "tulip"),
+    ({"prompt": "a red rose"}, "prompt", "invalid_value", "rose"),
+    ({"prompt": "3"}, "prompt", "invalid_value", "from 0 to 2"),
+    ({"prompt": 3}, "prompt", "invalid_type", "valid string"),
+    ({"size": "1024x1024"}, "size", "invalid_value", "auto or 32x32"),
+    ({"n": 0}, "n", "invalid_value", "greater than or equal to 1"),
+    ({"n": 5}, "n", "invalid_value", "between 1 and 4"),
+    ({"quality": "best"}, "quality", "invalid_value", "'low'"),
+    ({"quality": "low", "extra_body": {"budget": 1}}, "quality", "invalid_value", "budget says it already"),
+    ({"response_format": "url"}, "response_format", "invalid_value", "not stored"),
+    ({"output_format": "svg"}, "output_format", "invalid_value", "'png'"),
+    ({"output_compression": 50}, "output_compression", "invalid_value", "jpeg or webp"),
+    ({"background": "transparent"}, "background", "invalid_value", "'opaque'"),
+    ({"style": "vivid"}, "style", "unknown_parameter", "no such field"),
+    ({"extra_body": {"bugdet": 1}}, "bugdet", "unknown_parameter", "did you mean budget?"),
+    ({"extra_body": {"label": "rose"}}, "label", "unknown_parameter", "no such field"),
+    ({"extra_body": {"budget": 2}}, "budget", "invalid_value", "less than or equal to 1"),
+    ({"extra_body": {"latency_ms": 1}}, "latency_ms", "infeasible", "smallest feasible"),
+]
+
+
+@pytest.mark.parametrize(("changes", "param", "code", "message"), REFUSED, ids=lambda part: str(part)[:40])
+def test_what_cannot_be_asked_is_a_bad_request_that_names_what_can(
+    client: OpenAI, changes: dict[str, Any], param: str, code: str, message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(**{"prompt": "tulip", **changes})
+    error = refused.value
+    assert (error.param, error.code, error.type) == (param, code, "invalid_request_error")
+    assert message in str(error)
+
+
+def test_an_infeasible_target_says_which_one_would_do(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="rose", extra_body={"latency_ms": 100})
+    assert isinstance(refused.value.body, dict)
+    assert 1500 < refused.value.body["min_latency_ms"] < 3000
+
+
+def test_another_model_is_not_found(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="tiny") as refused:
+        client.images.generate(model="gpt-image-1", prompt="rose")
+    assert (refused.value.param, refused.value.code) == ("model", "model_not_found")
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/json"
+    (error,) = answer.json().values()
+    assert {"message", "type", "param", "code"} == set(error)
+    return dict(error)
+
+
+def test_every_error_of_these_routes_has_openai_s_shape(server: Any) -> None:
+    path = "/v1/images/generations"
+    assert error_of(server.client.get(path), 405)["code"] == "method_not_allowed"
+    assert error_of(server.client.post("/v1/images/edits", json={}), 404)["code"] == "not_found"
+    cut_off = server.client.post(path, content=b"{", headers={"Content-Type": "application/json"})
+    assert "not JSON" in error_of(cut_off, 400)["message"]
+    assert error_of(server.client.post(path, json={}), 400)["code"] == "missing_required_parameter"
+    assert error_of(server.client.post(path, content=b" " * (2 << 20)), 413)["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "kind", "code"),
+    [
+        (401, openai.AuthenticationError, "invalid_request_error", "invalid_api_key"),
+        (403, openai.PermissionDeniedError, "invalid_request_error", "permission_denied"),
+        (429, openai.RateLimitError, "rate_limit_error", "rate_limit_exceeded"),
+    ],
+)
+def test_refusals_by_status_are_openai_s_and_keep_their_headers(
+    start_http: Any, status: int, error: type[openai.APIStatusError], kind: str, code: str
+) -> None:
+    app = FastAPI()
+    error_answers.install(app)
+
+    @app.post("/v1/images/generations")
+    def refuse() -> None:
+        raise HTTPException(status, "no", headers={"Retry-After": "7"})
+
+    given = TestClient(app).post("/v1/images/generations")
+    url = start_http(lambda *_: (given.status_code, dict(given.headers), given.content))
+    with (
+        OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(error) as refused,
+    ):
+        client.images.generate(prompt="rose")
+    assert (refused.value.type, refused.value.code) == (kind, code)
+    assert refused.value.response.headers["Retry-After"] == "7"
+
+
+def test_a_full_queue_is_a_503_after_which_the_client_comes_back_by_itself(
+    start_server: Any, held: Any, eventually: Any
+) -> None:
+    server = start_server(settings=Settings(response_ms=0, max_queue=1), executor=held)
+
+    def refusals() -> float:
+        return float(server.metric('elit_refusals_total{reason="queue_full"}'))
+
+    with client_of(server) as client, ThreadPoolExecutor(3) as callers:
+        try:
+            callers.submit(server.generate, {"label": "rose"})
+            eventually(lambda: server.health()["running"] == 1)
+            callers.submit(server.generate, {"label": "rose"})
+            eventually(lambda: server.health()["queue_length"] == 1)
+            with pytest.raises(openai.InternalServerError) as refused:
+                client.images.generate(prompt="rose")
+            patient = callers.submit(client.with_options(max_retries=5).images.generate, prompt="rose")
+            eventually(lambda: refusals() == 2)
+        finally:
+            server.executor.may_run.set()
+        assert patient.result(60).data
+    assert (refused.value.status_code, refused.value.code, refused.value.type) == (503, "queue_full", "server_error")
+    assert int(refused.value.response.headers["Retry-After"]) >= 1
