@@ -250,7 +250,7 @@ async def readiness(request: Request) -> Ready:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-async def metrics(request: Request) -> Response:
+def metrics(request: Request) -> Response:  # on a thread: writing it takes 7 ms
     service: Service = request.app.state.service
     return Response(service.metrics.render(), headers={"Content-Type": service.metrics.content_type})
 

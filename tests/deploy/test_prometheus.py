@@ -77,6 +77,11 @@ def panel_queries(dashboard: dict[str, Any]) -> dict[str, list[str]]:
     }
 
 
+def variables(dashboard: dict[str, Any]) -> dict[str, Any]:
+    """What is chosen at the top of the dashboard, by name."""
+    return {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+
+
 @pytest.fixture(scope="module")
 def dashboard(deploy_dir: Path) -> dict[str, Any]:
     return dict(json.loads((deploy_dir / "grafana" / "dashboards" / "elit-serve.json").read_text()))
@@ -194,8 +199,7 @@ def test_panels_show_what_happened(watched: Prometheus, dashboard: dict[str, Any
 def test_the_choice_of_servers_and_the_annotations_can_be_asked_for(
     watched: Prometheus, dashboard: dict[str, Any]
 ) -> None:
-    (variable,) = dashboard["templating"]["list"]
-    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
+    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variables(dashboard)["instance"]["query"]["query"])
     assert asked
     assert len(watched.ask(f"label/{asked[2]}/values", **{"match[]": asked[1]})) == 1
     (annotation,) = dashboard["annotations"]["list"]
@@ -232,7 +236,8 @@ def test_what_is_provisioned_fits_together(deploy_dir: Path, dashboard: dict[str
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
     assert urlsplit(source["url"]).hostname in services
     uids = {target["datasource"]["uid"] for panel in dashboard["panels"] for target in panel.get("targets", [])}
-    assert uids == {source["uid"]}
+    assert uids == {"${datasource}"}
+    assert variables(dashboard)["datasource"]["query"] == source["type"]
 
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "elit-serve.yaml").read_text())["providers"]
     mounts = [volume.split(":") for service in services.values() for volume in service.get("volumes", [])]
