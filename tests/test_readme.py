@@ -107,7 +107,7 @@ def test_the_two_commands_stand_there() -> None:
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("curl")])
 def test_curl_gets_an_answer(command: str, server: str, workspace: Path) -> None:
-    done = run_in(workspace, command.replace("localhost:8000", server).replace("curl -s", "curl -sS --fail-with-body"))
+    done = run_in(workspace, command.replace("localhost:8000", server).replace("curl -s", "curl --fail-with-body -sS"))
     assert done.returncode == 0, done.stdout + done.stderr
     if "-o" in command:
         with Image.open(workspace / shlex.split(command)[-1]) as picture:

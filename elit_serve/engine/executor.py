@@ -115,10 +115,33 @@ class Executor:
         return _DoneStep(1000 * (time.perf_counter() - started_s))
 
     @torch.inference_mode()
+    def watch(self, request_ids: Sequence[int]) -> None:
+        """Remembers where these images are, so that `preview` sees how far the next step moves them."""
+        for slot, state in zip(*self._states(request_ids), strict=True):
+            slot.before = state
+
+    @torch.inference_mode()
+    def preview(self, request_ids: Sequence[int]) -> Transfer:
+        """Decodes where images that are watched are heading: x + (1 - t) v, with the velocity of the step just run."""
+        slots, states = self._states(request_ids)
+        heading = []
+        for slot, state in zip(slots, states, strict=True):
+            assert slot.before is not None, "it is watched before the step"
+            t_before, t = slot.grid[slot.step - 1 : slot.step + 1]
+            heading.append(state + (1 - t) / (t - t_before) * (state - slot.before))
+            slot.before = None
+        return self._decode(torch.stack(heading))
+
+    def _states(self, request_ids: Sequence[int]) -> tuple[list[_Slot], Tensor]:
+        """Slots, and copies of their states [B, C, H, W]."""
+        slots = [self._slots[request_id] for request_id in request_ids]
+        index = torch.tensor([slot.index for slot in slots])
+        return slots, self._state.index_select(0, self._on_device(index))
+
+    @torch.inference_mode()
     def collect(self, request_ids: Sequence[int]) -> Transfer:
         """Decodes finished images, and frees their slots."""
-        index = torch.tensor([self._slots[request_id].index for request_id in request_ids])
-        samples = self._state.index_select(0, self._on_device(index))
+        _, samples = self._states(request_ids)
         for request_id in request_ids:
             self.remove(request_id)
         return self._decode(samples)
@@ -144,13 +167,14 @@ def step_in_place(model: torch.nn.Module, state: Tensor, inputs: Tensor, *, leve
 
 
 class _Slot:
-    """Where an image's state lies, and how far it is."""
+    """Where an image's state lies, and how far it is. before: its state [C, H, W] before the next step, if watched."""
 
     def __init__(self, index: int, task: ImageTask, grid: tuple[float, ...]) -> None:
         self.index = index
         self.task = task
         self.grid = grid
         self.step = 0
+        self.before: Tensor | None = None
 
 
 def _inputs(slots: Sequence[_Slot], launch: Launch, null_class: int) -> Tensor:

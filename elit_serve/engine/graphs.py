@@ -94,6 +94,14 @@ class GraphExecutor(Executor):
             ended.record()
         return _EnqueuedStep(started, ended)
 
+    def watch(self, request_ids: Sequence[int]) -> None:
+        with torch.cuda.stream(self._steps):
+            super().watch(request_ids)
+
+    def preview(self, request_ids: Sequence[int]) -> Transfer:
+        with torch.cuda.stream(self._steps):
+            return super().preview(request_ids)
+
     @torch.inference_mode()
     def collect(self, request_ids: Sequence[int]) -> Transfer:
         with torch.cuda.stream(self._steps):

@@ -25,6 +25,7 @@ class Job:
     arrived_s: when the caller asked, on the worker's clock.
     latency_ms: when, after that, the answer should be out; `is_hard` says whether it is promised.
     min_level, max_level: what may be picked; without meaning for a `pinned` level per step.
+    num_previews: of each image while it is made, evenly spread over its steps; fewer if it has few steps.
     file_quality: of JPEG and lossy WebP, 0 to 100.
     ceilings: one level per step that is not exceeded either, or None.
     expected_quality: at the levels that are expected when the job is made or given its plan; None is not known.
@@ -44,6 +45,7 @@ class Job:
     pinned: tuple[int, ...] | None
     priority: Priority
     output_format: AnswerFormat
+    num_previews: int = 0
     file_quality: int = FILE_QUALITY
     ceilings: tuple[int, ...] | None = None
     expected_quality: float | None = None
@@ -51,6 +53,13 @@ class Job:
     @property
     def num_steps(self) -> int:
         return len(self.weak_caps)
+
+    @property
+    def preview_steps(self) -> tuple[int, ...]:
+        """The numbers of steps after which there is a preview."""
+        parts = self.num_previews + 1
+        spread = {round(part * self.num_steps / parts) for part in range(1, parts)}
+        return tuple(sorted(spread - {0, self.num_steps}))
 
     def demand(self, request_id: int) -> Demand:
         """One of the images, as the scheduler sees it."""
@@ -81,6 +90,19 @@ class Job:
     def plan(self, levels: tuple[int, ...]) -> Plan:
         """The plan of an image that was made at these levels."""
         return Plan(levels=levels, guidance=self.guidance, time_shift=self.time_shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What an unfinished image promises to become: a file as of a finished one.
+
+    index: from 0, of the image's previews. num_steps: how many of its steps have run.
+    """
+
+    file: bytes
+    seed: int
+    index: int
+    num_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)

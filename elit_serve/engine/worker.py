@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
@@ -25,7 +25,7 @@ from elit_serve.clock import Clock
 from elit_serve.engine.encoding import answer_formats, encode_sample
 from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
 from elit_serve.engine.foresight import Foresight, error_of, foresee
-from elit_serve.engine.jobs import ImageOutcome, Job, Outcome
+from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, Preview
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import (
@@ -46,6 +46,9 @@ SLOTS_RETRY_AFTER_S = 1.0  # a slot is free again whenever any image is finished
 LEAD_S = 0.0015  # a launch is enqueued this long before the device is expected to be free: deciding and enqueueing
 LEAD_SHARE = 0.03  # plus this share of the running step, because it may end early
 POLL_S = 0.002  # and so often it is looked whether it has, for steps that take much less than was predicted
+
+
+_Samples = list[Tensor | GenerationFailed]
 
 
 class Observer:
@@ -139,16 +142,19 @@ class Worker:
         """Returns once the device is warm, or the worker is dead."""
         self._is_ready.wait()
 
-    def submit(self, job: Job, open_plans: OpenPlans | None = None) -> Future[Outcome]:
+    def submit(
+        self, job: Job, open_plans: OpenPlans | None = None, on_preview: Callable[[Preview], None] | None = None
+    ) -> Future[Outcome]:
         """Takes a job, also before the start; cancelling its future gives it up within a step.
 
-        With `open_plans` the job gets one of these plans in place of its own.
+        With `open_plans` the job gets one of these plans in place of its own. `on_preview` is given the previews that
+        it asks for, on a thread of the encoders', each image's in order and before its outcome; it must not wait.
         Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is taken.
         """
         with self._changed:
             self._check_room(len(job.seeds))
             given = job if open_plans is None else open_plans.give(job, self._scheduler)
-            request = _Request(given, Future())
+            request = _Request(given, Future(), on_preview)
             request.images = [_Image(request, index, next(self._request_ids)) for index in range(len(job.seeds))]
             self._admit(request)
             self._images.update({image.request_id: image for image in request.images})
@@ -244,7 +250,10 @@ class Worker:
 
     def _launch_parts(self, launch: Launch, members: dict[int, _Image]) -> list[_Part]:
         """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone."""
+        previewed = [image for image in members.values() if image.is_previewed_next]
         try:
+            if previewed:
+                self._executor.watch([image.request_id for image in previewed])
             running = self._executor.launch(launch)
         except torch.AcceleratorError:
             raise  # the device is lost, and everything on it
@@ -254,6 +263,7 @@ class Worker:
             for request_id in launch.request_ids:
                 members[request_id].levels.append(launch.level)
             last = [members[request_id] for request_id in launch.request_ids if members[request_id].is_complete]
+            self._show_all(previewed)
             return [_Part(launch.request_ids, running, tuple(last), self._collect(last))]
         half = len(launch.request_ids) // 2
         if half and isinstance(failure, torch.OutOfMemoryError):
@@ -279,6 +289,22 @@ class Worker:
         except Exception as error:
             self._fail([image.request_id for image in images], error, _cause(error))
             return None
+
+    def _show_all(self, images: Sequence[_Image]) -> None:
+        """Enqueues previews right behind the step; there is none where something goes wrong with it."""
+        if not images:
+            return
+        try:
+            transfer = self._executor.preview([image.request_id for image in images])
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.warning("no preview of %d images", len(images), exc_info=True)
+            return
+        samples = self._encoders.submit(transfer.result)
+        for index, image in enumerate(images):
+            num_steps = len(image.levels)
+            image.shown = self._encoders.submit(self._show, image, samples, index, num_steps, image.shown)
 
     def _finish(self, step: _Step) -> None:
         """Waits for a step, and hands what it finished to the encoders."""
@@ -340,7 +366,24 @@ class Worker:
 
     # The encoders' threads
 
-    def _deliver(self, image: _Image, samples: Future[list[Tensor | GenerationFailed]], index: int) -> None:
+    def _show(
+        self, image: _Image, samples: Future[_Samples], index: int, num_steps: int, before: Future[None] | None
+    ) -> None:
+        """before: the image's last preview, which must be out first; the pool is first in, first out."""
+        job = image.request.job
+        try:
+            sample = samples.result()[index]
+            if isinstance(sample, GenerationFailed):
+                return
+            file = encode_sample(sample, job.output_format, {"preview_after_steps": num_steps}, job.file_quality)
+            if before is not None:
+                before.result()
+            number = job.preview_steps.index(num_steps)
+            image.request.on_preview(Preview(file=file, seed=image.seed, index=number, num_steps=num_steps))
+        except Exception:
+            logger.warning("a preview could not be shown", exc_info=True)
+
+    def _deliver(self, image: _Image, samples: Future[_Samples], index: int) -> None:
         job, levels = image.request.job, tuple(image.levels)
         try:
             sample = samples.result()[index]
@@ -349,6 +392,8 @@ class Worker:
                 return
             facts = self._pipeline.facts(job.class_id, image.seed, job.plan(levels))
             file = encode_sample(sample, job.output_format, facts, job.file_quality)
+            if image.shown is not None:
+                image.shown.result()
         except Exception as error:
             self._fail([image.request_id], error, "encoding")
             return
@@ -431,9 +476,11 @@ class Worker:
 class _Request:
     """A job in flight."""
 
-    def __init__(self, job: Job, future: Future[Outcome]) -> None:
+    def __init__(self, job: Job, future: Future[Outcome], on_preview: Callable[[Preview], None] | None) -> None:
         self.job = job
         self.future = future
+        self.on_preview = on_preview or (lambda _: None)
+        self.preview_steps = frozenset(job.preview_steps) if on_preview is not None else frozenset()
         self.images: list[_Image] = []
 
 
@@ -449,6 +496,11 @@ class _Image:
         self.started_s: float | None = None
         self.ended_s: float | None = None
         self.outcome: ImageOutcome | None = None
+        self.shown: Future[None] | None = None  # the last preview
+
+    @property
+    def is_previewed_next(self) -> bool:
+        return len(self.levels) + 1 in self.request.preview_steps
 
     @property
     def is_complete(self) -> bool:

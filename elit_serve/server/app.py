@@ -46,7 +46,7 @@ from elit_serve.server.schemas import (
     Problem,
     Ready,
 )
-from elit_serve.server.service import Service, make
+from elit_serve.server.service import Service, answer_to, take
 from elit_serve.server.settings import Settings
 
 DESCRIPTION = """One checkpoint, every latency: say what a picture may cost (`budget`), or when it must be there
@@ -164,7 +164,7 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
     form = form_of(request.headers.get("accept"), body, service.pipeline)
-    facts = await make(request, service, body, form)
+    facts = await answer_to(request, service, await take(service, body, form))
     if facts is None:
         return Response(status_code=CLIENT_GONE)
     if form.is_bare:

@@ -16,7 +16,6 @@ from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, alone_ms, draw_no
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import MAX_SEED, Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.pictures import FILE_QUALITY
 from elit_serve.sampling import Guidance, Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
@@ -51,7 +50,6 @@ def job_of(
     settings: Settings,
     *,
     arrived_s: float,
-    file_quality: int = FILE_QUALITY,
 ) -> Job:
     """What the engine is to do. Raises `InvalidInput` for what cannot be asked of this model."""
     class_id = _class_id(request, pipeline)
@@ -88,7 +86,6 @@ def job_of(
         pinned=pinned,
         priority=Priority(request.priority),
         output_format=form.output_format,
-        file_quality=file_quality,
         expected_quality=quality_at(pipeline, plan, expected_level),
     )
 

@@ -27,19 +27,25 @@ _STATUS_CODES = {
 def openai_error(fault: Fault) -> Response:
     """`{"error": {"message", "type", "param", "code"}}`; what cannot be asked for is a 400, whose message names what
     can. An infeasible target has `min_latency_ms` beside these."""
-    status = 400 if fault.status == 422 else fault.status
+    return Response(error_json(fault), _status(fault), headers=dict(fault.headers), media_type="application/json")
+
+
+def error_json(fault: Fault) -> str:
+    """The body alone, as it is streamed too. ASCII only, as in a problem."""
     first = fault.fields[0] if fault.fields else None
     error: dict[str, object] = {
         "message": fault.detail,
-        "type": _type(status),
+        "type": _type(_status(fault)),
         "param": first.field if first else None,
         "code": _code(fault, first),
     }
     if fault.min_latency_ms is not None:
         error["min_latency_ms"] = fault.min_latency_ms
-    return Response(
-        json.dumps({"error": error}), status, headers=dict(fault.headers), media_type="application/json"
-    )  # ASCII only, as in a problem
+    return json.dumps({"error": error})
+
+
+def _status(fault: Fault) -> int:
+    return 400 if fault.status == 422 else fault.status
 
 
 def _type(status: int) -> str:

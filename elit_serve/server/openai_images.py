@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from elit_serve.engine.jobs import Preview
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput, ModelNotFound
-from elit_serve.pictures import OUTPUT_FORMATS
+from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat
 from elit_serve.server.openai_schemas import (
+    CompletedEvent,
     ImagesRequest,
     ImagesResponse,
     InputTokensDetails,
+    PartialImageEvent,
     QualityPreset,
     Usage,
 )
@@ -36,6 +39,10 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
         raise InvalidInput(
             "output_compression", request.output_compression, "100 for png, which loses nothing; or jpeg or webp"
         )
+    if request.stream and (request.n or 1) > 1:
+        raise InvalidInput("n", request.n, "1 with stream, whose events do not say which picture they are of")
+    if request.partial_images and not request.stream:
+        raise InvalidInput("partial_images", request.partial_images, "0 or left out, because stream is not true")
     wishes = {name: getattr(request, name) for name in Wishes.model_fields}
     return GenerateRequest(
         label=pipeline.class_id(request.prompt, field="prompt", exact=True),
@@ -67,6 +74,36 @@ def images_response(facts: GenerateResponse, pipeline: Pipeline, *, created: int
     )
 
 
+def partial_image_event(
+    request: ImagesRequest, preview: Preview, output_format: OutputFormat, pipeline: Pipeline, *, created: int
+) -> PartialImageEvent:
+    """A preview as OpenAI streams it. created: Unix time in seconds."""
+    return PartialImageEvent(
+        b64_json=preview.file,
+        partial_image_index=preview.index,
+        created_at=created,
+        output_format=output_format,
+        quality=_preset(request) or "auto",
+        size=size_of(pipeline),
+    )
+
+
+def completed_event(answer: ImagesResponse) -> CompletedEvent:
+    """The answer with one picture, as OpenAI streams it."""
+    (image,) = answer.data
+    return CompletedEvent(
+        b64_json=image.b64_json,
+        created_at=answer.created,
+        output_format=answer.output_format,
+        quality=answer.quality,
+        size=answer.size,
+        usage=answer.usage,
+        seed=image.seed,
+        levels=image.levels,
+        elit=answer.elit,
+    )
+
+
 def usage_of(budgets: list[float], pipeline: Pipeline) -> Usage:
     """Of pictures that got these budgets."""
     output_tokens = sum(round(budget * pipeline.config.spec.num_tokens) for budget in budgets)
@@ -80,10 +117,20 @@ def usage_of(budgets: list[float], pipeline: Pipeline) -> Usage:
 
 def _budget(request: ImagesRequest) -> float | None:
     """What the request says itself, or what its quality stands for."""
-    if request.quality in (None, "auto"):
+    preset = _preset(request)
+    if preset is None:
         return request.budget
     for field in ("budget", "min_budget", "max_budget", "levels"):
         if getattr(request, field) is not None:
             raise InvalidInput("quality", request.quality, f"auto or left out, because {field} says it already")
-    preset = LEGACY_QUALITIES.get(str(request.quality), request.quality)
-    return next(budget for name, budget in BUDGETS.items() if name == preset)
+    return BUDGETS[preset]
+
+
+def _preset(request: ImagesRequest) -> QualityPreset | None:
+    match request.quality:
+        case None | "auto":
+            return None
+        case "standard" | "hd":
+            return LEGACY_QUALITIES[request.quality]
+        case preset:
+            return preset

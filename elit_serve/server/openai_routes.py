@@ -9,12 +9,23 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from elit_serve.pictures import FILE_QUALITY
+from elit_serve.engine.jobs import Outcome, Preview
+from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS
+from elit_serve.server.event_stream import EventStream, PreviewQueue
+from elit_serve.server.faults import fault_of
 from elit_serve.server.generation import Form
 from elit_serve.server.metrics import CLIENT_GONE
-from elit_serve.server.openai_images import generate_request, images_response
-from elit_serve.server.openai_schemas import ImagesRequest, ImagesResponse, OpenAIError
-from elit_serve.server.service import Service, make
+from elit_serve.server.openai_errors import error_json
+from elit_serve.server.openai_images import completed_event, generate_request, images_response, partial_image_event
+from elit_serve.server.openai_schemas import (
+    CompletedEvent,
+    ImagesRequest,
+    ImagesResponse,
+    OpenAIError,
+    PartialImageEvent,
+)
+from elit_serve.server.schemas import GenerateRequest
+from elit_serve.server.service import Service, answer_to, facts_of, take
 
 router = APIRouter()
 
@@ -25,7 +36,12 @@ _ERROR: dict[str, Any] = {"model": OpenAIError}
     "/v1/images/generations",
     summary="Generate pictures of a class, as OpenAI's clients ask for them",
     responses={
-        200: {"model": ImagesResponse},
+        200: {
+            "model": ImagesResponse,
+            "description": "JSON, or with `stream` the events `image_generation.partial_image` and "
+            "`image_generation.completed`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
         400: {
             **_ERROR,
             "description": "A field is not valid, or the target cannot be met; see `param`.",
@@ -44,8 +60,42 @@ async def images_generations(request: Request, body: ImagesRequest) -> Response:
     assert asked.output_format is not None
     form = Form(output_format=asked.output_format, is_bare=False)
     file_quality = FILE_QUALITY if body.output_compression is None else body.output_compression
-    facts = await make(request, service, asked, form, file_quality=file_quality)
+    if body.stream:
+        return await _stream(service, body, asked, form, file_quality)
+    facts = await answer_to(request, service, await take(service, asked, form, file_quality=file_quality))
     if facts is None:
         return Response(status_code=CLIENT_GONE)
     answer = images_response(facts, service.pipeline, created=int(time.time()))
     return Response(await run_in_threadpool(answer.model_dump_json), media_type="application/json")
+
+
+async def _stream(
+    service: Service, body: ImagesRequest, asked: GenerateRequest, form: Form, file_quality: int
+) -> Response:
+    """What is refused is refused as ever; events come once the request is taken."""
+    previews = PreviewQueue()
+    taken = await take(
+        service,
+        asked,
+        form,
+        file_quality=file_quality,
+        num_previews=body.partial_images or 0,
+        on_preview=previews.put if body.partial_images else None,
+    )
+
+    def preview_event(preview: Preview) -> PartialImageEvent:
+        output_format = body.output_format or OUTPUT_FORMATS[0]
+        return partial_image_event(body, preview, output_format, service.pipeline, created=int(time.time()))
+
+    def end_event(outcome: Outcome) -> CompletedEvent:
+        facts = facts_of(service, taken, outcome)
+        return completed_event(images_response(facts, service.pipeline, created=int(time.time())))
+
+    return EventStream(
+        taken,
+        previews,
+        preview_event=preview_event,
+        end_event=end_event,
+        error_of=lambda error: error_json(fault_of(error)),
+        metrics=service.metrics,
+    )

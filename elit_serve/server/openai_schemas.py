@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from elit_serve.pictures import OutputFormat
-from elit_serve.server.schemas import GeneratedImage, GenerateFacts, RequestBody, Wishes
+from elit_serve.server.schemas import Base64File, GeneratedImage, GenerateFacts, RequestBody, Wishes
 
 QualityPreset = Literal["low", "medium", "high"]
 MAX_PARTIAL_IMAGES = 3
@@ -40,7 +40,13 @@ class OpenAIFields(RequestBody):
     )
     user: str | None = Field(default=None, max_length=512, description="Accepted and not kept.")
     safety_identifier: str | None = Field(default=None, max_length=512, description="Accepted and not kept.")
-    stream: Literal[False] | None = Field(default=None, description="Answers are whole.")
+    stream: bool | None = Field(default=None, description="Answer with server-sent events; one picture only.")
+    partial_images: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PARTIAL_IMAGES,
+        description="With `stream`: pictures of what it is becoming, evenly spread over its steps.",
+    )
 
 
 class ImagesRequest(Wishes, OpenAIFields):  # fields stand in the order of the last base first
@@ -82,6 +88,35 @@ class ImagesResponse(BaseModel):
     quality: QualityPreset
     size: str
     usage: Usage
+    elit: GenerateFacts
+
+
+class PartialImageEvent(BaseModel):
+    """What the picture promises to become, by the velocity of its last step."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    b64_json: Base64File
+    partial_image_index: int
+    created_at: int
+    background: Literal["opaque"] = "opaque"
+    output_format: OutputFormat
+    quality: QualityPreset | Literal["auto"]
+    size: str
+
+
+class CompletedEvent(BaseModel):
+    """The picture. elit: what `/v1/generate` says of a request."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    b64_json: Base64File
+    created_at: int
+    background: Literal["opaque"] = "opaque"
+    output_format: OutputFormat
+    quality: QualityPreset
+    size: str
+    usage: Usage
+    seed: int
+    levels: list[int]
     elit: GenerateFacts
 
 

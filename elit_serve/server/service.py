@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from elit_serve.clock import Clock
-from elit_serve.engine.jobs import Job, Outcome
+from elit_serve.engine.jobs import Outcome, Preview
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
@@ -40,45 +41,65 @@ class Service:
     clock: Clock
 
 
-async def make(
-    request: Request, service: Service, body: GenerateRequest, form: Form, *, file_quality: int = FILE_QUALITY
-) -> GenerateResponse | None:
-    """The pictures that `body` asks for; None, with the work given up, when the caller has left.
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A request that the engine has taken. Cancelling `future` gives it up."""
 
-    file_quality: of JPEG and lossy WebP, 0 to 100.
+    body: GenerateRequest
+    form: Form
+    arrived_s: float
+    future: Future[Outcome]
+
+
+async def take(
+    service: Service,
+    body: GenerateRequest,
+    form: Form,
+    *,
+    file_quality: int = FILE_QUALITY,
+    num_previews: int = 0,
+    on_preview: Callable[[Preview], None] | None = None,
+) -> Taken:
+    """Has the engine make what `body` asks for, or raises why not.
+
+    file_quality: of JPEG and lossy WebP, 0 to 100. on_preview: see `Worker.submit`.
     """
-    pipeline, arrived_s = service.pipeline, service.clock.now()
+    arrived_s = service.clock.now()
     job = await run_in_threadpool(  # drawing noise takes a while
-        job_of, body, form, pipeline, service.cost, service.settings, arrived_s=arrived_s, file_quality=file_quality
+        job_of, body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s
     )
+    job = replace(job, file_quality=file_quality, num_previews=num_previews)
     if service.arrival_log is not None:
-        service.arrival_log.record(body, job, pipeline.config.spec.latents_per_group)
+        service.arrival_log.record(body, job, service.pipeline.config.spec.latents_per_group)
     open_plans = open_plans_of(body, service.open_plans, service.settings)
-    outcome = await _outcome(request, service, job, open_plans)
-    if outcome is None:
-        return None
-    total_ms = 1000 * (service.clock.now() - arrived_s)
-    return answer(body, outcome, form, pipeline=pipeline, total_ms=total_ms)
-
-
-async def _outcome(request: Request, service: Service, job: Job, open_plans: OpenPlans | None) -> Outcome | None:
-    """Runs a job; None, with the job given up, when its caller has left. Counts what becomes of it."""
     try:
-        future = service.worker.submit(job, open_plans)
+        future = service.worker.submit(job, open_plans, on_preview)
     except ElitError as error:
         service.metrics.refused(error)
         raise
+    return Taken(body=body, form=form, arrived_s=arrived_s, future=future)
+
+
+def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateResponse:
+    """The answer, for a request that is done; counts it."""
+    total_ms = 1000 * (service.clock.now() - taken.arrived_s)
+    facts = answer(taken.body, outcome, taken.form, pipeline=service.pipeline, total_ms=total_ms)
+    qualities = [image_quality(image, outcome.job, service.pipeline) for image in outcome.images]
+    service.metrics.done(outcome, qualities)
+    return facts
+
+
+async def answer_to(request: Request, service: Service, taken: Taken) -> GenerateResponse | None:
+    """The answer once it is there; None, with the work given up, when the caller has left."""
     try:
-        outcome = await _unless_disconnected(request, future)
+        outcome = await _unless_disconnected(request, taken.future)
     except ElitError as error:
         service.metrics.ended(error)
         raise
     if outcome is None:
         service.metrics.generations.labels("cancelled").inc()
-    else:
-        qualities = [image_quality(image, outcome.job, service.pipeline) for image in outcome.images]
-        service.metrics.done(outcome, qualities)
-    return outcome
+        return None
+    return facts_of(service, taken, outcome)
 
 
 async def _unless_disconnected(request: Request, future: Future[Outcome]) -> Outcome | None:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from elit_serve.engine.executor import Executor, ImageTask
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed
-from elit_serve.sampling import Guidance, Plan
+from elit_serve.sampling import Guidance, Plan, euler_step, initial_noise, time_grid
 from elit_serve.scheduler.requests import Launch
 
 CCFG = Guidance(method="ccfg", scale=2.0, weak_level=1)
@@ -155,3 +156,29 @@ def test_random_weights_leave_no_part_of_the_model_at_zero_and_depend_on_the_see
     assert all(bool(tensor.any()) for tensor in weights[0].values())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(weights[0]["final.linear.weight"], weights[2]["final.linear.weight"])
+
+
+def test_a_preview_is_where_the_last_velocity_leads(executor: Executor, pipeline: Pipeline) -> None:
+    """Against the states of Euler's method: x + (1 - t) v with v from t to t + 1/4, and so the picture at the end."""
+    plan = Plan(levels=(3,) * 4, guidance=CCFG, time_shift=1.0)
+    grid = time_grid(4, 1.0)
+    velocity = class_velocity(pipeline.model, torch.tensor([0]))
+    x = initial_noise([1], pipeline.config.spec.sample_shape)
+    for request_id in (1, 2):
+        add(executor, pipeline, request_id)
+    shown = []
+    for number in range(4):
+        with torch.inference_mode():
+            moved = euler_step(velocity, x, plan, grid, number)
+            heading = x + (1 - grid[number]) * (moved - x) / (grid[number + 1] - grid[number])
+        executor.watch([2, 1])
+        step(executor, 1, 2, level=3)
+        _, preview = executor.preview([2, 1]).result()
+        assert isinstance(preview, Tensor)
+        assert_same_picture(preview, pipeline.decode(heading)[0])
+        shown.append(preview)
+        x = moved
+    assert int((shown[0].int() - shown[1].int()).abs().max()) > 1
+    (sample,) = collected(executor, 1)
+    assert_same_picture(shown[-1], sample)
+    assert_same_picture(sample, alone(pipeline, 1, plan))

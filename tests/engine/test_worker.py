@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import torch
 
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
 from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
-from elit_serve.engine.jobs import Job, Outcome, draw_noise, weak_caps
+from elit_serve.engine.jobs import Job, Outcome, Preview, draw_noise, weak_caps
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
@@ -183,6 +183,64 @@ def test_an_arrival_joins_at_the_next_step(make_worker: StartWorker, pipeline: P
     executor.may_run.release(10)
     assert file_of(first) == file_of(second)
     assert [len(launch.request_ids) for launch in executor.launches] == [1, 2, 2, 1]
+
+
+class Watched(Executor):
+    """Counts the images of which there are previews; may fail at them."""
+
+    def __init__(self, pipeline: Pipeline, *, fails: bool = False) -> None:
+        super().__init__(pipeline, num_slots=16)
+        self.num_watched = 0
+        self.fails = fails
+
+    def watch(self, request_ids: Sequence[int]) -> None:
+        self.num_watched += len(request_ids)
+        super().watch(request_ids)
+
+    def preview(self, request_ids: Sequence[int]) -> Transfer:
+        if self.fails:
+            raise RuntimeError("no room for a preview")
+        return super().preview(request_ids)
+
+
+@pytest.mark.parametrize(
+    ("steps", "num_previews", "after"),
+    [(8, 3, (2, 4, 6)), (8, 1, (4,)), (8, 0, ()), (2, 3, (1,)), (1, 3, ()), (5, 3, (1, 2, 4))],
+)
+def test_previews_are_spread_over_the_steps_and_come_in_order_before_the_picture(
+    make_worker: StartWorker, pipeline: Pipeline, steps: int, num_previews: int, after: tuple[int, ...]
+) -> None:
+    executor = Watched(pipeline)
+    worker = make_worker(executor)
+    worker.start()
+    events: list[Preview | None] = []
+    asked = replace(job(pipeline, steps=steps), num_previews=num_previews)
+    future = worker.submit(asked, on_preview=events.append)
+    future.add_done_callback(lambda _: events.append(None))
+    assert file_of(future) == offline(pipeline, future.result().images[0].levels)
+    *previews, end = events
+    assert end is None
+    assert [(preview.index, preview.num_steps) for preview in previews if preview] == list(enumerate(after))
+    assert executor.num_watched == len(after)
+
+
+def test_who_asks_for_no_previews_costs_none(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    executor = Watched(pipeline)
+    worker = make_worker(executor)
+    first = worker.submit(job(pipeline, steps=4, level=2))
+    second = worker.submit(replace(job(pipeline, steps=4, level=2), num_previews=1), on_preview=lambda _: None)
+    worker.start()
+    assert file_of(first) == file_of(second)
+    assert executor.num_watched == 1
+
+
+def test_a_preview_that_fails_takes_nothing_from_the_picture(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    worker = make_worker(Watched(pipeline, fails=True))
+    worker.start()
+    shown: list[Preview] = []
+    future = worker.submit(replace(job(pipeline, steps=4), num_previews=2), on_preview=shown.append)
+    assert file_of(future) == offline(pipeline, future.result().images[0].levels)
+    assert shown == []
 
 
 def test_an_impossible_target_is_refused_with_the_smallest_that_works(

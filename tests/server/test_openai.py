@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import time
@@ -14,10 +15,12 @@ import openai
 import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
+from elit_serve.engine.executor import Executor, RunningStep
 from elit_serve.pictures import read_facts
+from elit_serve.scheduler.requests import Launch
 from elit_serve.server import error_answers
 from elit_serve.server.settings import Settings
 
@@ -115,6 +118,9 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"output_format": "svg"}, "output_format", "invalid_value", "'png'"),
     ({"output_compression": 50}, "output_compression", "invalid_value", "jpeg or webp"),
     ({"background": "transparent"}, "background", "invalid_value", "'opaque'"),
+    ({"stream": True, "n": 2}, "n", "invalid_value", "1 with stream"),
+    ({"partial_images": 2}, "partial_images", "invalid_value", "stream is not true"),
+    ({"stream": True, "partial_images": 4}, "partial_images", "invalid_value", "less than or equal to 3"),
     ({"style": "vivid"}, "style", "unknown_parameter", "no such field"),
     ({"extra_body": {"bugdet": 1}}, "bugdet", "unknown_parameter", "did you mean budget?"),
     ({"extra_body": {"label": "rose"}}, "label", "unknown_parameter", "no such field"),
@@ -192,6 +198,81 @@ def test_refusals_by_status_are_openai_s_and_keep_their_headers(
         client.images.generate(prompt="rose")
     assert (refused.value.type, refused.value.code) == (kind, code)
     assert refused.value.response.headers["Retry-After"] == "7"
+
+
+def streamed(client: OpenAI, **arguments: Any) -> list[Any]:
+    with client.images.generate(prompt="rose", stream=True, **arguments) as events:
+        return list(events)
+
+
+def test_a_stream_shows_what_the_picture_is_becoming(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"output_format": "webp", "quality": "low", "extra_body": {"seed": 3, "steps": 8}}
+    *partial, end = streamed(client, partial_images=3, **asked)
+    assert [event.type for event in partial] == ["image_generation.partial_image"] * 3
+    assert [event.partial_image_index for event in partial] == [0, 1, 2]
+    assert end.type == "image_generation.completed"
+    for event in (*partial, end):
+        assert (event.size, event.background, event.output_format, event.quality) == ("32x32", "opaque", "webp", "low")
+        assert abs(event.created_at - time.time()) < 60
+        with Image.open(io.BytesIO(file_of(event))) as picture:
+            assert (picture.format, picture.size) == ("WEBP", (32, 32))
+    assert len({file_of(event) for event in (*partial, end)}) == 4
+    whole = client.images.generate(prompt="rose", **asked)
+    assert whole.data is not None
+    assert end.b64_json == whole.data[0].b64_json
+    assert whole.usage is not None
+    assert end.usage.output_tokens == whole.usage.output_tokens
+    assert (end.seed, end.levels) == (3, [1] * 8)
+
+
+def test_a_stream_without_partial_images_is_one_event(client: OpenAI) -> None:
+    assert [event.type for event in streamed(client)] == ["image_generation.completed"]
+    assert [event.type for event in streamed(client, partial_images=0)] == ["image_generation.completed"]
+
+
+def test_the_asynchronous_client_streams_too(server: Any) -> None:
+    async def ask() -> list[str]:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+            events = await client.images.generate(prompt="rose", stream=True, partial_images=1)
+            return [event.type async for event in events]
+
+    assert asyncio.run(ask()) == ["image_generation.partial_image", "image_generation.completed"]
+
+
+def test_what_is_refused_is_refused_before_the_stream_begins(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        streamed(client, extra_body={"latency_ms": 1})
+    assert refused.value.code == "infeasible"
+
+
+class Failing(Executor):
+    """Cannot run steps after the first of a picture."""
+
+    def launch(self, launch: Launch) -> RunningStep:
+        if launch.launch_id > 0:
+            raise RuntimeError("this step cannot be run")
+        return super().launch(launch)
+
+
+def test_what_fails_in_the_middle_is_an_error_of_the_stream(start_server: Any) -> None:
+    server = start_server(executor=Failing)
+    with client_of(server) as client, pytest.raises(openai.APIError) as failed:
+        streamed(client, partial_images=3)
+    assert not isinstance(failed.value, openai.APIStatusError), "the stream had begun"
+    assert (failed.value.code, failed.value.type) == ("generation_failed", "server_error")
+    assert server.metric('elit_generations_total{outcome="failed"}') == 1
+    assert server.metric('elit_generations_total{outcome="cancelled"}') == 0
+
+
+def test_who_leaves_a_stream_frees_the_device(start_server: Any, held: Any, eventually: Any) -> None:
+    server = start_server(executor=held)
+    try:
+        with client_of(server) as client:
+            client.images.generate(prompt="rose", stream=True, partial_images=1).close()
+        eventually(lambda: server.metric('elit_generations_total{outcome="cancelled"}') == 1)
+        assert server.health()["running"] == server.health()["queue_length"] == 0
+    finally:
+        server.executor.may_run.set()
 
 
 def test_a_full_queue_is_a_503_after_which_the_client_comes_back_by_itself(
