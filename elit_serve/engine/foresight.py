@@ -10,8 +10,8 @@ from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.errors import ElitError, Infeasible, Overloaded
 from elit_serve.measurements import Quality
 from elit_serve.sampling import Plan
-from elit_serve.scheduler import CostTable, MeasuredPlan, RequestScheduler
-from elit_serve.scheduler.menu import Crowd, Option, option_at
+from elit_serve.scheduler import CostTable, RequestScheduler
+from elit_serve.scheduler.menu import Crowd, Duration
 from elit_serve.scheduler.rehearsal import Rehearsal, rehearse
 from elit_serve.scheduler.requests import Refusal
 
@@ -76,25 +76,25 @@ def alternatives(
         for level in levels:
             plan = job.plan((level,) * job.num_steps)
             known = None if quality is None else quality.of(job.guidance, job.num_steps, job.time_shift, level)
-            steps = MeasuredPlan(name="", weak_caps=job.weak_caps, ceilings=plan.levels, quality=known or 0.0)
-            found.append(_alternative(plan, option_at(steps, level, known or 0.0, cost), known, foresight, cost))
+            duration = Duration.of(plan.levels, job.weak_caps, cost)
+            found.append(_alternative(plan, duration, known, foresight, cost))
     else:
         for option in open_plans.menu.front:
             offered = open_plans.plans[option.plan.name]
             plan = replace(offered, levels=tuple(min(option.level, level) for level in offered.levels))
-            found.append(_alternative(plan, option, option.quality, foresight, cost))
+            found.append(_alternative(plan, option.duration, option.quality, foresight, cost))
     return found
 
 
 def _alternative(
-    plan: Plan, option: Option, quality: float | None, foresight: Foresight, cost: CostTable
+    plan: Plan, duration: Duration, quality: float | None, foresight: Foresight, cost: CostTable
 ) -> Alternative:
     job, crowd = foresight.job, foresight.crowd
     within_ms = (job.latency_ms - cost.overhead_ms) / crowd.correction
     return Alternative(
         plan=plan,
-        latency_ms=option.latency_ms(crowd, cost),
-        alone_ms=option.latency_ms(replace(crowd, in_flight=len(job.seeds)), cost),
-        fits=option.fits(within_ms, crowd),
+        latency_ms=duration.latency_ms(crowd, cost),
+        alone_ms=duration.latency_ms(replace(crowd, in_flight=len(job.seeds)), cost),
+        fits=duration.fits(within_ms, crowd),
         quality=quality,
     )

@@ -22,19 +22,24 @@ HEADROOM = 3.0  # times as many as have lately arrived should be possible: arriv
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
-    """A plan whose steps run at `level`, or at its ceilings where these are lower.
+class Duration:
+    """How long pictures of one kind take, by the table.
 
-    crowded_ms: what all its steps take on the device with 1, 2, ... such pictures in flight, up to the largest batch.
+    crowded_ms: what all steps of one take on the device with 1, 2, ... of them in flight, up to the largest batch.
     cushion_ms: what a promise must have to spare.
-    quality: read off at the mean level.
     """
 
-    plan: MeasuredPlan
-    level: int
     crowded_ms: tuple[float, ...]
     cushion_ms: float
-    quality: float
+
+    @classmethod
+    def of(cls, levels: Sequence[int], weak_caps: Sequence[int | None], table: CostTable) -> Duration:
+        """Of pictures whose steps run at these levels, with these weak caps (as in `Demand`)."""
+        caps = table.riding(tuple(weak_caps))
+        return cls(
+            crowded_ms=_crowded_ms(Counter(zip(levels, caps, strict=True)), table),
+            cushion_ms=CUSHION_STEPS * max(table.step_ms(table.levels[-1], cap, 1) for cap in set(caps)),
+        )
 
     def steps_ms(self, crowd: Crowd) -> float:
         """Of all steps in this crowd; beyond the largest batch pictures take turns."""
@@ -54,6 +59,19 @@ class Option:
         largest = min(crowd.max_batch, len(self.crowded_ms))
         together = bisect_right(self.crowded_ms, within_ms - self.cushion_ms, 0, largest)
         return 1000 * together / self.crowded_ms[together - 1] / crowd.correction if together else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A plan whose steps run at `level`, or at its ceilings where these are lower.
+
+    quality: read off at the mean level.
+    """
+
+    plan: MeasuredPlan
+    level: int
+    duration: Duration
+    quality: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +102,7 @@ class PlanMenu:
     def front(self) -> list[Option]:
         """Those that no other one beats in both time alone and quality, fastest first."""
         front: list[Option] = []
-        for option in sorted(self.options, key=lambda option: (option.crowded_ms[0], -option.quality)):
+        for option in sorted(self.options, key=lambda option: (option.duration.crowded_ms[0], -option.quality)):
             if not front or option.quality > front[-1].quality:
                 front.append(option)
         return front
@@ -106,39 +124,27 @@ class PlanMenu:
         What an option is worth: its quality, times the share of what arrives that could be made in time if all had it.
         """
         within_ms = (latency_ms - self._table.overhead_ms) / crowd.correction
-        fitting = [option for option in self.options if option.fits(within_ms, crowd)]
+        fitting = [option for option in self.options if option.duration.fits(within_ms, crowd)]
         if not fitting:
-            return min(self.options, key=lambda option: (option.steps_ms(crowd), -option.quality))
+            return min(self.options, key=lambda option: (option.duration.steps_ms(crowd), -option.quality))
 
         def worth(option: Option) -> float:
-            made = option.images_per_s(within_ms, crowd)
+            made = option.duration.images_per_s(within_ms, crowd)
             coming = HEADROOM * crowd.images_per_s
             return option.quality * (min(1.0, made / coming) if coming > 0 else 1.0)
 
-        return max(fitting, key=lambda option: (worth(option), -option.steps_ms(crowd)))
+        return max(fitting, key=lambda option: (worth(option), -option.duration.steps_ms(crowd)))
 
 
 def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable) -> list[Option]:
     """The plan at its ceilings, and held below them at each level of the table."""
     highest = max(plan.ceilings)
-    levels = [level for level in table.levels if plan.min_level <= level < highest]
-    return [
-        option_at(plan, level, quality.of_plan(plan, fmean(min(level, ceiling) for ceiling in plan.ceilings)), table)
-        for level in [*levels, highest]
-    ]
-
-
-def option_at(plan: MeasuredPlan, level: int, quality: float, table: CostTable) -> Option:
-    """The plan held at `level`, where it is worth `quality`."""
-    weak_caps = table.riding(plan.weak_caps)
-    held = [min(level, ceiling) for ceiling in plan.ceilings]
-    return Option(
-        plan=plan,
-        level=level,
-        crowded_ms=_crowded_ms(Counter(zip(held, weak_caps, strict=True)), table),
-        cushion_ms=CUSHION_STEPS * max(table.step_ms(table.levels[-1], cap, 1) for cap in set(weak_caps)),
-        quality=quality,
-    )
+    options = []
+    for level in [*(level for level in table.levels if plan.min_level <= level < highest), highest]:
+        held = [min(level, ceiling) for ceiling in plan.ceilings]
+        duration = Duration.of(held, plan.weak_caps, table)
+        options.append(Option(plan=plan, level=level, duration=duration, quality=quality.of_plan(plan, fmean(held))))
+    return options
 
 
 def _crowded_ms(steps: Counter[tuple[int, int | None]], table: CostTable) -> tuple[float, ...]:

@@ -68,7 +68,7 @@ def test_guided_and_unguided_steps_of_a_plan_crowd_each_other(table: CostTable) 
     """Four alike in flight, each half of the time guided: two launches of two a step, 6 and 8 ms, where one of four
     guided takes 10. Alone a picture waits for nobody."""
     offered = menu(table, plan("half", 0.6, level=4, guided=5), plan("guided", 0.6, level=4, guided=10))
-    half, guided = offered.options
+    half, guided = (option.duration for option in offered.options)
     assert half.steps_ms(ALONE) == 5 * 3 + 5 * 4
     assert half.steps_ms(Crowd(in_flight=4, max_batch=8)) == 10 * (4 + 6)
     assert guided.steps_ms(Crowd(in_flight=4, max_batch=8)) == 10 * 10
