@@ -74,7 +74,7 @@ class ElasticSettings:
     memory: float = 5.0
     horizon: float = 1.0
     held_back: float = 0.4
-    num_urgent: int = 40
+    num_urgent: int = 24
     scan: int = 2
 
 
@@ -121,7 +121,7 @@ class ElasticPolicy:
         work = self._works.pop(request.request_id)
         work.left = 0
         if work.is_promised:
-            self._promises.drop(work)
+            self._promises.let_go([work])
             self._replan_pause = 0
         else:
             self._soft.remove(work)
@@ -143,9 +143,10 @@ class ElasticPolicy:
 
     def _in_order(self, view: View) -> list[Work]:
         """The first requests to look at, most urgent first; soft ones are never more urgent than `soft_yield` lets."""
-        urgent, limit = self._promises.urgent, self._settings.scan * view.max_batch
+        limit = self._settings.scan * view.max_batch
+        urgent = self._promises.first(limit)
         if not self._soft:
-            return urgent[:limit]
+            return urgent
         soft = self._soft[:limit]
         if not urgent:
             return soft
@@ -301,7 +302,7 @@ class ElasticPolicy:
         """Lets those go that need no more steps."""
         done = [work for work in members if not work.left]
         if done:
-            self._promises.let_go()
+            self._promises.let_go(done)
             self._soft = [work for work in self._soft if work.left]
             for work in done:
                 del self._works[work.request.request_id]
