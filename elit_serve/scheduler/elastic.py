@@ -57,7 +57,7 @@ class ElasticSettings:
     horizon: how far ahead arrivals are expected, and held_back: how much of that is already known, both relative to
         the mean target.
     num_urgent: promised requests that are planned one by one; those due later are planned in blocks, which is coarser,
-        but a decision does not take longer for them.
+        but a decision does not take longer for them. Of several numbers the first that leaves a way counts.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
@@ -74,7 +74,7 @@ class ElasticSettings:
     memory: float = 5.0
     horizon: float = 1.0
     held_back: float = 0.4
-    num_urgent: int = 24
+    num_urgent: tuple[int, ...] = (16, 64)
     scan: int = 2
 
 
@@ -84,7 +84,7 @@ class ElasticPolicy:
     def __init__(self, quality: QualityTable, settings: ElasticSettings | None = None) -> None:
         self._quality = quality
         self._settings = settings or ElasticSettings()
-        self._promises = Promises(self._settings.num_urgent)
+        self._promises = Promises(self._settings.num_urgent[0])
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
@@ -375,8 +375,9 @@ class ElasticPolicy:
         return steps[enough][0] - view.now_s
 
     def _steps_of_plan(self, view: View) -> list[tuple[float, Callable[[], list[Work]]]]:
-        """Moments of the plan, and copies of what is then left of the promises."""
-        holding = self._hold(self._promises.all(), view.start_s, view)
+        """Moments of the finest plan, and copies of what is then left of the promises."""
+        finest = self._settings.num_urgent[-1:]
+        holding = hold(self._promises.all(), view.start_s, view, num_urgent=finest)
         if holding is None:  # predictions were wrong
             return [(max(work.due_s for work in self._promises.all()), list)]
         return holding.steps(view)

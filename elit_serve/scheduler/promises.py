@@ -65,22 +65,26 @@ class Holding:
 
 
 def hold(
-    works: Sequence[Work], start_s: float, view: View, *, num_urgent: int, slowdown: float = 1.0
+    works: Sequence[Work], start_s: float, view: View, *, num_urgent: Iterable[int], slowdown: float = 1.0
 ) -> Holding | None:
     """A way to keep all of these (in order of their deadlines) on a device that is free from `start_s`, or None.
 
-    num_urgent: how many are planned one by one. slowdown: as if every step took so many times as long.
+    num_urgent: how many are planned one by one; of several numbers the first with which there is a way.
+    slowdown: as if every step took so many times as long.
     """
-    blocks = _blocks(works[num_urgent:], view)
-    return _hold(list(works[:num_urgent]), blocks, start_s, view, slowdown)
+    for count in num_urgent:
+        holding = _hold(list(works[:count]), _blocks(works[count:], view), start_s, view, slowdown)
+        if holding is not None or len(works) <= count:
+            return holding
+    return None
 
 
 class Promises:
     """Promised requests that have steps to run, and a `Holding` that is valid as long as predictions are right.
 
-    Only urgent ones may run; a block becomes urgent as those before it end.
+    All of them may run, those in blocks too. As urgent ones end, others from the first block become urgent.
 
-    num_urgent: as in `hold`.
+    num_urgent: how many are urgent then, at most.
     """
 
     def __init__(self, num_urgent: int) -> None:

@@ -184,7 +184,7 @@ def test_admission_for_quality_takes_fewer_than_admission_for_most(table: CostTa
 
 def test_hundreds_of_promises_are_planned_and_kept_in_blocks(table: CostTable, quality: QualityTable) -> None:
     """Saturated at the lowest level, 8 images take 100 ms, so 200 take 2.5 s."""
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most", num_urgent=16))
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most", num_urgent=(16,)))
     taken = [i for i in range(250) if scheduler.submit([image(i, within_s=2.6)], 0.0) is None]
     assert 195 <= len(taken) < 250
     now_s = 0.0
