@@ -74,7 +74,7 @@ class ElasticSettings:
     memory: float = 5.0
     horizon: float = 1.0
     held_back: float = 0.4
-    num_urgent: tuple[int, ...] = (16, 64)
+    num_urgent: tuple[int, ...] = (16, 40)
     scan: int = 2
 
 
