@@ -29,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # markup would take the brackets of METHOD:SCALE[/WEAK_LEVEL] for tags
 )
 
 
