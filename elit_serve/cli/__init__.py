@@ -17,6 +17,7 @@ from rich.table import Table
 import elit_serve
 from elit_serve.cli.benchmarks import bench, simulate
 from elit_serve.cli.evaluation import evaluate
+from elit_serve.cli.keys import key
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
 from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import served, sweep
@@ -128,9 +129,10 @@ def serve(*, config: str | None, **flags: object) -> None:
 
     Every option is also a variable, as ELIT_SERVE_PORT, and a key of the TOML file that --config names.
     """
+    settings = read_settings(flags, os.environ, config)
     from elit_serve.server.run import serve as run_server
 
-    run_server(read_settings(flags, os.environ, config), announce=typer.echo)
+    run_server(settings, announce=typer.echo)
 
 
 @app.command()
@@ -232,7 +234,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (evaluate, sweep, served, bench, simulate):
+for command in (evaluate, sweep, served, bench, simulate, key):
     app.command()(command)
 
 

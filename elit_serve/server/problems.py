@@ -12,13 +12,14 @@ from elit_serve.server.faults import Fault
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem(fault: Fault) -> Response:
+def problem(fault: Fault, request_id: str) -> Response:
     """A problem document."""
     content: dict[str, object] = {
         "type": f"urn:elit-serve:{fault.name}" if fault.name else "about:blank",
         "title": fault.title or HTTPStatus(fault.status).phrase,
         "status": fault.status,
         "detail": fault.detail,
+        "request_id": request_id,
     }
     if fault.fields:
         content["errors"] = [
