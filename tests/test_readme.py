@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from elit_serve.server.setting_sources import read_settings
 from elit_serve.server.settings import Settings
 
 README = Path(__file__).parent.parent / "README.md"
@@ -148,6 +149,13 @@ def test_python_blocks_run(block: str, server: str, workspace: Path) -> None:
     program = block.replace("localhost:8000", server)
     done = subprocess.run([sys.executable, "-c", program], cwd=workspace, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_settings_files_can_be_read(block: str, tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(block)
+    assert read_settings({}, config=str(file)) != Settings()
 
 
 def test_the_table_of_settings_says_what_they_say_of_themselves() -> None:

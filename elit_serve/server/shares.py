@@ -14,7 +14,7 @@ class FairShares:
     had time to come back. While others compete, a key may have `places` times its share of the competitors' shares:
     more is refused. Alone it may fill the queue; the first that competes then gets the places that become free, since
     the other gets none until it is down to its share. A key that has nothing waiting is never refused here, so that
-    everybody gets on, even with a request that is larger than its share.
+    everybody gets on, even with a request that is larger than its share. What runs or is promised is not touched.
     """
 
     def __init__(self, shares: Mapping[str, float], *, places: int) -> None:
