@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,6 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 import elit_serve
@@ -28,17 +27,15 @@ from elit_serve.errors import EngineStopped
 from elit_serve.measurements import Quality
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.server import error_answers, openapi_document, problems
+from elit_serve.server import error_answers, middlewares, openapi_document, problems
 from elit_serve.server.arrival_log import ArrivalLog
-from elit_serve.server.auth import Auth, owner_of
+from elit_serve.server.auth import owner_of
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
-from elit_serve.server.keys import Keyring, read_keyring
-from elit_serve.server.limits import BodyLimit, RequestLimit
-from elit_serve.server.metrics import CLIENT_GONE, Metrics, MetricsMiddleware
+from elit_serve.server.keys import read_keyring
+from elit_serve.server.metrics import CLIENT_GONE, Metrics
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai_routes import router as openai_router
 from elit_serve.server.planning import plan_answer
-from elit_serve.server.request_context import Failures, RequestContext
 from elit_serve.server.schemas import (
     GenerateRequest,
     GenerateResponse,
@@ -51,7 +48,6 @@ from elit_serve.server.schemas import (
     Ready,
     Version,
 )
-from elit_serve.server.security_headers import SecurityHeaders
 from elit_serve.server.service import Service, answer_to, take
 from elit_serve.server.settings import Settings
 from elit_serve.server.shares import FairShares
@@ -128,30 +124,8 @@ def create_app(
         app.include_router(routes)
     error_answers.install(app)
     openapi_document.complete(app, has_keys=keyring is not None)
-    _add_middlewares(app, settings, metrics, paths, keyring, clock)
+    middlewares.add_all(app, settings, metrics=metrics, routes=paths, keyring=keyring, clock=clock)
     return app
-
-
-def _add_middlewares(
-    app: FastAPI, settings: Settings, metrics: Metrics, paths: Sequence[str], keyring: Keyring | None, clock: Clock
-) -> None:
-    """From the innermost to the outermost."""
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestLimit, max_requests=settings.max_concurrent_requests)
-    if keyring is not None:
-        app.add_middleware(Auth, keyring=keyring, clock=clock)
-    app.add_middleware(Failures)
-    if settings.cors_origin:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origin,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=["*"],
-        )
-    app.add_middleware(MetricsMiddleware, metrics=metrics, routes=paths, clock=clock)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(RequestContext, clock=clock)
 
 
 def open_scheduler(settings: Settings, cost: CostTable, quality: Quality | None) -> RequestScheduler:

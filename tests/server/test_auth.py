@@ -170,17 +170,43 @@ def test_openai_s_client_knows_these_errors(guarded: Any) -> None:
     assert unknown.value.code == "invalid_api_key"
 
 
-def test_one_key_cannot_crowd_out_another(
-    start_server: Any, settings: Settings, held: type[Any], eventually: Callable[[Callable[[], bool]], None]
-) -> None:
-    server = start_server(settings=settings, executor=held)
+@pytest.fixture
+def crowded(start_server: Any, settings: Settings, held: type[Any]) -> Any:
+    return start_server(settings=settings, executor=held)
 
+
+Ask = Callable[[str, int], httpx.Response]
+
+
+@pytest.fixture
+def ask(crowded: Any) -> Ask:
     def ask(name: str, n: int) -> httpx.Response:
-        body = {**TULIP, "n": n}
-        answer = server.client.post("/v1/generate", json=body, headers=bearer(name))
+        answer = crowded.client.post("/v1/generate", json={**TULIP, "n": n}, headers=bearer(name))
         assert isinstance(answer, httpx.Response)
         return answer
 
+    return ask
+
+
+def test_who_found_the_queue_full_is_waited_for(
+    crowded: Any, ask: Ask, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    with ThreadPoolExecutor(2) as callers:
+        running = callers.submit(ask, "rival", 4)
+        eventually(lambda: crowded.worker.num_running == 4)
+        waiting = callers.submit(ask, "rival", 8)  # alone it may fill the queue
+        eventually(lambda: crowded.worker.waiting_by_owner() == {"rival": 8})
+        before, other, after = ask("rival", 1), ask("maker", 1), ask("rival", 1)
+        crowded.executor.may_run.set()
+        assert [done.result().status_code for done in (running, waiting)] == [200, 200]
+    assert [answer.status_code for answer in (before, other, after)] == [503, 503, 429]
+    assert before.json()["reason"] == other.json()["reason"] == "queue_full"
+
+
+def test_one_key_cannot_crowd_out_another(
+    crowded: Any, ask: Ask, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    server = crowded
     with ThreadPoolExecutor(4) as callers:
         running = callers.submit(ask, "rival", 4)  # fills a step, and the executor holds it
         eventually(lambda: server.worker.num_running == 4)
