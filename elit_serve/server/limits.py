@@ -1,4 +1,4 @@
-"""Bounds on request bodies and on how many requests are under way, before anything reads them."""
+"""Bounds on request bodies, before anything reads them, and on how many requests are under way."""
 
 from __future__ import annotations
 

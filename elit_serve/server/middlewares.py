@@ -20,10 +20,11 @@ from elit_serve.server.settings import Settings
 def add_all(
     app: FastAPI, settings: Settings, *, metrics: Metrics, routes: Sequence[str], keyring: Keyring | None, clock: Clock
 ) -> None:
-    """From the innermost to the outermost: what refuses a request stands before what reads its body, and what every
-    answer must have stands before what may refuse."""
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    """From the innermost to the outermost: keys are asked for before a body is read, and what every answer must have
+    stands before what may refuse."""
+    # after the body, for who sends one slowly or never must not hold a place
     app.add_middleware(RequestLimit, max_requests=settings.max_concurrent_requests)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if keyring is not None:
         app.add_middleware(Auth, keyring=keyring, clock=clock)
     app.add_middleware(Failures)

@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,16 @@ def test_a_caller_who_leaves_gives_its_place_back(
         httpx.post(f"{server.url}/v1/generate", json=TULIP, timeout=httpx.Timeout(60, read=0.2))
     eventually(lambda: server.client.get("/v1/models").status_code == 200)
     server.executor.may_run.set()
+
+
+def test_who_never_sends_a_body_holds_no_place(start_server: Any) -> None:
+    server = start_server(settings=Settings(response_ms=0, max_concurrent_requests=1))
+    with ExitStack() as stack:
+        for _ in range(3):
+            caller = stack.enter_context(socket.create_connection(("127.0.0.1", server.client.base_url.port)))
+            caller.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{")
+        for _ in range(3):
+            assert server.generate(TULIP).status_code == 200
 
 
 def test_the_document_has_every_status_that_a_limit_may_cause(server: Any) -> None:
