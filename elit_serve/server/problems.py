@@ -12,20 +12,19 @@ from elit_serve.server.faults import Fault
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem(fault: Fault, request_id: str) -> Response:
+def problem(fault: Fault, request_id: str | None = None) -> Response:
     """A problem document."""
     content: dict[str, object] = {
         "type": f"urn:elit-serve:{fault.name}" if fault.name else "about:blank",
         "title": fault.title or HTTPStatus(fault.status).phrase,
         "status": fault.status,
         "detail": fault.detail,
-        "request_id": request_id,
     }
     if fault.fields:
         content["errors"] = [
             {"field": part.field, "value": part.value, "allowed": part.allowed} for part in fault.fields
         ]
-    optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason}
+    optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason, "request_id": request_id}
     content |= {name: value for name, value in optional.items() if value is not None}
     # ASCII only: a refused value may hold half a surrogate pair, which UTF-8 cannot carry
     return Response(json.dumps(content), fault.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)

@@ -272,4 +272,4 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = None
     min_latency_ms: float | None = None
     reason: str | None = None
-    request_id: str
+    request_id: str | None = None
