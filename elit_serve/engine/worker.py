@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -122,6 +122,12 @@ class Worker:
         """Images between their first and their last step."""
         with self._changed:
             return self._scheduler.num_running
+
+    def waiting_by_owner(self) -> Counter[str]:
+        """How many accepted images of which no step has run each owner has; those of nobody do not count."""
+        with self._changed:
+            owners = [image.request.job.owner for image in self._images.values() if image.started_s is None]
+        return Counter(owner for owner in owners if owner is not None)
 
     @property
     def counters(self) -> Counters:

@@ -12,7 +12,7 @@ from elit_serve.server.faults import Fault
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem(fault: Fault) -> Response:
+def problem(fault: Fault, request_id: str | None = None) -> Response:
     """A problem document."""
     content: dict[str, object] = {
         "type": f"urn:elit-serve:{fault.name}" if fault.name else "about:blank",
@@ -24,7 +24,7 @@ def problem(fault: Fault) -> Response:
         content["errors"] = [
             {"field": part.field, "value": part.value, "allowed": part.allowed} for part in fault.fields
         ]
-    optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason}
+    optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason, "request_id": request_id}
     content |= {name: value for name, value in optional.items() if value is not None}
     # ASCII only: a refused value may hold half a surrogate pair, which UTF-8 cannot carry
     return Response(json.dumps(content), fault.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
