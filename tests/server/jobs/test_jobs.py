@@ -180,7 +180,7 @@ def test_jobs_are_listed_page_by_page_and_by_state(start_server: Any, jobs_of: A
 
 
 def test_pictures_go_when_they_are_old_and_jobs_later(start_server: Any, jobs_of: Any, eventually: Any) -> None:
-    server = start_server(settings=Settings(response_ms=0, results_seconds=0.5))
+    server = start_server(settings=Settings(response_ms=0, results_seconds=0.2))
     jobs = jobs_of(server)
     job = jobs.ended(jobs.accepted())
     eventually(lambda: jobs.picture(job).status_code == 410)
