@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import ParamSpec, TypeVar
 
 import anyio
@@ -59,26 +58,24 @@ class JobDesk:
         settings = service.settings
         self._service = service
         self._policy = WebhookPolicy(settings.webhook_hosts, settings.webhook_secret_file)
-        self._temporary = None if settings.results is not None else mkdtemp(prefix="elit-serve-jobs-")
-        self._results = Results(Path(settings.results or self._temporary or ""))
-        try:
-            self._store = JobStore(Database.open(settings.database, self._results.folder))
-        except ElitError:
-            self._results.close()
-            raise
+        self._limiter = anyio.CapacityLimiter(MAX_WAITING_CALLS)
+        self._outstanding = _Outstanding()
         self.events = JobEvents()
+        with ExitStack() as opened:
+            folder = settings.results or opened.enter_context(TemporaryDirectory(prefix="elit-serve-jobs-"))
+            self._results = opened.enter_context(closing(Results(Path(folder))))
+            self._store = JobStore(opened.enter_context(closing(Database.open(settings.database, Path(folder)))))
+            retention = Retention(
+                self._store, self._results, max_bytes=settings.results_bytes, seconds=settings.results_seconds
+            )
+            self._store.put_back()
+            retention.recover()
+            self._closing = opened.pop_all()
         self._metrics = JobMetrics(service.metrics.registry)
-        retention = Retention(
-            self._store, self._results, max_bytes=settings.results_bytes, seconds=settings.results_seconds
-        )
-        self._store.put_back()
-        retention.recover()
         self._webhooks = Webhooks(self._store, self._policy, self._metrics, results_seconds=settings.results_seconds)
         self._runner = Runner(
             service, self._store, self._results, retention, self.events, self._metrics, on_end=self._webhooks.wake
         )
-        self._outstanding = _Outstanding()
-        self._limiter = anyio.CapacityLimiter(MAX_WAITING_CALLS)
 
     def start(self) -> None:
         self._runner.start()
@@ -91,10 +88,7 @@ class JobDesk:
         self.events.close()
 
     def close(self) -> None:
-        self._store.close()
-        self._results.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._closing.close()
 
     async def run(self, method: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """One of the methods below, on a thread."""

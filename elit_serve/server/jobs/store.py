@@ -22,9 +22,6 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def close(self) -> None:
-        self._database.close()
-
     # What callers ask for
 
     def add(self, job: StoredJob) -> StoredJob:
