@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from itertools import count
 
 import torch
@@ -22,9 +21,10 @@ import torch
 from elit_serve.clock import Clock
 from elit_serve.engine.accepted import AcceptedImage, AcceptedRequest, LaunchedPart, LaunchedStep, resolve
 from elit_serve.engine.encoders import Encoders
-from elit_serve.engine.executor import Executor, Transfer
+from elit_serve.engine.executor import Executor
 from elit_serve.engine.foresight import Foresight, error_of, foresee
 from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun
+from elit_serve.engine.launcher import Launcher
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.warm_up import warm_up
@@ -89,6 +89,7 @@ class Worker:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
         self._encoders = Encoders(pipeline, on_file=self._delivered, on_failure=self._fail)
+        self._launcher = Launcher(executor, self._encoders, on_failure=self._fail, on_small_memory=self._limit_batch)
 
     @property
     def is_alive(self) -> bool:
@@ -243,66 +244,13 @@ class Worker:
             if image.started_s is None:
                 image.started_s = start_s
                 self._executor.add(image.task)
-        parts = self._launch_parts(launch, {image.request_id: image for image in members})
+        parts = self._launcher.launch(launch, {image.request_id: image for image in members})
         self._running.append(LaunchedStep(launch, tuple(parts)))
         self._free_s = start_s + launch.predicted_ms / 1000
 
-    def _launch_parts(self, launch: Launch, members: dict[int, AcceptedImage]) -> list[LaunchedPart]:
-        """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone."""
-        previewed = [image for image in members.values() if image.is_previewed_next]
-        try:
-            if previewed:
-                self._executor.watch([image.request_id for image in previewed])
-            running = self._executor.launch(launch)
-        except torch.AcceleratorError:
-            raise  # the device is lost, and everything on it
-        except Exception as error:
-            failure = error
-        else:
-            for request_id in launch.request_ids:
-                members[request_id].levels.append(launch.level)
-            launched = [members[request_id] for request_id in launch.request_ids]
-            watched = tuple((image.request.on_step, image.last_step) for image in launched if image.request.on_step)
-            last = [image for image in launched if image.is_complete]
-            self._show_all(previewed)
-            return [LaunchedPart(launch.request_ids, running, watched, tuple(last), self._collect(last))]
-        half = len(launch.request_ids) // 2
-        if half and isinstance(failure, torch.OutOfMemoryError):
-            return self._launch_halves(launch, half, members)
-        self._fail(launch.request_ids, failure, _cause(failure))
-        return []
-
-    def _launch_halves(self, launch: Launch, half: int, members: dict[int, AcceptedImage]) -> list[LaunchedPart]:
-        logger.warning("a batch of %d does not fit into memory; at most %d from now on", 2 * half, half)
+    def _limit_batch(self, max_batch: int) -> None:
         with self._changed:
-            self._scheduler.limit_batch(half)
-        halves = (launch.request_ids[:half], launch.request_ids[half:])
-        return [part for ids in halves for part in self._launch_parts(replace(launch, request_ids=ids), members)]
-
-    def _collect(self, images: Sequence[AcceptedImage]) -> Transfer | None:
-        """Enqueues decoding right behind the last step, so that it need not wait for the step after that."""
-        if not images:
-            return None
-        try:
-            return self._executor.collect([image.request_id for image in images])
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:
-            self._fail([image.request_id for image in images], error, _cause(error))
-            return None
-
-    def _show_all(self, images: Sequence[AcceptedImage]) -> None:
-        """Enqueues previews right behind the step; there is none where something goes wrong with it."""
-        if not images:
-            return
-        try:
-            transfer = self._executor.preview([image.request_id for image in images])
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.warning("no preview of %d images", len(images), exc_info=True)
-            return
-        self._encoders.show(images, transfer)
+            self._scheduler.limit_batch(max_batch)
 
     def _finish(self, step: LaunchedStep) -> None:
         """Waits for a step, and hands what it finished to the encoders."""
@@ -413,10 +361,6 @@ class Worker:
                 self._end(request, EngineStopped("the engine stopped before this request was done"))
         self._is_ready.set()
         self._encoders.close()
-
-
-def _cause(error: Exception) -> str:
-    return "memory" if isinstance(error, torch.OutOfMemoryError) else "step"
 
 
 def _failure(error: Exception) -> ElitError:

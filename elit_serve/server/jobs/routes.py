@@ -28,6 +28,7 @@ def _problem(description: str) -> dict[str, Any]:
     return {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": description}
 
 
+EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
 INVALID = _problem("A field is not valid.")
 NOT_FOUND = _problem("There is no such job, or not any more.")
 UNAVAILABLE = _problem("The database does not answer; see `Retry-After`.")
@@ -125,7 +126,7 @@ async def picture(request: Request, job_id: str, index: Annotated[int, Path(ge=0
         200: {
             "description": "`queued`, `started`, `step`, `preview`, and at the end `done`, `failed`, `expired` or "
             "`cancelled`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": EVENT}},
         },
         204: {"description": "`Last-Event-ID` is that of the last event."},
         404: NOT_FOUND,
