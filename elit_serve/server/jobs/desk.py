@@ -120,11 +120,13 @@ class JobDesk:
 
     def cancel(self, job_id: str, owner: str) -> JobInfo:
         """Ends it, if it has not ended."""
-        job = self._store.get(job_id, owner)
-        if self._store.end(job.id, JobState.CANCELLED):
-            self._runner.give_up(job.id)
+        if self._store.end(self._store.get(job_id, owner).id, JobState.CANCELLED):
+            self._metrics.ended.labels(JobState.CANCELLED).inc()
             self._webhooks.wake()
-        return self.get(job_id, owner)
+        job = self._store.get(job_id, owner)
+        if job.state is JobState.CANCELLED:  # also by an earlier call, whose answer was lost
+            self._runner.give_up(job.id)
+        return self._info(job)
 
     def picture(self, job_id: str, owner: str, index: int) -> tuple[bytes, str]:
         """(File, media type)."""

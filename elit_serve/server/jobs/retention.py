@@ -32,8 +32,11 @@ class Retention:
 
     def added(self, num_bytes: int) -> None:
         self.stored_bytes += num_bytes
-        while self.stored_bytes > self._max_bytes:
-            assert self._remove_oldest(limit=1), self.stored_bytes
+
+    def shrink(self) -> None:
+        """To the cap."""
+        while self.stored_bytes > self._max_bytes and self._remove_oldest(limit=1):
+            pass
 
     def tidy(self) -> None:
         now_s = time.time()

@@ -135,7 +135,6 @@ class Runner:
         taken = self._in_engine.get(job_id)
         if taken is not None:
             taken.future.cancel()
-        self._metrics.ended.labels(JobState.CANCELLED).inc()
         self._events.ended(job_id)
         self._wake.set()
 
@@ -173,6 +172,7 @@ class Runner:
     def _turn(self) -> None:
         try:
             self._write_reports()
+            self._retention.shrink()
             self._take_waiting()
             self._tidy()
         except (StorageFull, StoreUnavailable) as error:
@@ -203,22 +203,26 @@ class Runner:
             raise
 
     def _write_start(self, report: Started) -> None:
-        if not self._store.start(report.job_id) and (taken := self._in_engine.get(report.job_id)) is not None:
-            taken.future.cancel()  # it was cancelled on its way here, or has ended
+        job_id = report.job_id
+        if self._store.start(job_id) or self._store.is_in(job_id, JobState.RUNNING):  # it is, if an answer was lost
+            return
+        taken = self._in_engine.get(job_id)
+        if taken is not None:
+            taken.future.cancel()  # the job was cancelled on its way here, or has ended
 
     def _write_end(self, ending: Ending) -> None:
-        num_bytes = self._results.write(ending.job_id, ending.files, ending.suffix) if ending.files else 0
-        has_ended = self._store.end(
-            ending.job_id, ending.state, result=ending.result, error=ending.error, result_bytes=num_bytes
-        )
-        self._in_engine.pop(ending.job_id, None)
+        job_id, state = ending.job_id, ending.state
+        num_bytes = self._results.write(job_id, ending.files, ending.suffix) if ending.files else 0
+        values = {"result": ending.result, "error": ending.error, "result_bytes": num_bytes}
+        has_ended = self._store.end(job_id, state, **values) or self._store.is_in(job_id, state)  # as above
+        self._in_engine.pop(job_id, None)
         if has_ended:
-            self._metrics.ended.labels(ending.state).inc()
-            self._events.ended(ending.job_id)
-            self._on_end()
             self._retention.added(num_bytes)
+            self._metrics.ended.labels(state).inc()
+            self._events.ended(job_id)
+            self._on_end()
         elif ending.files:
-            self._results.remove(ending.job_id)
+            self._results.remove(job_id)
 
     def _take_waiting(self) -> None:
         while self._service.worker.is_ready and not self._is_stopping:

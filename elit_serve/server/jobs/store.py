@@ -63,6 +63,10 @@ class JobStore:
         due_s = sql.case((jobs.c.webhook_due_s.is_not(None), now_s))
         return self._change(job_id, UNFINISHED, state=state, ended_s=now_s, webhook_due_s=due_s, **values)
 
+    def is_in(self, job_id: str, state: JobState) -> bool:
+        found = self._select(jobs.c.id == job_id, limit=1)
+        return bool(found) and found[0].state is state
+
     def put_back(self, job_id: str | None = None) -> None:
         """A job that was begun is to be made from the start; None: all of them."""
         which = () if job_id is None else (jobs.c.id == job_id,)
