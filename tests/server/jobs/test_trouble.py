@@ -11,8 +11,11 @@ from typing import Any
 
 import psycopg
 import pytest
+import torch
 
+from elit_serve.engine.executor import Executor, RunningStep
 from elit_serve.errors import InvalidInput
+from elit_serve.scheduler.requests import Launch
 from elit_serve.server.jobs.results import SPARE_BYTES, Results
 from elit_serve.server.settings import Settings
 
@@ -142,6 +145,25 @@ def test_a_database_that_is_gone_comes_back(
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         assert {jobs.ended(job)["state"] for job in accepted} == {"done"}
         eventually(lambda: server.metric("elit_jobs_stuck") == 0)
+
+
+class Lost(Executor):
+    """Its device is lost at the first step."""
+
+    def launch(self, launch: Launch) -> RunningStep:
+        if launch.launch_id >= 0:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+        return super().launch(launch)
+
+
+def test_a_dead_engine_leaves_jobs_to_the_next_server(start_server: Any, jobs_of: Any, eventually: Any) -> None:
+    server = start_server(executor=Lost)
+    jobs = jobs_of(server)
+    job = jobs.accepted()
+    eventually(lambda: not server.worker.is_alive)
+    assert jobs.get(job)["state"] == "queued"
+    assert jobs.post().status_code == 503
+    assert jobs.cancel(job)["state"] == "cancelled"
 
 
 @pytest.mark.parametrize(
