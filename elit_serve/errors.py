@@ -12,6 +12,10 @@
     ├── GenerationFailed      the engine failed on this request (HTTP 500)
     ├── DeadlineExceeded      an accepted request was not done by its deadline (HTTP 504)
     ├── Overloaded            other requests are in the way; carries when to come back (HTTP 503)
+    ├── InvalidKey            no API key, or none that this server knows (HTTP 401)
+    ├── MissingScope          an API key that may not do this (HTTP 403)
+    ├── RateLimited           an API key has asked too often; carries when to come back (HTTP 429)
+    │   └── ShareExceeded     ... or would crowd out others from the queue
     ├── EngineStopped         the engine no longer takes work (HTTP 503)
     ├── RequestOutstanding    another request with the same idempotency key has no answer yet (HTTP 409)
     ├── JobNotFound           no such job, or it is somebody else's (HTTP 404)
@@ -116,6 +120,39 @@ class Overloaded(ElitError):
         super().__init__(f"{what}; retry in {retry_after_s:.1f} s")
         self.reason = reason
         self.retry_after_s = retry_after_s
+
+
+class InvalidKey(ElitError):
+    """The caller sent no API key, or one that is not known."""
+
+    def __init__(self, *, was_sent: bool) -> None:
+        super().__init__(
+            "the API key is not valid" if was_sent else "an API key is needed, as Authorization: Bearer KEY"
+        )
+        self.was_sent = was_sent
+
+
+class MissingScope(ElitError):
+    """The caller's API key may not do this; `scope` would let it."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this needs an API key with the scope {scope}")
+        self.scope = scope
+
+
+class RateLimited(ElitError):
+    """The caller's API key has had what it may have for now."""
+
+    def __init__(self, key_name: str, retry_after_s: float, what: str = "has asked too often") -> None:
+        super().__init__(f"the API key {key_name} {what}; retry in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
+class ShareExceeded(RateLimited):
+    """Others want places in the queue too, and the caller's API key has its share of them."""
+
+    def __init__(self, key_name: str, retry_after_s: float) -> None:
+        super().__init__(key_name, retry_after_s, "has its share of the queue, and others wait")
 
 
 class EngineStopped(ElitError):

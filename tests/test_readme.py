@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from elit_serve.server.setting_sources import read_settings
 from elit_serve.server.settings import Settings
 
 README = Path(__file__).parent.parent / "README.md"
@@ -166,7 +167,18 @@ def test_python_blocks_run(block: str, server: str, workspace: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_setting_is_in_the_table() -> None:
-    for setting in Settings.model_fields:
-        option = f"`--{setting.replace('_', '-')}`"
-        assert setting == "model" or option in README.read_text(), setting
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_settings_files_can_be_read(block: str, tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(block)
+    assert read_settings({}, config=str(file)) != Settings()
+
+
+def test_the_table_of_settings_says_what_they_say_of_themselves() -> None:
+    table = README.read_text().partition("| flag | default | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = []
+    for setting, field in Settings.model_fields.items():
+        flag = "MODEL" if setting == "model" else f"--{setting.replace('_', '-')}"
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
+        rows.append(f"| `{flag}` | {default} | {field.description} |")
+    assert table.splitlines() == rows

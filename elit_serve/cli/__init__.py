@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,12 @@ from rich.table import Table
 import elit_serve
 from elit_serve.cli.benchmarks import bench, simulate
 from elit_serve.cli.evaluation import evaluate
+from elit_serve.cli.keys import key
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
+from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import served, sweep
 from elit_serve.errors import ElitError, InvalidInput
+from elit_serve.server.setting_sources import read_settings
 
 if TYPE_CHECKING:
     from elit_serve.nn import BackboneSpec
@@ -120,99 +124,15 @@ def generate(
 
 
 @app.command()
-def serve(
-    model: ModelArgument = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantize: QuantizeOption = None,
-    threads: ThreadsOption = None,
-    random_weights: Annotated[
-        str | None, typer.Option(help="Serve this preset with random weights, to measure speed; excludes MODEL.")
-    ] = None,
-    resolution: Annotated[int | None, typer.Option(help="Pixels per side of --random-weights. Default: 256.")] = None,
-    policy: Annotated[
-        str, typer.Option(help="elastic re-chooses levels between steps and keeps promises; fixed does neither.")
-    ] = "elastic",
-    max_batch: Annotated[
-        int | None, typer.Option(help="Most pictures in a step. Default: what the device was measured with.")
-    ] = None,
-    max_queue: Annotated[int, typer.Option(help="Pictures that may wait; more are refused with 503.")] = 64,
-    max_images: Annotated[int, typer.Option(help="Largest n of a request.")] = 16,
-    max_image_steps: Annotated[int, typer.Option(help="Most steps of a request, summed over its images.")] = 1000,
-    max_body_bytes: Annotated[
-        int, typer.Option(help="Largest request body; a larger one is refused with 413.")
-    ] = 1_048_576,
-    soft_latency_ms: Annotated[
-        float | None,
-        typer.Option(help="Wished-for latency of requests without a target. Default: three times that alone."),
-    ] = None,
-    response_ms: Annotated[
-        float, typer.Option(help="What HTTP adds to a picture's time; counted in every prediction.")
-    ] = 5,
-    drain_seconds: Annotated[
-        float, typer.Option(help="At SIGTERM, how long accepted requests may take to finish.")
-    ] = 30,
-    results: Annotated[
-        Path | None, typer.Option(help="The folder of jobs and their pictures. Default: one for each port.")
-    ] = None,
-    database: Annotated[
-        str | None, typer.Option(help="Where jobs are kept, as postgresql://... Default: SQLite in --results.")
-    ] = None,
-    results_bytes: Annotated[
-        int, typer.Option(help="How large all pictures of jobs may be together; the oldest go first.")
-    ] = 1_073_741_824,
-    results_seconds: Annotated[float, typer.Option(help="How long the pictures of a job are kept.")] = 86_400,
-    max_jobs: Annotated[int, typer.Option(help="Jobs that may wait; more are refused with 503.")] = 10_000,
-    webhook_hosts: Annotated[
-        list[str] | None, typer.Option(help="Where webhooks may go, as HOST or HOST:PORT; may be repeated.")
-    ] = None,
-    webhook_secret_file: Annotated[Path | None, typer.Option(help="Holds the secret that signs webhooks.")] = None,
-    arrival_log: Annotated[
-        Path | None, typer.Option(help="Append a line of JSON per request there, for simulate and bench --trace.")
-    ] = None,
-    arrival_log_bytes: Annotated[
-        int, typer.Option(help="How large that file and the one before it may be together.")
-    ] = 67_108_864,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
-) -> None:
-    """Serve a model over HTTP."""
-    from elit_serve.server.run import serve as run_server
-    from elit_serve.server.settings import read_settings
+@takes_settings
+def serve(*, config: str | None, **flags: object) -> None:
+    """Serve a model over HTTP.
 
-    settings = read_settings(
-        {
-            "model": model,
-            "random_weights": random_weights,
-            "resolution": resolution,
-            "host": host,
-            "port": port,
-            "device": device,
-            "dtype": dtype,
-            "quantize": quantize,
-            "threads": threads,
-            "policy": policy,
-            "max_batch": max_batch,
-            "max_queue": max_queue,
-            "max_images": max_images,
-            "max_image_steps": max_image_steps,
-            "max_body_bytes": max_body_bytes,
-            "soft_latency_ms": soft_latency_ms,
-            "response_ms": response_ms,
-            "drain_seconds": drain_seconds,
-            "results": None if results is None else str(results),
-            "database": database,
-            "results_bytes": results_bytes,
-            "results_seconds": results_seconds,
-            "max_jobs": max_jobs,
-            "webhook_hosts": tuple(webhook_hosts or ()),
-            "webhook_secret_file": None if webhook_secret_file is None else str(webhook_secret_file),
-            "arrival_log": None if arrival_log is None else str(arrival_log),
-            "arrival_log_bytes": arrival_log_bytes,
-            "log_level": log_level,
-        }
-    )
+    Every option is also a variable, as ELIT_SERVE_PORT, and a key of the TOML file that --config names.
+    """
+    settings = read_settings(flags, os.environ, config)
+    from elit_serve.server.run import serve as run_server
+
     run_server(settings, announce=typer.echo)
 
 
@@ -315,7 +235,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (evaluate, sweep, served, bench, simulate):
+for command in (evaluate, sweep, served, bench, simulate, key):
     app.command()(command)
 
 

@@ -28,6 +28,7 @@ class Job:
     num_previews: of each image while it is made, evenly spread over its steps; fewer if it has few steps.
     file_quality: of JPEG and lossy WebP, 0 to 100.
     ceilings: one level per step that is not exceeded either, or None.
+    owner: for whom; None is nobody in particular.
     expected_quality: at the levels that are expected when the job is made or given its plan; None is not known.
     """
 
@@ -48,6 +49,7 @@ class Job:
     num_previews: int = 0
     file_quality: int = FILE_QUALITY
     ceilings: tuple[int, ...] | None = None
+    owner: str | None = None
     expected_quality: float | None = None
 
     @property

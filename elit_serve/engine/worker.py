@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import count
@@ -117,6 +117,12 @@ class Worker:
         """Images between their first and their last step."""
         with self._changed:
             return self._scheduler.num_running
+
+    def waiting_by_owner(self) -> Counter[str]:
+        """How many accepted images of which no step has run each owner has; those of nobody do not count."""
+        with self._changed:
+            owners = [image.request.job.owner for image in self._images.values() if image.started_s is None]
+        return Counter(owner for owner in owners if owner is not None)
 
     @property
     def counters(self) -> Counters:

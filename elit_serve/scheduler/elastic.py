@@ -57,7 +57,7 @@ class ElasticSettings:
     horizon: how far ahead arrivals are expected, and held_back: how much of that is already known, both relative to
         the mean target.
     num_urgent: promised requests that are planned one by one; those due later are planned in blocks, which is coarser,
-        but a decision does not take longer for them.
+        but a decision does not take longer for them. Of several numbers the first that leaves a way counts.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
@@ -74,7 +74,7 @@ class ElasticSettings:
     memory: float = 5.0
     horizon: float = 1.0
     held_back: float = 0.4
-    num_urgent: int = 40
+    num_urgent: tuple[int, ...] = (16, 40)
     scan: int = 2
 
 
@@ -84,7 +84,7 @@ class ElasticPolicy:
     def __init__(self, quality: QualityTable, settings: ElasticSettings | None = None) -> None:
         self._quality = quality
         self._settings = settings or ElasticSettings()
-        self._promises = Promises(self._settings.num_urgent)
+        self._promises = Promises(self._settings.num_urgent[0])
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
@@ -121,7 +121,7 @@ class ElasticPolicy:
         work = self._works.pop(request.request_id)
         work.left = 0
         if work.is_promised:
-            self._promises.drop(work)
+            self._promises.let_go([work])
             self._replan_pause = 0
         else:
             self._soft.remove(work)
@@ -143,9 +143,10 @@ class ElasticPolicy:
 
     def _in_order(self, view: View) -> list[Work]:
         """The first requests to look at, most urgent first; soft ones are never more urgent than `soft_yield` lets."""
-        urgent, limit = self._promises.urgent, self._settings.scan * view.max_batch
+        limit = self._settings.scan * view.max_batch
+        urgent = self._promises.first(limit)
         if not self._soft:
-            return urgent[:limit]
+            return urgent
         soft = self._soft[:limit]
         if not urgent:
             return soft
@@ -301,7 +302,7 @@ class ElasticPolicy:
         """Lets those go that need no more steps."""
         done = [work for work in members if not work.left]
         if done:
-            self._promises.let_go()
+            self._promises.let_go(done)
             self._soft = [work for work in self._soft if work.left]
             for work in done:
                 del self._works[work.request.request_id]
@@ -374,8 +375,9 @@ class ElasticPolicy:
         return steps[enough][0] - view.now_s
 
     def _steps_of_plan(self, view: View) -> list[tuple[float, Callable[[], list[Work]]]]:
-        """Moments of the plan, and copies of what is then left of the promises."""
-        holding = self._hold(self._promises.all(), view.start_s, view)
+        """Moments of the finest plan, and copies of what is then left of the promises."""
+        finest = self._settings.num_urgent[-1:]
+        holding = hold(self._promises.all(), view.start_s, view, num_urgent=finest)
         if holding is None:  # predictions were wrong
             return [(max(work.due_s for work in self._promises.all()), list)]
         return holding.steps(view)

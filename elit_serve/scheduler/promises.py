@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 
 from elit_serve.scheduler.certificate import Certificate, End, plan
 from elit_serve.scheduler.policy_view import View
@@ -16,10 +16,30 @@ REPLAN_PAUSE = 4  # decisions without a search for a new plan after one that fou
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A batch full of requests that run together after everything due before, for `length_s` seconds of the table."""
+    """Requests that take `length_s` seconds of the table after everything due before, one group after the other.
+
+    works: those with steps to run. groups: run side by side, and end together; they may hold some that have ended.
+    """
 
     works: list[Work]
+    groups: list[list[Work]]
     length_s: float
+
+    @classmethod
+    def of(cls, works: list[Work]) -> Block:
+        groups = _groups(works)
+        return cls(works, groups, sum(_length_s(group) for group in groups))
+
+    def certificate(self, afterwards: Sequence[tuple[float, float]]) -> Certificate:
+        """The plan that `length_s` was computed from. Whoever has run meanwhile sits out the first rounds."""
+        ends: list[End] = []
+        times_s = [(0, 0.0)]
+        for group in self.groups:
+            for row, steps in _longest_runs(group):
+                at, time_s = times_s[-1]
+                times_s.append((at + steps, time_s + steps * row[len(group)]))
+            ends += [(*times_s[-1], work) for work in group if work.left]
+        return Certificate(ends, times_s, afterwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +65,26 @@ class Holding:
 
 
 def hold(
-    works: Sequence[Work], start_s: float, view: View, *, num_urgent: int, slowdown: float = 1.0
+    works: Sequence[Work], start_s: float, view: View, *, num_urgent: Iterable[int], slowdown: float = 1.0
 ) -> Holding | None:
     """A way to keep all of these (in order of their deadlines) on a device that is free from `start_s`, or None.
 
-    num_urgent: how many are planned one by one. slowdown: as if every step took so many times as long.
+    num_urgent: how many are planned one by one; of several numbers the first with which there is a way.
+    slowdown: as if every step took so many times as long.
     """
-    blocks = _blocks(works[num_urgent:], view)
-    return _hold(list(works[:num_urgent]), blocks, start_s, view, slowdown)
+    for count in num_urgent:
+        holding = _hold(list(works[:count]), _blocks(works[count:], view), start_s, view, slowdown)
+        if holding is not None or len(works) <= count:
+            return holding
+    return None
 
 
 class Promises:
     """Promised requests that have steps to run, and a `Holding` that is valid as long as predictions are right.
 
-    Only urgent ones may run; a block becomes urgent as those before it end.
+    All of them may run, those in blocks too. As urgent ones end, others from the first block become urgent.
 
-    num_urgent: as in `hold`.
+    num_urgent: how many are urgent then, at most.
     """
 
     def __init__(self, num_urgent: int) -> None:
@@ -89,45 +113,55 @@ class Promises:
         self._refill_pause = 0
         self._holding = holding
 
-    def drop(self, work: Work) -> None:
-        """A promised request has ended early, and has nothing left."""
-        self._refill_pause = 0
-        self.let_go()
-        for block in self.blocks:
-            if work in block.works:
-                block.works.remove(work)
+    def first(self, count: int) -> list[Work]:
+        """The most urgent ones; any of them may run, those in blocks too."""
+        later = chain.from_iterable(block.works for block in self.blocks)
+        return [*self.urgent, *islice(later, max(0, count - len(self.urgent)))][:count]
 
-    def let_go(self) -> None:
-        """Forgets the urgent ones that have ended."""
+    def let_go(self, ended: Iterable[Work]) -> None:
+        """Forgets these, which have nothing left."""
         self._holding = Holding([work for work in self.urgent if work.left], self.blocks, self.certificate)
         self.certificate.let_go()
+        last_due_s = max(work.due_s for work in ended)
+        for block in self.blocks:
+            if block.works and block.works[0].due_s > last_due_s:
+                break
+            block.works[:] = [work for work in block.works if work.left]
 
-    def replan(self, start_s: float, view: View, *, num_taken: int = 0, slowdown: float = 1.0) -> bool:
+    def replan(self, start_s: float, view: View, *, slowdown: float = 1.0) -> bool:
         """Looks for a new way to keep everything from `start_s` on; False if the old one stays.
 
-        num_taken: so many blocks become urgent. slowdown: as in `hold`.
+        slowdown: as in `hold`.
         """
-        urgent = [work for work in self.urgent if work.left]
-        urgent += [work for block in self.blocks[:num_taken] for work in block.works]
-        holding = _hold(urgent, self.blocks[num_taken:], start_s, view, slowdown)
+        return self._has_held([work for work in self.urgent if work.left], self.blocks, start_s, view, slowdown)
+
+    def refill(self, view: View) -> None:
+        """Takes from the first block when few are left before it; not looked for every time."""
+        if not self.blocks or 2 * len(self.urgent) > self._num_urgent:
+            return
+        if self._refill_pause and self.urgent:
+            self._refill_pause -= 1
+            return
+        blocks = [block for block in self.blocks if block.works]
+        if not blocks:
+            return
+        block, *later = blocks
+        room = self._num_urgent - len(self.urgent)
+        rest = [Block.of(block.works[room:])] if block.works[room:] else []
+        if self._has_held([*self.urgent, *block.works[:room]], [*rest, *later], view.start_s, view):
+            return
+        if self.urgent:
+            self._refill_pause = REPLAN_PAUSE
+        else:
+            self._holding = Holding(block.works, later, block.certificate(_dues(later)))
+
+    def _has_held(
+        self, urgent: list[Work], blocks: list[Block], start_s: float, view: View, slowdown: float = 1.0
+    ) -> bool:
+        holding = _hold(urgent, blocks, start_s, view, slowdown)
         if holding is not None:
             self._holding = holding
         return holding is not None
-
-    def refill(self, view: View) -> None:
-        """Makes blocks urgent as long as few are left before them; not looked for every time."""
-        while self.blocks and len(self.urgent) < min(view.max_batch, self._num_urgent):
-            if self._refill_pause and self.urgent:
-                self._refill_pause -= 1
-                return
-            if self.replan(view.start_s, view, num_taken=1):
-                continue
-            if self.urgent:
-                self._refill_pause = REPLAN_PAUSE
-                return
-            block, *later = self.blocks
-            certificate = _in_groups(block.works, _dues(later))
-            self._holding = Holding(block.works, later, certificate)
 
 
 def _hold(urgent: list[Work], blocks: list[Block], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
@@ -143,15 +177,15 @@ def _dues(blocks: Sequence[Block]) -> list[tuple[float, float]]:
 
 
 def _blocks(works: Sequence[Work], view: View) -> list[Block]:
-    chunks = [list(works[first : first + view.max_batch]) for first in range(0, len(works), view.max_batch)]
-    return [Block(chunk, sum(_length_s(group) for group in _groups(chunk))) for chunk in chunks]
+    starts = range(0, len(works), view.max_batch)
+    return [Block.of(list(works[start : start + view.max_batch])) for start in starts]
 
 
 def _groups(works: Sequence[Work]) -> list[list[Work]]:
-    """Those that can run side by side to their ends: in their last lane, or at the very same point of the same runs."""
+    """Those that can run side by side to a common end: in one lane to the last step, or of the same runs."""
     groups: dict[object, list[Work]] = {}
     for work in works:
-        alike = work.lane if work.run == len(work.runs) - 1 else (work.runs, work.run, work.run_left)
+        alike = work.lane if work.run == len(work.runs) - 1 else work.runs
         groups.setdefault(alike, []).append(work)
     return list(groups.values())
 
@@ -166,16 +200,3 @@ def _longest_runs(group: Sequence[Work]) -> list[tuple[tuple[float, ...], int]]:
     longest = max(group, key=lambda work: work.left)
     later = zip(longest.rows[longest.run + 1 :], longest.runs[longest.run + 1 :], strict=True)
     return [(longest.row, longest.run_left), *((row, steps) for row, (_, steps) in later)]
-
-
-def _in_groups(works: Sequence[Work], afterwards: Sequence[tuple[float, float]]) -> Certificate:
-    """The plan that `Block.length_s` was computed from: one group after the other."""
-    ends: list[End] = []
-    times_s = [(0, 0.0)]
-    for group in _groups(works):
-        first, _ = times_s[-1]
-        for row, steps in _longest_runs(group):
-            at, time_s = times_s[-1]
-            times_s.append((at + steps, time_s + steps * row[len(group)]))
-        ends += [(first + work.left, times_s[-1][1], work) for work in group]
-    return Certificate(ends, times_s, afterwards)

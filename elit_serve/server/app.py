@@ -27,13 +27,14 @@ from elit_serve.errors import EngineStopped
 from elit_serve.measurements import Quality
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.server import error_answers, problems
+from elit_serve.server import error_answers, middlewares, openapi_document, problems
 from elit_serve.server.arrival_log import ArrivalLog
+from elit_serve.server.auth import owner_of
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.routes import router as jobs_router
-from elit_serve.server.limits import BodyLimit
-from elit_serve.server.metrics import CLIENT_GONE, Metrics, MetricsMiddleware
+from elit_serve.server.keys import read_keyring
+from elit_serve.server.metrics import CLIENT_GONE, Metrics
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai_routes import router as openai_router
 from elit_serve.server.planning import plan_answer
@@ -47,9 +48,11 @@ from elit_serve.server.schemas import (
     PlanResponse,
     Problem,
     Ready,
+    Version,
 )
 from elit_serve.server.service import Service, answer_to, take
 from elit_serve.server.settings import Settings
+from elit_serve.server.shares import FairShares
 
 DESCRIPTION = """One checkpoint, every latency: say what a picture may cost (`budget`), or when it must be there
 (`latency_ms`), and the model runs on as many of its latent tokens as that and the other requests allow."""
@@ -67,6 +70,7 @@ def create_app(
 ) -> FastAPI:
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
+    keyring = read_keyring(settings)
     routers = (router, openai_router, jobs_router)
     paths = [route.path for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     metrics = Metrics(
@@ -117,6 +121,7 @@ def create_app(
         open_plans=open_plans,
         worker=worker,
         metrics=metrics,
+        shares=None if keyring is None else FairShares(keyring.shares, places=settings.max_queue),
         arrival_log=arrival_log,
         clock=clock,
     )
@@ -124,8 +129,8 @@ def create_app(
     for routes in routers:
         app.include_router(routes)
     error_answers.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(MetricsMiddleware, metrics=metrics, routes=paths, clock=clock)
+    openapi_document.complete(app, has_keys=keyring is not None)
+    middlewares.add_all(app, settings, metrics=metrics, routes=paths, keyring=keyring, clock=clock)
     return app
 
 
@@ -170,7 +175,7 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
     form = form_of(request.headers.get("accept"), body, service.pipeline)
-    facts = await answer_to(request, service, await take(service, body, form))
+    facts = await answer_to(request, service, await take(service, body, form, owner=owner_of(request)))
     if facts is None:
         return Response(status_code=CLIENT_GONE)
     if form.is_bare:
@@ -253,6 +258,11 @@ async def readiness(request: Request) -> Ready:
     if not _living_worker(request).is_ready:
         raise EngineStopped("the engine takes no more work")
     return Ready()
+
+
+@router.get("/version", summary="The server's version")
+async def version() -> Version:
+    return Version(version=elit_serve.__version__)
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from elit_serve.errors import ElitError
 from elit_serve.server.faults import Fault, fault_of, fault_of_body
@@ -20,30 +21,30 @@ OPENAI_PREFIX = "/v1/images/"
 SCHEMAS: dict[str, type[BaseModel]] = {OPENAI_PREFIX: ImagesRequest, "/v1/jobs": JobRequest}  # of bodies
 
 
-def error_answer(fault: Fault, path: str) -> Response:
-    """OpenAI's shape on OpenAI's routes, those that are not served included; RFC 9457 elsewhere."""
-    return openai_error(fault) if path.startswith(OPENAI_PREFIX) else problem(fault)
+def is_openai(path: str) -> bool:
+    """Whether it is one of OpenAI's routes, those that are not served included."""
+    return path.startswith(OPENAI_PREFIX)
+
+
+def error_answer(fault: Fault, scope: Scope) -> Response:
+    """OpenAI's shape on OpenAI's routes; RFC 9457 elsewhere."""
+    return openai_error(fault) if is_openai(scope["path"]) else problem(fault, scope["state"]["request_id"])
 
 
 def install(app: FastAPI) -> None:
-    """Gives every error of the app its answer."""
+    """Gives every error that a route may raise its answer."""
 
     @app.exception_handler(ElitError)
     async def ours(request: Request, error: ElitError) -> Response:
-        return error_answer(fault_of(error), request.url.path)
+        return error_answer(fault_of(error), request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         path = request.url.path
         schema = next((schema for prefix, schema in SCHEMAS.items() if path.startswith(prefix)), GenerateRequest)
-        return error_answer(fault_of_body(error.errors(), schema), path)
+        return error_answer(fault_of_body(error.errors(), schema), request.scope)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         fault = Fault(status=error.status_code, detail=error.detail, headers=error.headers or {})
-        return error_answer(fault, request.url.path)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        fault = Fault(status=500, detail=f"the server failed with {type(error).__name__}")
-        return error_answer(fault, request.url.path)
+        return error_answer(fault, request.scope)

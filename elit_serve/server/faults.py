@@ -17,21 +17,23 @@ from elit_serve.errors import (
     GenerationFailed,
     Infeasible,
     InvalidInput,
+    InvalidKey,
     JobNotDone,
     JobNotFound,
+    MissingScope,
     ModelNotFound,
     Overloaded,
+    RateLimited,
     RequestOutstanding,
     ResultsGone,
+    ShareExceeded,
     StorageFull,
     StoreUnavailable,
 )
 
 MAX_SHOWN = 200  # characters of a refused value that are sent back
 MAX_ERRORS = 20  # a body may hold a hundred thousand unknown fields, and each explanation takes time
-STOPPED_RETRY_AFTER_S = 5
-STORE_RETRY_AFTER_S = 5
-OUTSTANDING_RETRY_AFTER_S = 1
+RETRY_AFTER_S: dict[type[ElitError], int] = {EngineStopped: 5, StoreUnavailable: 5, RequestOutstanding: 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,10 @@ KINDS: dict[type[ElitError], Kind] = {
     InvalidInput: Kind(status=422, name="invalid-input", title="The request is not valid"),
     ModelNotFound: Kind(status=404, name="model-not-found", title="This server has another model"),
     Overloaded: Kind(status=503, name="overloaded", title="Other requests are in the way"),
+    InvalidKey: Kind(status=401, name="invalid-api-key", title="An API key is needed"),
+    MissingScope: Kind(status=403, name="permission-denied", title="The API key does not allow this"),
+    RateLimited: Kind(status=429, name="rate-limit-exceeded", title="Too many requests"),
+    ShareExceeded: Kind(status=429, name="share-exceeded", title="Others are waiting"),
     EngineStopped: Kind(status=503, name="engine-stopped", title="The engine is not running"),
     DeadlineExceeded: Kind(status=504, name="deadline-exceeded", title="The latency target has passed"),
     GenerationFailed: Kind(status=500, name="generation-failed", title="The picture could not be generated"),
@@ -94,25 +100,35 @@ def fault_of(error: ElitError) -> Fault:
     fields: tuple[FieldFault, ...] = ()
     if isinstance(error, InvalidInput):
         fields = (FieldFault(field=error.field, value=_shown(error.value), allowed=error.allowed),)
-    reason, retry_after_s = None, None
-    if isinstance(error, Overloaded):
-        reason, retry_after_s = error.reason, max(1, math.ceil(error.retry_after_s))
-    if isinstance(error, EngineStopped):
-        reason, retry_after_s = "stopped", STOPPED_RETRY_AFTER_S
-    if isinstance(error, StoreUnavailable):
-        retry_after_s = STORE_RETRY_AFTER_S
-    if isinstance(error, RequestOutstanding):
-        retry_after_s = OUTSTANDING_RETRY_AFTER_S
     return Fault(
         status=kind.status,
         detail=str(error),
         name=kind.name,
         title=kind.title,
         fields=fields,
-        reason=reason,
+        reason=_reason(error),
         min_latency_ms=error.min_latency_ms if isinstance(error, Infeasible) else None,
-        headers={} if retry_after_s is None else {"Retry-After": str(retry_after_s)},
+        headers=_headers(error),
     )
+
+
+def _reason(error: ElitError) -> str | None:
+    if isinstance(error, Overloaded):
+        return error.reason
+    return "stopped" if isinstance(error, EngineStopped) else None
+
+
+def _headers(error: ElitError) -> Mapping[str, str]:
+    """When to come back, or with which key, as RFC 6750 says it."""
+    if isinstance(error, Overloaded | RateLimited):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if type(error) in RETRY_AFTER_S:
+        return {"Retry-After": str(RETRY_AFTER_S[type(error)])}
+    if isinstance(error, InvalidKey):
+        return {"WWW-Authenticate": 'Bearer error="invalid_token"' if error.was_sent else "Bearer"}
+    if isinstance(error, MissingScope):
+        return {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{error.scope}"'}
+    return {}
 
 
 def fault_of_body(errors: Sequence[Any], schema: type[BaseModel]) -> Fault:

@@ -24,7 +24,7 @@ from elit_serve.budget import budget_of_level
 from elit_serve.clock import Clock
 from elit_serve.engine.jobs import Outcome
 from elit_serve.engine.worker import Observer, Worker
-from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded
+from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
 from elit_serve.scheduler.requests import Launch
 
 AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
@@ -46,7 +46,7 @@ CLIENT_GONE = 499  # nginx's number for a caller that did not wait
 
 OUTCOMES = ("ok", "invalid", "refused", "expired", "failed", "cancelled")
 ENDINGS = ("done", "refused", "expired", "failed", "cancelled")
-REASONS = ("infeasible", "overloaded", "queue_full", "stopped")
+REASONS = ("infeasible", "overloaded", "queue_full", "share", "stopped")
 CAUSES = ("step", "memory", "nan", "encoding")
 CHOOSERS = ("server", "caller")
 STAGES = ("queue", "compute", "encode")
@@ -194,6 +194,8 @@ class _SchedulerCounters(Collector):
 def _reason(error: ElitError) -> str:
     if isinstance(error, Infeasible):
         return "infeasible"
+    if isinstance(error, ShareExceeded):
+        return "share"
     return error.reason if isinstance(error, Overloaded) else "stopped"
 
 
@@ -235,7 +237,7 @@ def outcome_of(status: int) -> str:
     """A status as one of six words."""
     if status == CLIENT_GONE:
         return "cancelled"
-    if status == 503:
+    if status in (429, 503):
         return "refused"
     if status == 504:
         return "expired"

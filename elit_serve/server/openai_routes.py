@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from elit_serve.engine.jobs import Outcome, Preview
 from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS
+from elit_serve.server.auth import owner_of
 from elit_serve.server.event_stream import EventStream, PreviewQueue
 from elit_serve.server.faults import fault_of
 from elit_serve.server.generation import Form
@@ -61,8 +62,9 @@ async def images_generations(request: Request, body: ImagesRequest) -> Response:
     form = Form(output_format=asked.output_format, is_bare=False)
     file_quality = FILE_QUALITY if body.output_compression is None else body.output_compression
     if body.stream:
-        return await _stream(service, body, asked, form, file_quality)
-    facts = await answer_to(request, service, await take(service, asked, form, file_quality=file_quality))
+        return await _stream(request, service, body, asked, form, file_quality)
+    taken = await take(service, asked, form, owner=owner_of(request), file_quality=file_quality)
+    facts = await answer_to(request, service, taken)
     if facts is None:
         return Response(status_code=CLIENT_GONE)
     answer = images_response(facts, service.pipeline, created=int(time.time()))
@@ -70,7 +72,7 @@ async def images_generations(request: Request, body: ImagesRequest) -> Response:
 
 
 async def _stream(
-    service: Service, body: ImagesRequest, asked: GenerateRequest, form: Form, file_quality: int
+    request: Request, service: Service, body: ImagesRequest, asked: GenerateRequest, form: Form, file_quality: int
 ) -> Response:
     """What is refused is refused as ever; events come once the request is taken."""
     previews = PreviewQueue()
@@ -78,6 +80,7 @@ async def _stream(
         service,
         asked,
         form,
+        owner=owner_of(request),
         file_quality=file_quality,
         num_previews=body.partial_images or 0,
         on_preview=previews.put if body.partial_images else None,

@@ -12,12 +12,13 @@ from elit_serve.server.faults import Fault
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem(fault: Fault) -> Response:
+def problem(fault: Fault, request_id: str | None = None) -> Response:
     """The answer to a request that met this fault."""
-    return Response(problem_json(fault), fault.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
+    content = problem_json(fault, request_id)
+    return Response(content, fault.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
 
 
-def problem_json(fault: Fault) -> str:
+def problem_json(fault: Fault, request_id: str | None = None) -> str:
     """A problem document."""
     content: dict[str, object] = {
         "type": f"urn:elit-serve:{fault.name}" if fault.name else "about:blank",
@@ -29,7 +30,7 @@ def problem_json(fault: Fault) -> str:
         content["errors"] = [
             {"field": part.field, "value": part.value, "allowed": part.allowed} for part in fault.fields
         ]
-    optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason}
+    optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason, "request_id": request_id}
     content |= {name: value for name, value in optional.items() if value is not None}
     # ASCII only: a refused value may hold half a surrogate pair, which UTF-8 cannot carry
     return json.dumps(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -25,7 +24,9 @@ from elit_serve.engine.profiler import device_name, latency_of
 from elit_serve.engine.served import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.measurements import Latency
+from elit_serve.server import logs
 from elit_serve.server.app import create_app, num_slots
+from elit_serve.server.keys import read_keyring
 from elit_serve.server.settings import Settings
 
 T = TypeVar("T")
@@ -79,7 +80,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     The address is taken first, so that a port in use is found out before a model is loaded.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(settings)
+    read_keyring(settings)  # what is wrong with it is found out here too
     sys.setswitchinterval(SWITCH_SECONDS)
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
@@ -90,7 +92,12 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {url} (docs: {url}/docs)"
         config = uvicorn.Config(
-            app, log_level=settings.log_level, timeout_graceful_shutdown=SHUTDOWN_SECONDS, server_header=False
+            app,
+            log_level=settings.log_level,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            server_header=False,
         )
         worker, jobs = app.state.service.worker, app.state.jobs
 
@@ -100,7 +107,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
         server = AnnouncingServer(
             config,
-            on_ready=lambda: announce(line),
+            on_ready=lambda: announce(logs.announcement(settings, line)),
             drain=drain,
             stop=worker.stop,
         )

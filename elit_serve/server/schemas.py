@@ -257,6 +257,10 @@ class Ready(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class Version(BaseModel):
+    version: str
+
+
 class FieldProblem(BaseModel):
     field: str
     value: Any
@@ -273,3 +277,4 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = None
     min_latency_ms: float | None = None
     reason: str | None = None
+    request_id: str | None = None

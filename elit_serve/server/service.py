@@ -12,11 +12,11 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from elit_serve.clock import Clock
-from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun
+from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun, alone_ms
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
-from elit_serve.errors import ElitError
+from elit_serve.errors import ElitError, Overloaded, ShareExceeded
 from elit_serve.pictures import FILE_QUALITY
 from elit_serve.scheduler import CostTable
 from elit_serve.server.arrival_log import ArrivalLog
@@ -24,12 +24,13 @@ from elit_serve.server.generation import Form, answer, image_quality, job_of, op
 from elit_serve.server.metrics import Metrics
 from elit_serve.server.schemas import GenerateRequest, GenerateResponse
 from elit_serve.server.settings import Settings
+from elit_serve.server.shares import FairShares
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """What the routes share. open_plans: for requests that leave it open how they are made; None without measurements,
-    and under the fixed policy."""
+    and under the fixed policy. shares: of the keys in the queue; None where no keys are set."""
 
     pipeline: Pipeline
     settings: Settings
@@ -37,6 +38,7 @@ class Service:
     open_plans: OpenPlans | None
     worker: Worker
     metrics: Metrics
+    shares: FairShares | None
     arrival_log: ArrivalLog | None
     clock: Clock
 
@@ -56,25 +58,42 @@ async def take(
     body: GenerateRequest,
     form: Form,
     *,
+    owner: str | None = None,
     file_quality: int = FILE_QUALITY,
     num_previews: int = 0,
     on_preview: Callable[[Preview], None] | None = None,
 ) -> Taken:
     """Has the engine make what `body` asks for, or raises why not.
 
-    file_quality: of JPEG and lossy WebP, 0 to 100. on_preview: see `Worker.submit`.
+    owner: the name of the caller's key, if keys are set. file_quality: of JPEG and lossy WebP, 0 to 100.
+    on_preview: see `Worker.submit`.
     """
     arrived_s = service.clock.now()
     job = await run_in_threadpool(  # drawing noise takes a while
         job_of, body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s
     )
-    job = replace(job, file_quality=file_quality, num_previews=num_previews)
+    job = replace(job, owner=owner, file_quality=file_quality, num_previews=num_previews)
     if service.arrival_log is not None:
         service.arrival_log.record(body, job, service.pipeline.config.spec.latents_per_group)
+    return admit(service, body, form, job, on_preview=on_preview)
+
+
+def admit(
+    service: Service,
+    body: GenerateRequest,
+    form: Form,
+    job: Job,
+    *,
+    on_preview: Callable[[Preview], None] | None = None,
+    on_step: Callable[[StepRun], None] | None = None,
+) -> Taken:
+    """Has the engine take a job that somebody waits for, or raises why not, which is counted."""
     try:
-        return hand_over(service, body, form, job, on_preview=on_preview)
+        _check_share(service, job)
+        return hand_over(service, body, form, job, on_preview=on_preview, on_step=on_step)
     except ElitError as error:
         service.metrics.refused(error)
+        _note_full_queue(service, job, error)
         raise
 
 
@@ -87,10 +106,30 @@ def hand_over(
     on_preview: Callable[[Preview], None] | None = None,
     on_step: Callable[[StepRun], None] | None = None,
 ) -> Taken:
-    """Has the engine take a job, or raises why not; what to make of a refusal is the caller's to say."""
+    """Has the engine take a job that can wait, or raises why not."""
     open_plans = open_plans_of(body, service.open_plans, service.settings)
     future = service.worker.submit(job, open_plans, on_preview, on_step)
     return Taken(body=body, form=form, arrived_s=job.arrived_s, future=future)
+
+
+def _check_share(service: Service, job: Job) -> None:
+    """Raises `ShareExceeded` where the job's owner would crowd out others. It may come back when as many pictures as
+    it has too many were made, one by one."""
+    if service.shares is None or job.owner is None:
+        return
+    waiting = service.worker.waiting_by_owner()
+    excess = service.shares.excess(job.owner, len(job.seeds), waiting, service.clock.now())
+    if excess > 0:
+        levels = job.pinned or (job.max_level,) * job.num_steps
+        raise ShareExceeded(job.owner, excess * alone_ms(service.cost, levels, job.weak_caps) / 1000)
+
+
+def _note_full_queue(service: Service, job: Job, error: ElitError) -> None:
+    """Who was turned away will come back, and others leave room for that."""
+    if service.shares is None or job.owner is None:
+        return
+    if isinstance(error, Overloaded) and error.reason == "queue_full":
+        service.shares.turned_away(job.owner, error.retry_after_s, service.clock.now())
 
 
 def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateResponse:

@@ -1,84 +1,136 @@
-"""What a server is started with. A bad value stops start-up and names its key."""
+"""What a server is started with: the one description from which flags, variables, files and documentation follow.
+
+Imports no torch, so that `elit-serve --help` need not wait for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-
-from elit_serve.engine.config import Strict, WeightDtype
-from elit_serve.engine.precision import Quantization
-from elit_serve.errors import InvalidInput
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 
-class Settings(Strict):
-    """All settings of `elit-serve serve`.
-
-    random_weights: a preset served with random weights, at `resolution` pixels per side (256), to measure speed;
-        excludes `model`.
-    quantize: `fp8` runs the blocks' large matrix products in float8, on GPUs that have it.
-    policy: `elastic` chooses levels between steps, and promises; `fixed` runs every request at its highest level.
-    max_batch: the largest number of pictures in a step; None is what the device was measured with.
-    max_queue: pictures that may wait for their first step; more are refused with 503.
-    max_images: the largest `n` of a request.
-    max_image_steps: the largest number of steps of a request, summed over its images; more work is refused with 422.
-    max_body_bytes: a larger request body is refused with 413.
-    soft_latency_ms: when a request without a target should be answered; None is three times what it takes alone at
-        the highest level that it allows.
-    response_ms: what HTTP adds to a picture's time beside the engine, both ways; counted in every prediction.
-    drain_seconds: how long what was accepted may take to finish once the server is told to end.
-    results: the folder of jobs: their pictures and, without `database`, their database. None is a folder that goes
-        when the server ends; `serve` gives a lasting one to servers with a port of their own.
-    database: where jobs are kept, as a URL: `postgresql://...`, or `sqlite:///FILE`.
-    results_bytes, results_seconds: how much and how long the pictures of jobs are kept; the oldest go first.
-    max_jobs: jobs that may wait outside the engine; more are refused with 503.
-    webhook_hosts: where webhooks may go, each as HOST or HOST:PORT; by default nowhere.
-    webhook_secret_file: holds the secret that webhooks are signed with, as `whsec_` and base64.
-    arrival_log: a file that gets a line for every valid request, to be replayed; None is none.
-    arrival_log_bytes: how large that file and its predecessor may be together.
-    """
-
-    model: str | None = None
-    random_weights: str | None = None
-    resolution: int | None = Field(default=None, ge=16, le=8192)
-    host: str = Field(default="0.0.0.0", min_length=1)
-    port: int = Field(default=8000, ge=0, le=65535)
-    device: str | None = None
-    dtype: WeightDtype | None = None
-    quantize: Quantization | None = None
-    threads: int | None = Field(default=None, ge=1)
-    policy: Literal["elastic", "fixed"] = "elastic"
-    max_batch: int | None = Field(default=None, ge=1)
-    max_queue: int = Field(default=64, ge=1)
-    max_images: int = Field(default=16, ge=1, le=1024)
-    max_image_steps: int = Field(default=1000, ge=1)
-    max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    soft_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    response_ms: float = Field(default=5, ge=0, allow_inf_nan=False)
-    drain_seconds: float = Field(default=30, ge=0, allow_inf_nan=False)
-    results: str | None = Field(default=None, min_length=1)
-    database: str | None = Field(default=None, min_length=1)
-    results_bytes: int = Field(default=1 << 30, ge=0)
-    results_seconds: float = Field(default=86_400, gt=0, allow_inf_nan=False)
-    max_jobs: int = Field(default=10_000, ge=1)
-    webhook_hosts: tuple[str, ...] = ()
-    webhook_secret_file: str | None = Field(default=None, min_length=1)
-    arrival_log: str | None = Field(default=None, min_length=1)
-    arrival_log_bytes: int = Field(default=64 << 20, ge=4096)
-    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+def _parts(value: object) -> object:
+    """A list as a variable holds it: with commas between its parts."""
+    return tuple(value.split(",")) if isinstance(value, str) else value
 
 
-def read_settings(values: Mapping[str, object]) -> Settings:
-    """Settings from what a caller gives; the rest is as above."""
-    try:
-        return Settings.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        allowed = f"settings are {', '.join(Settings.model_fields)}" if first["type"] == "extra_forbidden" else None
-        raise InvalidInput(field, first["input"], allowed or _lowered(first["msg"])) from None
+def _key(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-+\--~]{8,}", secret.get_secret_value()):
+        raise ValueError("a key is 8 or more printable ASCII characters without spaces and commas")
+    return secret
 
 
-def _lowered(message: str) -> str:
-    return message[:1].lower() + message[1:]
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://[^/\s,]+", text):
+        raise ValueError("an origin is * or as https://example.org, without a path")
+    return text
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FilePath = Annotated[str, Field(min_length=1)]
+ApiKeys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_key)], ...], BeforeValidator(_parts)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
+Hosts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_parts)]
+
+
+class Settings(BaseModel):
+    """All settings of `elit-serve serve`; the descriptions are its help, and the README's table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = Field(
+        default=None, description="A model directory, or a bundled model by name; by default the bundled garden64."
+    )
+    random_weights: str | None = Field(
+        default=None,
+        description="Instead of a model: a preset such as elit-dit-xl/2 with random weights, to measure speed.",
+    )
+    resolution: int | None = Field(
+        default=None, ge=16, le=8192, description="Pixels per side of --random-weights; by default 256."
+    )
+    host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on; by default every address.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str | None = Field(default=None, description="cpu, cuda or cuda:N; by default a GPU if there is one.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="Number format of the model; by default bfloat16 on a GPU, float32 on a CPU."
+    )
+    quantize: Literal["fp8"] | None = Field(
+        default=None,
+        description="fp8 runs the blocks' large matrix products in float8, on GPUs that have it (compute capability "
+        "8.9 or newer); pictures differ slightly, and say fp8 as their dtype.",
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads for torch; by default its own choice.")
+    policy: Literal["elastic", "fixed"] = Field(
+        default="elastic",
+        description="elastic chooses levels anew between steps, and keeps promises; fixed runs every picture at its "
+        "highest level and refuses only what is impossible alone, so under load targets are missed.",
+    )
+    max_batch: int | None = Field(
+        default=None, ge=1, description="Most pictures in a step; by default as many as the device was measured with."
+    )
+    max_queue: int = Field(
+        default=64, ge=1, description="Pictures that may wait for their first step; more get 503 with Retry-After."
+    )
+    max_images: int = Field(default=16, ge=1, le=1024, description="Largest n of a request.")
+    max_image_steps: int = Field(default=1000, ge=1, description="Most steps of a request, summed over its pictures.")
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Larger request bodies get 413.")
+    max_concurrent_requests: int = Field(
+        default=1024,
+        ge=1,
+        description="HTTP requests under way at a time, health apart; more get 503 with Retry-After.",
+    )
+    soft_latency_ms: Positive | None = Field(
+        default=None,
+        description="Target of requests that give none; by default three times what they take alone at full budget.",
+    )
+    response_ms: NotNegative = Field(
+        default=5, description="What HTTP adds to a picture's time, in milliseconds; counted in every prediction."
+    )
+    drain_seconds: NotNegative = Field(
+        default=30, description="How long accepted requests may take to finish at SIGTERM."
+    )
+    api_key: ApiKeys = Field(
+        default=(),
+        description="A key that may do everything; may be repeated. "
+        "As a flag it is visible to others: rather use a variable.",
+    )
+    keys_file: FilePath | None = Field(
+        default=None, description="A TOML file of keys with scopes, rate limits and shares; see elit-serve key."
+    )
+    cors_origin: Origins = Field(
+        default=(),
+        description="An origin whose pages may call this server from a browser, or *; may be repeated.",
+    )
+    results: FilePath | None = Field(
+        default=None,
+        description="The folder of jobs and their pictures; by default one in the user's state directory for each "
+        "port, and a temporary one with --port 0.",
+    )
+    database: FilePath | None = Field(
+        default=None,
+        description="Where jobs are kept: postgresql://... or sqlite:///FILE; by default SQLite in --results.",
+    )
+    results_bytes: int = Field(
+        default=1 << 30, ge=0, description="How large the pictures of jobs may be together; the oldest go first."
+    )
+    results_seconds: Positive = Field(default=86_400, description="How long the pictures of a job are kept.")
+    max_jobs: int = Field(default=10_000, ge=1, description="Jobs that may wait; more get 503 with Retry-After.")
+    webhook_host: Hosts = Field(
+        default=(), description="Where webhooks may go, as HOST or HOST:PORT; may be repeated; by default nowhere."
+    )
+    webhook_secret_file: FilePath | None = Field(
+        default=None, description="A file that holds the secret that webhooks are signed with, whsec_ and base64."
+    )
+    arrival_log: FilePath | None = Field(
+        default=None, description="A file that gets a line of JSON for every valid request, for simulate and bench."
+    )
+    arrival_log_bytes: int = Field(
+        default=64 << 20, ge=4096, description="How large that file and its predecessor (.1) may be together."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="warning", description="Least severity that is logged; info has a line for every request."
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="json writes one object a line.")

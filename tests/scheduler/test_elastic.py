@@ -184,7 +184,7 @@ def test_admission_for_quality_takes_fewer_than_admission_for_most(table: CostTa
 
 def test_hundreds_of_promises_are_planned_and_kept_in_blocks(table: CostTable, quality: QualityTable) -> None:
     """Saturated at the lowest level, 8 images take 100 ms, so 200 take 2.5 s."""
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most", num_urgent=16))
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most", num_urgent=(16,)))
     taken = [i for i in range(250) if scheduler.submit([image(i, within_s=2.6)], 0.0) is None]
     assert 195 <= len(taken) < 250
     now_s = 0.0
@@ -192,3 +192,17 @@ def test_hundreds_of_promises_are_planned_and_kept_in_blocks(table: CostTable, q
         _, now_s = run_next(scheduler, now_s)
     assert now_s + 0.01 <= 2.6
     assert all(len(scheduler.levels_of(i)) == 10 for i in taken)
+
+
+def test_promises_in_blocks_run_beside_urgent_ones(table: CostTable, quality: QualityTable) -> None:
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, num_urgent=(2,)))
+    assert all(scheduler.submit([image(i, within_s=1.0)], 0.0) is None for i in range(6))
+    launch, _ = run_next(scheduler, 0.0)
+    assert launch.request_ids == (0, 1, 2, 3, 4, 5)
+
+
+def test_what_fits_only_one_by_one_is_planned_so(table: CostTable, quality: QualityTable) -> None:
+    """Eight side by side take 100 ms at the lowest level; two and then a block of six take 40 and 80."""
+    for num_urgent, num_taken in (((2,), 6), ((2, 8), 8)):
+        scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most", num_urgent=num_urgent))
+        assert sum(scheduler.submit([image(i, within_s=0.111)], 0.0) is None for i in range(9)) == num_taken

@@ -200,7 +200,7 @@ def assert_all_accounted_for(scheduler: RequestScheduler, story: Story) -> None:
     max_batch=st.sampled_from([8, 8, 3, 1]),
     admission=st.sampled_from(["most", "quality"]),
     max_waiting=st.sampled_from([None, None, 4]),
-    num_urgent=st.sampled_from([64, 8, 3]),
+    num_urgent=st.sampled_from([(64,), (8,), (3,), (2, 6)]),
 )
 def test_every_promise_is_kept(table, traffic, depth, max_batch, admission, max_waiting, num_urgent) -> None:  # type: ignore[no-untyped-def]
     scheduler = elastic(

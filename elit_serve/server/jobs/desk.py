@@ -18,7 +18,6 @@ from elit_serve.engine.jobs import alone_ms
 from elit_serve.errors import (
     ElitError,
     EngineStopped,
-    Infeasible,
     InvalidInput,
     JobNotDone,
     JobNotFound,
@@ -55,7 +54,7 @@ class JobDesk:
     def __init__(self, service: Service) -> None:
         settings = service.settings
         self._service = service
-        self._policy = WebhookPolicy(settings.webhook_hosts, settings.webhook_secret_file)
+        self._policy = WebhookPolicy(settings.webhook_host, settings.webhook_secret_file)
         self._limiter = anyio.CapacityLimiter(MAX_WAITING_CALLS)
         self._outstanding = OutstandingKeys()
         self.events = JobEvents()
@@ -102,11 +101,7 @@ class JobDesk:
                     return self._info(same_request(earlier, fingerprint))
             self._check(body)
             job = _new_job(body, owner, idempotency_key, fingerprint)
-            try:
-                self._store_waiting(job) if body.latency_ms is None else self._store_promised(job)
-            except (Infeasible, Overloaded, EngineStopped) as error:
-                self._service.metrics.refused(error)
-                raise
+            self._store_waiting(job) if body.latency_ms is None else self._store_promised(job)
         self._metrics.accepted.inc()
         return self._info(job)
 
@@ -157,7 +152,9 @@ class JobDesk:
 
     def _store_waiting(self, job: StoredJob) -> None:
         if self._store.num_waiting() >= self._service.settings.max_jobs:
-            raise Overloaded("queue_full", self._moves_in_s())
+            error = Overloaded("queue_full", self._moves_in_s())
+            self._service.metrics.refused(error)
+            raise error
         self._store.add(job)
         self._runner.wake()
 
@@ -166,7 +163,7 @@ class JobDesk:
         with self._runner.reserved(job.id):
             self._store.add(job)
             try:
-                taken = self._runner.hand_over(job)
+                taken = self._runner.hand_over(job, is_new=True)
             except ElitError:
                 self._store.remove(job.id)
                 raise

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from elit_serve.engine.encoding import ANSWER_FORMATS
 from elit_serve.server import problems
+from elit_serve.server.auth import owner_of
 from elit_serve.server.generation import form_of
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.event_stream import END, JobEventStream
@@ -153,4 +154,4 @@ def _desk(request: Request) -> JobDesk:
 
 def _owner(request: Request) -> str:
     """Who may see a job: who has the key that it was sent with, or everybody where there are no keys."""
-    return request.scope.get("state", {}).get("key_name") or ""
+    return owner_of(request) or ""

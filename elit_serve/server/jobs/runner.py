@@ -36,7 +36,7 @@ from elit_serve.server.jobs.retention import Retention
 from elit_serve.server.jobs.schemas import JobRequest
 from elit_serve.server.jobs.states import JobState, StoredJob
 from elit_serve.server.jobs.store import JobStore
-from elit_serve.server.service import Service, Taken, hand_over
+from elit_serve.server.service import Service, Taken, admit, hand_over
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ class Runner:
         finally:
             self._reserved.remove(job_id)
 
-    def hand_over(self, job: StoredJob) -> Taken:
-        """Has the engine take a job, to be followed once it is stored. Raises why not."""
+    def hand_over(self, job: StoredJob, *, is_new: bool = False) -> Taken:
+        """Has the engine take a job, to be followed. Raises why not; is_new: somebody waits to hear that."""
         body = JobRequest.model_validate_json(job.request).as_asked()
         service = self._service
         form = form_of(None, body, service.pipeline)
@@ -113,11 +113,11 @@ class Runner:
         made = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
         self._events.began(job.id)
         try:
-            return hand_over(
+            return (admit if is_new else hand_over)(
                 service,
                 body,
                 form,
-                replace(made, num_previews=body.previews),
+                replace(made, owner=job.owner or None, num_previews=body.previews),
                 on_preview=self._on_preview(job.id) if body.previews else None,
                 on_step=self._on_step(job.id),
             )

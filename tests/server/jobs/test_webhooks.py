@@ -29,7 +29,7 @@ def secret_file(tmp_path: Path) -> str:
 @pytest.fixture
 def settings_for(secret_file: str) -> Callable[[str], Settings]:
     def make(url: str) -> Settings:
-        return Settings(response_ms=0, webhook_hosts=(urlsplit(url).netloc,), webhook_secret_file=secret_file)
+        return Settings(response_ms=0, webhook_host=(urlsplit(url).netloc,), webhook_secret_file=secret_file)
 
     return make
 
