@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
 from elit_serve.errors import ElitError
 from elit_serve.server.faults import Fault, fault_of, fault_of_body
+from elit_serve.server.jobs.schemas import JobRequest
 from elit_serve.server.openai_errors import openai_error
 from elit_serve.server.openai_schemas import ImagesRequest
 from elit_serve.server.problems import problem
 from elit_serve.server.schemas import GenerateRequest
 
 OPENAI_PREFIX = "/v1/images/"
+SCHEMAS: dict[str, type[BaseModel]] = {OPENAI_PREFIX: ImagesRequest, "/v1/jobs": JobRequest}  # of bodies
 
 
 def is_openai(path: str) -> bool:
@@ -37,7 +40,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        schema = ImagesRequest if is_openai(request.url.path) else GenerateRequest
+        path = request.url.path
+        schema = next((schema for prefix, schema in SCHEMAS.items() if path.startswith(prefix)), GenerateRequest)
         return error_answer(fault_of_body(error.errors(), schema), request.scope)
 
     @app.exception_handler(HTTPException)
