@@ -25,6 +25,7 @@ from elit_serve.clock import Clock
 from elit_serve.engine.encoding import answer_formats, encode_sample
 from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
 from elit_serve.engine.foresight import Foresight, error_of, foresee
+from elit_serve.engine.in_flight import InFlight, PictureInFlight
 from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, Preview
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
@@ -177,6 +178,23 @@ class Worker:
             self._check_room(len(job.seeds))
             scheduler, now_s = self._scheduler.copy(), self._clock.now()
         return foresee(job, open_plans, scheduler, now_s)
+
+    def in_flight(self, max_pictures: int) -> InFlight:
+        """What is being made now, and what was counted. Holds the lock for a few microseconds."""
+        with self._changed:
+            images, now_s, scheduler = list(self._images.values()), self._clock.now(), self._scheduler
+            waiting, running = scheduler.num_waiting, scheduler.num_running
+            correction, counters = scheduler.correction, scheduler.counters
+        shown = sorted(images, key=lambda image: not image.levels)[:max_pictures]
+        return InFlight(
+            now_s=now_s,
+            num_pictures=len(images),
+            num_waiting=waiting,
+            num_running=running,
+            correction=correction,
+            counters=counters,
+            pictures=tuple(image.seen() for image in shown),
+        )
 
     def drain(self, timeout_s: float) -> None:
         """Takes no more jobs, finishes the accepted ones if they are done within `timeout_s`, and stops."""
@@ -511,6 +529,19 @@ class _Image:
     @property
     def is_complete(self) -> bool:
         return len(self.levels) == self.task.num_steps
+
+    def seen(self) -> PictureInFlight:
+        """As of now, from any thread: levels are only ever appended."""
+        job = self.request.job
+        return PictureInFlight(
+            request_id=self.request_id,
+            class_id=job.class_id,
+            levels=tuple(self.levels),
+            num_steps=job.num_steps,
+            arrived_s=job.arrived_s,
+            deadline_s=job.arrived_s + job.latency_ms / 1000,
+            is_promised=job.is_hard,
+        )
 
     def outcome_of(self, file: bytes, delivered_s: float) -> ImageOutcome:
         assert self.started_s is not None
