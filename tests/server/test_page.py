@@ -152,7 +152,7 @@ def test_a_picture_can_be_kept_and_made_again(start_server: Any, open_page: Open
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == "tulip-7.png"
     assert download.value.path().read_bytes().startswith(b"\x89PNG")
-    page.get_by_role("button", name="Make it again").click()
+    page.get_by_role("button", name="Make again").click()
     expect(page.locator("#status")).to_have_text("Done: tulip, seed 7. It is the same file, byte for byte.")
 
 
@@ -203,7 +203,7 @@ def test_a_target_that_is_too_soon_is_refused_with_one_that_works(
     generate(page)
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("Nothing is that fast here.")
-    alert.get_by_role("button", name=re.compile("^Use .* instead$")).click()
+    alert.get_by_role("button", name=re.compile("^Use ")).click()
     expect(alert).to_be_hidden()
     expect(page.get_by_role("button", name="Generate")).to_be_focused()
     expect(page.locator("#forecast-text")).to_contain_text("Should take")

@@ -1,5 +1,7 @@
 // Small drawings in SVG.
 
+import { duration, quality } from "./words.js";
+
 const NS = "http://www.w3.org/2000/svg";
 
 export function svg(name, attributes = {}, children = []) {
@@ -53,18 +55,32 @@ export function sparkline(values, length, top) {
 /** Quality over time, both of what could be had and of what is chosen. options: [{ms, quality, fits}]. */
 export function tradeoff(options, chosen, targetMs) {
   const all = chosen ? [...options, chosen] : options;
-  const times = [...all.map((option) => option.ms), ...(targetMs ? [targetMs] : [])];
-  const [from, to] = [Math.min(...times) / 1.12, Math.max(...times) * 1.12];
-  const [low, high] = [Math.min(...all.map((o) => o.quality)), Math.max(...all.map((o) => o.quality))];
-  const x = (ms) => 6 + (308 * Math.log(ms / from)) / Math.log(to / from);
-  const y = (value) => 84 - (72 * (value - low)) / (high - low || 1);
+  const x = along(all.map(({ ms }) => ms).concat(targetMs ?? []), Math.log, 20, 300);
+  const y = along(all.map(({ quality }) => quality), (value) => value, 84, 20);
   const front = [...options].sort((a, b) => a.ms - b.ms);
-  const line = front.map((option, i) => `${i ? "L" : "M"}${x(option.ms).toFixed(1)} ${y(option.quality).toFixed(1)}`).join("");
-  const dots = front.map((option) =>
-    svg("circle", { class: option.fits === false ? "late" : "option", cx: x(option.ms), cy: y(option.quality), r: 3 }));
-  const marks = [];
-  if (targetMs) marks.push(svg("line", { class: "target", x1: x(targetMs), x2: x(targetMs), y1: 2, y2: 94 }));
-  marks.push(svg("path", { class: "front", d: line }), ...dots);
+  const points = front.map((option) => ({ ...option, x: x(option.ms), y: y(option.quality) }));
+  const line = points.map((point, index) => `${index ? "L" : "M"}${point.x} ${point.y}`).join("");
+  const marks = [svg("path", { class: "front", d: line })];
+  if (targetMs) marks.unshift(svg("line", { class: "target", x1: x(targetMs), x2: x(targetMs), y1: 4, y2: 96 }));
+  for (const point of points) {
+    marks.push(svg("circle", { class: point.fits === false ? "late" : "option", cx: point.x, cy: point.y, r: 3 }));
+  }
   if (chosen) marks.push(svg("circle", { class: "chosen", cx: x(chosen.ms), cy: y(chosen.quality), r: 6 }));
-  return svg("svg", { viewBox: "0 0 320 96", "aria-hidden": "true" }, marks);
+  marks.push(...labels(points[0], 14), ...labels(points.at(-1), -9));
+  return svg("svg", { viewBox: "0 0 320 112", "aria-hidden": "true" }, marks);
+}
+
+/** Where a value lies between `from` and `to`, if the smallest lies at one end and the largest at the other. */
+function along(values, scale, from, to) {
+  const [low, high] = [scale(Math.min(...values)), scale(Math.max(...values))];
+  return (value) => Number((from + ((to - from) * (scale(value) - low)) / (high - low || 1)).toFixed(1));
+}
+
+/** The quality of a plan, so far below it, and its time on the axis. */
+function labels(point, below) {
+  const at = { x: Math.min(point.x, 302), "text-anchor": "middle" };
+  return [
+    svg("text", { ...at, y: point.y + below }, [quality(point.quality)]),
+    svg("text", { ...at, y: 110 }, [duration(point.ms)]),
+  ];
 }

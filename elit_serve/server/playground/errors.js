@@ -23,7 +23,7 @@ export class ErrorPanel {
     this.#panel.append(element("h2", title), element("p", text));
     if (error.minLatencyMs) {
       const ms = comfortable(error.minLatencyMs);
-      this.#panel.append(button(`Use ${duration(ms)} instead`, () => this.#close(setLatency, ms)));
+      this.#panel.append(button(`Use ${duration(ms)}`, () => this.#close(setLatency, ms)));
     } else if (![401, 403].includes(error.status)) {
       this.#panel.append(this.#againButton(error.retryAfterS, again));
     }

@@ -17,7 +17,7 @@ export function factsOf(result, maxLevel, again) {
   const chart = element("figure", { className: "levels" });
   chart.append(levelBars(levels, levels.length, maxLevel), element("figcaption", { textContent: `Level, of ${maxLevel}, in ${plural(levels.length, "step")}` }));
   const actions = element("div", { className: "actions" });
-  actions.append(download(result), button("Make it again", again));
+  actions.append(download(result), button("Make again", again));
   return [list, chart, actions];
 }
 

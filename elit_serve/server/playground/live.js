@@ -24,8 +24,7 @@ export class LiveView {
     part("pause").addEventListener("click", () => {
       this.#isPaused = !this.#isPaused;
       part("pause").setAttribute("aria-pressed", String(this.#isPaused));
-      part("live-status").textContent = this.#isPaused ? "Paused" : "";
-      this.#saidMs = -Infinity;
+      this.#say(this.#isPaused ? "Paused" : "");
     });
   }
 
@@ -99,12 +98,11 @@ export class LiveView {
 
   #sum(load) {
     const words = { ok: "Running", draining: "Draining: it takes no more work", stopped: "Stopped" };
-    const numbers = load.status === "ok" ? `: ${plural(load.server_load, "picture")} in flight` : "";
     part("live-status").dataset.state = load.status;
-    if (load.status !== "ok" || performance.now() - this.#saidMs > SAID_EVERY_MS) {
-      this.#say(words[load.status] + numbers);
-      this.#saidMs = performance.now();
-    }
+    this.#say(words[load.status]);
+    if (performance.now() - this.#saidMs < SAID_EVERY_MS) return;
+    part("live-said").textContent = `${plural(load.server_load, "picture")} in flight, ${load.queue_length} waiting`;
+    this.#saidMs = performance.now();
   }
 
   #say(text) {
@@ -236,7 +234,7 @@ class Flight {
     this.#chart = levelBars([], steps, maxLevel);
     const name = Object.assign(document.createElement("strong"), { textContent: label });
     this.#due.className = "due";
-    this.node.append(name, this.#due, this.#state, this.#chart);
+    this.node.append(name, this.#state, this.#due, this.#chart);
   }
 
   show({ state, levels, steps, left_ms: left, promised }) {

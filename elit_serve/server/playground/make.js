@@ -57,6 +57,7 @@ export class MakeView {
   }
 
   complain(error) {
+    part("about").hidden = true;
     this.#error.show(error, {
       setLatency: (ms) => this.#setLatency(ms),
       again: () => (this.#model ? part("wishes").requestSubmit() : location.reload()),
