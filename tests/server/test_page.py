@@ -319,6 +319,15 @@ def test_a_paused_view_stands_still(start_server: Any, open_page: OpenPage, meas
     expect(page.locator("#tiles")).to_contain_text("1 so far")
 
 
+def test_skipping_the_header_keeps_the_view(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured), "#live")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#content")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
+
+
 def test_everything_can_be_done_by_keyboard(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
     page = open_page(start_server(measured))
     expect(page.locator("#forecast-text")).to_contain_text("Should take")

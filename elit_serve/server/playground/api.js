@@ -15,6 +15,8 @@ export function useKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
 /** The JSON of an answer; with a body it is posted. */
 export async function call(path, { body, signal } = {}) {
   return (await send(path, { body, signal })).json();

@@ -12,21 +12,21 @@ export function svg(name, attributes = {}, children = []) {
 }
 
 /** A bar for every step that has a level, in room for all `steps`. */
-export function levelBars(levels, steps, maxLevel) {
-  const bars = svg("path", { class: "bars", d: barPath(levels, maxLevel) });
-  const ground = svg("rect", { class: "ground", x: 0, y: 0, width: steps, height: maxLevel });
-  const frame = { class: "level-bars", viewBox: `0 0 ${steps} ${maxLevel}`, preserveAspectRatio: "none" };
+export function levelBars(levels, steps, latents) {
+  const bars = svg("path", { class: "bars", d: barPath(levels, latents) });
+  const ground = svg("rect", { class: "ground", x: 0, y: 0, width: steps, height: latents });
+  const frame = { class: "level-bars", viewBox: `0 0 ${steps} ${latents}`, preserveAspectRatio: "none" };
   return svg("svg", { ...frame, role: "img", "aria-label": levelText(levels, steps) }, [ground, bars]);
 }
 
 /** The same drawing with more steps done. */
-export function grow(chart, levels, steps, maxLevel) {
-  chart.querySelector(".bars").setAttribute("d", barPath(levels, maxLevel));
+export function grow(chart, levels, steps, latents) {
+  chart.querySelector(".bars").setAttribute("d", barPath(levels, latents));
   chart.setAttribute("aria-label", levelText(levels, steps));
 }
 
-function barPath(levels, maxLevel) {
-  return levels.map((level, step) => `M${step + 0.09} ${maxLevel}V${maxLevel - level}h.82V${maxLevel}z`).join("");
+function barPath(levels, latents) {
+  return levels.map((level, step) => `M${step + 0.09} ${latents}V${latents - level}h.82V${latents}z`).join("");
 }
 
 function levelText(levels, steps) {
@@ -56,7 +56,12 @@ export function sparkline(values, length, top) {
 export function tradeoff(options, chosen, targetMs) {
   const all = chosen ? [...options, chosen] : options;
   const x = along(all.map(({ ms }) => ms).concat(targetMs ?? []), Math.log, 20, 300);
-  const y = along(all.map(({ quality }) => quality), (value) => value, 84, 20);
+  const y = along(
+    all.map(({ quality }) => quality),
+    (value) => value,
+    84,
+    20,
+  );
   const front = [...options].sort((a, b) => a.ms - b.ms);
   const points = front.map((option) => ({ ...option, x: x(option.ms), y: y(option.quality) }));
   const line = points.map((point, index) => `${index ? "L" : "M"}${point.x} ${point.y}`).join("");

@@ -10,19 +10,19 @@ const part = (id) => document.getElementById(id);
 /** wishes: class and seed. Throws what goes wrong; what is done then stays. */
 export async function compare(model, wishes, signal) {
   const levels = comparedLevels(model.levels);
-  const maxLevel = model.levels.at(-1).level;
   const cells = levels.map(({ budget }) => new Cell(budget));
   part("strip").replaceChildren(...cells.map((cell) => cell.node));
   part("comparison-hint").textContent = `${model.classes[Number(wishes.prompt)]}, seed ${wishes.seed}`;
   part("comparison").hidden = false;
   for (const [index, { budget }] of levels.entries()) {
-    await cells[index].fill({ ...wishes, budget }, signal, maxLevel);
+    await cells[index].fill({ ...wishes, budget }, signal, model.latents);
   }
 }
 
 function comparedLevels(levels) {
   const nearest = BUDGETS.map((wanted) =>
-    levels.reduce((best, level) => (Math.abs(level.budget - wanted) < Math.abs(best.budget - wanted) ? level : best)));
+    levels.reduce((best, level) => (Math.abs(level.budget - wanted) < Math.abs(best.budget - wanted) ? level : best)),
+  );
   return [...new Set(nearest)];
 }
 
@@ -44,14 +44,14 @@ class Cell {
     this.node.append(frame, caption);
   }
 
-  async fill(wishes, signal, maxLevel) {
+  async fill(wishes, signal, latents) {
     this.#facts.textContent = "being made …";
     try {
       const result = await drawn(wishes, { signal, onPreview: (src, number) => this.#show(src, `preview ${number}`) });
       const { facts, levels, seed, src } = result;
       this.#show(src, `${facts.label}, seed ${seed}`);
       this.#facts.textContent = `${duration(facts.total_ms)}, quality ${quality(facts.expected_quality)}`;
-      this.node.append(levelBars(levels, levels.length, maxLevel));
+      this.node.append(levelBars(levels, levels.length, latents));
       this.node.dataset.done = "";
     } catch (error) {
       this.#facts.textContent = "not made";

@@ -4,18 +4,21 @@ import { levelBars } from "./charts.js";
 import { duration, percent, plural, quality } from "./words.js";
 
 /** Nodes for a result of `drawn`. again: what makes the picture once more. */
-export function factsOf(result, maxLevel, again) {
+export function factsOf(result, latents, again) {
   const { facts, levels } = result;
   const level = mean(levels);
   const list = element("dl", { className: "facts" });
   list.append(
     fact("Time", duration(facts.total_ms), stages(facts)),
-    fact("Budget", percent(level / maxLevel), `mean level ${Number(level.toFixed(1))} of ${maxLevel}`),
+    fact("Budget", percent(level / latents), `mean level ${Number(level.toFixed(1))} of ${latents}`),
     fact("Expected quality", quality(facts.expected_quality), "1 is as good as photographs"),
     fact("Deadline", ...deadline(facts)),
   );
   const chart = element("figure", { className: "levels" });
-  chart.append(levelBars(levels, levels.length, maxLevel), element("figcaption", { textContent: `Level, of ${maxLevel}, in ${plural(levels.length, "step")}` }));
+  chart.append(
+    levelBars(levels, levels.length, latents),
+    element("figcaption", { textContent: `Level, of ${latents}, in ${plural(levels.length, "step")}` }),
+  );
   const actions = element("div", { className: "actions" });
   actions.append(download(result), button("Make again", again));
   return [list, chart, actions];

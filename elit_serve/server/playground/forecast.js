@@ -20,18 +20,18 @@ export class Forecast {
   }
 
   /** Only the last wishes are asked for, once they have stood for a moment. */
-  ask(wishes, maxLevel) {
+  ask(wishes, latents) {
     clearTimeout(this.#timer);
     this.#asking.abort();
     this.#asking = new AbortController();
     const { signal } = this.#asking;
-    this.#timer = setTimeout(() => this.#answer(wishes, maxLevel, signal), DEBOUNCE_MS);
+    this.#timer = setTimeout(() => this.#answer(wishes, latents, signal), DEBOUNCE_MS);
   }
 
-  async #answer(wishes, maxLevel, signal) {
+  async #answer(wishes, latents, signal) {
     try {
       const plan = await call("/v1/plan", { body: wishes, signal });
-      if (!signal.aborted) this.#show(plan, maxLevel);
+      if (!signal.aborted) this.#show(plan, latents);
     } catch (error) {
       if (error.name === "AbortError") return;
       this.latencyMs = null;
@@ -40,9 +40,9 @@ export class Forecast {
     }
   }
 
-  #show(plan, maxLevel) {
+  #show(plan, latents) {
     this.latencyMs = plan.course?.latency_ms ?? null;
-    if (plan.course) part("forecast-text").replaceChildren(...courseText(plan.course, maxLevel));
+    if (plan.course) part("forecast-text").replaceChildren(...courseText(plan.course, latents));
     else this.#refuse(plan.refusal);
     const options = plan.alternatives.map(({ latency_ms: ms, quality: q, fits }) => ({ ms, quality: q, fits }));
     const chosen = plan.course && { ms: plan.course.latency_ms, quality: plan.course.quality };
@@ -57,7 +57,10 @@ export class Forecast {
     const line = [strong(`${title}. `), text];
     if (minLatencyMs) {
       const ms = comfortable(minLatencyMs);
-      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `Use ${duration(ms)}` });
+      const button = Object.assign(document.createElement("button"), {
+        type: "button",
+        textContent: `Use ${duration(ms)}`,
+      });
       button.addEventListener("click", () => this.#setLatency(ms));
       line.push(" ", button);
     }
@@ -65,9 +68,9 @@ export class Forecast {
   }
 }
 
-function courseText(course, maxLevel) {
+function courseText(course, latents) {
   const level = Number(course.level.toFixed(1));
-  const facts = [`${plural(course.steps, "step")} at level ${level} of ${maxLevel} (${percent(course.budget)})`];
+  const facts = [`${plural(course.steps, "step")} at level ${level} of ${latents} (${percent(course.budget)})`];
   if (course.quality !== null) facts.push(`expected quality ${quality(course.quality)}`);
   return ["Should take ", strong(duration(course.latency_ms)), ": ", facts.join(", "), "."];
 }
@@ -78,6 +81,8 @@ function strong(text) {
 
 function axes(targetMs) {
   const caption = document.createElement("figcaption");
-  caption.textContent = targetMs ? "Quality over time; the line is your target" : "Quality over time, of all that could be had";
+  caption.textContent = targetMs
+    ? "Quality over time; the line is your target"
+    : "Quality over time, of all that could be had";
   return caption;
 }

@@ -1,29 +1,31 @@
 // The page: which view is shown, the key, and what the server serves.
 
-import { call, useKey } from "./api.js";
+import { call, hasKey, useKey } from "./api.js";
 import { LiveView } from "./live.js";
 import { MakeView } from "./make.js";
-import { explained } from "./words.js";
 
 const part = (id) => document.getElementById(id);
-const views = { make: part("make"), live: part("live") };
+const views = { make: part("make-view"), live: part("live-view") };
 const live = new LiveView();
 const make = new MakeView();
 
+let shown = "make";
+let isLoaded = false;
+
 function show() {
-  const name = location.hash === "#live" ? "live" : "make";
+  shown = Object.keys(views).find((name) => location.hash === `#${name}`) ?? shown;
   for (const [other, view] of Object.entries(views)) {
-    view.hidden = other !== name;
+    view.hidden = other !== shown;
     part(`to-${other}`).toggleAttribute("aria-current", false);
   }
-  part(`to-${name}`).setAttribute("aria-current", "page");
-  document.title = `${name === "live" ? "Live" : "Make a picture"} · elit-serve`;
+  part(`to-${shown}`).setAttribute("aria-current", "page");
+  document.title = `${shown === "live" ? "Live" : "Make a picture"} · elit-serve`;
   watchIfSeen();
 }
 
 /** Nobody watches a view that cannot be seen. */
 function watchIfSeen() {
-  if (!views.live.hidden && !document.hidden) live.start();
+  if (isLoaded && !views.live.hidden && !document.hidden) live.start();
   else live.stop();
 }
 
@@ -32,15 +34,22 @@ async function load() {
     const [model] = (await call("/v1/models")).data;
     part("served").textContent = `${model.id} on ${model.device === "cpu" ? "a CPU" : model.device}`;
     part("key-panel").hidden = true;
-    live.model = model;
+    const { level, budget } = model.levels.at(-1);
+    model.latents = Math.round(level / budget); // of a group, at full budget
+    live.latents = model.latents;
     make.offer(model);
+    isLoaded = true;
+    watchIfSeen();
   } catch (error) {
-    if (error.status !== 401) make.complain(error);
+    if (error.status === 401) return; // the key's panel says it
+    make.complain(error);
+    live.complain(error);
   }
 }
 
 document.addEventListener("key-needed", () => {
   if (!part("key-panel").hidden) return;
+  part("key-title").textContent = hasKey() ? "This server does not know that key" : "This server asks for a key";
   part("key-panel").hidden = false;
   part("key").focus();
 });
@@ -50,7 +59,6 @@ part("key-form").addEventListener("submit", (event) => {
   part("key").value = "";
   part("key-panel").hidden = true;
   load();
-  watchIfSeen();
 });
 window.addEventListener("hashchange", show);
 document.addEventListener("visibilitychange", watchIfSeen);

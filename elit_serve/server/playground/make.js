@@ -96,7 +96,6 @@ export class MakeView {
   }
 
   #changed() {
-    const max = this.#model?.levels.at(-1).level;
     part("latency-slide").hidden = this.#mode !== "latency";
     part("budget-slide").hidden = this.#mode !== "budget";
     part("auto-hint").hidden = this.#mode !== "auto";
@@ -104,8 +103,11 @@ export class MakeView {
     part("latency").setAttribute("aria-valuetext", duration(this.#latencyMs));
     if (!this.#model) return;
     part("budget-value").textContent = percent(this.#level.budget);
-    part("budget").setAttribute("aria-valuetext", `${percent(this.#level.budget)}, level ${this.#level.level} of ${max}`);
-    this.#forecast.ask({ label: this.#picker.id, ...this.#cost() }, max);
+    part("budget").setAttribute(
+      "aria-valuetext",
+      `${percent(this.#level.budget)}, level ${this.#level.level} of ${this.#model.latents}`,
+    );
+    this.#forecast.ask({ label: this.#picker.id, ...this.#cost() }, this.#model.latents);
   }
 
   async #generate(wishes, original = null) {
@@ -133,7 +135,7 @@ export class MakeView {
     const { facts } = result;
     part("status").textContent = `Done: ${facts.label}, seed ${result.seed}.${sameness(result, original)}`;
     const again = () => this.#generate(repeat(result), result);
-    part("facts").replaceChildren(...factsOf(result, this.#model.levels.at(-1).level, again));
+    part("facts").replaceChildren(...factsOf(result, this.#model.latents, again));
     part("facts").hidden = false;
     part("frame").dataset.preview = "done";
     this.#changed(); // the forecast is that of now
@@ -157,11 +159,13 @@ export class MakeView {
   #begin(expectedMs) {
     this.#work = new AbortController();
     this.#error.clear();
+    const isFromFacts = part("facts").contains(document.activeElement);
     part("facts").hidden = true;
     part("about").hidden = true;
-    part("status").textContent = "Making it …";
     delete part("frame").dataset.preview;
     this.#busy(true);
+    if (isFromFacts) part("stop").focus(); // what had the focus is gone
+    part("status").textContent = "Making it …";
     const bar = part("course-bar");
     part("course").hidden = !expectedMs;
     const began = performance.now();
@@ -176,6 +180,7 @@ export class MakeView {
     clearInterval(this.#clock);
     this.#work = null;
     part("course").hidden = true;
+    if (document.activeElement === part("stop")) part("generate").focus();
     this.#busy(false);
   }
 
@@ -202,9 +207,16 @@ const drawSeed = () => Math.floor(Math.random() * MAX_SEED);
 const rounded = (ms) => Number(Math.max(1, ms).toPrecision(3));
 
 /** The request that makes the same picture again. */
-const repeat = ({ facts, seed, levels }) => ({ prompt: String(facts.class_id), seed, levels, guidance: facts.guidance });
+const repeat = ({ facts, seed, levels }) => ({
+  prompt: String(facts.class_id),
+  seed,
+  levels,
+  guidance: facts.guidance,
+});
 
 function sameness(result, original) {
   if (!original) return "";
-  return result.file === original.file ? " It is the same file, byte for byte." : " It was made anew at the same levels.";
+  return result.file === original.file
+    ? " It is the same file, byte for byte."
+    : " It was made anew at the same levels.";
 }
