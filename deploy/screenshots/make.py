@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 FOLDER = Path(__file__).parent
 WIDTH = 1160
 COLOURS = 256
-NUM_CALLERS = 10
+NUM_CALLERS = 6
 WATCHED_MS = 45_000  # until the lines of the live view have a shape
 
 
@@ -89,8 +89,8 @@ def callers(url: str) -> Iterator[None]:
 
 
 def call(url: str, draw: random.Random, left: threading.Event) -> None:
-    while not left.wait(draw.uniform(0, 6)):
-        wish = draw.choice([{"latency_ms": 4000}, {"latency_ms": 9000}, {"latency_ms": 20_000}, {"budget": 0.5}, {}])
+    while not left.wait(draw.uniform(0, 9)):
+        wish = draw.choice([{"latency_ms": 5000}, {"latency_ms": 10_000}, {"latency_ms": 20_000}, {"max_budget": 0.5}, {}])
         httpx.post(f"{url}/v1/generate", json={"label": draw.randrange(40), **wish}, timeout=120)
 
 
