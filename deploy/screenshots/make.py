@@ -90,7 +90,9 @@ def callers(url: str) -> Iterator[None]:
 
 def call(url: str, draw: random.Random, left: threading.Event) -> None:
     while not left.wait(draw.uniform(0, 9)):
-        wish = draw.choice([{"latency_ms": 5000}, {"latency_ms": 10_000}, {"latency_ms": 20_000}, {"max_budget": 0.5}, {}])
+        wish = draw.choice(
+            [{"latency_ms": 5000}, {"latency_ms": 10_000}, {"latency_ms": 20_000}, {"max_budget": 0.5}, {}]
+        )
         httpx.post(f"{url}/v1/generate", json={"label": draw.randrange(40), **wish}, timeout=120)
 
 

@@ -41,7 +41,7 @@ def test_totals_tell_what_was_done(start_server: Any) -> None:
     assert (totals["promises_kept"], totals["promises_missed"]) == (1, 0)
     assert (totals["granted_steps"], totals["granted_budget"]) == (4, 4.0), "pinned steps are not the server's choice"
     assert totals["device_s"] == pytest.approx(4 * 0.5 + 4 * 0.25 * 2), "two pictures in a step cost twice as much"
-    assert totals["refusals"] == {"infeasible": 1, "overloaded": 0, "queue_full": 0, "stopped": 0}
+    assert {reason for reason, count in totals["refusals"].items() if count} == {"infeasible"}
 
 
 def test_everybody_who_watches_sees_what_is_in_flight(start_server: Any, held: Any, eventually: Any) -> None:

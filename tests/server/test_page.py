@@ -1,4 +1,4 @@
-"""The page at / in a real browser, with the Content-Security-Policy that it must bear."""
+"""The page at / in a real browser."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from elit_serve.engine.checkpoint import model_hash, read_config
 from elit_serve.engine.executor import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.scheduler.requests import Launch
+from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.settings import Settings
 
-POLICY = "default-src 'self'; img-src 'self' data: blob:"
 FLAGS = ("no-sandbox", "disable-gpu", "disable-quic", "disable-background-networking", "disable-component-update")
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
@@ -73,7 +73,6 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
             page.on("console", lambda message: heard(message.text) if message.type in ("error", "warning") else None)
             page.on("pageerror", lambda error: heard(str(error)))
             page.on("request", lambda request: heard(request.url) if is_outside(request.url, server.url) else None)
-            page.route(f"{server.url}/", with_policy)
             page.goto(f"{server.url}/{view}")
             return page
 
@@ -83,11 +82,6 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
 
 def is_outside(url: str, server_url: str) -> bool:
     return urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != urlsplit(server_url).netloc
-
-
-def with_policy(route: Route) -> None:
-    answer = route.fetch()
-    route.fulfill(response=answer, headers={**answer.headers, "content-security-policy": POLICY})
 
 
 class Stepwise(Executor):
@@ -402,18 +396,12 @@ def assert_accessible(page: Page) -> None:
 def test_a_key_is_asked_for_once_and_sent_with_everything(
     start_server: Any, open_page: OpenPage, measured: Pipeline
 ) -> None:
-    server = start_server(measured)
+    server = start_server(measured, Settings(response_ms=0, api_key=("a-secret",)))
     page = open_page(server, "#live", failure="status of 401")
-
-    def gate(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer secret":
-            route.continue_()
-        else:
-            route.fulfill(status=401, json={"title": "Unauthorized", "status": 401, "detail": "no key"})
-
-    page.route(re.compile("/v1/"), gate)
-    page.reload()
-    page.get_by_label("API key").fill("secret")
+    page.get_by_label("API key").fill("wrong")
+    page.get_by_role("button", name="Use key").click()
+    expect(page.locator("#key-panel")).to_contain_text("This server does not know that key")
+    page.get_by_label("API key").fill("a-secret")
     page.get_by_role("button", name="Use key").click()
     expect(page.locator("#key-panel")).to_be_hidden()
     expect(page.locator("#tiles")).to_contain_text("0 so far")
@@ -422,6 +410,18 @@ def test_a_key_is_asked_for_once_and_sent_with_everything(
     generate(page)
     expect(page.locator("#status")).to_have_text("Done: tulip, seed 7.")
     assert page.evaluate("localStorage.length") == 0
+
+
+def test_a_key_that_may_not_look_on_is_told_what_it_lacks(
+    start_server: Any, open_page: OpenPage, measured: Pipeline, tmp_path: Path
+) -> None:
+    line = make_key("studio", {"sha256": digest_of("secret"), "scopes": ["generate"]}).line()
+    (tmp_path / "keys.toml").write_text(line)
+    server = start_server(measured, Settings(response_ms=0, keys_file=str(tmp_path / "keys.toml")))
+    page = open_page(server, "#live", failure="status of 40")
+    page.get_by_label("API key").fill("secret")
+    page.get_by_role("button", name="Use key").click()
+    expect(page.locator("#live-status")).to_have_text("This needs an API key with the scope metrics.")
 
 
 def test_files_are_asked_for_again_and_sent_once(server: Any) -> None:

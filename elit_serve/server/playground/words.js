@@ -16,6 +16,8 @@ export function duration(ms) {
 /** A target that works where `minLatencyMs` is the smallest: a little more, for what HTTP takes and moments differ. */
 export const comfortable = (minLatencyMs) => Math.ceil(1.02 * minLatencyMs + 5);
 
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 
 const soonest = ({ minLatencyMs }) => `The soonest that works is about ${duration(comfortable(minLatencyMs))}.`;
@@ -35,6 +37,8 @@ export function explained(error) {
       };
     case "queue_full":
       return { title: "The queue is full", text: `More pictures are waiting than this server lets wait.${wait}` };
+    case "too_many_requests":
+      return { title: "The server is busy", text: `It answers as many requests as it may at a time.${wait}` };
     case "stopped":
     case "engine_stopped":
       return { title: "The server is stopping", text: `It takes no new pictures now.${wait}` };
@@ -53,7 +57,7 @@ export function explained(error) {
     default:
   }
   if (error.status === 401) return { title: "A key is needed", text: "Enter a key that this server knows." };
-  if (error.status === 403) return { title: "Not allowed", text: "This key may not do that." };
+  if (error.status === 403) return { title: "Not allowed", text: `${capital(error.message)}.` };
   if (error.status === 429)
     return { title: "Too many requests", text: `This key has used up its share for now.${wait}` };
   return { title: "That did not work", text: `${error.message}${wait}` };
