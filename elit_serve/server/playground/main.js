@@ -34,6 +34,7 @@ async function load() {
     const [model] = (await call("/v1/models")).data;
     part("served").textContent = `${model.id} on ${model.device === "cpu" ? "a CPU" : model.device}`;
     part("key-panel").hidden = true;
+    part("docs").hidden = hasKey(); // a browser sends no key when it follows a link
     const { level, budget } = model.levels.at(-1);
     model.latents = Math.round(level / budget); // of a group, at full budget
     live.latents = model.latents;
