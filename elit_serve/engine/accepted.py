@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from elit_serve.engine.executor import RunningStep, Transfer
+from elit_serve.engine.in_flight import PictureInFlight
 from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, Preview, StepRun
 from elit_serve.errors import ElitError
 from elit_serve.scheduler.requests import Launch
@@ -55,6 +56,19 @@ class AcceptedImage:
     @property
     def is_complete(self) -> bool:
         return len(self.levels) == self.task.num_steps
+
+    def seen(self) -> PictureInFlight:
+        """As of now, from any thread: levels are only ever appended."""
+        job = self.request.job
+        return PictureInFlight(
+            request_id=self.request_id,
+            class_id=job.class_id,
+            levels=tuple(self.levels),
+            num_steps=job.num_steps,
+            arrived_s=job.arrived_s,
+            deadline_s=job.arrived_s + job.latency_ms / 1000,
+            is_promised=job.is_hard,
+        )
 
     def outcome_of(self, file: bytes, delivered_s: float) -> ImageOutcome:
         assert self.started_s is not None

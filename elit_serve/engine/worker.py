@@ -23,6 +23,7 @@ from elit_serve.engine.accepted import AcceptedImage, AcceptedRequest, LaunchedP
 from elit_serve.engine.encoders import Encoders
 from elit_serve.engine.executor import Executor
 from elit_serve.engine.foresight import Foresight, error_of, foresee
+from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun
 from elit_serve.engine.launcher import Launcher
 from elit_serve.engine.open_plans import OpenPlans
@@ -177,6 +178,23 @@ class Worker:
             self._check_room(len(job.seeds))
             scheduler, now_s = self._scheduler.copy(), self._clock.now()
         return foresee(job, open_plans, scheduler, now_s)
+
+    def in_flight(self, max_pictures: int) -> InFlight:
+        """What is being made now, and what was counted. Holds the lock for a few microseconds."""
+        with self._changed:
+            images, now_s, scheduler = list(self._images.values()), self._clock.now(), self._scheduler
+            waiting, running = scheduler.num_waiting, scheduler.num_running
+            correction, counters = scheduler.correction, scheduler.counters
+        shown = sorted(images, key=lambda image: not image.levels)[:max_pictures]
+        return InFlight(
+            now_s=now_s,
+            num_pictures=len(images),
+            num_waiting=waiting,
+            num_running=running,
+            correction=correction,
+            counters=counters,
+            pictures=tuple(image.seen() for image in shown),
+        )
 
     def drain(self, timeout_s: float) -> None:
         """Takes no more jobs, finishes the accepted ones if they are done within `timeout_s`, and stops."""

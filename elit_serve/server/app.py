@@ -34,9 +34,12 @@ from elit_serve.server.generation import bare_answer, form_of, job_of, open_plan
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.routes import router as jobs_router
 from elit_serve.server.keys import read_keyring
+from elit_serve.server.live import LiveFeed, load_of
+from elit_serve.server.live import router as live_router
 from elit_serve.server.metrics import CLIENT_GONE, Metrics
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai_routes import router as openai_router
+from elit_serve.server.page import page_router
 from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (
     GenerateRequest,
@@ -71,7 +74,7 @@ def create_app(
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
     keyring = read_keyring(settings)
-    routers = (router, openai_router, jobs_router)
+    routers = (router, openai_router, jobs_router, live_router, page_router())
     paths = [route.path for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     metrics = Metrics(
         levels=pipeline.config.levels, latents_per_group=pipeline.config.spec.latents_per_group, routes=paths
@@ -126,6 +129,7 @@ def create_app(
         clock=clock,
     )
     jobs = app.state.jobs = JobDesk(app.state.service)
+    app.state.live_feed = LiveFeed(lambda: load_of(app.state.service))
     for routes in routers:
         app.include_router(routes)
     error_answers.install(app)

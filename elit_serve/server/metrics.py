@@ -101,7 +101,7 @@ class Metrics(Observer):
         )
         self._step_level = self._histogram("elit_step_level", "Level of each step of a cohort.", _thinned(levels))
         self._cohort = self._histogram("elit_cohort_size", "Pictures in each step.", COHORT_BUCKETS)
-        self._step_seconds = self._histogram(
+        self.step_seconds = self._histogram(
             "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS
         )
         self._cost_ratio = self._histogram(
@@ -130,7 +130,7 @@ class Metrics(Observer):
         self._cohort.observe(len(launch.request_ids))
         self._step_level.observe(launch.level)
         if observed_ms is not None:
-            self._step_seconds.observe(observed_ms / 1000)
+            self.step_seconds.observe(observed_ms / 1000)
             self._cost_ratio.observe(observed_ms / launch.predicted_ms)
 
     def images_failed(self, cause: str, num_images: int) -> None:
