@@ -3,15 +3,30 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
-from elit_serve.client import AsyncClient, Client, Generation, Retries
-from elit_serve.errors import InvalidInput, ServerProblem, ServerUnreachable
+from elit_serve.client import AsyncClient, Client, Generation, PartialImage, Plan, Retries, StreamOptions
+from elit_serve.clock import VirtualClock
+from elit_serve.errors import (
+    ConnectionFailed,
+    ConnectionLost,
+    FieldError,
+    InvalidInput,
+    ServerProblem,
+    ServerUnreachable,
+)
 
 ANSWER = {
     "model": "tiny",
@@ -27,6 +42,49 @@ JSON = {"Content-Type": "application/json; charset=utf-8"}
 
 def problem(status: int, **members: object) -> tuple[int, dict[str, str], bytes]:
     return status, {"Content-Type": "application/problem+json"}, json.dumps(members).encode()
+
+
+def asked(url: str, is_async: bool, waits: list[float], **arguments: Any) -> Generation:
+    """What a client answers that may try 5 times; it notes how long it would have waited."""
+    of_client = {name: arguments.pop(name) for name in ("api_key", "timeout_s") if name in arguments}
+    retries = Retries(backoff_s=1)
+
+    async def note(wait_s: float) -> None:
+        waits.append(wait_s)
+
+    async def ask() -> Generation:
+        async with AsyncClient(url, retries=retries, sleep=note, **of_client) as client:
+            return await client.generate(**arguments)
+
+    if is_async:
+        return asyncio.run(ask())
+    with Client(url, retries=retries, sleep=waits.append, **of_client) as client:
+        return client.generate(**arguments)
+
+
+@contextmanager
+def raw_server(*replies: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Takes a request per connection, sends the next of the replies as it is, and hangs up; gives URL and requests."""
+    requests: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        for reply in replies:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # nobody comes any more
+                return
+            with connection, connection.makefile("rb") as incoming:
+                head = b"".join(iter(incoming.readline, b"\r\n"))
+                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+                requests.append(head + b"\r\n" + incoming.read(int(length[1]) if length else 0))
+                connection.sendall(reply)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def made(generation: Generation) -> list[object]:
@@ -88,6 +146,91 @@ def test_a_bad_field_is_named(client: Client) -> None:
     assert (caught.value.status, caught.value.min_latency_ms) == (422, None)
 
 
+def test_a_dry_run_says_what_would_become_of_a_request(client: Client, tiny_server_url: str) -> None:
+    plan = client.plan(label="rose", budget=0.5, n=2)
+    assert (plan.accepted, plan.label, plan.n, plan.refusal) == (True, "rose", 2, None)
+    assert plan.course is not None
+    assert plan.course.levels == ((2, 2, 2, 2),) * 2
+    assert [alternative.level for alternative in plan.alternatives] == [1, 2, 4]
+
+    async def ask() -> Plan:
+        async with AsyncClient(tiny_server_url) as other:
+            return await other.plan(label="rose", latency_ms=0.001)
+
+    refused = asyncio.run(ask())
+    assert (refused.accepted, refused.course) == (False, None)
+    assert refused.refusal is not None
+    assert refused.refusal.reason == "infeasible"
+    assert refused.refusal.min_latency_ms is not None
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_picture_can_be_watched_while_it_is_made(client: Client, tiny_server_url: str, is_async: bool) -> None:
+    async def watch() -> list[PartialImage | Generation]:
+        async with AsyncClient(tiny_server_url) as other:
+            return [event async for event in other.stream(**asked_for)]
+
+    asked_for: StreamOptions = {"label": 2, "seed": 3, "budget": 0.5, "partial_images": 2, "output_format": "webp"}
+    *previews, generation = asyncio.run(watch()) if is_async else client.stream(**asked_for)
+    assert [event.index for event in previews if isinstance(event, PartialImage)] == [0, 1]
+    assert isinstance(generation, Generation)
+    assert made(generation) == made(client.generate(label="tulip", seed=3, budget=0.5, output_format="webp"))
+    assert generation.images[0].compute_ms is not None
+    pictures = [event.data for event in previews if isinstance(event, PartialImage)] + [generation.images[0].data]
+    assert [Image.open(io.BytesIO(data)).format for data in pictures] == ["WEBP"] * 3
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_stream_that_is_refused_says_why(client: Client, tiny_server_url: str, is_async: bool) -> None:
+    async def watch() -> None:
+        async with (
+            AsyncClient(tiny_server_url) as other,
+            aclosing(other.stream(label="rose", latency_ms=0.001)) as events,
+        ):
+            await anext(events)
+
+    with pytest.raises(ServerProblem) as caught:
+        asyncio.run(watch()) if is_async else next(client.stream(label="rose", latency_ms=0.001))
+    assert (caught.value.status, caught.value.code) == (400, "infeasible")
+    assert caught.value.min_latency_ms is not None
+    with pytest.raises(ServerProblem, match="tulp") as caught:
+        next(client.stream(label="tulp"))
+    assert [error.field for error in caught.value.errors] == ["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "kind", "message"),
+    [
+        (
+            'event: error\ndata: {"error": {"message": "too late", "code": "deadline_exceeded"}}\n\n',
+            ServerProblem,
+            r"504 \(deadline-exceeded\): too late",
+        ),
+        (": it is still being made\n\n", ConnectionLost, "ended before"),
+        ("event: image_generation.completed\r\ndata: {}\r\n\r\n", ServerUnreachable, "image_generation.completed"),
+        ('event: image_generation.partial_image\ndata: {"b64_json":\ndata: 1}\n\n', ServerUnreachable, "b64_json"),
+    ],
+)
+def test_a_stream_that_goes_wrong_says_how(start_http: Any, stream: str, kind: type[Exception], message: str) -> None:
+    url = start_http(lambda _path, _body: (200, {"Content-Type": "text/event-stream"}, stream.encode()))
+    with Client(url) as client, pytest.raises(kind, match=message):
+        list(client.stream(label="rose"))
+
+
+def test_who_stops_watching_drops_the_request(client: Client, tiny_server_url: str) -> None:
+    def cancelled() -> float:
+        text = httpx.get(f"{tiny_server_url}/metrics").text
+        return float(re.findall(r'^elit_generations_total\{outcome="cancelled"\} (.*)$', text, re.MULTILINE)[0])
+
+    before = cancelled()
+    events = client.stream(label="rose", steps=200, partial_images=3)
+    assert isinstance(next(events), PartialImage)
+    events.close()
+    deadline_s = time.monotonic() + 20
+    while cancelled() == before:
+        assert time.monotonic() < deadline_s, "the server goes on"
+
+
 def test_a_latent_arrives_as_it_is(start_http: Any) -> None:
     headers = {"Content-Type": "application/x-safetensors", "X-Elit-Label": "caf%C3%A9", "X-Elit-Model": "xl"}
     headers |= {"X-Elit-Seed": "7", "X-Elit-Level": "4", "X-Elit-Budget": "0.0625", "X-Elit-Levels": "4,4"}
@@ -122,53 +265,112 @@ def test_a_busy_server_is_tried_again_when_it_asks_to_be(start_http: Any, is_asy
     replies = iter(
         [
             (503, {"Retry-After": "2"}, b""),
+            (503, {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=30))}, b""),
             (429, {}, b""),
+            (503, {}, b""),
             (200, JSON, json.dumps(ANSWER).encode()),
         ]
     )
-    url = start_http(lambda _path, _body: next(replies))
     waits: list[float] = []
-
-    async def note(wait_s: float) -> None:
-        waits.append(wait_s)
-
-    async def ask() -> Generation:
-        async with AsyncClient(url, retries=Retries(max_tries=3, default_wait_s=5.0), sleep=note) as client:
-            return await client.generate(label="rose")
-
-    if is_async:
-        generation = asyncio.run(ask())
-    else:
-        with Client(url, retries=Retries(max_tries=3, default_wait_s=5.0), sleep=waits.append) as client:
-            generation = client.generate(label="rose")
+    generation = asked(start_http(lambda _path, _body: next(replies)), is_async, waits, label="rose")
     assert generation.label == "rose"
-    assert waits == [2.0, 5.0]
+    assert waits[0] == 2
+    assert 25 < waits[1] <= 30
+    assert 2 <= waits[2] <= 4
+    assert 4 <= waits[3] <= 8
 
 
 @pytest.mark.parametrize(
     ("status", "retry_after", "num_asked"),
     [
         (503, "1", 3),  # tries are used up
-        (503, "61", 1),  # too long a wait
+        (503, "20", 2),  # time is, after one wait
+        (503, "31", 1),  # too long a wait
         (422, "1", 1),  # would be refused again
         (504, "1", 1),  # was taken, and ran out of time
     ],
 )
 def test_giving_up_raises_the_problem(start_http: Any, status: int, retry_after: str, num_asked: int) -> None:
-    asked = []
+    requests = []
 
     def answer(path: str, _body: bytes) -> tuple[int, dict[str, str], bytes]:
-        asked.append(path)
+        requests.append(path)
         status_, headers, content = problem(status, type="urn:elit-serve:overloaded", detail="no room")
         return status_, {**headers, "Retry-After": retry_after}, content
 
+    clock = VirtualClock()
+    retries = Retries(max_tries=3, max_total_s=30)
     with (
-        Client(start_http(answer), retries=Retries(max_tries=3), sleep=lambda _: None) as client,
+        Client(start_http(answer), retries=retries, sleep=clock.advance, clock=clock) as client,
         pytest.raises(ServerProblem, match="no room") as caught,
     ):
         client.generate(label="rose")
     assert (caught.value.code, caught.value.retry_after_s) == ("overloaded", float(retry_after))
-    assert len(asked) == num_asked
+    assert len(requests) == num_asked
+
+
+def test_nothing_is_tried_again_unless_asked_for(start_http: Any) -> None:
+    replies = iter([(503, {"Retry-After": "0"}, b""), (200, JSON, json.dumps(ANSWER).encode())])
+    with Client(start_http(lambda _path, _body: next(replies))) as client, pytest.raises(ServerProblem, match="503"):
+        client.generate(label="rose")
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + json.dumps(ANSWER).encode()
+BROKEN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("broken", [b"", BROKEN], ids=["no answer", "half an answer"])
+def test_a_lost_answer_is_asked_for_again_if_it_would_be_the_same(is_async: bool, broken: bytes) -> None:
+    with raw_server(broken, OK) as (url, requests):
+        assert asked(url, is_async, [], label="rose", seed=7).label == "rose"
+    assert requests[0].partition(b"\r\n\r\n")[2] == requests[1].partition(b"\r\n\r\n")[2]
+    with raw_server(broken, OK) as (url, requests), pytest.raises(ConnectionLost, match=url):
+        asked(url, is_async, [], label="rose")
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_server_that_is_not_there_yet_is_waited_for(is_async: bool) -> None:
+    waits: list[float] = []
+    with socket.socket() as taken:  # bound, but not listening
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionFailed):
+            asked(f"http://127.0.0.1:{taken.getsockname()[1]}", is_async, waits, label="rose")
+    assert len(waits) == 4
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_slow_answer_is_not_asked_for_twice(is_async: bool) -> None:
+    waits: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ServerUnreachable) as caught:
+        asked(f"http://127.0.0.1:{silent.getsockname()[1]}", is_async, waits, timeout_s=0.1, label="rose", seed=7)
+    assert not isinstance(caught.value, ConnectionFailed | ConnectionLost)
+    assert waits == []
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_key_goes_with_every_request(is_async: bool) -> None:
+    with raw_server(OK) as (url, requests):
+        asked(url, is_async, [], api_key="sk-tulip", label="rose")
+    assert b"\r\nauthorization: bearer sk-tulip\r\n" in requests[0].lower()
+
+
+@pytest.mark.parametrize("api_key", ["", " sk", "sk\n", "sk\r\nX-Other: 1", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(api_key: str) -> None:
+    with pytest.raises(InvalidInput, match="api_key") as caught:
+        Client("http://127.0.0.1:1", api_key=api_key)
+    assert not api_key or api_key not in str(caught.value)
+
+
+def test_an_error_names_the_request_and_its_wrong_fields(start_http: Any) -> None:
+    wrong = {"field": "budget", "value": 2, "allowed": "at most 1"}
+    status, headers, content = problem(422, type="urn:elit-serve:invalid-input", detail="budget", errors=[wrong, 1])
+    url = start_http(lambda _path, _body: (status, {**headers, "X-Request-Id": "0b5e"}, content))
+    with Client(url) as client, pytest.raises(ServerProblem, match=r"\[request 0b5e\]") as caught:
+        client.generate(label="rose", budget=2)
+    assert caught.value.request_id == "0b5e"
+    assert caught.value.errors == (FieldError(field="budget", value=2, allowed="at most 1"),)
 
 
 def test_a_server_that_is_not_ready_is_not_waited_for(start_http: Any) -> None:
@@ -189,7 +391,7 @@ def test_a_server_that_is_not_ready_is_not_waited_for(start_http: Any) -> None:
     [
         (502, {"Content-Type": "text/html"}, b"<h1>proxy</h1>"),
         (502, {"Content-Type": "application/problem+json"}, b"{"),
-        (502, {"Content-Type": "application/json", "Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}, b"[]"),
+        (502, {"Content-Type": "application/json", "Retry-After": "soon"}, b"[]"),
     ],
 )
 def test_an_error_that_is_no_problem_document_keeps_its_status(start_http: Any, reply: Any) -> None:

@@ -116,6 +116,8 @@ class CompletedEvent(BaseModel):
     size: str
     usage: Usage
     seed: int
+    level: int | float
+    budget: float
     levels: list[int]
     elit: GenerateFacts
 
