@@ -13,6 +13,12 @@
     ├── DeadlineExceeded      an accepted request was not done by its deadline (HTTP 504)
     ├── Overloaded            other requests are in the way; carries when to come back (HTTP 503)
     ├── EngineStopped         the engine no longer takes work (HTTP 503)
+    ├── RequestOutstanding    another request with the same idempotency key has no answer yet (HTTP 409)
+    ├── JobNotFound           no such job, or it is somebody else's (HTTP 404)
+    ├── JobNotDone            a job has no pictures, because it is not done (HTTP 409)
+    ├── ResultsGone           the pictures of a job have been removed (HTTP 410)
+    ├── StoreUnavailable      jobs cannot be read or written at present (HTTP 503)
+    ├── StorageFull           there is no room on disk for more jobs (HTTP 507)
     ├── ServerProblem         a server answered with an error; carries its status and what it says (client side)
     └── ServerUnreachable     a server did not answer, or not as an elit-serve server does (client side)
         ├── ConnectionFailed  ... it cannot have had the request
@@ -117,6 +123,42 @@ class Overloaded(ElitError):
 
 class EngineStopped(ElitError):
     """The engine is not running, so the request was not taken."""
+
+
+class RequestOutstanding(ElitError):
+    """The first request with this idempotency key has no answer yet."""
+
+    def __init__(self) -> None:
+        super().__init__("another request with this Idempotency-Key has no answer yet")
+
+
+class JobNotFound(ElitError):
+    """There is no such job for this caller."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such job, or not any more")
+
+
+class JobNotDone(ElitError):
+    """A job without pictures: they are not made yet, or never will be."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the job has no pictures, because it is {state}")
+
+
+class ResultsGone(ElitError):
+    """The pictures of a job were kept for a while, and have been removed."""
+
+    def __init__(self) -> None:
+        super().__init__("the pictures of this job have been removed")
+
+
+class StoreUnavailable(ElitError):
+    """Jobs cannot be read or written at present: their database, or the folder of their pictures."""
+
+
+class StorageFull(ElitError):
+    """No room on disk for more jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from elit_serve.cli import app
 from elit_serve.pictures import read_facts
 
 
@@ -24,6 +26,16 @@ def test_version_is_printed() -> None:
     done = run("--version")
     assert done.returncode == 0
     assert done.stdout[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    "command", sorted(str(command.name or command.callback.__name__) for command in app.registered_commands)
+)
+def test_every_command_explains_itself(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0, shown.exception
+    assert f"{command} [OPTIONS]" in shown.output
+    assert "--help" in shown.output
 
 
 def test_describe_gives_parameters_and_flops_of_a_preset_as_json() -> None:

@@ -30,6 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # markup would take the brackets of METHOD:SCALE[/WEAK_LEVEL] for tags
 )
 
 
@@ -105,6 +106,21 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(help="At SIGTERM, how long accepted requests may take to finish.")
     ] = 30,
+    results: Annotated[
+        Path | None, typer.Option(help="The folder of jobs and their pictures. Default: one for each port.")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="Where jobs are kept, as postgresql://... Default: SQLite in --results.")
+    ] = None,
+    results_bytes: Annotated[
+        int, typer.Option(help="How large all pictures of jobs may be together; the oldest go first.")
+    ] = 1_073_741_824,
+    results_seconds: Annotated[float, typer.Option(help="How long the pictures of a job are kept.")] = 86_400,
+    max_jobs: Annotated[int, typer.Option(help="Jobs that may wait; more are refused with 503.")] = 10_000,
+    webhook_hosts: Annotated[
+        list[str] | None, typer.Option(help="Where webhooks may go, as HOST or HOST:PORT; may be repeated.")
+    ] = None,
+    webhook_secret_file: Annotated[Path | None, typer.Option(help="Holds the secret that signs webhooks.")] = None,
     arrival_log: Annotated[
         Path | None, typer.Option(help="Append a line of JSON per request there, for simulate and bench --trace.")
     ] = None,
@@ -137,6 +153,13 @@ def serve(
             "soft_latency_ms": soft_latency_ms,
             "response_ms": response_ms,
             "drain_seconds": drain_seconds,
+            "results": None if results is None else str(results),
+            "database": database,
+            "results_bytes": results_bytes,
+            "results_seconds": results_seconds,
+            "max_jobs": max_jobs,
+            "webhook_hosts": tuple(webhook_hosts or ()),
+            "webhook_secret_file": None if webhook_secret_file is None else str(webhook_secret_file),
             "arrival_log": None if arrival_log is None else str(arrival_log),
             "arrival_log_bytes": arrival_log_bytes,
             "log_level": log_level,

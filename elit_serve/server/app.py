@@ -30,6 +30,8 @@ from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import error_answers, problems
 from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
+from elit_serve.server.jobs.desk import JobDesk
+from elit_serve.server.jobs.routes import router as jobs_router
 from elit_serve.server.limits import BodyLimit
 from elit_serve.server.metrics import CLIENT_GONE, Metrics, MetricsMiddleware
 from elit_serve.server.negotiation import media_type_of
@@ -65,7 +67,7 @@ def create_app(
 ) -> FastAPI:
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
-    routers = (router, openai_router)
+    routers = (router, openai_router, jobs_router)
     paths = [route.path for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     metrics = Metrics(
         levels=pipeline.config.levels, latents_per_group=pipeline.config.spec.latents_per_group, routes=paths
@@ -91,9 +93,12 @@ def create_app(
             await run_in_threadpool(worker.wait_until_ready)
             if not worker.is_alive:
                 raise EngineStopped("the engine died while it warmed up")
+            jobs.start()
             yield
         finally:
             await run_in_threadpool(worker.stop)
+            await run_in_threadpool(jobs.stop)
+            await run_in_threadpool(jobs.close)
             if arrival_log is not None:
                 await run_in_threadpool(arrival_log.stop)
 
@@ -115,6 +120,7 @@ def create_app(
         arrival_log=arrival_log,
         clock=clock,
     )
+    jobs = app.state.jobs = JobDesk(app.state.service)
     for routes in routers:
         app.include_router(routes)
     error_answers.install(app)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from elit_serve.errors import ElitError
 from elit_serve.server.faults import Fault, fault_of, fault_of_body
+from elit_serve.server.jobs.schemas import JobRequest
 from elit_serve.server.openai_errors import openai_error
 from elit_serve.server.openai_schemas import ImagesRequest
 from elit_serve.server.problems import problem
 from elit_serve.server.schemas import GenerateRequest
 
 OPENAI_PREFIX = "/v1/images/"
+SCHEMAS: dict[str, type[BaseModel]] = {OPENAI_PREFIX: ImagesRequest, "/v1/jobs": JobRequest}  # of bodies
 
 
 def error_answer(fault: Fault, path: str) -> Response:
@@ -32,7 +35,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         path = request.url.path
-        schema = ImagesRequest if path.startswith(OPENAI_PREFIX) else GenerateRequest
+        schema = next((schema for prefix, schema in SCHEMAS.items() if path.startswith(prefix)), GenerateRequest)
         return error_answer(fault_of_body(error.errors(), schema), path)
 
     @app.exception_handler(HTTPException)

@@ -63,8 +63,8 @@ class Metrics(Observer):
 
     def __init__(self, *, levels: Sequence[int], latents_per_group: int, routes: Sequence[str]) -> None:
         self._latents_per_group = latents_per_group
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         labelled_routes = (*routes, OTHER_ROUTE)
         self.requests = self._counter(
             "elit_requests_total", "HTTP requests by route and outcome.", route=labelled_routes, outcome=OUTCOMES
@@ -122,9 +122,9 @@ class Metrics(Observer):
             "elit_cost_correction": ("Observed over measured step times, smoothed.", lambda: worker.correction),
         }
         for name, (text, read) in gauges.items():
-            Gauge(name, text, registry=self._registry).set_function(read)
-        Info("elit_model", "What is served.", registry=self._registry).info(dict(model))
-        self._registry.register(_SchedulerCounters(worker))
+            Gauge(name, text, registry=self.registry).set_function(read)
+        Info("elit_model", "What is served.", registry=self.registry).info(dict(model))
+        self.registry.register(_SchedulerCounters(worker))
 
     def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
         self._cohort.observe(len(launch.request_ids))
@@ -158,13 +158,13 @@ class Metrics(Observer):
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, **values: Sequence[str]) -> Counter:
-        return _with_series(Counter(name, text, list(values), registry=self._registry), values)
+        return _with_series(Counter(name, text, list(values), registry=self.registry), values)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], **values: Sequence[str]) -> Histogram:
-        return _with_series(Histogram(name, text, list(values), buckets=buckets, registry=self._registry), values)
+        return _with_series(Histogram(name, text, list(values), buckets=buckets, registry=self.registry), values)
 
 
 def _with_series(metric: AnyMetric, values: Mapping[str, Sequence[str]]) -> AnyMetric:
@@ -225,7 +225,8 @@ class MetricsMiddleware:
             status = 500
             raise
         finally:
-            route = scope["path"] if scope["path"] in self._routes else OTHER_ROUTE
+            path = getattr(scope.get("route"), "path", scope["path"])  # as a template, if it has parameters
+            route = path if path in self._routes else OTHER_ROUTE
             self._metrics.requests.labels(route, outcome_of(status)).inc()
             self._metrics.seconds.labels(route).observe(self._clock.now() - started_s)
 

@@ -13,6 +13,11 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem(fault: Fault) -> Response:
+    """The answer to a request that met this fault."""
+    return Response(problem_json(fault), fault.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
+
+
+def problem_json(fault: Fault) -> str:
     """A problem document."""
     content: dict[str, object] = {
         "type": f"urn:elit-serve:{fault.name}" if fault.name else "about:blank",
@@ -27,4 +32,4 @@ def problem(fault: Fault) -> Response:
     optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason}
     content |= {name: value for name, value in optional.items() if value is not None}
     # ASCII only: a refused value may hold half a surrogate pair, which UTF-8 cannot carry
-    return Response(json.dumps(content), fault.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
+    return json.dumps(content)

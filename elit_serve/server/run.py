@@ -9,11 +9,13 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 import torch
 import uvicorn
+from platformdirs import user_state_path
 
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor import Executor
@@ -79,6 +81,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_SECONDS)
+    if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
+        settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         app = create_app(pipeline, executor, settings, cost=latency.cost_table)
@@ -88,16 +92,26 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             app, log_level=settings.log_level, timeout_graceful_shutdown=SHUTDOWN_SECONDS, server_header=False
         )
-        worker = app.state.service.worker
+        worker, jobs = app.state.service.worker, app.state.jobs
+
+        def drain() -> None:
+            worker.drain(settings.drain_seconds)
+            jobs.stop()
+
         server = AnnouncingServer(
             config,
             on_ready=lambda: announce(line),
-            drain=lambda: worker.drain(settings.drain_seconds),
+            drain=drain,
             stop=worker.stop,
         )
         server.run(sockets=[listener])
         if not server.started:
             raise EngineStopped("the server did not start")
+
+
+def default_results(port: int) -> Path:
+    """The folder of jobs; servers on one machine differ in their ports."""
+    return user_state_path("elit-serve") / f"jobs-{port}"
 
 
 def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:

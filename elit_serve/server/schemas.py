@@ -110,10 +110,11 @@ class GuidanceUsed(BaseModel):
     interval: list[float] = Field(min_length=2, max_length=2)
 
 
-class GeneratedImage(BaseModel):
-    """level is the mean over the steps, budget the share of the latents that it is, levels one per step."""
-
+class ImageFile(BaseModel):
     b64_json: Base64File = Field(description="The file in base64; its metadata holds the same facts.")
+
+
+class ImageFacts(BaseModel):
     seed: int
     level: int | float
     budget: float
@@ -122,6 +123,10 @@ class GeneratedImage(BaseModel):
     queue_ms: float = Field(description="From arrival to the first step.")
     compute_ms: float = Field(description="From the first step to the end of the last, waits between them included.")
     encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
+
+
+class GeneratedImage(ImageFacts, ImageFile):
+    """level is the mean over the steps, budget the share of the latents that it is, levels one per step."""
 
 
 class GenerateFacts(BaseModel):

@@ -28,6 +28,13 @@ class Settings(Strict):
         the highest level that it allows.
     response_ms: what HTTP adds to a picture's time beside the engine, both ways; counted in every prediction.
     drain_seconds: how long what was accepted may take to finish once the server is told to end.
+    results: the folder of jobs: their pictures and, without `database`, their database. None is a folder that goes
+        when the server ends; `serve` gives a lasting one to servers with a port of their own.
+    database: where jobs are kept, as a URL: `postgresql://...`, or `sqlite:///FILE`.
+    results_bytes, results_seconds: how much and how long the pictures of jobs are kept; the oldest go first.
+    max_jobs: jobs that may wait outside the engine; more are refused with 503.
+    webhook_hosts: where webhooks may go, each as HOST or HOST:PORT; by default nowhere.
+    webhook_secret_file: holds the secret that webhooks are signed with, as `whsec_` and base64.
     arrival_log: a file that gets a line for every valid request, to be replayed; None is none.
     arrival_log_bytes: how large that file and its predecessor may be together.
     """
@@ -50,6 +57,13 @@ class Settings(Strict):
     soft_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     response_ms: float = Field(default=5, ge=0, allow_inf_nan=False)
     drain_seconds: float = Field(default=30, ge=0, allow_inf_nan=False)
+    results: str | None = Field(default=None, min_length=1)
+    database: str | None = Field(default=None, min_length=1)
+    results_bytes: int = Field(default=1 << 30, ge=0)
+    results_seconds: float = Field(default=86_400, gt=0, allow_inf_nan=False)
+    max_jobs: int = Field(default=10_000, ge=1)
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_secret_file: str | None = Field(default=None, min_length=1)
     arrival_log: str | None = Field(default=None, min_length=1)
     arrival_log_bytes: int = Field(default=64 << 20, ge=4096)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"

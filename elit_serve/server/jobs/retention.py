@@ -1,0 +1,53 @@
+"""How long and how much is kept: pictures go by age and by a cap on them all, and later the records of their jobs."""
+
+from __future__ import annotations
+
+import time
+
+from elit_serve.server.jobs.results import Results
+from elit_serve.server.jobs.store import JobStore
+
+RECORD_SCALE = 7  # a job can be asked for so many times as long as its pictures
+AT_ONCE = 100
+
+
+class Retention:
+    """Used by one thread. stored_bytes: of all pictures that are kept.
+
+    max_bytes: of these at most; the oldest go first. seconds: how long pictures are kept.
+    """
+
+    def __init__(self, store: JobStore, results: Results, *, max_bytes: int, seconds: float) -> None:
+        self._store = store
+        self._results = results
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self.stored_bytes = 0
+
+    def recover(self) -> None:
+        """At the start: what is on disk and what is in the database are made to agree."""
+        kept = self._store.with_results()
+        self._results.remove_all_but({job.id for job in kept})
+        self.stored_bytes = sum(job.result_bytes for job in kept)
+
+    def added(self, num_bytes: int) -> None:
+        self.stored_bytes += num_bytes
+        while self.stored_bytes > self._max_bytes:
+            if not self._remove_oldest(limit=1):
+                self.stored_bytes = self._store.stored_bytes()
+                return
+
+    def tidy(self) -> None:
+        now_s = time.time()
+        while self._remove_oldest(limit=AT_ONCE, ended_before_s=now_s - self._seconds):
+            pass
+        self._store.delete_ended(now_s - RECORD_SCALE * self._seconds)
+
+    def _remove_oldest(self, *, limit: int, ended_before_s: float | None = None) -> bool:
+        """Files first: removing them gives a full disk the room that the database needs to note it."""
+        oldest = self._store.with_results(ended_before_s=ended_before_s, limit=limit)
+        for job in oldest:
+            self._results.remove(job.id)
+            self._store.forget_results(job.id)
+            self.stored_bytes -= job.result_bytes
+        return bool(oldest)
