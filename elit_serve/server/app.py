@@ -68,7 +68,8 @@ def create_app(
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
     routers = (router, openai_router, jobs_router)
-    paths = [route.path for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
+    all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
+    paths = [route.path for route in all_routes]
     metrics = Metrics(
         levels=pipeline.config.levels, latents_per_group=pipeline.config.spec.latents_per_group, routes=paths
     )
@@ -123,7 +124,7 @@ def create_app(
     jobs = app.state.jobs = JobDesk(app.state.service)
     for routes in routers:
         app.include_router(routes)
-    error_answers.install(app)
+    error_answers.install(app, all_routes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(MetricsMiddleware, metrics=metrics, routes=paths, clock=clock)
     return app

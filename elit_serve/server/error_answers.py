@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -25,8 +28,8 @@ def error_answer(fault: Fault, path: str) -> Response:
     return openai_error(fault) if path.startswith(OPENAI_PREFIX) else problem(fault)
 
 
-def install(app: FastAPI) -> None:
-    """Gives every error of the app its answer."""
+def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+    """Gives every error of the app its answer. routes: all of the app's."""
 
     @app.exception_handler(ElitError)
     async def ours(request: Request, error: ElitError) -> Response:
@@ -40,10 +43,19 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        fault = Fault(status=error.status_code, detail=error.detail, headers=error.headers or {})
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _allowed(request.url.path, routes)
+        fault = Fault(status=error.status_code, detail=error.detail, headers=headers)
         return error_answer(fault, request.url.path)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         fault = Fault(status=500, detail=f"the server failed with {type(error).__name__}")
         return error_answer(fault, request.url.path)
+
+
+def _allowed(path: str, routes: Sequence[APIRoute]) -> str:
+    """For `Allow`: the methods of all routes of a path, of which Starlette tells the first one's."""
+    there = [route.methods or set() for route in routes if route.path_regex.match(path)]
+    return ", ".join(sorted(set().union(*there)))
