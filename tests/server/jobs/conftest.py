@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Launch
 
+Receive = Callable[[dict[str, str], bytes], tuple[int, dict[str, str]]]
 ENDED = ("done", "failed", "expired", "cancelled")
 
 CHEAP = CostTable(
@@ -148,13 +150,14 @@ def postgres_url() -> Iterator[str]:
         command = [*as_postgres, binaries / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder]
         with (
             Path(folder, "log").open("w") as log,
-            subprocess.Popen(command, stderr=log, stdout=log, cwd="/") as process,
+            subprocess.Popen(command, stderr=log, stdout=log, cwd="/"),
         ):
             try:
                 wait_for_port(port)
                 yield f"postgresql://elit@127.0.0.1:{port}/postgres"
             finally:
-                process.send_signal(signal.SIGINT)  # ends connections, too
+                stop = [*as_postgres, binaries / "pg_ctl", "stop", "-D", data, "-m", "immediate"]
+                subprocess.run(stop, check=True, capture_output=True, cwd="/", timeout=60)
 
 
 def wait_for_port(port: int) -> None:
@@ -166,3 +169,34 @@ def wait_for_port(port: int) -> None:
         except psycopg.OperationalError:
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
+
+
+@pytest.fixture
+def start_receiver() -> Iterator[Callable[[Receive], str]]:
+    """Starts HTTP servers that get webhooks: a function of (headers, body) gives the status and the headers."""
+    with ExitStack() as stack:
+        yield lambda receive: stack.enter_context(receiving(receive))
+
+
+@contextmanager
+def receiving(receive: Receive) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status, headers = receive(dict(self.headers), body)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.server_port}"
+        finally:
+            listener.shutdown()
+            thread.join()
