@@ -23,7 +23,8 @@ from elit_serve.client.answers import (
     SamplingInfo,
 )
 from elit_serve.client.async_client import AsyncClient
-from elit_serve.client.options import GenerateOptions, GuidanceOptions, PlanOptions, StreamOptions
+from elit_serve.client.job_answers import Job, JobError, JobEvent, JobImage, JobPreview, JobResult, JobStarted, JobStep
+from elit_serve.client.options import GenerateOptions, GuidanceOptions, JobOptions, PlanOptions, StreamOptions
 from elit_serve.client.retries import NO_RETRIES, Retries
 from elit_serve.client.sync_client import Client
 
@@ -39,6 +40,15 @@ __all__ = [
     "GuidanceOptions",
     "Health",
     "Image",
+    "Job",
+    "JobError",
+    "JobEvent",
+    "JobImage",
+    "JobOptions",
+    "JobPreview",
+    "JobResult",
+    "JobStarted",
+    "JobStep",
     "LevelInfo",
     "Model",
     "PartialImage",

@@ -22,14 +22,12 @@ def _decoded(value: object) -> object:
 File = Annotated[bytes, BeforeValidator(_decoded)]
 
 
-class Image(Answer):
-    """data: the file: an encoded picture, or a latent where the model has no autoencoder. levels: one per step.
-    quality: as measured for such pictures, at the mean level.
+class ImageFacts(Answer):
+    """levels: one per step. quality: as measured for such pictures, at the mean level.
 
     Milliseconds as in `Generation`; None where the answer tells them for all images only.
     """
 
-    data: File = Field(alias="b64_json", repr=False)
     seed: int
     level: float
     budget: float
@@ -40,8 +38,14 @@ class Image(Answer):
     encode_ms: float | None = None
 
 
-class Generation(Answer):
-    """What was made, and how.
+class Image(ImageFacts):
+    """data: the file: an encoded picture, or a latent where the model has no autoencoder."""
+
+    data: File = Field(alias="b64_json", repr=False)
+
+
+class GenerationFacts(Answer):
+    """How pictures were made.
 
     output_format: png, webp, jpeg or safetensors.
     promised: whether the target was one that the server had to keep.
@@ -51,7 +55,6 @@ class Generation(Answer):
     expected_quality: of the plan when it was chosen; None where nothing was measured.
     """
 
-    images: tuple[Image, ...]
     output_format: str
     label: str
     model: str
@@ -67,6 +70,12 @@ class Generation(Answer):
     encode_ms: float | None = None
     total_ms: float | None = None
     expected_quality: float | None = None
+
+
+class Generation(GenerationFacts):
+    """Pictures, and how they were made."""
+
+    images: tuple[Image, ...]
 
 
 class PartialImage(Answer):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import quote, urlencode
 
 import httpx
 
-from elit_serve.client.options import GenerateOptions, PlanOptions, StreamOptions
+from elit_serve.client.options import GenerateOptions, JobOptions, PlanOptions, StreamOptions
 from elit_serve.errors import InvalidInput
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
 TIMEOUT_S = 600.0  # of an answer: a picture may wait in a queue for long
 CONNECT_TIMEOUT_S = 10.0
+JOBS = "/v1/jobs"
+JOBS_PER_PAGE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,34 @@ def stream_call(options: StreamOptions) -> Call:
         headers={"Accept": EVENTS},
         is_repeatable="seed" in fields,
     )
+
+
+def job_call(options: JobOptions, idempotency_key: str | None) -> Call:
+    """With a key, a job is stored once however often it is sent."""
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call(method="POST", path=JOBS, body=_given(options), headers=headers)
+
+
+def jobs_page_call(state: str | None, cursor: str | None) -> Call:
+    query = urlencode(_given({"state": state, "cursor": cursor, "limit": JOBS_PER_PAGE}))
+    return Call(path=f"{JOBS}?{query}")
+
+
+def one_job_call(job_id: str, *, method: Literal["GET", "DELETE"] = "GET") -> Call:
+    return Call(method=method, path=_job_path(job_id))
+
+
+def job_image_call(job_id: str, index: int) -> Call:
+    return Call(path=f"{_job_path(job_id)}/images/{index}")
+
+
+def job_events_call(job_id: str, last_event_id: str | None) -> Call:
+    after = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+    return Call(path=f"{_job_path(job_id)}/events", headers={"Accept": EVENTS, **after})
+
+
+def _job_path(job_id: str) -> str:
+    return f"{JOBS}/{quote(job_id, safe='')}"
 
 
 def base_url(text: str) -> str:

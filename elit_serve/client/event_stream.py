@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """name: `message` where the server gives none."""
+    """name: `message` where the server gives none. id: by which the server can go on after it, if it can."""
 
     name: str
     data: str
+    id: str | None = None
 
 
 class EventParser:
@@ -19,6 +20,7 @@ class EventParser:
     def __init__(self) -> None:
         self._rest = b""
         self._name = ""
+        self._id: str | None = None
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> list[Event]:
@@ -34,6 +36,8 @@ class EventParser:
         value = value.removeprefix(" ")
         if field == "event":
             self._name = value
+        elif field == "id":
+            self._id = value
         elif field == "data":
             self._data.append(value)
         return None
@@ -41,4 +45,4 @@ class EventParser:
     def _completed(self) -> Event | None:
         name, data = self._name or "message", self._data
         self._name, self._data = "", []
-        return Event(name=name, data="\n".join(data)) if data else None
+        return Event(name=name, data="\n".join(data), id=self._id) if data else None

@@ -55,3 +55,16 @@ class StreamOptions(Wishes, total=False):
     """Of one picture that is shown while it is made. partial_images: how many previews of it, up to 3."""
 
     partial_images: int | None
+
+
+class JobWebhook(TypedDict):
+    """Who is told of the end: an address on a host that the server allows."""
+
+    url: str
+
+
+class JobOptions(PlanOptions, total=False):
+    """Of pictures that are made later. previews: how many of each picture its followers get, up to 3."""
+
+    previews: int | None
+    webhook: JobWebhook | None

@@ -52,7 +52,7 @@ def parsed(kind: type[Parsed], reply: Reply) -> Parsed:
     try:
         return kind.model_validate_json(reply.content)
     except ValidationError as error:
-        raise _not_ours(reply, error) from None
+        raise not_ours(reply, error) from None
 
 
 def generation(reply: Reply) -> Generation:
@@ -72,14 +72,14 @@ def streamed(reply: Reply, event: Event) -> PartialImage | Generation:
             return PartialImage.model_validate(members)
         return _completed(members)
     except ValidationError as error:
-        raise _not_ours(reply, error) from None
+        raise not_ours(reply, error) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ServerUnreachable(reply.url, f"{NOT_OURS}: it streamed an event {event.name}") from None
 
 
 def cut_off(url: str) -> ConnectionLost:
     """What a stream is that ends before its last event."""
-    return ConnectionLost(url, "the stream ended before the picture was there")
+    return ConnectionLost(url, "the stream ended before its last event")
 
 
 def _completed(members: dict[str, Any]) -> Generation:
@@ -105,7 +105,7 @@ def _bare_generation(reply: Reply) -> Generation:
     try:
         return Generation.model_validate({**facts, "output_format": output_format, "images": (image,)})
     except ValidationError as error:
-        raise _not_ours(reply, error) from None
+        raise not_ours(reply, error) from None
 
 
 def _guidance(text: str) -> Any:
@@ -187,7 +187,7 @@ def _seconds_until(moment: datetime) -> float:
     return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _not_ours(reply: Reply, error: ValidationError) -> ServerUnreachable:
+def not_ours(reply: Reply, error: ValidationError) -> ServerUnreachable:
     first = error.errors(include_input=False)[0]
     field = ".".join(map(str, first["loc"])) or "body"
     return ServerUnreachable(reply.url, f"{NOT_OURS}: {field}: {first['msg']}")

@@ -11,6 +11,8 @@ from elit_serve.errors import ConnectionFailed, ConnectionLost, ServerProblem, S
 
 NOT_TAKEN = frozenset({429, 503})  # the request was not taken, and may be later
 
+OUTSTANDING = "request-outstanding"  # the same job was sent a moment ago, and the server is about to answer that
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
@@ -61,5 +63,5 @@ class Attempts:
         if not self.call.waits:
             return False
         if isinstance(error, ServerProblem):
-            return error.status in NOT_TAKEN
+            return error.status in NOT_TAKEN or error.code == OUTSTANDING
         return isinstance(error, ConnectionFailed) or (isinstance(error, ConnectionLost) and self.call.is_repeatable)

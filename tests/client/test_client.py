@@ -5,10 +5,9 @@ import io
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -60,31 +59,6 @@ def asked(url: str, is_async: bool, waits: list[float], **arguments: Any) -> Gen
         return asyncio.run(ask())
     with Client(url, retries=retries, sleep=waits.append, **of_client) as client:
         return client.generate(**arguments)
-
-
-@contextmanager
-def raw_server(*replies: bytes) -> Iterator[tuple[str, list[bytes]]]:
-    """Takes a request per connection, sends the next of the replies as it is, and hangs up; gives URL and requests."""
-    requests: list[bytes] = []
-
-    def serve(listener: socket.socket) -> None:
-        for reply in replies:
-            try:
-                connection, _ = listener.accept()
-            except OSError:  # nobody comes any more
-                return
-            with connection, connection.makefile("rb") as incoming:
-                head = b"".join(iter(incoming.readline, b"\r\n"))
-                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-                requests.append(head + b"\r\n" + incoming.read(int(length[1]) if length else 0))
-                connection.sendall(reply)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,))
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
 
 
 def made(generation: Generation) -> list[object]:
@@ -321,11 +295,14 @@ BROKEN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("broken", [b"", BROKEN], ids=["no answer", "half an answer"])
-def test_a_lost_answer_is_asked_for_again_if_it_would_be_the_same(is_async: bool, broken: bytes) -> None:
-    with raw_server(broken, OK) as (url, requests):
-        assert asked(url, is_async, [], label="rose", seed=7).label == "rose"
+def test_a_lost_answer_is_asked_for_again_if_it_would_be_the_same(
+    start_raw: Any, is_async: bool, broken: bytes
+) -> None:
+    url, requests = start_raw(broken, OK)
+    assert asked(url, is_async, [], label="rose", seed=7).label == "rose"
     assert requests[0].partition(b"\r\n\r\n")[2] == requests[1].partition(b"\r\n\r\n")[2]
-    with raw_server(broken, OK) as (url, requests), pytest.raises(ConnectionLost, match=url):
+    url, requests = start_raw(broken, OK)
+    with pytest.raises(ConnectionLost, match=url):
         asked(url, is_async, [], label="rose")
     assert len(requests) == 1
 
@@ -350,9 +327,9 @@ def test_a_slow_answer_is_not_asked_for_twice(is_async: bool) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_key_goes_with_every_request(is_async: bool) -> None:
-    with raw_server(OK) as (url, requests):
-        asked(url, is_async, [], api_key="sk-tulip", label="rose")
+def test_a_key_goes_with_every_request(start_raw: Any, is_async: bool) -> None:
+    url, requests = start_raw(OK)
+    asked(url, is_async, [], api_key="sk-tulip", label="rose")
     assert b"\r\nauthorization: bearer sk-tulip\r\n" in requests[0].lower()
 
 
