@@ -49,7 +49,12 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines()]
+    return [line for block in blocks("sh") for line in block.splitlines() if not is_script(block)]
+
+
+def is_script(block: str) -> bool:
+    """Whether its lines go together."""
+    return "$" in block
 
 
 class ImageMeans(torch.nn.Module):
@@ -114,6 +119,17 @@ def test_curl_gets_an_answer(command: str, server: str, workspace: Path) -> None
             assert picture.size == (64, 64)
     else:
         assert (b"alternatives" if "/v1/plan" in command else b"b64_json") in done.stdout
+
+
+@pytest.mark.parametrize("script", [block for block in blocks("sh") if is_script(block)])
+def test_lines_that_go_together_work_together(script: str, server: str, workspace: Path) -> None:
+    script = script.replace("localhost:8000", server).replace("curl -s", "curl --fail-with-body -sS")
+    done = run_in(workspace, f"set -eo pipefail\n{script}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert b"event: done" in done.stdout
+    assert b'"state":"done"' in done.stdout.splitlines()[-1]
+    with Image.open(workspace / "rose.png") as picture:
+        assert picture.size == (64, 64)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ MAX_SHOWN = 200  # characters of a refused value that are sent back
 MAX_ERRORS = 20  # a body may hold a hundred thousand unknown fields, and each explanation takes time
 STOPPED_RETRY_AFTER_S = 5
 STORE_RETRY_AFTER_S = 5
+OUTSTANDING_RETRY_AFTER_S = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,8 @@ def fault_of(error: ElitError) -> Fault:
         reason, retry_after_s = "stopped", STOPPED_RETRY_AFTER_S
     if isinstance(error, StoreUnavailable):
         retry_after_s = STORE_RETRY_AFTER_S
+    if isinstance(error, RequestOutstanding):
+        retry_after_s = OUTSTANDING_RETRY_AFTER_S
     return Fault(
         status=kind.status,
         detail=str(error),

@@ -69,6 +69,8 @@ async def take(
         job_of, body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s
     )
     job = replace(job, file_quality=file_quality, num_previews=num_previews)
+    if service.arrival_log is not None:
+        service.arrival_log.record(body, job, service.pipeline.config.spec.latents_per_group)
     try:
         return hand_over(service, body, form, job, on_preview=on_preview)
     except ElitError as error:
@@ -85,9 +87,7 @@ def hand_over(
     on_preview: Callable[[Preview], None] | None = None,
     on_step: Callable[[StepRun], None] | None = None,
 ) -> Taken:
-    """Has the engine take a job, or raises why not; whether that counts as a refusal is the caller's to say."""
-    if service.arrival_log is not None:
-        service.arrival_log.record(body, job, service.pipeline.config.spec.latents_per_group)
+    """Has the engine take a job, or raises why not; what to make of a refusal is the caller's to say."""
     open_plans = open_plans_of(body, service.open_plans, service.settings)
     future = service.worker.submit(job, open_plans, on_preview, on_step)
     return Taken(body=body, form=form, arrived_s=job.arrived_s, future=future)

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from elit_serve.errors import ElitError, InvalidInput, MissingPackage, StorageFull, StoreUnavailable
@@ -41,6 +41,7 @@ jobs = sql.Table(
     sql.Column("webhook_attempts", sql.Integer, nullable=False),
     sql.UniqueConstraint("owner", "idempotency_key"),
     sql.Index("elit_jobs_by_state", "state", "id"),
+    sql.Index("elit_jobs_by_promise", "state", "due_s"),
     sql.Index("elit_jobs_by_owner", "owner", "id"),
     sql.Index("elit_jobs_by_end", "ended_s"),
     sql.Index("elit_jobs_by_webhook", "webhook_due_s"),
@@ -48,7 +49,7 @@ jobs = sql.Table(
 
 
 class Database:
-    """Transactions whose errors are ours: `StorageFull`, `StoreUnavailable`; `IntegrityError` is left as it is."""
+    """Transactions whose errors are ours: `StorageFull` and `StoreUnavailable`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -73,8 +74,6 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except IntegrityError:
-            raise
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise _trouble(error) from error
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import ParamSpec, TypeVar
 
 import anyio
@@ -21,16 +18,17 @@ from elit_serve.engine.jobs import alone_ms
 from elit_serve.errors import (
     ElitError,
     EngineStopped,
+    Infeasible,
     InvalidInput,
     JobNotDone,
     JobNotFound,
     Overloaded,
-    RequestOutstanding,
     ResultsGone,
 )
 from elit_serve.server.generation import RANDOM_SEEDS, form_of, job_of
 from elit_serve.server.jobs.database import Database
 from elit_serve.server.jobs.events import JobEvents
+from elit_serve.server.jobs.idempotency import OutstandingKeys, fingerprint_of, same_request
 from elit_serve.server.jobs.metrics import JobMetrics
 from elit_serve.server.jobs.results import Results
 from elit_serve.server.jobs.retention import Retention
@@ -46,7 +44,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_WAITING_CALLS = 8  # threads of their own: a database that does not answer must not take those of others
-MAX_KEY_LENGTH = 255
 
 
 class JobDesk:
@@ -59,26 +56,24 @@ class JobDesk:
         settings = service.settings
         self._service = service
         self._policy = WebhookPolicy(settings.webhook_hosts, settings.webhook_secret_file)
-        self._temporary = None if settings.results is not None else mkdtemp(prefix="elit-serve-jobs-")
-        self._results = Results(Path(settings.results or self._temporary or ""))
-        try:
-            self._store = JobStore(Database.open(settings.database, self._results.folder))
-        except ElitError:
-            self._results.close()
-            raise
+        self._limiter = anyio.CapacityLimiter(MAX_WAITING_CALLS)
+        self._outstanding = OutstandingKeys()
         self.events = JobEvents()
+        with ExitStack() as opened:
+            folder = settings.results or opened.enter_context(TemporaryDirectory(prefix="elit-serve-jobs-"))
+            self._results = opened.enter_context(closing(Results(Path(folder))))
+            self._store = JobStore(opened.enter_context(closing(Database.open(settings.database, Path(folder)))))
+            retention = Retention(
+                self._store, self._results, max_bytes=settings.results_bytes, seconds=settings.results_seconds
+            )
+            self._store.put_back()
+            retention.recover()
+            self._closing = opened.pop_all()
         self._metrics = JobMetrics(service.metrics.registry)
-        retention = Retention(
-            self._store, self._results, max_bytes=settings.results_bytes, seconds=settings.results_seconds
-        )
-        self._store.put_back()
-        retention.recover()
         self._webhooks = Webhooks(self._store, self._policy, self._metrics, results_seconds=settings.results_seconds)
         self._runner = Runner(
             service, self._store, self._results, retention, self.events, self._metrics, on_end=self._webhooks.wake
         )
-        self._outstanding = _Outstanding()
-        self._limiter = anyio.CapacityLimiter(MAX_WAITING_CALLS)
 
     def start(self) -> None:
         self._runner.start()
@@ -91,10 +86,7 @@ class JobDesk:
         self.events.close()
 
     def close(self) -> None:
-        self._store.close()
-        self._results.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._closing.close()
 
     async def run(self, method: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """One of the methods below, on a thread."""
@@ -102,17 +94,21 @@ class JobDesk:
 
     def accept(self, body: JobRequest, owner: str, idempotency_key: str | None) -> JobInfo:
         """The job, which is stored when this returns, or the earlier one of the same key. Raises why not."""
-        fingerprint = hashlib.sha256(body.model_dump_json(exclude_unset=True).encode()).hexdigest()
-        with self._outstanding.key(owner, idempotency_key):
+        fingerprint = fingerprint_of(body)
+        with self._outstanding.held(owner, idempotency_key):
             if idempotency_key is not None:
                 earlier = self._store.of_key(owner, idempotency_key)
                 if earlier is not None:
-                    return self._info(_same(earlier, fingerprint))
+                    return self._info(same_request(earlier, fingerprint))
             self._check(body)
             job = _new_job(body, owner, idempotency_key, fingerprint)
-            stored = self._store_promised(job) if body.latency_ms is not None else self._store_waiting(job)
+            try:
+                self._store_waiting(job) if body.latency_ms is None else self._store_promised(job)
+            except (Infeasible, Overloaded, EngineStopped) as error:
+                self._service.metrics.refused(error)
+                raise
         self._metrics.accepted.inc()
-        return self._info(stored)
+        return self._info(job)
 
     def get(self, job_id: str, owner: str) -> JobInfo:
         return self._info(self._store.get(job_id, owner))
@@ -150,36 +146,29 @@ class JobDesk:
         self._results.check_room()
         if body.webhook is not None:
             self._policy.check(body.webhook.url)
-        job_of(
-            body,
-            form_of(None, body, service.pipeline),
-            service.pipeline,
-            service.cost,
-            service.settings,
-            arrived_s=service.clock.now(),
-        )
+        form, arrived_s = form_of(None, body, service.pipeline), service.clock.now()
+        made = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
         if body.n > service.settings.max_queue:
             raise InvalidInput("n", body.n, f"at most {service.settings.max_queue}, which may wait for the engine")
+        if service.arrival_log is not None:
+            service.arrival_log.record(body, made, service.pipeline.config.spec.latents_per_group)
 
-    def _store_waiting(self, job: StoredJob) -> StoredJob:
+    def _store_waiting(self, job: StoredJob) -> None:
         if self._store.num_waiting() >= self._service.settings.max_jobs:
             raise Overloaded("queue_full", self._moves_in_s())
-        stored = self._store.add(job)
+        self._store.add(job)
         self._runner.wake()
-        return stored
 
-    def _store_promised(self, job: StoredJob) -> StoredJob:
+    def _store_promised(self, job: StoredJob) -> None:
         """Stored first, so that a promise is never given that nobody knows of after a crash."""
         with self._runner.reserved(job.id):
             self._store.add(job)
             try:
                 taken = self._runner.hand_over(job)
-            except ElitError as error:
-                self._service.metrics.refused(error)
+            except ElitError:
                 self._store.remove(job.id)
                 raise
             self._runner.follow(job, taken)
-        return job
 
     def _moves_in_s(self) -> float:
         """Seconds that the engine takes for a picture of the recommended kind."""
@@ -188,38 +177,6 @@ class JobDesk:
 
     def _info(self, job: StoredJob) -> JobInfo:
         return job_info(job, results_seconds=self._service.settings.results_seconds)
-
-
-class _Outstanding:
-    """Idempotency keys whose first request has no answer yet."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._keys: set[tuple[str, str]] = set()
-
-    @contextmanager
-    def key(self, owner: str, idempotency_key: str | None) -> Iterator[None]:
-        if idempotency_key is None:
-            yield
-            return
-        if not (0 < len(idempotency_key) <= MAX_KEY_LENGTH and idempotency_key.isascii()):
-            raise InvalidInput("Idempotency-Key", idempotency_key, f"1 to {MAX_KEY_LENGTH} ASCII characters")
-        key = (owner, idempotency_key)
-        with self._lock:
-            if key in self._keys:
-                raise RequestOutstanding
-            self._keys.add(key)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._keys.remove(key)
-
-
-def _same(earlier: StoredJob, fingerprint: str) -> StoredJob:
-    if earlier.fingerprint != fingerprint:
-        raise InvalidInput("Idempotency-Key", earlier.idempotency_key, "one of its own; another request has used it")
-    return earlier
 
 
 def _new_job(body: JobRequest, owner: str, idempotency_key: str | None, fingerprint: str) -> StoredJob:

@@ -58,6 +58,11 @@ class JobEvents:
         with self._lock:
             self._courses[job_id] = _Course()
 
+    def withdrew(self, job_id: str) -> None:
+        """The engine did not take it after all."""
+        with self._lock:
+            self._courses.pop(job_id, None)
+
     def happened(self, job_id: str, what: StepRun | Preview | None) -> None:
         with self._lock:
             course = self._courses.get(job_id)

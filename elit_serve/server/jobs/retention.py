@@ -26,16 +26,14 @@ class Retention:
 
     def recover(self) -> None:
         """At the start: what is on disk and what is in the database are made to agree."""
-        kept = self._store.with_results()
-        self._results.remove_all_but({job.id for job in kept})
-        self.stored_bytes = sum(job.result_bytes for job in kept)
+        kept = self._store.kept_results()
+        self._results.remove_all_but(kept.keys())
+        self.stored_bytes = sum(kept.values())
 
     def added(self, num_bytes: int) -> None:
         self.stored_bytes += num_bytes
         while self.stored_bytes > self._max_bytes:
-            if not self._remove_oldest(limit=1):
-                self.stored_bytes = self._store.stored_bytes()
-                return
+            assert self._remove_oldest(limit=1), self.stored_bytes
 
     def tidy(self) -> None:
         now_s = time.time()
@@ -45,9 +43,9 @@ class Retention:
 
     def _remove_oldest(self, *, limit: int, ended_before_s: float | None = None) -> bool:
         """Files first: removing them gives a full disk the room that the database needs to note it."""
-        oldest = self._store.with_results(ended_before_s=ended_before_s, limit=limit)
-        for job in oldest:
-            self._results.remove(job.id)
-            self._store.forget_results(job.id)
-            self.stored_bytes -= job.result_bytes
+        oldest = self._store.kept_results(ended_before_s=ended_before_s, limit=limit)
+        for job_id, num_bytes in oldest.items():
+            self._results.remove(job_id)
+            self._store.forget_results(job_id)
+            self.stored_bytes -= num_bytes
         return bool(oldest)

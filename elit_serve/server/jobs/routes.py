@@ -46,7 +46,6 @@ FULL = _problem("There is no room on disk.")
             "headers": {"Location": {"schema": {"type": "string"}}},
         },
         400: _problem("The body is not JSON."),
-        406: _problem("The model has nothing to answer with."),
         409: _problem("The first request with this `Idempotency-Key` has no answer yet."),
         413: _problem("The body is too large."),
         422: _problem("A field is not valid, the target cannot be met, or the `Idempotency-Key` is another request's."),

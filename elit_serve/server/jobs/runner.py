@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from elit_serve.engine.jobs import Preview, StepRun
@@ -27,17 +27,16 @@ from elit_serve.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from elit_serve.server.faults import fault_of
 from elit_serve.server.generation import form_of, job_of
+from elit_serve.server.jobs.endings import Ending, Settled, Started, ending_of, failure
 from elit_serve.server.jobs.events import JobEvents
 from elit_serve.server.jobs.metrics import JobMetrics
 from elit_serve.server.jobs.results import Results
 from elit_serve.server.jobs.retention import Retention
-from elit_serve.server.jobs.schemas import JobRequest, job_result
+from elit_serve.server.jobs.schemas import JobRequest
 from elit_serve.server.jobs.states import JobState, StoredJob
 from elit_serve.server.jobs.store import JobStore
-from elit_serve.server.problems import problem_json
-from elit_serve.server.service import Service, Taken, facts_of, hand_over
+from elit_serve.server.service import Service, Taken, hand_over
 
 logger = logging.getLogger(__name__)
 
@@ -45,30 +44,7 @@ PAUSE_S = 1.0  # between looks at the database when nothing happens, and after t
 CROWD = 2  # batches of the pictures of jobs that waited: one runs, one is ready to follow
 
 
-@dataclass(frozen=True)
-class _Started:
-    job_id: str
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """The engine has done with it."""
-
-    job_id: str
-    taken: Taken
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ending:
-    job_id: str
-    state: JobState
-    result: str | None = None
-    error: str | None = None
-    files: tuple[bytes, ...] = ()
-    suffix: str = ""
-
-
-Report = TypeVar("Report", _Started, _Ending)
+Report = TypeVar("Report", Started, Ending)
 
 
 class Runner:
@@ -95,7 +71,7 @@ class Runner:
         self._room = CROWD * min(service.settings.max_batch or service.cost.max_batch, service.cost.max_batch)
         self._in_engine: dict[str, Taken] = {}  # until the end is stored
         self._reserved: set[str] = set()
-        self._reports: deque[_Started | _Settled | _Ending] = deque()
+        self._reports: deque[Started | Settled | Ending] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
         self._trouble: str | None = None
@@ -132,7 +108,7 @@ class Runner:
         body = JobRequest.model_validate_json(job.request).as_asked()
         service = self._service
         form = form_of(None, body, service.pipeline)
-        waited_s = 0.0 if body.latency_ms is None else time.time() - job.created_s
+        waited_s = 0.0 if body.latency_ms is None else max(0.0, time.time() - job.created_s)
         arrived_s = service.clock.now() - waited_s
         made = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
         self._events.began(job.id)
@@ -145,14 +121,14 @@ class Runner:
                 on_preview=self._on_preview(job.id) if body.previews else None,
                 on_step=self._on_step(job.id),
             )
-        except ElitError:
-            self._events.ended(job.id)
+        except Exception:
+            self._events.withdrew(job.id)
             raise
 
     def follow(self, job: StoredJob, taken: Taken) -> None:
         """From now on what becomes of it is written down."""
         self._in_engine[job.id] = taken
-        taken.future.add_done_callback(lambda _: self._report(_Settled(job.id, taken)))
+        taken.future.add_done_callback(lambda _: self._report(Settled(job.id, taken)))
 
     def give_up(self, job_id: str) -> None:
         """The job has been cancelled; the engine is free of it within a step."""
@@ -170,7 +146,7 @@ class Runner:
             nonlocal has_started
             if not has_started:
                 has_started = True
-                self._report(_Started(job_id))
+                self._report(Started(job_id))
                 self._events.happened(job_id, None)
             self._events.happened(job_id, step)
 
@@ -179,7 +155,7 @@ class Runner:
     def _on_preview(self, job_id: str) -> Callable[[Preview], None]:
         return lambda preview: self._events.happened(job_id, preview)
 
-    def _report(self, report: _Started | _Settled) -> None:
+    def _report(self, report: Started | Settled) -> None:
         self._reports.append(report)
         self._wake.set()
 
@@ -210,11 +186,13 @@ class Runner:
     def _write_reports(self) -> None:
         while self._reports:
             report = self._reports.popleft()
-            if isinstance(report, _Started):
+            if isinstance(report, Started):
                 self._write(report, self._write_start)
             else:
-                ending = self._ending(report) if isinstance(report, _Settled) else report
-                if ending is not None:
+                ending = ending_of(report, self._service) if isinstance(report, Settled) else report
+                if ending is None:
+                    self._in_engine.pop(report.job_id, None)
+                else:
                     self._write(ending, self._write_end)
 
     def _write(self, report: Report, how: Callable[[Report], None]) -> None:
@@ -224,35 +202,11 @@ class Runner:
             self._reports.appendleft(report)
             raise
 
-    def _write_start(self, report: _Started) -> None:
+    def _write_start(self, report: Started) -> None:
         if not self._store.start(report.job_id) and (taken := self._in_engine.get(report.job_id)) is not None:
             taken.future.cancel()  # it was cancelled on its way here, or has ended
 
-    def _ending(self, settled: _Settled) -> _Ending | None:
-        """How it ended; None if the caller knows, or if it did not."""
-        job_id, taken = settled.job_id, settled.taken
-        service = self._service
-        if taken.future.cancelled():
-            service.metrics.generations.labels("cancelled").inc()
-            self._in_engine.pop(job_id, None)
-            return None
-        try:
-            facts = facts_of(service, taken, taken.future.result())
-        except EngineStopped:
-            self._in_engine.pop(job_id, None)
-            return None
-        except ElitError as error:
-            service.metrics.ended(error)
-            return _ending_of(job_id, error)
-        return _Ending(
-            job_id=job_id,
-            state=JobState.DONE,
-            result=job_result(job_id, facts).model_dump_json(),
-            files=tuple(image.b64_json for image in facts.images),
-            suffix=taken.form.output_format,
-        )
-
-    def _write_end(self, ending: _Ending) -> None:
+    def _write_end(self, ending: Ending) -> None:
         num_bytes = self._results.write(ending.job_id, ending.files, ending.suffix) if ending.files else 0
         has_ended = self._store.end(
             ending.job_id, ending.state, result=ending.result, error=ending.error, result_bytes=num_bytes
@@ -284,12 +238,12 @@ class Runner:
         except (Overloaded, EngineStopped):
             return False
         except Infeasible as error:
-            self._write_end(_ending_of(job.id, DeadlineExceeded(float(str(error.value)))))
+            self._write_end(failure(job.id, DeadlineExceeded(float(str(error.value)))))
         except ElitError as error:
-            self._write_end(_ending_of(job.id, error))
+            self._write_end(failure(job.id, error))
         except Exception as error:
             logger.exception("a job could not be handed to the engine")
-            self._write_end(_ending_of(job.id, GenerationFailed(f"the server failed with {type(error).__name__}")))
+            self._write_end(failure(job.id, GenerationFailed(f"the server failed with {type(error).__name__}")))
         else:
             self.follow(job, taken)
         return True
@@ -307,8 +261,3 @@ class Runner:
             self._trouble = trouble
             self._metrics.stuck.set(trouble is not None)
             logger.warning("jobs: %s", trouble or "all is well again")
-
-
-def _ending_of(job_id: str, error: ElitError) -> _Ending:
-    state = JobState.EXPIRED if isinstance(error, DeadlineExceeded) else JobState.FAILED
-    return _Ending(job_id=job_id, state=state, error=problem_json(fault_of(error)))

@@ -9,9 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import IntegrityError
 
-from elit_serve.errors import JobNotFound, StoreUnavailable
+from elit_serve.errors import JobNotFound
 from elit_serve.server.jobs.database import Database, jobs
 from elit_serve.server.jobs.states import ENDED, UNFINISHED, JobState, StoredJob, is_id
 
@@ -22,21 +21,10 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def close(self) -> None:
-        self._database.close()
-
     # What callers ask for
 
-    def add(self, job: StoredJob) -> StoredJob:
-        """Stores it; if its owner has one of the same idempotency key, gives that one instead."""
-        try:
-            self._execute(sql.insert(jobs).values(asdict(job)))
-        except IntegrityError:
-            earlier = self.of_key(job.owner, job.idempotency_key)
-            if earlier is None:
-                raise StoreUnavailable("the earlier job of this key has just been removed") from None
-            return earlier
-        return job
+    def add(self, job: StoredJob) -> None:
+        self._execute(sql.insert(jobs).values(asdict(job)))
 
     def of_key(self, owner: str, idempotency_key: str | None) -> StoredJob | None:
         found = self._select(sql.and_(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key), limit=1)
@@ -84,25 +72,27 @@ class JobStore:
     # What waits
 
     def num_waiting(self) -> int:
-        return int(self._scalar(sql.select(sql.func.count()).where(jobs.c.state == JobState.QUEUED)) or 0)
+        query = sql.select(sql.func.count()).where(jobs.c.state == JobState.QUEUED)
+        with self._database.transaction() as connection:
+            return connection.execute(query).scalar_one()
 
     def next_waiting(self, *, besides: Collection[str]) -> StoredJob | None:
         """What is to be made next: what was promised, then the oldest. besides: ids of those under way."""
-        where = sql.and_(jobs.c.state == JobState.QUEUED, jobs.c.id.not_in(besides))
-        found = self._select(where, limit=1, order=(jobs.c.due_s.is_(None), jobs.c.id))
+        waits = sql.and_(jobs.c.state == JobState.QUEUED, jobs.c.id.not_in(besides))
+        promised = self._select(sql.and_(waits, jobs.c.due_s.is_not(None)), limit=1, order=(jobs.c.due_s,))
+        found = promised or self._select(waits, limit=1, order=(jobs.c.id,))
         return found[0] if found else None
 
     # Pictures on disk
 
-    def stored_bytes(self) -> int:
-        return int(self._scalar(sql.select(sql.func.sum(jobs.c.result_bytes))) or 0)
-
-    def with_results(self, *, ended_before_s: float | None = None, limit: int | None = None) -> list[StoredJob]:
-        """Those whose pictures are kept, that ended first before the others."""
+    def kept_results(self, *, ended_before_s: float | None = None, limit: int | None = None) -> dict[str, int]:
+        """Bytes of the pictures of each job that has any, those that ended first before the others."""
         where = jobs.c.result_bytes > 0
         if ended_before_s is not None:
             where = sql.and_(where, jobs.c.ended_s < ended_before_s)
-        return self._select(where, limit=limit, order=(jobs.c.ended_s,))
+        query = sql.select(jobs.c.id, jobs.c.result_bytes).where(where).order_by(jobs.c.ended_s).limit(limit)
+        with self._database.transaction() as connection:
+            return {row.id: row.result_bytes for row in connection.execute(query)}
 
     def forget_results(self, job_id: str) -> None:
         self._execute(sql.update(jobs).where(jobs.c.id == job_id).values(result_bytes=0))
@@ -126,17 +116,11 @@ class JobStore:
         change = sql.update(jobs).where(jobs.c.id == job_id, jobs.c.state.in_(states)).values(values)
         return self._execute(change) == 1
 
-    def _select(
-        self, where: sql.ColumnElement[bool], *, limit: int | None, order: Sequence[Any] = ()
-    ) -> list[StoredJob]:
+    def _select(self, where: sql.ColumnElement[bool], *, limit: int, order: Sequence[Any] = ()) -> list[StoredJob]:
         query = sql.select(jobs).where(where).order_by(*order).limit(limit)
         with self._database.transaction() as connection:
             rows = connection.execute(query).mappings().all()
         return [StoredJob(**{**row, "state": JobState(row["state"])}) for row in rows]
-
-    def _scalar(self, query: sql.Select[Any]) -> Any:
-        with self._database.transaction() as connection:
-            return connection.execute(query).scalar()
 
     def _execute(self, statement: sql.Insert | sql.Update | sql.Delete) -> int:
         """The number of rows that it changed."""

@@ -26,7 +26,7 @@ from elit_serve.engine.pipeline import Pipeline
 
 ROUNDS = 20
 CALLERS = 3
-STEPS = 30
+STEPS = 20
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ class Load:
                     self.accepted[key] = answer.json()
                 if self._count % 7 == 0:
                     client.delete(f"/v1/jobs/{answer.json()['id']}")
-                time.sleep(0.05)
+                time.sleep(0.1)
             except httpx.TransportError:
                 with self._lock:
                     if key not in self.accepted:
@@ -86,12 +86,13 @@ class Load:
 
     def look(self, client: httpx.Client) -> bool:
         """Whether all have ended. None that was told to have ended may ever say anything else."""
+        with self._lock:
+            stored = {job["id"] for job in self.accepted.values()} | self.ended.keys()
         jobs = everything(client)
+        assert jobs.keys() >= stored, "a job was lost"
         for job in jobs.values():
             if job["state"] in ("done", "failed", "expired", "cancelled"):
                 assert self.ended.setdefault(job["id"], job) == job
-        assert jobs.keys() >= {job["id"] for job in self.accepted.values()}, "a job was lost"
-        assert jobs.keys() >= self.ended.keys(), "a job was lost"
         return len(self.ended) == len(jobs)
 
     def _body(self) -> dict[str, Any]:
@@ -116,10 +117,10 @@ def everything(client: httpx.Client) -> dict[str, dict[str, Any]]:
 def outlives(rounds: int, model_dir: Path, *options: str) -> None:
     random, load = Random(0), Load()
     for _ in range(rounds):
-        with serving(model_dir, *options) as (process, client), ThreadPoolExecutor(CALLERS) as callers:
+        with ThreadPoolExecutor(CALLERS) as callers, serving(model_dir, *options) as (process, client):
             sending = [callers.submit(load.send_until_it_dies, client) for _ in range(CALLERS)]
             load.look(client)
-            time.sleep(random.uniform(0.1, 0.6))
+            time.sleep(random.uniform(0.1, 0.5))
             process.send_signal(signal.SIGKILL)
             for sent in sending:
                 sent.result(60)
@@ -127,7 +128,7 @@ def outlives(rounds: int, model_dir: Path, *options: str) -> None:
         deadline_s = time.monotonic() + 120
         while not load.look(client):
             assert time.monotonic() < deadline_s
-            time.sleep(0.1)
+            time.sleep(0.5)
         jobs = everything(client)
         check(client, load, jobs, Pipeline.load(model_dir, device="cpu"))
         process.send_signal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -56,6 +57,27 @@ def test_the_same_key_gives_the_same_job_and_is_nobody_elses(server: Any, jobs_o
     assert other.status_code == 422
     assert other.json()["errors"][0]["field"] == "Idempotency-Key"
     assert jobs.post(key="x" * 256).status_code == 422
+
+
+def test_requests_of_one_key_at_the_same_time_make_one_job(server: Any, jobs_of: Any) -> None:
+    jobs = jobs_of(server)
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(lambda _: jobs.post(key="at once", latency_ms=60_000), range(8)))
+    assert {answer.status_code for answer in answers} <= {202, 409}
+    assert len({answer.json()["id"] for answer in answers if answer.status_code == 202}) == 1
+    assert all(answer.headers["Retry-After"] == "1" for answer in answers if answer.status_code == 409)
+
+
+def test_requests_are_counted_by_route_whatever_the_job(start_server: Any, jobs_of: Any) -> None:
+    server = start_server()
+    jobs = jobs_of(server)
+    made = [jobs.ended(jobs.accepted()) for _ in range(2)]
+    assert [jobs.picture(job).status_code for job in made] == [200, 200]
+    assert server.metric('elit_requests_total{outcome="ok",route="/v1/jobs/{job_id}/images/{index}"}') == 2
+    assert server.metric('elit_requests_total{outcome="ok",route="/v1/jobs"}') == 2
+    assert server.metric("elit_jobs_accepted_total") == 2
+    assert server.metric('elit_jobs_ended_total{state="done"}') == 2
+    assert server.metric('elit_generations_total{outcome="done"}') == 2
 
 
 @pytest.mark.parametrize(
@@ -180,13 +202,12 @@ def test_jobs_are_listed_page_by_page_and_by_state(start_server: Any, jobs_of: A
 
 
 def test_pictures_go_when_they_are_old_and_jobs_later(start_server: Any, jobs_of: Any, eventually: Any) -> None:
-    server = start_server(settings=Settings(response_ms=0, results_seconds=0.2))
+    server = start_server(settings=Settings(response_ms=0, results_seconds=0.4))
     jobs = jobs_of(server)
     job = jobs.ended(jobs.accepted())
-    eventually(lambda: jobs.picture(job).status_code == 410)
-    gone = jobs.get(job)
-    assert gone["files"] == "gone"
-    assert gone["state"] == "done"
+    eventually(lambda: jobs.get(job)["files"] == "gone")
+    assert jobs.picture(job).status_code == 410
+    assert jobs.get(job)["state"] == "done"
     eventually(lambda: server.client.get(f"/v1/jobs/{job['id']}").status_code == 404)
 
 
