@@ -10,7 +10,6 @@ from elit_serve.clock import Clock
 from elit_serve.errors import ConnectionFailed, ConnectionLost, ServerProblem, ServerUnreachable
 
 NOT_TAKEN = frozenset({429, 503})  # the request was not taken, and may be later
-
 OUTSTANDING = "request-outstanding"  # the same job was sent a moment ago, and the server is about to answer that
 
 

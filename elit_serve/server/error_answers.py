@@ -28,8 +28,8 @@ def error_answer(fault: Fault, path: str) -> Response:
     return openai_error(fault) if path.startswith(OPENAI_PREFIX) else problem(fault)
 
 
-def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
-    """Gives every error of the app its answer. routes: all of the app's."""
+def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
+    """Gives every error of the app its answer. routes: those of the app that share paths."""
 
     @app.exception_handler(ElitError)
     async def ours(request: Request, error: ElitError) -> Response:
@@ -43,10 +43,8 @@ def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        headers = dict(error.headers or {})
-        if error.status_code == 405:
-            headers["Allow"] = _allowed(request.url.path, routes)
-        fault = Fault(status=error.status_code, detail=error.detail, headers=headers)
+        allowed = _allowed(request.url.path, routes) if error.status_code == 405 else {}
+        fault = Fault(status=error.status_code, detail=error.detail, headers={**(error.headers or {}), **allowed})
         return error_answer(fault, request.url.path)
 
     @app.exception_handler(Exception)
@@ -55,7 +53,7 @@ def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
         return error_answer(fault, request.url.path)
 
 
-def _allowed(path: str, routes: Sequence[APIRoute]) -> str:
-    """For `Allow`: the methods of all routes of a path, of which Starlette tells the first one's."""
-    there = [route.methods or set() for route in routes if route.path_regex.match(path)]
-    return ", ".join(sorted(set().union(*there)))
+def _allowed(path: str, routes: Sequence[APIRoute]) -> dict[str, str]:
+    """`Allow` with the methods of all routes of a path, of which Starlette tells the first one's."""
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return {"Allow": ", ".join(sorted(methods))} if methods else {}
