@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -11,6 +12,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from elit_serve.client import Client
+
+# Notes all that Python opens for writing, and all folders that it makes.
+NOTEBOOK = """
+import os, sys
+notes = os.open(os.environ["NOTES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def note(event, arguments):
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if (writes and isinstance(arguments[0], str)) or event in ("os.mkdir", "sqlite3.connect"):
+        os.write(notes, f"{arguments[0]}\\n".encode())
+sys.addaudithook(note)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +85,37 @@ def test_the_health_check_asks_a_server_as_it_is_meant_to(stages: dict[str, str]
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         assert status(f"http://127.0.0.1:{nobody.getsockname()[1]}") == 1
+
+
+def test_a_server_writes_into_the_folders_that_are_mounted_and_nowhere_else(
+    shared_tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NOTEBOOK)
+    mounted = {"XDG_CACHE_HOME": "cache", "XDG_STATE_HOME": "state", "TMPDIR": "tmp"}
+    for name in mounted.values():
+        (tmp_path / name).mkdir()
+    environment = {
+        **os.environ,
+        "NOTES": str(tmp_path / "notes"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(tmp_path / "home"),
+    }
+    environment |= {variable: str(tmp_path / name) for variable, name in mounted.items()}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [environment.get("PYTHONPATH")])])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "elit_serve.cli", "serve", shared_tiny_model_dir, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd="/") as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith("elit-serve:")
+            with Client(f"http://127.0.0.1:{port}") as client:
+                client.generate(label="rose")
+                assert client.jobs.wait(client.jobs.create(label="rose").id).state == "done"
+        finally:
+            process.terminate()
+    written = [line for line in (tmp_path / "notes").read_text().splitlines() if line != os.devnull]
+    folders = [str(tmp_path / name) for name in mounted.values()]
+    assert [line for line in written if not line.startswith(tuple(folders))] == []
+    assert all(any(line.startswith(folder) for line in written) for folder in folders[:2]), written
