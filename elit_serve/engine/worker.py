@@ -9,26 +9,25 @@ which nobody holds while waiting for the device.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from itertools import count
 
 import torch
-from torch import Tensor
 
 from elit_serve.clock import Clock
 from elit_serve.engine.accepted import AcceptedImage, AcceptedRequest, LaunchedPart, LaunchedStep, resolve
-from elit_serve.engine.encoding import answer_formats, encode_sample
-from elit_serve.engine.executor import Executor, ImageTask, Transfer
+from elit_serve.engine.encoders import Encoders
+from elit_serve.engine.executor import Executor
 from elit_serve.engine.foresight import Foresight, error_of, foresee
 from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun
+from elit_serve.engine.launcher import Launcher
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.warm_up import warm_up
 from elit_serve.errors import (
     DeadlineExceeded,
     ElitError,
@@ -36,20 +35,15 @@ from elit_serve.errors import (
     GenerationFailed,
     Overloaded,
 )
-from elit_serve.sampling import Guidance
 from elit_serve.scheduler.core import Counters, RequestScheduler
 from elit_serve.scheduler.requests import Launch, Wait
 
 logger = logging.getLogger(__name__)
 
-MAX_ENCODERS = 8  # threads
 SLOTS_RETRY_AFTER_S = 1.0  # a slot is free again whenever any image is finished
 LEAD_S = 0.0015  # a launch is enqueued this long before the device is expected to be free: deciding and enqueueing
 LEAD_SHARE = 0.03  # plus this share of the running step, because it may end early
 POLL_S = 0.002  # and so often it is looked whether it has, for steps that take much less than was predicted
-
-
-_Samples = list[Tensor | GenerationFailed]
 
 
 class Observer:
@@ -94,8 +88,8 @@ class Worker:
         self._is_ready = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
-        encoders = min(MAX_ENCODERS, os.cpu_count() or 1)
-        self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="elit-encoder")
+        self._encoders = Encoders(pipeline, on_file=self._delivered, on_failure=self._fail)
+        self._launcher = Launcher(executor, self._encoders, on_failure=self._fail, on_small_memory=self._limit_batch)
 
     @property
     def is_alive(self) -> bool:
@@ -198,7 +192,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self._warm_up()
+            warm_up(self._executor, self._pipeline, next(self._request_ids))
             self._is_ready.set()
             while not self._stopping:
                 self._turn()
@@ -250,69 +244,13 @@ class Worker:
             if image.started_s is None:
                 image.started_s = start_s
                 self._executor.add(image.task)
-        parts = self._launch_parts(launch, {image.request_id: image for image in members})
+        parts = self._launcher.launch(launch, {image.request_id: image for image in members})
         self._running.append(LaunchedStep(launch, tuple(parts)))
         self._free_s = start_s + launch.predicted_ms / 1000
 
-    def _launch_parts(self, launch: Launch, members: dict[int, AcceptedImage]) -> list[LaunchedPart]:
-        """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone."""
-        previewed = [image for image in members.values() if image.is_previewed_next]
-        try:
-            if previewed:
-                self._executor.watch([image.request_id for image in previewed])
-            running = self._executor.launch(launch)
-        except torch.AcceleratorError:
-            raise  # the device is lost, and everything on it
-        except Exception as error:
-            failure = error
-        else:
-            for request_id in launch.request_ids:
-                members[request_id].levels.append(launch.level)
-            launched = [members[request_id] for request_id in launch.request_ids]
-            watched = tuple((image.request.on_step, image.last_step) for image in launched if image.request.on_step)
-            last = [image for image in launched if image.is_complete]
-            self._show_all(previewed)
-            return [LaunchedPart(launch.request_ids, running, watched, tuple(last), self._collect(last))]
-        half = len(launch.request_ids) // 2
-        if half and isinstance(failure, torch.OutOfMemoryError):
-            return self._launch_halves(launch, half, members)
-        self._fail(launch.request_ids, failure, _cause(failure))
-        return []
-
-    def _launch_halves(self, launch: Launch, half: int, members: dict[int, AcceptedImage]) -> list[LaunchedPart]:
-        logger.warning("a batch of %d does not fit into memory; at most %d from now on", 2 * half, half)
+    def _limit_batch(self, max_batch: int) -> None:
         with self._changed:
-            self._scheduler.limit_batch(half)
-        halves = (launch.request_ids[:half], launch.request_ids[half:])
-        return [part for ids in halves for part in self._launch_parts(replace(launch, request_ids=ids), members)]
-
-    def _collect(self, images: Sequence[AcceptedImage]) -> Transfer | None:
-        """Enqueues decoding right behind the last step, so that it need not wait for the step after that."""
-        if not images:
-            return None
-        try:
-            return self._executor.collect([image.request_id for image in images])
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:
-            self._fail([image.request_id for image in images], error, _cause(error))
-            return None
-
-    def _show_all(self, images: Sequence[AcceptedImage]) -> None:
-        """Enqueues previews right behind the step; there is none where something goes wrong with it."""
-        if not images:
-            return
-        try:
-            transfer = self._executor.preview([image.request_id for image in images])
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.warning("no preview of %d images", len(images), exc_info=True)
-            return
-        samples = self._encoders.submit(transfer.result)
-        for index, image in enumerate(images):
-            num_steps = len(image.levels)
-            image.shown = self._encoders.submit(self._show, image, samples, index, num_steps, image.shown)
+            self._scheduler.limit_batch(max_batch)
 
     def _finish(self, step: LaunchedStep) -> None:
         """Waits for a step, and hands what it finished to the encoders."""
@@ -324,18 +262,10 @@ class Worker:
         for part in step.parts:
             for tell, step_run in part.watched:
                 tell(step_run)
+            for image in part.last:
+                image.ended_s = now_s
             if part.transfer is not None:
-                self._deliver_all(part.last, part.transfer, done, now_s)
-
-    def _deliver_all(
-        self, images: Sequence[AcceptedImage], transfer: Transfer, done: Collection[int], ended_s: float
-    ) -> None:
-        samples = self._encoders.submit(transfer.result)
-        for index, image in enumerate(images):
-            if image.request_id in done:  # it has not been cancelled meanwhile
-                image.ended_s = ended_s
-                # the pool is first in, first out, so that none waits for what comes after it
-                self._encoders.submit(self._deliver, image, samples, index)
+                self._encoders.encode(part.last, part.transfer, done)  # without those cancelled meanwhile
 
     def _observe(self, step: LaunchedStep) -> float | None:
         """Milliseconds that the step took; None if it did not run as it was planned."""
@@ -353,62 +283,9 @@ class Worker:
             self._fail(part.request_ids, error, "step")
             return None
 
-    def _warm_up(self) -> None:
-        """One step, its decoding and every encoder, so that the first caller need not wait for it."""
-        plan = self._pipeline.plan(steps=1)
-        level, request_id = plan.levels[0], next(self._request_ids)
-        noise = torch.zeros(self._pipeline.config.spec.sample_shape)
-        task = ImageTask(
-            request_id=request_id, class_id=0, num_steps=1, guidance=Guidance(), time_shift=plan.time_shift, noise=noise
-        )
-        launch = Launch(launch_id=-1, request_ids=(request_id,), level=level, weak_cap=None, predicted_ms=0.0)
-        try:
-            self._executor.add(task)
-            self._executor.launch(launch).wait()
-            (sample,) = self._executor.collect([request_id]).result()
-            if isinstance(sample, GenerationFailed):
-                raise sample
-            for output_format in answer_formats(self._pipeline.is_latent):
-                encode_sample(sample, output_format, {})
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.warning("the warm-up failed; the first request will show more", exc_info=True)
-            self._executor.remove(request_id)
-
     # The encoders' threads
 
-    def _show(
-        self, image: AcceptedImage, samples: Future[_Samples], index: int, num_steps: int, before: Future[None] | None
-    ) -> None:
-        """before: the image's last preview, which must be out first; the pool is first in, first out."""
-        job = image.request.job
-        try:
-            sample = samples.result()[index]
-            if isinstance(sample, GenerationFailed):
-                return
-            file = encode_sample(sample, job.output_format, {"preview_after_steps": num_steps}, job.file_quality)
-            if before is not None:
-                before.result()
-            number = job.preview_steps.index(num_steps)
-            image.request.on_preview(Preview(file=file, seed=image.seed, index=number, num_steps=num_steps))
-        except Exception:
-            logger.warning("a preview could not be shown", exc_info=True)
-
-    def _deliver(self, image: AcceptedImage, samples: Future[_Samples], index: int) -> None:
-        job, levels = image.request.job, tuple(image.levels)
-        try:
-            sample = samples.result()[index]
-            if isinstance(sample, GenerationFailed):
-                self._fail([image.request_id], sample, "nan")
-                return
-            facts = self._pipeline.facts(job.class_id, image.seed, job.plan(levels))
-            file = encode_sample(sample, job.output_format, facts, job.file_quality)
-            if image.shown is not None:
-                image.shown.result()
-        except Exception as error:
-            self._fail([image.request_id], error, "encoding")
-            return
+    def _delivered(self, image: AcceptedImage, file: bytes) -> None:
         with self._changed:
             now_s = self._clock.now()
             self._expire(now_s)
@@ -417,9 +294,10 @@ class Worker:
             self._scheduler.delivered(image.request_id, now_s)
             self._scheduler.forget(image.request_id)
             image.outcome = image.outcome_of(file, now_s)
-            outcomes = [sibling.outcome for sibling in image.request.images if sibling.outcome is not None]
-            if len(outcomes) == len(job.seeds):
-                resolve(image.request.future, Outcome(job=job, images=tuple(outcomes)))
+            request = image.request
+            outcomes = [sibling.outcome for sibling in request.images if sibling.outcome is not None]
+            if len(outcomes) == len(request.images):
+                resolve(request.future, Outcome(job=request.job, images=tuple(outcomes)))
             self._changed.notify_all()
 
     # Any thread
@@ -482,11 +360,7 @@ class Worker:
             for request in {image.request for image in self._images.values()}:
                 self._end(request, EngineStopped("the engine stopped before this request was done"))
         self._is_ready.set()
-        self._encoders.shutdown(wait=False, cancel_futures=True)
-
-
-def _cause(error: Exception) -> str:
-    return "memory" if isinstance(error, torch.OutOfMemoryError) else "step"
+        self._encoders.close()
 
 
 def _failure(error: Exception) -> ElitError:

@@ -66,15 +66,16 @@ async def accept(
     return Response(job.model_dump_json(), status_code=202, headers=headers, media_type="application/json")
 
 
-@router.get("", summary="Jobs, the newest first", responses={422: INVALID, 503: UNAVAILABLE})
+@router.get("", summary="Jobs, the newest first", response_model=JobList, responses={422: INVALID, 503: UNAVAILABLE})
 async def page(
     request: Request,
     state: Annotated[JobState | None, Query(description="Only those in this state.")] = None,
     cursor: Annotated[str | None, Query(pattern=IDENTIFIER, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
-) -> JobList:
+) -> Response:
     desk = _desk(request)
-    return await desk.run(desk.page, _owner(request), state, cursor, limit)
+    found = await desk.run(desk.page, _owner(request), state, cursor, limit)
+    return Response(await desk.run(found.model_dump_json), media_type="application/json")  # a hundred take a while
 
 
 @router.get("/{job_id}", summary="A job", responses={404: NOT_FOUND, 422: INVALID, 503: UNAVAILABLE})

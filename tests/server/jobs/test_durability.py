@@ -97,7 +97,7 @@ class Load:
 
     def _body(self) -> dict[str, Any]:
         body = {"label": "tulip", "seed": self._count, "steps": STEPS, "budget": 0.5}
-        return body | ({"latency_ms": 60_000} if self._count % 5 == 0 else {})
+        return body | ({"latency_ms": 3_600_000} if self._count % 5 == 0 else {})
 
 
 def everything(client: httpx.Client) -> dict[str, dict[str, Any]]:

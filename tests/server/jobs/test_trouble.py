@@ -78,6 +78,26 @@ def test_some_room_is_left_for_what_runs(
     assert jobs.ended(accepted)["state"] == "done"
 
 
+def test_a_full_disk_of_the_database_alone_refuses_new_jobs_too(
+    start_server: Any, jobs_of: Any, held: Any, cheap: Any, eventually: Any, small_disk: Path, tmp_path: Path
+) -> None:
+    settings = Settings(response_ms=0, results=str(tmp_path / "results"), database=f"sqlite:///{small_disk}/jobs")
+    server = start_server(executor=held, cost=cheap, settings=settings)
+    jobs = jobs_of(server)
+    accepted = [jobs.accepted() for _ in range(4)]
+    ballast = fill(small_disk)
+    refusals = [jobs.post() for _ in range(40)]  # the file has room for a few more
+    assert refusals[-1].status_code == 507
+    assert refusals[-1].json()["type"] == "urn:elit-serve:storage-full"
+    accepted += [answer.json() for answer in refusals if answer.status_code == 202]
+    server.executor.may_run.set()
+    eventually(lambda: server.metric("elit_jobs_stuck") == 1)
+    assert server.generate({"label": "rose"}).status_code == 200
+    assert jobs.get(accepted[0])["state"] in ("queued", "running")
+    ballast.unlink()
+    assert {jobs.ended(job)["state"] for job in accepted} == {"done"}
+
+
 def test_a_locked_database_is_waited_for_and_the_rest_goes_on(
     start_server: Any, jobs_of: Any, held: Any, cheap: Any, eventually: Any, tmp_path: Path
 ) -> None:
