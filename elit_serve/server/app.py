@@ -75,7 +75,8 @@ def create_app(
     clock = clock or MonotonicClock()
     keyring = read_keyring(settings)
     routers = (router, openai_router, jobs_router, live_router, page_router())
-    paths = [route.path for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
+    all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
+    paths = [route.path for route in all_routes]
     metrics = Metrics(
         levels=pipeline.config.levels, latents_per_group=pipeline.config.spec.latents_per_group, routes=paths
     )
@@ -132,7 +133,7 @@ def create_app(
     app.state.live_feed = LiveFeed(lambda: load_of(app.state.service))
     for routes in routers:
         app.include_router(routes)
-    error_answers.install(app)
+    error_answers.install(app, all_routes)
     openapi_document.complete(app, has_keys=keyring is not None)
     middlewares.add_all(app, settings, metrics=metrics, routes=paths, keyring=keyring, clock=clock)
     return app

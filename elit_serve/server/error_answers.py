@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -31,8 +34,8 @@ def error_answer(fault: Fault, scope: Scope) -> Response:
     return openai_error(fault) if is_openai(scope["path"]) else problem(fault, scope["state"]["request_id"])
 
 
-def install(app: FastAPI) -> None:
-    """Gives every error that a route may raise its answer."""
+def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
+    """Gives every error that a route may raise its answer. routes: those of the app that share paths."""
 
     @app.exception_handler(ElitError)
     async def ours(request: Request, error: ElitError) -> Response:
@@ -46,5 +49,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        fault = Fault(status=error.status_code, detail=error.detail, headers=error.headers or {})
+        allowed = _allowed(request.url.path, routes) if error.status_code == 405 else {}
+        fault = Fault(status=error.status_code, detail=error.detail, headers={**(error.headers or {}), **allowed})
         return error_answer(fault, request.scope)
+
+
+def _allowed(path: str, routes: Sequence[APIRoute]) -> dict[str, str]:
+    """`Allow` with the methods of all routes of a path, of which Starlette tells the first one's."""
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return {"Allow": ", ".join(sorted(methods))} if methods else {}

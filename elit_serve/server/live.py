@@ -18,12 +18,11 @@ from starlette.responses import StreamingResponse
 from elit_serve.budget import budget_of_level
 from elit_serve.engine.in_flight import InFlight, PictureInFlight
 from elit_serve.engine.worker import Worker
+from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.service import Service
 
 PERIOD_S = 0.25
 MAX_PICTURES = 64  # told one by one; the rest is in the numbers
-
-_EXAMPLE = 'event: load\ndata: {"status": "ok", ...}\n\n'
 
 
 class LivePicture(BaseModel):
@@ -170,7 +169,7 @@ def load(request: Request) -> Load:
     responses={
         200: {
             "description": "Events named `load`, whose data are those of `/load`, until the engine has stopped.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+            "content": event_stream_content(load=Load),
         }
     },
 )

@@ -90,7 +90,7 @@ class GenerateRequest(Wishes, Subject):  # fields stand in the order of the last
         json_schema_extra={
             "examples": [
                 {"label": "tulip", "budget": 0.25, "seed": 7},
-                {"label": "tulip", "latency_ms": 3000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
+                {"label": "tulip", "latency_ms": 20000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
             ]
         }
     )
@@ -107,7 +107,7 @@ class GuidanceUsed(BaseModel):
     method: GuidanceMethod
     scale: float
     weak_budget: float | None
-    interval: tuple[float, float]
+    interval: list[float] = Field(min_length=2, max_length=2)
 
 
 class ImageFile(BaseModel):

@@ -10,11 +10,12 @@ from starlette.responses import Response
 from elit_serve.engine.encoding import ANSWER_FORMATS
 from elit_serve.server import problems
 from elit_serve.server.auth import owner_of
+from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.generation import form_of
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.event_stream import END, JobEventStream
-from elit_serve.server.jobs.schemas import PREFIX, JobInfo, JobList, JobRequest
-from elit_serve.server.jobs.states import ID_LENGTH, JobState
+from elit_serve.server.jobs.schemas import PREFIX, JobInfo, JobList, JobPreview, JobRequest, JobStarted, JobStep
+from elit_serve.server.jobs.states import ENDED, ID_LENGTH, JobState
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.schemas import Problem
 from elit_serve.server.service import Service
@@ -29,7 +30,6 @@ def _problem(description: str) -> dict[str, Any]:
     return {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": description}
 
 
-EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
 INVALID = _problem("A field is not valid.")
 NOT_FOUND = _problem("There is no such job, or not any more.")
 UNAVAILABLE = _problem("The database does not answer; see `Retry-After`.")
@@ -127,7 +127,13 @@ async def picture(request: Request, job_id: str, index: Annotated[int, Path(ge=0
         200: {
             "description": "`queued`, `started`, `step`, `preview`, and at the end `done`, `failed`, `expired` or "
             "`cancelled`.",
-            "content": {"text/event-stream": {"schema": EVENT}},
+            "content": event_stream_content(
+                queued=JobInfo,
+                started=JobStarted,
+                step=JobStep,
+                preview=JobPreview,
+                **dict.fromkeys(ENDED, JobInfo),
+            ),
         },
         204: {"description": "`Last-Event-ID` is that of the last event."},
         404: NOT_FOUND,
