@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from elit_serve.engine.jobs import Preview, StepRun
@@ -47,6 +47,12 @@ CROWD = 2  # batches of the pictures of jobs that waited: one runs, one is ready
 Report = TypeVar("Report", Started, Ending)
 
 
+@dataclass(frozen=True)
+class _InEngine:
+    job: StoredJob
+    taken: Taken
+
+
 class Runner:
     """The thread, from `start` to `stop`. on_end: is called after the end of a job has been stored."""
 
@@ -69,7 +75,7 @@ class Runner:
         self._metrics = metrics
         self._on_end = on_end
         self._room = CROWD * min(service.settings.max_batch or service.cost.max_batch, service.cost.max_batch)
-        self._in_engine: dict[str, Taken] = {}  # until the end is stored
+        self._in_engine: dict[str, _InEngine] = {}  # until the end is stored
         self._reserved: set[str] = set()
         self._reports: deque[Started | Settled | Ending] = deque()
         self._wake = threading.Event()
@@ -127,14 +133,14 @@ class Runner:
 
     def follow(self, job: StoredJob, taken: Taken) -> None:
         """From now on what becomes of it is written down."""
-        self._in_engine[job.id] = taken
+        self._in_engine[job.id] = _InEngine(job, taken)
         taken.future.add_done_callback(lambda _: self._report(Settled(job.id, taken)))
 
     def give_up(self, job_id: str) -> None:
         """The job has been cancelled; the engine is free of it within a step."""
-        taken = self._in_engine.get(job_id)
-        if taken is not None:
-            taken.future.cancel()
+        under_way = self._in_engine.get(job_id)
+        if under_way is not None:
+            under_way.taken.future.cancel()
         self._events.ended(job_id)
         self._wake.set()
 
@@ -206,9 +212,9 @@ class Runner:
         job_id = report.job_id
         if self._store.start(job_id) or self._store.is_in(job_id, JobState.RUNNING):  # it is, if an answer was lost
             return
-        taken = self._in_engine.get(job_id)
-        if taken is not None:
-            taken.future.cancel()  # the job was cancelled on its way here, or has ended
+        under_way = self._in_engine.get(job_id)
+        if under_way is not None:
+            under_way.taken.future.cancel()  # the job was cancelled on its way here, or has ended
 
     def _write_end(self, ending: Ending) -> None:
         job_id, state = ending.job_id, ending.state
@@ -226,14 +232,21 @@ class Runner:
 
     def _take_waiting(self) -> None:
         while self._service.worker.is_ready and not self._is_stopping:
-            job = self._store.next_waiting(besides=[*self._in_engine, *self._reserved])
-            if job is None or not (job.due_s is not None or self._has_room_for(job)) or not self._take(job):
+            load = self._load()
+            job = self._store.next_waiting(besides=[*self._in_engine, *self._reserved], load=load)
+            if job is None:
+                return
+            has_room = not load or load.total() + job.num_images <= self._room
+            if not (has_room or job.due_s is not None) or not self._take(job):
                 return
 
-    def _has_room_for(self, job: StoredJob) -> bool:
-        under_way = [taken for taken in list(self._in_engine.values()) if not taken.future.done()]
-        num_pictures = sum(taken.body.n for taken in under_way)
-        return num_pictures == 0 or num_pictures + job.num_images <= self._room
+    def _load(self) -> Counter[str]:
+        """Pictures that the engine has to make, by owner."""
+        load: Counter[str] = Counter()
+        for under_way in list(self._in_engine.values()):
+            if not under_way.taken.future.done():
+                load[under_way.job.owner] += under_way.job.num_images
+        return load
 
     def _take(self, job: StoredJob) -> bool:
         """False if it has to wait. What was promised and cannot be kept any more, after a restart, expires."""
