@@ -8,8 +8,8 @@ COPY elit_serve elit_serve
 COPY models models
 
 FROM source AS base
-ENV PIP_NO_CACHE_DIR=1 XDG_CACHE_HOME=/cache
-RUN useradd --create-home --uid 10001 elit && install -d -o elit /cache
+ENV PIP_NO_CACHE_DIR=1 XDG_CACHE_HOME=/cache XDG_STATE_HOME=/state
+RUN useradd --create-home --uid 10001 elit && install -d -o elit /cache /state
 
 FROM base AS cpu
 RUN pip install 'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cpu && pip install . && rm -rf /src
