@@ -340,7 +340,7 @@ def test_everything_can_be_done_by_keyboard(start_server: Any, open_page: OpenPa
         if visited[-1] == "generate":
             break
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none" or visited[-1] == ""
-    assert visited[:6] == ["Skip to content", "to-make", "to-live", "API", "class", "seed"]
+    assert visited[:6] == ["Skip to content", "to-make", "to-live", "docs", "class", "seed"]
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_have_text("Done: rose, seed 12.")
 
