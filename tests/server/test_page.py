@@ -352,6 +352,7 @@ def test_nothing_is_wider_than_a_phone(start_server: Any, open_page: OpenPage, m
     expect(page.locator("#facts")).to_be_visible()
     page.get_by_role("button", name="Compare budgets").click()
     expect(page.locator("#status")).to_have_text("The comparison is complete.")
+    expect(page.locator("#facts")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.get_by_role("link", name="Live").click()
     expect(page.locator("#tiles")).to_contain_text("4 so far")
