@@ -32,6 +32,7 @@ jobs = sql.Table(
     sql.Column("num_images", sql.Integer, nullable=False),
     sql.Column("created_s", sql.Double, nullable=False),
     sql.Column("due_s", sql.Double),
+    sql.Column("attempts", sql.Integer, nullable=False),
     sql.Column("started_s", sql.Double),
     sql.Column("ended_s", sql.Double),
     sql.Column("result", sql.Text),
