@@ -109,6 +109,7 @@ class Runner:
 
     def _turn(self) -> None:
         try:
+            self._store.stay_owner()
             self._write_reports()
             self._retention.shrink()
             self._take_waiting()

@@ -21,6 +21,10 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def stay_owner(self) -> None:
+        """See `Database`."""
+        self._database.stay_owner()
+
     # What callers ask for
 
     def add(self, job: StoredJob) -> None:
