@@ -91,6 +91,13 @@ class Handover:
                 load[under_way.job.owner] += under_way.job.num_images
         return load
 
+    def has_suspect(self) -> bool:
+        """Whether the engine has a job at which an earlier server ended. With one of these at a time, whatever is
+        together with the one to blame when it ends a server is not together with it the next time."""
+        return any(
+            under_way.job.attempts and not under_way.taken.future.done() for under_way in list(self._under_way.values())
+        )
+
     def _on_step(self, job_id: str) -> Callable[[StepRun], None]:
         has_started = False
 

@@ -174,9 +174,9 @@ class Runner:
             job = self._store.next_waiting(besides=[*self.handover.ids(), *passed_over], load=load)
             if job is None:
                 return
-            # What a server has ended at is made alone: if another ends at it, no other job is blamed.
-            has_room = not load or (job.attempts == 0 and load.total() + job.num_images <= self._room)
-            if (has_room or job.due_s is not None) and self._take(job):
+            has_room = not load or load.total() + job.num_images <= self._room
+            is_blamed_alone = job.attempts == 0 or not self.handover.has_suspect()
+            if is_blamed_alone and (has_room or job.due_s is not None) and self._take(job):
                 continue
             if job.due_s is None:
                 return

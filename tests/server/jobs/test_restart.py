@@ -120,14 +120,26 @@ def test_an_end_in_good_order_is_no_attempt(
     assert (left.state, left.started_s, left.attempts) == (JobState.QUEUED, None, 0)
 
 
-def test_what_a_server_ended_at_is_made_alone(
-    start_server: Any, jobs_of: Any, held: Any, cheap: Any, eventually: Any, leave: Leave, tmp_path: Path
+@pytest.mark.parametrize(("is_promised", "attempts"), [(False, [2, 2, 0]), (True, [2, 2, 1])])
+def test_what_servers_ended_at_is_made_one_at_a_time(
+    start_server: Any,
+    jobs_of: Any,
+    held: Any,
+    cheap: Any,
+    eventually: Any,
+    leave: Leave,
+    tmp_path: Path,
+    is_promised: bool,
+    attempts: list[int],
 ) -> None:
-    left = [leave(JobState.RUNNING, age_s=age_s, attempts=attempts) for age_s, attempts in ((3, 1), (2, 2), (1, 0))]
+    """So that those that were together with the one to blame are not together with it again."""
+    left = []
+    for place, attempts_before in enumerate((1, 2, 0)):
+        promise = {"latency_ms": 60_000, "due_s": time.time() + 55 + place} if is_promised else {}
+        left.append(leave(JobState.RUNNING, age_s=3 - place, attempts=attempts_before, **promise))
     server = start_server(executor=held, cost=cheap, settings=Settings(response_ms=0, results=str(tmp_path)))
     eventually(lambda: server.metric("elit_jobs_in_engine") > 0)
-    assert server.metric("elit_jobs_in_engine") == 1
-    assert [stored(job, tmp_path).attempts for job in left] == [2, 2, 0]
+    assert [stored(job, tmp_path).attempts for job in left] == attempts
     server.executor.may_run.set()
     assert {jobs_of(server).ended(job)["state"] for job in left} == {"done"}
 
