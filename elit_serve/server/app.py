@@ -30,7 +30,7 @@ from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import error_answers, middlewares, openapi_document, problems
 from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.auth import owner_of
-from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
+from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_of, usable_levels
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.routes import router as jobs_router
 from elit_serve.server.keys import read_keyring
@@ -222,7 +222,7 @@ def models(request: Request) -> ModelList:
             level=level,
             budget=budget_of_level(level, config.spec.latents_per_group),
             latency_ms=costs_ms.get(level),
-            quality=quality_at(service.pipeline, plan, level),
+            quality=quality_of(service.pipeline, plan.at_level(level)),
         )
         for level in config.levels
     ]
