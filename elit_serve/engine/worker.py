@@ -88,6 +88,7 @@ class Worker:
         self._accepts = True
         self._is_ready = threading.Event()
         self._stopping = False
+        self._has_died = False
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
         self._encoders = Encoders(pipeline, on_file=self._delivered, on_failure=self._fail)
         self._launcher = Launcher(executor, self._encoders, on_failure=self._fail, on_small_memory=self._limit_batch)
@@ -96,6 +97,11 @@ class Worker:
     def is_alive(self) -> bool:
         """Whether jobs are being run."""
         return self._thread.is_alive() and not self._stopping
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the loop ended by an error. So it says when jobs that were not done fail with `EngineStopped`."""
+        return self._has_died
 
     @property
     def is_ready(self) -> bool:
@@ -221,6 +227,7 @@ class Worker:
             while not self._stopping:
                 self._turn()
         except BaseException:
+            self._has_died = True
             logger.critical("the worker died", exc_info=True)
         finally:
             self._close()
