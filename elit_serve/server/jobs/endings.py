@@ -40,8 +40,10 @@ class Ending:
 
 
 def ending_of(settled: Settled, service: Service) -> Ending | None:
-    """Counts it, too. None if it was cancelled, which is stored, or did not end, because the server does."""
+    """Counts and traces it, too. None if it was cancelled, which is stored, or did not end, because the server does."""
     taken = settled.taken
+    if service.tracing is not None:
+        service.tracing.job_ended(settled.job_id, taken)
     if taken.future.cancelled():
         service.metrics.generations.labels("cancelled").inc()
         return None
