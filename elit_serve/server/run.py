@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -82,6 +83,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     logs.configure(settings)
     read_keyring(settings)  # what is wrong with it is found out here too
+    if settings.otlp_endpoint is not None:
+        import_module("elit_serve.server.tracing")  # and whether what it needs is installed
     sys.setswitchinterval(SWITCH_SECONDS)
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -26,6 +26,9 @@ from elit_serve.server.schemas import GenerateRequest, GenerateResponse
 from elit_serve.server.settings import Settings
 from elit_serve.server.shares import FairShares
 
+if TYPE_CHECKING:
+    from elit_serve.server.tracing import Tracing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
@@ -40,6 +43,7 @@ class Service:
     metrics: Metrics
     shares: FairShares | None
     arrival_log: ArrivalLog | None
+    tracing: Tracing | None
     clock: Clock
 
 
@@ -143,6 +147,7 @@ def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateRespon
 
 async def answer_to(request: Request, service: Service, taken: Taken) -> GenerateResponse | None:
     """The answer once it is there; None, with the work given up, when the caller has left."""
+    request.state.taken = taken
     try:
         outcome = await _unless_disconnected(request, taken.future)
     except ElitError as error:

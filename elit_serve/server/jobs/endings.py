@@ -47,8 +47,10 @@ class Ending:
 
 
 def ending_of(settled: Settled, service: Service) -> Ending | Interrupted | None:
-    """Counts it, too. None if it was cancelled, which is stored."""
+    """Counts and traces it, too. None if it was cancelled, which is stored."""
     taken = settled.taken
+    if service.tracing is not None:
+        service.tracing.job_ended(settled.job_id, taken)
     if taken.future.cancelled():
         service.metrics.generations.labels("cancelled").inc()
         return None
