@@ -14,18 +14,15 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import fmean
 
 from starlette.types import Scope
 
 import elit_serve
-from elit_serve.budget import budget_of_level
 from elit_serve.clock import Clock
 from elit_serve.engine.jobs import Outcome
-from elit_serve.errors import DeadlineExceeded, InvalidInput, MissingPackage
-from elit_serve.server.faults import Fault
+from elit_serve.errors import InvalidInput, MissingPackage
 from elit_serve.server.service import Taken
+from elit_serve.server.span_attributes import Attributes, asked, became, computed, of_request, route_of
 
 try:
     from opentelemetry.context import Context
@@ -38,10 +35,9 @@ try:
 except ModuleNotFoundError:
     raise MissingPackage("opentelemetry-exporter-otlp-proto-http", "otel") from None
 
-Attributes = dict[str, str | bool | int | float]
-
 PATH = "/v1/traces"
 FLUSH_S = 3.0  # for what has not been sent, at the end
+NOT_READ = (b"tracestate", b"baggage")  # not needed, and OpenTelemetry logs what is in them if that is not well-formed
 MAX_CREATORS = 10_000  # requests that are remembered until the job that they created has ended
 
 exporter_log = logging.getLogger(trace_exporter.__name__)
@@ -100,7 +96,8 @@ class Tracing:
         """The span of an HTTP request, below that of its caller if its headers name one, and when it began."""
         carrier: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
-            carrier.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+            if name not in NOT_READ:
+                carrier.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
         begun, context = Moment.now(self._clock), extract(carrier, Context())
         return self._tracer.start_span(scope["method"], context, SpanKind.SERVER, start_time=begun.unix_ns), begun
 
@@ -108,8 +105,8 @@ class Tracing:
         """Says what is known of it by now, and what has become of the pictures that it asked for."""
         if span.is_recording():
             state = scope["state"]
-            span.update_name(f"{scope['method']} {_route_of(scope) or ''}".strip())
-            span.set_attributes(_request_attributes(scope, status))
+            span.update_name(f"{scope['method']} {route_of(scope) or ''}".strip())
+            span.set_attributes(of_request(scope, status))
             if status >= 500:
                 span.set_status(StatusCode.ERROR)
             if "taken" in state:
@@ -143,7 +140,7 @@ class Tracing:
         span = self._tracer.start_span(
             "generation",
             Context() if parent is None else set_span_in_context(parent, Context()),
-            attributes={**(attributes or {}), **_asked(taken), **_became(taken, ended)},
+            attributes={**(attributes or {}), **asked(taken), **became(taken, ended)},
             links=links,
             start_time=moment.unix_ns_at(taken.arrived_s),
         )
@@ -159,7 +156,7 @@ class Tracing:
         context, at_s = set_span_in_context(generation, Context()), arrived_s
         stages: dict[str, tuple[float, Attributes]] = {
             "queue": (outcome.queue_ms, {}),
-            "compute": (outcome.compute_ms, _computed(outcome, self._latents_per_group)),
+            "compute": (outcome.compute_ms, computed(outcome, self._latents_per_group)),
             "encode": (outcome.encode_ms, {"elit.format": outcome.job.output_format}),
         }
         for name, (took_ms, attributes) in stages.items():
@@ -191,65 +188,8 @@ class Exporter(trace_exporter.OTLPSpanExporter):
         self.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _route_of(scope: Scope) -> str | None:
-    """As a template, if it has parameters; None if there is no such route."""
-    return getattr(scope.get("route"), "path", None)
-
-
-def _request_attributes(scope: Scope, status: int) -> Attributes:
-    """By OpenTelemetry's conventions, and what is ours. No query, no header: they may hold secrets."""
-    state, fault = scope["state"], scope["state"].get("fault", Fault(status=status, detail=""))
-    known = {
-        "http.request.method": scope["method"],
-        "http.route": _route_of(scope),
-        "http.response.status_code": status,
-        "url.path": scope["path"],
-        "url.scheme": scope["scheme"],
-        "error.type": str(status) if status >= 500 else None,
-        "elit.request_id": state["request_id"],
-        "elit.job_id": state.get("job_id"),
-        "elit.problem": fault.name,
-        "elit.reason": fault.reason,
-    }
-    return {name: value for name, value in known.items() if value is not None}
-
-
 def _ending(future: Future[Outcome]) -> Outcome | BaseException | None:
     """None if it was given up."""
     if not future.done() or future.cancelled():
         return None
     return future.exception() or future.result()
-
-
-def _asked(taken: Taken) -> Attributes:
-    body = taken.body
-    attributes: Attributes = {
-        "elit.label": str(body.prompt if body.label is None else body.label),
-        "elit.images": body.n,
-        "elit.priority": body.priority,
-        "elit.promised": body.latency_ms is not None and not body.best_effort,
-    }
-    return attributes if body.latency_ms is None else {**attributes, "elit.latency_ms": body.latency_ms}
-
-
-def _became(taken: Taken, ended: Outcome | BaseException | None) -> Attributes:
-    """The outcome, in the words of `elit_generations_total`, and whether a target was met that there was."""
-    if ended is None:
-        return {"elit.outcome": "cancelled"}
-    if isinstance(ended, BaseException):
-        is_late = isinstance(ended, DeadlineExceeded)
-        return {"elit.outcome": "expired", "elit.deadline_met": False} if is_late else {"elit.outcome": "failed"}
-    target_ms, took_ms = taken.body.latency_ms, ended.queue_ms + ended.compute_ms + ended.encode_ms
-    return {"elit.outcome": "done"} | ({} if target_ms is None else {"elit.deadline_met": took_ms <= target_ms})
-
-
-def _computed(outcome: Outcome, latents_per_group: int) -> Attributes:
-    """Means over the pictures; replans as `elit_replans_total` counts them, over all pictures."""
-    level = fmean(fmean(image.levels) for image in outcome.images)
-    changes = sum(one != other for image in outcome.images for one, other in pairwise(image.levels))
-    return {
-        "elit.steps": outcome.job.num_steps,
-        "elit.level": level,
-        "elit.budget": budget_of_level(level, latents_per_group),
-        "elit.replans": changes if outcome.job.pinned is None else 0,
-    }

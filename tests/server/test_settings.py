@@ -53,6 +53,7 @@ def test_lists_have_commas_in_variables_and_are_repeated_as_flags() -> None:
         ("policy", "magic"),
         ("response_ms", "nan"),
         ("cors_origin", "https://a.example/"),
+        ("otlp_endpoint", "localhost:4318"),
     ],
 )
 def test_a_bad_value_is_named_as_it_was_spelled(setting: str, text: str, tmp_path: Path) -> None:
