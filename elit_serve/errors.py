@@ -16,7 +16,7 @@
     ├── MissingScope          an API key that may not do this (HTTP 403)
     ├── RateLimited           an API key has asked too often; carries when to come back (HTTP 429)
     │   └── ShareExceeded     ... or would crowd out others from the queue
-    ├── EngineStopped         the engine no longer takes work (HTTP 503)
+    ├── EngineStopped         the engine no longer takes work (HTTP 503, exit code 1)
     ├── ServerProblem         a server answered with an error; carries its status and what it says (client side)
     └── ServerUnreachable     a server did not answer, or not as an elit-serve server does (client side)
 

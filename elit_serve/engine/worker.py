@@ -92,6 +92,7 @@ class Worker:
         self._accepts = True
         self._is_ready = threading.Event()
         self._stopping = False
+        self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
         encoders = min(MAX_ENCODERS, os.cpu_count() or 1)
         self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="elit-encoder")
@@ -100,6 +101,11 @@ class Worker:
     def is_alive(self) -> bool:
         """Whether jobs are being run."""
         return self._thread.is_alive() and not self._stopping
+
+    @property
+    def ended(self) -> Future[None]:
+        """Done once the loop has ended and everybody was told; it has the exception of which the loop died, if any."""
+        return self._ended
 
     @property
     def is_ready(self) -> bool:
@@ -197,15 +203,20 @@ class Worker:
     # The worker's thread
 
     def _run(self) -> None:
+        death: BaseException | None = None
         try:
             self._warm_up()
             self._is_ready.set()
             while not self._stopping:
                 self._turn()
-        except BaseException:
+        except BaseException as error:
             logger.critical("the worker died", exc_info=True)
-        finally:
-            self._close()
+            death = error
+        self._close()
+        if death is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(death)
 
     def _turn(self) -> None:
         """One step launched, if there is anything to run, and one finished."""

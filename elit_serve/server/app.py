@@ -32,6 +32,7 @@ from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.auth import owner_of
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
 from elit_serve.server.keys import read_keyring
+from elit_serve.server.loop_lag import loop_lag_measured
 from elit_serve.server.metrics import CLIENT_GONE, Metrics
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai_routes import router as openai_router
@@ -95,7 +96,8 @@ def create_app(
             await run_in_threadpool(worker.wait_until_ready)
             if not worker.is_alive:
                 raise EngineStopped("the engine died while it warmed up")
-            yield
+            async with loop_lag_measured(metrics.loop_lag.observe, clock):
+                yield
         finally:
             await run_in_threadpool(worker.stop)
             if arrival_log is not None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor import Executor
@@ -24,6 +25,7 @@ from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.measurements import Latency
 from elit_serve.server import logs
 from elit_serve.server.app import create_app, num_slots
+from elit_serve.server.connections import ImpatientProtocol, raise_descriptor_limit
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.settings import Settings
 
@@ -70,6 +72,10 @@ class AnnouncingServer(uvicorn.Server):
 
     async def _exit_after(self, work: Callable[[], None]) -> None:
         await asyncio.to_thread(work)
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends when the answers under way are out; from any thread."""
         self.should_exit = True
 
 
@@ -81,30 +87,40 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     logs.configure(settings)
     read_keyring(settings)  # what is wrong with it is found out here too
     sys.setswitchinterval(SWITCH_SECONDS)
+    raise_descriptor_limit()
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         app = create_app(pipeline, executor, settings, cost=latency.cost_table)
         url = _url(settings.host, listener.getsockname()[1])
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {url} (docs: {url}/docs)"
-        config = uvicorn.Config(
-            app,
-            log_level=settings.log_level,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            server_header=False,
-        )
         worker = app.state.service.worker
         server = AnnouncingServer(
-            config,
+            http_config(app, settings),
             on_ready=lambda: announce(logs.announcement(settings, line)),
             drain=lambda: worker.drain(settings.drain_seconds),
             stop=worker.stop,
         )
+        worker.ended.add_done_callback(lambda _: server.leave())
         server.run(sockets=[listener])
         if not server.started:
             raise EngineStopped("the server did not start")
+        if worker.ended.exception() is not None:
+            raise EngineStopped("the engine died, see the log; a supervisor should start this server again")
+
+
+def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the application is served."""
+    return uvicorn.Config(
+        app,
+        http=ImpatientProtocol,
+        log_level=settings.log_level,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=settings.idle_seconds,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        server_header=False,
+    )
 
 
 def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:
