@@ -17,8 +17,16 @@
     ├── RateLimited           an API key has asked too often; carries when to come back (HTTP 429)
     │   └── ShareExceeded     ... or would crowd out others from the queue
     ├── EngineStopped         the engine no longer takes work (HTTP 503, exit code 1)
+    ├── RequestOutstanding    another request with the same idempotency key has no answer yet (HTTP 409)
+    ├── JobNotFound           no such job, or it is somebody else's (HTTP 404)
+    ├── JobNotDone            a job has no pictures, because it is not done (HTTP 409)
+    ├── ResultsGone           the pictures of a job have been removed (HTTP 410)
+    ├── StoreUnavailable      jobs cannot be read or written at present (HTTP 503)
+    ├── StorageFull           there is no room on disk for more jobs (HTTP 507)
     ├── ServerProblem         a server answered with an error; carries its status and what it says (client side)
     └── ServerUnreachable     a server did not answer, or not as an elit-serve server does (client side)
+        ├── ConnectionFailed  ... it cannot have had the request
+        └── ConnectionLost    ... it may have had the request
 
 Errors are made where the fact is known and carry its values; they become HTTP statuses in one table
 (`server.faults`) and exit code 2 in one place (`cli.main`).
@@ -27,6 +35,7 @@ Errors are made where the fact is known and carry its values; they become HTTP s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class ElitError(Exception):
@@ -153,14 +162,61 @@ class EngineStopped(ElitError):
     """The engine is not running, so the request was not taken."""
 
 
+class RequestOutstanding(ElitError):
+    """The first request with this idempotency key has no answer yet."""
+
+    def __init__(self) -> None:
+        super().__init__("another request with this Idempotency-Key has no answer yet")
+
+
+class JobNotFound(ElitError):
+    """There is no such job for this caller."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such job, or not any more")
+
+
+class JobNotDone(ElitError):
+    """A job without pictures: they are not made yet, or never will be."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the job has no pictures, because it is {state}")
+
+
+class ResultsGone(ElitError):
+    """The pictures of a job were kept for a while, and have been removed."""
+
+    def __init__(self) -> None:
+        super().__init__("the pictures of this job have been removed")
+
+
+class StoreUnavailable(ElitError):
+    """Jobs cannot be read or written at present: their database, or the folder of their pictures."""
+
+
+class StorageFull(ElitError):
+    """No room on disk for more jobs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldError:
+    """A field that a server does not accept, its value, and what would do."""
+
+    field: str
+    value: object
+    allowed: str
+
+
 class ServerProblem(ElitError):
     """A server's refusal or failure, as its problem document (RFC 9457) tells it.
 
     status: the HTTP status.
     code: the last part of the problem's type, as `infeasible`; `http-STATUS` where the server names none.
     reason: a finer code where the server gives one, as `queue_full`; else the code.
+    errors: the fields that are wrong.
     min_latency_ms: the smallest target that would do on an idle server, when that is the problem.
     retry_after_s: when the server asks to be tried again.
+    request_id: by which the server's log names the request.
     """
 
     def __init__(
@@ -170,20 +226,37 @@ class ServerProblem(ElitError):
         code: str,
         detail: str,
         reason: str | None = None,
+        errors: Sequence[FieldError] = (),
         min_latency_ms: float | None = None,
         retry_after_s: float | None = None,
+        request_id: str | None = None,
     ) -> None:
-        super().__init__(f"the server answered {status} ({code}): {_one_line([detail])}")
+        named = f" [request {request_id}]" if request_id else ""
+        super().__init__(_one_line([f"the server answered {status} ({code}): {detail}{named}"]))
         self.status = status
         self.code = code
         self.reason = reason or code
         self.detail = detail
+        self.errors = tuple(errors)
         self.min_latency_ms = min_latency_ms
         self.retry_after_s = retry_after_s
+        self.request_id = request_id
 
 
 class ServerUnreachable(ElitError):
     """No usable answer: nothing listens there, the connection broke, time ran out, or something else answered."""
+
+    def __init__(self, url: str, why: object) -> None:
+        super().__init__(_one_line([f"{url}: {str(why) or type(why).__name__}"]))
+        self.url = url
+
+
+class ConnectionFailed(ServerUnreachable):
+    """There was no connection, so the request was not sent."""
+
+
+class ConnectionLost(ServerUnreachable):
+    """The connection broke before the whole answer was there; what was asked for may have been done."""
 
 
 def _one_line(problems: Sequence[str]) -> str:

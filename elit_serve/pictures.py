@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Literal, get_args
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from elit_serve.errors import DataError
+from elit_serve.errors import DataError, InvalidInput
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _DECODERS = ("JPEG", "PNG", "WEBP")  # Pillow knows more by their content, and runs Ghostscript for one of them
@@ -129,6 +130,23 @@ def encode(
         exif[_EXIF_IMAGE_DESCRIPTION] = text
         image.save(buffer, output_format.upper(), quality=quality, exif=exif)
     return buffer.getvalue()
+
+
+def format_of(path: str | os.PathLike[str]) -> OutputFormat:
+    """By the name of the file. Raises `InvalidInput` for `output` if it is none that can be written."""
+    suffix = Path(path).suffix.lower().lstrip(".")
+    for known in OUTPUT_FORMATS:
+        if known == {"jpg": "jpeg"}.get(suffix, suffix):
+            return known
+    raise InvalidInput("output", os.fspath(path), f"a name ending in .{', .'.join(OUTPUT_FORMATS)} or .jpg")
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Raises `InvalidInput` for `output` if it cannot be written."""
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise InvalidInput("output", os.fspath(path), f"it cannot be written: {error.strerror or error}") from None
 
 
 def read_facts(data: bytes) -> dict[str, object] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -68,6 +70,42 @@ def test_the_same_command_gives_the_same_bytes(tiny_model_dir: Path, tmp_path: P
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
+def test_a_server_is_asked_with_the_same_options(tiny_server_url: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    options = ["--label", "tulip", "--budget", "0.5", "--seed", "7", "--steps", "3", "--scale", "3"]
+    asked = run("generate", "--server", tiny_server_url, *options, "-o", tmp_path / "there.png")
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.strip() == str(tmp_path / "there.png")
+    assert re.fullmatch(r"budget 0.5, 3 steps, \d+ ms\n", asked.stderr)
+    assert run("generate", tiny_model_dir, *options, "-o", tmp_path / "here.png").returncode == 0
+    there, here = (read_facts((tmp_path / name).read_bytes()) for name in ("there.png", "here.png"))
+    assert there is not None
+    assert here is not None
+    shared = there.keys() & here.keys()
+    assert {"label", "seed", "levels", "guidance", "steps"} <= shared
+    assert {name: there[name] for name in shared} == {name: here[name] for name in shared}
+
+
+def test_a_server_is_held_to_a_target(tiny_server_url: str, tmp_path: Path) -> None:
+    ask = ["generate", "--server", tiny_server_url, "--label", "rose", "-o", tmp_path / "rose.webp", "--latency-ms"]
+    kept = run(*ask, "60000")
+    assert kept.returncode == 0, kept.stderr
+    assert kept.stderr.endswith(", target met\n")
+    refused = run(*ask, "0.01")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "infeasible" in refused.stderr
+    assert run(*ask, "0.01", "--best-effort").stderr.endswith(", target missed\n")
+    with Image.open(tmp_path / "rose.webp") as picture:
+        assert picture.format == "WEBP"
+
+
+def test_a_key_comes_from_the_environment(start_http: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = start_http(lambda _path, _body: (401, {}, b""))
+    monkeypatch.setenv("ELIT_SERVE_API_KEY", "not\nfit for HTTP")
+    refused = run("generate", "--server", url, "--label", "rose", "-o", tmp_path / "a.png")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: api_key: ")
+
+
 def test_grid_has_a_row_for_every_level_and_a_column_for_every_label(tiny_model_dir: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "grid.png"
     done = run("generate", tiny_model_dir, "--grid", "--label", "rose", "--label", "tulip", "-o", sheet)
@@ -91,6 +129,11 @@ def test_grid_has_a_row_for_every_level_and_a_column_for_every_label(tiny_model_
         (["generate", "MODEL", "--label", "tulip", "--device", "tpu", "-o", "a.png"], ["device", "tpu"]),
         (["generate", "MODEL", "--label", "tulip", "--dtype", "int8", "-o", "a.png"], ["dtype", "int8", "bfloat16"]),
         (["generate", "MODEL", "--label", "tulip", "--guidance", "magic", "-o", "a.png"], ["magic", "ccfg"]),
+        (["generate", "MODEL", "--label", "tulip", "--latency-ms", "300", "-o", "a.png"], ["latency_ms", "--server"]),
+        (["generate", "MODEL", "--server", "http://a", "--label", "tulip", "-o", "a.png"], ["model", "--server"]),
+        (["generate", "--grid", "--server", "http://a", "--label", "tulip", "-o", "a.png"], ["grid", "--server"]),
+        (["generate", "--server", "nowhere", "--label", "tulip", "-o", "a.png"], ["url", "nowhere"]),
+        (["generate", "--server", "http://a", "--label", "tulip", "-o", "a.gif"], ["a.gif", ".png"]),
         (["describe", "elit-dit-xxl/2"], ["elit-dit-xxl/2", "elit-dit-xl/2"]),
         (["describe", "elit-dit-xl/2", "--resolution", "500"], ["resolution", "500"]),
         (["describe", "elit-dit-xl/2", "--resolution", "0"], ["resolution", "0"]),

@@ -50,7 +50,12 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines()]
+    return [line for block in blocks("sh") for line in block.splitlines() if not is_script(block)]
+
+
+def is_script(block: str) -> bool:
+    """Whether its lines go together."""
+    return "$" in block
 
 
 class ImageMeans(torch.nn.Module):
@@ -117,17 +122,31 @@ def test_curl_gets_an_answer(command: str, server: str, workspace: Path) -> None
         assert (b"alternatives" if "/v1/plan" in command else b"b64_json") in done.stdout
 
 
-def test_the_load_generator_reports(server: str, workspace: Path) -> None:
-    (command,) = (command for command in commands() if command.startswith("elit-serve bench"))
-    done = run_in(workspace, command.replace("localhost:8000", server))
+@pytest.mark.parametrize("script", [block for block in blocks("sh") if is_script(block)])
+def test_lines_that_go_together_work_together(script: str, server: str, workspace: Path) -> None:
+    script = script.replace("localhost:8000", server).replace("curl -s", "curl --fail-with-body -sS")
+    done = run_in(workspace, f"set -eo pipefail\n{script}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert b"slo_attainment_rate" in done.stdout
+    assert b"event: done" in done.stdout
+    assert b'"state":"done"' in done.stdout.splitlines()[-1]
+    with Image.open(workspace / "rose.png") as picture:
+        assert picture.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("elit-serve bench", b"slo_attainment_rate"), ("elit-serve generate --server", b"tulip.png")]
+)
+def test_commands_reach_the_server(command: str, said: bytes, server: str, workspace: Path) -> None:
+    (whole,) = (each for each in commands() if each.startswith(command))
+    done = run_in(workspace, whole.replace("localhost:8000", server))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert said in done.stdout
 
 
 def test_commands_work_in_the_order_in_which_they_stand(workspace: Path) -> None:
     ran = [command for command in commands() if command.startswith(("elit-serve", "torchrun"))]
     for command in ran:
-        if command.startswith("elit-serve bench"):
+        if "localhost:8000" in command:
             continue  # needs the server, see above
         if command == "elit-serve serve models/mine":
             continue  # never ends; `describe` has just read the same model, and the fixture above serves one

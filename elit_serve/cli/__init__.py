@@ -17,6 +17,7 @@ from rich.table import Table
 import elit_serve
 from elit_serve.cli.benchmarks import bench, simulate
 from elit_serve.cli.evaluation import evaluate
+from elit_serve.cli.generation import generate
 from elit_serve.cli.keys import key
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
 from elit_serve.cli.setting_options import takes_settings
@@ -73,55 +74,6 @@ def describe(
         typer.echo(json.dumps(description.as_dict(), indent=2))
     else:
         Console().print(_description_table(description))
-
-
-@app.command()
-def generate(
-    label: Annotated[list[str], typer.Option(help="Class name or id; with --grid it may be repeated.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")],
-    model: ModelArgument = None,
-    budget: Annotated[float | None, typer.Option(help="Fraction of the latents to use, in (0, 1]. Default: 1.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Noise seed.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
-    guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
-    weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
-    attention: Annotated[
-        Path | None,
-        typer.Option(help="A folder for what the latents read at several steps, at --budget or at several levels."),
-    ] = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantize: QuantizeOption = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Generate a picture, or a grid of levels by classes, without a server."""
-    from elit_serve.engine.pipeline import Pipeline, save_image
-
-    if len(label) > 1 and not grid:
-        raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
-    if grid and budget is not None:
-        raise InvalidInput("budget", budget, "--grid shows every budget; leave it out")
-    if grid and attention is not None:
-        raise InvalidInput("attention", str(attention), "--grid makes many pictures, attention is that of one")
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
-    chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
-    plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen)
-    class_ids = [pipeline.class_id(name) for name in label]
-    if grid:
-        from elit_serve.evaluation.sheets import budget_sheet
-
-        save_image(budget_sheet(pipeline, plan, levels=pipeline.config.levels, class_ids=class_ids, seed=seed), output)
-    elif attention is not None:
-        from elit_serve.evaluation.attention_maps import halved_levels, write_attention
-
-        levels = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
-        records = write_attention(pipeline, plan, class_id=class_ids[0], seed=seed, levels=levels, folder=attention)
-        records[0].picture.save(output)
-    else:
-        pipeline.run(class_ids, [seed], plan)[0].save(output)
-    typer.echo(f"{output}")
 
 
 @app.command()
@@ -236,7 +188,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (evaluate, sweep, served, bench, simulate, key):
+for command in (generate, evaluate, sweep, served, bench, simulate, key):
     app.command()(command)
 
 

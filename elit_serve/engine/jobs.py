@@ -108,6 +108,16 @@ class Preview:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepRun:
+    """One step of an image has run. number: from 1."""
+
+    seed: int
+    number: int
+    num_steps: int
+    level: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageOutcome:
     """A finished image: its file, the level of each of its steps, and where its time went.
 

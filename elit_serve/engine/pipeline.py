@@ -6,7 +6,6 @@ import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.nn.quantized import quantize_
-from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode
+from elit_serve.pictures import OutputFormat, encode, format_of, write_file
 from elit_serve.sampling import Guidance, Plan, initial_noise, sample
 
 MAX_SEED = 2**63 - 1
@@ -48,16 +47,11 @@ class Picture:
 
 def save_image(image: Image.Image, path: str | os.PathLike[str], facts: Mapping[str, object] | None = None) -> None:
     """Writes .png, .jpg, .jpeg or .webp, with `facts` inside if there are any."""
-    suffix = Path(path).suffix.lower().lstrip(".")
-    chosen = [known for known in OUTPUT_FORMATS if known == {"jpg": "jpeg"}.get(suffix, suffix)]
-    if not chosen:
-        raise InvalidInput("output", os.fspath(path), f"a name ending in .{', .'.join(OUTPUT_FORMATS)} or .jpg")
     try:
-        Path(path).write_bytes(encode(image, chosen[0], facts or {}))
-    except OSError as error:
-        raise InvalidInput("output", os.fspath(path), f"it cannot be written: {error.strerror or error}") from None
-    except ValueError as error:  # WebP and JPEG have a largest size, which a grid of many levels may exceed
+        file = encode(image, format_of(path), facts or {})
+    except (OSError, ValueError) as error:  # WebP and JPEG have a largest size, which a grid of many levels may exceed
         raise InvalidInput("output", os.fspath(path), f"it cannot be encoded: {error}") from None
+    write_file(path, file)
 
 
 class Pipeline:

@@ -9,25 +9,26 @@ which nobody holds while waiting for the device.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from itertools import count
 
 import torch
-from torch import Tensor
 
 from elit_serve.clock import Clock
-from elit_serve.engine.encoding import answer_formats, encode_sample
-from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
+from elit_serve.engine.accepted import AcceptedImage, AcceptedRequest, LaunchedPart, LaunchedStep, resolve
+from elit_serve.engine.encoders import Encoders
+from elit_serve.engine.executor import Executor
 from elit_serve.engine.foresight import Foresight, error_of, foresee
-from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, Preview
+from elit_serve.engine.in_flight import InFlight
+from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun
+from elit_serve.engine.launcher import Launcher
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.warm_up import warm_up
 from elit_serve.errors import (
     DeadlineExceeded,
     ElitError,
@@ -35,20 +36,15 @@ from elit_serve.errors import (
     GenerationFailed,
     Overloaded,
 )
-from elit_serve.sampling import Guidance
 from elit_serve.scheduler.core import Counters, RequestScheduler
 from elit_serve.scheduler.requests import Launch, Wait
 
 logger = logging.getLogger(__name__)
 
-MAX_ENCODERS = 8  # threads
 SLOTS_RETRY_AFTER_S = 1.0  # a slot is free again whenever any image is finished
 LEAD_S = 0.0015  # a launch is enqueued this long before the device is expected to be free: deciding and enqueueing
 LEAD_SHARE = 0.03  # plus this share of the running step, because it may end early
 POLL_S = 0.002  # and so often it is looked whether it has, for steps that take much less than was predicted
-
-
-_Samples = list[Tensor | GenerationFailed]
 
 
 class Observer:
@@ -83,10 +79,10 @@ class Worker:
         self._clock = clock
         self._observer = observer or Observer()
         self._depth = 2 if executor.is_asynchronous else 1
-        self._running: deque[_Step] = deque()  # launched and not finished; the worker's thread only
+        self._running: deque[LaunchedStep] = deque()  # launched and not finished; the worker's thread only
         self._free_s = 0.0  # when the device has done all of these, as predicted
         self._request_ids = count()
-        self._images: dict[int, _Image] = {}  # accepted and not ended
+        self._images: dict[int, AcceptedImage] = {}  # accepted and not ended
         self._vacated: list[int] = []  # ended images whose slots are still to be freed
         self._changed = threading.Condition()
         self._accepts = True
@@ -94,8 +90,8 @@ class Worker:
         self._stopping = False
         self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
-        encoders = min(MAX_ENCODERS, os.cpu_count() or 1)
-        self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="elit-encoder")
+        self._encoders = Encoders(pipeline, on_file=self._delivered, on_failure=self._fail)
+        self._launcher = Launcher(executor, self._encoders, on_failure=self._fail, on_small_memory=self._limit_batch)
 
     @property
     def is_alive(self) -> bool:
@@ -155,19 +151,24 @@ class Worker:
         self._is_ready.wait()
 
     def submit(
-        self, job: Job, open_plans: OpenPlans | None = None, on_preview: Callable[[Preview], None] | None = None
+        self,
+        job: Job,
+        open_plans: OpenPlans | None = None,
+        on_preview: Callable[[Preview], None] | None = None,
+        on_step: Callable[[StepRun], None] | None = None,
     ) -> Future[Outcome]:
         """Takes a job, also before the start; cancelling its future gives it up within a step.
 
         With `open_plans` the job gets one of these plans in place of its own. `on_preview` is given the previews that
-        it asks for, on a thread of the encoders', each image's in order and before its outcome; it must not wait.
+        it asks for, on a thread of the encoders', each image's in order and before its outcome; `on_step` is told of
+        every step that has run, on the worker's thread. Neither may wait or raise.
         Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is taken.
         """
         with self._changed:
             self._check_room(len(job.seeds))
             given = job if open_plans is None else open_plans.give(job, self._scheduler)
-            request = _Request(given, Future(), on_preview)
-            request.images = [_Image(request, index, next(self._request_ids)) for index in range(len(job.seeds))]
+            request = AcceptedRequest(given, Future(), on_preview, on_step)
+            request.images = [AcceptedImage(request, index, next(self._request_ids)) for index in range(len(job.seeds))]
             self._admit(request)
             self._images.update({image.request_id: image for image in request.images})
             self._changed.notify_all()
@@ -183,6 +184,23 @@ class Worker:
             self._check_room(len(job.seeds))
             scheduler, now_s = self._scheduler.copy(), self._clock.now()
         return foresee(job, open_plans, scheduler, now_s)
+
+    def in_flight(self, max_pictures: int) -> InFlight:
+        """What is being made now, and what was counted. Holds the lock for a few microseconds."""
+        with self._changed:
+            images, now_s, scheduler = list(self._images.values()), self._clock.now(), self._scheduler
+            waiting, running = scheduler.num_waiting, scheduler.num_running
+            correction, counters = scheduler.correction, scheduler.counters
+        shown = sorted(images, key=lambda image: not image.levels)[:max_pictures]
+        return InFlight(
+            now_s=now_s,
+            num_pictures=len(images),
+            num_waiting=waiting,
+            num_running=running,
+            correction=correction,
+            counters=counters,
+            pictures=tuple(image.seen() for image in shown),
+        )
 
     def drain(self, timeout_s: float) -> None:
         """Takes no more jobs, finishes the accepted ones if they are done within `timeout_s`, and stops."""
@@ -205,7 +223,7 @@ class Worker:
     def _run(self) -> None:
         death: BaseException | None = None
         try:
-            self._warm_up()
+            warm_up(self._executor, self._pipeline, next(self._request_ids))
             self._is_ready.set()
             while not self._stopping:
                 self._turn()
@@ -238,7 +256,7 @@ class Worker:
         if step.is_done():
             self._free_s = self._clock.now()
 
-    def _decide(self) -> tuple[Launch | Wait, list[_Image]]:
+    def _decide(self) -> tuple[Launch | Wait, list[AcceptedImage]]:
         """The next launch and its members. If there is nothing at all to do, waits for something to change."""
         with self._changed:
             now_s = self._clock.now()
@@ -255,75 +273,21 @@ class Worker:
             self._executor.remove(request_id)
         return decision, members
 
-    def _launch(self, launch: Launch, members: Sequence[_Image]) -> None:
+    def _launch(self, launch: Launch, members: Sequence[AcceptedImage]) -> None:
         start_s = max(self._clock.now(), self._free_s if self._running else 0.0)
         for image in members:
             if image.started_s is None:
                 image.started_s = start_s
                 self._executor.add(image.task)
-        parts = self._launch_parts(launch, {image.request_id: image for image in members})
-        self._running.append(_Step(launch, tuple(parts)))
+        parts = self._launcher.launch(launch, {image.request_id: image for image in members})
+        self._running.append(LaunchedStep(launch, tuple(parts)))
         self._free_s = start_s + launch.predicted_ms / 1000
 
-    def _launch_parts(self, launch: Launch, members: dict[int, _Image]) -> list[_Part]:
-        """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone."""
-        previewed = [image for image in members.values() if image.is_previewed_next]
-        try:
-            if previewed:
-                self._executor.watch([image.request_id for image in previewed])
-            running = self._executor.launch(launch)
-        except torch.AcceleratorError:
-            raise  # the device is lost, and everything on it
-        except Exception as error:
-            failure = error
-        else:
-            for request_id in launch.request_ids:
-                members[request_id].levels.append(launch.level)
-            last = [members[request_id] for request_id in launch.request_ids if members[request_id].is_complete]
-            self._show_all(previewed)
-            return [_Part(launch.request_ids, running, tuple(last), self._collect(last))]
-        half = len(launch.request_ids) // 2
-        if half and isinstance(failure, torch.OutOfMemoryError):
-            return self._launch_halves(launch, half, members)
-        self._fail(launch.request_ids, failure, _cause(failure))
-        return []
-
-    def _launch_halves(self, launch: Launch, half: int, members: dict[int, _Image]) -> list[_Part]:
-        logger.warning("a batch of %d does not fit into memory; at most %d from now on", 2 * half, half)
+    def _limit_batch(self, max_batch: int) -> None:
         with self._changed:
-            self._scheduler.limit_batch(half)
-        halves = (launch.request_ids[:half], launch.request_ids[half:])
-        return [part for ids in halves for part in self._launch_parts(replace(launch, request_ids=ids), members)]
+            self._scheduler.limit_batch(max_batch)
 
-    def _collect(self, images: Sequence[_Image]) -> Transfer | None:
-        """Enqueues decoding right behind the last step, so that it need not wait for the step after that."""
-        if not images:
-            return None
-        try:
-            return self._executor.collect([image.request_id for image in images])
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:
-            self._fail([image.request_id for image in images], error, _cause(error))
-            return None
-
-    def _show_all(self, images: Sequence[_Image]) -> None:
-        """Enqueues previews right behind the step; there is none where something goes wrong with it."""
-        if not images:
-            return
-        try:
-            transfer = self._executor.preview([image.request_id for image in images])
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.warning("no preview of %d images", len(images), exc_info=True)
-            return
-        samples = self._encoders.submit(transfer.result)
-        for index, image in enumerate(images):
-            num_steps = len(image.levels)
-            image.shown = self._encoders.submit(self._show, image, samples, index, num_steps, image.shown)
-
-    def _finish(self, step: _Step) -> None:
+    def _finish(self, step: LaunchedStep) -> None:
         """Waits for a step, and hands what it finished to the encoders."""
         observed_ms = self._observe(step)
         with self._changed:
@@ -331,25 +295,21 @@ class Worker:
             done = self._scheduler.finished(step.launch.launch_id, now_s, observed_ms)
         self._free_s = now_s + sum(later.launch.predicted_ms for later in self._running) / 1000
         for part in step.parts:
+            for tell, step_run in part.watched:
+                tell(step_run)
+            for image in part.last:
+                image.ended_s = now_s
             if part.transfer is not None:
-                self._deliver_all(part.last, part.transfer, done, now_s)
+                self._encoders.encode(part.last, part.transfer, done)  # without those cancelled meanwhile
 
-    def _deliver_all(self, images: Sequence[_Image], transfer: Transfer, done: Collection[int], ended_s: float) -> None:
-        samples = self._encoders.submit(transfer.result)
-        for index, image in enumerate(images):
-            if image.request_id in done:  # it has not been cancelled meanwhile
-                image.ended_s = ended_s
-                # the pool is first in, first out, so that none waits for what comes after it
-                self._encoders.submit(self._deliver, image, samples, index)
-
-    def _observe(self, step: _Step) -> float | None:
+    def _observe(self, step: LaunchedStep) -> float | None:
         """Milliseconds that the step took; None if it did not run as it was planned."""
         took_ms = [self._wait(part) for part in step.parts]
         observed_ms = took_ms[0] if len(took_ms) == 1 else None
         self._observer.step_finished(step.launch, observed_ms)
         return observed_ms
 
-    def _wait(self, part: _Part) -> float | None:
+    def _wait(self, part: LaunchedPart) -> float | None:
         try:
             return part.running.wait()
         except torch.AcceleratorError:
@@ -358,62 +318,9 @@ class Worker:
             self._fail(part.request_ids, error, "step")
             return None
 
-    def _warm_up(self) -> None:
-        """One step, its decoding and every encoder, so that the first caller need not wait for it."""
-        plan = self._pipeline.plan(steps=1)
-        level, request_id = plan.levels[0], next(self._request_ids)
-        noise = torch.zeros(self._pipeline.config.spec.sample_shape)
-        task = ImageTask(
-            request_id=request_id, class_id=0, num_steps=1, guidance=Guidance(), time_shift=plan.time_shift, noise=noise
-        )
-        launch = Launch(launch_id=-1, request_ids=(request_id,), level=level, weak_cap=None, predicted_ms=0.0)
-        try:
-            self._executor.add(task)
-            self._executor.launch(launch).wait()
-            (sample,) = self._executor.collect([request_id]).result()
-            if isinstance(sample, GenerationFailed):
-                raise sample
-            for output_format in answer_formats(self._pipeline.is_latent):
-                encode_sample(sample, output_format, {})
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.warning("the warm-up failed; the first request will show more", exc_info=True)
-            self._executor.remove(request_id)
-
     # The encoders' threads
 
-    def _show(
-        self, image: _Image, samples: Future[_Samples], index: int, num_steps: int, before: Future[None] | None
-    ) -> None:
-        """before: the image's last preview, which must be out first; the pool is first in, first out."""
-        job = image.request.job
-        try:
-            sample = samples.result()[index]
-            if isinstance(sample, GenerationFailed):
-                return
-            file = encode_sample(sample, job.output_format, {"preview_after_steps": num_steps}, job.file_quality)
-            if before is not None:
-                before.result()
-            number = job.preview_steps.index(num_steps)
-            image.request.on_preview(Preview(file=file, seed=image.seed, index=number, num_steps=num_steps))
-        except Exception:
-            logger.warning("a preview could not be shown", exc_info=True)
-
-    def _deliver(self, image: _Image, samples: Future[_Samples], index: int) -> None:
-        job, levels = image.request.job, tuple(image.levels)
-        try:
-            sample = samples.result()[index]
-            if isinstance(sample, GenerationFailed):
-                self._fail([image.request_id], sample, "nan")
-                return
-            facts = self._pipeline.facts(job.class_id, image.seed, job.plan(levels))
-            file = encode_sample(sample, job.output_format, facts, job.file_quality)
-            if image.shown is not None:
-                image.shown.result()
-        except Exception as error:
-            self._fail([image.request_id], error, "encoding")
-            return
+    def _delivered(self, image: AcceptedImage, file: bytes) -> None:
         with self._changed:
             now_s = self._clock.now()
             self._expire(now_s)
@@ -422,9 +329,10 @@ class Worker:
             self._scheduler.delivered(image.request_id, now_s)
             self._scheduler.forget(image.request_id)
             image.outcome = image.outcome_of(file, now_s)
-            outcomes = [sibling.outcome for sibling in image.request.images if sibling.outcome is not None]
-            if len(outcomes) == len(job.seeds):
-                _resolve(image.request.future, Outcome(job=job, images=tuple(outcomes)))
+            request = image.request
+            outcomes = [sibling.outcome for sibling in request.images if sibling.outcome is not None]
+            if len(outcomes) == len(request.images):
+                resolve(request.future, Outcome(job=request.job, images=tuple(outcomes)))
             self._changed.notify_all()
 
     # Any thread
@@ -436,7 +344,7 @@ class Worker:
         if len(self._images) + num_images > self._executor.num_slots:
             raise Overloaded("queue_full", SLOTS_RETRY_AFTER_S)
 
-    def _admit(self, request: _Request) -> None:
+    def _admit(self, request: AcceptedRequest) -> None:
         """Asks the scheduler. The lock is held."""
         demands = [request.job.demand(image.request_id) for image in request.images]
         refusal = self._scheduler.submit(demands, self._clock.now())
@@ -463,12 +371,12 @@ class Worker:
         known = isinstance(error, ElitError)  # then its text says it all
         logger.warning("%d images failed (%s): %s", len(images), cause, error, exc_info=None if known else error)
 
-    def _give_up(self, request: _Request) -> None:
+    def _give_up(self, request: AcceptedRequest) -> None:
         """For a caller who has left."""
         with self._changed:
             self._end(request, None)
 
-    def _end(self, request: _Request, error: ElitError | None) -> None:
+    def _end(self, request: AcceptedRequest, error: ElitError | None) -> None:
         """Takes a request out of everything and tells its caller why. The lock is held."""
         now_s = self._clock.now()
         for image in request.images:
@@ -477,7 +385,7 @@ class Worker:
                 self._scheduler.forget(image.request_id)
                 self._vacated.append(image.request_id)
         if error is not None:
-            _resolve(request.future, error)
+            resolve(request.future, error)
         self._changed.notify_all()
 
     def _close(self) -> None:
@@ -487,89 +395,7 @@ class Worker:
             for request in {image.request for image in self._images.values()}:
                 self._end(request, EngineStopped("the engine stopped before this request was done"))
         self._is_ready.set()
-        self._encoders.shutdown(wait=False, cancel_futures=True)
-
-
-class _Request:
-    """A job in flight."""
-
-    def __init__(self, job: Job, future: Future[Outcome], on_preview: Callable[[Preview], None] | None) -> None:
-        self.job = job
-        self.future = future
-        self.on_preview = on_preview or (lambda _: None)
-        self.preview_steps = frozenset(job.preview_steps) if on_preview is not None else frozenset()
-        self.images: list[_Image] = []
-
-
-class _Image:
-    """An image in flight. Levels and times are written by the worker's thread, before the encoders read them."""
-
-    def __init__(self, request: _Request, index: int, request_id: int) -> None:
-        self.request = request
-        self.request_id = request_id
-        self.seed = request.job.seeds[index]
-        self.task = request.job.task(request_id, index)
-        self.levels: list[int] = []
-        self.started_s: float | None = None
-        self.ended_s: float | None = None
-        self.outcome: ImageOutcome | None = None
-        self.shown: Future[None] | None = None  # the last preview
-
-    @property
-    def is_previewed_next(self) -> bool:
-        return len(self.levels) + 1 in self.request.preview_steps
-
-    @property
-    def is_complete(self) -> bool:
-        return len(self.levels) == self.task.num_steps
-
-    def outcome_of(self, file: bytes, delivered_s: float) -> ImageOutcome:
-        assert self.started_s is not None
-        assert self.ended_s is not None
-        return ImageOutcome(
-            file=file,
-            seed=self.seed,
-            levels=tuple(self.levels),
-            queue_ms=1000 * (self.started_s - self.request.job.arrived_s),
-            compute_ms=1000 * (self.ended_s - self.started_s),
-            encode_ms=1000 * (delivered_s - self.ended_s),
-        )
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Members of a launch that run together: all of them, but where memory did not suffice.
-
-    last: those whose last step it is; their samples are in `transfer`, in the same order.
-    """
-
-    request_ids: tuple[int, ...]
-    running: RunningStep
-    last: tuple[_Image, ...]
-    transfer: Transfer | None
-
-
-@dataclass(frozen=True)
-class _Step:
-    launch: Launch
-    parts: tuple[_Part, ...]
-
-    def is_done(self) -> bool:
-        return all(part.running.is_done() for part in self.parts)
-
-
-def _resolve(future: Future[Outcome], result: Outcome | ElitError) -> None:
-    """Tells a caller, unless he has left."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(result, Outcome):
-        future.set_result(result)
-    else:
-        future.set_exception(result)
-
-
-def _cause(error: Exception) -> str:
-    return "memory" if isinstance(error, torch.OutOfMemoryError) else "step"
+        self._encoders.close()
 
 
 def _failure(error: Exception) -> ElitError:

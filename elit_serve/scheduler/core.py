@@ -26,6 +26,7 @@ class Counters:
     replans: times that a request's level changed from one step to the next, pinned steps aside.
     promised: accepted requests with a hard deadline; kept and missed: those answered in time, and those that expired
         or came late. Cancelled and failed ones are neither.
+    delivered: requests that were answered, whatever they had been promised.
     granted_levels, granted_steps: sum and count of the levels of all free steps.
     """
 
@@ -33,6 +34,7 @@ class Counters:
     promised: int = 0
     kept: int = 0
     missed: int = 0
+    delivered: int = 0
     granted_levels: int = 0
     granted_steps: int = 0
 
@@ -122,6 +124,7 @@ class RequestScheduler:
         request = self._requests.get(request_id)
         if request is None or not self._end(request_id, State.DONE):
             return
+        self._counted["delivered"] += 1
         if request.demand.is_hard:
             self._counted["kept" if now_s <= request.demand.deadline_s else "missed"] += 1
 

@@ -215,7 +215,11 @@ class ElasticPolicy:
         return rates
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
-        """How many times as long as alone at the lowest level each step may take, for all to be in time."""
+        """How many times as long as alone at the lowest level each step may take, for all to be in time.
+
+        What is expected to come is no more than the device can take at the level with the most quality per millisecond:
+        more is refused.
+        """
         stretch, work_s, now_s, correction = inf, 0.0, view.start_s, view.costs.correction
         for work in order:
             work_s += work.solo_s
@@ -229,7 +233,8 @@ class ElasticPolicy:
         stretch /= correction
         horizon_s = self._settings.horizon * self._arrivals.mean_target_s
         known_s = self._settings.held_back * self._arrivals.mean_target_s
-        coming_s = self._arrivals.rate(view.start_s) / 2 * (horizon_s - known_s)
+        taken = self._rates_of(view.max_batch, order[0].weak_cap, view).throughput / correction
+        coming_s = min(self._arrivals.rate(view.start_s), taken) / 2 * (horizon_s - known_s)
         return min(stretch, horizon_s / correction / (work_s + coming_s)) if horizon_s else stretch
 
     def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
@@ -331,11 +336,9 @@ class ElasticPolicy:
     def _leisure(self, weak_cap: int | None, view: View) -> float:
         """How much more has just arrived than the device can take at the level with the most quality per millisecond,
         at least 1, and at most what that level takes of the lowest one's time and `leisure` more."""
-        cost_s = self._rates_of(view.max_batch, weak_cap, view).cost_s
-        lowest, best = view.costs.levels[0], max(cost_s, key=lambda level: self._worth(level) / cost_s[level])
-        alone_s = view.costs.row_s(lowest, weak_cap)[1]
-        rate = view.costs.correction * self._burst.rate(view.now_s)
-        return min(max(rate * cost_s[best] / alone_s, 1.0), cost_s[best] / cost_s[lowest] + self._settings.leisure)
+        rates = self._rates_of(view.max_batch, weak_cap, view)
+        excess = view.costs.correction * self._burst.rate(view.now_s) / rates.throughput
+        return min(max(excess, 1.0), rates.best_s / rates.cost_s[view.costs.levels[0]] + self._settings.leisure)
 
     def _hold(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
         return hold(works, start_s, view, num_urgent=self._settings.num_urgent, slowdown=slowdown)
@@ -390,7 +393,10 @@ class ElasticPolicy:
 
 
 class _Rates:
-    """What a step costs an image in a batch, at each level and by the table, and what quality that buys."""
+    """What a step costs an image in a batch, at each level and by the table, and what quality that buys.
+
+    best_s: at the level with the most quality per second. throughput: work (as `Work.solo_s`) done there per second.
+    """
 
     def __init__(self, quality: QualityTable, costs: CorrectedCosts, batch: int, weak_cap: int | None) -> None:
         self._quality = quality
@@ -398,7 +404,8 @@ class _Rates:
         self._lowest, self._highest = costs.levels[0], costs.levels[-1]
         width = max(self._highest - self._lowest, 1)
         self._slope_s = (self.cost_s[self._highest] - self.cost_s[self._lowest]) / width
-        self._most = max(quality.at(level) / cost_s for level, cost_s in self.cost_s.items())
+        self._most, self.best_s = max((quality.at(level) / cost_s, cost_s) for level, cost_s in self.cost_s.items())
+        self.throughput = costs.row_s(self._lowest, weak_cap)[1] / self.best_s
 
     def price(self, affordable_s: float) -> float:
         """Quality per second of the table: what the level that can be afforded for all would gain from more."""

@@ -31,11 +31,16 @@ from elit_serve.server import error_answers, middlewares, openapi_document, prob
 from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.auth import owner_of
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
+from elit_serve.server.jobs.desk import JobDesk
+from elit_serve.server.jobs.routes import router as jobs_router
 from elit_serve.server.keys import read_keyring
+from elit_serve.server.live import LiveFeed, load_of
+from elit_serve.server.live import router as live_router
 from elit_serve.server.loop_lag import loop_lag_measured
 from elit_serve.server.metrics import CLIENT_GONE, Metrics
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai_routes import router as openai_router
+from elit_serve.server.page import page_router
 from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (
     GenerateRequest,
@@ -70,8 +75,9 @@ def create_app(
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
     keyring = read_keyring(settings)
-    routers = (router, openai_router)
-    paths = [route.path for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
+    routers = (router, openai_router, jobs_router, live_router, page_router())
+    all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
+    paths = [route.path for route in all_routes]
     metrics = Metrics(
         levels=pipeline.config.levels, latents_per_group=pipeline.config.spec.latents_per_group, routes=paths
     )
@@ -96,10 +102,13 @@ def create_app(
             await run_in_threadpool(worker.wait_until_ready)
             if not worker.is_alive:
                 raise EngineStopped("the engine died while it warmed up")
+            jobs.start()
             async with loop_lag_measured(metrics.loop_lag.observe, clock):
                 yield
         finally:
             await run_in_threadpool(worker.stop)
+            await run_in_threadpool(jobs.stop)
+            await run_in_threadpool(jobs.close)
             if arrival_log is not None:
                 await run_in_threadpool(arrival_log.stop)
 
@@ -122,9 +131,11 @@ def create_app(
         arrival_log=arrival_log,
         clock=clock,
     )
+    jobs = app.state.jobs = JobDesk(app.state.service)
+    app.state.live_feed = LiveFeed(lambda: load_of(app.state.service))
     for routes in routers:
         app.include_router(routes)
-    error_answers.install(app)
+    error_answers.install(app, all_routes)
     openapi_document.complete(app, has_keys=keyring is not None)
     middlewares.add_all(app, settings, metrics=metrics, routes=paths, keyring=keyring, clock=clock)
     return app

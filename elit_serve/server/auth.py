@@ -26,6 +26,8 @@ PATHS: dict[str, Need] = {
     **dict.fromkeys(HEALTH_PATHS, "nothing"),
     "/": "nothing",
     "/metrics": "metrics",
+    "/load": "metrics",
+    "/v1/live": "metrics",  # it shows what others ask for
     "/version": "any key",
     "/docs": "any key",
     "/docs/oauth2-redirect": "any key",

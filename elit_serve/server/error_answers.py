@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
 from elit_serve.errors import ElitError
 from elit_serve.server.faults import Fault, fault_of, fault_of_body
+from elit_serve.server.jobs.schemas import JobRequest
 from elit_serve.server.openai_errors import openai_error
 from elit_serve.server.openai_schemas import ImagesRequest
 from elit_serve.server.problems import problem
 from elit_serve.server.schemas import GenerateRequest
 
 OPENAI_PREFIX = "/v1/images/"
+SCHEMAS: dict[str, type[BaseModel]] = {OPENAI_PREFIX: ImagesRequest, "/v1/jobs": JobRequest}  # of bodies
 
 
 def is_openai(path: str) -> bool:
@@ -28,8 +34,8 @@ def error_answer(fault: Fault, scope: Scope) -> Response:
     return openai_error(fault) if is_openai(scope["path"]) else problem(fault, scope["state"]["request_id"])
 
 
-def install(app: FastAPI) -> None:
-    """Gives every error that a route may raise its answer."""
+def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
+    """Gives every error that a route may raise its answer. routes: those of the app that share paths."""
 
     @app.exception_handler(ElitError)
     async def ours(request: Request, error: ElitError) -> Response:
@@ -37,10 +43,18 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        schema = ImagesRequest if is_openai(request.url.path) else GenerateRequest
+        path = request.url.path
+        schema = next((schema for prefix, schema in SCHEMAS.items() if path.startswith(prefix)), GenerateRequest)
         return error_answer(fault_of_body(error.errors(), schema), request.scope)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        fault = Fault(status=error.status_code, detail=error.detail, headers=error.headers or {})
+        allowed = _allowed(request.url.path, routes) if error.status_code == 405 else {}
+        fault = Fault(status=error.status_code, detail=error.detail, headers={**(error.headers or {}), **allowed})
         return error_answer(fault, request.scope)
+
+
+def _allowed(path: str, routes: Sequence[APIRoute]) -> dict[str, str]:
+    """`Allow` with the methods of all routes of a path, of which Starlette tells the first one's."""
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return {"Allow": ", ".join(sorted(methods))} if methods else {}

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -18,17 +18,22 @@ from elit_serve.errors import (
     Infeasible,
     InvalidInput,
     InvalidKey,
+    JobNotDone,
+    JobNotFound,
     MissingScope,
     ModelNotFound,
     Overloaded,
     RateLimited,
+    RequestOutstanding,
+    ResultsGone,
     ShareExceeded,
+    StorageFull,
+    StoreUnavailable,
 )
-from elit_serve.server.schemas import GuidanceRequest
 
 MAX_SHOWN = 200  # characters of a refused value that are sent back
 MAX_ERRORS = 20  # a body may hold a hundred thousand unknown fields, and each explanation takes time
-STOPPED_RETRY_AFTER_S = 5
+RETRY_AFTER_S: dict[type[ElitError], int] = {EngineStopped: 5, StoreUnavailable: 5, RequestOutstanding: 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,12 @@ KINDS: dict[type[ElitError], Kind] = {
     EngineStopped: Kind(status=503, name="engine-stopped", title="The engine is not running"),
     DeadlineExceeded: Kind(status=504, name="deadline-exceeded", title="The latency target has passed"),
     GenerationFailed: Kind(status=500, name="generation-failed", title="The picture could not be generated"),
+    RequestOutstanding: Kind(status=409, name="request-outstanding", title="The same request is being answered"),
+    JobNotFound: Kind(status=404, name="job-not-found", title="There is no such job"),
+    JobNotDone: Kind(status=409, name="job-not-done", title="The job has no pictures"),
+    ResultsGone: Kind(status=410, name="results-gone", title="The pictures have been removed"),
+    StoreUnavailable: Kind(status=503, name="store-unavailable", title="Jobs are not to be had at present"),
+    StorageFull: Kind(status=507, name="storage-full", title="There is no room for more jobs"),
     ElitError: Kind(status=500, name="internal", title="The server failed"),
 }
 
@@ -111,8 +122,8 @@ def _headers(error: ElitError) -> Mapping[str, str]:
     """When to come back, or with which key, as RFC 6750 says it."""
     if isinstance(error, Overloaded | RateLimited):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-    if isinstance(error, EngineStopped):
-        return {"Retry-After": str(STOPPED_RETRY_AFTER_S)}
+    if type(error) in RETRY_AFTER_S:
+        return {"Retry-After": str(RETRY_AFTER_S[type(error)])}
     if isinstance(error, InvalidKey):
         return {"WWW-Authenticate": 'Bearer error="invalid_token"' if error.was_sent else "Bearer"}
     if isinstance(error, MissingScope):
@@ -156,18 +167,35 @@ def _kind(error_type: str) -> str:
 def _field_of(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     """The field as the caller spelled it; pydantic adds `body`, and names of types inside unions."""
     loc = error["loc"][1:]
+    if error["loc"][0] != "body":
+        return str(loc[0])
     if error["type"] != "extra_forbidden":
-        known = {*schema.model_fields, *GuidanceRequest.model_fields}
+        inner = [field for part in _parts(schema).values() for field in part.model_fields]
+        known = {*schema.model_fields, *inner}
         loc = tuple(part for part in loc if isinstance(part, int) or part in known)
     return ".".join(str(_shown(part)) for part in loc) or "body"
 
 
+def _parts(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The fields of a schema that are objects themselves."""
+    kinds = {name: (field.annotation, *get_args(field.annotation)) for name, field in schema.model_fields.items()}
+    return {
+        name: kind
+        for name, choices in kinds.items()
+        for kind in choices
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
+
+
 def _allowed(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
-        fields = list((GuidanceRequest if "guidance" in error["loc"][:-1] else schema).model_fields)
+        part = next((model for name, model in _parts(schema).items() if name in error["loc"][:-1]), schema)
+        fields = list(part.model_fields)
         nearest = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         return f"no such field; {hint}fields are {', '.join(fields)}"
+    if error["type"] == "missing" and len(error["loc"]) > 1:
+        return "this field is needed"
     if error["type"] in ("missing", "model_attributes_type"):
         return "a JSON object, sent with Content-Type: application/json"
     message = str(error["msg"])

@@ -199,7 +199,7 @@ def answer(
 def guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
     weak_budget = budget_of_level(guidance.weak_level, latents_per_group) if guidance.method in ("ag", "ccfg") else None
     return GuidanceUsed(
-        method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=guidance.interval
+        method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=list(guidance.interval)
     )
 
 

@@ -64,8 +64,8 @@ class Metrics(Observer):
 
     def __init__(self, *, levels: Sequence[int], latents_per_group: int, routes: Sequence[str]) -> None:
         self._latents_per_group = latents_per_group
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         labelled_routes = (*routes, OTHER_ROUTE)
         self.requests = self._counter(
             "elit_requests_total", "HTTP requests by route and outcome.", route=labelled_routes, outcome=OUTCOMES
@@ -105,7 +105,7 @@ class Metrics(Observer):
         )
         self._step_level = self._histogram("elit_step_level", "Level of each step of a cohort.", _thinned(levels))
         self._cohort = self._histogram("elit_cohort_size", "Pictures in each step.", COHORT_BUCKETS)
-        self._step_seconds = self._histogram(
+        self.step_seconds = self._histogram(
             "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS
         )
         self._cost_ratio = self._histogram(
@@ -126,15 +126,15 @@ class Metrics(Observer):
             "elit_cost_correction": ("Observed over measured step times, smoothed.", lambda: worker.correction),
         }
         for name, (text, read) in gauges.items():
-            Gauge(name, text, registry=self._registry).set_function(read)
-        Info("elit_model", "What is served.", registry=self._registry).info(dict(model))
-        self._registry.register(_SchedulerCounters(worker))
+            Gauge(name, text, registry=self.registry).set_function(read)
+        Info("elit_model", "What is served.", registry=self.registry).info(dict(model))
+        self.registry.register(_SchedulerCounters(worker))
 
     def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
         self._cohort.observe(len(launch.request_ids))
         self._step_level.observe(launch.level)
         if observed_ms is not None:
-            self._step_seconds.observe(observed_ms / 1000)
+            self.step_seconds.observe(observed_ms / 1000)
             self._cost_ratio.observe(observed_ms / launch.predicted_ms)
 
     def images_failed(self, cause: str, num_images: int) -> None:
@@ -162,13 +162,13 @@ class Metrics(Observer):
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, **values: Sequence[str]) -> Counter:
-        return _with_series(Counter(name, text, list(values), registry=self._registry), values)
+        return _with_series(Counter(name, text, list(values), registry=self.registry), values)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], **values: Sequence[str]) -> Histogram:
-        return _with_series(Histogram(name, text, list(values), buckets=buckets, registry=self._registry), values)
+        return _with_series(Histogram(name, text, list(values), buckets=buckets, registry=self.registry), values)
 
 
 def _with_series(metric: AnyMetric, values: Mapping[str, Sequence[str]]) -> AnyMetric:
@@ -231,7 +231,8 @@ class MetricsMiddleware:
             status = 500
             raise
         finally:
-            route = scope["path"] if scope["path"] in self._routes else OTHER_ROUTE
+            path = getattr(scope.get("route"), "path", scope["path"])  # as a template, if it has parameters
+            route = path if path in self._routes else OTHER_ROUTE
             self._metrics.requests.labels(route, outcome_of(status)).inc()
             self._metrics.seconds.labels(route).observe(self._clock.now() - started_s)
 

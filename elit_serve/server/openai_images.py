@@ -99,6 +99,8 @@ def completed_event(answer: ImagesResponse) -> CompletedEvent:
         size=answer.size,
         usage=answer.usage,
         seed=image.seed,
+        level=image.level,
+        budget=image.budget,
         levels=image.levels,
         elit=answer.elit,
     )

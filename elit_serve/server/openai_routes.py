@@ -12,6 +12,7 @@ from starlette.responses import Response
 from elit_serve.engine.jobs import Outcome, Preview
 from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS
 from elit_serve.server.auth import owner_of
+from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.event_stream import EventStream, PreviewQueue
 from elit_serve.server.faults import fault_of
 from elit_serve.server.generation import Form
@@ -41,7 +42,7 @@ _ERROR: dict[str, Any] = {"model": OpenAIError}
             "model": ImagesResponse,
             "description": "JSON, or with `stream` the events `image_generation.partial_image` and "
             "`image_generation.completed`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": event_stream_content(PartialImageEvent, CompletedEvent, error=OpenAIError),
         },
         400: {
             **_ERROR,

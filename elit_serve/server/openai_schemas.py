@@ -58,6 +58,7 @@ class ImagesRequest(Wishes, OpenAIFields):  # fields stand in the order of the l
                 {"prompt": "tulip", "n": 2, "size": "auto", "output_format": "webp"},
                 {"prompt": "tulip", "quality": "low"},
                 {"prompt": "tulip", "latency_ms": 20000, "seed": 7},
+                {"prompt": "tulip", "stream": True, "partial_images": 2},
             ]
         }
     )
@@ -116,6 +117,8 @@ class CompletedEvent(BaseModel):
     size: str
     usage: Usage
     seed: int
+    level: int | float
+    budget: float
     levels: list[int]
     elit: GenerateFacts
 

@@ -13,6 +13,12 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem(fault: Fault, request_id: str | None = None) -> Response:
+    """The answer to a request that met this fault."""
+    content = problem_json(fault, request_id)
+    return Response(content, fault.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
+
+
+def problem_json(fault: Fault, request_id: str | None = None) -> str:
     """A problem document."""
     content: dict[str, object] = {
         "type": f"urn:elit-serve:{fault.name}" if fault.name else "about:blank",
@@ -27,4 +33,4 @@ def problem(fault: Fault, request_id: str | None = None) -> Response:
     optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason, "request_id": request_id}
     content |= {name: value for name, value in optional.items() if value is not None}
     # ASCII only: a refused value may hold half a surrogate pair, which UTF-8 cannot carry
-    return Response(json.dumps(content), fault.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
+    return json.dumps(content)

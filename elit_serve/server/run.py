@@ -7,13 +7,15 @@ import errno
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 import torch
 import uvicorn
 from fastapi import FastAPI
+from platformdirs import user_state_path
 
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor import Executor
@@ -88,20 +90,32 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     read_keyring(settings)  # what is wrong with it is found out here too
     sys.setswitchinterval(SWITCH_SECONDS)
     raise_descriptor_limit()
+    if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
+        settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         app = create_app(pipeline, executor, settings, cost=latency.cost_table)
         url = _url(settings.host, listener.getsockname()[1])
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {url} (docs: {url}/docs)"
-        worker = app.state.service.worker
+        worker, jobs = app.state.service.worker, app.state.jobs
+
+        def drain() -> None:
+            worker.drain(settings.drain_seconds)
+            jobs.stop()
+
+        def leave_if_dead(ended: Future[None]) -> None:
+            if ended.exception() is not None:
+                jobs.stop()
+                server.leave()
+
         server = AnnouncingServer(
             http_config(app, settings),
             on_ready=lambda: announce(logs.announcement(settings, line)),
-            drain=lambda: worker.drain(settings.drain_seconds),
+            drain=drain,
             stop=worker.stop,
         )
-        worker.ended.add_done_callback(lambda _: server.leave())
+        worker.ended.add_done_callback(leave_if_dead)
         server.run(sockets=[listener])
         if not server.started:
             raise EngineStopped("the server did not start")
@@ -121,6 +135,11 @@ def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         server_header=False,
     )
+
+
+def default_results(port: int) -> Path:
+    """The folder of jobs; servers on one machine differ in their ports."""
+    return user_state_path("elit-serve") / f"jobs-{port}"
 
 
 def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:

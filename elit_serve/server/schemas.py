@@ -90,7 +90,7 @@ class GenerateRequest(Wishes, Subject):  # fields stand in the order of the last
         json_schema_extra={
             "examples": [
                 {"label": "tulip", "budget": 0.25, "seed": 7},
-                {"label": "tulip", "latency_ms": 3000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
+                {"label": "tulip", "latency_ms": 20000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
             ]
         }
     )
@@ -107,13 +107,14 @@ class GuidanceUsed(BaseModel):
     method: GuidanceMethod
     scale: float
     weak_budget: float | None
-    interval: tuple[float, float]
+    interval: list[float] = Field(min_length=2, max_length=2)
 
 
-class GeneratedImage(BaseModel):
-    """level is the mean over the steps, budget the share of the latents that it is, levels one per step."""
-
+class ImageFile(BaseModel):
     b64_json: Base64File = Field(description="The file in base64; its metadata holds the same facts.")
+
+
+class ImageFacts(BaseModel):
     seed: int
     level: int | float
     budget: float
@@ -122,6 +123,10 @@ class GeneratedImage(BaseModel):
     queue_ms: float = Field(description="From arrival to the first step.")
     compute_ms: float = Field(description="From the first step to the end of the last, waits between them included.")
     encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
+
+
+class GeneratedImage(ImageFacts, ImageFile):
+    """level is the mean over the steps, budget the share of the latents that it is, levels one per step."""
 
 
 class GenerateFacts(BaseModel):

@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from elit_serve.clock import Clock
-from elit_serve.engine.jobs import Job, Outcome, Preview, alone_ms
+from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun, alone_ms
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
@@ -75,15 +75,41 @@ async def take(
     job = replace(job, owner=owner, file_quality=file_quality, num_previews=num_previews)
     if service.arrival_log is not None:
         service.arrival_log.record(body, job, service.pipeline.config.spec.latents_per_group)
-    open_plans = open_plans_of(body, service.open_plans, service.settings)
+    return admit(service, body, form, job, on_preview=on_preview)
+
+
+def admit(
+    service: Service,
+    body: GenerateRequest,
+    form: Form,
+    job: Job,
+    *,
+    on_preview: Callable[[Preview], None] | None = None,
+    on_step: Callable[[StepRun], None] | None = None,
+) -> Taken:
+    """Has the engine take a job that somebody waits for, or raises why not, which is counted."""
     try:
         _check_share(service, job)
-        future = service.worker.submit(job, open_plans, on_preview)
+        return hand_over(service, body, form, job, on_preview=on_preview, on_step=on_step)
     except ElitError as error:
         service.metrics.refused(error)
         _note_full_queue(service, job, error)
         raise
-    return Taken(body=body, form=form, arrived_s=arrived_s, future=future)
+
+
+def hand_over(
+    service: Service,
+    body: GenerateRequest,
+    form: Form,
+    job: Job,
+    *,
+    on_preview: Callable[[Preview], None] | None = None,
+    on_step: Callable[[StepRun], None] | None = None,
+) -> Taken:
+    """Has the engine take a job that can wait, or raises why not."""
+    open_plans = open_plans_of(body, service.open_plans, service.settings)
+    future = service.worker.submit(job, open_plans, on_preview, on_step)
+    return Taken(body=body, form=form, arrived_s=job.arrived_s, future=future)
 
 
 def _check_share(service: Service, job: Job) -> None:

@@ -15,7 +15,7 @@ from elit_serve.server.settings import Settings
 
 PREFIX = "ELIT_SERVE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
-SECRETS = frozenset({"api_key"})  # never shown, not even when they are refused
+SECRETS = frozenset({"api_key", "database"})  # never shown, not even when they are refused
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FilePath = Annotated[str, Field(min_length=1)]
 ApiKeys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_key)], ...], BeforeValidator(_parts)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
+Hosts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_parts)]
 
 
 class Settings(BaseModel):
@@ -108,6 +109,26 @@ class Settings(BaseModel):
     cors_origin: Origins = Field(
         default=(),
         description="An origin whose pages may call this server from a browser, or *; may be repeated.",
+    )
+    results: FilePath | None = Field(
+        default=None,
+        description="The folder of jobs and their pictures; by default one in the user's state directory for each "
+        "port, and a temporary one with --port 0.",
+    )
+    database: FilePath | None = Field(
+        default=None,
+        description="Where jobs are kept: postgresql://... or sqlite:///FILE; by default SQLite in --results.",
+    )
+    results_bytes: int = Field(
+        default=1 << 30, ge=0, description="How large the pictures of jobs may be together; the oldest go first."
+    )
+    results_seconds: Positive = Field(default=86_400, description="How long the pictures of a job are kept.")
+    max_jobs: int = Field(default=10_000, ge=1, description="Jobs that may wait; more get 503 with Retry-After.")
+    webhook_host: Hosts = Field(
+        default=(), description="Where webhooks may go, as HOST or HOST:PORT; may be repeated; by default nowhere."
+    )
+    webhook_secret_file: FilePath | None = Field(
+        default=None, description="A file that holds the secret that webhooks are signed with, whsec_ and base64."
     )
     arrival_log: FilePath | None = Field(
         default=None, description="A file that gets a line of JSON for every valid request, for simulate and bench."

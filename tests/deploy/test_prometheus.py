@@ -226,6 +226,17 @@ def test_every_series_that_a_rule_reads_is_there(watched: Prometheus, deploy_dir
             assert watched.values(selector), (rule["alert"], selector)
 
 
+def test_demand_can_be_asked_for_as_the_autoscaler_does(watched: Prometheus, deploy_dir: Path) -> None:
+    """Here by instance, as there are no pods. Of these pictures only callers have made some with half the budget."""
+    (rule,) = yaml.safe_load((deploy_dir / "kubernetes" / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    query = rule["metricsQuery"].replace("<<.GroupBy>>", "instance").replace("<<.LabelMatchers>>", 'job="elit-serve"')
+    (busy,) = watched.values("rate(elit_step_seconds_sum[2m])")
+    assert busy > 0
+    for chosen_by, budget in (("server", 1), ("caller", 0.5), ("nobody", 1)):
+        assert watched.values(query.replace('"server"', f'"{chosen_by}"')) == [pytest.approx(busy / budget)]
+    assert watched.values(rule["seriesQuery"].partition("{")[0])
+
+
 def test_what_is_provisioned_fits_together(deploy_dir: Path, dashboard: dict[str, Any]) -> None:
     services = yaml.safe_load((deploy_dir / "compose.yaml").read_text())["services"]
     (scraped,) = yaml.safe_load((deploy_dir / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]

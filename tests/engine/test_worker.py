@@ -14,7 +14,7 @@ import torch
 
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
 from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
-from elit_serve.engine.jobs import Job, Outcome, Preview, draw_noise, weak_caps
+from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun, draw_noise, weak_caps
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
@@ -241,6 +241,24 @@ def test_a_preview_that_fails_takes_nothing_from_the_picture(make_worker: StartW
     future = worker.submit(replace(job(pipeline, steps=4), num_previews=2), on_preview=shown.append)
     assert file_of(future) == offline(pipeline, future.result().images[0].levels)
     assert shown == []
+
+
+def test_who_asks_is_told_of_every_step_once_it_has_run_and_before_the_outcome(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    executor = StepByStep(pipeline)
+    worker = make_worker(executor)
+    worker.start()
+    told: queue.Queue[StepRun | None] = queue.Queue()
+    future = worker.submit(job(pipeline, seeds=(7, 8), steps=3, level=2), on_step=told.put)
+    future.add_done_callback(lambda _: told.put(None))
+    for number in (1, 2, 3):
+        executor.has_started.acquire(timeout=60)
+        assert told.empty()
+        executor.may_run.release()
+        steps = [told.get(timeout=60) for _ in range(2)]
+        assert steps == [StepRun(seed=seed, number=number, num_steps=3, level=2) for seed in (7, 8)]
+    assert told.get(timeout=60) is None
 
 
 def test_an_impossible_target_is_refused_with_the_smallest_that_works(

@@ -121,13 +121,18 @@ StartServer = Callable[..., RunningServer]
 @contextmanager
 def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: CostTable) -> Iterator[RunningServer]:
     app = create_app(pipeline, executor, settings, cost=cost)
-    worker = app.state.service.worker
+    worker, jobs = app.state.service.worker, app.state.jobs
+
+    def drain() -> None:
+        worker.drain(settings.drain_seconds)
+        jobs.stop()
+
     ready = threading.Event()
     with bind("127.0.0.1", 0) as listener:
         server = AnnouncingServer(
             http_config(app, settings),
             on_ready=ready.set,
-            drain=lambda: worker.drain(settings.drain_seconds),
+            drain=drain,
             stop=worker.stop,
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -140,6 +145,7 @@ def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: Co
         finally:
             server.should_exit = True
             worker.stop()
+            jobs.stop()
             thread.join(60)
 
 

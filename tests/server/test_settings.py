@@ -80,7 +80,7 @@ def test_an_unknown_key_is_named_with_its_neighbour_and_without_its_value(tmp_pa
         said = str(refusal.value)
         assert name in said
         assert f"did you mean {nearest}? " in said
-        assert "secret" not in said
+        assert "sk-secret" not in said
 
 
 def test_a_refused_key_is_not_shown_and_settings_hide_it() -> None:

@@ -92,6 +92,24 @@ def test_what_was_accepted_is_finished(start: StartServer) -> None:
     assert errors == ""
 
 
+def test_jobs_that_wait_are_left_to_the_next_server(start: StartServer, tmp_path: Path) -> None:
+    options = ("--results", str(tmp_path / "results"))
+    server = start(*options)
+    accepted = [server.client.post("/v1/jobs", json={"label": "tulip", "steps": STEPS}).json() for _ in range(24)]
+    with server.client.stream("GET", f"/v1/jobs/{accepted[-1]['id']}/events") as followed:
+        eventually(lambda: server.running() > 0)
+        server.process.send_signal(signal.SIGTERM)
+        events = [line for line in followed.iter_lines() if line.startswith("event: ")]
+    assert events == ["event: queued"]
+    _, errors = server.process.communicate(timeout=60)
+    assert server.process.returncode == 0
+    assert errors == ""
+    client = start(*options).client
+    assert client.get(f"/v1/jobs/{accepted[0]['id']}").json()["state"] == "done"
+    left = [client.delete(f"/v1/jobs/{job['id']}").json()["state"] for job in accepted]
+    assert left[-1] == "cancelled"
+
+
 def test_a_second_signal_ends_at_once_what_would_take_long(start: StartServer) -> None:
     server = start("--drain-seconds", "600", "--max-image-steps", "16000")
     unfinished = server.ask(steps=1000, n=16)

@@ -1,0 +1,142 @@
+"""`elit-serve generate`: a picture from a model here, or from a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
+from elit_serve.errors import InvalidInput
+from elit_serve.pictures import format_of, write_file
+
+if TYPE_CHECKING:
+    from elit_serve.client import GenerateOptions, Generation, GuidanceOptions
+
+
+def generate(
+    label: Annotated[list[str], typer.Option(help="Class name or id; with --grid it may be repeated.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")],
+    model: ModelArgument = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Fraction of the latents to use, in (0, 1]. Default: 1; a server chooses.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Noise seed.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
+    weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
+    attention: Annotated[
+        Path | None,
+        typer.Option(help="A folder for what the latents read at several steps, at --budget or at several levels."),
+    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    threads: ThreadsOption = None,
+    server: Annotated[str | None, typer.Option(help="Ask this server, as http://localhost:8000, instead.")] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(help="With --server: when the picture must be there: promised, or refused at once.")
+    ] = None,
+    best_effort: Annotated[
+        bool, typer.Option("--best-effort", help="With --server: --latency-ms is a wish, and never refused.")
+    ] = False,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="ELIT_SERVE_API_KEY", help="With --server: sent as a bearer token.")
+    ] = None,
+) -> None:
+    """Generate a picture, or a grid of levels by classes, without a server or from one."""
+    if len(label) > 1 and not grid:
+        raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
+    runtime = {"device": device, "dtype": dtype, "quantize": quantize, "threads": threads}
+    chosen = {"method": guidance, "scale": scale, "weak_budget": weak_budget}
+    if server is None:
+        _refuse_given({"latency_ms": latency_ms, "best_effort": best_effort}, "--server beside it")
+        _draw_here(
+            label,
+            output,
+            model,
+            budget=budget,
+            seed=seed,
+            steps=steps,
+            guidance=chosen,
+            grid=grid,
+            attention=attention,
+            runtime=runtime,
+        )
+    else:
+        of_here = {"model": model, "grid": grid, "attention": attention, **runtime}
+        _refuse_given(of_here, "a server has its own, and draws one picture; leave it or --server out")
+        options: GenerateOptions = {
+            "label": label[0],
+            "seed": seed,
+            "budget": budget,
+            "latency_ms": latency_ms,
+            "best_effort": best_effort or None,
+            "steps": steps,
+            "guidance": cast("GuidanceOptions", {name: value for name, value in chosen.items() if value is not None}),
+            "output_format": format_of(output),
+        }
+        _ask_server(server, api_key, output, options)
+    typer.echo(f"{output}")
+
+
+def _refuse_given(options: Mapping[str, object], allowed: str) -> None:
+    for name, value in options.items():
+        if value not in (None, False):
+            raise InvalidInput(name, value if isinstance(value, float | bool) else str(value), allowed)
+
+
+def _draw_here(
+    label: Sequence[str],
+    output: Path,
+    model: str | None,
+    *,
+    budget: float | None,
+    seed: int,
+    steps: int | None,
+    guidance: Mapping[str, Any],
+    grid: bool,
+    attention: Path | None,
+    runtime: Mapping[str, Any],
+) -> None:
+    from elit_serve.engine.pipeline import Pipeline, save_image
+
+    if grid and budget is not None:
+        raise InvalidInput("budget", budget, "--grid shows every budget; leave it out")
+    if grid and attention is not None:
+        raise InvalidInput("attention", str(attention), "--grid makes many pictures, attention is that of one")
+    pipeline = Pipeline.load(model, **runtime)
+    plan = pipeline.plan(budget=budget, steps=steps, guidance=pipeline.guidance(**guidance))
+    class_ids = [pipeline.class_id(name) for name in label]
+    if grid:
+        from elit_serve.evaluation.sheets import budget_sheet
+
+        save_image(budget_sheet(pipeline, plan, levels=pipeline.config.levels, class_ids=class_ids, seed=seed), output)
+    elif attention is not None:
+        from elit_serve.evaluation.attention_maps import halved_levels, write_attention
+
+        levels = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
+        records = write_attention(pipeline, plan, class_id=class_ids[0], seed=seed, levels=levels, folder=attention)
+        records[0].picture.save(output)
+    else:
+        pipeline.run(class_ids, [seed], plan)[0].save(output)
+
+
+def _ask_server(url: str, api_key: str | None, output: Path, options: GenerateOptions) -> None:
+    """Comes back for as long as a minute to a server that is busy, and says on stderr what it did."""
+    from elit_serve.client import Client, Retries
+
+    with Client(url, api_key=api_key, retries=Retries()) as client:
+        generation = client.generate(**options)
+    write_file(output, generation.images[0].data)
+    typer.echo(_summary(generation), err=True)
+
+
+def _summary(generation: Generation) -> str:
+    took = "" if generation.total_ms is None else f", {generation.total_ms:.0f} ms"
+    target = "" if generation.deadline_met is None else f", target {'met' if generation.deadline_met else 'missed'}"
+    return f"budget {generation.images[0].budget:.3g}, {generation.steps} steps{took}{target}"

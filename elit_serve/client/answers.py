@@ -1,0 +1,194 @@
+"""What a server answers. Fields that a newer server adds are ignored."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Answer(BaseModel):
+    """Part of an answer."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+def _decoded(value: object) -> object:
+    return base64.b64decode(value) if isinstance(value, str) else value
+
+
+File = Annotated[bytes, BeforeValidator(_decoded)]
+
+
+class ImageFacts(Answer):
+    """levels: one per step. quality: as measured for such pictures, at the mean level.
+
+    Milliseconds as in `Generation`; None where the answer tells them for all images only.
+    """
+
+    seed: int
+    level: float
+    budget: float
+    levels: tuple[int, ...] = ()
+    quality: float | None = None
+    queue_ms: float | None = None
+    compute_ms: float | None = None
+    encode_ms: float | None = None
+
+
+class Image(ImageFacts):
+    """data: the file: an encoded picture, or a latent where the model has no autoencoder."""
+
+    data: File = Field(alias="b64_json", repr=False)
+
+
+class GenerationFacts(Answer):
+    """How pictures were made.
+
+    output_format: png, webp, jpeg or safetensors.
+    promised: whether the target was one that the server had to keep.
+    deadline_met: None without a target.
+    queue_ms, compute_ms, encode_ms: to the first step, from there to the end of the last, from there to the files.
+    total_ms: all of the server's time, from arrival to the answer.
+    expected_quality: of the plan when it was chosen; None where nothing was measured.
+    """
+
+    output_format: str
+    label: str
+    model: str
+    model_hash: str = ""
+    dtype: str = ""
+    steps: int
+    guidance: Mapping[str, Any] = {}
+    latency_ms: float | None = None
+    promised: bool | None = None
+    deadline_met: bool | None = None
+    queue_ms: float | None = None
+    compute_ms: float | None = None
+    encode_ms: float | None = None
+    total_ms: float | None = None
+    expected_quality: float | None = None
+
+
+class Generation(GenerationFacts):
+    """Pictures, and how they were made."""
+
+    images: tuple[Image, ...]
+
+
+class PartialImage(Answer):
+    """What a picture promises to become, by its last step. index: 0, 1, ... among the previews of one picture."""
+
+    data: File = Field(alias="b64_json", repr=False)
+    index: int = Field(alias="partial_image_index")
+    output_format: str = ""
+
+
+class Course(Answer):
+    """What would be done if nobody else came. levels: for each picture one per step; level and budget are means.
+
+    latency_ms: from arrival to the answer, as predicted. queue_ms: from arrival to the first step.
+    quality: as measured for such pictures. expected_quality: as in `Generation`.
+    """
+
+    steps: int
+    guidance: Mapping[str, Any] = {}
+    level: float
+    budget: float
+    levels: tuple[tuple[int, ...], ...]
+    queue_ms: float
+    latency_ms: float
+    deadline_met: bool | None = None
+    quality: float | None = None
+    expected_quality: float | None = None
+
+
+class Refusal(Answer):
+    """reason: `infeasible`, `overloaded` or `queue_full`. min_latency_ms: the smallest target for an idle server.
+    retry_after_s: when the same request would be taken."""
+
+    reason: str
+    detail: str = ""
+    min_latency_ms: float | None = None
+    retry_after_s: float | None = None
+
+
+class Alternative(Answer):
+    """Another way to make the pictures. latency_ms: as crowded as it is now; alone_ms: on an idle server.
+    fits: whether the target leaves time for it; None without a target."""
+
+    steps: int
+    guidance: Mapping[str, Any] = {}
+    level: float
+    budget: float
+    latency_ms: float
+    alone_ms: float
+    quality: float | None = None
+    fits: bool | None = None
+
+
+class Plan(Answer):
+    """What would become of a request if it were sent now: either `course` or `refusal` is None.
+
+    promised: whether the target would be one that the server has to keep. alternatives: the fastest first.
+    """
+
+    model: str
+    label: str
+    n: int
+    accepted: bool
+    promised: bool
+    latency_ms: float | None = None
+    course: Course | None = None
+    refusal: Refusal | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+
+class LevelInfo(Answer):
+    """latency_ms: of one picture at this level on an idle server, as the server predicts it. quality: as measured."""
+
+    level: int
+    budget: float
+    latency_ms: float | None = None
+    quality: float | None = None
+
+
+class GuidanceInfo(Answer):
+    """As in the model's recommended sampling; times of the interval run from 0 (noise) to 1."""
+
+    method: str = "none"
+    scale: float = 1.0
+    weak_level: int = 1
+    interval: tuple[float, float] = (0.0, 1.0)
+
+
+class SamplingInfo(Answer):
+    """How the model is sampled where a request does not say."""
+
+    steps: int
+    time_shift: float = 1.0
+    guidance: GuidanceInfo = GuidanceInfo()
+
+
+class Model(Answer):
+    """A model that a server serves; classes by id."""
+
+    id: str
+    hash: str = ""
+    classes: tuple[str, ...]
+    levels: tuple[LevelInfo, ...]
+    sampling: SamplingInfo
+    device: str = ""
+    dtype: str = ""
+
+
+class ModelList(Answer):
+    data: tuple[Model, ...]
+
+
+class Health(Answer):
+    status: str
+    model: str
+    queue_length: int = 0

@@ -1,0 +1,70 @@
+"""What a caller may say; fields that are left out or None are the server's choice, and are not sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+
+class GuidanceOptions(TypedDict, total=False):
+    """What is left out is the model's recommendation."""
+
+    method: Literal["none", "cfg", "ag", "ccfg"]
+    scale: float
+    weak_budget: float | None
+    interval: Sequence[float]
+
+
+class Wishes(TypedDict, total=False):
+    """A class, what a picture of it may cost, when it must be there, and how it is made.
+
+    label: a class name or id; or prompt: exactly a class name.
+    latency_ms: when the answer must be there. budget, min_budget, max_budget: shares of the latents in (0, 1].
+    levels: a level for every step, as an answer reports it. output_format: png, webp or jpeg.
+    """
+
+    label: str | int | None
+    prompt: str | None
+    seed: int | None
+    latency_ms: float | None
+    budget: float | None
+    min_budget: float | None
+    max_budget: float | None
+    best_effort: bool | None
+    priority: Literal["interactive", "batch"] | None
+    levels: Sequence[int] | None
+    steps: int | None
+    guidance: GuidanceOptions | None
+    output_format: str | None
+
+
+class PlanOptions(Wishes, total=False):
+    """Of a dry run. n: pictures, of seeds seed, seed + 1, ..."""
+
+    n: int | None
+
+
+class GenerateOptions(PlanOptions, total=False):
+    """Of pictures. accept: the media type wanted, JSON by default; a picture's or a latent's own type gives the file
+    without base64 around it."""
+
+    accept: str | None
+
+
+class StreamOptions(Wishes, total=False):
+    """Of one picture that is shown while it is made. partial_images: how many previews of it, up to 3."""
+
+    partial_images: int | None
+
+
+class JobWebhook(TypedDict):
+    """Who is told of the end: an address on a host that the server allows."""
+
+    url: str
+
+
+class JobOptions(PlanOptions, total=False):
+    """Of pictures that are made later. previews: how many of each picture its followers get, up to 3."""
+
+    previews: int | None
+    webhook: JobWebhook | None

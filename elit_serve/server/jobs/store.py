@@ -1,0 +1,132 @@
+"""Jobs in their database. Every transition is one UPDATE that names the states that it may start from, so of two that
+compete exactly one happens. Knows nothing of HTTP or the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sql
+
+from elit_serve.errors import JobNotFound
+from elit_serve.server.jobs.database import Database, jobs
+from elit_serve.server.jobs.states import ENDED, UNFINISHED, JobState, StoredJob, is_id
+
+
+class JobStore:
+    """All methods may wait for the database, and raise `StoreUnavailable` or `StorageFull`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # What callers ask for
+
+    def add(self, job: StoredJob) -> None:
+        self._execute(sql.insert(jobs).values(asdict(job)))
+
+    def of_key(self, owner: str, idempotency_key: str | None) -> StoredJob | None:
+        found = self._select(sql.and_(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key), limit=1)
+        return found[0] if found else None
+
+    def get(self, job_id: str, owner: str) -> StoredJob:
+        """Raises `JobNotFound`."""
+        found = self._select(sql.and_(jobs.c.id == job_id, jobs.c.owner == owner), limit=1) if is_id(job_id) else []
+        if not found:
+            raise JobNotFound
+        return found[0]
+
+    def page(self, owner: str, *, state: JobState | None, before: str | None, limit: int) -> list[StoredJob]:
+        """The newest first. before: the id of the last one that has been seen."""
+        where = jobs.c.owner == owner
+        if state is not None:
+            where = sql.and_(where, jobs.c.state == state)
+        if before is not None:
+            where = sql.and_(where, jobs.c.id < before)
+        return self._select(where, limit=limit, order=(jobs.c.id.desc(),))
+
+    def remove(self, job_id: str) -> None:
+        """A job that was not accepted after all."""
+        self._execute(sql.delete(jobs).where(jobs.c.id == job_id))
+
+    # Transitions
+
+    def start(self, job_id: str) -> bool:
+        """Its first step has run. False if it is not queued any more."""
+        return self._change(job_id, (JobState.QUEUED,), state=JobState.RUNNING, started_s=time.time())
+
+    def end(self, job_id: str, state: JobState, **values: object) -> bool:
+        """To one of the ends; False if it had ended. Whoever wanted to be told of the end is to be told now."""
+        assert state in ENDED, state
+        now_s = time.time()
+        due_s = sql.case((jobs.c.webhook_due_s.is_not(None), now_s))
+        return self._change(job_id, UNFINISHED, state=state, ended_s=now_s, webhook_due_s=due_s, **values)
+
+    def is_in(self, job_id: str, state: JobState) -> bool:
+        found = self._select(jobs.c.id == job_id, limit=1)
+        return bool(found) and found[0].state is state
+
+    def put_back(self, job_id: str | None = None) -> None:
+        """A job that was begun is to be made from the start; None: all of them."""
+        which = () if job_id is None else (jobs.c.id == job_id,)
+        again = sql.update(jobs).where(jobs.c.state == JobState.RUNNING, *which)
+        self._execute(again.values(state=JobState.QUEUED, started_s=None))
+
+    # What waits
+
+    def num_waiting(self) -> int:
+        query = sql.select(sql.func.count()).where(jobs.c.state == JobState.QUEUED)
+        with self._database.transaction() as connection:
+            return connection.execute(query).scalar_one()
+
+    def next_waiting(self, *, besides: Collection[str]) -> StoredJob | None:
+        """What is to be made next: what was promised, then the oldest. besides: ids of those under way."""
+        waits = sql.and_(jobs.c.state == JobState.QUEUED, jobs.c.id.not_in(besides))
+        promised = self._select(sql.and_(waits, jobs.c.due_s.is_not(None)), limit=1, order=(jobs.c.due_s,))
+        found = promised or self._select(waits, limit=1, order=(jobs.c.id,))
+        return found[0] if found else None
+
+    # Pictures on disk
+
+    def kept_results(self, *, ended_before_s: float | None = None, limit: int | None = None) -> dict[str, int]:
+        """Bytes of the pictures of each job that has any, those that ended first before the others."""
+        where = jobs.c.result_bytes > 0
+        if ended_before_s is not None:
+            where = sql.and_(where, jobs.c.ended_s < ended_before_s)
+        query = sql.select(jobs.c.id, jobs.c.result_bytes).where(where).order_by(jobs.c.ended_s).limit(limit)
+        with self._database.transaction() as connection:
+            return {row.id: row.result_bytes for row in connection.execute(query)}
+
+    def forget_results(self, job_id: str) -> None:
+        self._execute(sql.update(jobs).where(jobs.c.id == job_id).values(result_bytes=0))
+
+    def delete_ended(self, before_s: float) -> None:
+        """Those that ended before this time and whose pictures are gone."""
+        self._execute(sql.delete(jobs).where(jobs.c.ended_s < before_s, jobs.c.result_bytes == 0))
+
+    # Webhooks
+
+    def due_webhooks(self, now_s: float, *, limit: int) -> list[StoredJob]:
+        where = sql.and_(jobs.c.state.in_(ENDED), jobs.c.webhook_due_s <= now_s)
+        return self._select(where, limit=limit, order=(jobs.c.webhook_due_s,))
+
+    def webhook_tried(self, job_id: str, *, next_s: float | None) -> None:
+        """next_s: when to try again; None is never."""
+        tried = {"webhook_due_s": next_s, "webhook_attempts": jobs.c.webhook_attempts + 1}
+        self._execute(sql.update(jobs).where(jobs.c.id == job_id).values(tried))
+
+    def _change(self, job_id: str, states: Sequence[JobState], **values: object) -> bool:
+        change = sql.update(jobs).where(jobs.c.id == job_id, jobs.c.state.in_(states)).values(values)
+        return self._execute(change) == 1
+
+    def _select(self, where: sql.ColumnElement[bool], *, limit: int, order: Sequence[Any] = ()) -> list[StoredJob]:
+        query = sql.select(jobs).where(where).order_by(*order).limit(limit)
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [StoredJob(**{**row, "state": JobState(row["state"])}) for row in rows]
+
+    def _execute(self, statement: sql.Insert | sql.Update | sql.Delete) -> int:
+        """The number of rows that it changed."""
+        with self._database.transaction() as connection:
+            return connection.execute(statement).rowcount

@@ -1,0 +1,91 @@
+// Talks to the server that this page came from: JSON, server-sent events, errors in either of its two shapes.
+
+const KEY = "elit-serve-key";
+
+/** What the server refused or failed at. code: stable; retryAfterS, minLatencyMs: null if it does not say. */
+export class ApiError extends Error {
+  constructor({ status, code, message, minLatencyMs = null, retryAfterS = null }) {
+    super(message);
+    Object.assign(this, { status, code, minLatencyMs, retryAfterS });
+  }
+}
+
+/** The key lives as long as the tab. */
+export function useKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
+/** The JSON of an answer; with a body it is posted. */
+export async function call(path, { body, signal } = {}) {
+  return (await send(path, { body, signal })).json();
+}
+
+/** The events of a stream as {type, data}. Throws `ApiError` for a refusal, and for an `error` event. */
+export async function* events(path, { body, signal } = {}) {
+  const answer = await send(path, { body, signal });
+  let pending = "";
+  for await (const text of textOf(answer.body)) {
+    const blocks = (pending + text).split("\n\n");
+    pending = blocks.pop();
+    for (const block of blocks) {
+      const event = parsed(block);
+      if (event?.type === "error") throw errorOf(event.data, 0, null);
+      if (event) yield event;
+    }
+  }
+}
+
+async function send(path, { body, signal }) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const posted = body && { method: "POST", body: JSON.stringify(body) };
+  if (body) headers["Content-Type"] = "application/json";
+  let answer;
+  try {
+    answer = await fetch(path, { ...posted, headers, signal, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError({ status: 0, code: "unreachable", message: "" });
+  }
+  if (answer.ok) return answer;
+  if (answer.status === 401) document.dispatchEvent(new CustomEvent("key-needed"));
+  const content = await answer.json().catch(() => ({}));
+  throw errorOf(content, answer.status, Number(answer.headers.get("Retry-After")) || null);
+}
+
+/** From OpenAI's shape or RFC 9457's. */
+function errorOf(content, status, retryAfterS) {
+  const problem = content.error ?? content;
+  return new ApiError({
+    status,
+    code: (problem.code ?? problem.reason ?? problem.type ?? "").replace("urn:elit-serve:", "").replaceAll("-", "_"),
+    message: problem.message ?? problem.detail ?? `The server answered ${status}.`,
+    minLatencyMs: problem.min_latency_ms ?? null,
+    retryAfterS,
+  });
+}
+
+function parsed(block) {
+  const lines = block.split("\n");
+  const type = lines.find((line) => line.startsWith("event: "))?.slice(7);
+  const data = lines.find((line) => line.startsWith("data: "))?.slice(6);
+  return type && data ? { type, data: JSON.parse(data) } : null;
+}
+
+async function* textOf(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield value;
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError({ status: 0, code: "unreachable", message: "" });
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

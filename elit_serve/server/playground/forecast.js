@@ -1,0 +1,88 @@
+// What a slider's position means: `/v1/plan`, asked a moment after the last change.
+
+import { call } from "./api.js";
+import { tradeoff } from "./charts.js";
+import { comfortable, duration, explained, percent, plural, quality } from "./words.js";
+
+const DEBOUNCE_MS = 150;
+const part = (id) => document.getElementById(id);
+
+export class Forecast {
+  /** When the picture should be there, if it were asked for now; null is not known. */
+  latencyMs = null;
+  #timer = null;
+  #asking = new AbortController();
+  #setLatency;
+
+  /** setLatency: what is to be done with a target that would work. */
+  constructor(setLatency) {
+    this.#setLatency = setLatency;
+  }
+
+  /** Only the last wishes are asked for, once they have stood for a moment. */
+  ask(wishes, latents) {
+    clearTimeout(this.#timer);
+    this.#asking.abort();
+    this.#asking = new AbortController();
+    const { signal } = this.#asking;
+    this.#timer = setTimeout(() => this.#answer(wishes, latents, signal), DEBOUNCE_MS);
+  }
+
+  async #answer(wishes, latents, signal) {
+    try {
+      const plan = await call("/v1/plan", { body: wishes, signal });
+      if (!signal.aborted) this.#show(plan, latents);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      this.latencyMs = null;
+      const { title, text } = explained(error);
+      part("forecast-text").replaceChildren(strong(`${title}. `), text);
+    }
+  }
+
+  #show(plan, latents) {
+    this.latencyMs = plan.course?.latency_ms ?? null;
+    if (plan.course) part("forecast-text").replaceChildren(...courseText(plan.course, latents));
+    else this.#refuse(plan.refusal);
+    const options = plan.alternatives.map(({ latency_ms: ms, quality: q, fits }) => ({ ms, quality: q, fits }));
+    const chosen = plan.course && { ms: plan.course.latency_ms, quality: plan.course.quality };
+    const isMeasured = options.length > 1 && [...options, ...(chosen ? [chosen] : [])].every((o) => o.quality !== null);
+    part("tradeoff").hidden = !isMeasured;
+    if (isMeasured) part("tradeoff").replaceChildren(tradeoff(options, chosen, plan.latency_ms), axes(plan.latency_ms));
+  }
+
+  #refuse(refusal) {
+    const { min_latency_ms: minLatencyMs, retry_after_s: retry } = refusal;
+    const { title, text } = explained({ code: refusal.reason, minLatencyMs, retryAfterS: retry && Math.ceil(retry) });
+    const line = [strong(`${title}. `), text];
+    if (minLatencyMs) {
+      const ms = comfortable(minLatencyMs);
+      const button = Object.assign(document.createElement("button"), {
+        type: "button",
+        textContent: `Use ${duration(ms)}`,
+      });
+      button.addEventListener("click", () => this.#setLatency(ms));
+      line.push(" ", button);
+    }
+    part("forecast-text").replaceChildren(...line);
+  }
+}
+
+function courseText(course, latents) {
+  const level = Number(course.level.toFixed(1));
+  const facts = [`${plural(course.steps, "step")} at level ${level} of ${latents} (${percent(course.budget)})`];
+  if (course.quality !== null) facts.push(`expected quality ${quality(course.quality)}`);
+  return ["Should take ", strong(duration(course.latency_ms)), ": ", facts.join(", "), "."];
+}
+
+function strong(text) {
+  return Object.assign(document.createElement("strong"), { textContent: text });
+}
+
+function axes(targetMs) {
+  const caption = document.createElement("figcaption");
+  caption.textContent = targetMs
+    ? "Quality over time; the line is your target"
+    : "Quality over time, of all that could be had";
+  return caption;
+}

@@ -1,0 +1,443 @@
+"""The page at / in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from elit_serve.engine.checkpoint import model_hash, read_config
+from elit_serve.engine.executor import Executor, RunningStep
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.scheduler.requests import Launch
+from elit_serve.server.keys import digest_of, make_key
+from elit_serve.server.settings import Settings
+
+FLAGS = ("no-sandbox", "disable-gpu", "disable-quic", "disable-background-networking", "disable-component-update")
+DESK = {"width": 1280, "height": 800}
+PHONE = {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium. It ends with this file: while Playwright runs, no other test on its thread may use asyncio."""
+    chromium = shutil.which("chromium")
+    assert chromium, "the package chromium is not installed"
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=[f"--{flag}" for flag in FLAGS])
+
+
+@pytest.fixture(scope="module")
+def measured(
+    shared_tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Pipeline:
+    """The tiny model with measured quality."""
+    folder = Path(shutil.copytree(shared_tiny_model_dir, tmp_path_factory.mktemp("page") / "tiny"))
+    content = make_quality(model_hash=model_hash(read_config(folder)))
+    (folder / "quality.json").write_text(json.dumps(content))
+    return Pipeline.load(folder, device="cpu")
+
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """Opens the page of a server; at the end it must have asked no other host, and have logged no error.
+
+    failure: how Chromium logs that of a request which the test makes fail; a page can do nothing about it.
+    """
+    problems: list[str] = []
+    with ExitStack() as stack:
+
+        def open_(server: Any, view: str = "", *, failure: str | None = None, **context: Any) -> Page:
+            page = stack.enter_context(browser.new_context(**{"viewport": DESK, **context})).new_page()
+            page.set_default_timeout(8_000)
+
+            def heard(text: str) -> None:
+                if failure is None or failure not in text:
+                    problems.append(text)
+
+            page.on("console", lambda message: heard(message.text) if message.type in ("error", "warning") else None)
+            page.on("pageerror", lambda error: heard(str(error)))
+            page.on("request", lambda request: heard(request.url) if is_outside(request.url, server.url) else None)
+            page.goto(f"{server.url}/{view}")
+            return page
+
+        yield open_
+        assert not problems
+
+
+def is_outside(url: str, server_url: str) -> bool:
+    return urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != urlsplit(server_url).netloc
+
+
+class Stepwise(Executor):
+    """Runs a step for every time that the test releases `steps`."""
+
+    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
+        super().__init__(pipeline, num_slots=num_slots)
+        self.steps = threading.Semaphore(0)
+
+    def launch(self, launch: Launch) -> RunningStep:
+        if launch.launch_id >= 0:  # the warm-up is not held
+            assert self.steps.acquire(timeout=60)
+        return super().launch(launch)
+
+
+def choose(page: Page, *, label: str = "tulip", seed: int = 7, by: str | None = None) -> None:
+    """Fills the form in."""
+    expect(page.locator("#forecast-text")).to_contain_text("Should take")  # everything is there
+    page.get_by_role("combobox", name="Class").fill(label[:3])
+    page.get_by_role("option", name=label).click()
+    page.get_by_label("Seed", exact=True).fill(str(seed))
+    if by is not None:
+        page.get_by_label(by).check()
+
+
+def generate(page: Page) -> None:
+    page.get_by_role("button", name="Generate").click()
+
+
+def text(page: Page, selector: str) -> str:
+    """As it is read, with plain spaces."""
+    return " ".join(page.locator(selector).inner_text().split())
+
+
+def test_a_picture_refines_while_it_is_made(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    server = start_server(measured, executor=Stepwise)
+    page = open_page(server)
+    choose(page, by="By budget")
+    page.get_by_label("Share of the latents").fill("3")
+    generate(page)
+    pictures = []
+    for number in (1, 2, 3):
+        server.executor.steps.release()
+        expect(page.get_by_alt_text(f"tulip, seed 7, preview {number}")).to_be_visible()
+        expect(page.locator("#status")).to_have_text(f"Preview {number} of 3")
+        pictures.append(page.locator("#picture").get_attribute("src"))
+    server.executor.steps.release()
+    expect(page.get_by_role("img", name="tulip, seed 7", exact=True)).to_be_visible()
+    assert len({*pictures, page.locator("#picture").get_attribute("src")}) == 4
+    facts = text(page, "#facts")
+    assert "Budget 100 % mean level 4 of 4" in facts
+    assert "Expected quality 0.80" in facts
+    assert "Deadline None" in facts
+    expect(page.get_by_role("img", name="4 steps at level 4")).to_be_visible()
+
+
+def test_a_picture_can_be_kept_and_made_again(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured))
+    choose(page, by="By time")
+    generate(page)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == "tulip-7.png"
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+    page.get_by_role("button", name="Make again").click()
+    expect(page.locator("#status")).to_have_text("Done: tulip, seed 7. It is the same file, byte for byte.")
+
+
+def test_a_slider_says_what_its_position_means(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured))
+    choose(page, by="By budget")
+    budget = page.get_by_label("Share of the latents")
+    for position, share in enumerate(("25", "50", "75", "100")):
+        budget.fill(str(position))
+        expect(page.locator("#forecast-text")).to_contain_text(f"4 steps at level {position + 1} of 4")
+        assert text(page, "#budget-value").startswith(share)
+    expect(budget).to_have_attribute("aria-valuetext", re.compile("100.%, level 4 of 4"))
+    assert re.search(r"Should take 3\.0\d s: .* expected quality 0\.80\.", text(page, "#forecast-text"))
+    page.get_by_label("By time").check()
+    page.get_by_label("Ready within").fill("1000")
+    expect(page.locator("#forecast-text")).to_contain_text("8 steps at level 4 of 4")
+    expect(page.locator("#tradeoff")).to_contain_text("the line is your target")
+
+
+def test_only_where_a_slider_comes_to_rest_is_asked_for(
+    start_server: Any, open_page: OpenPage, measured: Pipeline
+) -> None:
+    page = open_page(start_server(measured))
+    choose(page, by="By time")
+    asked: list[Any] = []
+    with page.expect_response("**/v1/plan"):
+        page.on("request", lambda request: asked.append(request.post_data_json))
+        page.evaluate(
+            """() => {
+                const slider = document.getElementById("latency");
+                for (let position = 500; position <= 1000; position += 10) {
+                    slider.value = position;
+                    slider.dispatchEvent(new Event("input"));
+                }
+            }"""
+        )
+    assert len(asked) == 1
+    assert asked[0]["latency_ms"] > 5000
+
+
+def test_a_target_that_is_too_soon_is_refused_with_one_that_works(
+    start_server: Any, open_page: OpenPage, measured: Pipeline
+) -> None:
+    page = open_page(start_server(measured), failure="status of 400")
+    choose(page, by="By time")
+    page.get_by_label("Ready within").fill("0")
+    expect(page.locator("#forecast-text")).to_contain_text("Too soon.")
+    generate(page)
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Nothing is that fast here.")
+    alert.get_by_role("button", name=re.compile("^Use ")).click()
+    expect(alert).to_be_hidden()
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()
+    expect(page.locator("#forecast-text")).to_contain_text("Should take")
+    page.keyboard.press("Enter")
+    expect(page.locator("#facts")).to_contain_text("Kept")
+
+
+def test_a_full_queue_says_when_to_come_again(
+    start_server: Any, open_page: OpenPage, measured: Pipeline, held: Any, eventually: Any
+) -> None:
+    server = start_server(measured, Settings(response_ms=0, max_queue=1), executor=held)
+    page = open_page(server, failure="status of 503")
+    choose(page)
+    with ThreadPoolExecutor(2) as callers:
+        for state in ("running", "queue_length"):
+            callers.submit(httpx.post, f"{server.url}/v1/generate", json={"label": "rose"}, timeout=60)
+            eventually(lambda state=state: server.health()[state] == 1)
+        generate(page)
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("The queue is full")
+        expect(alert).to_contain_text(re.compile(r"should be taken in about \d+ second"))
+        expect(alert.get_by_role("button")).to_have_text(re.compile(r"Try again( \(in \d+ seconds?\))?"))
+        server.executor.may_run.set()
+    alert.get_by_role("button").click()
+    expect(page.locator("#status")).to_have_text("Done: tulip, seed 7.")
+
+
+def test_a_server_that_is_gone_is_said_to_be(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured), failure="ERR_CONNECTION_REFUSED")
+    choose(page)
+    page.route("**/v1/images/generations", lambda route: route.abort("connectionrefused"))
+    generate(page)
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
+
+
+def test_stopping_frees_the_server(start_server: Any, open_page: OpenPage, measured: Pipeline, eventually: Any) -> None:
+    server = start_server(measured, executor=Stepwise)
+    page = open_page(server)
+    choose(page)
+    generate(page)
+    eventually(lambda: server.health()["running"] == 1)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#status")).to_have_text("Stopped.")
+    server.executor.steps.release()
+    eventually(lambda: server.health()["running"] == 0)
+
+
+def test_one_seed_at_several_budgets(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    server = start_server(measured)
+    page = open_page(server)
+    choose(page)
+    page.get_by_role("button", name="Compare budgets").click()
+    expect(page.locator("#status")).to_have_text("The comparison is complete.")
+    figures = page.locator("#strip figure")
+    captions = [" ".join(caption.split()) for caption in figures.all_inner_texts()]
+    (model,) = server.client.get("/v1/models").json()["data"]
+    compared = [level for level in model["levels"] if level["budget"] in (0.25, 0.5, 1)]
+    assert [re.sub(r"[\d.]+ m?s", "TIME", caption) for caption in captions] == [
+        f"{level['budget']:.0%}".replace("%", " %") + f" TIME, quality {level['quality']:.2f}" for level in compared
+    ]
+    pictures = {image.get_attribute("src") for image in figures.locator("img").all()}
+    assert len(pictures) == 3
+    expect(page.get_by_alt_text("tulip, seed 7 at")).to_have_count(3)
+
+
+def test_the_live_view_shows_what_is_in_flight(
+    start_server: Any, open_page: OpenPage, measured: Pipeline, eventually: Any
+) -> None:
+    server = start_server(measured, executor=Stepwise)
+    page = open_page(server, "#live")
+    expect(page.locator("#flights-hint")).to_have_text("Nothing is being made.")
+    with ThreadPoolExecutor(2) as callers:
+        for state, body in (
+            ("running", {"label": "tulip", "budget": 0.5, "latency_ms": 60_000}),
+            ("queue_length", {"label": "rose", "budget": 0.5}),
+        ):
+            callers.submit(httpx.post, f"{server.url}/v1/generate", json=body, timeout=60)
+            eventually(lambda state=state: server.health()[state] == 1)
+        flights = page.get_by_role("listitem")
+        expect(flights).to_have_count(2)
+        expect(flights.nth(0)).to_contain_text("tulip")
+        expect(flights.nth(0)).to_contain_text("promised in")
+        expect(flights.nth(1)).to_contain_text("waits")
+        server.executor.steps.release(2)
+        expect(flights.nth(0)).to_contain_text("step 2 of 4")
+        expect(flights.nth(0).get_by_role("img")).to_have_attribute("aria-label", "2 of 4 steps at level 2")
+        server.executor.steps.release(100)
+    expect(flights).to_have_count(0)
+    expect(page.locator("#tiles")).to_contain_text("2 so far")
+    assert re.search(r"Deadlines kept 100 % 1 kept, 0 missed", text(page, "#tiles"))
+
+
+def test_a_view_that_is_not_seen_watches_nothing(
+    start_server: Any, open_page: OpenPage, measured: Pipeline, eventually: Any
+) -> None:
+    server = start_server(measured)
+    page = open_page(server, "#live")
+    expect(page.locator("#tiles")).to_contain_text("In flight")
+    page.get_by_role("link", name="Make").click()
+    eventually(lambda: server.metric('elit_requests_total{outcome="ok",route="/v1/live"}') == 1)
+
+
+def test_a_paused_view_stands_still(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    server = start_server(measured)
+    page = open_page(server, "#live")
+    expect(page.locator("#tiles")).to_contain_text("0 so far")
+    page.get_by_role("button", name="Pause").click()
+    server.generate({"label": "rose"})
+    with httpx.stream("GET", f"{server.url}/v1/live") as answer:
+        next(answer.iter_lines())  # a snapshot later
+    expect(page.locator("#tiles")).to_contain_text("0 so far")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#tiles")).to_contain_text("1 so far")
+
+
+def test_skipping_the_header_keeps_the_view(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured), "#live")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#content")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
+
+
+def test_everything_can_be_done_by_keyboard(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured))
+    expect(page.locator("#forecast-text")).to_contain_text("Should take")
+    visited = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        visited.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+        if visited[-1] == "class":
+            page.keyboard.type("ro")
+            page.keyboard.press("Enter")
+        if visited[-1] == "seed":
+            page.keyboard.press("ControlOrMeta+a")
+            page.keyboard.type("12")
+        if visited[-1] == "Automatic":
+            page.keyboard.press("ArrowLeft")
+        if visited[-1] == "generate":
+            break
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none" or visited[-1] == ""
+    assert visited[:6] == ["Skip to content", "to-make", "to-live", "API", "class", "seed"]
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Done: rose, seed 12.")
+
+
+def test_nothing_is_wider_than_a_phone(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured), viewport=PHONE, has_touch=True)
+    choose(page, by="By time")
+    generate(page)
+    expect(page.locator("#facts")).to_be_visible()
+    page.get_by_role("button", name="Compare budgets").click()
+    expect(page.locator("#status")).to_have_text("The comparison is complete.")
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.get_by_role("link", name="Live").click()
+    expect(page.locator("#tiles")).to_contain_text("4 so far")
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_to_complain_of(
+    start_server: Any, open_page: OpenPage, measured: Pipeline, held: Any, scheme: str
+) -> None:
+    server = start_server(measured, executor=held)
+    page = open_page(server, failure="status of 400", color_scheme=scheme, reduced_motion="reduce")
+    choose(page, by="By time")
+    page.get_by_label("Ready within").fill("0")
+    generate(page)
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.get_by_role("combobox", name="Class").click()
+    assert_accessible(page)
+    page.keyboard.press("Escape")
+    server.executor.may_run.set()
+    page.get_by_label("By budget").check()
+    generate(page)
+    expect(page.locator("#facts")).to_be_visible()
+    page.get_by_role("button", name="Compare budgets").click()
+    expect(page.locator("#status")).to_have_text("The comparison is complete.")
+    assert_accessible(page)
+    server.executor.may_run.clear()
+    with ThreadPoolExecutor(2) as callers:
+        for _ in range(2):
+            callers.submit(httpx.post, f"{server.url}/v1/generate", json={"label": "rose"}, timeout=60)
+        page.get_by_role("link", name="Live").click()
+        expect(page.get_by_role("listitem")).to_have_count(2)
+        assert_accessible(page)
+        server.executor.may_run.set()
+
+
+def assert_accessible(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_key_is_asked_for_once_and_sent_with_everything(
+    start_server: Any, open_page: OpenPage, measured: Pipeline
+) -> None:
+    server = start_server(measured, Settings(response_ms=0, api_key=("a-secret",)))
+    page = open_page(server, "#live", failure="status of 401")
+    page.get_by_label("API key").fill("wrong")
+    page.get_by_role("button", name="Use key").click()
+    expect(page.locator("#key-panel")).to_contain_text("This server does not know that key")
+    page.get_by_label("API key").fill("a-secret")
+    page.get_by_role("button", name="Use key").click()
+    expect(page.locator("#key-panel")).to_be_hidden()
+    expect(page.locator("#tiles")).to_contain_text("0 so far")
+    page.get_by_role("link", name="Make").click()
+    choose(page)
+    generate(page)
+    expect(page.locator("#status")).to_have_text("Done: tulip, seed 7.")
+    assert page.evaluate("localStorage.length") == 0
+
+
+def test_a_key_that_may_not_look_on_is_told_what_it_lacks(
+    start_server: Any, open_page: OpenPage, measured: Pipeline, tmp_path: Path
+) -> None:
+    line = make_key("studio", {"sha256": digest_of("secret"), "scopes": ["generate"]}).line()
+    (tmp_path / "keys.toml").write_text(line)
+    server = start_server(measured, Settings(response_ms=0, keys_file=str(tmp_path / "keys.toml")))
+    page = open_page(server, "#live", failure="status of 40")
+    page.get_by_label("API key").fill("secret")
+    page.get_by_role("button", name="Use key").click()
+    expect(page.locator("#live-status")).to_have_text("This needs an API key with the scope metrics.")
+
+
+def test_files_are_asked_for_again_and_sent_once(server: Any) -> None:
+    page = server.client.get("/")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    names = re.findall(r'(?:src|href)="/static/([\w.]+)"', page.text)
+    assert "main.js" in names
+    for name in names:
+        first = server.client.get(f"/static/{name}")
+        assert first.status_code == 200
+        assert first.headers["Cache-Control"] == "no-cache"
+        again = server.client.get(f"/static/{name}", headers={"If-None-Match": first.headers["ETag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert server.client.head("/").status_code == 200
+
+
+def test_no_path_leads_out_of_the_folder(server: Any) -> None:
+    for path in ("/static/../page.py", "/static/%2e%2e/page.py", "/static/..%2fpage.py", "/static/", "/static/no.js"):
+        assert server.client.get(path).status_code == 404, path
