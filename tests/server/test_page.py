@@ -340,7 +340,7 @@ def test_everything_can_be_done_by_keyboard(start_server: Any, open_page: OpenPa
         if visited[-1] == "generate":
             break
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none" or visited[-1] == ""
-    assert visited[:6] == ["Skip to content", "to-make", "to-live", "API", "class", "seed"]
+    assert visited[:6] == ["Skip to content", "to-make", "to-live", "docs", "class", "seed"]
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_have_text("Done: rose, seed 12.")
 
@@ -352,6 +352,7 @@ def test_nothing_is_wider_than_a_phone(start_server: Any, open_page: OpenPage, m
     expect(page.locator("#facts")).to_be_visible()
     page.get_by_role("button", name="Compare budgets").click()
     expect(page.locator("#status")).to_have_text("The comparison is complete.")
+    expect(page.locator("#facts")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.get_by_role("link", name="Live").click()
     expect(page.locator("#tiles")).to_contain_text("4 so far")

@@ -40,7 +40,7 @@ jobs = sql.Table(
     sql.Column("webhook_due_s", sql.Double),
     sql.Column("webhook_attempts", sql.Integer, nullable=False),
     sql.UniqueConstraint("owner", "idempotency_key"),
-    sql.Index("elit_jobs_by_state", "state", "id"),
+    sql.Index("elit_jobs_by_state", "state", "owner", "id"),
     sql.Index("elit_jobs_by_promise", "state", "due_s"),
     sql.Index("elit_jobs_by_owner", "owner", "id"),
     sql.Index("elit_jobs_by_end", "ended_s"),

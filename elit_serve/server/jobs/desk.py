@@ -160,14 +160,15 @@ class JobDesk:
 
     def _store_promised(self, job: StoredJob) -> None:
         """Stored first, so that a promise is never given that nobody knows of after a crash."""
-        with self._runner.reserved(job.id):
+        handover = self._runner.handover
+        with handover.reserved(job.id):
             self._store.add(job)
             try:
-                taken = self._runner.hand_over(job, is_new=True)
+                taken = handover.take(job, is_new=True)
             except ElitError:
                 self._store.remove(job.id)
                 raise
-            self._runner.follow(job, taken)
+            handover.follow(job, taken)
 
     def _moves_in_s(self) -> float:
         """Seconds that the engine takes for a picture of the recommended kind."""

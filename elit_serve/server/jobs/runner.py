@@ -11,12 +11,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import TypeVar
 
-from elit_serve.engine.jobs import Preview, StepRun
 from elit_serve.errors import (
     DeadlineExceeded,
     ElitError,
@@ -27,22 +24,20 @@ from elit_serve.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from elit_serve.server.generation import form_of, job_of
 from elit_serve.server.jobs.endings import Ending, Settled, Started, ending_of, failure
 from elit_serve.server.jobs.events import JobEvents
+from elit_serve.server.jobs.handover import Handover
 from elit_serve.server.jobs.metrics import JobMetrics
 from elit_serve.server.jobs.results import Results
 from elit_serve.server.jobs.retention import Retention
-from elit_serve.server.jobs.schemas import JobRequest
 from elit_serve.server.jobs.states import JobState, StoredJob
 from elit_serve.server.jobs.store import JobStore
-from elit_serve.server.service import Service, Taken, admit, hand_over
+from elit_serve.server.service import Service
 
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 1.0  # between looks at the database when nothing happens, and after trouble
 CROWD = 2  # batches of the pictures of jobs that waited: one runs, one is ready to follow
-
 
 Report = TypeVar("Report", Started, Ending)
 
@@ -69,8 +64,7 @@ class Runner:
         self._metrics = metrics
         self._on_end = on_end
         self._room = CROWD * min(service.settings.max_batch or service.cost.max_batch, service.cost.max_batch)
-        self._in_engine: dict[str, Taken] = {}  # until the end is stored
-        self._reserved: set[str] = set()
+        self.handover = Handover(service, events, self._report)
         self._reports: deque[Started | Settled | Ending] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
@@ -94,65 +88,11 @@ class Runner:
 
     # Any thread
 
-    @contextmanager
-    def reserved(self, job_id: str) -> Iterator[None]:
-        """Within it the job is not taken for one that waits."""
-        self._reserved.add(job_id)
-        try:
-            yield
-        finally:
-            self._reserved.remove(job_id)
-
-    def hand_over(self, job: StoredJob, *, is_new: bool = False) -> Taken:
-        """Has the engine take a job, to be followed. Raises why not; is_new: somebody waits to hear that."""
-        body = JobRequest.model_validate_json(job.request).as_asked()
-        service = self._service
-        form = form_of(None, body, service.pipeline)
-        waited_s = 0.0 if body.latency_ms is None else max(0.0, time.time() - job.created_s)
-        arrived_s = service.clock.now() - waited_s
-        made = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
-        self._events.began(job.id)
-        try:
-            return (admit if is_new else hand_over)(
-                service,
-                body,
-                form,
-                replace(made, owner=job.owner or None, num_previews=body.previews),
-                on_preview=self._on_preview(job.id) if body.previews else None,
-                on_step=self._on_step(job.id),
-            )
-        except Exception:
-            self._events.withdrew(job.id)
-            raise
-
-    def follow(self, job: StoredJob, taken: Taken) -> None:
-        """From now on what becomes of it is written down."""
-        self._in_engine[job.id] = taken
-        taken.future.add_done_callback(lambda _: self._report(Settled(job.id, taken)))
-
     def give_up(self, job_id: str) -> None:
         """The job has been cancelled; the engine is free of it within a step."""
-        taken = self._in_engine.get(job_id)
-        if taken is not None:
-            taken.future.cancel()
+        self.handover.cancel(job_id)
         self._events.ended(job_id)
         self._wake.set()
-
-    def _on_step(self, job_id: str) -> Callable[[StepRun], None]:
-        has_started = False
-
-        def tell(step: StepRun) -> None:
-            nonlocal has_started
-            if not has_started:
-                has_started = True
-                self._report(Started(job_id))
-                self._events.happened(job_id, None)
-            self._events.happened(job_id, step)
-
-        return tell
-
-    def _on_preview(self, job_id: str) -> Callable[[Preview], None]:
-        return lambda preview: self._events.happened(job_id, preview)
 
     def _report(self, report: Started | Settled) -> None:
         self._reports.append(report)
@@ -181,7 +121,7 @@ class Runner:
             logger.exception("jobs: something went wrong that should not")
         else:
             self._note(None)
-        self._metrics.running.set(len(self._in_engine))
+        self._metrics.running.set(len(self.handover.ids()))
 
     def _write_reports(self) -> None:
         while self._reports:
@@ -191,7 +131,7 @@ class Runner:
             else:
                 ending = ending_of(report, self._service) if isinstance(report, Settled) else report
                 if ending is None:
-                    self._in_engine.pop(report.job_id, None)
+                    self.handover.forget(report.job_id)
                 else:
                     self._write(ending, self._write_end)
 
@@ -204,18 +144,15 @@ class Runner:
 
     def _write_start(self, report: Started) -> None:
         job_id = report.job_id
-        if self._store.start(job_id) or self._store.is_in(job_id, JobState.RUNNING):  # it is, if an answer was lost
-            return
-        taken = self._in_engine.get(job_id)
-        if taken is not None:
-            taken.future.cancel()  # the job was cancelled on its way here, or has ended
+        if not (self._store.start(job_id) or self._store.is_in(job_id, JobState.RUNNING)):  # if an answer was lost
+            self.handover.cancel(job_id)  # it was cancelled on its way here
 
     def _write_end(self, ending: Ending) -> None:
         job_id, state = ending.job_id, ending.state
         num_bytes = self._results.write(job_id, ending.files, ending.suffix) if ending.files else 0
         values = {"result": ending.result, "error": ending.error, "result_bytes": num_bytes}
         has_ended = self._store.end(job_id, state, **values) or self._store.is_in(job_id, state)  # as above
-        self._in_engine.pop(job_id, None)
+        self.handover.forget(job_id)
         if has_ended:
             self._retention.added(num_bytes)
             self._metrics.ended.labels(state).inc()
@@ -225,31 +162,33 @@ class Runner:
             self._results.remove(job_id)
 
     def _take_waiting(self) -> None:
+        passed_over: list[str] = []  # promised by a server before this one, and in the way of other promises now
         while self._service.worker.is_ready and not self._is_stopping:
-            job = self._store.next_waiting(besides=[*self._in_engine, *self._reserved])
-            if job is None or not (job.due_s is not None or self._has_room_for(job)) or not self._take(job):
+            load = self.handover.load()
+            job = self._store.next_waiting(besides=[*self.handover.ids(), *passed_over], load=load)
+            if job is None:
                 return
-
-    def _has_room_for(self, job: StoredJob) -> bool:
-        under_way = [taken for taken in list(self._in_engine.values()) if not taken.future.done()]
-        num_pictures = sum(taken.body.n for taken in under_way)
-        return num_pictures == 0 or num_pictures + job.num_images <= self._room
+            has_room = not load or load.total() + job.num_images <= self._room
+            if (has_room or job.due_s is not None) and self._take(job):
+                continue
+            if job.due_s is None:
+                return
+            passed_over.append(job.id)
 
     def _take(self, job: StoredJob) -> bool:
         """False if it has to wait. What was promised and cannot be kept any more, after a restart, expires."""
         try:
-            taken = self.hand_over(job)
+            self.handover.follow(job, self.handover.take(job))
         except (Overloaded, EngineStopped):
             return False
-        except Infeasible as error:
-            self._write_end(failure(job.id, DeadlineExceeded(float(str(error.value)))))
+        except Infeasible:
+            latency_ms = 1000 * ((job.due_s or job.created_s) - job.created_s)
+            self._write_end(failure(job.id, DeadlineExceeded(latency_ms)))
         except ElitError as error:
             self._write_end(failure(job.id, error))
         except Exception as error:
             logger.exception("a job could not be handed to the engine")
             self._write_end(failure(job.id, GenerationFailed(f"the server failed with {type(error).__name__}")))
-        else:
-            self.follow(job, taken)
         return True
 
     def _tidy(self) -> None:

@@ -4,7 +4,7 @@ compete exactly one happens. Knows nothing of HTTP or the engine."""
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -80,11 +80,19 @@ class JobStore:
         with self._database.transaction() as connection:
             return connection.execute(query).scalar_one()
 
-    def next_waiting(self, *, besides: Collection[str]) -> StoredJob | None:
-        """What is to be made next: what was promised, then the oldest. besides: ids of those under way."""
+    def next_waiting(self, *, besides: Collection[str], load: Mapping[str, int]) -> StoredJob | None:
+        """What is to be made next: what was promised, then the oldest of whom has the least.
+
+        besides: ids of those under way. load: pictures under way by owner.
+        """
         waits = sql.and_(jobs.c.state == JobState.QUEUED, jobs.c.id.not_in(besides))
         promised = self._select(sql.and_(waits, jobs.c.due_s.is_not(None)), limit=1, order=(jobs.c.due_s,))
-        found = promised or self._select(waits, limit=1, order=(jobs.c.id,))
+        if promised:
+            return promised[0]
+        oldest = sql.select(sql.func.min(jobs.c.id), jobs.c.owner).where(waits).group_by(jobs.c.owner)
+        with self._database.transaction() as connection:
+            heads = [(load.get(owner, 0), job_id) for job_id, owner in connection.execute(oldest)]
+        found = self._select(jobs.c.id == min(heads)[1], limit=1) if heads else []
         return found[0] if found else None
 
     # Pictures on disk

@@ -14,6 +14,7 @@ export async function compare(model, wishes, signal) {
   part("strip").replaceChildren(...cells.map((cell) => cell.node));
   part("comparison-hint").textContent = `${model.classes[Number(wishes.prompt)]}, seed ${wishes.seed}`;
   part("comparison").hidden = false;
+  part("comparison").scrollIntoView({ block: "nearest" });
   for (const [index, { budget }] of levels.entries()) {
     await cells[index].fill({ ...wishes, budget }, signal, model.latents);
   }

@@ -114,6 +114,9 @@ export class MakeView {
     if (!this.#model || this.#work) return;
     const label = this.#model.classes[Number(wishes.prompt)];
     this.#begin(this.#forecast.latencyMs);
+    if (part("facts").contains(document.activeElement)) part("stop").focus(); // what has the focus goes away
+    part("facts").hidden = true;
+    delete part("frame").dataset.preview;
     part("frame").scrollIntoView({ block: "nearest" }); // on a phone it lies below the form
     const onPreview = (src, number) => {
       this.#show(src, `${label}, seed ${wishes.seed}, preview ${number}`);
@@ -159,12 +162,8 @@ export class MakeView {
   #begin(expectedMs) {
     this.#work = new AbortController();
     this.#error.clear();
-    const isFromFacts = part("facts").contains(document.activeElement);
-    part("facts").hidden = true;
     part("about").hidden = true;
-    delete part("frame").dataset.preview;
     this.#busy(true);
-    if (isFromFacts) part("stop").focus(); // what had the focus is gone
     part("status").textContent = "Making it …";
     const bar = part("course-bar");
     part("course").hidden = !expectedMs;

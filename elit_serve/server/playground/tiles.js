@@ -92,7 +92,13 @@ export const TILES = [
 ];
 
 function reasons(refusals) {
-  const words = { infeasible: "too soon", overloaded: "overloaded", queue_full: "queue full", share: "over their share", stopped: "stopping" };
+  const words = {
+    infeasible: "too soon",
+    overloaded: "overloaded",
+    queue_full: "queue full",
+    share: "over their share",
+    stopped: "stopping",
+  };
   const some = Object.entries(refusals).filter(([, count]) => count > 0);
   return some.length ? some.map(([reason, count]) => `${count} ${words[reason] ?? reason}`).join(", ") : "none so far";
 }

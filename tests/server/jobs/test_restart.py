@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from elit_serve.errors import JobNotFound
 from elit_serve.server.jobs.database import Database
 from elit_serve.server.jobs.results import Results
-from elit_serve.server.jobs.schemas import JobRequest
 from elit_serve.server.jobs.states import JobState, StoredJob, new_id
 from elit_serve.server.jobs.store import JobStore
 from elit_serve.server.settings import Settings
@@ -86,17 +84,3 @@ def test_pictures_of_no_job_that_is_done_are_removed(start_server: Any, leave: L
     start_server(settings=Settings(results=str(tmp_path)))
     assert not (tmp_path / "pictures" / ("0" * 32)).exists()
     assert not (tmp_path / "pictures" / begun["id"] / "0.jpeg").exists()
-
-
-def test_a_job_is_its_owners(start_server: Any) -> None:
-    desk = start_server().app.state.jobs
-    job = desk.accept(JobRequest(label="tulip"), "alice", "key")
-    other = desk.accept(JobRequest(label="rose"), "bob", "key")
-    assert job.id != other.id
-    assert desk.get(job.id, "alice").id == job.id
-    assert [listed.id for listed in desk.page("bob", None, None, 10).data] == [other.id]
-    for method in (desk.get, desk.cancel):
-        with pytest.raises(JobNotFound):
-            method(job.id, "bob")
-    with pytest.raises(JobNotFound):
-        desk.picture(job.id, "", 0)
