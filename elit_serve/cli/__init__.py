@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import elit_serve
-from elit_serve.cli.benchmarks import bench, simulate
+from elit_serve.cli.benchmarks import bench, simulate, soak
 from elit_serve.cli.evaluation import evaluate
 from elit_serve.cli.generation import generate
 from elit_serve.cli.keys import key
@@ -188,7 +188,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (generate, evaluate, sweep, served, bench, simulate, key):
+for command in (generate, evaluate, sweep, served, bench, soak, simulate, key):
     app.command()(command)
 
 

@@ -173,8 +173,7 @@ def test_who_does_not_read_loses_his_place_to_others(start_server: Any, eventual
         eventually(lambda: all(server.generate({"label": "tulip"}).status_code == 503 for _ in range(10)))
         assert server.client.get("/readiness").status_code == 200
         eventually(lambda: server.generate({"label": "tulip"}).status_code == 200)
-        assert num_read(one) < 20 << 20
-        assert num_read(other) < 20 << 20
+        assert min(num_read(one), num_read(other)) < 20 << 20, "whoever was cut off first made room"
     assert server.metric('elit_requests_total{outcome="failed",route="other"}') == 0
 
 
