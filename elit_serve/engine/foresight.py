@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from elit_serve.engine.jobs import Job
 from elit_serve.engine.open_plans import OpenPlans
@@ -14,6 +15,9 @@ from elit_serve.scheduler import CostTable, RequestScheduler
 from elit_serve.scheduler.menu import Crowd, Duration
 from elit_serve.scheduler.rehearsal import Rehearsal, rehearse
 from elit_serve.scheduler.requests import Refusal
+
+DRIFT = 1.01  # how far the correction of predictions moves between a refusal and the next try
+ADMISSION_MS = 5.0  # from a request's arrival until the scheduler is asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +59,9 @@ def foresee(job: Job, open_plans: OpenPlans | None, scheduler: RequestScheduler,
 
 
 def error_of(refusal: Refusal, latency_ms: float) -> ElitError:
-    """What a caller is told who is refused."""
+    """What a caller is told who is refused: a smallest target that will do when he asks again with it."""
     if refusal.min_latency_ms is not None:
-        return Infeasible(latency_ms, refusal.min_latency_ms)
+        return Infeasible(latency_ms, ceil(DRIFT * refusal.min_latency_ms + ADMISSION_MS))
     assert refusal.retry_after_s is not None
     return Overloaded(refusal.reason, refusal.retry_after_s)
 
