@@ -115,15 +115,13 @@ class Worker:
 
     @property
     def num_waiting(self) -> int:
-        """Accepted images of which no step has run."""
-        with self._changed:
-            return self._scheduler.num_waiting
+        """Accepted images of which no step has run. Without the lock, for whoever may not wait for it."""
+        return self._scheduler.num_waiting
 
     @property
     def num_running(self) -> int:
-        """Images between their first and their last step."""
-        with self._changed:
-            return self._scheduler.num_running
+        """Images between their first and their last step; read as the above."""
+        return self._scheduler.num_running
 
     def waiting_by_owner(self) -> Counter[str]:
         """How many accepted images of which no step has run each owner has; those of nobody do not count."""
