@@ -77,12 +77,13 @@ class Callers:
         """Keeps so many requests under way for so long. weights: of the kinds. wait: for the end of the last ones,
         which are given up otherwise, and not counted.
 
-        Who is refused comes back after the time that the server asks for.
+        They come within the first twentieth of that. Who is refused comes back after the time that the server asks
+        for, or up to half of it later: callers do not march in step.
         """
         tally = Tally()
         began_s = self._clock.now()
         until_s = began_s + seconds
-        tasks = [asyncio.create_task(self._ask_until(until_s, weights, tally)) for _ in range(callers)]
+        tasks = [asyncio.create_task(self._ask_until(until_s, weights, tally, seconds / 20)) for _ in range(callers)]
         await asyncio.wait(tasks, timeout=None if wait else seconds)
         for task in tasks:
             task.cancel()
@@ -92,7 +93,8 @@ class Callers:
         tally.seconds = self._clock.now() - began_s
         return tally
 
-    async def _ask_until(self, until_s: float, weights: Mapping[str, float], tally: Tally) -> None:
+    async def _ask_until(self, until_s: float, weights: Mapping[str, float], tally: Tally, spread_s: float) -> None:
+        await asyncio.sleep(self._random.uniform(0, spread_s))
         while self._clock.now() < until_s:
             (kind,) = self._random.choices(list(weights), list(weights.values()))
             asked = await self._told(self._kinds[kind])
@@ -100,7 +102,8 @@ class Callers:
             if asked.reason is not None:
                 tally.reasons[asked.reason] += 1
             tally.images += asked.images
-            await asyncio.sleep(max(0.0, min(asked.retry_after_s, until_s - self._clock.now())))
+            wait_s = asked.retry_after_s * self._random.uniform(1, 1.5)
+            await asyncio.sleep(max(0.0, min(wait_s, until_s - self._clock.now())))
 
     async def _told(self, request: Callable[[], Awaitable[Asked]]) -> Asked:
         try:
