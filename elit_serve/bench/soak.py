@@ -56,7 +56,8 @@ class SoakReport:
     own, of two and of many callers with always the same work.
 
     discrepancies: between what the mix was told and what the server counted. resident: bytes after the warm-up and
-    after the mix, at rest. lag_s: of the server's event loop, 99th percentile, up to the edge of a bucket.
+    after the mix, at rest. lag_s: of the server's event loop while all callers asked, 99th percentile, up to the edge of
+    a bucket.
     """
 
     mix: Tally
@@ -110,18 +111,19 @@ async def _soak(options: SoakOptions, clock: Clock) -> SoakReport:
         few_mix = await callers.ask(MIX, callers=FEW, seconds=short_s, wait=True)
         few_same = await _steps_per_s(client, callers, FEW, short_s, clock)
         before = await _at_rest(client)
-        mix = await callers.ask(MIX, callers=many, seconds=options.seconds, wait=True)
-        after = await _at_rest(client)
+        mixing = asyncio.create_task(callers.ask(MIX, callers=many, seconds=options.seconds, wait=True))
+        await asyncio.sleep(options.seconds)
+        loaded = read_samples(await client.metrics())
+        mix, after = await mixing, await _at_rest(client)
         same = await _steps_per_s(client, callers, many, short_s, clock)
-    counted = increase(before, after)
     return SoakReport(
         mix=mix,
         few_mix=few_mix,
         few_same=few_same,
         same=same,
-        discrepancies=tuple(unaccounted(mix, counted)),
+        discrepancies=tuple(unaccounted(mix, increase(before, after))),
         resident=(warm[RESIDENT], after[RESIDENT]),
-        lag_s=quantile(counted, "elit_event_loop_lag_seconds", 0.99),
+        lag_s=quantile(increase(before, loaded), "elit_event_loop_lag_seconds", 0.99),
     )
 
 
