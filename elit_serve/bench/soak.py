@@ -56,7 +56,7 @@ class SoakReport:
     own, of two and of many callers with always the same work.
 
     discrepancies: between what the mix was told and what the server counted. resident: bytes after the warm-up and
-    after the mix, at rest. lag_s: of the server's event loop while all callers asked, 99th percentile, up to the edge of
+    after the mix, at rest. lag_s: of the event loop while all callers asked, 99th percentile, up to the edge of
     a bucket.
     """
 
