@@ -11,7 +11,6 @@ COPY elit_serve elit_serve
 COPY models models
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-<<<<<<< HEAD
 FROM python:3.12-slim AS base
 # The root file system may be read-only: what is measured, compiled and kept lies in two folders that can be mounted.
 ENV XDG_CACHE_HOME=/cache XDG_STATE_HOME=/state TRITON_CACHE_DIR=/cache/triton TORCHINDUCTOR_CACHE_DIR=/cache/inductor
@@ -23,15 +22,11 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=180s \
     CMD ["python", "-c", "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health')"]
 ENTRYPOINT ["elit-serve"]
 CMD ["serve"]
-=======
-FROM source AS base
-ENV PIP_NO_CACHE_DIR=1 XDG_CACHE_HOME=/cache XDG_STATE_HOME=/state
-RUN useradd --create-home --uid 10001 elit && install -d -o elit /cache /state
->>>>>>> wip-jobs
 
 FROM base AS cpu
 RUN pip install --no-cache-dir 'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cpu
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install --no-cache-dir /wheels/*.whl
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    pip install --no-cache-dir "$(echo /wheels/*.whl)[postgres]"
 USER 10001:10001
 
 FROM base AS cuda
@@ -39,5 +34,6 @@ FROM base AS cuda
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir 'torch>=2.11,<2.14'
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install --no-cache-dir /wheels/*.whl
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    pip install --no-cache-dir "$(echo /wheels/*.whl)[postgres]"
 USER 10001:10001

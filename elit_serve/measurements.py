@@ -5,19 +5,20 @@ Knows no torch: whoever reads them without a model, as the simulator does, start
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
 from itertools import chain, pairwise, repeat
 from math import log
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.scheduler.cost import CostTable
-from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
+from elit_serve.scheduler.quality import MeasuredPlan, QualityTable, between
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -229,22 +230,40 @@ class Quality(Measured):
     def table(self) -> QualityTable:
         """What the scheduler reads."""
         full_level = max([*self.levels, *(max(plan.step_levels) for plan in self.plans)])
-        return QualityTable(levels=self.levels, plans=tuple(_measured(plan, full_level) for plan in self.served))
+        plans = tuple(_measured(plan, self._curve_of(self._alike(plan)), full_level) for plan in self.served)
+        return QualityTable(levels=self.levels, plans=plans)
 
     def plan(self, name: str) -> PlanQuality:
         return next(plan for plan in self.plans if plan.name == name)
 
-    def of(self, guidance: GuidanceLike, num_steps: int, time_shift: float, mean_level: float) -> float | None:
-        """The quality of a picture whose steps ran at this level on average, read off the measured plan with the same
-        steps and guidance whose mean level is nearest; None if there is none.
+    def of(self, guidance: GuidanceLike, time_shift: float, levels: Sequence[int]) -> float | None:
+        """The quality of a picture whose steps ran at these levels; None if nothing was measured with its steps and
+        guidance.
 
-        Between its own mean level and the picture's a plan gains or loses the same share as the default plan does.
+        A schedule that was measured has its own. Any other counts each step for what a picture with all steps at that
+        level is worth. At the mean level it would be read off too high, because quality is concave in the level.
         """
-        alike = [plan for plan in self.plans if plan.is_sampled_like(guidance, num_steps, time_shift)]
+        alike = [plan for plan in self.plans if plan.is_sampled_like(guidance, len(levels), time_shift)]
         if not alike:
             return None
-        nearest = min(alike, key=lambda plan: abs(plan.mean_level - mean_level))
-        return self.table.moved(nearest.quality.value, nearest.mean_level, mean_level)
+        own = [plan.quality.value for plan in alike if plan.step_levels == tuple(levels)]
+        return own[0] if own else fmean(self._worth(alike, level) for level in levels)
+
+    def _alike(self, plan: PlanQuality) -> list[PlanQuality]:
+        return [other for other in self.plans if other.is_sampled_like(plan.guidance, plan.steps, plan.time_shift)]
+
+    def _worth(self, alike: Sequence[PlanQuality], level: int) -> float:
+        """Of all steps at this level. Where only one plan is measured it gains or loses the default's share."""
+        curve = self._curve_of(alike)
+        if curve is not None:
+            return between(curve, level)
+        nearest = min(alike, key=lambda plan: abs(plan.mean_level - level))
+        return self.table.moved(nearest.quality.value, nearest.mean_level, level)
+
+    def _curve_of(self, alike: Sequence[PlanQuality]) -> dict[int, float] | None:
+        """Level -> quality of these plans of one level, if there are several."""
+        curve = {plan.step_levels[0]: plan.quality.value for plan in alike if len(set(plan.step_levels)) == 1}
+        return curve if len(curve) > 1 else None
 
 
 class GuidanceLike(Protocol):
@@ -282,12 +301,14 @@ def _kind(guidance: GuidanceLike) -> tuple[object, ...]:
     return guidance.method, guidance.scale, weak_level, tuple(guidance.interval)
 
 
-def _measured(plan: PlanQuality, full_level: int) -> MeasuredPlan:
+def _measured(plan: PlanQuality, curve: dict[int, float] | None, full_level: int) -> MeasuredPlan:
+    is_of_one_level = len(set(plan.step_levels)) == 1
     return MeasuredPlan(
         name=plan.name,
         weak_caps=weak_caps(plan.guidance, plan.steps, plan.time_shift, full_level),
         ceilings=plan.step_levels,
         quality=plan.quality.value,
+        levels=curve if is_of_one_level else None,
         min_level=plan.guidance.weak_level + 1 if plan.guidance.method == "ag" else 1,
     )
 

@@ -95,16 +95,31 @@ def test_a_missing_or_huge_file_is_named(tmp_path: Path) -> None:
         read_quality(file)
 
 
-def test_quality_is_read_off_the_nearest_plan_that_is_sampled_alike(make_quality: Make) -> None:
-    """From level 4 to 2 the default plan keeps 0.7 of 0.8."""
+def test_quality_is_read_off_plans_that_are_sampled_alike(make_quality: Make) -> None:
+    """From level 4 to 2 the default plan keeps 0.7 of 0.8; with two steps levels 1 and 4 are measured themselves."""
     quality = parsed(make_quality())
     ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
-    assert quality.of(ccfg, 8, 1.0, 4) == pytest.approx(0.9)
-    assert quality.of(ccfg, 8, 1.0, 2) == pytest.approx(0.9 * 0.7 / 0.8)
-    assert quality.of(ccfg, 2, 1.0, 1) == pytest.approx(0.3)
-    assert quality.of(ccfg, 4, 1.0, 2.5) == pytest.approx(0.7)
-    assert quality.of(Guidance(), 6, 1.0, 4) == pytest.approx(0.5)
-    assert quality.of(Guidance(), 7, 1.0, 4) is None
+    assert quality.of(ccfg, 1.0, (4,) * 8) == pytest.approx(0.9)
+    assert quality.of(ccfg, 1.0, (2,) * 8) == pytest.approx(0.9 * 0.7 / 0.8)
+    assert quality.of(ccfg, 1.0, (1, 1)) == pytest.approx(0.3)
+    assert quality.of(ccfg, 1.0, (2, 2)) == pytest.approx(0.35)
+    assert quality.of(Guidance(), 1.0, (4,) * 6) == pytest.approx(0.5)
+    assert quality.of(Guidance(), 1.0, (4,) * 7) is None
+
+
+def test_a_schedule_has_its_own_quality_and_any_other_the_mean_of_its_steps(make_quality: Make) -> None:
+    quality = parsed(make_quality())
+    ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
+    assert quality.of(ccfg, 1.0, (1, 1, 4, 4)) == pytest.approx(0.7)
+    assert quality.of(ccfg, 1.0, (4, 1)) == pytest.approx((0.45 + 0.3) / 2)
+
+
+def test_a_served_plan_is_worth_at_other_levels_what_was_measured_there(make_quality: Make) -> None:
+    plans = {plan.name: plan for plan in parsed(make_quality()).table.plans}
+    table = parsed(make_quality()).table
+    assert table.of_plan(plans["two low steps"], 4) == pytest.approx(0.45)
+    assert table.of_plan(plans["two low steps"], 2.5) == pytest.approx(0.375)
+    assert table.of_plan(plans["long"], 2) == pytest.approx(0.9 * 0.7 / 0.8)  # nothing else has eight steps
 
 
 def test_a_long_front_is_thinned_evenly_over_cost(make_quality: Make) -> None:

@@ -79,7 +79,7 @@ def alternatives(
     if open_plans is None:
         for level in levels:
             plan = job.plan((level,) * job.num_steps)
-            known = None if quality is None else quality.of(job.guidance, job.num_steps, job.time_shift, level)
+            known = None if quality is None else quality.of(job.guidance, job.time_shift, plan.levels)
             duration = Duration.of(plan.levels, job.weak_caps, cost)
             found.append(_alternative(plan, duration, known, foresight, cost))
     else:

@@ -89,6 +89,7 @@ class Worker:
         self._is_ready = threading.Event()
         self._stopping = False
         self._ended: Future[None] = Future()
+        self._has_died = False
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
         self._encoders = Encoders(pipeline, on_file=self._delivered, on_failure=self._fail)
         self._launcher = Launcher(executor, self._encoders, on_failure=self._fail, on_small_memory=self._limit_batch)
@@ -100,8 +101,13 @@ class Worker:
 
     @property
     def ended(self) -> Future[None]:
-        """Done once the loop has ended and everybody was told; it has the exception of which the loop died, if any."""
+        """Done once the loop has ended, for whatever reason, and everybody was told."""
         return self._ended
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the loop ended by an error. So it says when jobs that were not done fail with `EngineStopped`."""
+        return self._has_died
 
     @property
     def is_ready(self) -> bool:
@@ -219,20 +225,17 @@ class Worker:
     # The worker's thread
 
     def _run(self) -> None:
-        death: BaseException | None = None
         try:
             warm_up(self._executor, self._pipeline, next(self._request_ids))
             self._is_ready.set()
             while not self._stopping:
                 self._turn()
-        except BaseException as error:
+        except BaseException:
+            self._has_died = True
             logger.critical("the worker died", exc_info=True)
-            death = error
-        self._close()
-        if death is None:
+        finally:
+            self._close()
             self._ended.set_result(None)
-        else:
-            self._ended.set_exception(death)
 
     def _turn(self) -> None:
         """One step launched, if there is anything to run, and one finished."""

@@ -20,11 +20,13 @@ from torch import Tensor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor, photograph_features
+from elit_serve.evaluation.nearest import nearest
 from elit_serve.evaluation.precision_recall import NEIGHBOURS
 from elit_serve.pictures import Photograph
 
 MIN_PHOTOGRAPHS = 2 * (NEIGHBOURS + 1)  # so that each half has as many as precision and recall need
 SPLIT = 10  # without held-out photographs, every tenth of a class is held out
+SAME = 1e-6  # of the length of features: a distance that rounding alone may leave
 MAX_ROUNDING = 1e-3  # of the features' size; float16 is kept where it loses less
 
 
@@ -139,6 +141,7 @@ def make_reference(
         )
         for field, chosen in sets.items()
     }
+    _check_unseen(found["held_out"].features, found["reference"].features)
     logits = found["held_out"].logits
     return Reference(
         metric=extractor.metric,
@@ -153,6 +156,13 @@ def make_reference(
         held_out_source=source,
         photographs=tuple(photographs),
     )
+
+
+def _check_unseen(held_out: Tensor, features: Tensor) -> None:
+    """Against photographs that most held-out ones are among, there is no floor."""
+    distance = nearest(held_out, features).median_distance
+    if distance <= SAME * float(held_out.double().norm(dim=1).mean()):
+        raise InvalidInput("held_out", f"{len(held_out)} photographs", "others than the reference's, as most are not")
 
 
 def check_photographs(pipeline: Pipeline, photographs: Sequence[Photograph], field: str) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
 """How far the scheduler's idea of quality is from that of pictures as they were served.
 
-The scheduler reads the quality of a picture whose level changed in flight off at its mean level. Here the levels that
-were executed under load, one per step, as `elit-serve bench --records` writes them, make new pictures: of the classes
-and as many as the reference asks for, so that their distance can be compared. The very same classes and seeds at full
-level show what the load took from each picture.
+The quality of a picture whose level changed in flight is put together from that of pictures of single levels. Here the
+levels that were executed under load, one per step, as `elit-serve bench --records` writes them, make new pictures: of
+the classes and as many as the reference asks for, so that their distance can be compared. The very same classes and
+seeds at full level show what the load took from each picture.
 
 Letters: n pictures, H x W, F features.
 """
@@ -38,7 +38,7 @@ from elit_serve.scheduler.requests import Launch
 class ServedError:
     """num_served: pictures in the records; num_plans: different ways in which they were made.
 
-    interpolated: mean quality, each read off at the mean level. measured: floor / distance of the pictures made again.
+    interpolated: mean quality, as answers tell it. measured: floor / distance of the pictures made again.
     error: interpolated less measured; its half width is that of `measured`.
     psnr_db: mean, of each picture against the same seed at full level.
     feature_distance: between these two, over that between pictures of different seeds; 0 is the same, 1 unrelated.
@@ -172,7 +172,7 @@ def _check_comparable(pipeline: Pipeline, reference: Reference) -> None:
 
 def _interpolated(pipeline: Pipeline, plan: Plan) -> float:
     assert pipeline.quality is not None
-    quality = pipeline.quality.of(plan.guidance, plan.num_steps, plan.time_shift, plan.mean_level)
+    quality = pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
     if quality is None:
         given = f"{plan.num_steps} steps, {asdict(plan.guidance)}"
         raise InvalidInput("records", given, "steps and guidance that are measured in the model's quality.json")

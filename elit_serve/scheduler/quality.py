@@ -21,6 +21,7 @@ class MeasuredPlan:
     weak_caps: one entry per step, as in `Demand`; steps outside the guidance interval are unguided.
     ceilings: the highest level of each step, as in `Demand`: equal ones, or rising for a low-early/high-late schedule.
     quality: when every step runs at its ceiling.
+    levels: level -> quality when every step runs there, where that was measured of a plan of one level.
     min_level: the lowest level at which its steps may run: autoguidance stays above its weak level.
     """
 
@@ -28,6 +29,7 @@ class MeasuredPlan:
     weak_caps: tuple[int | None, ...]
     ceilings: tuple[int, ...]
     quality: float
+    levels: Mapping[int, float] | None = None
     min_level: int = 1
 
     def __post_init__(self) -> None:
@@ -77,6 +79,8 @@ class QualityTable(Shared):
 
     def of_plan(self, plan: MeasuredPlan, mean_level: float) -> float:
         """Of a picture that was made by this plan, its steps at this level on average."""
+        if plan.levels is not None:
+            return between(plan.levels, mean_level)
         return self.moved(plan.quality, fmean(plan.ceilings), mean_level)
 
     def slope(self, level: float) -> float:
@@ -93,6 +97,20 @@ class QualityTable(Shared):
     def _slopes(self) -> list[float]:
         pairs = pairwise(self._grid)
         return [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairs]
+
+
+def between(levels: Mapping[int, float], level: float) -> float:
+    """Linear between the levels, the nearest end's value outside of them.
+
+    >>> between({1: 0.2, 4: 0.8}, 2.5), between({1: 0.2, 4: 0.8}, 16)
+    (0.5, 0.8)
+    """
+    grid = sorted(levels)
+    if level <= grid[0] or level >= grid[-1]:
+        return levels[grid[0] if level <= grid[0] else grid[-1]]
+    high = bisect_left(grid, level)
+    share = (level - grid[high - 1]) / (grid[high] - grid[high - 1])
+    return (1 - share) * levels[grid[high - 1]] + share * levels[grid[high]]
 
 
 def logarithmic(levels: Sequence[int], *, lowest: float) -> dict[int, float]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import APIRoute
@@ -30,7 +30,7 @@ from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import error_answers, middlewares, openapi_document, problems
 from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.auth import owner_of
-from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_at, usable_levels
+from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_of, usable_levels
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.routes import router as jobs_router
 from elit_serve.server.keys import read_keyring
@@ -57,6 +57,9 @@ from elit_serve.server.schemas import (
 from elit_serve.server.service import Service, answer_to, take
 from elit_serve.server.settings import Settings
 from elit_serve.server.shares import FairShares
+
+if TYPE_CHECKING:
+    from elit_serve.server.tracing import Tracing
 
 DESCRIPTION = """One checkpoint, every latency: say what a picture may cost (`budget`), or when it must be there
 (`latency_ms`), and the model runs on as many of its latent tokens as that and the other requests allow."""
@@ -92,11 +95,14 @@ def create_app(
     arrival_log = None
     if settings.arrival_log is not None:
         arrival_log = ArrivalLog(Path(settings.arrival_log), max_bytes=settings.arrival_log_bytes, clock=clock)
+    tracing = open_tracing(settings, clock, pipeline.config.spec.latents_per_group)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if arrival_log is not None:
             arrival_log.start()
+        if tracing is not None:
+            tracing.start()
         worker.start()
         try:
             await run_in_threadpool(worker.wait_until_ready)
@@ -111,6 +117,8 @@ def create_app(
             await run_in_threadpool(jobs.close)
             if arrival_log is not None:
                 await run_in_threadpool(arrival_log.stop)
+            if tracing is not None:
+                await run_in_threadpool(tracing.stop)
 
     app: FastAPI = FastAPIOffline(
         title="elit-serve",
@@ -129,6 +137,7 @@ def create_app(
         metrics=metrics,
         shares=None if keyring is None else FairShares(keyring.shares, places=settings.max_queue),
         arrival_log=arrival_log,
+        tracing=tracing,
         clock=clock,
     )
     jobs = app.state.jobs = JobDesk(app.state.service)
@@ -137,8 +146,17 @@ def create_app(
         app.include_router(routes)
     error_answers.install(app, all_routes)
     openapi_document.complete(app, has_keys=keyring is not None)
-    middlewares.add_all(app, settings, metrics=metrics, routes=paths, keyring=keyring, clock=clock)
+    middlewares.add_all(app, settings, metrics=metrics, routes=paths, keyring=keyring, tracing=tracing, clock=clock)
     return app
+
+
+def open_tracing(settings: Settings, clock: Clock, latents_per_group: int) -> Tracing | None:
+    """None unless it is asked for. Raises `MissingPackage` where the extra that it needs is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    from elit_serve.server.tracing import Tracing
+
+    return Tracing(settings.otlp_endpoint, clock=clock, latents_per_group=latents_per_group)
 
 
 def open_scheduler(settings: Settings, cost: CostTable, quality: Quality | None) -> RequestScheduler:
@@ -224,7 +242,7 @@ def models(request: Request) -> ModelList:
             level=level,
             budget=budget_of_level(level, config.spec.latents_per_group),
             latency_ms=costs_ms.get(level),
-            quality=quality_at(service.pipeline, plan, level),
+            quality=quality_of(service.pipeline, plan.at_level(level)),
         )
         for level in config.levels
     ]

@@ -30,7 +30,8 @@ def is_openai(path: str) -> bool:
 
 
 def error_answer(fault: Fault, scope: Scope) -> Response:
-    """OpenAI's shape on OpenAI's routes; RFC 9457 elsewhere."""
+    """OpenAI's shape on OpenAI's routes; RFC 9457 elsewhere. The fault goes into the request's state."""
+    scope["state"]["fault"] = fault
     return openai_error(fault) if is_openai(scope["path"]) else problem(fault, scope["state"]["request_id"])
 
 

@@ -61,6 +61,7 @@ class EventStream(StreamingResponse):
         taken.future.add_done_callback(lambda _: previews.put(None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["taken"] = self._taken
         try:
             await super().__call__(scope, receive, send)
         finally:

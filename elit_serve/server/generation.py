@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from starlette.responses import Response
@@ -70,7 +69,6 @@ def job_of(
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
         latency_ms = SOFT_SCALE * alone_ms(cost, pinned or (high,) * plan.num_steps, caps, len(seeds))
-    expected_level = fmean(pinned) if pinned else high
     return Job(
         class_id=class_id,
         seeds=seeds,
@@ -86,7 +84,7 @@ def job_of(
         pinned=pinned,
         priority=Priority(request.priority),
         output_format=form.output_format,
-        expected_quality=quality_at(pipeline, plan, expected_level),
+        expected_quality=quality_of(pipeline, replace(plan, levels=pinned or (high,) * plan.num_steps)),
     )
 
 
@@ -97,17 +95,14 @@ def open_plans_of(request: GenerateRequest, plans: OpenPlans | None, settings: S
     return plans.within(settings.max_image_steps // request.n) if plans is not None and is_open else None
 
 
-def quality_at(pipeline: Pipeline, plan: Plan, mean_level: float) -> float | None:
-    """Measured quality of pictures with the plan's steps and guidance whose steps ran at this level on average."""
-    if pipeline.quality is None:
-        return None
-    return pipeline.quality.of(plan.guidance, plan.num_steps, plan.time_shift, mean_level)
+def quality_of(pipeline: Pipeline, plan: Plan) -> float | None:
+    """Measured quality of pictures made by this plan."""
+    return None if pipeline.quality is None else pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
 
 
 def image_quality(image: ImageOutcome, job: Job, pipeline: Pipeline) -> float | None:
     """Measured quality of pictures made as this one was."""
-    plan = job.plan(image.levels)
-    return quality_at(pipeline, plan, plan.mean_level)
+    return quality_of(pipeline, job.plan(image.levels))
 
 
 def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -15,10 +16,21 @@ from elit_serve.server.metrics import Metrics, MetricsMiddleware
 from elit_serve.server.request_context import Failures, RequestContext
 from elit_serve.server.security_headers import SecurityHeaders
 from elit_serve.server.settings import Settings
+from elit_serve.server.traced_requests import TracedRequests
+
+if TYPE_CHECKING:
+    from elit_serve.server.tracing import Tracing
 
 
 def add_all(
-    app: FastAPI, settings: Settings, *, metrics: Metrics, routes: Sequence[str], keyring: Keyring | None, clock: Clock
+    app: FastAPI,
+    settings: Settings,
+    *,
+    metrics: Metrics,
+    routes: Sequence[str],
+    keyring: Keyring | None,
+    tracing: Tracing | None,
+    clock: Clock,
 ) -> None:
     """From the innermost to the outermost: keys are asked for before a body is read, and what every answer must have
     stands before what may refuse."""
@@ -38,4 +50,6 @@ def add_all(
         )
     app.add_middleware(MetricsMiddleware, metrics=metrics, routes=routes, clock=clock)
     app.add_middleware(SecurityHeaders)
+    if tracing is not None:
+        app.add_middleware(TracedRequests, tracing=tracing)
     app.add_middleware(RequestContext, clock=clock)

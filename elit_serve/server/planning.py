@@ -12,7 +12,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, Infeasible, Overloaded
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.rehearsal import Rehearsal
-from elit_serve.server.generation import guidance_used, quality_at, rounded, usable_levels, whole
+from elit_serve.server.generation import guidance_used, quality_of, rounded, usable_levels, whole
 from elit_serve.server.schemas import GenerateRequest, PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
 
 
@@ -56,9 +56,16 @@ def _course(request: GenerateRequest, job: Job, course: Rehearsal, pipeline: Pip
         queue_ms=round(1000 * (course.started_s - job.arrived_s), 3),
         latency_ms=round(latency_ms, 3),
         deadline_met=None if request.latency_ms is None else latency_ms <= request.latency_ms,
-        quality=rounded(quality_at(pipeline, job.plan(course.levels[0]), mean_level)),
+        quality=rounded(_quality(job, course, pipeline)),
         expected_quality=rounded(job.expected_quality),
     )
+
+
+def _quality(job: Job, course: Rehearsal, pipeline: Pipeline) -> float | None:
+    """The mean of its pictures."""
+    qualities = [quality_of(pipeline, job.plan(levels)) for levels in course.levels]
+    known = [quality for quality in qualities if quality is not None]
+    return fmean(known) if known else None
 
 
 def _refusal(error: ElitError) -> PlanRefusal:

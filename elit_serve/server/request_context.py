@@ -22,7 +22,8 @@ SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 class RequestContext:
     """Gives every request an id: its `X-Request-Id` if that is sane, else a new one. The answer has it, the state has
-    it as `request_id`, beside `key_name`, None unless keys are set. Logs method, path, status and time, nothing else.
+    it as `request_id`, beside `key_name`, None unless keys are set; `taken`, `job_id` and `fault` come as they become
+    known. Logs method, path, status and time, nothing else.
     """
 
     def __init__(self, app: ASGIApp, *, clock: Clock) -> None:

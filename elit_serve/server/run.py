@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -88,6 +89,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     logs.configure(settings)
     read_keyring(settings)  # what is wrong with it is found out here too
+    if settings.otlp_endpoint is not None:
+        import_module("elit_serve.server.tracing")  # and whether what it needs is installed
     sys.setswitchinterval(SWITCH_SECONDS)
     raise_descriptor_limit()
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
@@ -104,8 +107,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             worker.drain(settings.drain_seconds)
             jobs.stop()
 
-        def leave_if_dead(ended: Future[None]) -> None:
-            if ended.exception() is not None:
+        def leave_if_dead(_: Future[None]) -> None:
+            if worker.has_died:
                 jobs.stop()
                 server.leave()
 
@@ -119,7 +122,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         server.run(sockets=[listener])
         if not server.started:
             raise EngineStopped("the server did not start")
-        if worker.ended.exception() is not None:
+        if worker.has_died:
             raise EngineStopped("the engine died, see the log; a supervisor should start this server again")
 
 

@@ -119,7 +119,9 @@ class ImageFacts(BaseModel):
     level: int | float
     budget: float
     levels: list[int]
-    quality: float | None = Field(description="Measured, read off at the mean level; null without measurements.")
+    quality: float | None = Field(
+        description="Measured, the mean over the steps of what their levels are worth; null without measurements."
+    )
     queue_ms: float = Field(description="From arrival to the first step.")
     compute_ms: float = Field(description="From the first step to the end of the last, waits between them included.")
     encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
@@ -170,7 +172,9 @@ class PlanCourse(BaseModel):
     queue_ms: float = Field(description="From arrival to the first step of the first picture.")
     latency_ms: float = Field(description="From arrival to the answer, as predicted.")
     deadline_met: bool | None = Field(description="Whether that is within the target; null without a target.")
-    quality: float | None = Field(description="Measured, read off at the mean level; null without measurements.")
+    quality: float | None = Field(
+        description="Measured, the mean over the steps of what their levels are worth; null without measurements."
+    )
     expected_quality: float | None = Field(description="Of the plan as it would be promised, as in an answer.")
 
 

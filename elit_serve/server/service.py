@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
@@ -26,6 +26,9 @@ from elit_serve.server.schemas import GenerateRequest, GenerateResponse
 from elit_serve.server.settings import Settings
 from elit_serve.server.shares import FairShares
 
+if TYPE_CHECKING:
+    from elit_serve.server.tracing import Tracing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
@@ -44,6 +47,7 @@ class Service:
     metrics: Metrics
     shares: FairShares | None
     arrival_log: ArrivalLog | None
+    tracing: Tracing | None
     clock: Clock
     admission: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
@@ -150,6 +154,7 @@ def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateRespon
 
 async def answer_to(request: Request, service: Service, taken: Taken) -> GenerateResponse | None:
     """The answer once it is there; None, with the work given up, when the caller has left."""
+    request.state.taken = taken
     try:
         outcome = await _unless_disconnected(request, taken.future)
     except ElitError as error:

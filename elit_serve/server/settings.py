@@ -28,10 +28,17 @@ def _origin(text: str) -> str:
     return text
 
 
+def _endpoint(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", text):
+        raise ValueError("an endpoint is a URL as http://localhost:4318")
+    return text
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FilePath = Annotated[str, Field(min_length=1)]
 ApiKeys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_key)], ...], BeforeValidator(_parts)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
 Hosts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_parts)]
 
@@ -135,6 +142,10 @@ class Settings(BaseModel):
     )
     arrival_log_bytes: int = Field(
         default=64 << 20, ge=4096, description="How large that file and its predecessor (.1) may be together."
+    )
+    otlp_endpoint: Endpoint | None = Field(
+        default=None,
+        description="A collector of OpenTelemetry traces, as http://localhost:4318; needs elit-serve[otel].",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="warning", description="Least severity that is logged; info has a line for every request."

@@ -56,12 +56,13 @@ def test_the_wheel_finds_all_that_its_description_names(root: Path, stages: dict
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_an_image_has_the_torch_that_the_package_needs_and_no_sources(
+def test_an_image_has_the_torch_and_the_database_driver_that_the_package_needs_and_no_sources(
     root: Path, stages: dict[str, str], target: str
 ) -> None:
     dependencies = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     (torch,) = (dependency for dependency in dependencies if dependency.startswith("torch"))
     assert f"'{torch}'" in stages[target]
+    assert '*.whl)[postgres]"' in stages[target]  # jobs may be kept in PostgreSQL
     assert "COPY" not in stages["base"] + stages[target]
 
 

@@ -88,6 +88,14 @@ def test_without_held_out_photographs_every_tenth_of_a_class_is_held_out(trainin
     assert {photograph.label for photograph in split(photographs[:25])[1]} == {"daisy", "rose"}
 
 
+def test_held_out_photographs_that_are_the_reference_s_own_are_refused(
+    pipeline: Pipeline, extractor: TorchScriptFeatures, training: Path
+) -> None:
+    photographs = list_photographs(training)
+    with pytest.raises(InvalidInput, match="held_out"):
+        make_reference(pipeline, extractor, photographs, split(photographs)[1])
+
+
 def test_a_reference_of_something_else_is_refused(
     reference: Reference, pipeline: Pipeline, extractor: TorchScriptFeatures, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLA
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from elit_serve.errors import ElitError, InvalidInput, MissingPackage, StorageFull, StoreUnavailable
+from elit_serve.server.jobs.claim import Claim, is_taken
 
 PATIENCE_S = 2  # with a lock, a connection, a statement
 POSTGRES = "postgresql+psycopg"
@@ -32,6 +33,7 @@ jobs = sql.Table(
     sql.Column("num_images", sql.Integer, nullable=False),
     sql.Column("created_s", sql.Double, nullable=False),
     sql.Column("due_s", sql.Double),
+    sql.Column("attempts", sql.Integer, nullable=False),
     sql.Column("started_s", sql.Double),
     sql.Column("ended_s", sql.Double),
     sql.Column("result", sql.Text),
@@ -49,28 +51,52 @@ jobs = sql.Table(
 
 
 class Database:
-    """Transactions whose errors are ours: `StorageFull` and `StoreUnavailable`."""
+    """Transactions whose errors are ours: `StorageFull` and `StoreUnavailable`. claim: None if it needs none."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, claim: Claim | None) -> None:
         self._engine = engine
+        self._claim = claim
 
     @classmethod
     def open(cls, url: str | None, folder: Path) -> Database:
-        """With its tables. url: None is SQLite in the folder. Raises `InvalidInput` if it cannot be used."""
+        """With its tables. url: None is SQLite in the folder. Raises `InvalidInput` if it cannot be used, or another
+        server uses it."""
         parsed = _parsed(url) if url is not None else URL.create("sqlite", database=str(folder / "jobs.sqlite3"))
         try:
-            engine = _engine(parsed)
-            metadata.create_all(engine)
+            database = cls(_engine(parsed), Claim(parsed) if parsed.drivername == POSTGRES else None)
+            with ExitStack() as opened:
+                opened.callback(database.close)
+                database._prepare()
+                opened.pop_all()
         except ImportError:
             raise MissingPackage("psycopg", "postgres") from None
         except SQLAlchemyError as error:
             why = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+            needed = "of its own; another server uses this one" if is_taken(error) else f"that can be used ({why})"
             shown = parsed.render_as_string(hide_password=True)
-            raise InvalidInput("database", shown, f"a database that can be used ({why})") from None
-        return cls(engine)
+            raise InvalidInput("database", shown, f"a database {needed}") from None
+        return database
+
+    def _prepare(self) -> None:
+        if self._claim is not None:
+            self._claim.hold()
+        metadata.create_all(self._engine)
+
+    def stay_owner(self) -> None:
+        """To be called every now and then, by one thread: no transaction begins while the database may be another
+        server's, as after its restart. Raises `StoreUnavailable` then."""
+        try:
+            if self._claim is not None:
+                self._claim.hold()
+        except (OperationalError, InterfaceError) as error:
+            if is_taken(error):
+                raise StoreUnavailable("the jobs' database belongs to another server now") from error
+            raise _trouble(error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
+        if self._claim is not None and not self._claim.is_held:
+            raise StoreUnavailable("the jobs' database is not known to be this server's at present")
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -79,6 +105,8 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+        if self._claim is not None:
+            self._claim.close()
 
 
 def _parsed(url: str) -> URL:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -162,7 +163,7 @@ class JobDesk:
         """Stored first, so that a promise is never given that nobody knows of after a crash."""
         handover = self._runner.handover
         with handover.reserved(job.id):
-            self._store.add(job)
+            self._store.add(replace(job, attempts=1))
             try:
                 taken = handover.take(job, is_new=True)
             except ElitError:

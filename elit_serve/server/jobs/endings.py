@@ -27,6 +27,13 @@ class Settled:
     taken: Taken
 
 
+@dataclass(frozen=True)
+class Interrupted:
+    """The engine has ended before it."""
+
+    job_id: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ending:
     """An end that is to be stored. result, error: see `StoredJob`. files: its pictures, in a format of this suffix."""
@@ -39,16 +46,18 @@ class Ending:
     suffix: str = ""
 
 
-def ending_of(settled: Settled, service: Service) -> Ending | None:
-    """Counts it, too. None if it was cancelled, which is stored, or did not end, because the server does."""
+def ending_of(settled: Settled, service: Service) -> Ending | Interrupted | None:
+    """Counts and traces it, too. None if it was cancelled, which is stored."""
     taken = settled.taken
+    if service.tracing is not None:
+        service.tracing.job_ended(settled.job_id, taken)
     if taken.future.cancelled():
         service.metrics.generations.labels("cancelled").inc()
         return None
     try:
         facts = facts_of(service, taken, taken.future.result())
     except EngineStopped:
-        return None
+        return Interrupted(settled.job_id)
     except ElitError as error:
         service.metrics.ended(error)
         return failure(settled.job_id, error)

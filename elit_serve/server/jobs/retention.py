@@ -45,10 +45,13 @@ class Retention:
         self._store.delete_ended(now_s - RECORD_SCALE * self._seconds)
 
     def _remove_oldest(self, *, limit: int, ended_before_s: float | None = None) -> bool:
-        """Files first: removing them gives a full disk the room that the database needs to note it."""
+        """Noted first, so that nobody misses files that are said to be kept. A full disk may have no room for the
+        note; the files go all the same, which makes room for the next attempt."""
         oldest = self._store.kept_results(ended_before_s=ended_before_s, limit=limit)
         for job_id, num_bytes in oldest.items():
-            self._results.remove(job_id)
-            self._store.forget_results(job_id)
+            try:
+                self._store.forget_results(job_id)
+            finally:
+                self._results.remove(job_id)
             self.stored_bytes -= num_bytes
         return bool(oldest)

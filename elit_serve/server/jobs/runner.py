@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
 
 from elit_serve.errors import (
     DeadlineExceeded,
@@ -24,7 +23,7 @@ from elit_serve.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from elit_serve.server.jobs.endings import Ending, Settled, Started, ending_of, failure
+from elit_serve.server.jobs.endings import Ending, Interrupted, Settled, Started, ending_of, failure
 from elit_serve.server.jobs.events import JobEvents
 from elit_serve.server.jobs.handover import Handover
 from elit_serve.server.jobs.metrics import JobMetrics
@@ -37,9 +36,8 @@ from elit_serve.server.service import Service
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 1.0  # between looks at the database when nothing happens, and after trouble
+MAX_ATTEMPTS = 3  # to make a job at which the server ended each time
 CROWD = 2  # batches of the pictures of jobs that waited: one runs, one is ready to follow
-
-Report = TypeVar("Report", Started, Ending)
 
 
 class Runner:
@@ -65,7 +63,7 @@ class Runner:
         self._on_end = on_end
         self._room = CROWD * min(service.settings.max_batch or service.cost.max_batch, service.cost.max_batch)
         self.handover = Handover(service, events, self._report)
-        self._reports: deque[Started | Settled | Ending] = deque()
+        self._reports: deque[Started | Settled | Interrupted | Ending] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
         self._trouble: str | None = None
@@ -111,6 +109,7 @@ class Runner:
 
     def _turn(self) -> None:
         try:
+            self._store.stay_owner()
             self._write_reports()
             self._retention.shrink()
             self._take_waiting()
@@ -126,18 +125,20 @@ class Runner:
     def _write_reports(self) -> None:
         while self._reports:
             report = self._reports.popleft()
-            if isinstance(report, Started):
-                self._write(report, self._write_start)
+            told = ending_of(report, self._service) if isinstance(report, Settled) else report
+            if told is None:
+                self.handover.forget(report.job_id)
             else:
-                ending = ending_of(report, self._service) if isinstance(report, Settled) else report
-                if ending is None:
-                    self.handover.forget(report.job_id)
-                else:
-                    self._write(ending, self._write_end)
+                self._write(told)
 
-    def _write(self, report: Report, how: Callable[[Report], None]) -> None:
+    def _write(self, report: Started | Interrupted | Ending) -> None:
         try:
-            how(report)
+            if isinstance(report, Started):
+                self._write_start(report)
+            elif isinstance(report, Interrupted):
+                self._write_interruption(report)
+            else:
+                self._write_end(report)
         except (StorageFull, StoreUnavailable):
             self._reports.appendleft(report)
             raise
@@ -146,6 +147,11 @@ class Runner:
         job_id = report.job_id
         if not (self._store.start(job_id) or self._store.is_in(job_id, JobState.RUNNING)):  # if an answer was lost
             self.handover.cancel(job_id)  # it was cancelled on its way here
+
+    def _write_interruption(self, report: Interrupted) -> None:
+        if not self._service.worker.has_died:
+            self._store.give_back(report.job_id)
+        self.handover.forget(report.job_id)
 
     def _write_end(self, ending: Ending) -> None:
         job_id, state = ending.job_id, ending.state
@@ -168,7 +174,8 @@ class Runner:
             job = self._store.next_waiting(besides=[*self.handover.ids(), *passed_over], load=load)
             if job is None:
                 return
-            has_room = not load or load.total() + job.num_images <= self._room
+            # What a server has ended at is made alone: if another ends at it, no other job is blamed.
+            has_room = not load or (job.attempts == 0 and load.total() + job.num_images <= self._room)
             if (has_room or job.due_s is not None) and self._take(job):
                 continue
             if job.due_s is None:
@@ -177,9 +184,16 @@ class Runner:
 
     def _take(self, job: StoredJob) -> bool:
         """False if it has to wait. What was promised and cannot be kept any more, after a restart, expires."""
+        if job.attempts >= MAX_ATTEMPTS:
+            error = GenerationFailed(f"the server ended {job.attempts} times while it was made")
+            self._write_end(failure(job.id, error))
+            return True
+        if not self._store.begin(job.id):
+            return True  # it was cancelled
         try:
             self.handover.follow(job, self.handover.take(job))
         except (Overloaded, EngineStopped):
+            self._store.give_back(job.id)
             return False
         except Infeasible:
             latency_ms = 1000 * ((job.due_s or job.created_s) - job.created_s)

@@ -33,6 +33,7 @@ class StoredJob:
     fingerprint: of what was sent, to tell a repeated request from another with the same `idempotency_key`.
     request: a `JobRequest` in JSON, with the seed that was drawn if it had none.
     due_s: when it was promised; None was not.
+    attempts: how often the engine got it, but for those times when it was given back in good order.
     result: a `JobResult` in JSON, of a job that is done; error: a `Problem`, of one that failed or expired.
     result_bytes: of its pictures on disk; 0 before there are any, and when they have been removed.
     webhook_due_s: when its end is to be told next; None is never. webhook_attempts: how often that was tried.
@@ -47,6 +48,7 @@ class StoredJob:
     num_images: int
     created_s: float
     due_s: float | None = None
+    attempts: int = 0
     started_s: float | None = None
     ended_s: float | None = None
     result: str | None = None

@@ -21,6 +21,10 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def stay_owner(self) -> None:
+        """See `Database`."""
+        self._database.stay_owner()
+
     # What callers ask for
 
     def add(self, job: StoredJob) -> None:
@@ -52,6 +56,16 @@ class JobStore:
 
     # Transitions
 
+    def begin(self, job_id: str) -> bool:
+        """The engine is about to get it, which is counted even if that is the end of the server. False if it does not
+        wait any more."""
+        return self._change(job_id, (JobState.QUEUED,), attempts=jobs.c.attempts + 1)
+
+    def give_back(self, job_id: str) -> None:
+        """The engine did not make it, through no fault of the job's."""
+        waits = {"state": JobState.QUEUED, "started_s": None, "attempts": jobs.c.attempts - 1}
+        self._change(job_id, UNFINISHED, **waits)
+
     def start(self, job_id: str) -> bool:
         """Its first step has run. False if it is not queued any more."""
         return self._change(job_id, (JobState.QUEUED,), state=JobState.RUNNING, started_s=time.time())
@@ -67,11 +81,10 @@ class JobStore:
         found = self._select(jobs.c.id == job_id, limit=1)
         return bool(found) and found[0].state is state
 
-    def put_back(self, job_id: str | None = None) -> None:
-        """A job that was begun is to be made from the start; None: all of them."""
-        which = () if job_id is None else (jobs.c.id == job_id,)
-        again = sql.update(jobs).where(jobs.c.state == JobState.RUNNING, *which)
-        self._execute(again.values(state=JobState.QUEUED, started_s=None))
+    def put_back(self) -> None:
+        """What an earlier server had begun is to be made from the start."""
+        begun = sql.update(jobs).where(jobs.c.state == JobState.RUNNING)
+        self._execute(begun.values(state=JobState.QUEUED, started_s=None))
 
     # What waits
 

@@ -205,9 +205,10 @@ def test_pictures_go_when_they_are_old_and_jobs_later(start_server: Any, jobs_of
     server = start_server(settings=Settings(response_ms=0, results_seconds=0.4))
     jobs = jobs_of(server)
     job = jobs.ended(jobs.accepted())
-    eventually(lambda: jobs.get(job)["files"] == "gone")
-    assert jobs.picture(job).status_code == 410
-    assert jobs.get(job)["state"] == "done"
+    eventually(lambda: jobs.picture(job).status_code == 410)
+    gone = jobs.get(job)
+    assert gone["files"] == "gone"
+    assert gone["state"] == "done"
     eventually(lambda: server.client.get(f"/v1/jobs/{job['id']}").status_code == 404)
 
 

@@ -16,6 +16,7 @@ import torch
 from elit_serve.engine.executor import Executor, RunningStep
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler.requests import Launch
+from elit_serve.server.jobs.claim import LOCK
 from elit_serve.server.jobs.results import SPARE_BYTES, Results
 from elit_serve.server.settings import Settings
 
@@ -143,8 +144,30 @@ def test_a_database_that_is_gone_comes_back(
         assert server.generate({"label": "rose"}).status_code == 200
         eventually(lambda: server.metric("elit_jobs_stuck") == 1)
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        assert {jobs.ended(job)["state"] for job in accepted} == {"done"}
         eventually(lambda: server.metric("elit_jobs_stuck") == 0)
+        assert {jobs.ended(job)["state"] for job in accepted} == {"done"}
+        with pytest.raises(InvalidInput, match="another server"):  # it is the first one's again
+            start_server(settings=settings.model_copy(update={"results": str(tmp_path / "of another")}))
+
+
+def test_two_servers_do_not_share_a_database(
+    start_server: Any, jobs_of: Any, eventually: Any, postgres_url: str, tmp_path: Path
+) -> None:
+    """Whoever has its lock may use it, also if the other had it before a restart of the database."""
+    first, second = (Settings(results=str(tmp_path / name), database=postgres_url) for name in ("first", "second"))
+    server = start_server(settings=first)
+    jobs = jobs_of(server)
+    with pytest.raises(InvalidInput, match=r"database: .*; a database of its own; another server uses this one$"):
+        start_server(settings=second)
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        other.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+        eventually(lambda: server.metric("elit_jobs_stuck") == 1)
+        refusal = jobs.post()
+        assert refusal.status_code == 503
+        assert refusal.json()["type"] == "urn:elit-serve:store-unavailable"
+    eventually(lambda: server.metric("elit_jobs_stuck") == 0)
+    assert jobs.ended(jobs.accepted())["state"] == "done"
 
 
 class Lost(Executor):
