@@ -16,7 +16,7 @@
     ├── MissingScope          an API key that may not do this (HTTP 403)
     ├── RateLimited           an API key has asked too often; carries when to come back (HTTP 429)
     │   └── ShareExceeded     ... or would crowd out others from the queue
-    ├── EngineStopped         the engine no longer takes work (HTTP 503)
+    ├── EngineStopped         the engine no longer takes work (HTTP 503, exit code 1)
     ├── RequestOutstanding    another request with the same idempotency key has no answer yet (HTTP 409)
     ├── JobNotFound           no such job, or it is somebody else's (HTTP 404)
     ├── JobNotDone            a job has no pictures, because it is not done (HTTP 409)

@@ -143,6 +143,13 @@ def test_commands_reach_the_server(command: str, said: bytes, server: str, works
     assert said in done.stdout
 
 
+def test_the_soak_says_what_holds(server: str, workspace: Path) -> None:
+    (whole,) = (command for command in commands() if command.startswith("elit-serve soak"))
+    shortened = whole.replace("localhost:8000", server).replace("--callers 200 --seconds 60", "--callers 4 --seconds 1")
+    done = run_in(workspace, shortened)
+    assert b"What must hold" in done.stdout, done.stdout + done.stderr
+
+
 def test_commands_work_in_the_order_in_which_they_stand(workspace: Path) -> None:
     ran = [command for command in commands() if command.startswith(("elit-serve", "torchrun"))]
     for command in ran:

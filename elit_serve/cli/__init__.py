@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 import elit_serve
-from elit_serve.cli.benchmarks import bench, simulate
+from elit_serve.cli.benchmarks import bench, simulate, soak
 from elit_serve.cli.evaluation import evaluate
 from elit_serve.cli.generation import generate
 from elit_serve.cli.keys import key
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
 from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import served, sweep
-from elit_serve.errors import ElitError, InvalidInput
+from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.server.setting_sources import read_settings
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Runs the command line; every expected error becomes one line on stderr and exit code 2."""
+    """Runs the command line. Every expected error becomes one line on stderr and exit code 2, or 1 if the engine of a
+    server stopped: trying again helps then, and otherwise not."""
     try:
         app(standalone_mode=True)
     except ElitError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, EngineStopped) else 2)
 
 
 @app.callback(invoke_without_command=True)
@@ -187,7 +188,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (generate, evaluate, sweep, served, bench, simulate, key):
+for command in (generate, evaluate, sweep, served, bench, soak, simulate, key):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""`elit-serve bench` and `elit-serve simulate`."""
+"""`elit-serve bench`, `elit-serve soak` and `elit-serve simulate`."""
 
 from __future__ import annotations
 
@@ -107,6 +107,35 @@ def bench(
     Console().print(summary_table(f"{report.target.model.id} at {url}", report.summary))
     if expected:
         Console().print(comparison_table(report.summary, expected, policy))
+
+
+def soak(
+    url: Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")],
+    callers: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 200,
+    seconds: Annotated[float, typer.Option(min=1, help="Of the mixed load; the whole takes about twice that.")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws what is asked for.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a server for everything at once, and say whether it keeps what it should: exit code 1 if not.
+
+    Promised and best-effort targets, pinned budgets, callers who leave, streams and jobs. Every request must be
+    answered, refused with a reason or given up by its caller, and counted by the server; pictures per second, memory
+    and the event loop must hold out.
+    """
+    from elit_serve.bench.soak import SoakOptions, run_soak
+    from elit_serve.bench.soak_report import soak_tables
+    from elit_serve.clock import MonotonicClock
+
+    options = SoakOptions(url=url, callers=callers, seconds=seconds, seed=seed)
+    report = run_soak(options, clock=MonotonicClock())
+    if as_json:
+        made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
+        typer.echo(json.dumps({**report.as_dict(), **made_by}, indent=2))
+    else:
+        for table in soak_tables(report):
+            Console().print(table)
+    if not all(check.holds for check in report.checks):
+        raise typer.Exit(1)
 
 
 def simulate(

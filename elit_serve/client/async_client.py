@@ -11,7 +11,7 @@ from typing import Self, Unpack
 from elit_serve.client.answers import Generation, Health, Model, ModelList, PartialImage, Plan
 from elit_serve.client.async_jobs import AsyncJobs
 from elit_serve.client.async_transport import AsyncTransport
-from elit_serve.client.calls import HEALTH, MODELS, READINESS, TIMEOUT_S, generate_call, plan_call, stream_call
+from elit_serve.client.calls import HEALTH, METRICS, MODELS, READINESS, TIMEOUT_S, generate_call, plan_call, stream_call
 from elit_serve.client.options import GenerateOptions, PlanOptions, StreamOptions
 from elit_serve.client.replies import cut_off, generation, parsed, streamed
 from elit_serve.client.retries import NO_RETRIES, Retries
@@ -75,6 +75,10 @@ class AsyncClient:
     async def health(self) -> Health:
         """Raises `ServerProblem` when the engine is down."""
         return parsed(Health, await self._transport.send(HEALTH))
+
+    async def metrics(self) -> str:
+        """The text that Prometheus scrapes."""
+        return (await self._transport.send(METRICS)).content.decode()
 
     async def ready(self) -> bool:
         """Whether to send requests: the server has warmed up, and is not being stopped."""

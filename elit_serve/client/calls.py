@@ -41,6 +41,7 @@ class Call:
 MODELS = Call(path="/v1/models")
 HEALTH = Call(path="/health", waits=False)
 READINESS = Call(path="/readiness", waits=False)
+METRICS = Call(path="/metrics")
 
 
 def generate_call(options: GenerateOptions) -> Call:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from elit_serve.client.answers import Generation, Health, Model, ModelList, PartialImage, Plan
-from elit_serve.client.calls import HEALTH, MODELS, READINESS, TIMEOUT_S, generate_call, plan_call, stream_call
+from elit_serve.client.calls import HEALTH, METRICS, MODELS, READINESS, TIMEOUT_S, generate_call, plan_call, stream_call
 from elit_serve.client.options import GenerateOptions, PlanOptions, StreamOptions
 from elit_serve.client.replies import cut_off, generation, parsed, streamed
 from elit_serve.client.retries import NO_RETRIES, Retries
@@ -76,6 +76,10 @@ class Client:
     def health(self) -> Health:
         """Raises `ServerProblem` when the engine is down."""
         return parsed(Health, self._transport.send(HEALTH))
+
+    def metrics(self) -> str:
+        """The text that Prometheus scrapes."""
+        return self._transport.send(METRICS).content.decode()
 
     def ready(self) -> bool:
         """Whether to send requests: the server has warmed up, and is not being stopped."""

@@ -88,6 +88,7 @@ class Worker:
         self._accepts = True
         self._is_ready = threading.Event()
         self._stopping = False
+        self._ended: Future[None] = Future()
         self._has_died = False
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
         self._encoders = Encoders(pipeline, on_file=self._delivered, on_failure=self._fail)
@@ -97,6 +98,11 @@ class Worker:
     def is_alive(self) -> bool:
         """Whether jobs are being run."""
         return self._thread.is_alive() and not self._stopping
+
+    @property
+    def ended(self) -> Future[None]:
+        """Done once the loop has ended, for whatever reason, and everybody was told."""
+        return self._ended
 
     @property
     def has_died(self) -> bool:
@@ -115,15 +121,13 @@ class Worker:
 
     @property
     def num_waiting(self) -> int:
-        """Accepted images of which no step has run."""
-        with self._changed:
-            return self._scheduler.num_waiting
+        """Accepted images of which no step has run. Without the lock, for whoever may not wait for it."""
+        return self._scheduler.num_waiting
 
     @property
     def num_running(self) -> int:
-        """Images between their first and their last step."""
-        with self._changed:
-            return self._scheduler.num_running
+        """Images between their first and their last step; read as the above."""
+        return self._scheduler.num_running
 
     def waiting_by_owner(self) -> Counter[str]:
         """How many accepted images of which no step has run each owner has; those of nobody do not count."""
@@ -231,6 +235,7 @@ class Worker:
             logger.critical("the worker died", exc_info=True)
         finally:
             self._close()
+            self._ended.set_result(None)
 
     def _turn(self) -> None:
         """One step launched, if there is anything to run, and one finished."""

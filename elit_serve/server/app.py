@@ -36,6 +36,7 @@ from elit_serve.server.jobs.routes import router as jobs_router
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.live import LiveFeed, load_of
 from elit_serve.server.live import router as live_router
+from elit_serve.server.loop_lag import loop_lag_measured
 from elit_serve.server.metrics import CLIENT_GONE, Metrics
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai_routes import router as openai_router
@@ -108,7 +109,8 @@ def create_app(
             if not worker.is_alive:
                 raise EngineStopped("the engine died while it warmed up")
             jobs.start()
-            yield
+            async with loop_lag_measured(metrics.loop_lag.observe, clock):
+                yield
         finally:
             await run_in_threadpool(worker.stop)
             await run_in_threadpool(jobs.stop)

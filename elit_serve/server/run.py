@@ -7,7 +7,7 @@ import errno
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 from platformdirs import user_state_path
 
 from elit_serve.clock import MonotonicClock
@@ -27,6 +28,7 @@ from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.measurements import Latency
 from elit_serve.server import logs
 from elit_serve.server.app import create_app, num_slots
+from elit_serve.server.connections import ImpatientProtocol, raise_descriptor_limit
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.settings import Settings
 
@@ -73,6 +75,10 @@ class AnnouncingServer(uvicorn.Server):
 
     async def _exit_after(self, work: Callable[[], None]) -> None:
         await asyncio.to_thread(work)
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends when the answers under way are out; from any thread."""
         self.should_exit = True
 
 
@@ -86,6 +92,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     if settings.otlp_endpoint is not None:
         import_module("elit_serve.server.tracing")  # and whether what it needs is installed
     sys.setswitchinterval(SWITCH_SECONDS)
+    raise_descriptor_limit()
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with bind(settings.host, settings.port) as listener:
@@ -94,29 +101,43 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         url = _url(settings.host, listener.getsockname()[1])
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {url} (docs: {url}/docs)"
-        config = uvicorn.Config(
-            app,
-            log_level=settings.log_level,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            server_header=False,
-        )
         worker, jobs = app.state.service.worker, app.state.jobs
 
         def drain() -> None:
             worker.drain(settings.drain_seconds)
             jobs.stop()
 
+        def leave_if_dead(_: Future[None]) -> None:
+            if worker.has_died:
+                jobs.stop()
+                server.leave()
+
         server = AnnouncingServer(
-            config,
+            http_config(app, settings),
             on_ready=lambda: announce(logs.announcement(settings, line)),
             drain=drain,
             stop=worker.stop,
         )
+        worker.ended.add_done_callback(leave_if_dead)
         server.run(sockets=[listener])
         if not server.started:
             raise EngineStopped("the server did not start")
+        if worker.has_died:
+            raise EngineStopped("the engine died, see the log; a supervisor should start this server again")
+
+
+def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the application is served."""
+    return uvicorn.Config(
+        app,
+        http=ImpatientProtocol,
+        log_level=settings.log_level,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=settings.idle_seconds,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        server_header=False,
+    )
 
 
 def default_results(port: int) -> Path:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
 
 from elit_serve.clock import Clock
 from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun, alone_ms
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """What the routes share. open_plans: for requests that leave it open how they are made; None without measurements,
-    and under the fixed policy. shares: of the keys in the queue; None where no keys are set."""
+    and under the fixed policy. shares: of the keys in the queue; None where no keys are set.
+
+    admission: a thread, one request at a time. Behind a long queue a decision takes milliseconds, in which the event
+    loop would answer nobody; and on many threads they would only take turns with the engine's.
+    """
 
     pipeline: Pipeline
     settings: Settings
@@ -45,6 +49,7 @@ class Service:
     arrival_log: ArrivalLog | None
     tracing: Tracing | None
     clock: Clock
+    admission: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +78,15 @@ async def take(
     on_preview: see `Worker.submit`.
     """
     arrived_s = service.clock.now()
-    job = await run_in_threadpool(  # drawing noise takes a while
-        job_of, body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s
-    )
-    job = replace(job, owner=owner, file_quality=file_quality, num_previews=num_previews)
-    if service.arrival_log is not None:
-        service.arrival_log.record(body, job, service.pipeline.config.spec.latents_per_group)
-    return admit(service, body, form, job, on_preview=on_preview)
+
+    def taken() -> Taken:
+        job = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
+        job = replace(job, owner=owner, file_quality=file_quality, num_previews=num_previews)
+        if service.arrival_log is not None:
+            service.arrival_log.record(body, job, service.pipeline.config.spec.latents_per_group)
+        return admit(service, body, form, job, on_preview=on_preview)
+
+    return await to_thread.run_sync(taken, limiter=service.admission)
 
 
 def admit(
@@ -165,9 +172,12 @@ async def _unless_disconnected(request: Request, future: Future[Outcome]) -> Out
     try:
         either: set[asyncio.Future[Any]] = {waiting, leaving}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
+        if waiting.done():
+            return waiting.result()
+        await to_thread.run_sync(future.cancel)  # gives the job up, for which the engine's lock is needed
+        return None
     finally:
-        waiting.cancel()  # and `future` with it, which gives the job up
+        waiting.cancel()  # and `future` with it, where this task itself is cancelled
         leaving.cancel()
 
 

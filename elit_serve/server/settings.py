@@ -89,6 +89,12 @@ class Settings(BaseModel):
         ge=1,
         description="HTTP requests under way at a time, health apart; more get 503 with Retry-After.",
     )
+    idle_seconds: int = Field(
+        default=60,
+        ge=1,
+        description="How long a connection may stand still, without a whole request or with an answer that is not "
+        "read, before it is closed.",
+    )
     soft_latency_ms: Positive | None = Field(
         default=None,
         description="Target of requests that give none; by default three times what they take alone at full budget.",

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from elit_serve.engine.executor import Executor, RunningStep
@@ -21,7 +20,7 @@ from elit_serve.engine.worker import Worker
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Launch
 from elit_serve.server.app import create_app, num_slots
-from elit_serve.server.run import AnnouncingServer, bind
+from elit_serve.server.run import AnnouncingServer, bind, http_config
 from elit_serve.server.settings import Settings
 
 # A second of overhead, which is far above what the tiny model takes, and half a second for each level: a picture of
@@ -131,7 +130,7 @@ def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: Co
     ready = threading.Event()
     with bind("127.0.0.1", 0) as listener:
         server = AnnouncingServer(
-            uvicorn.Config(app, log_level="error"),
+            http_config(app, settings),
             on_ready=ready.set,
             drain=drain,
             stop=worker.stop,

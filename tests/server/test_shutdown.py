@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from elit_serve.bench.arrivals import read_arrivals
 
 STEPS = 150  # about a second of work for the tiny model
 
@@ -123,3 +126,34 @@ def test_a_second_signal_ends_at_once_what_would_take_long(start: StartServer) -
     assert answer.json()["reason"] == "stopped"
     server.process.communicate(timeout=60)
     assert server.process.returncode == 0
+
+
+def test_who_does_not_read_his_answer_does_not_hold_up_the_end(start: StartServer) -> None:
+    server = start("--idle-seconds", "1")
+    with socket.create_connection(("127.0.0.1", server.client.base_url.port or 0)) as caller:
+        caller.sendall(b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: here\r\n\r\n" * 20)
+        assert caller.recv(12) == b"HTTP/1.1 200"
+        assert server.ask().result(60).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        _, errors = server.process.communicate(timeout=60)
+    assert server.process.returncode == 0
+    assert errors == ""
+
+
+def test_a_killed_server_leaves_nobody_waiting_and_its_port_and_files_to_the_next(
+    start: StartServer, tmp_path: Path
+) -> None:
+    log = tmp_path / "arrivals.jsonl"
+    options = ("--arrival-log", str(log), "--results", str(tmp_path / "results"))
+    killed = start(*options)
+    asked = [killed.ask(steps=1000) for _ in range(4)]
+    eventually(lambda: log.exists() and log.read_text().count("\n") == 4)
+    killed.process.kill()
+    for answer in asked:
+        assert isinstance(answer.exception(10), httpx.TransportError)
+    server = start(*options, "--port", str(killed.client.base_url.port))
+    assert server.ask(steps=1).result(60).status_code == 200
+    server.process.send_signal(signal.SIGTERM)
+    _, errors = server.process.communicate(timeout=60)
+    assert errors == ""
+    assert len(read_arrivals(log).times_s) == 5
