@@ -1,0 +1,164 @@
+"""Routes that are our own: pictures and their plans, the model, and how the server is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+import elit_serve
+from elit_serve.budget import budget_of_level
+from elit_serve.engine.encoding import ANSWER_FORMATS
+from elit_serve.engine.jobs import alone_ms, weak_caps
+from elit_serve.engine.worker import Worker
+from elit_serve.errors import EngineStopped
+from elit_serve.server import problems
+from elit_serve.server.auth import owner_of
+from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_of, usable_levels
+from elit_serve.server.metrics import CLIENT_GONE
+from elit_serve.server.negotiation import media_type_of
+from elit_serve.server.planning import plan_answer
+from elit_serve.server.schemas import (
+    GenerateRequest,
+    GenerateResponse,
+    Health,
+    LevelInfo,
+    ModelInfo,
+    ModelList,
+    PlanResponse,
+    Problem,
+    Ready,
+    Version,
+)
+from elit_serve.server.service import Service, answer_to, take
+
+router = APIRouter()
+
+_PROBLEM: dict[str, Any] = {"model": Problem, "content": {problems.MEDIA_TYPE: {}}}
+_FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.post(
+    "/v1/generate",
+    summary="Generate pictures of a class",
+    responses={
+        200: {
+            "model": GenerateResponse,
+            "description": "JSON, or by `Accept` the bare file with the same facts in `X-Elit-` headers.",
+            "content": {media_type_of(name): _FILE for name in ANSWER_FORMATS},
+        },
+        400: {**_PROBLEM, "description": "The body is not JSON."},
+        406: {**_PROBLEM, "description": "`Accept` names nothing that this model can answer with."},
+        413: {**_PROBLEM, "description": "The body is too large."},
+        422: {**_PROBLEM, "description": "A field is not valid, or the target cannot be met; see `min_latency_ms`."},
+        500: {**_PROBLEM, "description": "The picture could not be generated."},
+        503: {**_PROBLEM, "description": "Others are in the way, or the engine is down: `reason`, `Retry-After`."},
+        504: {**_PROBLEM, "description": "The request was taken, but its target has passed."},
+    },
+)
+async def generate(request: Request, body: GenerateRequest) -> Response:
+    service: Service = request.app.state.service
+    form = form_of(request.headers.get("accept"), body, service.pipeline)
+    facts = await answer_to(request, service, await take(service, body, form, owner=owner_of(request)))
+    if facts is None:
+        return Response(status_code=CLIENT_GONE)
+    if form.is_bare:
+        return bare_answer(facts)
+    return Response(await run_in_threadpool(facts.model_dump_json), media_type="application/json")
+
+
+@router.post(
+    "/v1/plan",
+    summary="What would become of a request: a dry run of /v1/generate that takes nothing and promises nothing",
+    responses={
+        400: {**_PROBLEM, "description": "The body is not JSON."},
+        413: {**_PROBLEM, "description": "The body is too large."},
+        422: {**_PROBLEM, "description": "A field is not valid. A target that cannot be met is an answer: `refusal`."},
+        503: {**_PROBLEM, "description": "The engine is down, or has no room for a single picture more."},
+    },
+)
+def plan(request: Request, body: GenerateRequest) -> PlanResponse:
+    service: Service = request.app.state.service
+    pipeline, cost, settings = service.pipeline, service.cost, service.settings
+    form = form_of(None, body, pipeline)
+    job = job_of(body, form, pipeline, cost, settings, arrived_s=service.clock.now())
+    open_plans = open_plans_of(body, service.open_plans, settings)
+    foresight = service.worker.foresee(job, open_plans)
+    return plan_answer(body, foresight, open_plans, pipeline, cost)
+
+
+@router.get("/v1/models", summary="The model, its classes and what its levels cost here")
+def models(request: Request) -> ModelList:
+    service: Service = request.app.state.service
+    config = service.pipeline.config
+    plan = service.pipeline.plan()
+    caps = weak_caps(plan.guidance, plan.num_steps, plan.time_shift, max(config.levels))
+    costs_ms = {
+        level: alone_ms(service.cost, (level,) * plan.num_steps, caps) for level in usable_levels(plan, config.levels)
+    }
+    levels = [
+        LevelInfo(
+            level=level,
+            budget=budget_of_level(level, config.spec.latents_per_group),
+            latency_ms=costs_ms.get(level),
+            quality=quality_of(service.pipeline, plan.at_level(level)),
+        )
+        for level in config.levels
+    ]
+    info = ModelInfo(
+        id=config.name,
+        hash=service.pipeline.model_hash,
+        classes=list(config.classes),
+        levels=levels,
+        sample_shape=config.spec.sample_shape,
+        sampling=config.sampling.model_dump(mode="json"),
+        device=str(service.pipeline.device),
+        dtype=service.pipeline.precision,
+    )
+    return ModelList(data=[info])
+
+
+@router.get("/health", summary="Whether the engine runs", responses={503: _PROBLEM})
+async def health(request: Request) -> Health:
+    worker = _living_worker(request)
+    return Health(
+        status="draining" if worker.is_draining else "ok",
+        model=request.app.state.service.pipeline.config.name,
+        queue_length=worker.num_waiting,
+        running=worker.num_running,
+    )
+
+
+@router.get("/liveness", summary="Whether this process should live on", responses={503: _PROBLEM})
+@router.get("/v2/health/live", include_in_schema=False)
+async def liveness(request: Request) -> Ready:
+    _living_worker(request)
+    return Ready()
+
+
+@router.get("/readiness", summary="Whether to send requests here: not while draining", responses={503: _PROBLEM})
+@router.get("/v2/health/ready", include_in_schema=False)
+async def readiness(request: Request) -> Ready:
+    if not _living_worker(request).is_ready:
+        raise EngineStopped("the engine takes no more work")
+    return Ready()
+
+
+@router.get("/version", summary="The server's version")
+async def version() -> Version:
+    return Version(version=elit_serve.__version__)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+def metrics(request: Request) -> Response:  # on a thread: writing it takes 7 ms
+    service: Service = request.app.state.service
+    return Response(service.metrics.render(), headers={"Content-Type": service.metrics.content_type})
+
+
+def _living_worker(request: Request) -> Worker:
+    worker: Worker = request.app.state.service.worker
+    if not worker.is_alive:
+        raise EngineStopped("the engine is not running")
+    return worker
