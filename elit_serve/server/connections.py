@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MIN_READ_BYTES = 16 << 10  # of an answer that waits for its reader, in the time that a connection may stand still
-MAX_DESCRIPTORS = 1 << 16
 
 
 class ImpatientProtocol(HttpToolsProtocol):
@@ -108,15 +106,3 @@ class _Timer:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-
-
-def raise_descriptor_limit() -> None:
-    """As many connections as this process may have; shells and supervisors often start it with 1,024 or less."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

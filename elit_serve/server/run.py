@@ -28,8 +28,9 @@ from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.measurements import Latency
 from elit_serve.server import logs
 from elit_serve.server.app import create_app, num_slots
-from elit_serve.server.connections import ImpatientProtocol, raise_descriptor_limit
+from elit_serve.server.connections import ImpatientProtocol
 from elit_serve.server.keys import read_keyring
+from elit_serve.server.process import limit_arenas, raise_descriptor_limit
 from elit_serve.server.settings import Settings
 
 T = TypeVar("T")
@@ -93,6 +94,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         import_module("elit_serve.server.tracing")  # and whether what it needs is installed
     sys.setswitchinterval(SWITCH_SECONDS)
     raise_descriptor_limit()
+    limit_arenas()
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with bind(settings.host, settings.port) as listener:
