@@ -104,7 +104,7 @@ def server(workspace: Path) -> Iterator[str]:
 def run_in(workspace: Path, command: str) -> subprocess.CompletedProcess[bytes]:
     scripts = sysconfig.get_path("scripts")
     environment = {"PATH": f"{scripts}:/usr/local/bin:/usr/bin:/bin", "HOME": str(workspace), "OMP_NUM_THREADS": "2"}
-    return subprocess.run(["bash", "-c", command], cwd=workspace, env=environment, capture_output=True, timeout=300)
+    return subprocess.run(["bash", "-c", command], cwd=workspace, env=environment, capture_output=True, timeout=600)
 
 
 def test_the_two_commands_stand_there() -> None:
@@ -173,7 +173,7 @@ def test_commands_work_in_the_order_in_which_they_stand(workspace: Path) -> None
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_blocks_run(block: str, server: str, workspace: Path) -> None:
     program = block.replace("localhost:8000", server)
-    done = subprocess.run([sys.executable, "-c", program], cwd=workspace, capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", program], cwd=workspace, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
