@@ -19,7 +19,7 @@ from elit_serve.errors import ConnectionFailed, ConnectionLost, ServerProblem, S
 
 T = TypeVar("T")
 
-KEEP_ALIVE_S = 4.0  # of idle connections: uvicorn closes them after 5 s, and a request must not meet that
+KEEP_ALIVE_S = 4.0  # of idle connections: many servers close them after 5 s, and a request must not meet that
 
 
 class AsyncTransport:
