@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 FOLDER = Path(__file__).parent
 WIDTH = 1160
 COLOURS = 256
-NUM_CALLERS = 6
+NUM_CALLERS = 16
 WATCHED_MS = 45_000  # until the lines of the live view have a shape
 
 
@@ -67,6 +67,10 @@ def make_picture(page: Page) -> None:
     page.keyboard.press("Enter")
     page.get_by_label("Seed", exact=True).fill("7")
     page.get_by_label("By time").check()
+    slider = page.get_by_role("slider").first
+    for _ in range(3):  # there is time for more than the cheapest plans
+        slider.press("PageUp")
+    page.wait_for_timeout(1000)  # until the forecast has followed
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#facts")).to_be_visible(timeout=60_000)
     page.mouse.move(0, 0)
