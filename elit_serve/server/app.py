@@ -78,34 +78,11 @@ def create_app(
         arrival_log = ArrivalLog(Path(settings.arrival_log), max_bytes=settings.arrival_log_bytes, clock=clock)
     tracing = open_tracing(settings, clock, pipeline.config.spec.latents_per_group)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if arrival_log is not None:
-            arrival_log.start()
-        if tracing is not None:
-            tracing.start()
-        worker.start()
-        try:
-            await run_in_threadpool(worker.wait_until_ready)
-            if not worker.is_alive:
-                raise EngineStopped("the engine died while it warmed up")
-            jobs.start()
-            async with loop_lag_measured(metrics.loop_lag.observe, clock):
-                yield
-        finally:
-            await run_in_threadpool(worker.stop)
-            await run_in_threadpool(jobs.stop)
-            await run_in_threadpool(jobs.close)
-            if arrival_log is not None:
-                await run_in_threadpool(arrival_log.stop)
-            if tracing is not None:
-                await run_in_threadpool(tracing.stop)
-
     app: FastAPI = FastAPIOffline(
         title="elit-serve",
         description=DESCRIPTION,
         version=elit_serve.__version__,
-        lifespan=lifespan,
+        lifespan=running,
         redoc_url=None,
         swagger_ui_parameters={"validatorUrl": None},  # otherwise the page asks an outside host
     )
@@ -121,7 +98,7 @@ def create_app(
         tracing=tracing,
         clock=clock,
     )
-    jobs = app.state.jobs = JobDesk(app.state.service)
+    app.state.jobs = JobDesk(app.state.service)
     app.state.live_feed = LiveFeed(lambda: load_of(app.state.service))
     for routes in routers:
         app.include_router(routes)
@@ -129,6 +106,34 @@ def create_app(
     openapi_document.complete(app, has_keys=keyring is not None)
     middlewares.add_all(app, settings, metrics=metrics, routes=paths, keyring=keyring, tracing=tracing, clock=clock)
     return app
+
+
+@asynccontextmanager
+async def running(app: FastAPI) -> AsyncIterator[None]:
+    """Starts what works beside the requests, and stops it when no request can come any more."""
+    service: Service = app.state.service
+    jobs: JobDesk = app.state.jobs
+    worker, arrival_log, tracing = service.worker, service.arrival_log, service.tracing
+    if arrival_log is not None:
+        arrival_log.start()
+    if tracing is not None:
+        tracing.start()
+    worker.start()
+    try:
+        await run_in_threadpool(worker.wait_until_ready)
+        if not worker.is_alive:
+            raise EngineStopped("the engine died while it warmed up")
+        jobs.start()
+        async with loop_lag_measured(service.metrics.loop_lag.observe, service.clock):
+            yield
+    finally:
+        await run_in_threadpool(worker.stop)
+        await run_in_threadpool(jobs.stop)
+        await run_in_threadpool(jobs.close)
+        if arrival_log is not None:
+            await run_in_threadpool(arrival_log.stop)
+        if tracing is not None:
+            await run_in_threadpool(tracing.stop)
 
 
 def open_tracing(settings: Settings, clock: Clock, latents_per_group: int) -> Tracing | None:

@@ -18,7 +18,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from elit_serve.budget import budget_of_level
 from elit_serve.clock import Clock
@@ -26,6 +26,7 @@ from elit_serve.engine.jobs import Outcome
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
 from elit_serve.scheduler.requests import Launch
+from elit_serve.server.answer_status import CLIENT_GONE, AnswerStatus
 
 AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
 
@@ -43,7 +44,6 @@ RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2
 BUDGET_BUCKETS = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 QUALITY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 MAX_LEVEL_BUCKETS = 32
-CLIENT_GONE = 499  # nginx's number for a caller that did not wait
 
 OUTCOMES = ("ok", "invalid", "refused", "expired", "failed", "cancelled")
 ENDINGS = ("done", "refused", "expired", "failed", "cancelled")
@@ -217,23 +217,13 @@ class MetricsMiddleware:
             await self._app(scope, receive, send)
             return
         started_s = self._clock.now()
-        status = CLIENT_GONE  # an app that ends without an answer has nobody left to give it to
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        status = AnswerStatus()
         try:
-            await self._app(scope, receive, watch)
-        except Exception:
-            status = 500
-            raise
+            await status.of(self._app, scope, receive, send)
         finally:
             path = getattr(scope.get("route"), "path", scope["path"])  # as a template, if it has parameters
             route = path if path in self._routes else OTHER_ROUTE
-            self._metrics.requests.labels(route, outcome_of(status)).inc()
+            self._metrics.requests.labels(route, outcome_of(status.value)).inc()
             self._metrics.seconds.labels(route).observe(self._clock.now() - started_s)
 
 

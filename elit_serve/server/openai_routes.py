@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from elit_serve.engine.jobs import Outcome, Preview
 from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS
+from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.auth import owner_of
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.event_stream import EventStream, PreviewQueue
 from elit_serve.server.faults import fault_of
 from elit_serve.server.generation import Form
-from elit_serve.server.metrics import CLIENT_GONE
 from elit_serve.server.openai_errors import error_json
 from elit_serve.server.openai_images import completed_event, generate_request, images_response, partial_image_event
 from elit_serve.server.openai_schemas import (

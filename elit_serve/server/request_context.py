@@ -9,10 +9,10 @@ import secrets
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.clock import Clock
+from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.error_answers import error_answer
 from elit_serve.server.faults import Fault
 from elit_serve.server.logs import REQUEST_ID
-from elit_serve.server.metrics import CLIENT_GONE
 
 access = logging.getLogger("elit_serve.access")
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from elit_serve.engine.jobs import alone_ms, weak_caps
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
 from elit_serve.server import problems
+from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.auth import owner_of
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_of, usable_levels
-from elit_serve.server.metrics import CLIENT_GONE
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from elit_serve.server.metrics import CLIENT_GONE
+from elit_serve.server.answer_status import AnswerStatus
 
 if TYPE_CHECKING:
     from elit_serve.server.tracing import Tracing
@@ -26,18 +26,8 @@ class TracedRequests:
             await self._app(scope, receive, send)
             return
         span, begun = self._tracing.begin_request(scope)
-        status = CLIENT_GONE
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        status = AnswerStatus()
         try:
-            await self._app(scope, receive, watch)
-        except Exception:
-            status = 500
-            raise
+            await status.of(self._app, scope, receive, send)
         finally:
-            self._tracing.end_request(span, begun, scope, status)
+            self._tracing.end_request(span, begun, scope, status.value)
