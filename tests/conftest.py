@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
 os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels are tested without a GPU; read when triton is imported
@@ -53,6 +55,17 @@ def tiny_config() -> ModelConfig:
         sampling=SamplingConfig(steps=4, guidance=GuidanceConfig(method="ccfg", scale=2.0, weak_level=1)),
         weights=WeightsConfig(dtype="float32", files={"model.safetensors": "0" * 64}),
     )
+
+
+@pytest.fixture(scope="session")
+def assert_same_picture() -> Callable[[bytes, Image.Image], None]:
+    """Of a file and a picture: up to what the size of a batch changes, which differs between processors."""
+
+    def assert_same_picture(file: bytes, picture: Image.Image) -> None:
+        made = Image.open(io.BytesIO(file)).convert("RGB").tobytes()
+        assert max(abs(a - b) for a, b in zip(made, picture.tobytes(), strict=True)) <= 1
+
+    return assert_same_picture
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class LoadOptions:
     warm_up: requests of a closed loop that are not counted.
     budget: pinned for every request. steps: of every request; None is the model's.
     accept: the media type to ask for.
+    api_key: never written into a report.
     """
 
     url: str
@@ -54,6 +55,7 @@ class LoadOptions:
     accept: str | None = None
     output_format: str | None = None
     timeout_s: float = 600.0
+    api_key: str | None = field(default=None, repr=False)
 
     @property
     def common(self) -> GenerateOptions:
@@ -113,7 +115,7 @@ def run_load(options: LoadOptions, *, clock: Clock) -> LoadReport:
 
 def _target(options: LoadOptions) -> Target:
     table = read_latency(options.cost).cost_table if options.cost else None
-    with Client(options.url, timeout_s=options.timeout_s) as client:
+    with Client(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
         model = client.models()[0]
     full_level = max(info.level for info in model.levels)
     num_steps = options.steps or model.sampling.steps
@@ -136,7 +138,7 @@ def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
     )
 
     async def drive() -> tuple[Record, ...]:
-        async with AsyncClient(options.url, timeout_s=options.timeout_s) as client:
+        async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
             return await replay(client, calls, options.common, clock=clock)
 
     records = asyncio.run(drive())
@@ -160,7 +162,7 @@ def _closed_run(options: LoadOptions, target: Target, clock: Clock) -> LoadRepor
 
     async def drive() -> tuple[Record, ...]:
         calls = closed_calls(len(target.model.classes), options.seed)
-        async with AsyncClient(options.url, timeout_s=options.timeout_s) as client:
+        async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
             return await saturate(client, calls, common, callers=callers, total=warm_up + counted, clock=clock)
 
     records = asyncio.run(drive())
@@ -175,8 +177,9 @@ def _rounded_up(count: int, unit: int) -> int:
 
 def _facts(options: LoadOptions, target: Target) -> dict[str, object]:
     model = target.model
+    asked = {name: value for name, value in asdict(options).items() if name != "api_key"}
     return {
-        **{name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
+        **{name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},
         "steps": len(target.weak_caps),
         "model": model.id,
         "model_hash": model.hash,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elit_serve.bench.load import Ending
 from elit_serve.bench.soak_callers import LEFT, Callers, Tally
@@ -31,13 +31,15 @@ IDLE_POLL_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class SoakOptions:
-    """seconds: of the mixed load; each of the four phases around it takes half of that."""
+    """seconds: of the mixed load; each of the four phases around it takes half of that. api_key: with the
+    scopes generate and metrics."""
 
     url: str
     callers: int = 200
     seconds: float = 60.0
     seed: int = 0
     timeout_s: float = 600.0
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ def run_soak(options: SoakOptions, *, clock: Clock) -> SoakReport:
 
 
 async def _soak(options: SoakOptions, clock: Clock) -> SoakReport:
-    async with AsyncClient(options.url, timeout_s=options.timeout_s) as client:
+    async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
         model = (await client.models())[0]
         solo_ms = max(level.latency_ms or 0.0 for level in model.levels)
         callers = Callers(client, num_classes=len(model.classes), solo_ms=solo_ms, seed=options.seed, clock=clock)

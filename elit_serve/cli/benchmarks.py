@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-import elit_serve
-from elit_serve.cli.options import numbers
+from elit_serve.cli.options import ApiKeyOption, made_by, numbers
 from elit_serve.errors import InvalidInput
 
 
@@ -57,6 +54,7 @@ def bench(
         bool, typer.Option("--compare", help="Simulate the same arrivals and targets as well; needs --cost.")
     ] = False,
     policy: Annotated[str, typer.Option(help="With --compare: the server's policy, elastic or fixed.")] = "elastic",
+    api_key: ApiKeyOption = None,
     records: Annotated[Path | None, typer.Option(help="Write every request's record there, a JSON line each.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -90,6 +88,7 @@ def bench(
         accept=accept,
         output_format=output_format,
         timeout_s=timeout,
+        api_key=api_key,
     )
     if records is not None and not records.parent.is_dir():  # found out before the run, not after it
         raise InvalidInput("records", str(records), "a file in a folder that exists")
@@ -101,8 +100,7 @@ def bench(
         records.write_text("".join(json.dumps(line) + "\n" for line in record_lines(report.records)))
     if as_json:
         compared = comparison(report.summary, expected, policy) if expected else {}
-        made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
-        typer.echo(json.dumps({**report.as_dict(), **compared, **made_by}, indent=2))
+        typer.echo(json.dumps({**report.as_dict(), **compared, **made_by(api_key)}, indent=2))
         return
     Console().print(summary_table(f"{report.target.model.id} at {url}", report.summary))
     if expected:
@@ -114,6 +112,7 @@ def soak(
     callers: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 200,
     seconds: Annotated[float, typer.Option(min=1, help="Of the mixed load; the whole takes about twice that.")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Draws what is asked for.")] = 0,
+    api_key: ApiKeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a server for everything at once, and say whether it keeps what it should: exit code 1 if not.
@@ -126,11 +125,10 @@ def soak(
     from elit_serve.bench.soak_report import soak_tables
     from elit_serve.clock import MonotonicClock
 
-    options = SoakOptions(url=url, callers=callers, seconds=seconds, seed=seed)
+    options = SoakOptions(url=url, callers=callers, seconds=seconds, seed=seed, api_key=api_key)
     report = run_soak(options, clock=MonotonicClock())
     if as_json:
-        made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
-        typer.echo(json.dumps({**report.as_dict(), **made_by}, indent=2))
+        typer.echo(json.dumps({**report.as_dict(), **made_by(api_key)}, indent=2))
     else:
         for table in soak_tables(report):
             Console().print(table)
@@ -214,7 +212,6 @@ def simulate(
         run = decision_times
     report, table = run(options, Console(stderr=True))
     if as_json:
-        made_by = {"elit_serve_version": elit_serve.__version__, "command": shlex.join(["elit-serve", *sys.argv[1:]])}
-        typer.echo(json.dumps({**report, **made_by}, indent=2))
+        typer.echo(json.dumps({**report, **made_by()}, indent=2))
     else:
         Console().print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
+from elit_serve.cli.options import ApiKeyOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
 from elit_serve.errors import InvalidInput
 from elit_serve.pictures import format_of, write_file
 
@@ -44,9 +44,7 @@ def generate(
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="With --server: --latency-ms is a wish, and never refused.")
     ] = False,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="ELIT_SERVE_API_KEY", help="With --server: sent as a bearer token.")
-    ] = None,
+    api_key: ApiKeyOption = None,
 ) -> None:
     """Generate a picture, or a grid of levels by classes, without a server or from one."""
     if len(label) > 1 and not grid:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -169,6 +173,28 @@ def test_openai_s_client_knows_these_errors(guarded: Any) -> None:
     with pytest.raises(AuthenticationError) as unknown:
         ask("key-of-nobody")
     assert unknown.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", "--closed-loop", "1", "--requests", "2", "--warm-up", "1"],
+        ["soak", "--callers", "2", "--seconds", "1"],
+    ],
+)
+def test_the_load_generators_have_a_key_and_keep_it_to_themselves(guarded: Any, command: list[str]) -> None:
+    def run(*options: str, key: str = "") -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-m", "elit_serve.cli", *command, guarded.url, "--json", *options]
+        environment = os.environ | ({"ELIT_SERVE_API_KEY": key} if key else {})
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+    refused = run()
+    assert refused.returncode != 0
+    assert "API key" in refused.stderr
+    for done in (run(key="key-of-boss"), run("--api-key", "key-of-boss")):
+        report = json.loads(done.stdout)  # `soak` ends with 1 where a limit is missed, as in so short a run it may be
+        assert report["command"].startswith(f"elit-serve {command[0]}")
+        assert "key-of-boss" not in done.stdout + done.stderr
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from elit_serve.server.service import Service
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 1.0  # between looks at the database when nothing happens, and after trouble
-MAX_ATTEMPTS = 3  # to make a job at which the server ended each time
+MAX_ATTEMPTS = 5  # to make a job at which servers ended: at the first in company, then as the only one suspected
 CROWD = 2  # batches of the pictures of jobs that waited: one runs, one is ready to follow
 
 
@@ -171,12 +171,15 @@ class Runner:
         passed_over: list[str] = []  # promised by a server before this one, and in the way of other promises now
         while self._service.worker.is_ready and not self._is_stopping:
             load = self.handover.load()
-            job = self._store.next_waiting(besides=[*self.handover.ids(), *passed_over], load=load)
+            job = self._store.next_waiting(
+                besides=[*self.handover.ids(), *passed_over],
+                load=load,
+                may_be_suspect=not self.handover.has_suspect(),
+            )
             if job is None:
                 return
             has_room = not load or load.total() + job.num_images <= self._room
-            is_blamed_alone = job.attempts == 0 or not self.handover.has_suspect()
-            if is_blamed_alone and (has_room or job.due_s is not None) and self._take(job):
+            if (has_room or job.due_s is not None) and self._take(job):
                 continue
             if job.due_s is None:
                 return

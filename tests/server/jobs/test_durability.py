@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
 from elit_serve.engine.pipeline import Pipeline
 
@@ -114,7 +112,7 @@ def everything(client: httpx.Client) -> dict[str, dict[str, Any]]:
     return {job["id"]: job for job in found}
 
 
-def outlives(rounds: int, model_dir: Path, *options: str) -> None:
+def outlives(rounds: int, model_dir: Path, assert_same_picture: Any, *options: str) -> None:
     random, load = Random(0), Load()
     for _ in range(rounds):
         with ThreadPoolExecutor(CALLERS) as callers, serving(model_dir, *options) as (process, client):
@@ -130,38 +128,40 @@ def outlives(rounds: int, model_dir: Path, *options: str) -> None:
             assert time.monotonic() < deadline_s
             time.sleep(0.5)
         jobs = everything(client)
-        check(client, load, jobs, Pipeline.load(model_dir, device="cpu"))
+        check_states(load, jobs)
+        check_pictures(client, jobs, Pipeline.load(model_dir, device="cpu"), assert_same_picture)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
 
-def check(client: httpx.Client, load: Load, jobs: dict[str, dict[str, Any]], pipeline: Pipeline) -> None:
+def check_states(load: Load, jobs: dict[str, dict[str, Any]]) -> None:
     states = [job["state"] for job in jobs.values()]
     assert len(jobs) >= len(load.accepted)
     assert states.count("done") > len(states) // 2
-    assert set(states) <= {"done", "cancelled", "failed"}
-    failures = {job["error"]["detail"] for job in jobs.values() if job["state"] == "failed"}
-    assert failures <= {"the server ended 3 times while it was made"}
+    assert set(states) <= {"done", "cancelled"}
     seeds = [job["request"]["seed"] for job in jobs.values()]
     assert len(set(seeds)) == len(seeds), "a key made two jobs"
+
+
+def check_pictures(
+    client: httpx.Client, jobs: dict[str, dict[str, Any]], pipeline: Pipeline, assert_same_picture: Any
+) -> None:
     done = [job for job in jobs.values() if job["state"] == "done"]
     for job in Random(1).sample(done, 5):
         (image,) = job["result"]["images"]
         alone = pipeline.generate("tulip", budget=0.5, steps=STEPS, seed=job["request"]["seed"]).image
-        assert_same(client.get(image["url"]).content, alone)
-
-
-def assert_same(file: bytes, alone: Any) -> None:
-    """Up to what the size of a batch changes."""
-    made = Image.open(io.BytesIO(file)).convert("RGB").tobytes()
-    assert max(abs(a - b) for a, b in zip(made, alone.tobytes(), strict=True)) <= 1
+        assert_same_picture(client.get(image["url"]).content, alone)
 
 
 @pytest.mark.slow
-def test_sqlite_and_twenty_kills(profiled_model_dir: Path, tmp_path: Path) -> None:
-    outlives(ROUNDS, profiled_model_dir, "--results", str(tmp_path / "results"))
+def test_sqlite_and_twenty_kills(profiled_model_dir: Path, assert_same_picture: Any, tmp_path: Path) -> None:
+    outlives(ROUNDS, profiled_model_dir, assert_same_picture, "--results", str(tmp_path / "results"))
 
 
 @pytest.mark.slow
-def test_postgresql_and_a_kill(profiled_model_dir: Path, tmp_path: Path, postgres_url: str) -> None:
-    outlives(1, profiled_model_dir, "--results", str(tmp_path / "results"), "--database", postgres_url)
+def test_postgresql_and_a_kill(
+    profiled_model_dir: Path, assert_same_picture: Any, tmp_path: Path, postgres_url: str
+) -> None:
+    outlives(
+        1, profiled_model_dir, assert_same_picture, "--results", str(tmp_path / "results"), "--database", postgres_url
+    )
