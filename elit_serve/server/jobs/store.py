@@ -99,18 +99,16 @@ class JobStore:
         """What is to be made next: what was promised, then what earlier servers ended at, then the oldest of whom has
         the least.
 
-        besides: ids of those under way. load: pictures under way by owner. may_be_suspect: whether an earlier server
-        may have ended at it. Of these the one at which the fewest did comes first: who was only near the one to blame
-        is not near it for long.
+        besides: ids of those under way. load: pictures under way by owner. may_be_suspect: whether earlier servers may
+        have ended at it. Where the fewest did comes first: who was only near the one to blame is not near it for long.
         """
         waits = sql.and_(jobs.c.state == JobState.QUEUED, jobs.c.id.not_in(besides))
         if not may_be_suspect:
             waits = sql.and_(waits, jobs.c.attempts == 0)
-        promised = self._select(sql.and_(waits, jobs.c.due_s.is_not(None)), limit=1, order=(jobs.c.due_s,))
-        if promised:
-            return promised[0]
-        suspects = self._select(sql.and_(waits, jobs.c.attempts > 0), limit=1, order=(jobs.c.attempts, jobs.c.id))
-        return suspects[0] if suspects else self._oldest(waits, load)
+        is_first = sql.and_(waits, sql.or_(jobs.c.due_s.is_not(None), jobs.c.attempts > 0))
+        order = (jobs.c.due_s.is_(None), jobs.c.attempts, jobs.c.due_s, jobs.c.id)
+        found = self._select(is_first, limit=1, order=order)
+        return found[0] if found else self._oldest(waits, load)
 
     def _oldest(self, waits: sql.ColumnElement[bool], load: Mapping[str, int]) -> StoredJob | None:
         oldest = sql.select(sql.func.min(jobs.c.id), jobs.c.owner).where(waits).group_by(jobs.c.owner)

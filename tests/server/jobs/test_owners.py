@@ -76,6 +76,11 @@ def test_what_servers_ended_at_most_often_is_tried_last(tmp_path: Path) -> None:
         assert following(store, besides=[once.id], load={}) == twice
         assert following(store, besides=(), load={}, may_be_suspect=False) == fresh
         assert following(store, besides=[once.id, twice.id], load={}) == fresh
+        promised = [replace(waiting("alice", 3 + n), attempts=n, due_s=10.0 - n) for n in (0, 1, 2)]
+        for job in promised:
+            store.add(job)
+        for number, job in enumerate(promised):
+            assert following(store, besides=[job.id for job in promised[:number]], load={}) == job
 
 
 def following(
