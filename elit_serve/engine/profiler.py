@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 REPEATS = {"cpu": 2, "cuda": 10}
 QUICK_REPEATS = 3  # of the few steps that all others are read off: one that was interrupted must not count
+DISTURBED = 2.0  # times as slow as now
 Progress = Callable[[int, int], None]
 
 
@@ -86,7 +87,8 @@ def latency_of(
     """The measured cost of these steps: from the model directory, from what is bundled, from the cache, or measured.
 
     On a CPU, where a step takes long, few are measured and the others interpolated.
-    `cache_folder` is where measurements are kept; None is the user's cache directory.
+    `cache_folder` is where measurements are kept; None is the user's cache directory. One that was made while the
+    device was busy with something else is made again.
     """
     shipped = known_latency(pipeline, served)
     if shipped is not None:
@@ -94,7 +96,7 @@ def latency_of(
     folder = user_cache_path("elit-serve") / "latency" if cache_folder is None else cache_folder
     cached = folder / f"{_cache_key(pipeline, served)}.json"
     known = _read_cached(cached)
-    if known is not None and _fits(known, pipeline, served):
+    if known is not None and _fits(known, pipeline, served) and not _was_disturbed(known, pipeline, executor):
         return known
     is_quick = not executor.is_asynchronous
     latency = measure(
@@ -286,6 +288,21 @@ def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
     of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
     measured = {(step.level, step.weak_level, step.batch) for step in latency.steps}
     return of == here and measured == {(*point, batch) for point in served.points() for batch in served.batches}
+
+
+def _was_disturbed(latency: Latency, pipeline: Pipeline, executor: Executor) -> bool:
+    """Whether its quickest step takes far less now. Something else on the device makes steps slower, never faster, so
+    the faster of two measurements is the better one."""
+    step = min(latency.steps, key=lambda step: step.step_ms)
+    now = _measured(pipeline, executor, (step.level, step.weak_level, step.batch), QUICK_REPEATS)
+    was_disturbed = step.step_ms > DISTURBED * now.step_ms
+    if was_disturbed:
+        logger.warning(
+            "a step took %.1f ms when it was measured and takes %.1f now: all are measured again",
+            step.step_ms,
+            now.step_ms,
+        )
+    return was_disturbed
 
 
 def _read_cached(file: Path) -> Latency | None:
