@@ -59,7 +59,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def assert_same_picture() -> Callable[[bytes, Image.Image], None]:
-    """Of a file and a picture: up to rounding, which differs with the batch, with memory and between processors."""
+    """Of a file and a picture: up to what the size of a batch changes."""
 
     def assert_same_picture(file: bytes, picture: Image.Image) -> None:
         made = Image.open(io.BytesIO(file)).convert("RGB").tobytes()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elit_serve.nn import Backbone
-from elit_serve.sampling import Branch, Velocity
+from elit_serve.sampling import Branch, Velocity, guided
 
 
 def class_velocity(model: Backbone, labels: Tensor) -> Velocity:
@@ -51,6 +51,6 @@ def guided_step(
         levels = level if level == weak_level else [level, weak_level]
         both = model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([label, weak_label]), levels).float()
         main, weak = both.chunk(2)
-        velocity = main + (scale.view(-1, 1, 1, 1) - 1) * (main - weak)  # exactly v_main at scale 1
+        velocity = guided(main, weak, scale.view(-1, 1, 1, 1))
     moved: Tensor = x + dt.view(-1, 1, 1, 1) * velocity
     return moved

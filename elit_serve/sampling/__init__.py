@@ -4,7 +4,7 @@ Time runs as in the paper: X_t = (1 - t) X_0 + t X_1 with X_0 noise and X_1 data
 t = 0 to t = 1. The velocity function is an argument; nothing here knows a network.
 """
 
-from elit_serve.sampling.euler import Velocity, euler_step, sample
+from elit_serve.sampling.euler import Velocity, euler_step, guided, sample
 from elit_serve.sampling.grid import time_grid
 from elit_serve.sampling.noise import initial_noise
 from elit_serve.sampling.plan import Branch, Guidance, GuidanceMethod, Plan
@@ -16,6 +16,7 @@ __all__ = [
     "Plan",
     "Velocity",
     "euler_step",
+    "guided",
     "initial_noise",
     "sample",
     "time_grid",

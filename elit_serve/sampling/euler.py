@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from elit_serve.sampling.grid import time_grid
-from elit_serve.sampling.plan import Branch, Guidance, Plan
+from elit_serve.sampling.plan import Branch, Plan
 
 
 class Velocity(Protocol):
@@ -18,18 +18,20 @@ class Velocity(Protocol):
         """x [B, *shape] at time t -> the velocity [B, *shape] of each branch, in order."""
 
 
-def guided(velocities: Sequence[Tensor], guidance: Guidance) -> Tensor:
-    """Equation 3: w v_main - (w - 1) v_weak, or v_main when it is alone. [B, *shape] each."""
-    if len(velocities) == 1:
-        return velocities[0]
-    main, weak = velocities
-    return guidance.scale * main - (guidance.scale - 1) * weak
+def guided(main: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
+    """Equation 3, w v_main - (w - 1) v_weak, from velocities [B, *shape]; w is `scale`, a number or [B, 1, ...].
+
+    Exactly v_main at scale 1 and where both agree.
+    """
+    return main + (scale - 1) * (main - weak)
 
 
 def euler_step(velocity: Velocity, x: Tensor, plan: Plan, grid: Sequence[float], step: int) -> Tensor:
     """x [B, *shape] at grid[step] -> x at grid[step + 1]."""
     t, t_next = grid[step], grid[step + 1]
-    return x + (t_next - t) * guided(velocity(x, t, plan.branches(step, t)), plan.guidance)
+    main, *weak = velocity(x, t, plan.branches(step, t))
+    combined = guided(main, weak[0], plan.guidance.scale) if weak else main
+    return x + (t_next - t) * combined
 
 
 def sample(velocity: Velocity, noise: Tensor, plan: Plan, on_step: Callable[[int], None] | None = None) -> Tensor:

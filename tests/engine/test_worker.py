@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
 from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
@@ -68,7 +67,6 @@ class Recorder(Observer):
 
 
 StartWorker = Callable[..., Worker]
-SamePicture = Callable[[bytes, Image.Image], None]
 
 
 @pytest.fixture(scope="module")
@@ -139,21 +137,19 @@ def file_of(future: Future[Outcome]) -> bytes:
     return image.file
 
 
-def offline(pipeline: Pipeline, levels: Sequence[int], seed: int = 7, class_id: int = 2) -> Image.Image:
-    return pipeline.run([class_id], [seed], pipeline.plan(levels=levels))[0].image
+def offline(pipeline: Pipeline, levels: Sequence[int], seed: int = 7, class_id: int = 2) -> bytes:
+    return pipeline.run([class_id], [seed], pipeline.plan(levels=levels))[0].encode()
 
 
 def test_an_image_comes_back_as_the_pipeline_makes_it_with_its_levels_and_times(
-    make_worker: StartWorker,
-    pipeline: Pipeline,
-    assert_same_picture: SamePicture,
+    make_worker: StartWorker, pipeline: Pipeline
 ) -> None:
     worker = make_worker()
     worker.start()
     asked_s = CLOCK.now()
     (image,) = worker.submit(job(pipeline, steps=3, arrived_s=asked_s)).result(60).images
     elapsed_ms = 1000 * (CLOCK.now() - asked_s)
-    assert_same_picture(image.file, offline(pipeline, image.levels))
+    assert image.file == offline(pipeline, image.levels)
     assert len(image.levels) == 3
     assert image.compute_ms > 0
     assert min(image.queue_ms, image.encode_ms) >= 0
@@ -212,12 +208,7 @@ class Watched(Executor):
     [(8, 3, (2, 4, 6)), (8, 1, (4,)), (8, 0, ()), (2, 3, (1,)), (1, 3, ()), (5, 3, (1, 2, 4))],
 )
 def test_previews_are_spread_over_the_steps_and_come_in_order_before_the_picture(
-    make_worker: StartWorker,
-    pipeline: Pipeline,
-    steps: int,
-    num_previews: int,
-    after: tuple[int, ...],
-    assert_same_picture: SamePicture,
+    make_worker: StartWorker, pipeline: Pipeline, steps: int, num_previews: int, after: tuple[int, ...]
 ) -> None:
     executor = Watched(pipeline)
     worker = make_worker(executor)
@@ -226,7 +217,7 @@ def test_previews_are_spread_over_the_steps_and_come_in_order_before_the_picture
     asked = replace(job(pipeline, steps=steps), num_previews=num_previews)
     future = worker.submit(asked, on_preview=events.append)
     future.add_done_callback(lambda _: events.append(None))
-    assert_same_picture(file_of(future), offline(pipeline, future.result().images[0].levels))
+    assert file_of(future) == offline(pipeline, future.result().images[0].levels)
     *previews, end = events
     assert end is None
     assert [(preview.index, preview.num_steps) for preview in previews if preview] == list(enumerate(after))
@@ -243,14 +234,12 @@ def test_who_asks_for_no_previews_costs_none(make_worker: StartWorker, pipeline:
     assert executor.num_watched == 1
 
 
-def test_a_preview_that_fails_takes_nothing_from_the_picture(
-    make_worker: StartWorker, pipeline: Pipeline, assert_same_picture: SamePicture
-) -> None:
+def test_a_preview_that_fails_takes_nothing_from_the_picture(make_worker: StartWorker, pipeline: Pipeline) -> None:
     worker = make_worker(Watched(pipeline, fails=True))
     worker.start()
     shown: list[Preview] = []
     future = worker.submit(replace(job(pipeline, steps=4), num_previews=2), on_preview=shown.append)
-    assert_same_picture(file_of(future), offline(pipeline, future.result().images[0].levels))
+    assert file_of(future) == offline(pipeline, future.result().images[0].levels)
     assert shown == []
 
 
@@ -305,21 +294,17 @@ def test_a_full_queue_refuses_also_those_without_a_target(make_worker: StartWork
     worker.submit(job(pipeline))
 
 
-def test_there_are_never_more_images_than_slots(
-    make_worker: StartWorker, pipeline: Pipeline, assert_same_picture: SamePicture
-) -> None:
+def test_there_are_never_more_images_than_slots(make_worker: StartWorker, pipeline: Pipeline) -> None:
     worker = make_worker(Executor(pipeline, num_slots=3))
     futures = [worker.submit(job(pipeline, seeds=(seed,), level=1)) for seed in range(3)]
     with pytest.raises(Overloaded, match="queue is full"):
         worker.submit(job(pipeline))
     worker.start()
     assert [future.result(60).images[0].seed for future in futures] == [0, 1, 2]
-    assert_same_picture(file_of(worker.submit(job(pipeline, level=1))), offline(pipeline, (1, 1)))
+    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
 
 
-def test_a_caller_who_leaves_frees_the_device_within_a_step(
-    make_worker: StartWorker, pipeline: Pipeline, assert_same_picture: SamePicture
-) -> None:
+def test_a_caller_who_leaves_frees_the_device_within_a_step(make_worker: StartWorker, pipeline: Pipeline) -> None:
     executor = StepByStep(pipeline)
     worker = make_worker(executor)
     worker.start()
@@ -327,16 +312,13 @@ def test_a_caller_who_leaves_frees_the_device_within_a_step(
     executor.has_started.acquire(timeout=60)
     assert unwanted.cancel()
     executor.may_run.release(10)
-    assert_same_picture(file_of(worker.submit(job(pipeline, level=3))), offline(pipeline, (3, 3)))
+    assert file_of(worker.submit(job(pipeline, level=3))) == offline(pipeline, (3, 3))
     assert len(executor.launches) == 3  # one for him who left
     assert executor.num_free == executor.num_slots
 
 
 def test_a_failing_step_fails_its_own_requests_only(
-    make_worker: StartWorker,
-    pipeline: Pipeline,
-    caplog: pytest.LogCaptureFixture,
-    assert_same_picture: SamePicture,
+    make_worker: StartWorker, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder()
     executor = Executor(pipeline, num_slots=16)
@@ -346,9 +328,9 @@ def test_a_failing_step_fails_its_own_requests_only(
     worker.start()
     with pytest.raises(GenerationFailed, match="IndexError"):
         broken.result(60)
-    assert_same_picture(file_of(before), offline(pipeline, (2, 2)))
-    assert_same_picture(file_of(after), offline(pipeline, (4, 4)))
-    assert_same_picture(file_of(worker.submit(job(pipeline, level=1))), offline(pipeline, (1, 1)))
+    assert file_of(before) == offline(pipeline, (2, 2))
+    assert file_of(after) == offline(pipeline, (4, 4))
+    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
     assert recorder.failures == [("step", 2)]
     assert executor.num_free == executor.num_slots
     assert "IndexError" in caplog.text
@@ -402,9 +384,7 @@ class _Enqueued:
 
 
 def test_where_launching_only_enqueues_the_next_step_is_enqueued_while_one_runs(
-    make_worker: StartWorker,
-    pipeline: Pipeline,
-    assert_same_picture: SamePicture,
+    make_worker: StartWorker, pipeline: Pipeline
 ) -> None:
     executor = LikeGpu(pipeline, num_slots=16)
     worker = make_worker(executor)
@@ -414,15 +394,13 @@ def test_where_launching_only_enqueues_the_next_step_is_enqueued_while_one_runs(
     assert executor.enqueued.empty()  # one ahead, so that an arrival waits for two steps at most
     second = worker.submit(job(pipeline, steps=3, level=1, seeds=(8,)))
     executor.may_run.release(100)
-    assert_same_picture(file_of(first), offline(pipeline, (1, 1, 1)))
-    assert_same_picture(file_of(second), offline(pipeline, (1, 1, 1), seed=8))
+    assert file_of(first) == offline(pipeline, (1, 1, 1))
+    assert file_of(second) == offline(pipeline, (1, 1, 1), seed=8)
     assert len(executor.enqueued.get(timeout=60).request_ids) == 2
 
 
 def test_one_who_leaves_while_two_of_his_steps_are_enqueued_does_not_touch_the_next_owner_of_his_slot(
-    make_worker: StartWorker,
-    pipeline: Pipeline,
-    assert_same_picture: SamePicture,
+    make_worker: StartWorker, pipeline: Pipeline
 ) -> None:
     executor = LikeGpu(pipeline, num_slots=1)
     worker = make_worker(executor)
@@ -432,7 +410,7 @@ def test_one_who_leaves_while_two_of_his_steps_are_enqueued_does_not_touch_the_n
         executor.enqueued.get(timeout=60)
     unwanted.cancel()
     executor.may_run.release(100)
-    assert_same_picture(file_of(worker.submit(job(pipeline, level=1))), offline(pipeline, (1, 1)))
+    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
 
 
 class SmallMemory(Executor):
@@ -462,9 +440,7 @@ def test_a_batch_without_room_runs_in_halves_and_none_so_large_comes_after(
     assert recorder.failures == []
 
 
-def test_an_image_that_does_not_fit_alone_fails(
-    make_worker: StartWorker, pipeline: Pipeline, assert_same_picture: SamePicture
-) -> None:
+def test_an_image_that_does_not_fit_alone_fails(make_worker: StartWorker, pipeline: Pipeline) -> None:
     recorder = Recorder()
     executor = SmallMemory(pipeline, num_slots=16)
     worker = make_worker(executor, recorder)
@@ -475,7 +451,7 @@ def test_an_image_that_does_not_fit_alone_fails(
         worker.submit(job(pipeline)).result(60)
     assert recorder.failures == [("memory", 1)]
     executor.room = 1
-    assert_same_picture(file_of(worker.submit(job(pipeline, level=1))), offline(pipeline, (1, 1)))
+    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
 
 
 def test_a_promise_whose_time_has_passed_is_ended_and_a_wish_is_not(

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
-from elit_serve.sampling import Branch, Guidance, GuidanceMethod, Plan
-from elit_serve.sampling.euler import guided
+from elit_serve.sampling import Branch, Guidance, GuidanceMethod, Plan, euler_step, guided
 
 
 @pytest.mark.parametrize(
@@ -55,13 +54,16 @@ def test_guidance_is_the_papers_combination(scale: float) -> None:
     main, weak = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = scale - 1  # lambda
     expected = (weight + 1) * main - weight * weak
-    torch.testing.assert_close(guided([main, weak], Guidance(method="cfg", scale=scale)), expected)
-    torch.testing.assert_close(guided([main, main], Guidance(method="cfg", scale=scale)), main)
+    torch.testing.assert_close(guided(main, weak, scale), expected)
+    torch.testing.assert_close(guided(main, weak, torch.tensor([[scale], [1.0], [scale]]))[1], main[1])
+    assert torch.equal(guided(main, main, scale), main)
+    assert torch.equal(guided(main, weak, 1), main)
 
 
 def test_a_lone_branch_is_taken_as_it_is() -> None:
-    main = torch.randn(3)
-    assert guided([main], Guidance(method="cfg", scale=7)) is main
+    x, main = torch.randn(2, 1, 3)
+    plan = Plan(levels=(8, 8), guidance=Guidance(method="none", scale=7))
+    assert torch.equal(euler_step(lambda *_: [main], x, plan, (0.0, 0.5, 1.0), 0), x + 0.5 * main)
 
 
 @pytest.mark.parametrize(
