@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from elit_serve.cli.keys import key
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
 from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import served, sweep
+from elit_serve.command_line import command_line
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.server.setting_sources import read_settings
 
@@ -117,8 +117,7 @@ def profile(
         raise InvalidInput("out", None, "random weights have no directory of their own; name a file")
     else:
         pipeline = Pipeline.random(random_weights, resolution, device=device, dtype=dtype, quantize=quantize)
-    command = "elit-serve profile " + shlex.join(sys.argv[2:])
-    file = profile_to_file(pipeline, out, repeats=repeats, command=command, console=Console(stderr=True))
+    file = profile_to_file(pipeline, out, repeats=repeats, command=command_line(), console=Console(stderr=True))
     typer.echo(f"{file}")
 
 

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from elit_serve.cli.options import ApiKeyOption, made_by, numbers
+import elit_serve
+from elit_serve.cli.options import ApiKeyOption, numbers
+from elit_serve.command_line import command_line
 from elit_serve.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from elit_serve.bench.load_run import LoadOptions
+
+TRACE = typer.Option(
+    help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."
+)
+SloScaleOption = Annotated[
+    str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
+]
+RecordedTargetsOption = Annotated[
+    bool, typer.Option("--recorded-targets", help="The targets of an arrival log instead of --slo-scale.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def bench(
     url: Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")],
-    trace: Annotated[
-        str | None,
-        typer.Option(
-            help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."
-        ),
-    ] = None,
+    trace: Annotated[str | None, TRACE] = None,
     load: Annotated[float, typer.Option(help="Rate as a multiple of the saturated full-budget throughput.")] = 1.0,
     rate: Annotated[float | None, typer.Option(help="Requests per second, instead of --load.")] = None,
     burstiness: Annotated[
         float | None, typer.Option(help="Gamma arrivals instead of --trace: 1 is Poisson, less is burstier.")
     ] = None,
-    slo_scale: Annotated[
-        str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
-    ] = "2,3,5",
-    recorded_targets: Annotated[
-        bool, typer.Option("--recorded-targets", help="The targets of an arrival log instead of --slo-scale.")
-    ] = False,
+    slo_scale: SloScaleOption = "2,3,5",
+    recorded_targets: RecordedTargetsOption = False,
     no_target: Annotated[bool, typer.Option("--no-target", help="Send no latency targets.")] = False,
     requests: Annotated[int, typer.Option(min=2, help="Requests to send, or to count in a closed loop.")] = 500,
     cost: Annotated[
@@ -56,23 +65,16 @@ def bench(
     policy: Annotated[str, typer.Option(help="With --compare: the server's policy, elastic or fixed.")] = "elastic",
     api_key: ApiKeyOption = None,
     records: Annotated[Path | None, typer.Option(help="Write every request's record there, a JSON line each.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Load a server over HTTP, open loop or closed, and report throughput, latency and attainment."""
-    from elit_serve.bench.compare import check_comparable, comparison, comparison_table, simulated
-    from elit_serve.bench.load_report import summary_table
-    from elit_serve.bench.load_run import LoadOptions, burstiness_trace, record_lines, run_load
-    from elit_serve.clock import MonotonicClock
+    from elit_serve.bench.load_run import LoadOptions
 
-    if burstiness is not None and trace is not None:
-        raise InvalidInput("burstiness", burstiness, "it makes arrivals of its own; leave --trace out")
     if recorded_targets and (no_target or closed_loop):
         raise InvalidInput("recorded-targets", True, "neither --no-target nor --closed-loop, which have no targets")
-    if burstiness is not None:
-        trace = burstiness_trace(burstiness)
     options = LoadOptions(
         url=url,
-        trace=trace or "poisson",
+        trace=_arrivals(trace, burstiness),
         load=load,
         rate=rate,
         slo_scales=() if no_target or closed_loop or recorded_targets else numbers("slo-scale", slo_scale),
@@ -90,21 +92,40 @@ def bench(
         timeout_s=timeout,
         api_key=api_key,
     )
+    report, tables = _load(options, records, policy if compare else None)
+    _show(report, tables, as_json=as_json, secret=api_key)
+
+
+def _arrivals(trace: str | None, burstiness: float | None) -> str:
+    from elit_serve.bench.load_run import burstiness_trace
+
+    if burstiness is None:
+        return trace or "poisson"
+    if trace is not None:
+        raise InvalidInput("burstiness", burstiness, "it makes arrivals of its own; leave --trace out")
+    return burstiness_trace(burstiness)
+
+
+def _load(options: LoadOptions, records: Path | None, policy: str | None) -> tuple[dict[str, object], list[Table]]:
+    """What came of it, beside the simulation of a policy if one is named."""
+    from elit_serve.bench.compare import check_comparable, comparison, comparison_table, simulated
+    from elit_serve.bench.load_report import summary_table
+    from elit_serve.bench.load_run import record_lines, run_load
+    from elit_serve.clock import MonotonicClock
+
     if records is not None and not records.parent.is_dir():  # found out before the run, not after it
         raise InvalidInput("records", str(records), "a file in a folder that exists")
-    if compare:
+    if policy is not None:
         check_comparable(options, policy)
     report = run_load(options, clock=MonotonicClock())
-    expected = simulated(report, options, policy) if compare else None
     if records is not None:
         records.write_text("".join(json.dumps(line) + "\n" for line in record_lines(report.records)))
-    if as_json:
-        compared = comparison(report.summary, expected, policy) if expected else {}
-        typer.echo(json.dumps({**report.as_dict(), **compared, **made_by(api_key)}, indent=2))
-        return
-    Console().print(summary_table(f"{report.target.model.id} at {url}", report.summary))
-    if expected:
-        Console().print(comparison_table(report.summary, expected, policy))
+    table = summary_table(f"{report.target.model.id} at {options.url}", report.summary)
+    if policy is None:
+        return report.as_dict(), [table]
+    expected = simulated(report, options, policy)
+    compared = comparison(report.summary, expected, policy)
+    return {**report.as_dict(), **compared}, [table, comparison_table(report.summary, expected, policy)]
 
 
 def soak(
@@ -113,7 +134,7 @@ def soak(
     seconds: Annotated[float, typer.Option(min=1, help="Of the mixed load; the whole takes about twice that.")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Draws what is asked for.")] = 0,
     api_key: ApiKeyOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask a server for everything at once, and say whether it keeps what it should: exit code 1 if not.
 
@@ -127,34 +148,21 @@ def soak(
 
     options = SoakOptions(url=url, callers=callers, seconds=seconds, seed=seed, api_key=api_key)
     report = run_soak(options, clock=MonotonicClock())
-    if as_json:
-        typer.echo(json.dumps({**report.as_dict(), **made_by(api_key)}, indent=2))
-    else:
-        for table in soak_tables(report):
-            Console().print(table)
+    _show(report.as_dict(), soak_tables(report), as_json=as_json, secret=api_key)
     if not all(check.holds for check in report.checks):
         raise typer.Exit(1)
 
 
 def simulate(
-    trace: Annotated[
-        str,
-        typer.Option(
-            help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."
-        ),
-    ] = "poisson",
+    trace: Annotated[str, TRACE] = "poisson",
     *,
     cost: Annotated[Path, typer.Option(help="A latency/<device>.json: what the simulated device takes.")],
     load: Annotated[str, typer.Option(help="Rates as multiples of the saturated full-budget throughput.")] = "1.0",
     policy: Annotated[
         str, typer.Option(help="Policies with commas between them, or all.")
     ] = "elastic,fixed,slackfit,slackfit-step",
-    slo_scale: Annotated[
-        str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
-    ] = "2,3,5",
-    recorded_targets: Annotated[
-        bool, typer.Option("--recorded-targets", help="The targets of an arrival log instead of --slo-scale.")
-    ] = False,
+    slo_scale: SloScaleOption = "2,3,5",
+    recorded_targets: RecordedTargetsOption = False,
     quality: Annotated[Path | None, typer.Option(help="A model's quality.json. Default: --curve.")] = None,
     curve: Annotated[str, typer.Option(help="Stated quality curves.")] = "gentle,steep",
     seeds: Annotated[int, typer.Option(min=1, help="Windows; each draws arrivals, targets and noise.")] = 5,
@@ -176,7 +184,7 @@ def simulate(
         int | None,
         typer.Option(min=1, help="Time so many decisions of elastic, with 64 in flight and 1,000 waiting, instead."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare policies on a simulated device with each other and with a bound that no schedule can beat."""
     from elit_serve.bench.simulate_command import (
@@ -211,7 +219,14 @@ def simulate(
     if decisions is not None:
         run = decision_times
     report, table = run(options, Console(stderr=True))
+    _show(report, [table], as_json=as_json)
+
+
+def _show(report: Mapping[str, object], tables: Iterable[Table], *, as_json: bool, secret: str | None = None) -> None:
+    """A report as JSON, with where it comes from, or as tables."""
     if as_json:
-        typer.echo(json.dumps({**report, **made_by()}, indent=2))
+        made_by = {"elit_serve_version": elit_serve.__version__, "command": command_line(secret)}
+        typer.echo(json.dumps({**report, **made_by}, indent=2))
     else:
-        Console().print(table)
+        for table in tables:
+            Console().print(table)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Annotated
 
 import typer
 
-import elit_serve
 from elit_serve.errors import InvalidInput
 
 ModelArgument = Annotated[
@@ -26,14 +23,6 @@ ApiKeyOption = Annotated[
     typer.Option(envvar="ELIT_SERVE_API_KEY", help="For a server with keys. As a variable, it stays out of `ps`."),
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads for torch. Default: torch's own choice.")]
-
-
-def made_by(*secrets: str | None) -> dict[str, str]:
-    """What a file of figures says of its origin: the version and the command, without these options' values."""
-    words = ["elit-serve", *sys.argv[1:]]
-    for secret in filter(None, secrets):
-        words = [word.replace(secret, "***") for word in words]
-    return {"elit_serve_version": elit_serve.__version__, "command": shlex.join(words)}
 
 
 def integers(field: str, text: str) -> list[int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import elit_serve
+from elit_serve.command_line import command_line
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profiler import device_name
 from elit_serve.errors import InvalidInput
@@ -153,7 +152,7 @@ def _row(cells: Sequence[str]) -> str:
 def provenance(pipeline: Pipeline, batch_size: int) -> dict[str, Any]:
     """What a measured figure depends on beside the plan."""
     return {
-        "command": shlex.join(["elit-serve", *sys.argv[1:]]),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(pipeline.device),
         "dtype": pipeline.precision,

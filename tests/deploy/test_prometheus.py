@@ -42,9 +42,11 @@ class Prometheus:
         return [float(series["value"][1]) for series in self.ask("query", query=query, **moment)["result"]]
 
 
-def promtool(*arguments: str | Path, **options: Any) -> None:
+def promtool(*arguments: str | Path, **options: Any) -> str:
+    """What it says, where it finds nothing wrong."""
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def eventually(find: Callable[[], Found | None], what: str) -> Found:
@@ -137,19 +139,21 @@ def watched(prometheus: Prometheus, measured_server_url: str) -> Prometheus:
         assert client.post("/v1/generate", json={"label": "tulip", "latency_ms": 0.01}).status_code == 422
 
     def seen() -> Prometheus | None:
-        then = Prometheus(prometheus.client, time.time())
+        then = Prometheus(prometheus.client, time.time() - 1)  # no scrape of that moment is still on its way
         return then if counted(then) == [done + 3, infeasible + 1] else None
 
     return eventually(seen, "all of this is scraped")
 
 
 def test_promtool_accepts_configuration_and_rules(deploy_dir: Path) -> None:
-    promtool("check", "config", deploy_dir / "prometheus" / "prometheus.yml")
-    promtool("check", "rules", "--lint=all", "--lint-fatal", deploy_dir / "prometheus" / "alerts.yml")
+    config = promtool("check", "config", deploy_dir / "prometheus" / "prometheus.yml")
+    assert "prometheus.yml is valid" in config
+    rules = promtool("check", "rules", "--lint=all", "--lint-fatal", deploy_dir / "prometheus" / "alerts.yml")
+    assert f"SUCCESS: {len(alert_rules(deploy_dir))} rules found" in rules
 
 
 def test_alerts_fire_when_they_should_and_only_then(deploy_dir: Path) -> None:
-    promtool("test", "rules", deploy_dir / "prometheus" / "alerts.test.yml")
+    assert "SUCCESS" in promtool("test", "rules", deploy_dir / "prometheus" / "alerts.test.yml")
 
 
 def test_every_alert_has_a_unit_test_in_which_it_fires_and_one_in_which_it_does_not(deploy_dir: Path) -> None:
@@ -161,7 +165,9 @@ def test_every_alert_has_a_unit_test_in_which_it_fires_and_one_in_which_it_does_
 
 
 def test_promtool_finds_nothing_wrong_with_the_metrics(measured_server_url: str) -> None:
-    promtool("check", "metrics", input=httpx.get(f"{measured_server_url}/metrics").text)
+    metrics = httpx.get(f"{measured_server_url}/metrics").text
+    assert "elit_promised_total" in metrics
+    assert promtool("check", "metrics", input=metrics) == ""
 
 
 def test_every_query_of_the_dashboard_has_values(watched: Prometheus, dashboard: dict[str, Any]) -> None:

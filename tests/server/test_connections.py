@@ -151,6 +151,7 @@ class TestWhoLeaves:
         hang_up(caller, with_reset=with_reset)
         eventually(lambda: ended(server, "cancelled") == 1)
         eventually(lambda: is_at_rest(server))
+        assert (ended(server, "done"), ended(server, "failed")) == (0, 0)
 
 
 def test_who_reads_byte_by_byte_keeps_neither_the_engine_nor_others(start_server: Any, eventually: Eventually) -> None:

@@ -94,7 +94,7 @@ class JobStore:
             return connection.execute(query).scalar_one()
 
     def next_waiting(
-        self, *, besides: Collection[str], load: Mapping[str, int], may_be_suspect: bool
+        self, *, besides: Collection[str], load: Mapping[str, int], may_be_suspect: bool = True
     ) -> StoredJob | None:
         """What is to be made next: what was promised, then what earlier servers ended at, then the oldest of whom has
         the least.

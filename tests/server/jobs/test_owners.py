@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -57,13 +56,13 @@ def test_waiting_jobs_of_different_keys_take_turns(tmp_path: Path) -> None:
         promised = replace(waiting("alice", 3), due_s=10.0)
         for job in (first, second, other):
             store.add(job)
-        assert following(store, besides=(), load={}) == first
-        assert following(store, besides=[first.id], load={"alice": 1}) == other
-        assert following(store, besides=[first.id], load={"alice": 1, "bob": 2}) == second
-        assert following(store, besides=[first.id, other.id], load={"alice": 1, "bob": 1}) == second
-        assert following(store, besides=[first.id, second.id, other.id], load={}) is None
+        assert store.next_waiting(besides=(), load={}) == first
+        assert store.next_waiting(besides=[first.id], load={"alice": 1}) == other
+        assert store.next_waiting(besides=[first.id], load={"alice": 1, "bob": 2}) == second
+        assert store.next_waiting(besides=[first.id, other.id], load={"alice": 1, "bob": 1}) == second
+        assert store.next_waiting(besides=[first.id, second.id, other.id], load={}) is None
         store.add(promised)
-        assert following(store, besides=(), load={"alice": 9}) == promised
+        assert store.next_waiting(besides=(), load={"alice": 9}) == promised
 
 
 def test_what_servers_ended_at_most_often_is_tried_last(tmp_path: Path) -> None:
@@ -72,21 +71,15 @@ def test_what_servers_ended_at_most_often_is_tried_last(tmp_path: Path) -> None:
         fresh, twice, once = (replace(waiting("alice", number), attempts=n) for number, n in enumerate((0, 2, 1)))
         for job in (fresh, twice, once):
             store.add(job)
-        assert following(store, besides=(), load={}) == once
-        assert following(store, besides=[once.id], load={}) == twice
-        assert following(store, besides=(), load={}, may_be_suspect=False) == fresh
-        assert following(store, besides=[once.id, twice.id], load={}) == fresh
+        assert store.next_waiting(besides=(), load={}) == once
+        assert store.next_waiting(besides=[once.id], load={}) == twice
+        assert store.next_waiting(besides=(), load={}, may_be_suspect=False) == fresh
+        assert store.next_waiting(besides=[once.id, twice.id], load={}) == fresh
         promised = [replace(waiting("alice", 3 + n), attempts=n, due_s=10.0 - n) for n in (0, 1, 2)]
         for job in promised:
             store.add(job)
         for number, job in enumerate(promised):
-            assert following(store, besides=[job.id for job in promised[:number]], load={}) == job
-
-
-def following(
-    store: JobStore, *, besides: Collection[str], load: Mapping[str, int], may_be_suspect: bool = True
-) -> StoredJob | None:
-    return store.next_waiting(besides=besides, load=load, may_be_suspect=may_be_suspect)
+            assert store.next_waiting(besides=[job.id for job in promised[:number]], load={}) == job
 
 
 def waiting(owner: str, number: int) -> StoredJob:
