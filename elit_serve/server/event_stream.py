@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from elit_serve.engine.jobs import Outcome, Preview
 from elit_serve.errors import ElitError
+from elit_serve.server.event_response import EventResponse
 from elit_serve.server.metrics import Metrics
 from elit_serve.server.service import Taken
 
@@ -34,7 +34,7 @@ class PreviewQueue:
         return await self._queue.get()
 
 
-class EventStream(StreamingResponse):
+class EventStream(EventResponse):
     """`event: ...` and `data: ...` for every preview, and for the end. Gives the work up when its caller leaves.
 
     An event is a model whose `type` names it. error_of: what is sent in place of the end if that goes wrong.
@@ -50,7 +50,7 @@ class EventStream(StreamingResponse):
         error_of: Callable[[ElitError], str],
         metrics: Metrics,
     ) -> None:
-        super().__init__(self._events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        super().__init__(self._events())
         self._taken = taken
         self._previews = previews
         self._preview_event = preview_event

@@ -13,11 +13,12 @@ from fastapi import APIRouter, Request
 from prometheus_client import Counter, Histogram
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 
 from elit_serve.budget import budget_of_level
 from elit_serve.engine.in_flight import InFlight, PictureInFlight
 from elit_serve.engine.worker import Worker
+from elit_serve.server.event_response import EventResponse
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.service import Service
 
@@ -165,7 +166,7 @@ def load(request: Request) -> Load:
 @router.get(
     "/v1/live",
     summary="The same as server-sent events, about four a second",
-    response_class=StreamingResponse,
+    response_class=Response,
     responses={
         200: {
             "description": "Events named `load`, whose data are those of `/load`, until the engine has stopped.",
@@ -173,7 +174,6 @@ def load(request: Request) -> Load:
         }
     },
 )
-async def live(request: Request) -> StreamingResponse:
+async def live(request: Request) -> EventResponse:
     feed: LiveFeed = request.app.state.live_feed
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would collect events before it sends
-    return StreamingResponse(feed.events(), media_type="text/event-stream", headers=headers)
+    return EventResponse(feed.events())

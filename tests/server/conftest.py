@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -74,6 +79,27 @@ def held() -> type[Held]:
     return Held
 
 
+class Stepwise(Executor):
+    """Runs a step only with the test's leave."""
+
+    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
+        super().__init__(pipeline, num_slots=num_slots)
+        self.may_run = threading.Semaphore(0)
+        self.num_launched = 0
+
+    def launch(self, launch: Launch) -> RunningStep:
+        if launch.launch_id >= 0:  # the warm-up is not held
+            self.num_launched += 1
+            assert self.may_run.acquire(timeout=60)
+        return super().launch(launch)
+
+
+@pytest.fixture
+def stepwise() -> type[Stepwise]:
+    """For servers that run as many steps as `server.executor.may_run` has been released for."""
+    return Stepwise
+
+
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
     """Waits for what another thread does in its own time."""
@@ -116,6 +142,59 @@ class RunningServer:
 
 
 StartServer = Callable[..., RunningServer]
+StartNginx = Callable[[str], str]
+
+# One process, everything in the folder that it is started in, and otherwise what nginx does by itself.
+NGINX = """
+daemon off;
+master_process off;
+pid nginx.pid;
+error_log error.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        {locations}
+    }}
+}}
+"""
+
+
+@pytest.fixture
+def start_nginx(tmp_path: Path) -> Iterator[StartNginx]:
+    """Starts a real nginx with these locations; gives its address."""
+    binary = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert binary, "the package nginx is not installed"
+    with ExitStack() as stack:
+
+        def start(locations: str) -> str:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            folder = Path(stack.enter_context(TemporaryDirectory(dir=tmp_path)))
+            (folder / "nginx.conf").write_text(NGINX.format(port=port, locations=locations))
+            process = stack.enter_context(
+                subprocess.Popen([binary, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
+            )
+            stack.callback(process.terminate)
+            deadline_s = time.monotonic() + 30
+            while not _listens(port):
+                assert process.poll() is None, (folder / "error.log").read_text()
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
+            return f"http://127.0.0.1:{port}"
+
+        yield start
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager

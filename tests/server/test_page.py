@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,9 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from elit_serve.engine.checkpoint import model_hash, read_config
-from elit_serve.engine.executor import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.scheduler.requests import Launch
 from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.settings import Settings
 
@@ -84,19 +81,6 @@ def is_outside(url: str, server_url: str) -> bool:
     return urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != urlsplit(server_url).netloc
 
 
-class Stepwise(Executor):
-    """Runs a step for every time that the test releases `steps`."""
-
-    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
-        super().__init__(pipeline, num_slots=num_slots)
-        self.steps = threading.Semaphore(0)
-
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:  # the warm-up is not held
-            assert self.steps.acquire(timeout=60)
-        return super().launch(launch)
-
-
 def choose(page: Page, *, label: str = "tulip", seed: int = 7, by: str | None = None) -> None:
     """Fills the form in."""
     expect(page.locator("#forecast-text")).to_contain_text("Should take")  # everything is there
@@ -116,19 +100,21 @@ def text(page: Page, selector: str) -> str:
     return " ".join(page.locator(selector).inner_text().split())
 
 
-def test_a_picture_refines_while_it_is_made(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
-    server = start_server(measured, executor=Stepwise)
+def test_a_picture_refines_while_it_is_made(
+    start_server: Any, stepwise: Any, open_page: OpenPage, measured: Pipeline
+) -> None:
+    server = start_server(measured, executor=stepwise)
     page = open_page(server)
     choose(page, by="By budget")
     page.get_by_label("Share of the latents").fill("3")
     generate(page)
     pictures = []
     for number in (1, 2, 3):
-        server.executor.steps.release()
+        server.executor.may_run.release()
         expect(page.get_by_alt_text(f"tulip, seed 7, preview {number}")).to_be_visible()
         expect(page.locator("#status")).to_have_text(f"Preview {number} of 3")
         pictures.append(page.locator("#picture").get_attribute("src"))
-    server.executor.steps.release()
+    server.executor.may_run.release()
     expect(page.get_by_role("img", name="tulip, seed 7", exact=True)).to_be_visible()
     assert len({*pictures, page.locator("#picture").get_attribute("src")}) == 4
     facts = text(page, "#facts")
@@ -233,15 +219,17 @@ def test_a_server_that_is_gone_is_said_to_be(start_server: Any, open_page: OpenP
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
 
 
-def test_stopping_frees_the_server(start_server: Any, open_page: OpenPage, measured: Pipeline, eventually: Any) -> None:
-    server = start_server(measured, executor=Stepwise)
+def test_stopping_frees_the_server(
+    start_server: Any, stepwise: Any, open_page: OpenPage, measured: Pipeline, eventually: Any
+) -> None:
+    server = start_server(measured, executor=stepwise)
     page = open_page(server)
     choose(page)
     generate(page)
     eventually(lambda: server.health()["running"] == 1)
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#status")).to_have_text("Stopped.")
-    server.executor.steps.release()
+    server.executor.may_run.release()
     eventually(lambda: server.health()["running"] == 0)
 
 
@@ -264,9 +252,9 @@ def test_one_seed_at_several_budgets(start_server: Any, open_page: OpenPage, mea
 
 
 def test_the_live_view_shows_what_is_in_flight(
-    start_server: Any, open_page: OpenPage, measured: Pipeline, eventually: Any
+    start_server: Any, stepwise: Any, open_page: OpenPage, measured: Pipeline, eventually: Any
 ) -> None:
-    server = start_server(measured, executor=Stepwise)
+    server = start_server(measured, executor=stepwise)
     page = open_page(server, "#live")
     expect(page.locator("#flights-hint")).to_have_text("Nothing is being made.")
     with ThreadPoolExecutor(2) as callers:
@@ -281,10 +269,10 @@ def test_the_live_view_shows_what_is_in_flight(
         expect(flights.nth(0)).to_contain_text("tulip")
         expect(flights.nth(0)).to_contain_text("promised in")
         expect(flights.nth(1)).to_contain_text("waits")
-        server.executor.steps.release(2)
+        server.executor.may_run.release(2)
         expect(flights.nth(0)).to_contain_text("step 2 of 4")
         expect(flights.nth(0).get_by_role("img")).to_have_attribute("aria-label", "2 of 4 steps at level 2")
-        server.executor.steps.release(100)
+        server.executor.may_run.release(100)
     expect(flights).to_have_count(0)
     expect(page.locator("#tiles")).to_contain_text("2 so far")
     assert re.search(r"Deadlines kept 100 % 1 kept, 0 missed", text(page, "#tiles"))

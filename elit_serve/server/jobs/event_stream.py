@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator
 
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
 
 from elit_serve.engine.encoding import AnswerFormat
 from elit_serve.engine.jobs import StepRun
 from elit_serve.errors import ElitError
+from elit_serve.server.event_response import EventResponse
 from elit_serve.server.event_stream import KEEP_ALIVE_S
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.events import Follower, JobEvent
@@ -25,11 +25,11 @@ from elit_serve.server.jobs.states import ENDED
 END = "end"
 
 
-class JobEventStream(StreamingResponse):
+class JobEventStream(EventResponse):
     """`queued`, `started`, `step`s and `preview`s, and the job's last state as the last event."""
 
     def __init__(self, desk: JobDesk, job: JobInfo, owner: str, last_event_id: str | None, form: AnswerFormat) -> None:
-        super().__init__(self._events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        super().__init__(self._events())
         self._desk = desk
         self._job = job
         self._owner = owner

@@ -21,10 +21,7 @@ import httpx
 import psycopg
 import pytest
 
-from elit_serve.engine.executor import Executor, RunningStep
-from elit_serve.engine.pipeline import Pipeline
 from elit_serve.scheduler import CostTable
-from elit_serve.scheduler.requests import Launch
 
 Receive = Callable[[dict[str, str], bytes], tuple[int, dict[str, str]]]
 ENDED = ("done", "failed", "expired", "cancelled")
@@ -111,27 +108,6 @@ def jobs_of() -> MakeJobs:
 def cheap() -> CostTable:
     """A cost table with batches of at most two."""
     return CHEAP
-
-
-class Stepwise(Executor):
-    """Runs a step only with the test's leave."""
-
-    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
-        super().__init__(pipeline, num_slots=num_slots)
-        self.may_run = threading.Semaphore(0)
-        self.num_launched = 0
-
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:  # the warm-up is not held
-            self.num_launched += 1
-            assert self.may_run.acquire(timeout=60)
-        return super().launch(launch)
-
-
-@pytest.fixture
-def stepwise() -> type[Stepwise]:
-    """For servers that run as many steps as `server.executor.may_run` has been released for."""
-    return Stepwise
 
 
 @pytest.fixture(scope="session")
