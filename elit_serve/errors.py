@@ -7,6 +7,8 @@
     ├── CheckpointError       a model directory cannot be loaded; lists everything that is wrong
     ├── RecipeError           a training recipe is not valid; lists everything that is wrong
     ├── DataError             a data set cannot be read, or too much of it is corrupt
+    │   ├── DamagedPicture    ... one of its files is not a whole picture; counted and skipped where there are many
+    │   └── DataSetGone       ... it vanished or changed while it was used
     ├── RunError              a training run directory cannot be written, resumed or exported
     ├── MissingPackage        an optional package is needed; names the extra that brings it
     ├── GenerationFailed      the engine failed on this request (HTTP 500)
@@ -88,6 +90,14 @@ class RecipeError(ElitError):
 
 class DataError(ElitError):
     """A data set that cannot be read."""
+
+
+class DamagedPicture(DataError):
+    """A file that is not a whole picture; names it."""
+
+
+class DataSetGone(DataError):
+    """A data set that vanished, cannot be opened any more, or is not the one that it was."""
 
 
 class RunError(ElitError):

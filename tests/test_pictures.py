@@ -1,103 +1,20 @@
-"""Labelled photographs from folders and tars, fitting, and facts inside picture files."""
+"""Fitting, facts inside picture files, and grids."""
 
 from __future__ import annotations
 
 import io
-import tarfile
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from elit_serve.errors import DataError
-from elit_serve.pictures import (
-    OUTPUT_FORMATS,
-    DamagedPicture,
-    OutputFormat,
-    decode,
-    encode,
-    fit,
-    grid,
-    list_photographs,
-    read_facts,
-)
+from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode, fit, grid, read_facts
 
 FACTS = {"label": "tulip", "seed": 7, "levels": [4, 4, 1], "guidance": {"scale": 2.5}}
 
 
 def photograph(color: tuple[int, int, int] = (200, 30, 90), size: tuple[int, int] = (8, 8)) -> Image.Image:
     return Image.new("RGB", size, color)
-
-
-def as_folder(root: Path) -> Path:
-    for name in ("tulip/b.png", "tulip/a.jpg", "daisy/c.webp"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        photograph().save(root / name)
-    (root / "tulip" / "notes.txt").write_text("no picture")
-    (root / "stray.png").write_bytes(b"no class")
-    return root
-
-
-def as_tar(root: Path) -> Path:
-    path = root.with_suffix(".tar")
-    with tarfile.open(path, "w") as tar:
-        tar.add(as_folder(root), arcname=".")
-    return path
-
-
-@pytest.mark.parametrize("collect", [as_folder, as_tar])
-def test_a_folder_and_a_tar_list_the_same_photographs(collect: Callable[[Path], Path], tmp_path: Path) -> None:
-    found = list_photographs(collect(tmp_path / "set"))
-    names = [(photograph.label, photograph.name) for photograph in found if photograph.name != "stray.png"]
-    assert names == [("daisy", "c.webp"), ("tulip", "a.jpg"), ("tulip", "b.png")]
-    assert {decode(each).size for each in found if each.name != "stray.png"} == {(8, 8)}
-
-
-def test_a_picture_beside_the_class_folders_has_no_class_and_is_left_out(tmp_path: Path) -> None:
-    assert "stray.png" not in [each.name for each in list_photographs(as_folder(tmp_path / "set"))]
-    assert "stray.png" not in [each.name for each in list_photographs(as_tar(tmp_path / "set"))]
-
-
-def test_sets_that_cannot_be_read_say_why(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
-        list_photographs(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no class/name"):
-        list_photographs(tmp_path)
-    not_a_tar = tmp_path / "set.tar"
-    not_a_tar.write_bytes(b"x" * 4096)
-    with pytest.raises(DataError, match="not an uncompressed tar"):
-        list_photographs(not_a_tar)
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a picture"])
-def test_a_damaged_picture_is_named(tmp_path: Path, damage: bytes) -> None:
-    as_folder(tmp_path)
-    (tmp_path / "tulip" / "a.jpg").write_bytes(damage)
-    found = {each.name: each for each in list_photographs(tmp_path)}
-    with pytest.raises(DamagedPicture, match=r"tulip/a\.jpg"):
-        decode(found["a.jpg"])
-
-
-@pytest.mark.parametrize("content", ["EPS", "BMP", "GIF", "TIFF"])
-def test_a_picture_of_another_format_is_damaged_whatever_its_name(tmp_path: Path, content: str) -> None:
-    as_folder(tmp_path)
-    photograph().save(tmp_path / "tulip" / "b.png", content)
-    found = {each.name: each for each in list_photographs(tmp_path)}
-    with pytest.raises(DamagedPicture, match=r"tulip/b\.png: not a picture"):
-        decode(found["b.png"])
-
-
-def test_a_truncated_picture_is_damaged(tmp_path: Path) -> None:
-    as_folder(tmp_path)
-    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    path = tmp_path / "tulip" / "b.png"
-    noisy.save(path)
-    path.write_bytes(path.read_bytes()[:2000])
-    found = {each.name: each for each in list_photographs(tmp_path)}
-    with pytest.raises(DamagedPicture, match=r"tulip/b\.png"):
-        decode(found["b.png"])
 
 
 def test_fit_keeps_the_centre_and_the_aspect_ratio() -> None:

@@ -124,7 +124,7 @@ def profile(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe: a TOML file, see models/recipes/.")],
-    data: Annotated[Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg, .png or .webp.")],
+    data: Annotated[Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg.")],
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     val: Annotated[Path | None, typer.Option(help="Validation pictures. Default: some of --data are held out.")] = None,
     autoencoder: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from elit_serve.evaluation.evaluator import Evaluator
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.reference import Reference, make_reference
 from elit_serve.evaluation.report import check_folder, progress_bar, write_report
-from elit_serve.pictures import list_photographs
+from elit_serve.photographs import Part, Photograph, open_data_set
 from elit_serve.sampling import Plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +74,17 @@ def open_reference(
             if getattr(options, field) is not None:
                 raise InvalidInput(field, str(getattr(options, field)), "a reference file has it all; leave it out")
         return Reference.load(options.reference)
-    held_out = None if options.held_out is None else list_photographs(options.held_out)
-    photographs = list_photographs(options.reference)
+    held_out = None if options.held_out is None else _photographs(options.held_out, "held out")
+    photographs = _photographs(options.reference, "training")
     reference = make_reference(pipeline, extractor, photographs, held_out, on_batch=on_batch)
     if options.save_reference is not None:
         reference.save(options.save_reference)
     return reference
+
+
+def _photographs(source: Path, part: Part) -> Sequence[Photograph]:
+    """Those of a folder or tar; what is left out of them is said."""
+    found = open_data_set(source, part)
+    if found.note:
+        logger.warning(found.note)
+    return found.photographs

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
-from elit_serve.pictures import Photograph, decode, fit
+from elit_serve.photographs import Photograph, decode
+from elit_serve.pictures import fit
 
 KNOWN_NAMES = {"mobilenetv2": "MobileNetV2", "i3d": "I3D"}
 

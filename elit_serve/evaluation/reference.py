@@ -22,7 +22,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor, photograph_features
 from elit_serve.evaluation.nearest import nearest
 from elit_serve.evaluation.precision_recall import NEIGHBOURS
-from elit_serve.pictures import Photograph
+from elit_serve.photographs import Photograph
 
 MIN_PHOTOGRAPHS = 2 * (NEIGHBOURS + 1)  # so that each half has as many as precision and recall need
 SPLIT = 10  # without held-out photographs, every tenth of a class is held out

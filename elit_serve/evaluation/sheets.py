@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.evaluation.evaluator import Evaluator
 from elit_serve.evaluation.nearest import nearest
-from elit_serve.pictures import decode, fit, grid
+from elit_serve.photographs import decode
+from elit_serve.pictures import fit, grid
 from elit_serve.sampling import Plan
 
 TEXT_PX = 13

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from elit_serve.errors import DataError
-from elit_serve.pictures import DamagedPicture, Photograph, decode, fit, list_photographs
+from elit_serve.errors import DamagedPicture, DataError
+from elit_serve.photographs import Part, Photograph, decode, open_data_set
+from elit_serve.pictures import fit
 from elit_serve.trainer.draws import seed_of
 
 
@@ -33,22 +34,26 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """Photographs of one size, by class."""
+    """Photographs of one size, by class. note: one line on what their source holds that is not taken."""
 
     photographs: tuple[Photograph, ...]
     classes: tuple[str, ...]
     height: int
     width: int
+    note: str | None = None
 
     @classmethod
-    def open(cls, source: Path, height: int, width: int, classes: Sequence[str] | None = None) -> PictureSet:
-        """All photographs of a folder or tar; with `classes` the labels must be among those."""
-        photographs = list_photographs(source)
+    def open(
+        cls, source: Path, height: int, width: int, classes: Sequence[str] | None = None, part: Part = "training"
+    ) -> PictureSet:
+        """The photographs of a folder or tar, or of a part of it; with `classes` the labels must be among those."""
+        found = open_data_set(source, part)
+        photographs = found.photographs
         names = tuple(classes or sorted({photograph.label for photograph in photographs}))
         unknown = sorted({photograph.label for photograph in photographs} - set(names))
         if unknown:
             raise DataError(f"{source} has classes that the training data lacks: {', '.join(unknown[:5])}")
-        return cls(photographs=tuple(photographs), classes=names, height=height, width=width)
+        return cls(photographs=photographs, classes=names, height=height, width=width, note=found.note)
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -71,7 +76,7 @@ class PictureSet:
         return self.classes.index(self.photographs[index].label)
 
     def picture(self, index: int) -> Tensor:
-        """[3, H, W] uint8; raises `DamagedPicture`."""
+        """[3, H, W] uint8; raises `DamagedPicture` or `DataSetGone`."""
         pixels = np.asarray(fit(decode(self.photographs[index]), self.height, self.width))
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
@@ -188,7 +193,10 @@ class StreamedData:
             collate_fn=_collate,
             pin_memory=self._pin_memory,
         )
-        yield from loader
+        for loaded in loader:
+            if isinstance(loaded, DataError):
+                raise loaded
+            yield loaded
 
 
 class _BatchSampler:
@@ -202,11 +210,22 @@ class _BatchSampler:
             step += 1
 
 
-class _DecodedPictures(Dataset[tuple[Tensor, int, list[str]]]):
+_Sample = tuple[Tensor, int, list[str]]  # a picture, its label, and the damaged ones in whose place it is
+
+
+class _DecodedPictures(Dataset[_Sample | DataError]):
+    """What stops the run is given back instead of raised: a worker process would add its traceback to it."""
+
     def __init__(self, pictures: PictureSet) -> None:
         self._pictures = pictures
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, list[str]]:
+    def __getitem__(self, index: int) -> _Sample | DataError:
+        try:
+            return self._sample(index)
+        except DataError as error:
+            return error
+
+    def _sample(self, index: int) -> _Sample:
         damaged: list[str] = []
         for offset in range(len(self._pictures)):
             place = (index + offset) % len(self._pictures)
@@ -224,8 +243,13 @@ def _picture_or_damage(pictures: PictureSet, index: int) -> Tensor | DamagedPict
         return damage
 
 
-def _collate(items: list[tuple[Tensor, int, list[str]]]) -> Batch:
-    images, labels, damaged = zip(*items, strict=True)
+def _collate(items: list[_Sample | DataError]) -> Batch | DataError:
+    samples = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        samples.append(item)
+    images, labels, damaged = zip(*samples, strict=True)
     return Batch(
         images=torch.stack(images),
         labels=torch.tensor(labels),

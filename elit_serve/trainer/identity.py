@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from elit_serve.pictures import Photograph
+from elit_serve.photographs import Photograph
 
 READ_BYTES = 1 << 30  # of the contents: seconds on a disk; all of ImageNet would take many minutes at each start
 
@@ -16,17 +16,17 @@ def content_digest(photographs: Sequence[Photograph], read_bytes: int = READ_BYT
 
     Of a set that is larger than `read_bytes` only as many photographs are read as come to that, always the same ones,
     drawn by their class and name. So another file of the very same name and size is noticed there only if it is among
-    these; any other size, name or class always is.
+    these; any other size, name or class always is. Raises `DataSetGone` when one cannot be read.
     """
     ordered = sorted(photographs, key=_key)  # stable: two of one name stay in the order in which they are trained on
-    sizes = [_size(photograph) for photograph in ordered]
+    sizes = [photograph.size for photograph in ordered]
     drawn = _drawn(ordered, sizes, read_bytes)
     with ThreadPoolExecutor() as pool:
-        contents = dict(zip(drawn, pool.map(lambda index: _content(ordered[index]), drawn), strict=True))
+        contents = dict(zip(drawn, pool.map(lambda index: _digest(ordered[index].read()), drawn), strict=True))
     digest = hashlib.sha256()
     for index, photograph in enumerate(ordered):
         for part in (*_key(photograph), str(sizes[index]), contents.get(index, "")):
-            encoded = part.encode(errors="surrogateescape")  # names may be no UTF-8
+            encoded = part.encode()
             digest.update(len(encoded).to_bytes(4, "big") + encoded)  # no two lists of parts look the same
     return digest.hexdigest()
 
@@ -46,24 +46,12 @@ def _drawn(ordered: Sequence[Photograph], sizes: Sequence[int], read_bytes: int)
 
 
 def _place_in_draw(photograph: Photograph) -> bytes:
-    return hashlib.sha256("/".join(_key(photograph)).encode(errors="surrogateescape")).digest()
+    return hashlib.sha256("/".join(_key(photograph)).encode()).digest()
 
 
 def _key(photograph: Photograph) -> tuple[str, str]:
     return photograph.label, photograph.name
 
 
-def _size(photograph: Photograph) -> int:
-    """In bytes; a file of its own is asked. 0 for one that cannot be: the run counts it as damaged."""
-    try:
-        return photograph.size if photograph.size >= 0 else photograph.path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _content(photograph: Photograph) -> str:
-    """A digest of the file; none of one that cannot be read."""
-    try:
-        return hashlib.sha256(photograph.read()).hexdigest()
-    except OSError:
-        return ""
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

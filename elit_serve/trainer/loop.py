@@ -364,7 +364,7 @@ def open_data(recipe: Recipe, factor: int, data: Path, validation: Path | None) 
     pictures = PictureSet.open(data, height, width)
     if validation is None:
         return pictures.split(recipe.data.holdout)
-    return pictures, PictureSet.open(validation, height, width, pictures.classes)
+    return pictures, PictureSet.open(validation, height, width, pictures.classes, part="held out")
 
 
 def check_world(recipe: Recipe, world: World) -> None:

@@ -16,7 +16,7 @@ from elit_serve.evaluation.features import Described, TorchScriptFeatures
 from elit_serve.evaluation.frechet import FeatureStatistics, frechet_distance
 from elit_serve.evaluation.reference import Reference, compact, make_reference, split
 from elit_serve.evaluation.sampler import Sampler, even_batch, steps_of
-from elit_serve.pictures import list_photographs
+from elit_serve.photographs import open_data_set
 from elit_serve.sampling import Guidance, Plan
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def extractor(feature_file: Path) -> TorchScriptFeatures:
 
 @pytest.fixture(scope="module")
 def reference(pipeline: Pipeline, extractor: TorchScriptFeatures, training: Path, held_out: Path) -> Reference:
-    return make_reference(pipeline, extractor, list_photographs(training), list_photographs(held_out))
+    return make_reference(pipeline, extractor, open_data_set(training).photographs, open_data_set(held_out).photographs)
 
 
 def interrupted_after(extractor: TorchScriptFeatures, num_batches: int) -> TorchScriptFeatures:
@@ -81,7 +81,7 @@ def test_features_are_kept_in_half_precision_where_that_loses_next_to_nothing() 
 
 
 def test_without_held_out_photographs_every_tenth_of_a_class_is_held_out(training: Path) -> None:
-    photographs = list_photographs(training)
+    photographs = open_data_set(training).photographs
     rest, held_out = split(photographs)
     assert [photograph.name for photograph in held_out] == ["009.png", "019.png"] * 3
     assert len(rest) == 54
@@ -91,7 +91,7 @@ def test_without_held_out_photographs_every_tenth_of_a_class_is_held_out(trainin
 def test_held_out_photographs_that_are_the_reference_s_own_are_refused(
     pipeline: Pipeline, extractor: TorchScriptFeatures, training: Path
 ) -> None:
-    photographs = list_photographs(training)
+    photographs = open_data_set(training).photographs
     with pytest.raises(InvalidInput, match="held_out"):
         make_reference(pipeline, extractor, photographs, split(photographs)[1])
 

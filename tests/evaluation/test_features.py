@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elit_serve.errors import InvalidInput
+from elit_serve.errors import DamagedPicture, InvalidInput
 from elit_serve.evaluation.features import TorchScriptFeatures, load_pictures, open_features, photograph_features
-from elit_serve.pictures import DamagedPicture, list_photographs
+from elit_serve.photographs import open_data_set
 
 CPU = torch.device("cpu")
 Write = Callable[[nn.Module, str], Path]
@@ -82,7 +82,7 @@ def test_what_is_no_torchscript_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_photographs_are_read_at_the_models_size_in_batches(feature_file: Path, held_out: Path) -> None:
-    photographs = list_photographs(held_out)
+    photographs = open_data_set(held_out).photographs
     done: list[int] = []
     extractor = TorchScriptFeatures(feature_file, CPU)
     described = photograph_features(extractor, photographs, height=32, width=32, batch_size=7, on_batch=done.append)
@@ -116,11 +116,13 @@ def test_an_extractor_may_classify_and_may_take_clips(tmp_path: Path) -> None:
 def test_photographs_smaller_than_the_models_pictures_are_refused(feature_file: Path, held_out: Path) -> None:
     extractor = TorchScriptFeatures(feature_file, CPU)
     with pytest.raises(InvalidInput, match=r"daisy/000\.png: 40 x 36.* at least the model's 64 x 64"):
-        photograph_features(extractor, list_photographs(held_out), height=64, width=64)
+        photograph_features(extractor, open_data_set(held_out).photographs, height=64, width=64)
 
 
 def test_a_damaged_photograph_stops_the_reading_by_name(feature_file: Path, tmp_path: Path) -> None:
     (tmp_path / "rose").mkdir()
     (tmp_path / "rose" / "bad.png").write_bytes(b"oops")
     with pytest.raises(DamagedPicture, match=r"rose/bad\.png"):
-        photograph_features(TorchScriptFeatures(feature_file, CPU), list_photographs(tmp_path), height=32, width=32)
+        photograph_features(
+            TorchScriptFeatures(feature_file, CPU), open_data_set(tmp_path).photographs, height=32, width=32
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from elit_serve.pictures import list_photographs
+from elit_serve.photographs import open_data_set
 from elit_serve.trainer.identity import content_digest
 
 
@@ -24,7 +24,7 @@ def copy(photographs: Path, tmp_path: Path) -> Path:
 
 
 def digest(source: Path, **options: int) -> str:
-    return content_digest(list_photographs(source), **options)
+    return content_digest(open_data_set(source).photographs, **options)
 
 
 @pytest.mark.parametrize("read_bytes", [1 << 30, 2_000])

@@ -91,7 +91,7 @@ def test_what_is_missing_is_named(refusal: Refusal, recipe_file: Path, photograp
         "train", tmp_path / "missing.toml", "--data", photographs, "--out", run
     )
     assert refusal("train", recipe_file, "--data", missing, "--out", run) == (
-        f"{missing} does not exist; a data set is a folder or a tar of class/name.jpg, png or webp"
+        f"{missing} does not exist; a data set is a folder or a tar of class/name.jpg"
     )
     assert "holds no run: run.json: No such file" in refusal(
         "train", recipe_file, "--data", photographs, "--out", run, "--resume"

@@ -170,7 +170,7 @@ def test_a_source_that_is_no_data_set_is_one_clear_error(tmp_path: Path, photogr
     (tmp_path / "text.tar").write_text("this is no tar at all, however long it may be\n" * 40)
     for source, problem in {
         tmp_path / "missing": "does not exist",
-        tmp_path / "empty": "holds no class/name.jpg, .png or .webp",
+        tmp_path / "empty": "holds no class/name.jpg, nor any of .jpeg, ",
         tmp_path / "text.tar": "is not an uncompressed tar",
         photographs / "rose": "holds no class/name.jpg",
     }.items():
