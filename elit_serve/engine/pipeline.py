@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.nn.quantized import quantize_
 from elit_serve.pictures import OutputFormat, encode, format_of, write_file
 from elit_serve.sampling import Guidance, Plan, initial_noise, sample
+from elit_serve.spelling import Names
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
@@ -72,6 +72,7 @@ class Pipeline:
             quantize_(self.model)
         self._autoencoder = open_autoencoder(self.config.autoencoder, self.path / "autoencoder", device, dtype)
         self._class_ids = {name: i for i, name in enumerate(self.config.classes)}
+        self._class_names = Names(self.config.classes)
 
     @classmethod
     def load(
@@ -118,6 +119,10 @@ class Pipeline:
         checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed)
         return cls(checkpoint, device=target, dtype=chosen, quantize=quantize)
 
+    def has_class(self, name: str) -> bool:
+        """Whether a class has exactly this name."""
+        return name in self._class_ids
+
     def class_id(self, label: str | int, *, field: str = "label", exact: bool = False) -> int:
         """The index of a class given by name or index; unknown ones raise with the nearest names.
 
@@ -132,7 +137,7 @@ class Pipeline:
         for candidate in (label,) if exact else (label, name):
             if candidate in self._class_ids:
                 return self._class_ids[candidate]
-        nearest = difflib.get_close_matches(name, self.config.classes, n=3, cutoff=0.5)
+        nearest = self._class_names.like(name, at_most=3, likeness=0.5)
         shown = nearest or [*self.config.classes[:5], "..."]
         hint = "the nearest are" if nearest else "some are"
         raise InvalidInput(field, label, f"no class of {self.config.name} has this name; {hint} {', '.join(shown)}")

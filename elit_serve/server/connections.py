@@ -1,16 +1,204 @@
-"""Connections on which nothing moves are closed, so that nobody holds a place, or a descriptor, for nothing."""
+"""What a connection may cost before anybody knows who has opened it: the one place that reaches into uvicorn.
+
+uvicorn leaves all this open: heads have no bounds, a request that offers an upgrade loses its body, a connection that
+stands still is kept, and whatever one sends at once is begun at once. It promises nothing about its insides, so its
+version is bounded in pyproject.toml, and what is changed here is tested over real connections.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from http import HTTPStatus
+from typing import cast
 
+import httptools
+from starlette.types import Receive, Scope, Send
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from elit_serve.server.faults import Fault
+from elit_serve.server.problems import problem
+
+MAX_HEAD_BYTES = 64 << 10  # of a request's head or trailers; and so much more of chunks' heads than of what is in them
+MAX_HEAD_LINES = 100  # of a request's head and its trailers together
+MAX_QUEUED = 16  # requests of a connection that wait for the one before; what is sent beyond them is not yet parsed
+PIECE_BYTES = 1 << 10  # parsed at a time: what is not part of a body is counted as exactly as this
+LINGER_SECONDS = 2.0  # in which a refused caller may read why, before the connection is closed on what he still sends
 MIN_READ_BYTES = 16 << 10  # of an answer that waits for its reader, in the time that a connection may stand still
 
 
-class ImpatientProtocol(HttpToolsProtocol):
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with bounds on what is no body: a request over them gets 431, one that is no HTTP gets 400.
+    Either is answered when its turn has come, after what was asked before it on the same connection, and is the last.
+
+    An `Upgrade` is ignored, as HTTP allows, and the request is answered as if there had been none. The parser cannot
+    be told so: it takes what follows such a head for another protocol. So the head is parsed once more, without it.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
+        self._unparsed = b""
+        self._num_framing_bytes = 0  # of the present request: beyond as many as there were of its body
+        self._num_lines = 0
+        self._is_in_head = True
+        self._is_upgrade = False
+        self._is_refused = False
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if not self._is_refused:
+            self._parse(self._unparsed + data)
+
+    def _parse(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view and not self._is_refused and len(self.pipeline) < MAX_QUEUED:
+            piece = view[:PIECE_BYTES]
+            self._num_framing_bytes += len(piece)
+            view = view[self._feed(piece) :]
+            self._num_framing_bytes = max(0, self._num_framing_bytes)
+            if self._num_framing_bytes > MAX_HEAD_BYTES and not self._is_refused:
+                self._refuse(_TOO_LARGE)
+        self._unparsed = b"" if self._is_refused else bytes(view)
+        self.flow.hold_back(bool(self._unparsed))
+
+    def _feed(self, data: memoryview) -> int:
+        """Has the parser take as much as it can before what was an upgrade; how many bytes these are."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade()
+            num_taken: int = upgrade.args[0]
+            return num_taken
+        except httptools.HttpParserError:
+            self._refuse(_TOO_LARGE if self._num_lines > MAX_HEAD_LINES else _INVALID)
+        return len(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._num_lines = 0
+        self._is_in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._num_lines += 1
+        if self._num_lines > MAX_HEAD_LINES:
+            raise ValueError("too many lines")  # the parser stops at this
+        if self._is_in_head:  # a trailer is none of the headers, by which it was decided who may send a body
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._is_upgrade = self.parser.should_upgrade()
+        if not self._is_upgrade:
+            super().on_headers_complete()
+            self._is_in_head = False
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._num_framing_bytes -= len(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_upgrade:
+            super().on_message_complete()
+            self._num_framing_bytes = 0
+            self._is_in_head = True
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._unparsed and not self.transport.is_closing():
+            self._parse(self._unparsed)
+
+    def _ignore_upgrade(self) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":  # to the parser this is an upgrade in itself
+            self._refuse(_INVALID)
+            return
+        head = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
+        lines = (b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._feed(memoryview(head + b"".join(lines) + b"\r\n"))
+
+    def _refuse(self, fault: Fault) -> None:
+        """Answers the present request, and reads nothing more of the connection."""
+        self._is_refused = True
+        self.logger.warning("A request is refused before it is there whole: %s", fault.detail)
+        if self._is_in_head:
+            self._begin(_last_answer(fault))
+        elif self.pipeline:  # it waits for those before it
+            self.pipeline[0] = (self.cycle, _last_answer(fault))
+        elif not self.cycle.response_started:
+            _abandon(self.cycle)
+            self._begin(_last_answer(fault))
+        else:  # it has another answer, without having been read
+            self.cycle.keep_alive = False
+            if self.cycle.response_complete:
+                self.transport.close()
+            return
+        self.cycle.more_body = self.cycle.keep_alive = False
+
+    def _begin(self, answer: ASGI3Application) -> None:
+        """Has a request that is not known whole answered in its turn."""
+        super().on_message_begin()
+        self.url = b"/"
+        app, self.app = self.app, answer
+        try:
+            super().on_headers_complete()
+        finally:
+            self.app = app
+
+
+class _Flow(FlowControl):
+    """Whoever answers a request has its connection read on, but not while what was read is still to be parsed."""
+
+    _is_held_back = False
+
+    def hold_back(self, is_held_back: bool) -> None:
+        was_held_back, self._is_held_back = self._is_held_back, is_held_back
+        if is_held_back:
+            self.pause_reading()
+        elif was_held_back:
+            self.resume_reading()
+
+    def resume_reading(self) -> None:
+        if not self._is_held_back:
+            super().resume_reading()
+
+
+_INVALID = Fault(status=400, detail="this is not HTTP/1.1, or nothing that this server speaks")
+_TOO_LARGE = Fault(
+    status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    detail=f"a request's head, and its trailers, may have {MAX_HEAD_BYTES} bytes and {MAX_HEAD_LINES} lines",
+)
+
+
+def _abandon(cycle: RequestResponseCycle) -> None:
+    """As if its caller had left: whatever answers it is told so, and nothing of that is sent."""
+    cycle.disconnected = cycle.response_complete = True
+    cycle.message_event.set()
+
+
+def _last_answer(fault: Fault) -> ASGI3Application:
+    """Tells what is wrong, waits for the caller to leave, and closes the connection. Were it closed at once, what he
+    has sent meanwhile would take the answer away from him."""
+    response = problem(fault)
+    headers = [*response.raw_headers, (b"connection", b"close")]
+
+    async def answer(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": fault.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+        await send({"type": "http.response.body"})
+
+    return cast(ASGI3Application, answer)
+
+
+class ImpatientProtocol(BoundedProtocol):
     """uvicorn's protocol ends a connection if its next request does not begin within `timeout_keep_alive`. This one
     has the same patience with the first request, with one that has begun and is not there whole, and with a reader
     of whom more than the buffers hold is still to be read.

@@ -46,7 +46,8 @@ def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         path = request.url.path
         schema = next((schema for prefix, schema in SCHEMAS.items() if path.startswith(prefix)), GenerateRequest)
-        return error_answer(fault_of_body(error.errors(), schema), request.scope)
+        num_left_out = request.scope["state"].get("fields_left_out", 0)
+        return error_answer(fault_of_body(error.errors(), schema, num_left_out=num_left_out), request.scope)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

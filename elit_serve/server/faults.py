@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -30,9 +30,10 @@ from elit_serve.errors import (
     StorageFull,
     StoreUnavailable,
 )
+from elit_serve.spelling import Names
 
 MAX_SHOWN = 200  # characters of a refused value that are sent back
-MAX_ERRORS = 20  # a body may hold a hundred thousand unknown fields, and each explanation takes time
+MAX_ERRORS = 20  # explained in an answer; a body may hold a hundred thousand unknown fields
 RETRY_AFTER_S: dict[type[ElitError], int] = {EngineStopped: 5, StoreUnavailable: 5, RequestOutstanding: 1}
 
 
@@ -131,8 +132,9 @@ def _headers(error: ElitError) -> Mapping[str, str]:
     return {}
 
 
-def fault_of_body(errors: Sequence[Any], schema: type[BaseModel]) -> Fault:
-    """What pydantic found wrong with a body that should have followed `schema`."""
+def fault_of_body(errors: Sequence[Any], schema: type[BaseModel], *, num_left_out: int = 0) -> Fault:
+    """What pydantic found wrong with a body that should have followed `schema`. num_left_out: of its unknown fields,
+    those that pydantic was spared."""
     if any(error["type"] == "json_invalid" for error in errors):
         reason = errors[0].get("ctx", {}).get("error", "it cannot be parsed")
         return Fault(status=400, detail=f"the body is not JSON: {reason}")
@@ -152,8 +154,9 @@ def fault_of_body(errors: Sequence[Any], schema: type[BaseModel]) -> Fault:
         for name, error in first.items()
     )
     detail = "; ".join(f"{fault.field}: {fault.allowed}" for fault in fields)
-    if len(errors) > MAX_ERRORS:
-        detail += f"; and {len(errors) - MAX_ERRORS} more"
+    num_more = max(0, len(errors) - MAX_ERRORS) + num_left_out
+    if num_more > 0:
+        detail += f"; and {num_more} more"
     kind = KINDS[InvalidInput]
     return Fault(status=kind.status, detail=detail, name=kind.name, title=kind.title, fields=fields)
 
@@ -170,13 +173,13 @@ def _field_of(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if error["loc"][0] != "body":
         return str(loc[0])
     if error["type"] != "extra_forbidden":
-        inner = [field for part in _parts(schema).values() for field in part.model_fields]
+        inner = [field for part in parts_of(schema).values() for field in part.model_fields]
         known = {*schema.model_fields, *inner}
         loc = tuple(part for part in loc if isinstance(part, int) or part in known)
     return ".".join(str(_shown(part)) for part in loc) or "body"
 
 
-def _parts(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
+def parts_of(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The fields of a schema that are objects themselves."""
     kinds = {name: (field.annotation, *get_args(field.annotation)) for name, field in schema.model_fields.items()}
     return {
@@ -189,9 +192,9 @@ def _parts(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 def _allowed(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
-        part = next((model for name, model in _parts(schema).items() if name in error["loc"][:-1]), schema)
+        part = next((model for name, model in parts_of(schema).items() if name in error["loc"][:-1]), schema)
         fields = list(part.model_fields)
-        nearest = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
+        nearest = Names(fields).like(str(error["loc"][-1]))
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         return f"no such field; {hint}fields are {', '.join(fields)}"
     if error["type"] == "missing" and len(error["loc"]) > 1:
@@ -210,5 +213,16 @@ def _shown(value: object) -> object:
         return value if abs(value) < 1 << 63 else "an integer of more than 64 bits"
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _described(value)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+
+
+def _described(value: object) -> str:
+    """Its `repr`, of which no more is made than is shown."""
+    if isinstance(value, bytes):  # a body that does not say that it is JSON
+        return repr(value[:MAX_SHOWN])
+    describe = reprlib.Repr()
+    describe.maxlevel = 3
+    describe.maxlist = describe.maxdict = 20
+    describe.maxstring = MAX_SHOWN
+    return describe.repr(value)

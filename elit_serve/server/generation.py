@@ -112,7 +112,7 @@ def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:
         return pipeline.class_id(request.label)
     if request.prompt is None:
         raise InvalidInput("label", None, "a class name or id, or a prompt that is exactly a class name")
-    if request.prompt.strip().isdecimal() and request.prompt not in pipeline.config.classes:
+    if request.prompt.strip().isdecimal() and not pipeline.has_class(request.prompt):
         raise InvalidInput("prompt", request.prompt, "exactly a class name; a class id goes into label")
     return pipeline.class_id(request.prompt, field="prompt", exact=True)
 

@@ -1,4 +1,4 @@
-"""Bounds on request bodies, before anything reads them, and on how many requests are under way."""
+"""Bounds on request bodies, before anything looks into them, and on how many requests are under way."""
 
 from __future__ import annotations
 
@@ -15,76 +15,105 @@ DRAIN_SECONDS = 2.0
 HEALTH_PATHS = frozenset({"/health", "/liveness", "/readiness", "/v2/health/live", "/v2/health/ready"})
 
 
-class RequestLimit:
-    """Answers 503 to what is more than `max_requests` at a time; health is always answered."""
+class RequestLimits:
+    """Answers 413 to a body over `max_body_bytes`, whether its length is announced or found out by counting, and 503
+    to what is more than `max_requests` at a time; health is always answered.
 
-    def __init__(self, app: ASGIApp, *, max_requests: int) -> None:
+    A request takes a place from its head on, for what has come of its body takes memory. Where all places are taken,
+    the one that has been sending for longest gives its place up: who sends slowly, or never, shuts nobody out.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_requests: int, max_body_bytes: int) -> None:
         self._app = app
         self._max_requests = max_requests
-        self._under_way = 0
+        self._max_body_bytes = max_body_bytes
+        self._places: set[object] = set()
+        self._sending: dict[object, asyncio.Timeout] = {}  # whose bodies are not there whole, the oldest first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
             await self._app(scope, receive, send)
-        elif self._under_way >= self._max_requests:
-            await self._refuse(scope, receive, send)
+            return
+        if len(self._places) >= self._max_requests and not self._make_room():
+            detail = f"{self._max_requests} requests are under way, which is the limit"
+            await error_answer(_too_many(detail), scope)(scope, receive, send)
+            return
+        place = object()
+        self._places.add(place)
+        try:
+            await self._run(place, scope, receive, send)
+        finally:
+            self._places.discard(place)
+
+    def _make_room(self) -> bool:
+        """Ends the request whose body has been on its way for longest; False if all are there whole."""
+        oldest = next(iter(self._sending), None)
+        if oldest is None:
+            return False
+        self._places.discard(oldest)
+        self._sending.pop(oldest).reschedule(asyncio.get_running_loop().time())
+        return True
+
+    async def _run(self, place: object, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await self._body(place, scope, receive)
+        except TimeoutError:
+            detail = f"this request was still being sent when more than {self._max_requests} came, which is the limit"
+            await error_answer(_too_many(detail, close=True), scope)(scope, receive, send)
+        except _TooLarge:
+            detail = f"the body is over {self._max_body_bytes} bytes, which is the limit"
+            fault = Fault(status=413, detail=detail, headers={"Connection": "close"})
+            await error_answer(fault, scope)(scope, receive, send)
         else:
-            self._under_way += 1
+            if body is not None:
+                await self._app(scope, _replay(body, receive), send)
+
+    async def _body(self, place: object, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None if its sender left before. Raises `TimeoutError` if it has to make room."""
+        async with asyncio.timeout(None) as patience:
+            self._sending[place] = patience
             try:
-                await self._app(scope, receive, send)
+                return await _read(scope, receive, self._max_body_bytes)
             finally:
-                self._under_way -= 1
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = KINDS[Overloaded]
-        fault = Fault(
-            status=kind.status,
-            name=kind.name,
-            title=kind.title,
-            reason="too_many_requests",
-            detail=f"{self._max_requests} requests are under way, which is the limit",
-            headers={"Retry-After": "1"},
-        )
-        await error_answer(fault, scope)(scope, receive, send)
+                self._sending.pop(place, None)
 
 
-class BodyLimit:
-    """Answers 413 to a body over `max_bytes`, whether its length is announced or found out by counting."""
+class _TooLarge(Exception):
+    """A body over the limit."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        announced = headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            if b"expect" not in headers:  # one that waits for "100 Continue" has sent nothing yet
+def _too_many(detail: str, *, close: bool = False) -> Fault:
+    kind = KINDS[Overloaded]
+    return Fault(
+        status=kind.status,
+        name=kind.name,
+        title=kind.title,
+        reason="too_many_requests",
+        detail=detail,
+        headers={"Retry-After": "1", **({"Connection": "close"} if close else {})},
+    )
+
+
+async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes | None:
+    """The whole body; None if its sender left before. Raises `_TooLarge` where it is over `max_bytes`."""
+    headers = dict(scope["headers"])
+    announced = headers.get(b"content-length", b"")
+    if announced.isdigit() and int(announced) > max_bytes:
+        if b"expect" not in headers:  # one that waits for "100 Continue" has sent nothing yet
+            await _drain(receive)
+        raise _TooLarge
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            if message.get("more_body", False):
                 await _drain(receive)
-            await self._refuse(scope, receive, send)
-            return
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the caller left before it had sent everything
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes:
-                if message.get("more_body", False):
-                    await _drain(receive)
-                await self._refuse(scope, receive, send)
-                return
-            if not message.get("more_body", False):
-                break
-        await self._app(scope, _replay(bytes(body), receive), send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"the body is over {self._max_bytes} bytes, which is the limit"
-        fault = Fault(status=413, detail=detail, headers={"Connection": "close"})
-        await error_answer(fault, scope)(scope, receive, send)
+            raise _TooLarge
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from elit_serve.clock import Clock
 from elit_serve.server.auth import Auth
 from elit_serve.server.keys import Keyring
-from elit_serve.server.limits import BodyLimit, RequestLimit
+from elit_serve.server.limits import RequestLimits
 from elit_serve.server.metrics import Metrics, MetricsMiddleware
 from elit_serve.server.request_context import Failures, RequestContext
 from elit_serve.server.security_headers import SecurityHeaders
@@ -34,9 +34,9 @@ def add_all(
 ) -> None:
     """From the innermost to the outermost: keys are asked for before a body is read, and what every answer must have
     stands before what may refuse."""
-    # after the body, for who sends one slowly or never must not hold a place
-    app.add_middleware(RequestLimit, max_requests=settings.max_concurrent_requests)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestLimits, max_requests=settings.max_concurrent_requests, max_body_bytes=settings.max_body_bytes
+    )
     if keyring is not None:
         app.add_middleware(Auth, keyring=keyring, clock=clock)
     app.add_middleware(Failures)

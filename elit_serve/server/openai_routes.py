@@ -13,6 +13,7 @@ from elit_serve.engine.jobs import Outcome, Preview
 from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS
 from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.auth import owner_of
+from elit_serve.server.bodies import BodyRoute
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.event_stream import EventStream, PreviewQueue
 from elit_serve.server.faults import fault_of
@@ -29,7 +30,7 @@ from elit_serve.server.openai_schemas import (
 from elit_serve.server.schemas import GenerateRequest
 from elit_serve.server.service import Service, answer_to, facts_of, take
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 _ERROR: dict[str, Any] = {"model": OpenAIError}
 

@@ -17,6 +17,7 @@ from elit_serve.errors import EngineStopped
 from elit_serve.server import problems
 from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.auth import owner_of
+from elit_serve.server.bodies import BodyRoute
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_of, usable_levels
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.planning import plan_answer
@@ -34,7 +35,7 @@ from elit_serve.server.schemas import (
 )
 from elit_serve.server.service import Service, answer_to, take
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 _PROBLEM: dict[str, Any] = {"model": Problem, "content": {problems.MEDIA_TYPE: {}}}
 _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}

@@ -133,6 +133,7 @@ def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=ImpatientProtocol,
+        ws="none",
         log_level=settings.log_level,
         log_config=None,
         access_log=False,

@@ -36,7 +36,8 @@ class Service:
     and under the fixed policy. shares: of the keys in the queue; None where no keys are set.
 
     admission: a thread, one request at a time. Behind a long queue a decision takes milliseconds, in which the event
-    loop would answer nobody; and on many threads they would only take turns with the engine's.
+    loop would answer nobody; and on many threads they would only take turns with the engine's. parsing: a thread for
+    large bodies, likewise.
     """
 
     pipeline: Pipeline
@@ -50,6 +51,7 @@ class Service:
     tracing: Tracing | None
     clock: Clock
     admission: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    parsing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
 @dataclass(frozen=True, kw_only=True)

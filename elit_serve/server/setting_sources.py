@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from elit_serve.errors import InvalidInput
 from elit_serve.server.settings import Settings
+from elit_serve.spelling import Names
 
 PREFIX = "ELIT_SERVE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
@@ -86,7 +86,7 @@ def _refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> No
     known = list(known)
     for name in given:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
+            nearest = Names(known).like(name)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
             raise InvalidInput("setting", name, f"{hint}{what} are {', '.join(known)}")
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from elit_serve.engine.encoding import ANSWER_FORMATS
 from elit_serve.server import problems
 from elit_serve.server.auth import owner_of
+from elit_serve.server.bodies import BodyRoute
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.generation import form_of
 from elit_serve.server.jobs.desk import JobDesk
@@ -20,7 +21,7 @@ from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.schemas import Problem
 from elit_serve.server.service import Service
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, route_class=BodyRoute)
 
 MAX_PAGE = 100
 IDENTIFIER = f"^[0-9a-f]{{{ID_LENGTH}}}$"
