@@ -87,7 +87,8 @@ class Settings(BaseModel):
     max_concurrent_requests: int = Field(
         default=1024,
         ge=1,
-        description="HTTP requests under way at a time, health apart; more get 503 with Retry-After.",
+        description="HTTP requests under way at a time, health apart, those still being sent included; where there are "
+        "more, the one that has been sending for longest gets 503 with Retry-After, or else the newest.",
     )
     idle_seconds: int = Field(
         default=60,
