@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import cast
@@ -183,8 +184,9 @@ def _abandon(cycle: RequestResponseCycle) -> None:
 def _last_answer(fault: Fault) -> ASGI3Application:
     """Tells what is wrong, waits for the caller to leave, and closes the connection. Were it closed at once, what he
     has sent meanwhile would take the answer away from him."""
-    response = problem(fault)
-    headers = [*response.raw_headers, (b"connection", b"close")]
+    request_id = secrets.token_hex(8)
+    response = problem(fault, request_id)
+    headers = [*response.raw_headers, (b"connection", b"close"), (b"x-request-id", request_id.encode())]
 
     async def answer(_: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": fault.status, "headers": headers})

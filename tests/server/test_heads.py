@@ -84,6 +84,7 @@ def test_what_has_no_end_is_refused(server: Any, start: bytes, endless: Iterable
         ((status, headers, body),) = answers(caller)
     assert (status, headers["connection"], headers["content-type"]) == (431, "close", "application/problem+json")
     assert "65536 bytes and 100 lines" in json.loads(body)["detail"]
+    assert headers["x-request-id"] == json.loads(body)["request_id"]
 
 
 LONG_LINES = b"".join(b"X-%d: %b\r\n" % (i, b"x" * 680) for i in range(90))
