@@ -276,5 +276,8 @@ def _one_line(problems: Sequence[str]) -> str:
 
 
 def _shown(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = f"{type(value).__name__} of too many digits"
     return text if len(text) <= limit else text[: limit - 1] + "…"

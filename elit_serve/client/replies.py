@@ -179,7 +179,7 @@ def _retry_after_s(text: str | None) -> float | None:
     seconds = _number(text)
     try:
         return _seconds_until(parsedate_to_datetime(text)) if seconds is None else max(0.0, seconds)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year that no machine can hold
         return None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from elit_serve.budget import check_level, level_of_budget
 from elit_serve.engine.autoencoder import open_autoencoder
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint, resolve_model
+from elit_serve.engine.class_names import ClassNames
 from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.precision import choose_dtype, precision_name
@@ -23,7 +24,6 @@ from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.nn.quantized import quantize_
 from elit_serve.pictures import OutputFormat, encode, format_of, write_file
 from elit_serve.sampling import Guidance, Plan, initial_noise, sample
-from elit_serve.spelling import Names
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
@@ -71,8 +71,7 @@ class Pipeline:
         if quantize is not None:
             quantize_(self.model)
         self._autoencoder = open_autoencoder(self.config.autoencoder, self.path / "autoencoder", device, dtype)
-        self._class_ids = {name: i for i, name in enumerate(self.config.classes)}
-        self._class_names = Names(self.config.classes)
+        self._class_names = ClassNames(self.config.classes, model=self.config.name)
 
     @classmethod
     def load(
@@ -121,26 +120,11 @@ class Pipeline:
 
     def has_class(self, name: str) -> bool:
         """Whether a class has exactly this name."""
-        return name in self._class_ids
+        return self._class_names.has(name)
 
-    def class_id(self, label: str | int, *, field: str = "label", exact: bool = False) -> int:
-        """The index of a class given by name or index; unknown ones raise with the nearest names.
-
-        With `exact` only the name itself will do; otherwise case and spaces for hyphens do not matter either.
-        """
-        if isinstance(label, int) or (label.isdecimal() and label not in self._class_ids):
-            index = int(label)
-            if 0 <= index < len(self.config.classes):
-                return index
-            raise InvalidInput(field, label, f"class ids run from 0 to {len(self.config.classes) - 1}")
-        name = label.strip().lower().replace(" ", "-")
-        for candidate in (label,) if exact else (label, name):
-            if candidate in self._class_ids:
-                return self._class_ids[candidate]
-        nearest = self._class_names.like(name, at_most=3, likeness=0.5)
-        shown = nearest or [*self.config.classes[:5], "..."]
-        hint = "the nearest are" if nearest else "some are"
-        raise InvalidInput(field, label, f"no class of {self.config.name} has this name; {hint} {', '.join(shown)}")
+    def class_id(self, label: str | int, *, field: str = "label") -> int:
+        """The index of a class given by name or index; see `ClassNames.id_of`."""
+        return self._class_names.id_of(label, field=field)
 
     def plan(
         self,

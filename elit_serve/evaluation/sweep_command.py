@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from elit_serve.budget import check_level
+from elit_serve.digits import whole_number
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.served import served_steps
 from elit_serve.errors import InvalidInput
@@ -24,7 +25,7 @@ from elit_serve.measurements import Latency, Quality, read_latency
 from elit_serve.sampling import Guidance
 
 GUIDANCE = re.compile(
-    r"(?P<method>cfg|ag|ccfg):(?P<scale>[\d.]+)(?:/(?P<weak>\d+))?(?:@(?P<start>[\d.]+)-(?P<end>[\d.]+))?"
+    r"(?P<method>cfg|ag|ccfg):(?P<scale>[0-9.]+)(?:/(?P<weak>[0-9]{1,9}))?(?:@(?P<start>[0-9.]+)-(?P<end>[0-9.]+))?"
 )
 GUIDANCE_SPELLING = "none, or METHOD:SCALE, METHOD:SCALE/WEAK_LEVEL and either with @START-END, as ccfg:4.5/1@0.1-1"
 
@@ -174,15 +175,17 @@ def guidance_of(word: str) -> Guidance:
 
 def pair_of(word: str) -> tuple[int, int]:
     """Two levels as 1-16."""
-    low, _, high = word.partition("-")
-    if not (low.isdecimal() and high.isdecimal() and 0 < int(low) < int(high)):
+    first, _, second = word.partition("-")
+    low, high = whole_number(first), whole_number(second)
+    if low is None or high is None or not 0 < low < high:
         raise InvalidInput("schedules", word, "pairs of levels, the lower first, as 1-16,4-16")
-    return int(low), int(high)
+    return low, high
 
 
 def part_of(word: str) -> tuple[int, int]:
     """Which of how many, as 1/2."""
-    which, _, count = word.partition("/")
-    if not (which.isdecimal() and count.isdecimal() and 1 <= int(which) <= int(count)):
+    first, _, second = word.partition("/")
+    which, count = whole_number(first), whole_number(second)
+    if which is None or count is None or not 1 <= which <= count:
         raise InvalidInput("part", word, "K/N with 1 <= K <= N, as 1/2")
-    return int(which), int(count)
+    return which, count

@@ -32,6 +32,7 @@ from elit_serve.server.live import LiveFeed, load_of
 from elit_serve.server.live import router as live_router
 from elit_serve.server.loop_lag import loop_lag_measured
 from elit_serve.server.metrics import Metrics
+from elit_serve.server.model_routes import router as model_router
 from elit_serve.server.openai_routes import router as openai_router
 from elit_serve.server.page import page_router
 from elit_serve.server.routes import router
@@ -59,7 +60,7 @@ def create_app(
     """The application; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
     keyring = read_keyring(settings)
-    routers = (router, openai_router, jobs_router, live_router, page_router())
+    routers = (router, model_router, openai_router, jobs_router, live_router, page_router())
     all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     paths = [route.path for route in all_routes]
     metrics = Metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
@@ -20,13 +21,18 @@ from elit_serve.server.openai_schemas import ImagesRequest
 from elit_serve.server.problems import problem
 from elit_serve.server.schemas import GenerateRequest
 
-OPENAI_PREFIX = "/v1/images/"
-SCHEMAS: dict[str, type[BaseModel]] = {OPENAI_PREFIX: ImagesRequest, "/v1/jobs": JobRequest}  # of bodies
+OPENAI_PATH = re.compile(  # as OpenAI's client of November 2026 asks for them
+    "/v1/(agents|assistants|audio|batches|chat|chatkit|completions|containers|conversations|embeddings|evals|files|"
+    "fine_tuning|images|models|moderations|organization|projects|realtime|responses|skills|threads|uploads|vaults|"
+    "vector_stores|videos)(/.*)?",
+    re.DOTALL,
+)
+SCHEMAS: dict[str, type[BaseModel]] = {"/v1/images/": ImagesRequest, "/v1/jobs": JobRequest}  # of bodies
 
 
 def is_openai(path: str) -> bool:
     """Whether it is one of OpenAI's routes, those that are not served included."""
-    return path.startswith(OPENAI_PREFIX)
+    return OPENAI_PATH.fullmatch(path) is not None
 
 
 def error_answer(fault: Fault, scope: Scope) -> Response:
@@ -51,8 +57,11 @@ def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        allowed = _allowed(request.url.path, routes) if error.status_code == 405 else {}
-        fault = Fault(status=error.status_code, detail=error.detail, headers={**(error.headers or {}), **allowed})
+        path, status = request.url.path, error.status_code
+        allowed = _allowed(path, routes) if status == 405 else {}
+        is_missing = status in (404, 405) and is_openai(path)
+        detail = f"{error.detail}: {_openai_routes(routes)}" if is_missing else error.detail
+        fault = Fault(status=status, detail=detail, headers={**(error.headers or {}), **allowed})
         return error_answer(fault, request.scope)
 
 
@@ -60,3 +69,10 @@ def _allowed(path: str, routes: Sequence[APIRoute]) -> dict[str, str]:
     """`Allow` with the methods of all routes of a path, of which Starlette tells the first one's."""
     methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
     return {"Allow": ", ".join(sorted(methods))} if methods else {}
+
+
+def _openai_routes(routes: Sequence[APIRoute]) -> str:
+    """Those that there are, for who has asked for another."""
+    served = {route.path.replace("{name}", "NAME"): route.methods or () for route in routes if is_openai(route.path)}
+    named = [f"{method} {path}" for path, methods in served.items() for method in methods if method != "HEAD"]
+    return f"of OpenAI's routes this server has {', '.join(sorted(named))}"

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from elit_serve.budget import budget_of_level, level_of_budget
+from elit_serve.digits import is_digits
 from elit_serve.engine.encoding import AnswerFormat, answer_formats
 from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, alone_ms, draw_noise, weak_caps
 from elit_serve.engine.open_plans import OpenPlans
@@ -112,9 +113,9 @@ def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:
         return pipeline.class_id(request.label)
     if request.prompt is None:
         raise InvalidInput("label", None, "a class name or id, or a prompt that is exactly a class name")
-    if request.prompt.strip().isdecimal() and not pipeline.has_class(request.prompt):
+    if is_digits(request.prompt.strip()) and not pipeline.has_class(request.prompt):
         raise InvalidInput("prompt", request.prompt, "exactly a class name; a class id goes into label")
-    return pipeline.class_id(request.prompt, field="prompt", exact=True)
+    return pipeline.class_id(request.prompt, field="prompt")
 
 
 def _seeds(request: GenerateRequest, *, max_images: int, is_bare: bool) -> tuple[int, ...]:

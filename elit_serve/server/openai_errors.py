@@ -26,8 +26,13 @@ _STATUS_CODES = {
 
 def openai_error(fault: Fault) -> Response:
     """`{"error": {"message", "type", "param", "code"}}`; what cannot be asked for is a 400, whose message names what
-    can. An infeasible target has `min_latency_ms` beside these."""
-    return Response(error_json(fault), _status(fault), headers=dict(fault.headers), media_type="application/json")
+    can. An infeasible target has `min_latency_ms` beside these.
+
+    OpenAI's clients send again whatever answers 5xx, unless `x-should-retry` says no: after a target has passed, they
+    would have the picture made twice for nobody.
+    """
+    headers = {**fault.headers, **({"x-should-retry": "false"} if fault.status == 504 else {})}
+    return Response(error_json(fault), _status(fault), headers=headers, media_type="application/json")
 
 
 def error_json(fault: Fault) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 from statistics import fmean
 
 from elit_serve.engine.jobs import Preview
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput, ModelNotFound
 from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat
+from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai_schemas import (
     CompletedEvent,
     ImagesRequest,
     ImagesResponse,
     InputTokensDetails,
+    LinkedImage,
     PartialImageEvent,
     QualityPreset,
     Usage,
 )
-from elit_serve.server.schemas import GenerateRequest, GenerateResponse, Wishes
+from elit_serve.server.schemas import GeneratedImage, GenerateRequest, GenerateResponse, ImageFacts, Wishes
 
 BUDGETS: dict[QualityPreset, float] = {"low": 0.25, "medium": 0.5, "high": 1.0}
 LEGACY_QUALITIES: dict[str, QualityPreset] = {"standard": "medium", "hd": "high"}
@@ -29,8 +32,6 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
         raise ModelNotFound(str(request.model), pipeline.config.name)
     if pipeline.is_latent:
         raise InvalidInput("model", pipeline.config.name, "without an autoencoder it has no pictures; see /v1/generate")
-    if request.response_format == "url":
-        raise InvalidInput("response_format", "url", "b64_json, because pictures are not stored and have no URL")
     size = size_of(pipeline)
     if request.size not in (None, "auto", size):
         raise InvalidInput("size", request.size, f"auto or {size}, which this model has")
@@ -41,11 +42,13 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
         )
     if request.stream and (request.n or 1) > 1:
         raise InvalidInput("n", request.n, "1 with stream, whose events do not say which picture they are of")
+    if request.stream and request.response_format == "url":
+        raise InvalidInput("response_format", "url", "b64_json with stream, whose events have no URL")
     if request.partial_images and not request.stream:
         raise InvalidInput("partial_images", request.partial_images, "0 or left out, because stream is not true")
     wishes = {name: getattr(request, name) for name in Wishes.model_fields}
     return GenerateRequest(
-        label=pipeline.class_id(request.prompt, field="prompt", exact=True),
+        label=pipeline.class_id(request.prompt, field="prompt"),
         n=request.n or 1,
         output_format=output_format,
         **{**wishes, "budget": _budget(request)},
@@ -58,20 +61,27 @@ def size_of(pipeline: Pipeline) -> str:
     return f"{spec.width * scale}x{spec.height * scale}"
 
 
-def images_response(facts: GenerateResponse, pipeline: Pipeline, *, created: int) -> ImagesResponse:
-    """The answer of `/v1/generate` as OpenAI's. created: Unix time in seconds."""
+def images_response(
+    facts: GenerateResponse, pipeline: Pipeline, *, created: int, with_urls: bool = False
+) -> ImagesResponse:
+    """The answer of `/v1/generate` as OpenAI's. created: Unix time in seconds. with_urls: files as `data:` URLs."""
     budgets = [image.budget for image in facts.images]
     output_format = facts.output_format
     assert output_format != "safetensors", "refused before it was made"
     return ImagesResponse(
         created=created,
-        data=facts.images,
+        data=[_linked(image, output_format) for image in facts.images] if with_urls else facts.images,
         output_format=output_format,
         quality=min(BUDGETS, key=lambda preset: abs(BUDGETS[preset] - fmean(budgets))),
         size=size_of(pipeline),
         usage=usage_of(budgets, pipeline),
         elit=facts,
     )
+
+
+def _linked(image: GeneratedImage, output_format: OutputFormat) -> LinkedImage:
+    url = f"data:{media_type_of(output_format)};base64,{base64.b64encode(image.b64_json).decode('ascii')}"
+    return LinkedImage(url=url, **image.model_dump(include=set(ImageFacts.model_fields)))
 
 
 def partial_image_event(
@@ -91,6 +101,7 @@ def partial_image_event(
 def completed_event(answer: ImagesResponse) -> CompletedEvent:
     """The answer with one picture, as OpenAI streams it."""
     (image,) = answer.data
+    assert isinstance(image, GeneratedImage), "a URL is refused with stream"
     return CompletedEvent(
         b64_json=image.b64_json,
         created_at=answer.created,

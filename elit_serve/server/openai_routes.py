@@ -69,8 +69,13 @@ async def images_generations(request: Request, body: ImagesRequest) -> Response:
     facts = await answer_to(request, service, taken)
     if facts is None:
         return Response(status_code=CLIENT_GONE)
-    answer = images_response(facts, service.pipeline, created=int(time.time()))
-    return Response(await run_in_threadpool(answer.model_dump_json), media_type="application/json")
+    made = int(time.time())
+
+    def written() -> str:  # with files in base64, which takes a while
+        with_urls = body.response_format == "url"
+        return images_response(facts, service.pipeline, created=made, with_urls=with_urls).model_dump_json()
+
+    return Response(await run_in_threadpool(written), media_type="application/json")
 
 
 async def _stream(

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from elit_serve.pictures import OutputFormat
-from elit_serve.server.schemas import Base64File, GeneratedImage, GenerateFacts, RequestBody, Wishes
+from elit_serve.server.schemas import Base64File, GeneratedImage, GenerateFacts, ImageFacts, RequestBody, Wishes
 
 QualityPreset = Literal["low", "medium", "high"]
 MAX_PARTIAL_IMAGES = 3
@@ -16,7 +16,7 @@ MAX_PARTIAL_IMAGES = 3
 class OpenAIFields(RequestBody):
     """What OpenAI's own clients send; null is the same as leaving a field out."""
 
-    prompt: str = Field(max_length=32_000, description="Exactly a class name, or a class id.")
+    prompt: str = Field(max_length=32_000, description="A class name or a class id, and nothing else.")
     model: str | None = Field(default=None, max_length=200, description="The model that is served, or left out.")
     n: int | None = Field(default=None, ge=1, description="Pictures; 1 when left out. Taken all or none.")
     size: str | None = Field(
@@ -32,7 +32,8 @@ class OpenAIFields(RequestBody):
         default=None, ge=0, le=100, description="Of jpeg and webp: 100 is the largest and best file."
     )
     response_format: Literal["b64_json", "url"] | None = Field(
-        default=None, description="`url` is refused: pictures are not stored, they travel in the answer."
+        default=None,
+        description="`url` is a `data:` URL that holds the file: pictures are not stored, they travel in the answer.",
     )
     background: Literal["auto", "opaque"] | None = Field(default=None, description="Pictures are opaque.")
     moderation: Literal["auto", "low"] | None = Field(
@@ -79,11 +80,17 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class LinkedImage(ImageFacts):
+    """The picture of `response_format` `url`."""
+
+    url: str = Field(description="The file as `data:image/png;base64,...`, which needs no other request.")
+
+
 class ImagesResponse(BaseModel):
     """quality: the preset nearest to the budget that the pictures got. elit: what `/v1/generate` says of a request."""
 
     created: int = Field(description="Unix time in seconds.")
-    data: list[GeneratedImage]
+    data: list[GeneratedImage] | list[LinkedImage]
     background: Literal["opaque"] = "opaque"
     output_format: OutputFormat
     quality: QualityPreset

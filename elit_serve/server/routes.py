@@ -1,4 +1,4 @@
-"""Routes that are our own: pictures and their plans, the model, and how the server is."""
+"""Routes that are our own: pictures and their plans, and how the server is."""
 
 from __future__ import annotations
 
@@ -9,25 +9,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import elit_serve
-from elit_serve.budget import budget_of_level
 from elit_serve.engine.encoding import ANSWER_FORMATS
-from elit_serve.engine.jobs import alone_ms, weak_caps
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
 from elit_serve.server import problems
 from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.auth import owner_of
 from elit_serve.server.bodies import BodyRoute
-from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of, quality_of, usable_levels
+from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (
     GenerateRequest,
     GenerateResponse,
     Health,
-    LevelInfo,
-    ModelInfo,
-    ModelList,
     PlanResponse,
     Problem,
     Ready,
@@ -88,37 +83,6 @@ def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     open_plans = open_plans_of(body, service.open_plans, settings)
     foresight = service.worker.foresee(job, open_plans)
     return plan_answer(body, foresight, open_plans, pipeline, cost)
-
-
-@router.get("/v1/models", summary="The model, its classes and what its levels cost here")
-def models(request: Request) -> ModelList:
-    service: Service = request.app.state.service
-    config = service.pipeline.config
-    plan = service.pipeline.plan()
-    caps = weak_caps(plan.guidance, plan.num_steps, plan.time_shift, max(config.levels))
-    costs_ms = {
-        level: alone_ms(service.cost, (level,) * plan.num_steps, caps) for level in usable_levels(plan, config.levels)
-    }
-    levels = [
-        LevelInfo(
-            level=level,
-            budget=budget_of_level(level, config.spec.latents_per_group),
-            latency_ms=costs_ms.get(level),
-            quality=quality_of(service.pipeline, plan.at_level(level)),
-        )
-        for level in config.levels
-    ]
-    info = ModelInfo(
-        id=config.name,
-        hash=service.pipeline.model_hash,
-        classes=list(config.classes),
-        levels=levels,
-        sample_shape=config.spec.sample_shape,
-        sampling=config.sampling.model_dump(mode="json"),
-        device=str(service.pipeline.device),
-        dtype=service.pipeline.precision,
-    )
-    return ModelList(data=[info])
 
 
 @router.get("/health", summary="Whether the engine runs", responses={503: _PROBLEM})

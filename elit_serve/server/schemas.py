@@ -49,7 +49,7 @@ class Subject(RequestBody):
     label: Annotated[str, Field(max_length=200)] | int | None = Field(
         default=None, description="A class name or a class id; give this or `prompt`."
     )
-    prompt: str | None = Field(default=None, max_length=200, description="Exactly a class name.")
+    prompt: str | None = Field(default=None, max_length=200, description="A class name and nothing else.")
     n: int = Field(default=1, ge=1, description="Pictures, with seeds seed, seed + 1, ...; taken all or none.")
 
 
@@ -234,6 +234,8 @@ class LevelInfo(BaseModel):
 class ModelInfo(BaseModel):
     id: str
     object: Literal["model"] = "model"
+    created: int = Field(description="When this server loaded it: Unix time in seconds.")
+    owned_by: Literal["elit-serve"] = "elit-serve"
     hash: str
     classes: list[str]
     levels: list[LevelInfo]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """What the routes share. open_plans: for requests that leave it open how they are made; None without measurements,
-    and under the fixed policy. shares: of the keys in the queue; None where no keys are set.
+    and under the fixed policy. shares: of the keys in the queue; None where no keys are set. started_at: Unix time in
+    seconds.
 
     admission: a thread, one request at a time. Behind a long queue a decision takes milliseconds, in which the event
     loop would answer nobody; and on many threads they would only take turns with the engine's. parsing: a thread for
@@ -50,6 +52,7 @@ class Service:
     arrival_log: ArrivalLog | None
     tracing: Tracing | None
     clock: Clock
+    started_at: int = field(default_factory=lambda: int(time.time()))
     admission: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     parsing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from elit_serve.digits import whole_number
 from elit_serve.errors import InvalidInput
 
 
@@ -41,11 +42,11 @@ class World:
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
     """The world that torchrun describes in the environment; a single process without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _variable("WORLD_SIZE", "1")
     if size == 1:
         yield World(device=device)
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = _variable("RANK"), _variable("LOCAL_RANK", "0")
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise InvalidInput("--nproc-per-node", local_rank + 1, f"this machine has {torch.cuda.device_count()} GPUs")
@@ -56,3 +57,12 @@ def join_world(device: torch.device) -> Iterator[World]:
         yield World(device=device, rank=rank, size=size)
     finally:
         dist.destroy_process_group()
+
+
+def _variable(name: str, default: str | None = None) -> int:
+    """A number that torchrun sets. Raises `InvalidInput`."""
+    text = os.environ.get(name, default)
+    number = None if text is None else whole_number(text)
+    if number is None:
+        raise InvalidInput(name, text, "a whole number, as torchrun sets it")
+    return number

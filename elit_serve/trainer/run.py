@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from elit_serve.digits import whole_number
 from elit_serve.errors import RunError
 from elit_serve.trainer.recipe import Recipe
 
@@ -84,7 +85,7 @@ class RunDirectory:
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint, rising."""
         names = (folder.name.removeprefix("step-") for folder in self._checkpoints.glob("step-*"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(step for name in names if (step := whole_number(name)) is not None)
 
     def save(self, snapshot: Snapshot, keep: int) -> None:
         """Writes a checkpoint and then removes the oldest beyond `keep`.

@@ -366,6 +366,8 @@ def test_a_server_that_is_not_ready_is_not_waited_for(start_http: Any) -> None:
 @pytest.mark.parametrize(
     "reply",
     [
+        (502, {"Retry-After": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"}, b""),
+        (502, {"Retry-After": "Mon, 99 Jan 2026 00:00:00 GMT"}, b""),
         (502, {"Content-Type": "text/html"}, b"<h1>proxy</h1>"),
         (502, {"Content-Type": "application/problem+json"}, b"{"),
         (502, {"Content-Type": "application/json", "Retry-After": "soon"}, b"[]"),

@@ -131,12 +131,6 @@ def test_bad_requests_are_refused_by_field(pipeline: Pipeline, arguments: dict[s
     assert caught.value.field == field
 
 
-def test_an_unknown_class_is_answered_with_the_nearest(pipeline: Pipeline) -> None:
-    with pytest.raises(InvalidInput, match="the nearest are tulip"):
-        pipeline.class_id("tulips")
-    assert [pipeline.class_id(label) for label in ("tulip", " Tulip", "2", 2)] == [2, 2, 2, 2]
-
-
 def test_broken_weights_fail_the_request(tiny_config: ModelConfig, shared_tiny_model_dir: Path, tmp_path: Path) -> None:
     weights = load_file(shared_tiny_model_dir / "model.safetensors")
     weights["final.linear.bias"] = weights["final.linear.bias"] + math.nan

@@ -84,6 +84,15 @@ def test_the_elastic_fields_travel_in_the_extra_body(server: Any, client: OpenAI
     assert set(answer.elit) == set(same) - {"images"}
 
 
+def test_a_url_holds_the_picture_itself(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"output_format": "webp", "extra_body": {"seed": 3}}
+    (linked,) = client.images.generate(prompt="rose", response_format="url", **asked).data or []
+    (image,) = client.images.generate(prompt="rose", response_format="b64_json", **asked).data or []
+    assert linked.b64_json is None
+    assert linked.url == f"data:image/webp;base64,{image.b64_json}"
+    assert linked.seed == image.seed == 3
+
+
 @pytest.mark.parametrize(("quality", "level"), [("low", 1), ("medium", 2), ("high", 4), ("standard", 2), ("hd", 4)])
 def test_quality_is_a_budget_and_usage_counts_latent_tokens(client: OpenAI, quality: Any, level: int) -> None:
     """A picture of 32 x 32 pixels has 64 tokens: 16 groups of 4."""
@@ -114,7 +123,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"n": 5}, "n", "invalid_value", "between 1 and 4"),
     ({"quality": "best"}, "quality", "invalid_value", "'low'"),
     ({"quality": "low", "extra_body": {"budget": 1}}, "quality", "invalid_value", "budget says it already"),
-    ({"response_format": "url"}, "response_format", "invalid_value", "not stored"),
+    ({"response_format": "url", "stream": True}, "response_format", "invalid_value", "b64_json with stream"),
     ({"output_format": "svg"}, "output_format", "invalid_value", "'png'"),
     ({"output_compression": 50}, "output_compression", "invalid_value", "jpeg or webp"),
     ({"background": "transparent"}, "background", "invalid_value", "'opaque'"),

@@ -63,7 +63,7 @@ REFUSED: list[tuple[dict[str, object], str, object, str]] = [
     ({"label": None}, "label", None, "class name or id"),
     ({"label": None, "prompt": "1"}, "prompt", "1", "exactly a class name"),
     ({"label": None, "prompt": "a red rose"}, "prompt", "a red rose", "rose"),
-    ({"label": None, "prompt": "Rose"}, "prompt", "Rose", "rose"),
+    ({"label": None, "prompt": "Roses"}, "prompt", "Roses", "rose"),
     ({"label": "x" * 300}, "label", "x" * 199 + "…", "at most 200 characters"),
     ({"label": "\ud800"}, "label", "\ud800", "valid string"),
 ]

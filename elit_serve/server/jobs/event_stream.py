@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from elit_serve.digits import whole_number
 from elit_serve.engine.encoding import AnswerFormat
 from elit_serve.engine.jobs import StepRun
-from elit_serve.errors import ElitError
+from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.server.event_response import EventResponse
 from elit_serve.server.event_stream import KEEP_ALIVE_S
 from elit_serve.server.jobs.desk import JobDesk
@@ -23,6 +24,7 @@ from elit_serve.server.jobs.schemas import JobInfo, JobPreview, JobStarted, JobS
 from elit_serve.server.jobs.states import ENDED
 
 END = "end"
+MAX_ID_LENGTH = 100  # of an event
 
 
 class JobEventStream(EventResponse):
@@ -34,8 +36,7 @@ class JobEventStream(EventResponse):
         self._job = job
         self._owner = owner
         self._form: AnswerFormat = form
-        token, _, number = (last_event_id or "").partition("-")
-        self._seen = int(number) if token == desk.events.token and number.isdecimal() else -1
+        self._seen = _number_seen(last_event_id or "", desk.events.token)
 
     async def _events(self) -> AsyncIterator[str]:
         desk, job_id = self._desk, self._job.id
@@ -86,3 +87,12 @@ class JobEventStream(EventResponse):
 
     def _written(self, name: str, number: int | str, data: BaseModel) -> str:
         return f"id: {self._desk.events.token}-{number}\nevent: {name}\ndata: {data.model_dump_json()}\n\n"
+
+
+def _number_seen(last_event_id: str, token: str) -> int:
+    """-1 for an id of another server process. Raises `InvalidInput` for what no server gave to an event."""
+    of_server, _, text = last_event_id.partition("-")
+    number = whole_number(text)
+    if len(last_event_id) > MAX_ID_LENGTH or (of_server == token and number is None):
+        raise InvalidInput("Last-Event-ID", last_event_id, "the id of an event of this job")
+    return -1 if number is None or of_server != token else number

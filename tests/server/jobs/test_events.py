@@ -59,6 +59,17 @@ def test_who_comes_back_gets_what_came_meanwhile(start_server: Any, jobs_of: Any
     assert over.status_code == 204
 
 
+def test_an_id_that_no_event_has_is_an_error_of_the_caller(server: Any, jobs_of: Any) -> None:
+    jobs = jobs_of(server)
+    job = jobs.ended(jobs.accepted())
+    token = server.app.state.jobs.events.token
+    for last_event_id in ("9" * 5000, f"{token}-{'9' * 5000}", f"{token}--1", f"{token}-1_0", f"{token}-"):
+        headers = {"Last-Event-ID": last_event_id}
+        refused = server.client.get(f"/v1/jobs/{job['id']}/events", headers=headers)
+        assert refused.status_code == 422, last_event_id[:20]
+        assert [error["field"] for error in refused.json()["errors"]] == ["Last-Event-ID"]
+
+
 def test_the_present_state_is_the_last_step_of_each_picture(
     start_server: Any, jobs_of: Any, stepwise: Any, cheap: Any, eventually: Any
 ) -> None:
