@@ -51,7 +51,7 @@ class InvalidInput(ElitError):
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field}: {_shown(value)} is not allowed; {allowed}")
+        super().__init__(f"{field}: {shown(value)} is not allowed; {allowed}")
         self.field = field
         self.value = value
         self.allowed = allowed
@@ -275,7 +275,8 @@ def _one_line(problems: Sequence[str]) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _shown(value: object, limit: int = 80) -> str:
+def shown(value: object, limit: int = 80) -> str:
+    """A value from outside, short enough for a line."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no integer of more than 4300 digits

@@ -7,26 +7,32 @@ Only regular files are opened, nothing is waited for, and no more is read than t
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import stat
 import tomllib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_TOML_BYTES = 1 << 20
+MAX_JSON_BYTES = 16 << 20
 MAX_KEY_PARTS = 64  # of a.b.c in TOML: tomllib's memory grows with their square, 200 KB of them take 40 GB
 
 
-def open_file(path: Path) -> BinaryIO:
-    """A regular file, or a link to one, for reading.
+def open_file(path: Path, max_bytes: int | None = None) -> io.BufferedReader:
+    """A regular file, or a link to one, for reading; a larger one is refused.
 
-    Anything else is refused: opening a FIFO would wait for a writer, and reading a device may never end.
+    So is anything else: opening a FIFO would wait for a writer, and reading a device may never end.
     """
     file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 (the caller closes it)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    facts = os.fstat(file.fileno())
+    if not stat.S_ISREG(facts.st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if max_bytes is not None and facts.st_size > max_bytes:
+        file.close()
+        raise _too_large(path, max_bytes)
     return file
 
 
@@ -40,14 +46,25 @@ def regular(path: Path) -> Path:
     return path
 
 
+def regular_folder(folder: Path) -> Path:
+    """The folder itself, for libraries that open any file in it by its name, and read JSON whole."""
+    for entry in folder.iterdir():
+        if not entry.is_dir():
+            open_file(entry, MAX_JSON_BYTES if entry.suffix == ".json" else None).close()
+    return folder
+
+
 def read_file(path: Path, max_bytes: int) -> bytes:
     """All of a file; a larger one is refused before it is read."""
-    with open_file(path) as file:
-        if os.fstat(file.fileno()).st_size <= max_bytes:
-            content = file.read(max_bytes + 1)  # files of /proc have no size and yet content
-            if len(content) <= max_bytes:
-                return content
-    raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
+    with open_file(path, max_bytes) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:  # files of /proc have no size and yet content
+        raise _too_large(path, max_bytes)
+    return content
+
+
+def _too_large(path: Path, max_bytes: int) -> OSError:
+    return OSError(errno.EFBIG, f"it is larger than {max_bytes} bytes", str(path))
 
 
 def read_text(path: Path, max_bytes: int) -> str:

@@ -17,8 +17,10 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files import read_file
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable, between
+from elit_serve.validation import problems_in
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -339,13 +341,10 @@ M = TypeVar("M", bound=Measured)
 
 def _read(kind: type[M], file: Path, name: str, *, model: Path | None, missing: tuple[str, str]) -> M:
     try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise CheckpointError(model or file, [f"{name} is larger than {MAX_FILE_BYTES} bytes"])
-        return kind.model_validate_json(file.read_bytes())
+        return kind.model_validate_json(read_file(file, MAX_FILE_BYTES))
     except FileNotFoundError:
         raise InvalidInput(missing[0], str(file), missing[1]) from None
     except OSError as error:
         raise CheckpointError(model or file, [f"{name} cannot be read: {error.strerror or error}"]) from None
     except ValidationError as error:
-        problems = [f"{name}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise CheckpointError(model or file, problems[:12]) from None
+        raise CheckpointError(model or file, [f"{name}: {problem}" for problem in problems_in(error)]) from None

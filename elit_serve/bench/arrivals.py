@@ -26,8 +26,10 @@ from typing import Protocol
 from pydantic import BaseModel, Field, ValidationError
 
 from elit_serve.errors import InvalidInput
+from elit_serve.files import read_text
 
 TIMESTAMP = "TIMESTAMP"
+MAX_TRACE_BYTES = 1 << 30
 SPECS = "a file, poisson, gamma:cv=C or ramp:from=A,to=B"
 
 
@@ -122,7 +124,7 @@ def open_arrivals(spec: str) -> Arrivals:
 def read_arrivals(file: Path) -> Recorded:
     """An Azure trace, a server's arrival log or a list of seconds."""
     try:
-        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in read_text(file, MAX_TRACE_BYTES).splitlines() if line.strip()]
     except (FileNotFoundError, IsADirectoryError):
         raise InvalidInput("trace", str(file), SPECS) from None
     except (OSError, UnicodeDecodeError) as error:

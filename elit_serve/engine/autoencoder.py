@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from elit_serve.engine.config import AutoencoderConfig
 from elit_serve.errors import CheckpointError, MissingPackage
+from elit_serve.files import MAX_JSON_BYTES, read_file, regular_folder
+from elit_serve.validation import problems_in
 
 
 class Autoencoder(Protocol):
@@ -37,6 +40,24 @@ class Pixels:
         return samples
 
 
+Channels = Annotated[int, Field(ge=1, le=16384)]
+
+
+class _Numbers(BaseModel):
+    """Those of diffusers' `config.json` that decide sizes or scales, so that none takes all memory or gives NaN."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    in_channels: Channels = 3
+    out_channels: Channels = 3
+    latent_channels: Channels = 4
+    block_out_channels: tuple[Channels, ...] = Field(default=(64,), min_length=1, max_length=8)
+    layers_per_block: int = Field(default=1, ge=1, le=64)
+    norm_num_groups: Channels = 32
+    scaling_factor: float = Field(default=0.18215, ge=1e-3, le=1e3)
+    shift_factor: float | None = Field(default=None, ge=-1e3, le=1e3)
+
+
 class DiffusersAutoencoder:
     """An AutoencoderKL (FLUX, SD 3, ...) from a local folder in diffusers' format, safetensors only."""
 
@@ -47,8 +68,12 @@ class DiffusersAutoencoder:
             raise MissingPackage("diffusers", "autoencoder") from None
         try:
             untyped: Any = AutoencoderKL
-            vae = untyped.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError) as error:
+            _Numbers.model_validate_json(read_file(folder / "config.json", MAX_JSON_BYTES))
+            vae = untyped.from_pretrained(str(regular_folder(folder)), local_files_only=True, use_safetensors=True)
+        except ValidationError as error:
+            problems = [f"autoencoder/config.json: {problem}" for problem in problems_in(error)]
+            raise CheckpointError(folder, problems) from None
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(folder, [f"no AutoencoderKL in diffusers' format: {reason}"]) from None
         self._vae = vae.to(device, dtype).eval().requires_grad_(False)

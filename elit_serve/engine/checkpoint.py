@@ -26,13 +26,16 @@ from torch import Tensor
 
 from elit_serve.engine.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
 from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files import open_file, read_file, regular
 from elit_serve.measurements import Quality, read_quality
 from elit_serve.nn import Backbone, BackboneSpec, build_empty
+from elit_serve.validation import problems_in
 
 logger = logging.getLogger(__name__)
 
 MAX_CONFIG_BYTES = 8 << 20
 MAX_SHARD_BYTES = 4 << 30
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file
 TORCH_DTYPES: dict[WeightDtype, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -94,14 +97,11 @@ def read_config(path: Path) -> ModelConfig:
     """`config.json` of a model directory."""
     file = path / "config.json"
     try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(path, [f"config.json is larger than {MAX_CONFIG_BYTES} bytes"])
-        return ModelConfig.model_validate_json(file.read_bytes())
+        return ModelConfig.model_validate_json(read_file(file, MAX_CONFIG_BYTES))
     except OSError as error:
         raise CheckpointError(path, [f"config.json cannot be read: {error.strerror}"]) from None
     except ValidationError as error:
-        problems = [f"config.json: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise CheckpointError(path, problems) from None
+        raise CheckpointError(path, [f"config.json: {problem}" for problem in problems_in(error)]) from None
     except InvalidInput as error:
         raise CheckpointError(path, [f"config.json: {error}"]) from None
 
@@ -127,7 +127,7 @@ def _quality_of(path: Path, config: ModelConfig) -> tuple[Quality | None, list[s
     One that was measured with other weights, as an export over an older model leaves it, is passed over.
     """
     file = path / "quality.json"
-    if not file.exists():
+    if not os.path.lexists(file):  # a link to nowhere is not left unsaid
         return None, []
     try:
         quality = read_quality(file, model=path)
@@ -171,21 +171,23 @@ def write_sampling(path: Path, sampling: SamplingConfig) -> ModelConfig:
 
 def _weight_problems(path: Path, weights: WeightsConfig, model: Backbone) -> list[str]:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    dtype = TORCH_DTYPES[weights.dtype]
+    max_bytes = MAX_HEADER_BYTES + sum(tensor.numel() for tensor in model.state_dict().values()) * dtype.itemsize
     problems: list[str] = []
     seen: set[str] = set()
     for name, digest in weights.files.items():
         file = path / name
-        if not file.is_file():
+        try:
+            altered = _sha256(file, max_bytes) != digest
+        except FileNotFoundError:
             problems.append(f"{name} is missing")
             continue
-        try:
-            altered = _sha256(file) != digest
         except OSError as error:
             problems.append(f"{name} cannot be read: {error.strerror}")
             continue
         if altered:
             problems.append(f"{name} is truncated or altered: its SHA-256 is not the one in config.json")
-        problems += _header_problems(file, expected, TORCH_DTYPES[weights.dtype], seen)
+        problems += _header_problems(file, expected, dtype, seen)
     if not problems:
         problems += [f"tensor {name} is missing" for name in expected if name not in seen]
     return _at_most(problems, 12)
@@ -196,7 +198,7 @@ def _header_problems(
 ) -> list[str]:
     problems = []
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(regular(file), framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
                 part = tensors.get_slice(name)
                 shape, found = tuple(part.get_shape()), part.get_dtype()
@@ -220,7 +222,7 @@ _SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float1
 def _read_tensors(path: Path, weights: WeightsConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in weights.files:
-        with safe_open(path / name, framework="pt") as file:
+        with safe_open(regular(path / name), framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
                 tensors[key] = file.get_tensor(key).to(dtype)
     return tensors
@@ -309,8 +311,9 @@ def _swap_in(staging: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
+def _sha256(file: Path, max_bytes: int | None = None) -> str:
+    """Of a file; a larger one is an `OSError`, so that nobody waits for its end."""
+    with open_file(file, max_bytes) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

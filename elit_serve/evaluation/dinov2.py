@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from elit_serve.errors import InvalidInput, MissingPackage
 from elit_serve.evaluation.features import Described, checked
+from elit_serve.files import regular_folder
 
 PUBLISHED = "facebook/dinov2-large"  # ViT-L/14
 SIDE_PX = 224
@@ -35,6 +36,8 @@ class DinoV2Features:
         self._device = device
         untyped: Any = Dinov2Model
         try:
+            if folder is not None:
+                regular_folder(folder)
             model = untyped.from_pretrained(self._source, local_files_only=folder is not None, use_safetensors=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from elit_serve.evaluation.features import Described
+from elit_serve.files import regular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class FeatureCache:
     def read(self, facts: Mapping[str, object]) -> Sampled | None:
         """The set with these facts; None if there is none, or its file is damaged."""
         try:
-            with safe_open(self._file(facts), framework="pt") as content:
+            with safe_open(regular(self._file(facts)), framework="pt") as content:
                 seconds = float((content.metadata() or {})["sampling_seconds"])
                 names = set(content.keys())
                 logits = content.get_tensor("logits") if "logits" in names else None

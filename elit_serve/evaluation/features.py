@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
+from elit_serve.files import open_file
 from elit_serve.photographs import Photograph, decode
 from elit_serve.pictures import fit
 
@@ -61,7 +62,8 @@ class TorchScriptFeatures:
         self._path = path
         self._device = device
         self._module = _load_torchscript(path, device)
-        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+        with open_file(path) as file:
+            self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def metric(self) -> str:

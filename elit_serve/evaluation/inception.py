@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import Described, checked
+from elit_serve.files import regular
 
 PUBLISHED = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -213,7 +214,7 @@ def _average(x: Tensor) -> Tensor:
 def _read(file: Path | None) -> dict[str, Tensor]:
     if file is None:
         return torch.hub.load_state_dict_from_url(PUBLISHED, map_location="cpu", check_hash=True, weights_only=True)
-    weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = torch.load(regular(file), map_location="cpu", weights_only=True)
     return weights
 
 

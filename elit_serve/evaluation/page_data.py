@@ -11,7 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elit_serve.errors import CheckpointError, DataError, InvalidInput
+from elit_serve.files import read_file
 from elit_serve.measurements import Latency, Quality, Uncertain, read_latency, read_quality, weak_caps
+from elit_serve.validation import problems_in
 
 MAX_FILE_BYTES = 16 << 20
 
@@ -232,16 +234,13 @@ def _provenance(
 
 def _read_evaluation(file: Path) -> _Evaluation | None:
     try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"{file} is larger than {MAX_FILE_BYTES} bytes")
-        return _Evaluation.model_validate_json(file.read_bytes())
+        return _Evaluation.model_validate_json(read_file(file, MAX_FILE_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise CheckpointError(file, problems[:12]) from None
+        raise CheckpointError(file, problems_in(error)) from None
 
 
 def _read_latency(folder: Path) -> Latency | None:

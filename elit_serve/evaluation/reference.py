@@ -22,6 +22,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor, photograph_features
 from elit_serve.evaluation.nearest import nearest
 from elit_serve.evaluation.precision_recall import NEIGHBOURS
+from elit_serve.files import regular
 from elit_serve.photographs import Photograph
 
 MIN_PHOTOGRAPHS = 2 * (NEIGHBOURS + 1)  # so that each half has as many as precision and recall need
@@ -81,7 +82,7 @@ class Reference:
     def load(cls, file: Path) -> Reference:
         """A file that `save` wrote."""
         try:
-            with safe_open(file, framework="pt") as content:
+            with safe_open(regular(file), framework="pt") as content:
                 facts: dict[str, Any] = json.loads((content.metadata() or {})["reference"])
                 tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
             if facts.pop("format_version") != 1:

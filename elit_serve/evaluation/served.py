@@ -29,9 +29,12 @@ from elit_serve.evaluation.features import Described, FeatureExtractor
 from elit_serve.evaluation.reference import Reference
 from elit_serve.evaluation.sampler import Step, steps_of
 from elit_serve.evaluation.scoring import Scorer
+from elit_serve.files import read_text
 from elit_serve.measurements import Uncertain
 from elit_serve.sampling import Guidance, Plan, initial_noise
 from elit_serve.scheduler.requests import Launch
+
+MAX_RECORDS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ class ServedError:
 def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
     """How each picture in the records was made."""
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        lines = [json.loads(line) for line in read_text(file, MAX_RECORDS_BYTES).splitlines() if line.strip()]
         served = [
             Plan(
                 levels=tuple(levels),
@@ -81,7 +84,7 @@ def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
         ]
     except OSError as error:
         raise InvalidInput("records", str(file), f"it cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidInput("records", str(file), "a file of elit-serve bench --records") from None
     strange = sorted({level for plan in served for level in plan.levels}.difference(pipeline.config.levels))
     if not served or strange:

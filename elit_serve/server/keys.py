@@ -16,7 +16,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elit_serve.errors import InvalidInput
-from elit_serve.server.setting_sources import read_toml
+from elit_serve.server.setting_sources import read_named_toml
 from elit_serve.server.settings import Settings
 
 Scope = Literal["generate", "metrics", "admin"]
@@ -109,7 +109,7 @@ def read_keyring(settings: Settings) -> Keyring | None:
 
 def read_keys(path: Path) -> list[Key]:
     """The keys of a file: `name = { sha256 = "...", scopes = ["generate"] }` each."""
-    content = read_toml(path, "keys_file")
+    content = read_named_toml(path, "keys_file")
     if not content:
         raise InvalidInput("keys_file", str(path), "a file with at least one key; see elit-serve key")
     return [_read_key(path, name, entry) for name, entry in content.items()]

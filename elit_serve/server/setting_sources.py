@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from elit_serve.errors import InvalidInput
+from elit_serve.files import read_toml
 from elit_serve.server.settings import Settings
 from elit_serve.spelling import Names
 
@@ -66,18 +66,18 @@ def from_environment(environment: Mapping[str, str]) -> Source:
 
 def from_file(path: Path) -> Source:
     """A TOML file with settings by name, as `port = 8000`."""
-    content = read_toml(path, "config")
+    content = read_named_toml(path, "config")
     _refuse_unknown(content, Settings.model_fields, f"settings in {path}")
     return Source(values=content, names={setting: f"{setting} in {path}" for setting in content})
 
 
-def read_toml(path: Path, setting: str) -> dict[str, object]:
+def read_named_toml(path: Path, setting: str) -> dict[str, object]:
     """The content of a file that a setting names; raises `InvalidInput` with this setting."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise InvalidInput(setting, str(path), f"a TOML file ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InvalidInput(setting, str(path), f"a TOML file ({error})") from None
 
 

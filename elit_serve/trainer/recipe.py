@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from elit_serve.engine.config import AutoencoderConfig, BackboneConfig, BackboneShape, SamplingConfig
 from elit_serve.errors import InvalidInput, RecipeError
+from elit_serve.files import parse_toml, read_toml
 from elit_serve.nn import BackboneSpec
-
-MAX_RECIPE_BYTES = 1 << 20
+from elit_serve.validation import problems_in
 
 
 class Section(BaseModel):
@@ -167,26 +166,23 @@ def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     changes: as `training.steps=100`: a key and a TOML value.
     """
     try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(path, [f"larger than {MAX_RECIPE_BYTES} bytes"])
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        content = read_toml(path)
         for change in changes:
             _merge(content, _parse_change(change))
         return Recipe.model_validate(content)
     except OSError as error:
         raise RecipeError(path, [f"it cannot be read: {error.strerror}"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(path, [f"not TOML: {error}"]) from None
     except ValidationError as error:
-        raise RecipeError(path, [_problem(details["loc"], details["msg"]) for details in error.errors()]) from None
+        raise RecipeError(path, problems_in(error, "recipe")) from None
+    except ValueError as error:
+        raise RecipeError(path, [f"not TOML: {error}"]) from None
 
 
 def _parse_change(text: str) -> dict[str, Any]:
     """`a.b=1` as {"a": {"b": 1}}."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        return parse_toml(text)
+    except ValueError:
         raise InvalidInput("--set", text, "a key and a TOML value, as training.steps=100 or name='mine'") from None
 
 
@@ -197,7 +193,3 @@ def _merge(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
             _merge(content[key], value)
         else:
             content[key] = value
-
-
-def _problem(place: Sequence[int | str], message: str) -> str:
-    return f"{'.'.join(map(str, place)) or 'recipe'}: {message.removeprefix('Value error, ')}"

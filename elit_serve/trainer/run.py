@@ -22,6 +22,7 @@ from torch import Tensor
 
 from elit_serve.digits import whole_number
 from elit_serve.errors import RunError
+from elit_serve.files import MAX_JSON_BYTES, read_file
 from elit_serve.trainer.recipe import Recipe
 
 
@@ -76,7 +77,7 @@ class RunDirectory:
 
     def facts(self) -> RunFacts:
         try:
-            return RunFacts.model_validate_json((self.path / "run.json").read_bytes())
+            return RunFacts.model_validate_json(read_file(self.path / "run.json", MAX_JSON_BYTES))
         except OSError as error:
             raise RunError(f"{self.path} holds no run: run.json: {error.strerror}") from None
         except ValidationError as error:

@@ -170,10 +170,10 @@ def test_a_missing_file_is_named(tiny_model_dir: Path, name: str) -> None:
     assert name in problem
 
 
-def test_a_directory_in_place_of_the_weights_counts_as_missing(tiny_model_dir: Path) -> None:
+def test_a_directory_in_place_of_the_weights_is_named(tiny_model_dir: Path) -> None:
     (tiny_model_dir / "model.safetensors").unlink()
     (tiny_model_dir / "model.safetensors").mkdir()
-    assert problems_of(tiny_model_dir) == ("model.safetensors is missing",)
+    assert problems_of(tiny_model_dir) == ("model.safetensors cannot be read: Is a directory",)
 
 
 def test_a_weight_file_that_cannot_be_read_is_named(tiny_model_dir: Path) -> None:

@@ -126,7 +126,7 @@ def test_files_that_are_no_recipe_are_one_clear_error(tmp_path: Path) -> None:
         "backbone: Field required",
         "training: Field required",
     )
-    assert problems_of("#" * (1 << 20) + "\n", tmp_path) == ("larger than 1048576 bytes",)
+    assert problems_of("#" * (1 << 20) + "\n", tmp_path) == ("it cannot be read: it is larger than 1048576 bytes",)
     with pytest.raises(RecipeError, match="it cannot be read: No such file"):
         read_recipe(tmp_path / "missing.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")

@@ -80,8 +80,14 @@ def test_a_bad_recipe_lists_all_its_problems(refusal: Refusal, photographs: Path
     recipe = tmp_path / "bad.toml"
     recipe.write_text("name = 'bad name'\nstep = 3\n[training]\nsteps = 0\nbatch = 8\n")
     line = refusal("train", recipe, "--data", photographs, "--out", tmp_path / "run")
-    assert line.startswith(f"{recipe} is not a valid recipe: name: String should match pattern")
-    for problem in ("; backbone: Field required", "; training.steps: Input should be", "; step: Extra inputs are not"):
+    assert line.startswith(
+        f"{recipe} is not a valid recipe: name: 'bad name' is not allowed; string should match pattern"
+    )
+    for problem in (
+        "; backbone: Field required",
+        "; training.steps: 0 is not allowed; input should be",
+        "; step: Extra inputs are not",
+    ):
         assert problem in line
 
 

@@ -24,6 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 import httpx
 
 from elit_serve.errors import InvalidInput, StorageFull, StoreUnavailable
+from elit_serve.files import read_text
 from elit_serve.server.jobs.metrics import JobMetrics
 from elit_serve.server.jobs.schemas import JobRequest, job_info
 from elit_serve.server.jobs.states import StoredJob
@@ -36,6 +37,7 @@ TIMEOUT_S = 10.0
 AT_ONCE = 8
 POLL_S = 1.0
 PREFIX = "whsec_"
+MAX_KEY_BYTES = 4096
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -159,7 +161,7 @@ def _has_user(parts: SplitResult) -> bool:
 
 def _read_key(file: Path) -> bytes:
     try:
-        text = file.read_text().strip()
+        text = read_text(file, MAX_KEY_BYTES).strip()
         key = base64.b64decode(text.removeprefix(PREFIX), validate=True) if text.startswith(PREFIX) else b""
     except (OSError, UnicodeError, binascii.Error):
         key = b""
