@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -24,23 +24,24 @@ from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.autoencoder import Autoencoder, open_autoencoder
 from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.engine.velocity import class_velocity
-from elit_serve.errors import InvalidInput, RunError
+from elit_serve.errors import DataSetGone, InvalidInput, RunError
 from elit_serve.nn import ElitDiT, build
 from elit_serve.pictures import grid
 from elit_serve.sampling import initial_noise, sample
-from elit_serve.trainer.data import DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
+from elit_serve.trainer.compiling import try_to_compile
+from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
 from elit_serve.trainer.distributed import World, join_world
 from elit_serve.trainer.draws import augment, draw_level, draw_permutation, draw_step, to_unit
 from elit_serve.trainer.ema import Ema
 from elit_serve.trainer.gradients import AddGradient, GraphedGradient, MicroBatch
 from elit_serve.trainer.loss import rectified_flow_loss, validation_times
-from elit_serve.trainer.progress import Reporter
+from elit_serve.trainer.progress import Reporter, say
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory, RunFacts, Snapshot, TrainState
+from elit_serve.trainer.sources import about, fits_memory, open_data
 
 VALIDATION_PICTURES = 512
 SHEET_CLASSES = 8
-COMPILED_VARIANTS = 64  # of one block: head, core and tail lengths, training and validation, level 1
 
 
 class Trainer:
@@ -72,7 +73,7 @@ class Trainer:
         self.window_steps = 0
 
     def _open(self, training: PictureSet) -> MemoryData | StreamedData:
-        if training.nbytes <= self.recipe.data.memory_gb * 1e9:
+        if fits_memory(self.recipe, training):
             return MemoryData(training, self.damage, self.world.device)
         return StreamedData(training, self.recipe.data.workers, pin_memory=self.world.device.type == "cuda")
 
@@ -90,13 +91,11 @@ class Trainer:
         """Runs to the recipe's last step, or to the step at which the process is asked to end."""
         if self.step == self.recipe.training.steps:  # a finished run that is resumed
             return
-        if self.recipe.training.compile:
-            compile_blocks(self.model.compilable())
-            compile_blocks(self.ema.model.compilable())
+        self._compile(reporter)
         model = self._distributed()
         add_gradient = self._add_gradient_to(model)
         with _ending_gracefully(alone=self.world.size == 1) as asked_to_end:
-            for batch in self.data.batches(self.order, self.step):
+            for batch in self._batches():
                 self._report_damage(batch.damaged, reporter)
                 images, labels = batch.images.to(self.world.device), batch.labels.to(self.world.device)
                 self._train_step(model, add_gradient, images, labels)
@@ -106,6 +105,27 @@ class Trainer:
                 if asked_to_end():
                     self._save()
                     raise RunError(f"asked to end; saved at step {self.step}, continue with --resume")
+
+    def _compile(self, reporter: Reporter | None) -> None:
+        """Compiles the model's blocks if that is wanted and possible, and says before the first step what comes."""
+        training = self.recipe.training
+        compiled = try_to_compile(
+            [*self.model.compilable(), *self.ema.model.compilable()], training.compile, self.world.device
+        )
+        if reporter is not None:
+            if compiled.problem is not None:
+                reporter.say(f"nothing can be compiled here, so the run goes on uncompiled: {compiled.problem}")
+            reporter.begin(self.world.device, self.world.size, training.precision, is_compiled=compiled.is_done)
+
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's batches from the present step on; when the data set is gone, the run is saved first."""
+        try:
+            yield from self.data.batches(self.order, self.step)
+        except DataSetGone as gone:
+            if self.world.size > 1 or self.step == 0:  # saving takes all ranks
+                raise
+            self._save()
+            raise DataSetGone(f"{gone}; saved at step {self.step}, continue with --resume") from None
 
     def _distributed(self) -> nn.Module:
         if self.world.size == 1:
@@ -338,6 +358,9 @@ def train(
             raise InvalidInput("backbone.channels", recipe.backbone.channels, f"the autoencoder has {coder.channels}")
         training, held_out = open_data(recipe, coder.factor, data, validation)
         snapshot = _prepare(run, _facts(recipe, training, data), resume, world)
+        if world.is_main:
+            for line in about(recipe, training, held_out):
+                say(console, line)
         trainer = Trainer(recipe, training, held_out, world, run, coder)
         if snapshot is not None:
             trainer.restore(snapshot)
@@ -351,20 +374,6 @@ def train(
             for name in (*trainer.damage.names, *trainer.held_out_damage.names):
                 reporter.say(f"skipped a damaged picture: {name}")
             trainer.train(reporter)
-
-
-def open_data(recipe: Recipe, factor: int, data: Path, validation: Path | None) -> tuple[PictureSet, PictureSet]:
-    """(training, validation) pictures at the size that the model's samples have as pictures.
-
-    `factor` is the autoencoder's: pixels per side of a sample's element.
-    """
-    height, width = recipe.backbone.height * factor, recipe.backbone.width * factor
-    if recipe.data.shift >= min(height, width):
-        raise InvalidInput("data.shift", recipe.data.shift, f"less than the picture, {height} x {width}")
-    pictures = PictureSet.open(data, height, width)
-    if validation is None:
-        return pictures.split(recipe.data.holdout)
-    return pictures, PictureSet.open(validation, height, width, pictures.classes, part="held out")
 
 
 def check_world(recipe: Recipe, world: World) -> None:
@@ -389,7 +398,10 @@ def source_commit() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "released"
-    done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
@@ -410,13 +422,6 @@ def _prepare(run: RunDirectory, facts: RunFacts, resume: bool, world: World) -> 
         run.forget_after(snapshot.state.step if snapshot else 0)
     world.barrier()
     return snapshot
-
-
-def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
-    """Compiles each block by itself with dynamic shapes: about a minute in all, whatever levels come."""
-    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-    for block in blocks:
-        block.compile(dynamic=True, backend=backend)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,6 +54,16 @@ class Reporter:
             if error is None:  # what ended the run says more
                 raise
 
+    def begin(self, device: torch.device, ranks: int, precision: str, *, is_compiled: bool) -> None:
+        """One line before the first step, which may take long."""
+        where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        where += f", {ranks} ranks" if ranks > 1 else ""
+        how = "compiled while its first steps run, in a minute or more" if is_compiled else "not compiled"
+        first = self._last[1] + 1
+        self.say(
+            f"training on {where} in {precision}, {how}: steps {first:,} to {self._steps:,} of {self._batch:,} pictures"
+        )
+
     def step(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
@@ -88,7 +99,7 @@ class Reporter:
             sheet.save(folder / f"step-{step:08d}.png")
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         with self._writing():
@@ -101,3 +112,8 @@ class Reporter:
             yield
         except OSError as error:
             raise RunError(f"{self._run.path} cannot be written: {error.strerror or error}") from None
+
+
+def say(console: Console, text: str) -> None:
+    """One line, as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -81,7 +81,8 @@ class Optimizer(Section):
 class Training(Section):
     """The run itself. `batch` is global: over all ranks and accumulated micro-batches.
 
-    compile and graphs change only the speed: blocks compiled one by one; on one GPU, steps replayed as CUDA graphs.
+    compile and graphs change only the speed: blocks compiled one by one (default: on a GPU); on one GPU, steps replayed
+    as CUDA graphs.
     """
 
     steps: int = Field(ge=1)
@@ -91,7 +92,7 @@ class Training(Section):
     time_mean: float = 0.0
     time_std: float = Field(default=1.0, gt=0)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    compile: bool = True
+    compile: bool | None = None
     graphs: bool = True
     seed: int = Field(default=0, ge=0)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elit_serve.nn import ElitDiT, build
-from elit_serve.trainer.loop import compile_blocks
+from elit_serve.trainer.compiling import compile_blocks
 from elit_serve.trainer.loss import rectified_flow_loss
 from elit_serve.trainer.recipe import Recipe
 

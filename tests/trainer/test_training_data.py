@@ -15,9 +15,9 @@ import torch
 
 from elit_serve.errors import DataError, InvalidInput
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, SampleOrder, StreamedData
-from elit_serve.trainer.loop import open_data
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory
+from elit_serve.trainer.sources import open_data
 
 CPU = torch.device("cpu")
 
