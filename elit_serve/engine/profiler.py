@@ -99,6 +99,8 @@ def latency_of(
     if known is not None and _fits(known, pipeline, served) and not _was_disturbed(known, pipeline, executor):
         return known
     is_quick = not executor.is_asynchronous
+    device = device_name(pipeline.device)
+    logger.warning("measuring what steps of %s cost on %s, to be kept for later starts", pipeline.config.name, device)
     latency = measure(
         pipeline,
         executor,
@@ -106,7 +108,7 @@ def latency_of(
         clock=clock,
         repeats=QUICK_REPEATS if is_quick else None,
         is_quick=is_quick,
-        on_progress=on_progress,
+        on_progress=_forecasting(_timed(served, is_quick=is_quick), len(served.batches), clock, on_progress),
     )
     _write_cached(cached, latency)
     return latency
@@ -185,8 +187,7 @@ def measure(
     is_quick: times a few steps of each batch only, and reads the others off a line through them.
     """
     repeats = repeats or REPEATS[pipeline.device.type]
-    timed = anchors(served.points()) if is_quick else served.points()
-    points = [(*point, batch) for point in timed for batch in served.batches]
+    points = [(*point, batch) for point in _timed(served, is_quick=is_quick) for batch in served.batches]
     steps = []
     for count, point in enumerate(points):
         steps.append(_measured(pipeline, executor, point, repeats))
@@ -209,6 +210,28 @@ def measure(
         overhead_ms=_overhead_ms(pipeline, executor, clock, repeats),
         steps=tuple(steps),
     )
+
+
+def _timed(served: StepSet, *, is_quick: bool) -> list[tuple[int, int | None]]:
+    """The (level, weak level) whose steps are measured."""
+    return anchors(served.points()) if is_quick else served.points()
+
+
+def _forecasting(
+    points: Sequence[tuple[int, int | None]], batches: int, clock: Clock, then: Progress | None
+) -> Progress:
+    """Says about how long measuring takes once the first of the points is measured, at all batch sizes."""
+    started_s = clock.now()
+    passes = [1 if weak_level is None else 2 for _, weak_level in points]
+
+    def progress(done: int, total: int) -> None:
+        if done == batches < total:
+            total_s = (clock.now() - started_s) * sum(passes) / passes[0]
+            logger.warning("measuring takes about %.0f s", max(1.0, total_s))
+        if then is not None:
+            then(done, total)
+
+    return progress
 
 
 def _measured(pipeline: Pipeline, executor: Executor, point: tuple[int, int | None, int], repeats: int) -> StepCost:

@@ -183,7 +183,7 @@ def _order(found: tuple[Photograph, Parts]) -> tuple[str, str, Parts, int]:
 
 
 def _listed(left_out: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in sorted(left_out.items()))
+    return ", ".join(f"{what}: {count:,}" for what, count in sorted(left_out.items()))
 
 
 def _printable(name: str) -> str:

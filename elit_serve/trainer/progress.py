@@ -56,7 +56,7 @@ class Reporter:
 
     def begin(self, device: torch.device, ranks: int, precision: str, *, is_compiled: bool) -> None:
         """One line before the first step, which may take long."""
-        where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        where = f"{device} (threads: {torch.get_num_threads()})" if device.type == "cpu" else str(device)
         where += f", {ranks} ranks" if ranks > 1 else ""
         how = "compiled while its first steps run, in a minute or more" if is_compiled else "not compiled"
         first = self._last[1] + 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_a_measurement_is_made_once_and_then_read_from_the_cache(pipeline: Pipel
     quick = here(pipeline, step_ms=0.001)  # the device may be busy now
     file.write_text(quick.model_dump_json())
     assert latency_of(pipeline, cache) == quick != first
+
+
+def test_a_first_start_says_that_it_measures_and_about_how_long_and_later_ones_say_nothing(
+    pipeline: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    latency_of(pipeline, tmp_path / "cache")
+    first, forecast = caplog.messages  # at the level at which a server logs by default, and above
+    assert first == f"measuring what steps of tiny cost on {device_name(pipeline.device)}, to be kept for later starts"
+    assert re.fullmatch(r"measuring takes about [1-9]\d* s", forecast)
+
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(here(pipeline, step_ms=0.001).model_dump_json())  # the device may be busy now
+    caplog.clear()
+    latency_of(pipeline, tmp_path / "cache")
+    assert not caplog.messages
 
 
 def test_a_measurement_of_a_busy_device_is_made_again(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -79,14 +79,14 @@ def test_pictures_of_all_usual_suffixes_in_any_case_are_taken(tmp_path: Path) ->
 def test_files_of_other_kinds_are_named_in_one_line_with_their_number(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", "rose/1.jpg", "rose/2.heic", "rose/3.HEIC", "rose/notes.txt", "LICENSE")
     note = assert_alike(folder).note
-    assert note == f"{folder}: left out 4 files of other kinds (.heic 2, .txt 1, no suffix 1)"
+    assert note == f"{folder}: left out files of other kinds (.heic 2, .txt 1, no suffix 1): 4"
 
 
 def test_a_picture_beside_the_class_folders_has_no_class_and_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", "rose/1.jpg", "tulip/2.jpg", "cover.jpg")
     found = assert_alike(folder)
     assert len(found.photographs) == 2
-    assert found.note == f"{folder}: left out 1 pictures in no class"
+    assert found.note == f"{folder}: left out pictures in no class: 1"
 
 
 def test_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_of_a_set_with_splits_one_is_taken_and_the_others_are_counted(
     folder = write(tmp_path / "set", *names)
     found = assert_alike(folder)
     assert listed(found) == [("rose", "1.jpg"), ("tulip", "images/2.jpg")]
-    assert found.note == f"{folder}: left out 1 pictures of {held_out}/"
+    assert found.note == f"{folder}: left out pictures of {held_out}/: 1"
     assert listed(assert_alike(folder, "held out")) == [("rose", "3.jpg")]
 
 
@@ -216,7 +216,7 @@ def test_sets_that_cannot_be_read_say_why(tmp_path: Path) -> None:
         open_data_set(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no class/name\.jpg, nor any of"):
         open_data_set(tmp_path)
-    with pytest.raises(DataError, match=r"holds no class/.*; left out 1 files of other kinds \(\.heic 1\)"):
+    with pytest.raises(DataError, match=r"holds no class/.*; left out files of other kinds \(\.heic 1\): 1"):
         open_data_set(write(tmp_path / "phone", "rose/1.heic"))
     not_a_tar = tmp_path / "set.tar"
     for content in (b"x" * 4096, b"", b"text"):
