@@ -98,7 +98,7 @@ def _narrowed(image: Image.Image) -> Image.Image:
     """
     if image.mode not in _WIDE:
         return image
-    values = np.asarray(image).astype(np.float64)  # [H, W]
+    values = np.asarray(image).astype(np.float32)  # [H, W]
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
     white = _white(image, values)
@@ -112,16 +112,16 @@ def _narrowed(image: Image.Image) -> Image.Image:
     return Image.merge("LA", (grey, _to_image(values != transparent)))
 
 
-def _white(image: Image.Image, values: NDArray[np.float64]) -> float:
+def _white(image: Image.Image, values: NDArray[np.float32]) -> float:
     """What white is in `values` [H, W] of a wide image."""
     bits = _tiff_tag(image, _TIFF_BITS)
     if image.mode.startswith("I;16"):
         return 2.0**bits - 1 if isinstance(bits, int) else 65_535.0  # TIFF has 12 bits, too
     if image.mode == "I" and bits == 16:  # of signed numbers
         return 32_767.0
-    largest = values.max()
+    largest = float(values.max())
     usual = _FULL_SCALES if image.mode == "F" else _FULL_SCALES[1:]
-    return next((white for white in usual if largest <= white), float(largest))
+    return next((white for white in usual if largest <= np.float32(white)), largest)
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> object:
@@ -131,7 +131,7 @@ def _tiff_tag(image: Image.Image, tag: int) -> object:
     return value[0] if isinstance(value, tuple) and value else value
 
 
-def _to_image(values: NDArray[np.float64] | NDArray[np.bool_]) -> Image.Image:
+def _to_image(values: NDArray[np.float32] | NDArray[np.bool_]) -> Image.Image:
     """values [H, W] in [0, 1] -> 8-bit grey."""
     return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
 

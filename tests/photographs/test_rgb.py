@@ -116,6 +116,7 @@ def test_grey_of_16_bits_is_scaled(value: int) -> None:
         ("I", 100, 100),
         ("I", 32_768, 128),
         ("I", 1 << 30, 128),
+        ("I", (1 << 31) - 1, 255),
     ],
 )
 def test_grey_that_does_not_say_what_white_is_has_the_least_usual_one(mode: str, value: float, shown: int) -> None:
