@@ -10,7 +10,7 @@ import os
 import stat
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from elit_serve.errors import DataError
@@ -153,6 +153,8 @@ class TarTree:
 
     def _followed(self, place: Parts) -> Parts | None:
         """Where a path leads when all of its links are followed; None out of the tar, or in circles."""
+        if not self._links:
+            return place
         done: Parts = ()
         todo = list(reversed(place))
         links = 0
@@ -176,4 +178,4 @@ class TarTree:
 
 def _parts(path: str) -> Parts:
     """The names of a path in a tar; what makes it absolute is dropped, as by `tar`."""
-    return tuple(part for part in PurePosixPath(path).parts if part != "/" and part != "//")
+    return tuple(part for part in path.split("/") if part not in ("", "."))

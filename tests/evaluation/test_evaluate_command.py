@@ -67,12 +67,18 @@ def test_the_command_writes_figures_and_pictures_and_its_reference_serves_again(
 
 
 def test_without_held_out_photographs_some_of_the_reference_are_held_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model_dir: Path, feature_file: Path, training: Path
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    feature_file: Path,
+    training: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     doubled = tmp_path / "photographs"  # 40 of each class, so that 4 are held out
     shutil.copytree(training, doubled)
     for file in list(doubled.glob("*/*.png")):
         shutil.copy(file, file.with_name(f"again-{file.name}"))
+    (doubled / "rose" / "notes.txt").write_text("no picture")
     options = (
         "--features",
         f"torchscript:{feature_file}",
@@ -91,6 +97,7 @@ def test_without_held_out_photographs_some_of_the_reference_are_held_out(
     facts = json.loads((out / "evaluation.json").read_text())
     assert (facts["num_samples"], facts["num_reference"]) == (12, 108)
     assert facts["held_out"] == "every 10th reference photograph of each class"
+    assert caplog.messages == [f"{doubled}: left out files of other kinds (.txt 1): 1"]
 
 
 def test_bad_values_stop_the_command_before_any_sampling(
