@@ -6,6 +6,7 @@ A plain sRGB file comes out as its decoder gives it, to the bit.
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,10 +102,10 @@ def _narrowed(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float32)  # [H, W]
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
-    white = _white(image, values)
-    scaled = values.clip(0, white) / white
+    white = np.float32(_white(image, values))
+    scaled = values.clip(np.float32(0), white) / white
     if _tiff_tag(image, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        scaled = 1 - scaled
+        scaled = np.float32(1) - scaled
     grey = _to_image(scaled)
     transparent = image.info.get("transparency")
     if not isinstance(transparent, int):
@@ -131,9 +132,9 @@ def _tiff_tag(image: Image.Image, tag: int) -> object:
     return value[0] if isinstance(value, tuple) and value else value
 
 
-def _to_image(values: NDArray[np.float32] | NDArray[np.bool_]) -> Image.Image:
+def _to_image(values: NDArray[np.floating[Any]] | NDArray[np.bool_]) -> Image.Image:
     """values [H, W] in [0, 1] -> 8-bit grey."""
-    return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
+    return Image.fromarray(np.rint(values * np.float32(255)).astype(np.uint8))
 
 
 def _colours_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

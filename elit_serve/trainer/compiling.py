@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
 
 COMPILED_VARIANTS = 64  # of one block: head, core and tail lengths, training and validation, level 1
+_SHOWN_CHARACTERS = 160
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """is_done: whether blocks are compiled. problem: what kept them from it, if they were meant to be."""
-
-    is_done: bool
-    problem: str | None = None
+def is_wanted(compile_: bool | None, device: torch.device) -> bool:
+    """Where a recipe does not say, blocks are compiled on a GPU, where runs are long."""
+    return device.type == "cuda" if compile_ is None else compile_
 
 
-def try_to_compile(blocks: Sequence[nn.Module], wanted: bool | None, device: torch.device) -> Compiled:
-    """Compiles blocks where that is wanted and possible. `wanted` None is on a GPU, where runs are long."""
-    if not (device.type == "cuda" if wanted is None else wanted):
-        return Compiled(is_done=False)
+def compile_if_possible(blocks: Sequence[nn.Module], device: torch.device, say: Callable[[str], None]) -> bool:
+    """Compiles blocks where anything can be compiled, and says what it does in lines for a user. -> whether it did"""
+    say("trying whether the model can be compiled here")
     problem = why_not(device)
-    if problem is None:
-        compile_blocks(blocks)
-    return Compiled(is_done=problem is None, problem=problem)
+    if problem is not None:
+        say(f"nothing can be compiled here, so the run goes on uncompiled: {problem}")
+        return False
+    compile_blocks(blocks)
+    return True
 
 
 def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
@@ -46,7 +45,8 @@ def why_not(device: torch.device) -> str | None:
         torch.compile(_doubled, dynamic=False)(torch.ones(_never_compiled_before(), device=device))
     except Exception as error:  # of dynamo, inductor, Triton, the compiler, the loader, the file system
         torch.compiler.reset()
-        return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return shorten(first_line, _SHOWN_CHARACTERS, placeholder=" ...")  # Triton's is the compiler's whole command
     return None
 
 

@@ -28,7 +28,7 @@ from elit_serve.errors import DataSetGone, InvalidInput, RunError
 from elit_serve.nn import ElitDiT, build
 from elit_serve.pictures import grid
 from elit_serve.sampling import initial_noise, sample
-from elit_serve.trainer.compiling import try_to_compile
+from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
 from elit_serve.trainer.distributed import World, join_world
 from elit_serve.trainer.draws import augment, draw_level, draw_permutation, draw_step, to_unit
@@ -108,14 +108,12 @@ class Trainer:
 
     def _compile(self, reporter: Reporter | None) -> None:
         """Compiles the model's blocks if that is wanted and possible, and says before the first step what comes."""
-        training = self.recipe.training
-        compiled = try_to_compile(
-            [*self.model.compilable(), *self.ema.model.compilable()], training.compile, self.world.device
-        )
+        training, device = self.recipe.training, self.world.device
+        blocks = [*self.model.compilable(), *self.ema.model.compilable()]
+        tell = _say_nothing if reporter is None else reporter.say
+        is_compiled = is_wanted(training.compile, device) and compile_if_possible(blocks, device, tell)
         if reporter is not None:
-            if compiled.problem is not None:
-                reporter.say(f"nothing can be compiled here, so the run goes on uncompiled: {compiled.problem}")
-            reporter.begin(self.world.device, self.world.size, training.precision, is_compiled=compiled.is_done)
+            reporter.begin(device, self.world.size, training.precision, is_compiled=is_compiled)
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's batches from the present step on; when the data set is gone, the run is saved first."""
@@ -328,6 +326,10 @@ class Trainer:
         self.window_loss.fill_(snapshot.state.window_loss)
         self.window_steps = snapshot.state.window_steps
         self.damage.add(snapshot.state.damaged)
+
+
+def _say_nothing(_: str) -> None:
+    """Of ranks other than the main one."""
 
 
 def train(
