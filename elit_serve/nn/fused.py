@@ -12,13 +12,18 @@ Letters: B batch, N tokens, D width, H heads, E head size, M the number of head 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
+from textwrap import shorten
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 EPS = 1e-6
 FP8 = torch.float8_e4m3fn  # 4 bits of exponent, 3 of mantissa
@@ -117,6 +122,21 @@ def _kernels(x: Tensor) -> ModuleType | None:
     """The Triton kernels, where they may be used: on a GPU, for inference in one dtype, outside torch.compile."""
     if not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
         return None
-    from elit_serve.nn import kernels
+    return working_kernels(x.device)
 
+
+@lru_cache(maxsize=16)
+def working_kernels(device: torch.device) -> ModuleType | None:
+    """The Triton kernels if one of them runs on this device, found out once.
+
+    Triton compiles what launches a kernel, so without a C compiler none does; plain torch takes their place.
+    """
+    try:
+        from elit_serve.nn import kernels
+
+        kernels.convert(torch.zeros(1, device=device), torch.float16)
+    except Exception as error:  # of Triton, the compiler, the driver
+        reason = shorten(str(error), 160, placeholder=" ...")
+        logger.warning("no Triton kernel runs on %s, so slower ones of torch do their work: %s", device, reason)
+        return None
     return kernels

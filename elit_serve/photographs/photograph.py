@@ -54,7 +54,7 @@ class Photograph:
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:
-            raise DataSetGone(f"{self.path} cannot be read any more: {error.strerror or error}") from None
+            raise DataSetGone(f"{self.path} cannot be read: {error.strerror or error}") from None
         if len(data) != self.size:
             raise DataSetGone(f"{self.path} ends before {self.label}/{self.name} does")
         return data

@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageCms
 
-KEPT_TRANSFORMS = 64  # a data set has few profiles, in very many pictures
-MAX_PROFILE_BYTES = 16 << 20  # of printing presses they have 2 MB
+KEPT_TRANSFORMS = 16  # a data set has few profiles, in very many pictures
+MAX_PROFILE_BYTES = 4 << 20  # printing presses' have up to 3 MB
 SAME = 2  # of 255: a profile that moves no colour further is sRGB, and its pixels stay as they are
 
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's colour space and the mode that it speaks of

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -68,3 +71,26 @@ def test_head_norm_and_rope_of_the_first_parts_of_a_wider_tensor(
     expected = torch.stack(fused.norm_rotate(qkv[:, :, :parts], weights, rope), dim=2)
     torch.testing.assert_close(kernels.norm_rotate(qkv[:, :, :parts], weights, rope, fused.EPS), expected)
     assert torch.equal(qkv[:, :, parts:], untouched)
+
+
+def test_where_no_kernel_can_run_plain_torch_takes_their_place_with_one_line() -> None:
+    """As on a GPU without a C compiler: here Triton itself, not its interpreter, finds no GPU."""
+    programme = """
+import torch
+from elit_serve.nn.fused import working_kernels
+print([working_kernels(torch.device("cpu")) for _ in range(2)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", programme],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[None, None]\n"
+    assert done.stderr.startswith("no Triton kernel runs on cpu, so slower ones of torch do their work: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_kernels_are_used_where_they_run(kernels: ModuleType) -> None:
+    assert fused.working_kernels(torch.device("cpu")) is kernels

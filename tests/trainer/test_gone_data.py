@@ -51,7 +51,7 @@ def test_a_tar_that_is_moved_away_stops_the_run_and_a_resumed_one_goes_on_as_if_
     with pytest.raises(DataSetGone) as caught:
         train_here(recipe, data=photographs_tar, output=output)
     assert str(caught.value) == (
-        f"{photographs_tar} cannot be read any more: No such file or directory; saved at step 3, continue with --resume"
+        f"{photographs_tar} cannot be read: No such file or directory; saved at step 3, continue with --resume"
     )
     assert "damaged" not in output.getvalue()
 
@@ -81,7 +81,7 @@ def test_a_folder_that_vanishes_stops_the_run(
 ) -> None:
     folder = make_photographs(tmp_path / "photographs")
     output = Watched("step 2/8 ", lambda: folder.rename(tmp_path / "elsewhere"))
-    with pytest.raises(DataSetGone, match=r"/photographs/.*\.png cannot be read any more: No such file"):
+    with pytest.raises(DataSetGone, match=r"/photographs/.*\.png cannot be read: No such file"):
         train_here(make_recipe(data=STREAMED, training={"steps": 8}), data=folder, output=output)
 
 
@@ -104,5 +104,5 @@ def test_the_command_says_so_in_one_line_also_when_another_process_reads(
         process.kill()
     assert process.returncode == 2, errors
     assert errors.count("\n") == 1
-    assert errors.startswith(f"error: {photographs_tar} cannot be read any more: No such file or directory; saved at")
+    assert errors.startswith(f"error: {photographs_tar} cannot be read: No such file or directory; saved at")
     assert "damaged" not in output

@@ -165,6 +165,20 @@ def test_a_validation_set_may_lack_classes_but_not_have_others(
         open_data(make_recipe(), 1, photographs, other)
 
 
+def test_of_one_tar_with_splits_one_is_trained_on_and_the_other_validated_with(
+    make_photographs: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    for name, per_class in (("train", 3), ("val", 2)):
+        make_photographs(tmp_path / "set" / name, per_class=per_class)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(tmp_path / "set", arcname="set")
+    for source in (tmp_path / "set", tmp_path / "set.tar"):
+        training, validation = open_data(make_recipe(), 1, source, source)
+        assert (len(training), len(validation)) == (9, 6)
+        assert training.note == f"{source}: left out pictures of val/: 6"
+        assert len(open_data(make_recipe(), 1, source, None)[0]) == 7  # two of the nine are held out
+
+
 def test_a_source_that_is_no_data_set_is_one_clear_error(tmp_path: Path, photographs: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.tar").write_text("this is no tar at all, however long it may be\n" * 40)
