@@ -21,9 +21,11 @@
     ├── EngineStopped         the engine no longer takes work (HTTP 503, exit code 1)
     ├── RequestOutstanding    another request with the same idempotency key has no answer yet (HTTP 409)
     ├── JobNotFound           no such job, or it is somebody else's (HTTP 404)
+    ├── PictureNotFound       a job has fewer pictures (HTTP 404)
     ├── JobNotDone            a job has no pictures, because it is not done (HTTP 409)
     ├── ResultsGone           the pictures of a job have been removed (HTTP 410)
     ├── StoreUnavailable      jobs cannot be read or written at present (HTTP 503)
+    │   └── DatabaseTaken     ... because another server has their database
     ├── StorageFull           there is no room on disk for more jobs (HTTP 507)
     ├── ServerProblem         a server answered with an error; carries its status and what it says (client side)
     └── ServerUnreachable     a server did not answer, or not as an elit-serve server does (client side)
@@ -186,6 +188,14 @@ class JobNotFound(ElitError):
         super().__init__("there is no such job, or not any more")
 
 
+class PictureNotFound(ElitError):
+    """A picture that a job never had and never will have; they are counted from 0."""
+
+    def __init__(self, index: int, num_images: int) -> None:
+        has = "one picture, images/0" if num_images == 1 else f"{num_images} pictures, images/0 to {num_images - 1}"
+        super().__init__(f"there is no images/{index}: the job has {has}")
+
+
 class JobNotDone(ElitError):
     """A job without pictures: they are not made yet, or never will be."""
 
@@ -202,6 +212,13 @@ class ResultsGone(ElitError):
 
 class StoreUnavailable(ElitError):
     """Jobs cannot be read or written at present: their database, or the folder of their pictures."""
+
+
+class DatabaseTaken(StoreUnavailable):
+    """The database of jobs belongs to one server at a time, and this is not the one."""
+
+    def __init__(self) -> None:
+        super().__init__("the jobs' database belongs to another server now")
 
 
 class StorageFull(ElitError):

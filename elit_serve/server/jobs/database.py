@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import sqlalchemy as sql
-from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from elit_serve.errors import ElitError, InvalidInput, MissingPackage, StorageFull, StoreUnavailable
-from elit_serve.server.jobs.claim import Claim, is_taken
-
-PATIENCE_S = 2  # with a lock, a connection, a statement
-POSTGRES = "postgresql+psycopg"
-POSTGRES_DISK_FULL = "53100"
+from elit_serve.errors import (
+    DatabaseTaken,
+    ElitError,
+    InvalidInput,
+    MissingPackage,
+    StorageFull,
+    StoreUnavailable,
+)
+from elit_serve.server.jobs.postgres import DRIVER as POSTGRES
+from elit_serve.server.jobs.postgres import PostgresDatabase
+from elit_serve.server.jobs.sqlite_file import SqliteFile
 
 metadata = sql.MetaData()
 jobs = sql.Table(
@@ -50,12 +53,35 @@ jobs = sql.Table(
 )
 
 
-class Database:
-    """Transactions whose errors are ours: `StorageFull` and `StoreUnavailable`. claim: None if it needs none."""
+class Backend(Protocol):
+    """A kind of database: how it is reached, and how one server has it to itself."""
 
-    def __init__(self, engine: Engine, claim: Claim | None) -> None:
-        self._engine = engine
-        self._claim = claim
+    engine: Engine
+
+    def hold(self) -> None:
+        """Takes it for this server, unless it has it; used by one thread. Raises `DatabaseTaken` if another server has
+        it, `StoreUnavailable`, and SQLAlchemy's errors."""
+
+    def check(self) -> None:
+        """Raises `StoreUnavailable` unless it is known to be this server's; by any thread, and without waiting."""
+
+    def is_full(self, cause: object) -> bool:
+        """Whether this error of the driver's says that there is no room on disk."""
+
+    def close(self) -> None:
+        """Another server may have it."""
+
+
+BACKENDS: dict[str, Callable[[URL], Backend]] = {"sqlite": SqliteFile, POSTGRES: PostgresDatabase}
+
+
+class Database:
+    """Transactions whose errors are ours: `StorageFull`, and `StoreUnavailable` for everything else that can go wrong
+    with a database. Whatever it is, it may be over the next time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        sql.event.listen(backend.engine, "handle_error", _distrust_connections)
 
     @classmethod
     def open(cls, url: str | None, folder: Path) -> Database:
@@ -63,50 +89,62 @@ class Database:
         server uses it."""
         parsed = _parsed(url) if url is not None else URL.create("sqlite", database=str(folder / "jobs.sqlite3"))
         try:
-            database = cls(_engine(parsed), Claim(parsed) if parsed.drivername == POSTGRES else None)
-            with ExitStack() as opened:
-                opened.callback(database.close)
-                database._prepare()
-                opened.pop_all()
+            database = cls(BACKENDS[parsed.drivername](parsed))
         except ImportError:
             raise MissingPackage("psycopg", "postgres") from None
-        except SQLAlchemyError as error:
-            why = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-            needed = "of its own; another server uses this one" if is_taken(error) else f"that can be used ({why})"
+        try:
+            database.stay_owner()
+            with database.transaction() as connection:
+                metadata.create_all(connection)
+        except ElitError as error:
+            database.close()
+            is_taken = isinstance(error, DatabaseTaken)
+            needed = "of its own; another server uses this one" if is_taken else f"that can be used ({in_full(error)})"
             shown = parsed.render_as_string(hide_password=True)
             raise InvalidInput("database", shown, f"a database {needed}") from None
         return database
 
-    def _prepare(self) -> None:
-        if self._claim is not None:
-            self._claim.hold()
-        metadata.create_all(self._engine)
-
     def stay_owner(self) -> None:
         """To be called every now and then, by one thread: no transaction begins while the database may be another
         server's, as after its restart. Raises `StoreUnavailable` then."""
-        try:
-            if self._claim is not None:
-                self._claim.hold()
-        except (OperationalError, InterfaceError) as error:
-            if is_taken(error):
-                raise StoreUnavailable("the jobs' database belongs to another server now") from error
-            raise _trouble(error) from error
+        with self._errors_mapped():
+            self._backend.hold()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        if self._claim is not None and not self._claim.is_held:
-            raise StoreUnavailable("the jobs' database is not known to be this server's at present")
-        try:
-            with self._engine.begin() as connection:
+        """What was done in it is stored when it has ended without an error."""
+        with self._errors_mapped():
+            self._backend.check()
+            with self._backend.engine.begin() as connection:
                 yield connection
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
-            raise _trouble(error) from error
+            self._backend.check()
 
     def close(self) -> None:
-        self._engine.dispose()
-        if self._claim is not None:
-            self._claim.close()
+        self._backend.close()
+
+    @contextmanager
+    def _errors_mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            if self._backend.is_full(cause):
+                raise StorageFull("the disk of the jobs' database is full") from error
+            raise StoreUnavailable(f"the jobs' database cannot be used at present ({type(cause).__name__})") from error
+
+
+def _distrust_connections(context: ExceptionContext) -> None:
+    """After any error all of them are made anew: they keep damaged pages, or that nothing is to be written."""
+    context.is_disconnect = True
+
+
+def in_full(error: ElitError) -> str:
+    """With what the database itself said, in one line; it is for the log and not for callers."""
+    cause = error.__cause__
+    if cause is None:
+        return str(error)
+    said = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
+    return f"{error}: {said}"
 
 
 def _parsed(url: str) -> URL:
@@ -118,32 +156,7 @@ def _parsed(url: str) -> URL:
         ) from None
     if parsed.drivername in ("postgres", "postgresql", POSTGRES):
         return parsed.set(drivername=POSTGRES)
-    if parsed.drivername == "sqlite" and parsed.database not in (None, "", ":memory:"):
+    if parsed.drivername == "sqlite" and parsed.database not in (None, "", ":memory:") and not parsed.query:
         return parsed
     shown = parsed.render_as_string(hide_password=True)
     raise InvalidInput("database", shown, "postgresql://..., or sqlite:///FILE")
-
-
-def _engine(url: URL) -> Engine:
-    if url.drivername == POSTGRES:
-        options = f"-c statement_timeout={1000 * PATIENCE_S} -c lock_timeout={1000 * PATIENCE_S}"
-        arguments = {"connect_timeout": PATIENCE_S, "options": options}
-        return sql.create_engine(url, pool_pre_ping=True, pool_timeout=PATIENCE_S, connect_args=arguments)
-    engine = sql.create_engine(url, pool_timeout=PATIENCE_S, connect_args={"timeout": PATIENCE_S})
-    sql.event.listen(engine, "connect", _prepare_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    """Readers and the writer do not wait for each other, and a commit is on disk when it returns."""
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _trouble(error: OperationalError | InterfaceError | PoolTimeout) -> ElitError:
-    cause: Any = getattr(error, "orig", None)
-    code = getattr(cause, "sqlite_errorcode", 0) or 0
-    is_full = code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE
-    if is_full or getattr(cause, "sqlstate", None) == POSTGRES_DISK_FULL:
-        return StorageFull("the disk of the jobs' database is full")
-    return StoreUnavailable(f"the jobs' database does not answer ({type(cause or error).__name__})")

@@ -21,8 +21,8 @@ from elit_serve.errors import (
     EngineStopped,
     InvalidInput,
     JobNotDone,
-    JobNotFound,
     Overloaded,
+    PictureNotFound,
     ResultsGone,
 )
 from elit_serve.server.generation import RANDOM_SEEDS, form_of, job_of
@@ -33,7 +33,7 @@ from elit_serve.server.jobs.metrics import JobMetrics
 from elit_serve.server.jobs.results import Results
 from elit_serve.server.jobs.retention import Retention
 from elit_serve.server.jobs.runner import Runner
-from elit_serve.server.jobs.schemas import JobInfo, JobList, JobRequest, JobResult, job_info
+from elit_serve.server.jobs.schemas import JobInfo, JobList, JobRequest, JobResult, job_info, read_back
 from elit_serve.server.jobs.states import JobState, StoredJob, new_id
 from elit_serve.server.jobs.store import JobStore
 from elit_serve.server.jobs.webhooks import WebhookPolicy, Webhooks
@@ -127,13 +127,13 @@ class JobDesk:
     def picture(self, job_id: str, owner: str, index: int) -> tuple[bytes, str]:
         """(File, media type)."""
         job = self._store.get(job_id, owner)
+        if index >= job.num_images:
+            raise PictureNotFound(index, job.num_images)
         if job.state is not JobState.DONE or job.result is None:
             raise JobNotDone(job.state)
-        if index >= job.num_images:
-            raise JobNotFound
         if not job.result_bytes:
             raise ResultsGone
-        output_format = JobResult.model_validate_json(job.result).output_format
+        output_format = read_back(JobResult, job.result).output_format
         return self._results.read(job.id, index, output_format), media_type_of(output_format)
 
     def _check(self, body: JobRequest) -> None:

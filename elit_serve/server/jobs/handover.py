@@ -12,7 +12,7 @@ from elit_serve.engine.jobs import Preview, StepRun
 from elit_serve.server.generation import form_of, job_of
 from elit_serve.server.jobs.endings import Settled, Started
 from elit_serve.server.jobs.events import JobEvents
-from elit_serve.server.jobs.schemas import JobRequest
+from elit_serve.server.jobs.schemas import JobRequest, read_back
 from elit_serve.server.jobs.states import StoredJob
 from elit_serve.server.service import Service, Taken, admit, hand_over
 
@@ -44,7 +44,7 @@ class Handover:
 
     def take(self, job: StoredJob, *, is_new: bool = False) -> Taken:
         """Has the engine take a job, to be followed. Raises why not; is_new: somebody waits to hear that."""
-        body = JobRequest.model_validate_json(job.request).as_asked()
+        body = read_back(JobRequest, job.request).as_asked()
         service = self._service
         form = form_of(None, body, service.pipeline)
         waited_s = 0.0 if body.latency_ms is None else max(0.0, time.time() - job.created_s)
@@ -67,7 +67,7 @@ class Handover:
     def follow(self, job: StoredJob, taken: Taken) -> None:
         """From now on what becomes of it is written down."""
         self._under_way[job.id] = _UnderWay(job, taken)
-        taken.future.add_done_callback(lambda _: self._report(Settled(job.id, taken)))
+        taken.future.add_done_callback(lambda _: self._report(Settled(job, taken)))
 
     def cancel(self, job_id: str) -> None:
         """The engine is free of it within a step."""

@@ -27,4 +27,7 @@ class JobMetrics:
         self.stuck = Gauge(
             "elit_jobs_stuck", "1 while jobs cannot be stored: disk full, or no database.", registry=registry
         )
+        self.unwritten = Gauge(
+            "elit_job_reports_unwritten", "Starts and ends of jobs that are still to be stored.", registry=registry
+        )
         self.stored_bytes = Gauge("elit_job_results_bytes", "Bytes of all pictures kept.", registry=registry)

@@ -23,7 +23,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._pictures = folder / "pictures"
-        self._lock = FileLock(folder / "lock", timeout=0)
+        self._lock = FileLock(folder / "lock", timeout=0, thread_local=False)
         try:
             self._pictures.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()

@@ -1,8 +1,9 @@
 """Takes stored jobs to the engine, and writes down what becomes of them.
 
-One thread does all of it. What the engine tells comes as reports, which are written in the order in which they came. A
-report that cannot be written, because the database is gone or the disk full, stays first in line and is tried again;
-no job that waits goes to the engine meanwhile, so no more than what the engine has is ever held in memory.
+One thread does all of it. What happens to jobs comes as reports, which are written in the order in which they came. A
+report leaves the line when it is written, and not before: whatever is wrong with the database or the disk, it stays
+first in line and is tried again. No job that waits goes to the engine meanwhile, so no more than what the engine has is
+ever held in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ from elit_serve.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from elit_serve.server.jobs.endings import Ending, Interrupted, Settled, Started, ending_of, failure
+from elit_serve.server.jobs.database import in_full
+from elit_serve.server.jobs.endings import (
+    Cancelled,
+    Ending,
+    Interrupted,
+    Report,
+    Settled,
+    Started,
+    ending_of,
+    failure,
+    surprise,
+)
 from elit_serve.server.jobs.events import JobEvents
 from elit_serve.server.jobs.handover import Handover
 from elit_serve.server.jobs.metrics import JobMetrics
@@ -63,7 +75,7 @@ class Runner:
         self._on_end = on_end
         self._room = CROWD * min(service.settings.max_batch or service.cost.max_batch, service.cost.max_batch)
         self.handover = Handover(service, events, self._report)
-        self._reports: deque[Started | Settled | Interrupted | Ending] = deque()
+        self._reports: deque[Report] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
         self._trouble: str | None = None
@@ -115,33 +127,31 @@ class Runner:
             self._take_waiting()
             self._tidy()
         except (StorageFull, StoreUnavailable) as error:
-            self._note(str(error))
-        except Exception:
-            logger.exception("jobs: something went wrong that should not")
+            self._note(in_full(error))
+        except Exception as error:
+            self._note(f"{type(error).__name__}, which should not be", error)
         else:
             self._note(None)
         self._metrics.running.set(len(self.handover.ids()))
+        self._metrics.unwritten.set(len(self._reports))
 
     def _write_reports(self) -> None:
         while self._reports:
-            report = self._reports.popleft()
-            told = ending_of(report, self._service) if isinstance(report, Settled) else report
-            if told is None:
-                self.handover.forget(report.job_id)
-            else:
-                self._write(told)
+            report = self._reports[0]
+            if isinstance(report, Settled):
+                self._reports[0] = report = ending_of(report, self._service)  # once, for it counts what it sees
+            self._write(report)
+            self._reports.popleft()
 
-    def _write(self, report: Started | Interrupted | Ending) -> None:
-        try:
-            if isinstance(report, Started):
-                self._write_start(report)
-            elif isinstance(report, Interrupted):
-                self._write_interruption(report)
-            else:
-                self._write_end(report)
-        except (StorageFull, StoreUnavailable):
-            self._reports.appendleft(report)
-            raise
+    def _write(self, report: Started | Cancelled | Interrupted | Ending) -> None:
+        if isinstance(report, Started):
+            self._write_start(report)
+        elif isinstance(report, Cancelled):
+            self.handover.forget(report.job_id)
+        elif isinstance(report, Interrupted):
+            self._write_interruption(report)
+        else:
+            self._write_end(report)
 
     def _write_start(self, report: Started) -> None:
         job_id = report.job_id
@@ -149,8 +159,8 @@ class Runner:
             self.handover.cancel(job_id)  # it was cancelled on its way here
 
     def _write_interruption(self, report: Interrupted) -> None:
-        if not self._service.worker.has_died:
-            self._store.give_back(report.job_id)
+        if report.attempts is not None:
+            self._store.give_back(report.job_id, attempts=report.attempts)
         self.handover.forget(report.job_id)
 
     def _write_end(self, ending: Ending) -> None:
@@ -189,23 +199,27 @@ class Runner:
         """False if it has to wait. What was promised and cannot be kept any more, after a restart, expires."""
         if job.attempts >= MAX_ATTEMPTS:
             error = GenerationFailed(f"the server ended {job.attempts} times while it was made")
-            self._write_end(failure(job.id, error))
-            return True
-        if not self._store.begin(job.id):
+            return self._settle(failure(job.id, error))
+        if not self._store.begin(job):
             return True  # it was cancelled
         try:
             self.handover.follow(job, self.handover.take(job))
         except (Overloaded, EngineStopped):
-            self._store.give_back(job.id)
+            self._settle(Interrupted(job.id, job.attempts))
             return False
         except Infeasible:
             latency_ms = 1000 * ((job.due_s or job.created_s) - job.created_s)
-            self._write_end(failure(job.id, DeadlineExceeded(latency_ms)))
+            self._settle(failure(job.id, DeadlineExceeded(latency_ms)))
         except ElitError as error:
-            self._write_end(failure(job.id, error))
+            self._settle(failure(job.id, error))
         except Exception as error:
-            logger.exception("a job could not be handed to the engine")
-            self._write_end(failure(job.id, GenerationFailed(f"the server failed with {type(error).__name__}")))
+            self._settle(surprise(job.id, error))
+        return True
+
+    def _settle(self, report: Interrupted | Ending) -> bool:
+        """What becomes of a job that the engine did not take is written down like everything else."""
+        self._reports.append(report)
+        self._write_reports()
         return True
 
     def _tidy(self) -> None:
@@ -216,8 +230,8 @@ class Runner:
             self._metrics.waiting.set(self._store.num_waiting())
             self._metrics.stored_bytes.set(self._retention.stored_bytes)
 
-    def _note(self, trouble: str | None) -> None:
+    def _note(self, trouble: str | None, unexpected: Exception | None = None) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
             self._metrics.stuck.set(trouble is not None)
-            logger.warning("jobs: %s", trouble or "all is well again")
+            logger.warning("jobs: %s", trouble or "all is well again", exc_info=unexpected)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elit_serve.engine.encoding import AnswerFormat
+from elit_serve.errors import StoreUnavailable
 from elit_serve.server.jobs.states import JobState, StoredJob
 from elit_serve.server.schemas import (
     Base64File,
@@ -21,6 +22,8 @@ from elit_serve.server.schemas import (
 
 MAX_PREVIEWS = 3
 PREFIX = "/v1/jobs"
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class WebhookRequest(RequestBody):
@@ -119,12 +122,20 @@ class JobPreview(BaseModel):
     b64_json: Base64File
 
 
+def read_back(schema: type[T], text: str) -> T:
+    """What was stored as JSON. Raises `StoreUnavailable` if it is not what was stored, as in a damaged file."""
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        raise StoreUnavailable("what is stored of the job is damaged") from error
+
+
 def job_info(job: StoredJob, *, results_seconds: float) -> JobInfo:
     files: Literal["none", "kept", "gone"] = "none"
     if job.state is JobState.DONE:
         files = "kept" if job.result_bytes else "gone"
     expires_s = job.ended_s + results_seconds if job.ended_s is not None and files == "kept" else None
-    request = JobRequest.model_validate_json(job.request)
+    request = read_back(JobRequest, job.request)
     return JobInfo(
         id=job.id,
         state=job.state,
@@ -134,8 +145,8 @@ def job_info(job: StoredJob, *, results_seconds: float) -> JobInfo:
         files=files,
         expires_at=None if expires_s is None else _moment(expires_s),
         request=request.model_dump(mode="json", exclude_unset=True),
-        result=None if job.result is None else JobResult.model_validate_json(job.result),
-        error=None if job.error is None else Problem.model_validate_json(job.error),
+        result=None if job.result is None else read_back(JobResult, job.result),
+        error=None if job.error is None else read_back(Problem, job.error),
     )
 
 

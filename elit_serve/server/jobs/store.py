@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from elit_serve.errors import JobNotFound
+from elit_serve.errors import JobNotFound, StoreUnavailable
 from elit_serve.server.jobs.database import Database, jobs
 from elit_serve.server.jobs.states import ENDED, UNFINISHED, JobState, StoredJob, is_id
 
@@ -56,15 +56,14 @@ class JobStore:
 
     # Transitions
 
-    def begin(self, job_id: str) -> bool:
+    def begin(self, job: StoredJob) -> bool:
         """The engine is about to get it, which is counted even if that is the end of the server. False if it does not
         wait any more."""
-        return self._change(job_id, (JobState.QUEUED,), attempts=jobs.c.attempts + 1)
+        return self._change(job.id, (JobState.QUEUED,), attempts=job.attempts + 1)
 
-    def give_back(self, job_id: str) -> None:
-        """The engine did not make it, through no fault of the job's."""
-        waits = {"state": JobState.QUEUED, "started_s": None, "attempts": jobs.c.attempts - 1}
-        self._change(job_id, UNFINISHED, **waits)
+    def give_back(self, job_id: str, *, attempts: int) -> None:
+        """The engine did not make it, through no fault of the job's. attempts: as they were before."""
+        self._change(job_id, UNFINISHED, state=JobState.QUEUED, started_s=None, attempts=attempts)
 
     def start(self, job_id: str) -> bool:
         """Its first step has run. False if it is not queued any more."""
@@ -154,9 +153,16 @@ class JobStore:
         query = sql.select(jobs).where(where).order_by(*order).limit(limit)
         with self._database.transaction() as connection:
             rows = connection.execute(query).mappings().all()
-        return [StoredJob(**{**row, "state": JobState(row["state"])}) for row in rows]
+        return [_job_of(row) for row in rows]
 
     def _execute(self, statement: sql.Insert | sql.Update | sql.Delete) -> int:
         """The number of rows that it changed."""
         with self._database.transaction() as connection:
             return connection.execute(statement).rowcount
+
+
+def _job_of(row: Mapping[str, Any]) -> StoredJob:
+    try:
+        return StoredJob(**{**row, "state": JobState(row["state"])})
+    except ValueError as error:
+        raise StoreUnavailable("what is stored of the job is damaged") from error

@@ -114,6 +114,17 @@ def test_only_pictures_of_the_job_can_be_had(server: Any, jobs_of: Any, index: s
     assert jobs.picture(job, index).status_code == status
 
 
+@pytest.mark.parametrize(("n", "has"), [(1, "one picture, images/0"), (2, "2 pictures, images/0 to 1")])
+def test_a_picture_too_many_is_told_apart_from_no_job(server: Any, jobs_of: Any, n: int, has: str) -> None:
+    jobs = jobs_of(server)
+    refusal = jobs.picture(jobs.accepted(n=n), 3)  # whether or not it is done
+    assert refusal.status_code == 404
+    assert refusal.json()["type"] == "urn:elit-serve:picture-not-found"
+    assert refusal.json()["detail"] == f"there is no images/3: the job has {has}"
+    missing = server.client.get(f"/v1/jobs/{'0' * 32}/images/3").json()
+    assert missing["type"] == "urn:elit-serve:job-not-found"
+
+
 def test_a_target_is_promised_or_refused_at_once(start_server: Any, jobs_of: Any) -> None:
     jobs = jobs_of(start_server())
     refusal = jobs.post(latency_ms=100)

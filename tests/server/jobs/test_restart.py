@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,8 +56,10 @@ def leave(tmp_path: Path) -> Leave:
 
 
 def stored(job: dict[str, Any], folder: Path) -> StoredJob:
-    with closing(Database.open(None, folder)) as database:
-        return JobStore(database).get(job["id"], "")
+    with closing(sqlite3.connect(folder / "jobs.sqlite3")) as connection:
+        connection.row_factory = sqlite3.Row
+        row = connection.execute("SELECT * FROM elit_jobs WHERE id = ?", [job["id"]]).fetchone()
+    return StoredJob(**{**row, "state": JobState(row["state"])})
 
 
 def test_what_was_begun_is_made_from_the_start(start_server: Any, jobs_of: Any, leave: Leave, tmp_path: Path) -> None:
