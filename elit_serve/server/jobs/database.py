@@ -44,6 +44,7 @@ jobs = sql.Table(
     sql.Column("result_bytes", sql.BigInteger, nullable=False),
     sql.Column("webhook_due_s", sql.Double),
     sql.Column("webhook_attempts", sql.Integer, nullable=False),
+    sql.Column("webhook_host", sql.Text),
     sql.UniqueConstraint("owner", "idempotency_key"),
     sql.Index("elit_jobs_by_state", "state", "owner", "id"),
     sql.Index("elit_jobs_by_promise", "state", "due_s"),
@@ -96,6 +97,7 @@ class Database:
             database.stay_owner()
             with database.transaction() as connection:
                 metadata.create_all(connection)
+                _add_columns(connection)
         except ElitError as error:
             database.close()
             is_taken = isinstance(error, DatabaseTaken)
@@ -145,6 +147,15 @@ def in_full(error: ElitError) -> str:
         return str(error)
     said = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
     return f"{error}: {said}"
+
+
+def _add_columns(connection: Connection) -> None:
+    """Those that a table of an earlier version lacks; they are null in its rows."""
+    there = {column["name"] for column in sql.inspect(connection).get_columns(jobs.name)}
+    for column in jobs.columns:
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(sql.text(f"ALTER TABLE {jobs.name} ADD COLUMN {column.name} {kind}"))
 
 
 def _parsed(url: str) -> URL:

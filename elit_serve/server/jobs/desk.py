@@ -36,7 +36,8 @@ from elit_serve.server.jobs.runner import Runner
 from elit_serve.server.jobs.schemas import JobInfo, JobList, JobRequest, JobResult, job_info, read_back
 from elit_serve.server.jobs.states import JobState, StoredJob, new_id
 from elit_serve.server.jobs.store import JobStore
-from elit_serve.server.jobs.webhooks import WebhookPolicy, Webhooks
+from elit_serve.server.jobs.webhook_policy import WebhookPolicy
+from elit_serve.server.jobs.webhooks import Webhooks
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.service import Service
 
@@ -100,8 +101,9 @@ class JobDesk:
                 earlier = self._store.of_key(owner, idempotency_key)
                 if earlier is not None:
                     return self._info(same_request(earlier, fingerprint))
+            webhook_host = None if body.webhook is None else self._policy.receiver(body.webhook.url).name
             self._check(body)
-            job = _new_job(body, owner, idempotency_key, fingerprint)
+            job = _new_job(body, owner, idempotency_key, fingerprint, webhook_host)
             self._store_waiting(job) if body.latency_ms is None else self._store_promised(job)
         self._metrics.accepted.inc()
         return self._info(job)
@@ -142,8 +144,6 @@ class JobDesk:
         if service.worker.is_draining or not service.worker.is_alive:
             raise EngineStopped("the engine takes no more work")
         self._results.check_room()
-        if body.webhook is not None:
-            self._policy.check(body.webhook.url)
         form, arrived_s = form_of(None, body, service.pipeline), service.clock.now()
         made = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
         if body.n > service.settings.max_queue:
@@ -180,7 +180,9 @@ class JobDesk:
         return job_info(job, results_seconds=self._service.settings.results_seconds)
 
 
-def _new_job(body: JobRequest, owner: str, idempotency_key: str | None, fingerprint: str) -> StoredJob:
+def _new_job(
+    body: JobRequest, owner: str, idempotency_key: str | None, fingerprint: str, webhook_host: str | None
+) -> StoredJob:
     """With a seed, so that the pictures are the same however often they are begun."""
     now_s = time.time()
     if body.seed is None:
@@ -197,4 +199,5 @@ def _new_job(body: JobRequest, owner: str, idempotency_key: str | None, fingerpr
         created_s=now_s,
         due_s=now_s + (body.latency_ms or 0) / 1000 if is_promised else None,
         webhook_due_s=None if body.webhook is None else now_s,
+        webhook_host=webhook_host,
     )

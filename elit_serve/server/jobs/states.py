@@ -37,6 +37,7 @@ class StoredJob:
     result: a `JobResult` in JSON, of a job that is done; error: a `Problem`, of one that failed or expired.
     result_bytes: of its pictures on disk; 0 before there are any, and when they have been removed.
     webhook_due_s: when its end is to be told next; None is never. webhook_attempts: how often that was tried.
+    webhook_host: who is told, as HOST:PORT; None is nobody, or stored by a version that did not say.
     """
 
     id: str
@@ -56,6 +57,7 @@ class StoredJob:
     result_bytes: int = 0
     webhook_due_s: float | None = None
     webhook_attempts: int = 0
+    webhook_host: str | None = None
 
 
 def new_id(now_s: float | None = None) -> str:

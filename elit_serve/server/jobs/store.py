@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sql
+from sqlalchemy.engine import RowMapping
 
 from elit_serve.errors import JobNotFound, StoreUnavailable
 from elit_serve.server.jobs.database import Database, jobs
@@ -136,13 +137,20 @@ class JobStore:
 
     # Webhooks
 
-    def due_webhooks(self, now_s: float, *, limit: int) -> list[StoredJob]:
-        where = sql.and_(jobs.c.state.in_(ENDED), jobs.c.webhook_due_s <= now_s)
+    def hosts_to_tell(self, now_s: float) -> list[str | None]:
+        """Those of whose webhooks one is due."""
+        due = sql.select(jobs.c.webhook_host).where(_is_due(now_s)).distinct()
+        with self._database.transaction() as connection:
+            return list(connection.scalars(due))
+
+    def due_webhooks(self, host: str | None, now_s: float, *, besides: Collection[str], limit: int) -> list[StoredJob]:
+        """Of this host. besides: ids of those under way."""
+        where = sql.and_(_is_due(now_s), jobs.c.webhook_host == host, jobs.c.id.not_in(besides))
         return self._select(where, limit=limit, order=(jobs.c.webhook_due_s,))
 
-    def webhook_tried(self, job_id: str, *, next_s: float | None) -> None:
-        """next_s: when to try again; None is never."""
-        tried = {"webhook_due_s": next_s, "webhook_attempts": jobs.c.webhook_attempts + 1}
+    def webhook_tried(self, job_id: str, *, next_s: float | None, attempts: int) -> None:
+        """next_s: when to try again; None is never. attempts: so far."""
+        tried = {"webhook_due_s": next_s, "webhook_attempts": attempts}
         self._execute(sql.update(jobs).where(jobs.c.id == job_id).values(tried))
 
     def _change(self, job_id: str, states: Sequence[JobState], **values: object) -> bool:
@@ -161,7 +169,11 @@ class JobStore:
             return connection.execute(statement).rowcount
 
 
-def _job_of(row: Mapping[str, Any]) -> StoredJob:
+def _is_due(now_s: float) -> sql.ColumnElement[bool]:
+    return sql.and_(jobs.c.state.in_(ENDED), jobs.c.webhook_due_s <= now_s)
+
+
+def _job_of(row: RowMapping) -> StoredJob:
     try:
         return StoredJob(**{**row, "state": JobState(row["state"])})
     except ValueError as error:

@@ -1,146 +1,146 @@
-"""Tells callers of the end of their jobs, signed as https://www.standardwebhooks.com has it.
+"""Tells callers of the end of their jobs.
 
-Only hosts that a setting names are ever spoken to, and redirects are not followed: nobody can have the server fetch
-what is not theirs. What is still to be told stands in the database, so a restart loses nothing; a receiver may get a
-message twice, with the same `webhook-id`.
+What is still to be told stands in the database, so a restart loses nothing; a receiver may get a message twice, with
+the same `webhook-id`. Receivers do not wait for each other: an attempt is bounded in time, and no host has all places.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
+import asyncio
 import json
 import logging
+import ssl
 import threading
 import time
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from typing import TypeVar
 
+import anyio.to_thread
 import httpx
 
 from elit_serve.errors import InvalidInput, StorageFull, StoreUnavailable
-from elit_serve.files import read_text
 from elit_serve.server.jobs.metrics import JobMetrics
-from elit_serve.server.jobs.schemas import JobRequest, job_info
+from elit_serve.server.jobs.schemas import JobRequest, job_info, read_back
 from elit_serve.server.jobs.states import StoredJob
 from elit_serve.server.jobs.store import JobStore
+from elit_serve.server.jobs.webhook_policy import WebhookPolicy
+from elit_serve.server.jobs.webhook_post import NoAnswer, post
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PAUSES_S = (1, 5, 60, 300, 1800, 7200, 18_000, 36_000)  # before each further attempt
-TIMEOUT_S = 10.0
-AT_ONCE = 8
+TIMEOUT_S = 10.0  # of an attempt, from looking up the name to the head of the answer
+AT_ONCE = 64
+PER_HOST = 4
+GRACE_S = 2.0  # at the end of the server, for attempts under way; they are made again by the next one
 POLL_S = 1.0
-PREFIX = "whsec_"
-MAX_KEY_BYTES = 4096
-DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-class WebhookPolicy:
-    """Where webhooks may go, and what they are signed with.
-
-    hosts: as HOST, for the default port of the scheme, or HOST:PORT. secret_file: see `Settings`.
-    """
-
-    def __init__(self, hosts: Collection[str], secret_file: str | None) -> None:
-        if hosts and secret_file is None:
-            raise InvalidInput("webhook_secret_file", None, "a file with the secret that webhooks are signed with")
-        self._hosts = frozenset(host.lower() for host in hosts)
-        self._key = b"" if secret_file is None else _read_key(Path(secret_file))
-
-    def check(self, url: str) -> None:
-        """Raises `InvalidInput` for an address that webhooks may not go to."""
-        if not self._allows(url):
-            hosts = ", ".join(sorted(self._hosts)) or "none: this server sends no webhooks"
-            raise InvalidInput("webhook.url", url, f"an http or https URL on one of the allowed hosts ({hosts})")
-
-    def _allows(self, url: str) -> bool:
-        try:
-            parts = urlsplit(url)
-            port = parts.port or DEFAULT_PORTS[parts.scheme]
-        except (ValueError, KeyError):
-            return False
-        if not (url.isascii() and url.isprintable()) or parts.hostname is None or _has_user(parts):
-            return False
-        is_default = port == DEFAULT_PORTS[parts.scheme]
-        return f"{parts.hostname}:{port}" in self._hosts or (is_default and parts.hostname in self._hosts)
-
-    def headers(self, message_id: str, body: bytes) -> dict[str, str]:
-        """The signature is over id, time and body, so that none of them can be exchanged."""
-        timestamp = str(int(time.time()))
-        signed = hmac.new(self._key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-        return {
-            "Content-Type": "application/json",
-            "User-Agent": "elit-serve",
-            "webhook-id": message_id,
-            "webhook-timestamp": timestamp,
-            "webhook-signature": f"v1,{base64.b64encode(signed).decode()}",
-        }
 
 
 class Webhooks:
-    """A thread that looks for what is to be told, and a few that tell it."""
+    """A thread with an event loop of its own, from `start` to `stop`."""
 
     def __init__(self, store: JobStore, policy: WebhookPolicy, metrics: JobMetrics, *, results_seconds: float) -> None:
         self._store = store
         self._policy = policy
         self._metrics = metrics
         self._results_seconds = results_seconds
-        self._wake = threading.Event()
+        self._under_way: dict[asyncio.Task[None], StoredJob] = {}  # until what came of it is stored
+        self._woken = asyncio.Event()
         self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="elit-webhooks", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="elit-webhooks", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
+        """Within seconds, whatever receivers do."""
         self._is_stopping = True
-        self._wake.set()
+        self.wake()
         if self._thread.is_alive():
             self._thread.join()
 
     def wake(self) -> None:
-        self._wake.set()
+        """There may be something to tell; from any thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._woken.set)
 
-    def _run(self) -> None:
-        client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False)
-        with client, ThreadPoolExecutor(AT_ONCE, thread_name_prefix="elit-webhook") as pool:
-            while not self._is_stopping:
-                try:
-                    due = self._store.due_webhooks(time.time(), limit=AT_ONCE)
-                    for job, is_told in zip(due, pool.map(lambda job: self._tell(client, job), due), strict=True):
-                        self._note(job, is_told)
-                except (StoreUnavailable, StorageFull):
-                    due = []  # told again later
-                except Exception:
-                    logger.exception("webhooks: something went wrong that should not")
-                    due = []
-                if not due:
-                    self._wake.wait(POLL_S)
-                    self._wake.clear()
+    # The thread
 
-    def _tell(self, client: httpx.Client, job: StoredJob) -> bool:
-        webhook = JobRequest.model_validate_json(job.request).webhook
-        assert webhook is not None, job.id
+    async def _run(self) -> None:
+        """Attempts that are still under way when this returns are cancelled."""
+        self._loop = asyncio.get_running_loop()
+        tls = httpx.create_ssl_context(trust_env=False)
+        while not self._is_stopping:
+            await self._begin_due(tls)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), POLL_S)
+            self._woken.clear()
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=GRACE_S)
+
+    async def _begin_due(self, tls: ssl.SSLContext) -> None:
+        """As many as there is room for; hosts that have the fewest under way come first."""
+        now_s = time.time()
         try:
-            self._policy.check(webhook.url)  # settings may have changed since
-            body = self._body(job)
-            headers = self._policy.headers(job.id, body)
-            with client.stream("POST", webhook.url, content=body, headers=headers) as answer:
-                return answer.is_success  # whatever else it says is not read
-        except (httpx.HTTPError, InvalidInput, ValueError) as error:
-            logger.info("no webhook for job %s: %s", job.id, error)
-            return False
+            busy = Counter(job.webhook_host for job in self._under_way.values())
+            for host in sorted(await self._on_a_thread(lambda: self._store.hosts_to_tell(now_s)), key=busy.__getitem__):
+                room = min(PER_HOST - busy[host], AT_ONCE - len(self._under_way))
+                for job in await self._due(host, now_s, limit=room) if room > 0 else ():
+                    task = asyncio.create_task(self._tell(job, tls))
+                    self._under_way[task] = job
+                    task.add_done_callback(self._ended)
+        except (StoreUnavailable, StorageFull):
+            return  # told again later
+        except Exception:
+            logger.exception("webhooks: something went wrong that should not")
 
-    def _note(self, job: StoredJob, is_told: bool) -> None:
+    async def _due(self, host: str | None, now_s: float, *, limit: int) -> list[StoredJob]:
+        besides = [job.id for job in self._under_way.values()]
+        return await self._on_a_thread(lambda: self._store.due_webhooks(host, now_s, besides=besides, limit=limit))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._under_way[task]
+        self._woken.set()
+
+    async def _tell(self, job: StoredJob, tls: ssl.SSLContext) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                is_told = await self._is_taken(job, tls)
+        except (NoAnswer, InvalidInput, StoreUnavailable, OSError, ValueError) as error:
+            logger.info("no webhook for job %s: %s", job.id, str(error) or type(error).__name__)
+            is_told = False
+        except Exception:
+            logger.exception("the webhook of job %s failed in a way that it should not", job.id)
+            is_told = False
+        await self._note(job, is_told)
+
+    async def _is_taken(self, job: StoredJob, tls: ssl.SSLContext) -> bool:
+        webhook = read_back(JobRequest, job.request).webhook
+        assert webhook is not None, job.id
+        receiver = self._policy.receiver(webhook.url)  # settings may have changed since
+        body = self._body(job)
+        status = await post(receiver, webhook.url, self._policy.headers(job.id, body), body, tls)
+        return 200 <= status < 300
+
+    async def _note(self, job: StoredJob, is_told: bool) -> None:
+        """Tried again until it is stored: while that cannot be, who was told is not to be told once more."""
         is_last = job.webhook_attempts == len(PAUSES_S)
         next_s = None if is_told or is_last else time.time() + PAUSES_S[job.webhook_attempts]
-        self._store.webhook_tried(job.id, next_s=next_s)
+        while True:
+            try:
+                await self._on_a_thread(
+                    lambda: self._store.webhook_tried(job.id, next_s=next_s, attempts=job.webhook_attempts + 1)
+                )
+                break
+            except (StoreUnavailable, StorageFull):
+                await asyncio.sleep(POLL_S)
         self._metrics.webhooks.labels("delivered" if is_told else "given_up" if is_last else "failed").inc()
         if is_last and not is_told:
             logger.warning("the webhook of job %s was not taken in %d attempts", job.id, len(PAUSES_S) + 1)
@@ -154,17 +154,7 @@ class Webhooks:
         }
         return json.dumps(message).encode()
 
-
-def _has_user(parts: SplitResult) -> bool:
-    return "@" in parts.netloc
-
-
-def _read_key(file: Path) -> bytes:
-    try:
-        text = read_text(file, MAX_KEY_BYTES).strip()
-        key = base64.b64decode(text.removeprefix(PREFIX), validate=True) if text.startswith(PREFIX) else b""
-    except (OSError, UnicodeError, binascii.Error):
-        key = b""
-    if len(key) < 24:
-        raise InvalidInput("webhook_secret_file", str(file), "a file that holds whsec_ and base64 of 24 bytes or more")
-    return key
+    @staticmethod
+    async def _on_a_thread(work: Callable[[], T]) -> T:
+        """What waits for the database, so that attempts go on meanwhile."""
+        return await anyio.to_thread.run_sync(work)
