@@ -36,6 +36,7 @@ _MAX_FOLDER_LINKS = 3  # within each other: a few links to one another already m
 _TOO_DEEP = f"folders more than {_MAX_DEPTH} deep"
 _CIRCLE = "links to folders around them, or through further links"
 _SHOWN_KINDS = 5
+_NO_TEXT = ("Cc", "Cs")  # control characters, and bytes that are no UTF-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ def _why_not(place: Parts, root: Parts) -> str:
 def _photograph(below: Parts, file: File, source: Path) -> Photograph:
     """`below`: class, any folders, and name."""
     label = unicodedata.normalize("NFC", below[0])
-    if not label.isprintable():  # also bytes that are no UTF-8
+    if any(unicodedata.category(character) in _NO_TEXT for character in label):
         raise DataError(f"{source}: the class folder {label!r} has a name that cannot be written down")
     return Photograph(
         label=label,

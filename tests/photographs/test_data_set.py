@@ -180,6 +180,12 @@ def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
     assert listed(found) == [(composed, "1.jpg"), (composed, "2.jpg"), (composed, "ä.jpg"), ("rose", "3.jpg")]
 
 
+@pytest.mark.parametrize("label", ["گل\u200cسرخ", "黒　薔薇", "rose\u00a0rouge", "🏴\U000e0067", "t-rose 2"])
+def test_class_names_of_all_scripts_are_taken(label: str, tmp_path: Path) -> None:
+    found = assert_alike(write(tmp_path / "set", f"{label}/1.jpg", "tulip/2.jpg"))
+    assert {each.label for each in found.photographs} == {label, "tulip"}
+
+
 def test_a_class_whose_name_is_no_text_is_an_error_and_such_a_file_is_not(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", "rose/1.jpg", "tulip/2.jpg")
     (folder / "rose" / os.fsdecode(b"\xff.jpg")).write_bytes(b"damaged")
