@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tempfile
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from elit_serve.errors import DamagedPicture, DataError, DataSetGone
@@ -170,6 +173,32 @@ def test_what_is_neither_file_nor_folder_is_not_opened(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", "rose/1.jpg", "tulip/2.jpg")
     os.mkfifo(folder / "rose" / "pipe.jpg")
     assert assert_alike(folder).left_out == {"things that are neither files nor folders": 1}
+
+
+FOLDERS = ("rose", "tulip", "train", "val", "test", "images", "__MACOSX", ".git", "Löwenzahn", "Lo\u0308wenzahn")
+FILES = ("1.jpg", "2.PNG", "notes.txt", "._1.jpg", "Thumbs.db")
+PLACES = st.builds(lambda folders, file: "/".join((*folders, file)), st.lists(st.sampled_from(FOLDERS), max_size=4),
+                   st.sampled_from(FILES))  # fmt: skip
+
+
+def problem_of(source: Path, part: Part) -> str | None:
+    """What opening it raises."""
+    try:
+        open_data_set(source, part)
+    except DataError as error:
+        return str(error).removeprefix(str(source))
+    return None
+
+
+@settings(max_examples=40, deadline=None)
+@given(names=st.sets(PLACES, min_size=1, max_size=8), part=st.sampled_from(["training", "held out"]))
+def test_any_folder_and_its_tar_are_the_same_data_set(names: set[str], part: Part) -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        folder = write(Path(parent) / "set", *sorted(names))
+        problem = problem_of(folder, part)
+        assert problem_of(tar_of(folder, wrapped=False), part) == problem
+        if problem is None:
+            assert_alike(folder, part)
 
 
 def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
