@@ -41,6 +41,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+NOTABLY_SLOW = 1.1  # from this pace on a caller is told of it
+
 
 class ElitError(Exception):
     """Base of all errors that elit-serve raises on purpose. `str()` is one line for a user."""
@@ -60,10 +62,14 @@ class InvalidInput(ElitError):
 
 
 class Infeasible(InvalidInput):
-    """A latency target that no level can meet, even alone on the device."""
+    """A latency target that no level can meet, even alone on the device.
 
-    def __init__(self, latency_ms: float, min_latency_ms: float) -> None:
-        super().__init__("latency_ms", latency_ms, f"the smallest feasible value here is {min_latency_ms:.0f}")
+    pace: how many times as long as measured steps take at present.
+    """
+
+    def __init__(self, latency_ms: float, min_latency_ms: float, pace: float = 1.0) -> None:
+        slow = f", while steps take {pace:.1f} times what was measured" if pace >= NOTABLY_SLOW else ""
+        super().__init__("latency_ms", latency_ms, f"the smallest feasible value here is {min_latency_ms:.0f}{slow}")
         self.min_latency_ms = min_latency_ms
 
 
@@ -241,7 +247,7 @@ class ServerProblem(ElitError):
     code: the last part of the problem's type, as `infeasible`; `http-STATUS` where the server names none.
     reason: a finer code where the server gives one, as `queue_full`; else the code.
     errors: the fields that are wrong.
-    min_latency_ms: the smallest target that would do on an idle server, when that is the problem.
+    min_latency_ms: the smallest target that would do alone on the device, when that is the problem.
     retry_after_s: when the server asks to be tried again.
     request_id: by which the server's log names the request.
     """

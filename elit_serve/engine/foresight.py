@@ -13,11 +13,12 @@ from elit_serve.measurements import Quality
 from elit_serve.sampling import Plan
 from elit_serve.scheduler import CostTable, RequestScheduler
 from elit_serve.scheduler.menu import Crowd, Duration
-from elit_serve.scheduler.rehearsal import Rehearsal, rehearse
-from elit_serve.scheduler.requests import Refusal
+from elit_serve.scheduler.rehearsal import Rehearsal, rehearse, retry_after_s
+from elit_serve.scheduler.requests import Demand, Refusal
 
 DRIFT = 1.01  # how far the correction of predictions moves between a refusal and the next try
 ADMISSION_MS = 5.0  # from a request's arrival until the scheduler is asked
+FULL = Refusal(reason="queue_full")  # where no slot is free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +48,56 @@ class Alternative:
     quality: float | None
 
 
-def foresee(job: Job, open_plans: OpenPlans | None, scheduler: RequestScheduler, now_s: float) -> Foresight:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A job as it is asked for, before it has a plan. num_slots: pictures that may be in flight at most."""
+
+    job: Job
+    open_plans: OpenPlans | None
+    num_slots: int
+
+    def given(self, scheduler: RequestScheduler) -> Job:
+        """With the plan that it would get from this scheduler, if it leaves that open."""
+        return self.job if self.open_plans is None else self.open_plans.give(self.job, scheduler)
+
+    def has_room(self, num_in_flight: int) -> bool:
+        return num_in_flight + len(self.job.seeds) <= self.num_slots
+
+    def is_taken(self, scheduler: RequestScheduler, now_s: float) -> bool:
+        """Whether it would be if it came now, with as much time as it has."""
+        if not self.has_room(scheduler.num_waiting + scheduler.num_running):
+            return False
+        given = replace(self, job=replace(self.job, arrived_s=now_s)).given(scheduler)
+        return scheduler.would_take(_demands(given), now_s)
+
+
+def foresee(asked: Asked, scheduler: RequestScheduler, now_s: float) -> Foresight:
     """See `Worker.foresee`. Uses up the scheduler: give a copy."""
-    given = job if open_plans is None else open_plans.give(job, scheduler)
-    crowd = scheduler.crowd_with(len(job.seeds), now_s)
-    unused_ids = range(-1, -1 - len(job.seeds), -1)  # a worker counts from 0
-    course = rehearse(scheduler, [given.demand(request_id) for request_id in unused_ids], now_s)
+    given = asked.given(scheduler)
+    crowd = scheduler.crowd_with(len(given.seeds), now_s)
+    course: Rehearsal | Refusal = FULL
+    if asked.has_room(scheduler.num_waiting + scheduler.num_running):
+        course = rehearse(scheduler, _demands(given), now_s)
     if isinstance(course, Refusal):
-        return Foresight(job=given, crowd=crowd, course=error_of(course, given.latency_ms))
+        return Foresight(job=given, crowd=crowd, course=error_of(course, asked, scheduler, now_s))
     return Foresight(job=given, crowd=crowd, course=course)
 
 
-def error_of(refusal: Refusal, latency_ms: float) -> ElitError:
-    """What a caller is told who is refused: a smallest target that will do when he asks again with it."""
+def error_of(refusal: Refusal, asked: Asked, scheduler: RequestScheduler, now_s: float) -> ElitError:
+    """What a caller is told who is refused. Uses up the scheduler that refused him: give a copy."""
     if refusal.min_latency_ms is not None:
-        return Infeasible(latency_ms, ceil(DRIFT * refusal.min_latency_ms + ADMISSION_MS))
-    assert refusal.retry_after_s is not None
-    return Overloaded(refusal.reason, refusal.retry_after_s)
+        return infeasible(asked, refusal.min_latency_ms, refusal.pace)
+    return Overloaded(refusal.reason, retry_after_s(scheduler, asked.is_taken, now_s))
+
+
+def infeasible(asked: Asked, min_latency_ms: float, pace: float) -> Infeasible:
+    """With a smallest target that will do when the caller asks again with it."""
+    return Infeasible(asked.job.latency_ms, ceil(DRIFT * min_latency_ms + ADMISSION_MS), pace)
+
+
+def _demands(job: Job) -> list[Demand]:
+    """Its images, with ids that no worker gives: those count from 0."""
+    return [job.demand(request_id) for request_id in range(-1, -1 - len(job.seeds), -1)]
 
 
 def alternatives(

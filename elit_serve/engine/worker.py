@@ -22,7 +22,7 @@ from elit_serve.clock import Clock
 from elit_serve.engine.accepted import AcceptedImage, AcceptedRequest, LaunchedPart, LaunchedStep, resolve
 from elit_serve.engine.encoders import Encoders
 from elit_serve.engine.executor import Executor
-from elit_serve.engine.foresight import Foresight, error_of, foresee
+from elit_serve.engine.foresight import FULL, Asked, Foresight, error_of, foresee, infeasible
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun
 from elit_serve.engine.launcher import Launcher
@@ -34,14 +34,13 @@ from elit_serve.errors import (
     ElitError,
     EngineStopped,
     GenerationFailed,
-    Overloaded,
 )
 from elit_serve.scheduler.core import Counters, RequestScheduler
-from elit_serve.scheduler.requests import Launch, Wait
+from elit_serve.scheduler.replay import as_text
+from elit_serve.scheduler.requests import Launch, Refusal, Wait
 
 logger = logging.getLogger(__name__)
 
-SLOTS_RETRY_AFTER_S = 1.0  # a slot is free again whenever any image is finished
 LEAD_S = 0.0015  # a launch is enqueued this long before the device is expected to be free: deciding and enqueueing
 LEAD_SHARE = 0.03  # plus this share of the running step, because it may end early
 POLL_S = 0.002  # and so often it is looked whether it has, for steps that take much less than was predicted
@@ -145,7 +144,7 @@ class Worker:
     def correction(self) -> float:
         """Observed over predicted step times, lately."""
         with self._changed:
-            return self._scheduler.correction
+            return self._scheduler.correction(self._clock.now())
 
     def start(self) -> None:
         self._thread.start()
@@ -168,14 +167,18 @@ class Worker:
         every step that has run, on the worker's thread. Neither may wait or raise.
         Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is taken.
         """
+        asked = Asked(job=job, open_plans=open_plans, num_slots=self._executor.num_slots)
         with self._changed:
-            self._check_room(len(job.seeds))
-            given = job if open_plans is None else open_plans.give(job, self._scheduler)
-            request = AcceptedRequest(given, Future(), on_preview, on_step)
+            self._check_accepting()
+            now_s = self._clock.now()
+            request = AcceptedRequest(asked.given(self._scheduler), Future(), on_preview, on_step)
             request.images = [AcceptedImage(request, index, next(self._request_ids)) for index in range(len(job.seeds))]
-            self._admit(request)
-            self._images.update({image.request_id: image for image in request.images})
-            self._changed.notify_all()
+            refusal = self._admit(request, now_s) if asked.has_room(len(self._images)) else FULL
+            if refusal is not None and refusal.min_latency_ms is not None:
+                raise infeasible(asked, refusal.min_latency_ms, refusal.pace)
+            scheduler = self._scheduler.copy() if refusal is not None else self._scheduler
+        if refusal is not None:
+            raise error_of(refusal, asked, scheduler, now_s)  # outside the lock: it takes some milliseconds
         request.future.add_done_callback(lambda future: self._give_up(request) if future.cancelled() else None)
         return request.future
 
@@ -185,16 +188,16 @@ class Worker:
         Raises `EngineStopped` once no more is taken.
         """
         with self._changed:
-            self._check_room(len(job.seeds))
+            self._check_accepting()
             scheduler, now_s = self._scheduler.copy(), self._clock.now()
-        return foresee(job, open_plans, scheduler, now_s)
+        return foresee(Asked(job=job, open_plans=open_plans, num_slots=self._executor.num_slots), scheduler, now_s)
 
     def in_flight(self, max_pictures: int) -> InFlight:
         """What is being made now, and what was counted. Holds the lock for a few microseconds."""
         with self._changed:
             images, now_s, scheduler = list(self._images.values()), self._clock.now(), self._scheduler
             waiting, running = scheduler.num_waiting, scheduler.num_running
-            correction, counters = scheduler.correction, scheduler.counters
+            correction, counters = scheduler.correction(now_s), scheduler.counters
         shown = sorted(images, key=lambda image: not image.levels)[:max_pictures]
         return InFlight(
             now_s=now_s,
@@ -263,6 +266,7 @@ class Worker:
             now_s = self._clock.now()
             self._expire(now_s)
             decision = self._scheduler.decide(max(now_s, self._free_s) if self._running else now_s)
+            self._log_defects()
             if isinstance(decision, Launch):
                 members = [self._images[request_id] for request_id in decision.request_ids]
             else:
@@ -273,6 +277,12 @@ class Worker:
         for request_id in vacated:
             self._executor.remove(request_id)
         return decision, members
+
+    def _log_defects(self) -> None:
+        """Of the scheduler, each with the state from which `scheduler.replay.from_text` makes it again."""
+        while (defect := self._scheduler.take_defect()) is not None:
+            state = as_text(defect.scheduler)
+            logger.error("a decision failed, and was made by the fixed policy: state %s", state, exc_info=defect.error)
 
     def _launch(self, launch: Launch, members: Sequence[AcceptedImage]) -> None:
         start_s = max(self._clock.now(), self._free_s if self._running else 0.0)
@@ -338,19 +348,19 @@ class Worker:
 
     # Any thread
 
-    def _check_room(self, num_images: int) -> None:
-        """Whether so many images more may be in flight. The lock is held."""
+    def _check_accepting(self) -> None:
+        """The lock is held."""
         if not self._accepts:
             raise EngineStopped("the engine takes no more work")
-        if len(self._images) + num_images > self._executor.num_slots:
-            raise Overloaded("queue_full", SLOTS_RETRY_AFTER_S)
 
-    def _admit(self, request: AcceptedRequest) -> None:
-        """Asks the scheduler. The lock is held."""
+    def _admit(self, request: AcceptedRequest, now_s: float) -> Refusal | None:
+        """Takes a request if the scheduler does. The lock is held."""
         demands = [request.job.demand(image.request_id) for image in request.images]
-        refusal = self._scheduler.submit(demands, self._clock.now())
-        if refusal is not None:
-            raise error_of(refusal, request.job.latency_ms)
+        refusal = self._scheduler.submit(demands, now_s)
+        if refusal is None:
+            self._images.update({image.request_id: image for image in request.images})
+            self._changed.notify_all()
+        return refusal
 
     def _expire(self, now_s: float) -> None:
         """Ends what has missed its promise. The lock is held."""

@@ -31,18 +31,19 @@ class Certificate:
     times_s: (round, when it begins) wherever the length of a round changes, and where all ends; here and elsewhere in
         seconds of the table since the plan began.
     ends: of everybody in it.
-    afterwards: (seconds of the table since the plan ended, when they must have passed) of what follows.
+    afterwards: (seconds of the table since the plan ended, whose work has then been done) of what follows: lists that
+        their owner keeps up to date, in order of deadlines; an emptied one asks for nothing more.
     """
 
     def __init__(
         self,
         ends: Sequence[End],
         times_s: Sequence[tuple[int, float]],
-        afterwards: Sequence[tuple[float, float]] = (),
+        afterwards: Sequence[tuple[float, list[Work]]] = (),
     ) -> None:
         self.times_s = times_s
         self._ends = ends
-        self._afterwards = [(times_s[-1][1] + length_s, due_s) for length_s, due_s in afterwards]
+        self._afterwards = [(times_s[-1][1] + length_s, works) for length_s, works in afterwards]
         self._begin_s: float | None = None  # until when the plan might have begun, at this correction:
         self._correction = 1.0
 
@@ -58,7 +59,7 @@ class Certificate:
         if self._begin_s is None or self._correction != correction:
             self._correction = correction
             dues_s = [work.due_s - correction * end_s for _, end_s, work in self._ends]
-            dues_s += [due_s - correction * end_s for end_s, due_s in self._afterwards]
+            dues_s += [works[0].due_s - correction * end_s for end_s, works in self._afterwards if works]
             self._begin_s = min(dues_s, default=inf)
         return self._begin_s + correction * self._done_s()
 
@@ -71,11 +72,6 @@ class Certificate:
         """The next launch of the plan, all of one lane; none when all is done."""
         _, pending = self._present_round()
         return [work for work in pending if work.lane == pending[0].lane]
-
-    def at_round(self, at: int) -> list[Work]:
-        """Copies of what will be left of its requests, in order, when this round begins, if the plan is followed."""
-        left = [work.ahead(max(0, at - (end - work.left))) for end, _, work in self._ends if end > at]
-        return sorted(left, key=lambda work: work.order)
 
     def _present_round(self) -> tuple[int, list[Work]]:
         """The first round in which somebody has yet to run, and who."""
@@ -113,15 +109,15 @@ def plan(
     *,
     max_batch: int,
     correction: float = 1.0,
-    afterwards: Sequence[tuple[float, float]] = (),
+    afterwards: Sequence[tuple[float, list[Work]]] = (),
 ) -> Certificate | None:
     """A plan for `works` (in order of their deadlines) on a device that is free from `start_s`, or None.
 
     correction: seconds that every step takes for each of the table. afterwards: as in `Certificate`, what follows.
     """
     rounds = _Rounds(works, [(work.due_s - start_s) / correction for work in works], max_batch)
-    until_s = min([(due_s - start_s) / correction - length_s for length_s, due_s in afterwards], default=inf)
-    if not rounds.run(until_s):
+    latest_s = [(due[0].due_s - start_s) / correction - length_s for length_s, due in afterwards if due]
+    if not rounds.run(min(latest_s, default=inf)):
         return None
     return Certificate(rounds.ended, rounds.times_s, afterwards)
 

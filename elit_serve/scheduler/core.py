@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from math import inf
 from typing import NamedTuple, Self
 
 from elit_serve.scheduler.arrivals import Arrivals
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.fixed import FixedPolicy
 from elit_serve.scheduler.menu import Crowd, Option, PlanMenu
 from elit_serve.scheduler.policy_view import Choice, Policy, Tracked, View
 from elit_serve.scheduler.requests import ENDED, TRANSITIONS, Demand, Launch, Refusal, State, Wait
+from elit_serve.scheduler.shared import Shared
 
 ARRIVALS_MEMORY = 1.0  # of the arrival rate that plans are chosen by, relative to the mean target
 
@@ -28,6 +32,7 @@ class Counters:
         or came late. Cancelled and failed ones are neither.
     delivered: requests that were answered, whatever they had been promised.
     granted_levels, granted_steps: sum and count of the levels of all free steps.
+    decision_errors: times that the policy failed, and others decided in its place.
     """
 
     replans: int = 0
@@ -37,6 +42,7 @@ class Counters:
     delivered: int = 0
     granted_levels: int = 0
     granted_steps: int = 0
+    decision_errors: int = 0
 
 
 class _Outstanding(NamedTuple):
@@ -45,6 +51,14 @@ class _Outstanding(NamedTuple):
     launch: Launch
     members: tuple[Tracked, ...]
     table_ms: float
+
+
+@dataclass(frozen=True)
+class Defect(Shared):
+    """An error of the policy's, and a copy of the scheduler from then."""
+
+    error: Exception
+    scheduler: RequestScheduler
 
 
 class RequestScheduler:
@@ -63,43 +77,61 @@ class RequestScheduler:
         self._outstanding: deque[_Outstanding] = deque()
         self._num_launches = 0
         self._busy_until_s = float("-inf")
+        self._rested_until_s = float("-inf")
         self._num_in = dict.fromkeys(State, 0)
+        self._defects: list[Defect] = []
+        self._known_defects: set[str] = set()
         self._counted = dict.fromkeys(Counters.__dataclass_fields__, 0)
 
     # What the driver calls
 
     def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
         """Takes all of these images, or none and says why."""
-        newcomers = [Tracked(demand=self._riding(demand)) for demand in demands]
+        newcomers = self._newcomers(demands, now_s)
         assert not any(newcomer.request_id in self._requests for newcomer in newcomers), "request ids are unique"
         self._arrivals.saw(now_s, demands)
-        refusal = self._policy.admit(newcomers, self._view(now_s, max(now_s, self._busy_until_s)))
+        view = self._view(now_s, max(now_s, self._busy_until_s))
+        try:
+            refusal = self._policy.admit(newcomers, view)
+        except Exception as error:
+            self._note(error)
+            self._begin_afresh(view, otherwise=self._stand_in(view))
+            raise
         if refusal is None:
             for newcomer in newcomers:
                 self._take(newcomer)
         return refusal
 
+    def would_take(self, demands: Sequence[Demand], now_s: float) -> bool:
+        """Whether `submit` would take these images now; they are not counted as having arrived."""
+        newcomers = self._newcomers(demands, now_s)
+        return self._policy.would_admit(newcomers, self._view(now_s, max(now_s, self._busy_until_s)))
+
     def choose_plan(self, menu: PlanMenu, *, latency_ms: float, num_images: int, now_s: float) -> Option:
         """What images that leave their plan open get if they are submitted now, with this target."""
         return menu.choose(latency_ms=latency_ms, crowd=self.crowd_with(num_images, now_s))
 
-    def cancel(self, request_id: int, now_s: float) -> bool:  # noqa: ARG002
+    def cancel(self, request_id: int, now_s: float) -> bool:
         """Ends a request that has not ended; False if it had, or is not known."""
-        return self._end(request_id, State.CANCELLED)
+        return self._end(request_id, State.CANCELLED, now_s)
 
     def expire(self, now_s: float) -> tuple[int, ...]:
         """Ends the requests whose hard deadline has passed, and names them."""
         expired = []
         while self._hard_deadlines and self._hard_deadlines[0][0] < now_s:
             _, request_id = heappop(self._hard_deadlines)
-            if self._end(request_id, State.EXPIRED):
+            if self._end(request_id, State.EXPIRED, now_s):
                 self._counted["missed"] += 1
                 expired.append(request_id)
         return tuple(expired)
 
     def decide(self, start_s: float) -> Launch | Wait:
         """What the device runs next if it is free from `start_s`."""
-        choice = self._policy.choose(self._view(start_s, start_s))
+        view = self._view(start_s, start_s)
+        try:
+            choice = self._policy.choose(view)
+        except Exception as error:
+            return self._decide_without_policy(error, view)
         return Wait() if choice is None else self._launch(choice, start_s)
 
     def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:
@@ -114,15 +146,15 @@ class RequestScheduler:
             self._move(member, State.FINISHING)
         return tuple(member.request_id for member in complete)
 
-    def failed(self, request_ids: Sequence[int], now_s: float) -> None:  # noqa: ARG002
+    def failed(self, request_ids: Sequence[int], now_s: float) -> None:
         """These could not be run (or decoded); they end as FAILED, unless they have ended already."""
         for request_id in request_ids:
-            self._end(request_id, State.FAILED)
+            self._end(request_id, State.FAILED, now_s)
 
     def delivered(self, request_id: int, now_s: float) -> None:
         """The picture is out: FINISHING becomes DONE. Nothing happens if the request ended in the meantime."""
         request = self._requests.get(request_id)
-        if request is None or not self._end(request_id, State.DONE):
+        if request is None or not self._end(request_id, State.DONE, now_s):
             return
         self._counted["delivered"] += 1
         if request.demand.is_hard:
@@ -143,6 +175,10 @@ class RequestScheduler:
         assert max_batch >= 1
         self._max_batch = min(self._max_batch, max_batch)
 
+    def take_defect(self) -> Defect | None:
+        """A defect that was got over and not told yet; once for each place in the code."""
+        return self._defects.pop() if self._defects else None
+
     # What metrics and answers read
 
     def copy(self) -> Self:
@@ -151,11 +187,13 @@ class RequestScheduler:
 
     def crowd_with(self, num_images: int, now_s: float) -> Crowd:
         """How busy the device would be with so many images more."""
+        self._rest(now_s)
         return Crowd(
             in_flight=self.num_waiting + self.num_running + num_images,
             max_batch=self.max_batch,
-            correction=self.correction,
+            correction=self._costs.correction,
             images_per_s=self._arrivals.images_per_s(now_s),
+            target_ms=1000 * self._arrivals.mean_target_s or inf,
         )
 
     @property
@@ -175,10 +213,15 @@ class RequestScheduler:
     def max_batch(self) -> int:
         return self._max_batch
 
-    @property
-    def correction(self) -> float:
+    def correction(self, now_s: float) -> float:
         """Observed over predicted milliseconds, as applied to predictions now."""
+        self._rest(now_s)
         return self._costs.correction
+
+    @property
+    def num_steps_left(self) -> int:
+        """Of all accepted requests together; those on the device do not count."""
+        return sum(request.steps_left for request in self._requests.values() if request.state not in ENDED)
 
     @property
     def busy_until_s(self) -> float:
@@ -201,6 +244,19 @@ class RequestScheduler:
 
     # Inside
 
+    def _newcomers(self, demands: Sequence[Demand], now_s: float) -> list[Tracked]:
+        self._rest(now_s)
+        return [Tracked(demand=self._riding(demand)) for demand in demands]
+
+    def _rest(self, now_s: float) -> None:
+        """Tells the costs for how long nothing has run, if nothing was there to run."""
+        if self._outstanding or self.num_waiting or self.num_running:
+            return
+        since_s = max(self._busy_until_s, self._rested_until_s)
+        if now_s > since_s:
+            self._costs.rest(now_s - since_s)
+            self._rested_until_s = now_s
+
     def _riding(self, demand: Demand) -> Demand:
         """With unguided steps among guided ones, where that is cheaper."""
         weak_caps = self._costs.table.riding(demand.weak_caps)
@@ -214,6 +270,41 @@ class RequestScheduler:
             max_batch=self._max_batch,
             num_waiting=self.num_waiting,
         )
+
+    def _decide_without_policy(self, error: Exception, view: View) -> Launch | Wait:
+        """A decision in place of one that failed; then the policy begins afresh with what is there. So a defect in it
+        costs some quality, or a promise, and not everybody's pictures."""
+        self._note(error)
+        stand_in = self._stand_in(view)
+        choice = stand_in.choose(view)
+        decision = Wait() if choice is None else self._launch(choice, view.start_s)
+        self._begin_afresh(view, otherwise=stand_in)
+        return decision
+
+    def _stand_in(self, view: View) -> Policy:
+        """A policy too plain to fail, with what is there now."""
+        policy = FixedPolicy()
+        policy.resume(self._unfinished(), view)
+        return policy
+
+    def _begin_afresh(self, view: View, *, otherwise: Policy) -> None:
+        """Gives the policy what is there now, or its place to `otherwise`, which has that already."""
+        try:
+            self._policy.resume(self._unfinished(), view)
+        except Exception as error:
+            self._note(error)
+            self._policy = otherwise
+
+    def _note(self, error: Exception) -> None:
+        self._counted["decision_errors"] += 1
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if (key := f"{type(error).__name__} {place.filename}:{place.lineno}") not in self._known_defects:
+            self._known_defects.add(key)
+            self._defects.append(Defect(error, self.copy()))
+
+    def _unfinished(self) -> list[Tracked]:
+        """Requests with steps to decide."""
+        return [request for request in self._requests.values() if request.state not in ENDED and request.steps_left]
 
     def _take(self, newcomer: Tracked) -> None:
         self._requests[newcomer.request_id] = newcomer
@@ -256,14 +347,23 @@ class RequestScheduler:
             return False
         return not any(member in other.members for other in self._outstanding)
 
-    def _end(self, request_id: int, state: State) -> bool:
+    def _end(self, request_id: int, state: State, now_s: float) -> bool:
         request = self._requests.get(request_id)
         if request is None or request.state in ENDED:
             return False
-        if request.state is not State.FINISHING and request.steps_left:
-            self._policy.drop(request)
+        had_steps = request.state is not State.FINISHING and request.steps_left
         self._move(request, state)
+        if had_steps:
+            self._drop(request, now_s)
         return True
+
+    def _drop(self, request: Tracked, now_s: float) -> None:
+        try:
+            self._policy.drop(request)
+        except Exception as error:
+            self._note(error)
+            view = self._view(now_s, max(now_s, self._busy_until_s))
+            self._begin_afresh(view, otherwise=self._stand_in(view))
 
     def _move(self, request: Tracked, state: State) -> None:
         assert state in TRANSITIONS[request.state], f"{request.state} cannot become {state}"

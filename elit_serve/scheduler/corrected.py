@@ -11,6 +11,7 @@ from elit_serve.scheduler.cost import CostTable
 SMOOTHING_S = 1.5  # of device time: a lasting change is followed within a few times this, noise of single launches not
 NOTICEABLE = 0.003  # the correction moves when the estimate has left it by more than this share
 OUTLIER = 1.5  # one launch counts for at most this factor off the present estimate: a stall is no slower device
+REST_S = 20.0  # of idle time, after which what was observed counts 1/e: three times too slow is forgotten in a minute
 
 
 class CorrectedCosts:
@@ -52,6 +53,11 @@ class CorrectedCosts:
         self._estimate += weight * (ratio - self._estimate)
         if abs(self._estimate / self.correction - 1) > NOTICEABLE:
             self.correction = self._estimate
+
+    def rest(self, idle_s: float) -> None:
+        """Nothing ran for so long. What slowed the device down may have gone meanwhile, and nobody would ever find out
+        if too high a correction had every request refused: the table is trusted again, little by little."""
+        self._estimate = self.correction = 1 + (self._estimate - 1) * exp(-idle_s / REST_S)
 
     def levels_within(self, low: int, high: int) -> tuple[int, ...]:
         """The table's levels within these bounds; `low` itself if there are none."""

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,16 @@ class CostTable:
         return self.row(level, weak_cap)[batch]
 
     def row(self, level: int, weak_cap: int | None) -> tuple[float, ...]:
-        """`step_ms` for every batch from 0 (which costs nothing) to `max_batch`."""
+        """`step_ms` for every batch from 0 (which costs nothing) to `max_batch`.
+
+        It never falls with the batch, whatever was measured: a plan is in time with fewer members than it was made for,
+        because some have left, only if fewer never cost more. Measurements of small steps do fall here and there.
+        """
         key = level, None if weak_cap is None else min(weak_cap, level)
         if key not in self._rows:
             measured = [self._measured_ms(*key, batch) for batch in self.batches]
-            self._rows[key] = (0.0, *(self._batch_ms(measured, n) for n in range(1, self.max_batch + 1)))
+            by_batch = (self._batch_ms(measured, n) for n in range(1, self.max_batch + 1))
+            self._rows[key] = (0.0, *accumulate(by_batch, max))
         return self._rows[key]
 
     def riding(self, weak_caps: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -13,7 +13,8 @@ Requests with soft deadlines take part in the order and in the price, not in the
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import inf
 from operator import attrgetter
@@ -23,12 +24,14 @@ from elit_serve.scheduler.arrivals import Arrivals
 from elit_serve.scheduler.certificate import ROUNDING_S
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.policy_view import Choice, Tracked, View
-from elit_serve.scheduler.promises import REPLAN_PAUSE, Holding, Promises, hold
+from elit_serve.scheduler.promises import REPLAN_PAUSE, Block, Holding, Promises, hold
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
 from elit_serve.scheduler.work import Work
 
 REPLAN_SLOWDOWN = 1.2  # a new plan is made with this to spare, so that it serves several decisions
+PROBE_ABOVE = 1.5  # where the correction exceeds this, a request that it alone refuses is taken now and then
+PROBE_PAUSE_S = 10.0  # so often at most, and only while nothing else is there
 
 _order = attrgetter("order")
 
@@ -51,6 +54,9 @@ class ElasticSettings:
     ageing_s: soft work of the batch class goes as if its deadline were so much later.
     soft_yield: soft work that is overdue goes behind promised work that is due within so many times what the soft one
         has left alone: late pictures neither crowd out promises nor wait for those that have time.
+    soft_share: soft work that is overdue by as much as its target was, or by `soft_yield` times what it has left alone,
+        is promised an end, too: as many at a time as share a launch, and no more than take such a share of the device.
+        Else promised work of another guidance would keep it waiting for ever.
     max_waiting: accepted requests that have not started, beyond which newcomers are refused; None is no limit.
     pricing_batch: batch at which a level's cost per image is judged, where that many are there.
     memory: of the arrival rate that the price expects to go on, relative to the mean target.
@@ -69,6 +75,7 @@ class ElasticSettings:
     batch_reserve: float = 0.2
     ageing_s: float = 30.0
     soft_yield: float = 4.0
+    soft_share: float = 0.2
     max_waiting: int | None = None
     pricing_batch: int = 4
     memory: float = 5.0
@@ -91,31 +98,47 @@ class ElasticPolicy:
         self._rates: dict[tuple[int, int | None], _Rates] = {}
         self._replan_pause = 0
         self._planned_for = 1.0  # the correction
+        self._probed_s = -inf
+        self._next_turn_s = -inf  # of overdue soft work
         self._arrivals = Arrivals(self._settings.memory)
         self._burst = Arrivals(self._settings.burst)
 
     # Admission
 
     def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
-        works = [self._work(newcomer, view.costs) for newcomer in newcomers]
-        demands, work_s = [work.request.demand for work in works], sum([work.solo_s for work in works])
-        for arrivals in (self._arrivals, self._burst):
-            arrivals.saw(view.now_s, demands, work_s)
-        hard = sorted((work for work in works if work.is_promised), key=lambda work: work.due_s)
-        slowdown = self._slowdown(hard)
-        if hard and self._hold(hard, view.now_s, view, slowdown) is None:
-            return Refusal(reason="infeasible", min_latency_ms=self._min_latency_ms(hard, view, slowdown))
-        max_waiting = self._settings.max_waiting
-        if max_waiting is not None and view.num_waiting + len(works) > max_waiting:
-            return Refusal(reason="queue_full", retry_after_s=self._queue_moves_in_s(view))
-        if hard:
-            holding = self._admissible(self._promises.all(), hard, view.start_s, view, slowdown)
-            if holding is None:
-                return Refusal(reason="overloaded", retry_after_s=self._retry_after_s(hard, view, slowdown))
-            self._promises.keep(holding)
+        works = self._seen(newcomers, view)
+        hard = _promised(works)
+        found = self._considered(works, hard, view)
+        if found == "infeasible":
+            return self._infeasible(hard, view)
+        if isinstance(found, str):
+            return Refusal(reason=found)
+        if found is not None:
+            self._promises.keep(found)
             self._replan_pause = 0
         self._take(works)
         return None
+
+    def would_admit(self, newcomers: Sequence[Tracked], view: View) -> bool:
+        kept = self._arrivals, self._burst, self._probed_s
+        self._arrivals, self._burst = copy(self._arrivals), copy(self._burst)
+        works = self._seen(newcomers, view)
+        found = self._considered(works, _promised(works), view)
+        self._arrivals, self._burst, self._probed_s = kept
+        return not isinstance(found, str)
+
+    def resume(self, requests: Sequence[Tracked], view: View) -> None:
+        self._promises, self._soft, self._works = Promises(self._settings.num_urgent[0]), [], {}
+        works = [self._work(request, view.costs).after(len(request.executed)) for request in requests]
+        kept: list[Work] = []
+        for work in _promised(works):
+            holding = self._hold([*kept, work], view.start_s, view)
+            if holding is None:
+                work.is_promised = False  # there is no way to be in time with it, so it is made when there is room
+            else:
+                self._promises.keep(holding)
+                kept.append(work)
+        self._take(works)
 
     def drop(self, request: Tracked) -> None:
         work = self._works.pop(request.request_id)
@@ -130,16 +153,44 @@ class ElasticPolicy:
 
     def choose(self, view: View) -> Choice | None:
         self._promises.refill(view)
+        self._give_turn(view)
         order = self._in_order(view)
         if not order:
             return None
         members, level = self._preferred(order, view)
         granted = self._granted_level(members, level, view)
         if granted is None:
-            members, granted = self._certified(view)
+            members, granted = self._certified(view) or (members, level)
+            self._advance(members)
         weak_cap = members[0].request.demand.weak_caps[members[0].request.next_step]
         self._settle(members)
         return Choice(members=[work.request for work in members], level=granted, weak_cap=weak_cap)
+
+    def _give_turn(self, view: View) -> None:
+        """Promises an end to the soft work that has waited longest, see `soft_share`."""
+        if not self._soft or view.start_s < self._next_turn_s or not self._is_starving(self._soft[0], view):
+            return
+        promised = self._promises.all()
+        if not promised:
+            return
+        starving = [work for work in self._soft if work.lane == self._soft[0].lane and self._is_starving(work, view)]
+        members = starving[: view.max_batch]
+        length_s = view.costs.correction * Block.of(members).length_s
+        share_s = length_s / self._settings.soft_share
+        self._next_turn_s = view.start_s + share_s
+        for due_s in (view.start_s + share_s, max(view.start_s, promised[-1].due_s) + 2 * length_s):
+            turn = [work.promised(due_s) for work in members]
+            holding = self._hold(_merged(promised, turn), view.start_s, view)
+            if holding is not None:
+                self._promises.keep(holding)
+                self._works |= {work.request.request_id: work for work in turn}
+                self._soft = [work for work in self._soft if work not in members]
+                return
+
+    def _is_starving(self, work: Work, view: View) -> bool:
+        target_s = work.due_s - work.request.demand.arrived_s
+        patience_s = max(target_s, self._settings.soft_yield * view.costs.correction * work.solo_s)
+        return view.start_s > work.order + patience_s
 
     def _in_order(self, view: View) -> list[Work]:
         """The first requests to look at, most urgent first; soft ones are never more urgent than `soft_yield` lets."""
@@ -239,21 +290,32 @@ class ElasticPolicy:
 
     def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
         """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
-        costs, weak_cap, batch = view.costs, members[0].weak_cap, len(members)
-        lowest = max([work.lowest for work in members])
+        levels = view.costs.levels_within(max([work.lowest for work in members]), level)
+        weak_cap, granted = members[0].weak_cap, None
         self._advance(members)
+        try:
+            granted = self._safe_level(members, levels, weak_cap, view)
+        finally:
+            if granted is None:
+                for work in members:
+                    work.retreat()
+        return granted
+
+    def _safe_level(
+        self, members: Sequence[Work], levels: Sequence[int], weak_cap: int | None, view: View
+    ) -> int | None:
+        """The highest of `levels` at which these, who count as run, leave every promise a way to be kept."""
+        costs, batch = view.costs, len(members)
         due_s = min([work.due_s for work in members if not work.left and work.is_promised], default=inf)
         may_wait_until_s = self._promises.certificate.latest_start_s(costs.correction)
         has_tried = False
-        for candidate in reversed(costs.levels_within(lowest, level)):
+        for candidate in reversed(levels):
             end_s = view.start_s + costs.correction * costs.row_s(candidate, weak_cap)[batch]
             if end_s > due_s:
                 continue
             if end_s <= may_wait_until_s + ROUNDING_S or (not has_tried and self._has_replanned(end_s, view)):
                 return candidate
             has_tried = True
-        for work in members:
-            work.retreat()
         return None
 
     def _has_replanned(self, start_s: float, view: View) -> bool:
@@ -266,16 +328,15 @@ class ElasticPolicy:
             self._replan_pause = REPLAN_PAUSE
         return found
 
-    def _certified(self, view: View) -> tuple[list[Work], int]:
-        """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises."""
+    def _certified(self, view: View) -> tuple[list[Work], int] | None:
+        """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises. None
+        where nothing is promised."""
         self._repair(view)
         urgent = self._promises.urgent
-        assert urgent, "only promises stand in the way of what is preferred"
+        if not urgent:
+            return None
         members = self._promises.certificate.next_members() or [work for work in urgent if work.lane == urgent[0].lane]
-        members = members[: view.max_batch]
-        level = members[0].lowest
-        self._advance(members)
-        return members, level
+        return members[: view.max_batch], members[0].lowest
 
     # State
 
@@ -320,30 +381,65 @@ class ElasticPolicy:
             if self._promises.certificate.latest_start_s(correction) < view.start_s - ROUNDING_S:
                 self._promises.replan(view.start_s, view)
 
+    def _seen(self, newcomers: Sequence[Tracked], view: View) -> list[Work]:
+        """What is asked for, noted as arrived."""
+        works = [self._work(newcomer, view.costs) for newcomer in newcomers]
+        demands, work_s = [work.request.demand for work in works], sum([work.solo_s for work in works])
+        for arrivals in (self._arrivals, self._burst):
+            arrivals.saw(view.now_s, demands, work_s)
+        return works
+
+    def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Holding | str | None:
+        """A way to keep what is promised and the newcomers (None if they need no promise), or why there is none."""
+        slowdown = self._slowdown(hard)
+        if hard and self._hold(hard, view.now_s, view, slowdown) is None:
+            if not self._may_probe(hard, view, slowdown):
+                return "infeasible"
+            self._probed_s = view.now_s
+            slowdown /= view.costs.correction
+        max_waiting = self._settings.max_waiting
+        if max_waiting is not None and view.num_waiting + len(works) > max_waiting:
+            return "queue_full"
+        if not hard:
+            return None
+        return self._admissible(self._promises.all(), hard, view, slowdown) or "overloaded"
+
     def _slowdown(self, hard: Sequence[Work]) -> float:
         is_batch = any(work.request.demand.priority is Priority.BATCH for work in hard)
         return 1 / (1 - self._settings.batch_reserve) if is_batch else 1.0
 
     def _admissible(
-        self, promised: Sequence[Work], hard: Sequence[Work], start_s: float, view: View, slowdown: float
+        self, promised: Sequence[Work], hard: Sequence[Work], view: View, slowdown: float
     ) -> Holding | None:
         """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
-        works = _merged(promised, hard)
         if self._settings.admission == "quality" and promised:
             slowdown *= self._leisure(hard[0].weak_cap, view)
-        return self._hold(works, start_s, view, slowdown)
+        return self._hold(_merged(promised, hard), view.start_s, view, slowdown)
 
     def _leisure(self, weak_cap: int | None, view: View) -> float:
         """How much more has just arrived than the device can take at the level with the most quality per millisecond,
         at least 1, and at most what that level takes of the lowest one's time and `leisure` more."""
         rates = self._rates_of(view.max_batch, weak_cap, view)
         excess = view.costs.correction * self._burst.rate(view.now_s) / rates.throughput
-        return min(max(excess, 1.0), rates.best_s / rates.cost_s[view.costs.levels[0]] + self._settings.leisure)
+        most = rates.best_s / rates.cost_s[view.costs.levels[0]] + self._settings.leisure
+        return max(1.0, min(excess, most))
 
     def _hold(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
         return hold(works, start_s, view, num_urgent=self._settings.num_urgent, slowdown=slowdown)
 
+    def _may_probe(self, hard: Sequence[Work], view: View, slowdown: float) -> bool:
+        """Whether to take these although the correction says that they cannot be in time: it may be out of date, and
+        only running something tells. Nobody else is put at risk, and by the table they are in time."""
+        correction = view.costs.correction
+        if correction <= PROBE_ABOVE or self._works or view.now_s < self._probed_s + PROBE_PAUSE_S:
+            return False
+        return self._hold(hard, view.now_s, view, slowdown / correction) is not None
+
     # Refusals
+
+    def _infeasible(self, hard: Sequence[Work], view: View) -> Refusal:
+        min_latency_ms = self._min_latency_ms(hard, view, self._slowdown(hard))
+        return Refusal(reason="infeasible", min_latency_ms=min_latency_ms, pace=view.costs.correction)
 
     def _min_latency_ms(self, hard: Sequence[Work], view: View, slowdown: float) -> int:
         """The smallest common target at which these would be taken on an idle device, in whole milliseconds."""
@@ -362,34 +458,6 @@ class ElasticPolicy:
         due_s = [view.now_s + self._usable_s(work.request.demand, latency_ms / 1000, view.costs) for work in hard]
         works = [work.later(due - work.due_s) for work, due in zip(hard, due_s, strict=True)]
         return self._hold(sorted(works, key=lambda work: work.due_s), view.now_s, view, slowdown) is not None
-
-    def _retry_after_s(self, hard: Sequence[Work], view: View, slowdown: float) -> float:
-        """When the plan of what is promised will have done enough to take these with the same targets; by halving."""
-        steps = self._steps_of_plan(view)
-        too_soon, enough = -1, len(steps) - 1
-        while enough - too_soon > 1:
-            middle = (too_soon + enough) // 2
-            time_s, left = steps[middle][0], steps[middle][1]()
-            shifted = [work.later(time_s - view.now_s) for work in hard]
-            if self._admissible(left, shifted, time_s, view, slowdown) is not None:
-                enough = middle
-            else:
-                too_soon = middle
-        return steps[enough][0] - view.now_s
-
-    def _steps_of_plan(self, view: View) -> list[tuple[float, Callable[[], list[Work]]]]:
-        """Moments of the finest plan, and copies of what is then left of the promises."""
-        finest = self._settings.num_urgent[-1:]
-        holding = hold(self._promises.all(), view.start_s, view, num_urgent=finest)
-        if holding is None:  # predictions were wrong
-            return [(max(work.due_s for work in self._promises.all()), list)]
-        return holding.steps(view)
-
-    def _queue_moves_in_s(self, view: View) -> float:
-        """When half of all work will have run, in full batches at the lowest levels."""
-        work_s = sum(work.solo_s for work in self._works.values())
-        step_s = view.costs.row_s(view.costs.levels[0], None)[1]
-        return view.costs.correction * max(work_s / view.max_batch / 2, step_s)
 
 
 class _Rates:
@@ -417,6 +485,11 @@ class _Rates:
         else:
             slope = self._quality.slope(self._lowest + max(0.0, affordable_s - lowest_s) / self._slope_s)
         return min(self._most, slope / self._slope_s)
+
+
+def _promised(works: Iterable[Work]) -> list[Work]:
+    """Those with a hard deadline, in order."""
+    return sorted((work for work in works if work.is_promised), key=lambda work: work.due_s)
 
 
 def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:

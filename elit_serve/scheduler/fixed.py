@@ -40,16 +40,16 @@ class FixedPolicy:
         self._queue: list[_Queued] = []
 
     def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
-        needed_s = max(solo_s(newcomer.demand, view.costs) for newcomer in newcomers)
-        hard_deadlines_s = [newcomer.demand.deadline_s for newcomer in newcomers if newcomer.demand.is_hard]
-        if hard_deadlines_s and view.now_s + needed_s > min(hard_deadlines_s):
-            return Refusal(reason="infeasible", min_latency_ms=ceil(1000 * needed_s + 1e-3))
-        if self._max_waiting is not None and view.num_waiting + len(newcomers) > self._max_waiting:
-            return Refusal(reason="queue_full", retry_after_s=self._half_drained_in_s(view))
-        for newcomer in newcomers:
-            queued = _Queued(request=newcomer, levels=highest_levels(newcomer.demand, view.costs))
-            insort(self._queue, queued, key=lambda queued: queued.order)
+        needed_s = self._needed_s(newcomers, view)
+        if needed_s is not None:
+            return Refusal(reason="infeasible", min_latency_ms=ceil(1000 * needed_s + 1e-3), pace=view.costs.correction)
+        if self._is_full(newcomers, view):
+            return Refusal(reason="queue_full")
+        self._take(newcomers, view)
         return None
+
+    def would_admit(self, newcomers: Sequence[Tracked], view: View) -> bool:
+        return self._needed_s(newcomers, view) is None and not self._is_full(newcomers, view)
 
     def choose(self, view: View) -> Choice | None:
         if not self._queue:
@@ -60,13 +60,26 @@ class FixedPolicy:
             self._queue.remove(done)
         return Choice(members=[member.request for member in members], level=level, weak_cap=weak_cap)
 
+    def resume(self, requests: Sequence[Tracked], view: View) -> None:
+        self._queue = []
+        self._take(requests, view)
+
     def drop(self, request: Tracked) -> None:
         self._queue = [queued for queued in self._queue if queued.request is not request]
 
-    def _half_drained_in_s(self, view: View) -> float:
-        """When half of what is queued will have run, in full batches."""
-        queue_s = sum(solo_s(queued.request.demand, view.costs) for queued in self._queue)
-        return max(queue_s / view.max_batch / 2, 1e-3)
+    def _take(self, requests: Sequence[Tracked], view: View) -> None:
+        for request in requests:
+            queued = _Queued(request=request, levels=highest_levels(request.demand, view.costs))
+            insort(self._queue, queued, key=lambda queued: queued.order)
+
+    def _needed_s(self, newcomers: Sequence[Tracked], view: View) -> float | None:
+        """What the longest of these takes alone, if that is too long for the first deadline."""
+        needed_s = max(solo_s(newcomer.demand, view.costs) for newcomer in newcomers)
+        hard_deadlines_s = [newcomer.demand.deadline_s for newcomer in newcomers if newcomer.demand.is_hard]
+        return needed_s if hard_deadlines_s and view.now_s + needed_s > min(hard_deadlines_s) else None
+
+    def _is_full(self, newcomers: Sequence[Tracked], view: View) -> bool:
+        return self._max_waiting is not None and view.num_waiting + len(newcomers) > self._max_waiting
 
 
 def solo_s(demand: Demand, costs: CorrectedCosts) -> float:

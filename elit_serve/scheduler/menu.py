@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil
+from math import ceil, inf
 from statistics import fmean
 
 from elit_serve.scheduler.cost import CostTable
@@ -50,9 +50,13 @@ class Duration:
         """When such pictures would be there in this crowd."""
         return table.overhead_ms + crowd.correction * self.steps_ms(crowd)
 
+    def needed_ms(self, crowd: Crowd) -> float:
+        """How many milliseconds of the table a promise in this crowd needs for its steps."""
+        return self.steps_ms(crowd) + self.cushion_ms
+
     def fits(self, within_ms: float, crowd: Crowd) -> bool:
         """Whether a promise for so many milliseconds of the table from now can be given in this crowd."""
-        return self.steps_ms(crowd) + self.cushion_ms <= within_ms
+        return self.needed_ms(crowd) <= within_ms
 
     def images_per_s(self, within_ms: float, crowd: Crowd) -> float:
         """Most such pictures that can be made, each within so many milliseconds of the table."""
@@ -81,13 +85,14 @@ class Crowd:
     in_flight: accepted images with steps to run, the newcomers included.
     max_batch: images in a step at most.
     correction: observed over measured step times.
-    images_per_s: that have lately arrived, refused ones too.
+    images_per_s: that have lately arrived, refused ones too; target_ms: their mean target.
     """
 
     in_flight: int
     max_batch: int
     correction: float = 1.0
     images_per_s: float = 0.0
+    target_ms: float = inf
 
 
 class PlanMenu:
@@ -101,11 +106,7 @@ class PlanMenu:
     @property
     def front(self) -> list[Option]:
         """Those that no other one beats in both time alone and quality, fastest first."""
-        front: list[Option] = []
-        for option in sorted(self.options, key=lambda option: (option.duration.crowded_ms[0], -option.quality)):
-            if not front or option.quality > front[-1].quality:
-                front.append(option)
-        return front
+        return _front(self.options, lambda option: option.duration.crowded_ms[0])
 
     @classmethod
     def of(cls, quality: QualityTable, table: CostTable, plans: Sequence[MeasuredPlan] | None = None) -> PlanMenu:
@@ -119,21 +120,37 @@ class PlanMenu:
         return PlanMenu(self._table, kept) if kept else None
 
     def choose(self, *, latency_ms: float, crowd: Crowd) -> Option:
-        """Of the options that fit into the target in this crowd the one that is worth most, or else the fastest.
+        """Of the options on the front that fit into the target in this crowd the one that is worth most, or else the
+        fastest.
 
         What an option is worth: its quality, times the share of what arrives that could be made in time if all had it.
+        This depends on the crowd and not on the target, so with more time the choice only moves up the front: who
+        waits longer never gets less.
         """
-        within_ms = (latency_ms - self._table.overhead_ms) / crowd.correction
-        fitting = [option for option in self.options if option.duration.fits(within_ms, crowd)]
-        if not fitting:
-            return min(self.options, key=lambda option: (option.duration.steps_ms(crowd), -option.quality))
+        coming = HEADROOM * crowd.images_per_s
+        usual_ms = self._table_ms(crowd.target_ms, crowd)
 
         def worth(option: Option) -> float:
-            made = option.duration.images_per_s(within_ms, crowd)
-            coming = HEADROOM * crowd.images_per_s
+            made = option.duration.images_per_s(usual_ms, crowd)
             return option.quality * (min(1.0, made / coming) if coming > 0 else 1.0)
 
-        return max(fitting, key=lambda option: (worth(option), -option.duration.steps_ms(crowd)))
+        front = _front(self.options, lambda option: option.duration.needed_ms(crowd))
+        within_ms = self._table_ms(latency_ms, crowd)
+        fitting = [option for option in front if option.duration.fits(within_ms, crowd)]
+        return max(fitting or front[:1], key=lambda option: (worth(option), option.quality))
+
+    def _table_ms(self, latency_ms: float, crowd: Crowd) -> float:
+        """What a target leaves for steps, in milliseconds of the table."""
+        return (latency_ms - self._table.overhead_ms) / crowd.correction
+
+
+def _front(options: Sequence[Option], time_ms: Callable[[Option], float]) -> list[Option]:
+    """Those that no other one beats in both time and quality, fastest first."""
+    front: list[Option] = []
+    for option in sorted(options, key=lambda option: (time_ms(option), -option.quality)):
+        if not front or option.quality > front[-1].quality:
+            front.append(option)
+    return front
 
 
 def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable) -> list[Option]:

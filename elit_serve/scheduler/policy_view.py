@@ -68,8 +68,14 @@ class Policy(Protocol):
     def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
         """Takes all of these from now on, or none."""
 
+    def would_admit(self, newcomers: Sequence[Tracked], view: View) -> bool:
+        """Whether `admit` would take these; changes nothing."""
+
     def choose(self, view: View) -> Choice | None:
         """What runs next, which counts as run for every later call; None if nothing is left to run."""
+
+    def resume(self, requests: Sequence[Tracked], view: View) -> None:
+        """Forgets everything and goes on with these, whatever of them has run. All have steps left."""
 
     def drop(self, request: Tracked) -> None:
         """A request that was taken has ended early; it must not be chosen again."""

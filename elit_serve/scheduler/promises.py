@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, chain, islice
 
 from elit_serve.scheduler.certificate import Certificate, End, plan
@@ -30,7 +29,7 @@ class Block:
         groups = _groups(works)
         return cls(works, groups, sum(_length_s(group) for group in groups))
 
-    def certificate(self, afterwards: Sequence[tuple[float, float]]) -> Certificate:
+    def certificate(self, afterwards: Sequence[tuple[float, list[Work]]]) -> Certificate:
         """The plan that `length_s` was computed from. Whoever has run meanwhile sits out the first rounds."""
         ends: list[End] = []
         times_s = [(0, 0.0)]
@@ -49,19 +48,6 @@ class Holding:
     urgent: list[Work]
     blocks: list[Block]
     certificate: Certificate
-
-    def steps(self, view: View) -> list[tuple[float, Callable[[], list[Work]]]]:
-        """Moments of the plan, in order, and for each a way to get copies of what is left then."""
-        later = [work for block in self.blocks for work in block.works]
-        certificate, correction = self.certificate, view.costs.correction
-        steps: list[tuple[float, Callable[[], list[Work]]]] = []
-        for at, time_s in certificate.times_s:
-            left = partial(lambda at: certificate.at_round(at) + later, at)
-            steps.append((view.start_s + correction * time_s, left))
-        for count, block in enumerate(self.blocks):
-            time_s = steps[-1][0] + correction * block.length_s
-            steps.append((time_s, partial(lambda first: later[first:], (count + 1) * view.max_batch)))
-        return steps
 
 
 def hold(
@@ -153,7 +139,7 @@ class Promises:
         if self.urgent:
             self._refill_pause = REPLAN_PAUSE
         else:
-            self._holding = Holding(block.works, later, block.certificate(_dues(later)))
+            self._holding = Holding(block.works, later, block.certificate(_afterwards(later)))
 
     def _has_held(
         self, urgent: list[Work], blocks: list[Block], start_s: float, view: View, slowdown: float = 1.0
@@ -166,14 +152,13 @@ class Promises:
 
 def _hold(urgent: list[Work], blocks: list[Block], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
     correction = slowdown * view.costs.correction
-    certificate = plan(urgent, start_s, max_batch=view.max_batch, correction=correction, afterwards=_dues(blocks))
+    certificate = plan(urgent, start_s, max_batch=view.max_batch, correction=correction, afterwards=_afterwards(blocks))
     return None if certificate is None else Holding(urgent, blocks, certificate)
 
 
-def _dues(blocks: Sequence[Block]) -> list[tuple[float, float]]:
-    """(When it ends in seconds of the table from the start of the first block, when it is due) of every block."""
-    ends_s = accumulate(block.length_s for block in blocks)
-    return [(end_s, block.works[0].due_s) for end_s, block in zip(ends_s, blocks, strict=True) if block.works]
+def _afterwards(blocks: Sequence[Block]) -> list[tuple[float, list[Work]]]:
+    """(When it ends in seconds of the table from the start of the first block, what it runs) of every block."""
+    return list(zip(accumulate(block.length_s for block in blocks), [block.works for block in blocks], strict=True))
 
 
 def _blocks(works: Sequence[Work], view: View) -> list[Block]:

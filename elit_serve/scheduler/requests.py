@@ -87,15 +87,15 @@ class Demand(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Why a request was not taken.
+    """Why a request was not taken. When it would be, `rehearsal.retry_after_s` finds out.
 
-    min_latency_ms: the smallest target that would do on an idle server; set when the target is impossible even alone.
-    retry_after_s: when the same request would be taken, as far as is known now; set when others are in the way.
+    min_latency_ms: the smallest target that would do on an idle device; set when the target is impossible even alone.
+    pace: how many times as long as measured steps take at present, on which that rests.
     """
 
     reason: str  # "infeasible", "overloaded" or "queue_full"
     min_latency_ms: float | None = None
-    retry_after_s: float | None = None
+    pace: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

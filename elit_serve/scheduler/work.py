@@ -14,8 +14,8 @@ Lane = tuple[int, int | None]  # (level, weak cap): equal next steps, which can 
 class Work:
     """A request with the steps it still needs, at the lowest levels that it allows.
 
-    due_s: when its last step must have run, overhead and cushion taken off. order: its place among all others, in
-        seconds like `due_s`.
+    due_s: when its last step must have run, overhead and cushion taken off; `is_promised` says whether it must.
+    order: its place among all others, in seconds like `due_s`.
     runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it,
         `left` what is left of all. ceilings: the highest level in each run. rows: what a step costs in each run, at
         every batch, in seconds of the table, as all costs here.
@@ -80,18 +80,23 @@ class Work:
         self.run_left += 1
         self.solo_s += self.row[1]
 
-    def ahead(self, steps: int) -> Work:
-        """A copy as it will be after so many more steps."""
-        later = copy(self)
+    def after(self, steps: int) -> Work:
+        """The same after so many more steps."""
         for _ in range(steps):
-            later.advance()
-        return later
+            self.advance()
+        return self
 
     def later(self, seconds: float) -> Work:
         """A copy that is due so much later."""
         moved = copy(self)
         moved.due_s += seconds
         moved.order += seconds
+        return moved
+
+    def promised(self, due_s: float) -> Work:
+        """A copy that is promised to end by then."""
+        moved = copy(self)
+        moved.is_promised, moved.due_s, moved.order = True, due_s, due_s
         return moved
 
     def __deepcopy__(self, memo: dict[int, object]) -> Work:

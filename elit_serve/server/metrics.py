@@ -193,6 +193,9 @@ class _SchedulerCounters(Collector):
         yield CounterMetricFamily("elit_promised", "Pictures accepted with a promised deadline.", counters.promised)
         yield CounterMetricFamily("elit_promises_kept", "Promised pictures that were made in time.", counters.kept)
         yield CounterMetricFamily("elit_promises_missed", "Promised pictures that were not.", counters.missed)
+        yield CounterMetricFamily(
+            "elit_decision_errors", "Decisions that failed and were made by the fixed policy.", counters.decision_errors
+        )
 
 
 def _reason(error: ElitError) -> str:

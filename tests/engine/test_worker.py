@@ -20,6 +20,7 @@ from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
+from elit_serve.scheduler.policy_view import Choice, View
 from elit_serve.scheduler.requests import Launch, Priority
 
 CLOCK = MonotonicClock()
@@ -548,3 +549,33 @@ def test_when_the_device_is_lost_the_worker_dies_and_nobody_waits_for_ever(
         worker.submit(job(pipeline))
     assert not worker.is_alive
     assert "the worker died" in caplog.text
+
+
+class Defective(ElasticPolicy):
+    """Fails in every second decision."""
+
+    def __init__(self) -> None:
+        super().__init__(placeholder_quality(LEVELS))
+        self.decisions = 0
+
+    def choose(self, view: View) -> Choice | None:
+        self.decisions += 1
+        if self.decisions % 2:
+            raise AssertionError("a defect")
+        return super().choose(view)
+
+
+def test_pictures_are_made_though_decisions_fail_and_the_log_tells_of_each_defect_once(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(pipeline, Executor(pipeline, num_slots=16), RequestScheduler(COST, Defective()), clock=CLOCK)
+    futures = [worker.submit(job(pipeline, seeds=(seed,), steps=4)) for seed in range(3)]
+    worker.start()
+    files = [future.result(timeout=60).images[0].file for future in futures]
+    worker.drain(timeout_s=60)
+    assert all(files)
+    assert worker.counters.decision_errors >= 2
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "made by the fixed policy" in record.getMessage()
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], AssertionError)

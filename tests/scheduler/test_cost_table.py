@@ -76,3 +76,14 @@ def test_unguided_steps_ride_in_guided_launches_where_launches_cost_most() -> No
     assert dear.riding(mixed) == (1, 1, 1)
     assert dear.riding((None, None)) == (None, None)
     assert dear.riding((1, 1)) == (1, 1)
+
+
+@pytest.mark.parametrize("pads_batches", [False, True])
+def test_more_pictures_never_cost_less_whatever_was_measured(pads_batches: bool) -> None:
+    """Small steps are measured with noise; a plan for eight must still hold when only five of them are left."""
+    measured = {1: 3.0, 2: 2.5, 4: 6.0, 8: 5.0}
+    steps_ms = {(4, weak, batch): cost for weak in (None, 4) for batch, cost in measured.items()}
+    table = CostTable(steps_ms=steps_ms, overhead_ms=0.0, pads_batches=pads_batches)
+    row = table.row(4, None)
+    assert list(row) == sorted(row)
+    assert (table.step_ms(4, None, 2), table.step_ms(4, 4, 8)) == (3.0, 6.0)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, QualityTable, RequestScheduler
-from elit_serve.scheduler.requests import Demand, Launch, Priority, Wait
+from elit_serve.scheduler.rehearsal import retry_after_s
+from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal, State, Wait
 
 NO_CUSHION = ElasticSettings(cushion_steps=0.0)
 UNGUIDED_10 = (None,) * 10
@@ -82,14 +83,15 @@ def test_what_others_make_impossible_is_refused_until_the_told_time(table: CostT
     scheduler = scheduler_of(table, quality)
     assert scheduler.submit([image(i, within_s=0.111) for i in range(8)], 0.0) is None
     refusal = scheduler.submit([image(9, within_s=0.05)], 0.0)
-    assert refusal is not None
-    assert refusal.reason == "overloaded"
-    assert refusal.retry_after_s is not None
-    assert 0 < refusal.retry_after_s <= 0.111
+    assert refusal == Refusal(reason="overloaded")
+    told_s = retry_after_s(
+        scheduler.copy(), lambda copy, at_s: copy.would_take([image(9, within_s=0.05, arrived_s=at_s)], at_s), 0.0
+    )
+    assert 0 < told_s <= 0.111
     now_s = 0.0
-    while now_s < refusal.retry_after_s and scheduler.num_running + scheduler.num_waiting:
+    while now_s < told_s and scheduler.num_running + scheduler.num_waiting:
         _, now_s = run_next(scheduler, now_s)
-    now_s = max(now_s, refusal.retry_after_s)
+    now_s = max(now_s, told_s)
     assert scheduler.submit([image(9, within_s=0.05, arrived_s=now_s)], now_s) is None
 
 
@@ -160,14 +162,11 @@ def test_hard_work_of_the_batch_class_leaves_a_reserve(table: CostTable, quality
     assert scheduler.submit([image(2, within_s=0.042)], 0.0) is None
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back(table: CostTable, quality: QualityTable) -> None:
+def test_a_full_queue_refuses_until_one_of_it_runs(table: CostTable, quality: QualityTable) -> None:
     scheduler = scheduler_of(table, quality, replace(NO_CUSHION, max_waiting=2))
     assert scheduler.submit([image(i, within_s=5.0, is_hard=False) for i in (1, 2)], 0.0) is None
     refusal = scheduler.submit([image(3, within_s=5.0, is_hard=False)], 0.0)
-    assert refusal is not None
-    assert refusal.reason == "queue_full"
-    assert refusal.retry_after_s is not None
-    assert refusal.retry_after_s > 0
+    assert refusal == Refusal(reason="queue_full")
     run_next(scheduler, 0.0)
     assert scheduler.submit([image(3, within_s=5.0, is_hard=False)], 0.01) is None
 
@@ -206,3 +205,60 @@ def test_what_fits_only_one_by_one_is_planned_so(table: CostTable, quality: Qual
     for num_urgent, num_taken in (((2,), 6), ((2, 8), 8)):
         scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most", num_urgent=num_urgent))
         assert sum(scheduler.submit([image(i, within_s=0.111)], 0.0) is None for i in range(9)) == num_taken
+
+
+@pytest.mark.parametrize(("blocks", "soft"), [(1, 1), (5, 6), (8, 3)])
+def test_promises_that_have_all_ended_stand_in_nobodys_way(
+    table: CostTable, quality: QualityTable, blocks: int, soft: int
+) -> None:
+    """Those of a block may end before those planned one by one; soft work then goes on as if nothing was promised."""
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, num_urgent=(2,), admission="most"))
+    assert scheduler.submit([image(i, within_s=3.0) for i in range(2)], 0.0) is None
+    short = {"weak_caps": (None,)}
+    assert scheduler.submit([image(i, within_s=3.1, **short) for i in range(10, 10 + blocks)], 0.0) is None
+    for i in range(10, 10 + blocks):
+        scheduler.cancel(i, 0.0)
+    now_s = 0.0
+    while scheduler.num_waiting + scheduler.num_running:
+        _, now_s = run_next(scheduler, now_s)
+    assert (
+        scheduler.submit([image(i, within_s=0.1, arrived_s=3.2, is_hard=False) for i in range(20, 20 + soft)], 3.2)
+        is None
+    )
+    launch, _ = run_next(scheduler, 3.2)
+    assert len(launch.request_ids) == soft
+    assert scheduler.counters.decision_errors == 0
+
+
+def test_soft_work_of_another_guidance_gets_its_turn_beside_promises_that_never_end(
+    table: CostTable, quality: QualityTable
+) -> None:
+    """Before every step as many are asked for with a promise of 0.2 s as find room, all of one guidance; somebody who
+    has none, and wants another guidance, hopes for 0.1 s."""
+    scheduler, now_s, next_id = scheduler_of(table, quality, replace(NO_CUSHION, admission="most")), 0.0, 100
+    waits = image(1, within_s=0.1, arrived_s=0.5, is_hard=False, weak_caps=(4,) * 10)
+    while scheduler.state(1) is not State.DONE and now_s < 20:
+        if now_s >= 0.5 and scheduler.state(1) is None:
+            assert scheduler.submit([waits], now_s) is None
+        while scheduler.submit([image(next_id, within_s=0.2, arrived_s=now_s)], now_s) is None:
+            next_id += 1
+        launch, now_s = run_next(scheduler, now_s)
+        for i in launch.request_ids:
+            if scheduler.state(i) is State.FINISHING:
+                scheduler.delivered(i, now_s)
+    assert now_s < 2.0
+    assert scheduler.expire(now_s) == ()
+    assert scheduler.counters.missed == 0
+
+
+def test_admission_for_quality_never_plans_with_steps_shorter_than_they_are(quality: QualityTable) -> None:
+    """Where the highest level costs least a picture, its price is below half of the lowest one's."""
+    steps_ms = {(4, None, 1): 10.0, (4, None, 8): 80.0, (16, None, 1): 10.0, (16, None, 8): 10.0}
+    scheduler = scheduler_of(CostTable(steps_ms=steps_ms, overhead_ms=0.0), quality)
+    only_low = {"max_level": 4}
+    taken = [i for i in range(8) if scheduler.submit([image(i, within_s=0.45, **only_low)], 0.0) is None]
+    now_s = 0.0
+    while scheduler.num_waiting + scheduler.num_running:
+        _, now_s = run_next(scheduler, now_s)
+    assert len(taken) == 4
+    assert now_s <= 0.45

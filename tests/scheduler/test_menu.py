@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from elit_serve.scheduler import CostTable, MeasuredPlan, PlanMenu, QualityTable
 from elit_serve.scheduler.menu import Crowd
 
@@ -86,3 +89,51 @@ def test_long_plans_can_be_left_out(table: CostTable) -> None:
     assert short is not None
     assert chosen(short, 1e9)[0] == "short"
     assert offered.within(3) is None
+
+
+@st.composite
+def menus(draw: st.DrawFn) -> PlanMenu:
+    """Plans of any quality at costs that bend anywhere: a large batch may be slower a picture than a small one."""
+    factors = st.floats(0.3, 3.0)
+    steps_ms: dict[tuple[int, int | None, int], float] = {}
+    for level in (4, 8, 16):
+        for batch in (1, 2, 4, 8):
+            steps_ms[level, None, batch] = (1 + batch) * level**0.5 * draw(factors)
+            for weak in {4, level}:
+                steps_ms[level, weak, batch] = steps_ms[level, None, batch] * (1 + draw(factors))
+    plans = [
+        plan(
+            str(index),
+            draw(st.floats(0.1, 1.0)),
+            steps=(steps := draw(st.sampled_from([4, 10, 20]))),
+            level=draw(st.sampled_from([4, 8, 16])),
+            guided=draw(st.integers(0, steps)),
+        )
+        for index in range(draw(st.integers(1, 5)))
+    ]
+    return menu(CostTable(steps_ms=steps_ms, overhead_ms=draw(st.floats(0, 20))), *plans)
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> Crowd:
+    return Crowd(
+        in_flight=draw(st.integers(1, 20)),
+        max_batch=draw(st.sampled_from([1, 3, 8])),
+        correction=draw(st.sampled_from([0.8, 1.0, 2.5])),
+        images_per_s=draw(st.sampled_from([0.0, 0.5, 3.0, 20.0, 200.0])),
+        target_ms=draw(st.sampled_from([50.0, 1000.0, 20000.0])),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(offered=menus(), crowd=crowds())
+def test_who_waits_longer_never_gets_less_and_nobody_gets_what_is_beaten(offered: PlanMenu, crowd: Crowd) -> None:
+    best = -1.0
+    for latency_ms in (10, 50, 100, 200, 500, 1000, 2000, 5000, 20000, 60000):
+        option = offered.choose(latency_ms=latency_ms, crowd=crowd)
+        assert option.quality >= best, f"{latency_ms} ms get {option.quality}, and less time got {best}"
+        best = option.quality
+        needed_ms = option.duration.needed_ms(crowd)
+        for other in offered.options:
+            is_faster = other.duration.needed_ms(crowd) < needed_ms
+            assert not (is_faster and other.quality >= option.quality), "it is faster and as good"
