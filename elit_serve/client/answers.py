@@ -106,13 +106,13 @@ class Course(Answer):
 
 
 class Refusal(Answer):
-    """reason: `infeasible`, `overloaded` or `queue_full`. min_latency_ms: the smallest target for an idle server.
-    retry_after_s: when the same request would be taken."""
+    """reason: `infeasible`, `overloaded` or `queue_full`. min_latency_ms: the smallest target that would do.
+    retry_after_ms: after how long the same request would be taken, if nobody else came meanwhile."""
 
     reason: str
     detail: str = ""
     min_latency_ms: float | None = None
-    retry_after_s: float | None = None
+    retry_after_ms: float | None = None
 
 
 class Alternative(Answer):

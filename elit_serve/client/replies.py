@@ -130,7 +130,9 @@ def _members(reply: Reply) -> Mapping[str, Any]:
 def _of_openai(error: Mapping[str, Any]) -> dict[str, Any]:
     """Its `code` is the finer one of ours, with underscores; `param` is the first of the wrong fields."""
     code, param = error.get("code"), error.get("param")
-    members = {"detail": error.get("message"), "min_latency_ms": error.get("min_latency_ms")}
+    members = {name: error.get(name) for name in ("min_latency_ms", "retry_after_ms")} | {
+        "detail": error.get("message")
+    }
     if code:
         members |= {"type": str(code).replace("_", "-"), "reason": code}
     if param:
@@ -148,7 +150,7 @@ def _problem(reply: Reply, status: int, members: Mapping[str, Any]) -> ServerPro
         detail=str(members.get("detail") or reply.reason),
         errors=_field_errors(members.get("errors")),
         min_latency_ms=_number(members.get("min_latency_ms")),
-        retry_after_s=_retry_after_s(reply.headers.get("Retry-After")),
+        retry_after_s=_retry_after_s(members.get("retry_after_ms"), reply.headers.get("Retry-After")),
         request_id=reply.headers.get(REQUEST_ID),
     )
 
@@ -172,8 +174,11 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _retry_after_s(text: str | None) -> float | None:
-    """Our servers send seconds; what stands between may send a date."""
+def _retry_after_s(exact_ms: Any, text: str | None) -> float | None:
+    """The body of our servers' answers is exact, and their header has whole seconds; what stands between may send a
+    date."""
+    if (milliseconds := _number(exact_ms)) is not None:
+        return max(0.0, milliseconds / 1000)
     if text is None:
         return None
     seconds = _number(text)

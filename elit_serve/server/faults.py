@@ -85,6 +85,7 @@ class Fault:
     """An answer that is no success. Without `name` the status says it all.
 
     reason: a finer code than the name. min_latency_ms: the smallest target that would do, when that is the trouble.
+    retry_after_ms: after how long the same would be taken if nobody else came meanwhile.
     """
 
     status: int
@@ -94,6 +95,7 @@ class Fault:
     fields: tuple[FieldFault, ...] = ()
     reason: str | None = None
     min_latency_ms: float | None = None
+    retry_after_ms: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,8 +113,14 @@ def fault_of(error: ElitError) -> Fault:
         fields=fields,
         reason=_reason(error),
         min_latency_ms=error.min_latency_ms if isinstance(error, Infeasible) else None,
+        retry_after_ms=retry_after_ms(error),
         headers=_headers(error),
     )
+
+
+def retry_after_ms(error: ElitError) -> int | None:
+    """When to come back, to the millisecond; the header `Retry-After` has whole seconds only."""
+    return math.ceil(1000 * error.retry_after_s) if isinstance(error, Overloaded | RateLimited) else None
 
 
 def _reason(error: ElitError) -> str | None:

@@ -26,7 +26,7 @@ _STATUS_CODES = {
 
 def openai_error(fault: Fault) -> Response:
     """`{"error": {"message", "type", "param", "code"}}`; what cannot be asked for is a 400, whose message names what
-    can. An infeasible target has `min_latency_ms` beside these.
+    can. An infeasible target has `min_latency_ms` beside these, and who may come back `retry_after_ms`.
 
     OpenAI's clients send again whatever answers 5xx, unless `x-should-retry` says no: after a target has passed, they
     would have the picture made twice for nobody.
@@ -44,8 +44,9 @@ def error_json(fault: Fault) -> str:
         "param": first.field if first else None,
         "code": _code(fault, first),
     }
-    if fault.min_latency_ms is not None:
-        error["min_latency_ms"] = fault.min_latency_ms
+    for name in ("min_latency_ms", "retry_after_ms"):
+        if (value := getattr(fault, name)) is not None:
+            error[name] = value
     return json.dumps({"error": error})
 
 

@@ -138,6 +138,7 @@ class OpenAIErrorBody(BaseModel):
     param: str | None
     code: str | None
     min_latency_ms: float | None = Field(default=None, description="The smallest target that would do, if that is it.")
+    retry_after_ms: int | None = Field(default=None, description="When to come back, as in a problem document.")
 
 
 class OpenAIError(BaseModel):

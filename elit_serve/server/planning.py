@@ -12,6 +12,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, Infeasible, Overloaded
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.rehearsal import Rehearsal
+from elit_serve.server.faults import retry_after_ms
 from elit_serve.server.generation import guidance_used, quality_of, rounded, usable_levels, whole
 from elit_serve.server.schemas import GenerateRequest, PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
 
@@ -73,7 +74,7 @@ def _refusal(error: ElitError) -> PlanRefusal:
         reason=error.reason if isinstance(error, Overloaded) else "infeasible",
         detail=str(error),
         min_latency_ms=error.min_latency_ms if isinstance(error, Infeasible) else None,
-        retry_after_s=round(error.retry_after_s, 3) if isinstance(error, Overloaded) else None,
+        retry_after_ms=retry_after_ms(error),
     )
 
 

@@ -30,7 +30,12 @@ def problem_json(fault: Fault, request_id: str | None = None) -> str:
         content["errors"] = [
             {"field": part.field, "value": part.value, "allowed": part.allowed} for part in fault.fields
         ]
-    optional = {"min_latency_ms": fault.min_latency_ms, "reason": fault.reason, "request_id": request_id}
+    optional = {
+        "min_latency_ms": fault.min_latency_ms,
+        "retry_after_ms": fault.retry_after_ms,
+        "reason": fault.reason,
+        "request_id": request_id,
+    }
     content |= {name: value for name, value in optional.items() if value is not None}
     # ASCII only: a refused value may hold half a surrogate pair, which UTF-8 cannot carry
     return json.dumps(content)

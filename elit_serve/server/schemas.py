@@ -183,8 +183,8 @@ class PlanRefusal(BaseModel):
 
     reason: str
     detail: str
-    min_latency_ms: float | None = Field(description="The smallest target that would do on an idle server.")
-    retry_after_s: float | None = Field(description="When the same request would be taken.")
+    min_latency_ms: float | None = Field(description="The smallest target that would do, alone on the device.")
+    retry_after_ms: int | None = Field(description="After how long it would be taken, if nobody else came meanwhile.")
 
 
 class PlanAlternative(BaseModel):
@@ -282,5 +282,6 @@ class Problem(BaseModel):
     detail: str
     errors: list[FieldProblem] | None = None
     min_latency_ms: float | None = None
+    retry_after_ms: int | None = None
     reason: str | None = None
     request_id: str | None = None

@@ -76,7 +76,7 @@ def test_a_refusal_is_an_answer_and_the_one_that_would_be_given(server: Any) -> 
         "reason": "infeasible",
         "detail": refused["detail"],
         "min_latency_ms": refused["min_latency_ms"],
-        "retry_after_s": None,
+        "retry_after_ms": None,
     }
     assert [other["fits"] for other in answer["alternatives"]] == [False] * 4
 
@@ -99,7 +99,9 @@ def test_others_leave_less(start_server: Any, held: Any, eventually: Any) -> Non
     alone = planned(server, latency_ms=9_000)
     with ThreadPoolExecutor(4) as callers:
         try:
-            for _ in range(4):
+            callers.submit(server.generate, {"label": "rose", "latency_ms": 10_000})
+            eventually(lambda: server.health()["running"] == 1)
+            for _ in range(3):
                 callers.submit(server.generate, {"label": "rose", "latency_ms": 10_000})
             eventually(lambda: server.health()["running"] + server.health()["queue_length"] == 4)
             crowded = planned(server, latency_ms=9_000)
@@ -111,7 +113,7 @@ def test_others_leave_less(start_server: Any, held: Any, eventually: Any) -> Non
     for before, after in zip(alone["alternatives"], crowded["alternatives"], strict=True):
         assert before["alone_ms"] == after["alone_ms"] == before["latency_ms"] < after["latency_ms"]
     assert refused["refusal"]["reason"] == "overloaded"
-    assert refused["refusal"]["retry_after_s"] > 0
+    assert refused["refusal"]["retry_after_ms"] > 0
 
 
 def test_nothing_is_taken_and_nothing_is_promised(start_server: Any) -> None:

@@ -52,8 +52,9 @@ export class Forecast {
   }
 
   #refuse(refusal) {
-    const { min_latency_ms: minLatencyMs, retry_after_s: retry } = refusal;
-    const { title, text } = explained({ code: refusal.reason, minLatencyMs, retryAfterS: retry && Math.ceil(retry) });
+    const { min_latency_ms: minLatencyMs, retry_after_ms: retry } = refusal;
+    const retryAfterS = retry && Math.ceil(retry / 1000);
+    const { title, text } = explained({ code: refusal.reason, minLatencyMs, retryAfterS });
     const line = [strong(`${title}. `), text];
     if (minLatencyMs) {
       const ms = comfortable(minLatencyMs);
