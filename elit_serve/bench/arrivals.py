@@ -179,7 +179,10 @@ def _logged(file: Path, lines: Sequence[str]) -> Recorded:
 
 
 def _timestamps(file: Path, lines: Sequence[str]) -> Recorded:
-    stamps = [row[TIMESTAMP] for row in csv.DictReader(lines)]
+    try:
+        stamps = [row[TIMESTAMP] for row in csv.DictReader(lines)]
+    except csv.Error as error:
+        raise InvalidInput("trace", str(file), f"it is no CSV: {error}") from None
     times = [_parsed(file, stamp, lambda text: datetime.fromisoformat(text).timestamp()) for stamp in stamps]
     return Recorded(name=file.name, times_s=tuple(sorted(times)))
 

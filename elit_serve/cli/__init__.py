@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,9 @@ app = typer.Typer(
 def main() -> None:
     """Runs the command line. Every expected error becomes one line on stderr and exit code 2, or 1 if the engine of a
     server stopped: trying again helps then, and otherwise not."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # in a locale that has not all letters of a class's name
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except ElitError as error:

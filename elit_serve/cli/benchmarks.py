@@ -119,7 +119,7 @@ def _load(options: LoadOptions, records: Path | None, policy: str | None) -> tup
         check_comparable(options, policy)
     report = run_load(options, clock=MonotonicClock())
     if records is not None:
-        records.write_text("".join(json.dumps(line) + "\n" for line in record_lines(report.records)))
+        records.write_text("".join(json.dumps(line) + "\n" for line in record_lines(report.records)), encoding="utf-8")
     table = summary_table(f"{report.target.model.id} at {options.url}", report.summary)
     if policy is None:
         return report.as_dict(), [table]

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption, integers
+from elit_serve.command_line import readable
 
 
 def _report(folder: Path | None) -> None:
@@ -79,7 +80,7 @@ def evaluate(
         levels=integers("levels", levels) if levels else list(pipeline.config.levels),
         repeats=seeds,
         batch_size=batch_size,
-        shown_classes=[pipeline.class_id(name, field="show") for name in show or []],
+        shown_classes=[pipeline.class_id(readable(name), field="show") for name in show or []],
     )
     plan = pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end)))
     extractor = open_features(features, pipeline.device)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from elit_serve.cli.options import ApiKeyOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
+from elit_serve.command_line import readable
 from elit_serve.errors import InvalidInput
 from elit_serve.pictures import format_of, write_file
 
@@ -69,7 +70,7 @@ def generate(
         of_here = {"model": model, "grid": grid, "attention": attention, **runtime}
         _refuse_given(of_here, "a server has its own, and draws one picture; leave it or --server out")
         options: GenerateOptions = {
-            "label": label[0],
+            "label": readable(label[0]),
             "seed": seed,
             "budget": budget,
             "latency_ms": latency_ms,
@@ -109,7 +110,7 @@ def _draw_here(
         raise InvalidInput("attention", str(attention), "--grid makes many pictures, attention is that of one")
     pipeline = Pipeline.load(model, **runtime)
     plan = pipeline.plan(budget=budget, steps=steps, guidance=pipeline.guidance(**guidance))
-    class_ids = [pipeline.class_id(name) for name in label]
+    class_ids = [pipeline.class_id(readable(name)) for name in label]
     if grid:
         from elit_serve.evaluation.sheets import budget_sheet
 

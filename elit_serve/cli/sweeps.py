@@ -109,5 +109,5 @@ def served(
     photographs = PhotographOptions(reference=reference, held_out=held_out, save_reference=None, batch_size=batch_size)
     found = measure_served(pipeline, open_evaluator(pipeline, extractor, photographs, out), extractor, plans)
     text = json.dumps(found.as_dict(), indent=2)
-    (out / "served.json").write_text(text + "\n")
+    (out / "served.json").write_text(text + "\n", encoding="utf-8")
     typer.echo(text)

@@ -84,10 +84,10 @@ def resolve_model(model: str | os.PathLike[str] | None) -> Path:
     if model is None:
         return bundled_models() / BUNDLED_MODEL  # whatever lies in the current directory under this name
     name = os.fspath(model)
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112 (which raises nothing, however long the name is)
         return Path(name)
     bundled = bundled_models() / name
-    if Path(name).name == name and (bundled / "config.json").is_file():
+    if Path(name).name == name and os.path.isfile(bundled / "config.json"):  # noqa: PTH113 (as above)
         return bundled
     known = sorted(folder.parent.name for folder in bundled_models().glob("*/config.json"))
     raise InvalidInput("model", name, f"a model directory, or a bundled model ({', '.join(known) or 'none here'})")
@@ -162,7 +162,7 @@ def write_sampling(path: Path, sampling: SamplingConfig) -> ModelConfig:
     written = ModelConfig.model_validate(config.model_dump())  # the parts must still agree
     staging = path / ".config.json.new"
     try:
-        staging.write_text(written.model_dump_json(indent=2) + "\n")
+        staging.write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
         staging.replace(path / "config.json")
     except OSError as error:
         raise CheckpointError(path, [f"config.json cannot be written: {error.strerror or error}"]) from None
@@ -257,7 +257,7 @@ def write_checkpoint(
             shutil.copytree(path, staging, ignore=at_the_top, dirs_exist_ok=True)
         files = _write_shards(staging, {k: v.detach().to("cpu", dtype) for k, v in weights.items()}, max_shard_bytes)
         written = config.model_copy(update={"weights": config.weights.model_copy(update={"files": files})})
-        (staging / "config.json").write_text(written.model_dump_json(indent=2) + "\n")
+        (staging / "config.json").write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
         staging.chmod(0o755)
         _swap_in(staging, path)
     except (OSError, SafetensorError) as error:
@@ -289,7 +289,7 @@ def _write_shards(folder: Path, weights: Mapping[str, Tensor], max_shard_bytes: 
             "metadata": {"total_size": sum(tensor.nbytes for tensor in weights.values())},
             "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
         }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, folder / name, metadata={"format": "pt"})
         (folder / name).chmod(0o644)  # safetensors makes it private; an installed model is read by other users

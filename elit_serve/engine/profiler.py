@@ -152,7 +152,7 @@ def profile_to_file(
         )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(latency.model_dump_json(indent=2) + "\n")
+        file.write_text(latency.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InvalidInput("out", str(file), f"it cannot be written: {error.strerror or error}") from None
     console.print(_as_table(latency))

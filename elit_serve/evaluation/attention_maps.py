@@ -125,7 +125,7 @@ def write_attention(
             overlay(record.picture.image, read.relative(), spec).save(folder / f"{read.name}.png")
     maps = [read for record in records for read in record.maps]
     (folder / "maps.safetensors").write_bytes(save({read.name: read.probabilities.contiguous() for read in maps}))
-    (folder / "attention.json").write_text(json.dumps(_facts(records), indent=2) + "\n")
+    (folder / "attention.json").write_text(json.dumps(_facts(records), indent=2) + "\n", encoding="utf-8")
     return records
 
 

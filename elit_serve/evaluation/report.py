@@ -53,8 +53,8 @@ def write_report(
     """Writes everything and returns the table. `nearest.png` needs the photographs, which a reference file lacks."""
     facts = evaluation_facts(pipeline, evaluator, measured)
     table = as_markdown(evaluator, measured, pipeline.config.spec.latents_per_group)
-    (out / "evaluation.json").write_text(json.dumps(facts, indent=2) + "\n")
-    (out / "table.md").write_text(table)
+    (out / "evaluation.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(table, encoding="utf-8")
     plans = [each.plan for each in measured]
     classes = pipeline.config.classes
     class_ids = shown_classes or evenly(len(classes), min(SHOWN_CLASSES, len(classes)))

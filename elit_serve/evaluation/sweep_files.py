@@ -85,12 +85,12 @@ def sweep_to_folder(
     quality = quality_of(pipeline, points, default.plan, evaluator, facts)
     options.out.mkdir(parents=True, exist_ok=True)
     text = quality.model_dump_json(indent=1) + "\n"
-    (options.out / "quality.json").write_text(text)
+    (options.out / "quality.json").write_text(text, encoding="utf-8")
     write_throughput(pipeline, points, facts, options)
     draw_front(points, default.plan, options.out / "front.png", metric=facts.metric, latency=options.latency)
     if options.writes_defaults:
         write_sampling(pipeline.path, _sampling_of(default.plan))
-        (pipeline.path / "quality.json").write_text(text)
+        (pipeline.path / "quality.json").write_text(text, encoding="utf-8")
     console.print(front_table(quality))
     return quality
 
@@ -102,7 +102,7 @@ def write_throughput(pipeline: Pipeline, points: Sequence[Point], facts: SweepFa
     )
     plans = {plan_name(point.plan): engine.compared(point.plan, point.images_per_second) for point in points}
     text = json.dumps({"batch": engine.batch, "provenance": facts.provenance, "plans": plans}, indent=1)
-    (options.out / "throughput.json").write_text(text + "\n")
+    (options.out / "throughput.json").write_text(text + "\n", encoding="utf-8")
 
 
 def quality_of(

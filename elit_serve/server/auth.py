@@ -49,7 +49,8 @@ def owner_of(request: Request) -> str | None:
 
 
 class Auth:
-    """Lets through who has a key for it, with `key_name` and `key_scopes` in the request's state; answers others."""
+    """Lets through who has a key for it; answers others. Whoever has a valid key has `key_name` and `key_scopes` in the
+    request's state, also if it is refused for what it asks: the log then says whose key that was."""
 
     def __init__(self, app: ASGIApp, *, keyring: Keyring, clock: Clock) -> None:
         self._app = app
@@ -63,18 +64,18 @@ class Auth:
             return
         if scope["type"] == "http" and (need := need_of(scope["path"])) != "nothing":
             try:
-                key = self._admit(scope, need)
+                self._admit(scope, need)
             except ElitError as error:
                 await error_answer(fault_of(error), scope)(scope, receive, send)
                 return
-            scope["state"] |= {"key_name": key.name, "key_scopes": key.scopes}
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope, need: Need) -> Key:
+    def _admit(self, scope: Scope, need: Need) -> None:
         token = _token(scope)
         key = None if token is None else self._keyring.find(token)
         if key is None:
             raise InvalidKey(was_sent=token is not None)
+        scope["state"] |= {"key_name": key.name, "key_scopes": key.scopes}
         if need in keys.SCOPES and not key.allows(need):
             raise MissingScope(need)
         bucket = self._buckets.get(key.name)
@@ -82,7 +83,6 @@ class Auth:
             wait_s = bucket.wait_s(self._clock.now())
             if wait_s > 0:
                 raise RateLimited(key.name, wait_s)
-        return key
 
 
 def _bucket(key: Key, now_s: float) -> TokenBucket | None:

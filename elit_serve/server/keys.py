@@ -39,9 +39,9 @@ class Key(BaseModel):
     name: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
     scopes: Annotated[frozenset[Scope], Field(min_length=1)]
-    requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    burst: int | None = Field(default=None, ge=1)
-    share: float = Field(default=1, gt=0, allow_inf_nan=False)
+    requests_per_minute: float | None = Field(default=None, ge=0.0001, le=1e9, allow_inf_nan=False)
+    burst: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    share: float = Field(default=1, ge=1e-6, le=1e6, allow_inf_nan=False)
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or "admin" in self.scopes

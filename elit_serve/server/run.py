@@ -201,6 +201,8 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise InvalidInput("host", host, f"an address of this machine ({error.strerror})") from None
+    except UnicodeError:  # a part of more than 63 characters, or an empty one
+        raise InvalidInput("host", host, "an address of this machine; no name has such parts") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

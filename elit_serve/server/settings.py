@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 
 
 def _parts(value: object) -> object:
@@ -17,50 +18,89 @@ def _parts(value: object) -> object:
 
 
 def _key(secret: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-+\--~]{8,}", secret.get_secret_value()):
-        raise ValueError("a key is 8 or more printable ASCII characters without spaces and commas")
+    if not re.fullmatch(r"[!-+\--~]{8,512}", secret.get_secret_value()):
+        raise ValueError("a key is 8 to 512 printable ASCII characters without spaces and commas")
     return secret
 
 
 def _origin(text: str) -> str:
-    if text != "*" and not re.fullmatch(r"https?://[^/\s,]+", text):
+    if text != "*" and not (re.fullmatch(r"https?://[^/\s,]+", text) and _has_host(text)):
         raise ValueError("an origin is * or as https://example.org, without a path")
     return text
 
 
 def _endpoint(text: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", text):
+    if not (re.fullmatch(r"https?://[^/\s]+(/\S*)?", text) and _has_host(text)):
         raise ValueError("an endpoint is a URL as http://localhost:4318")
     return text
 
 
+def _host_and_port(text: str) -> str:
+    """IPv6 addresses have more than one colon, and no port here."""
+    is_spelled = re.fullmatch(r"[^\s/@?#,]+", text) is not None
+    if not is_spelled or (text.count(":") == 1 and not _has_host(f"http://{text}")):
+        raise ValueError("a host is HOST or HOST:PORT, without https:// and a path")
+    return text
+
+
+def _has_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535, half of the brackets of an address
+        return False
+
+
+DAY_S = 86_400
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FilePath = Annotated[str, Field(min_length=1)]
+FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 ApiKeys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_key)], ...], BeforeValidator(_parts)]
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
-Hosts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_parts)]
+Endpoint = Annotated[str, Field(max_length=4096), AfterValidator(_endpoint)]
+Origins = Annotated[
+    tuple[Annotated[str, Field(max_length=1024), AfterValidator(_origin)], ...], BeforeValidator(_parts)
+]
+Hosts = Annotated[
+    tuple[Annotated[str, Field(max_length=262), AfterValidator(_host_and_port)], ...], BeforeValidator(_parts)
+]
 
 
 class Settings(BaseModel):
-    """All settings of `elit-serve serve`; the descriptions are its help, and the README's table."""
+    """All settings of `elit-serve serve`; the descriptions are its help, and the README's table.
+
+    Every number has bounds within which a server works: what is beyond them would end it, or mean nothing, later.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    model: str | None = Field(
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values_and_no_nul(cls, value: object) -> object:
+        """Python takes true for the number 1, and no path or address has a NUL."""
+        if isinstance(value, bool):
+            raise ValueError("a number or text, not true or false")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("text without NUL characters")
+        return value
+
+    model: FilePath | None = Field(
         default=None, description="A model directory, or a bundled model by name; by default the bundled garden64."
     )
     random_weights: str | None = Field(
         default=None,
+        max_length=100,
         description="Instead of a model: a preset such as elit-dit-xl/2 with random weights, to measure speed.",
     )
     resolution: int | None = Field(
         default=None, ge=16, le=8192, description="Pixels per side of --random-weights; by default 256."
     )
-    host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on; by default every address.")
+    host: str = Field(
+        default="0.0.0.0", min_length=1, max_length=253, description="Address to listen on; by default every address."
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    device: str | None = Field(default=None, description="cpu, cuda or cuda:N; by default a GPU if there is one.")
+    device: str | None = Field(
+        default=None, max_length=100, description="cpu, cuda or cuda:N; by default a GPU if there is one."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="Number format of the model; by default bfloat16 on a GPU, float32 on a CPU."
     )
@@ -69,42 +109,57 @@ class Settings(BaseModel):
         description="fp8 runs the blocks' large matrix products in float8, on GPUs that have it (compute capability "
         "8.9 or newer); pictures differ slightly, and say fp8 as their dtype.",
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads for torch; by default its own choice.")
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads for torch; by default its own choice."
+    )
     policy: Literal["elastic", "fixed"] = Field(
         default="elastic",
         description="elastic chooses levels anew between steps, and keeps promises; fixed runs every picture at its "
         "highest level and refuses only what is impossible alone, so under load targets are missed.",
     )
     max_batch: int | None = Field(
-        default=None, ge=1, description="Most pictures in a step; by default as many as the device was measured with."
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Most pictures in a step; by default as many as the device was measured with.",
     )
     max_queue: int = Field(
-        default=64, ge=1, description="Pictures that may wait for their first step; more get 503 with Retry-After."
+        default=64,
+        ge=1,
+        le=10_000,  # each has a slot in the device's memory
+        description="Pictures that may wait for their first step; more get 503 with Retry-After.",
     )
     max_images: int = Field(default=16, ge=1, le=1024, description="Largest n of a request.")
-    max_image_steps: int = Field(default=1000, ge=1, description="Most steps of a request, summed over its pictures.")
-    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Larger request bodies get 413.")
+    max_image_steps: int = Field(
+        default=1000, ge=1, le=1_024_000, description="Most steps of a request, summed over its pictures."
+    )
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30, description="Larger request bodies get 413.")
     max_concurrent_requests: int = Field(
         default=1024,
         ge=1,
+        le=1_000_000,
         description="HTTP requests under way at a time, health apart, those still being sent included; where there are "
         "more, the one that has been sending for longest gets 503 with Retry-After, or else the newest.",
     )
     idle_seconds: int = Field(
         default=60,
         ge=1,
+        le=DAY_S,
         description="How long a connection may stand still, without a whole request or with an answer that is not "
         "read, before it is closed.",
     )
     soft_latency_ms: Positive | None = Field(
         default=None,
+        le=1000 * DAY_S,
         description="Target of requests that give none; by default three times what they take alone at full budget.",
     )
     response_ms: NotNegative = Field(
-        default=5, description="What HTTP adds to a picture's time, in milliseconds; counted in every prediction."
+        default=5,
+        le=60_000,
+        description="What HTTP adds to a picture's time, in milliseconds; counted in every prediction.",
     )
     drain_seconds: NotNegative = Field(
-        default=30, description="How long accepted requests may take to finish at SIGTERM."
+        default=30, le=DAY_S, description="How long accepted requests may take to finish at SIGTERM."
     )
     api_key: ApiKeys = Field(
         default=(),
@@ -128,10 +183,17 @@ class Settings(BaseModel):
         description="Where jobs are kept: postgresql://... or sqlite:///FILE; by default SQLite in --results.",
     )
     results_bytes: int = Field(
-        default=1 << 30, ge=0, description="How large the pictures of jobs may be together; the oldest go first."
+        default=1 << 30,
+        ge=0,
+        le=1 << 60,
+        description="How large the pictures of jobs may be together; the oldest go first.",
     )
-    results_seconds: Positive = Field(default=86_400, description="How long the pictures of a job are kept.")
-    max_jobs: int = Field(default=10_000, ge=1, description="Jobs that may wait; more get 503 with Retry-After.")
+    results_seconds: Positive = Field(
+        default=DAY_S, le=3650 * DAY_S, description="How long the pictures of a job are kept."
+    )
+    max_jobs: int = Field(
+        default=10_000, ge=1, le=1_000_000_000, description="Jobs that may wait; more get 503 with Retry-After."
+    )
     webhook_host: Hosts = Field(
         default=(), description="Where webhooks may go, as HOST or HOST:PORT; may be repeated; by default nowhere."
     )
@@ -142,7 +204,10 @@ class Settings(BaseModel):
         default=None, description="A file that gets a line of JSON for every valid request, for simulate and bench."
     )
     arrival_log_bytes: int = Field(
-        default=64 << 20, ge=4096, description="How large that file and its predecessor (.1) may be together."
+        default=64 << 20,
+        ge=4096,
+        le=1 << 60,
+        description="How large that file and its predecessor (.1) may be together.",
     )
     otlp_endpoint: Endpoint | None = Field(
         default=None,

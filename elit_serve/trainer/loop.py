@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from elit_serve import __version__
 from elit_serve.clock import Clock, MonotonicClock
+from elit_serve.command_line import readable
 from elit_serve.engine.autoencoder import Autoencoder, open_autoencoder
 from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.engine.velocity import class_velocity
@@ -390,7 +391,7 @@ def _facts(recipe: Recipe, training: PictureSet, data: Path) -> RunFacts:
     return RunFacts(
         recipe=recipe,
         classes=training.classes,
-        data={"source": data.name, "training_pictures": len(training), "classes": len(training.classes)},
+        data={"source": readable(data.name), "training_pictures": len(training), "classes": len(training.classes)},
         versions={"elit-serve": __version__, "commit": source_commit(), "torch": torch.__version__},
     )
 
@@ -401,7 +402,8 @@ def source_commit() -> str:
     if not (root / ".git").exists():
         return "released"
     try:
-        done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     except OSError:  # no git here
         return "unknown"
     return done.stdout.strip() or "unknown"

@@ -105,7 +105,7 @@ class RunDirectory:
             staging.mkdir(parents=True)
             for name in ("model", "ema", "optimizer"):
                 save_file(dict(getattr(snapshot, name)), staging / f"{name}.safetensors")
-            (staging / "state.json").write_text(snapshot.state.model_dump_json() + "\n")
+            (staging / "state.json").write_text(snapshot.state.model_dump_json() + "\n", encoding="utf-8")
             staging.rename(self._folder(step))
         except (OSError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
@@ -132,7 +132,7 @@ class RunDirectory:
 
     def log(self, record: Mapping[str, object]) -> None:
         try:
-            with (self.path / "log.jsonl").open("a") as file:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dict(record)) + "\n")
         except OSError as error:
             raise RunError(f"{self.path}/log.jsonl cannot be written: {error.strerror}") from None
@@ -142,7 +142,7 @@ class RunDirectory:
         log = self.path / "log.jsonl"
         if not log.exists():
             return
-        whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        whole = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         try:
             _write_whole(log, "".join(line for line in whole if json.loads(line)["step"] <= step))
         except OSError as error:
@@ -159,5 +159,5 @@ class RunDirectory:
 def _write_whole(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
     staging = path.with_name(f".{path.name}")
-    staging.write_text(text)
+    staging.write_text(text, encoding="utf-8")
     staging.replace(path)

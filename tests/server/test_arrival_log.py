@@ -47,7 +47,7 @@ def record(tiny_pipeline: Pipeline) -> Record:
 
 
 def entries(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_line_says_what_was_asked_and_when_but_no_text(record: Record, tmp_path: Path) -> None:

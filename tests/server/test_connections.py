@@ -229,5 +229,5 @@ def test_a_thousand_idle_connections_keep_nobody_from_being_served(start_server:
 def num_held(server: Any) -> int:
     """Connections of which the server has not closed its end, as Linux tells it: established ones from its port."""
     port = f":{server.client.base_url.port:04X}"
-    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:])
     return sum(row[1].endswith(port) and row[3] == "01" for row in rows)

@@ -79,7 +79,11 @@ GOOD = f'sha256 = "{"1" * 64}", scopes = ["generate"]'
         (f'"a b" = {{ {GOOD} }}', "'a b'"),
         (f"a = {{ {GOOD}, rate = 5 }}", "a.rate in"),
         (f"a = {{ {GOOD}, burst = 0 }}", "a.burst in"),
+        (f"a = {{ {GOOD}, burst = {10**20} }}", "a.burst in"),
         (f"a = {{ {GOOD}, share = 0 }}", "a.share in"),
+        (f"a = {{ {GOOD}, share = 1e308 }}", "a.share in"),
+        (f"a = {{ {GOOD}, requests_per_minute = 1e-300 }}", "a.requests_per_minute in"),
+        (f"a = {{ {GOOD}, requests_per_minute = {'9' * 5000} }}", "a TOML file"),
         ('a = { scopes = ["generate"] }', "a.sha256 in"),
         (f'a = {{ sha256 = "{"1" * 64}", scopes = [] }}', "a.scopes in"),
         (f'a = {{ sha256 = "{"1" * 64}", scopes = ["root"] }}', "'metrics' or 'admin'"),
@@ -94,6 +98,12 @@ def test_what_is_wrong_in_the_file_is_named_and_no_secret_shown(content: str, na
         read_keyring(Settings(keys_file=str(file)))
     assert named in str(refusal.value)
     assert "secret" not in str(refusal.value)
+
+
+def test_an_editor_may_have_put_a_mark_in_front(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(f"a = {{ {GOOD} }}", encoding="utf-8-sig")
+    assert [key.name for key in read_keyring(Settings(keys_file=str(file))) or ()] == ["a"]
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from typing import Any
 import httpx
 import pytest
 
+from elit_serve.errors import InvalidInput
+from elit_serve.server import logs
+from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.logs import JsonFormatter, TextFormatter
 from elit_serve.server.settings import Settings
 
@@ -109,6 +112,49 @@ def test_a_request_is_one_line_of_the_log(start_server: Any, logged: Callable[[]
     assert (second["status"], "key" in second) == (401, False)
 
 
+def test_a_refused_request_is_logged_with_its_key(
+    start_server: Any, logged: Callable[[], list[dict[str, Any]]], eventually: Any, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.toml"
+    entry = {"sha256": digest_of(SECRET), "scopes": ["generate"], "requests_per_minute": 1, "burst": 1}
+    keys.write_text(make_key("studio", entry).line(), encoding="utf-8")
+    server = start_server(settings=Settings(response_ms=0, keys_file=str(keys)))
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    answers = [server.client.post("/v1/plan", json=TULIP, headers=headers) for _ in range(2)]
+    answers.append(server.client.get("/metrics", headers=headers))
+    assert [answer.status_code for answer in answers] == [200, 429, 403]
+    eventually(lambda: len(logged()) == 3)
+    assert [(line["status"], line["key"]) for line in logged()] == [(200, "studio"), (429, "studio"), (403, "studio")]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("log_level", ["debug", "info"])
+def test_no_line_of_the_log_has_the_query_of_an_address(
+    start_http: Callable[..., str], log_level: Any, log_format: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """httpx logs every address that it asks at info, and our own errors quote the addresses that they are about."""
+    url = start_http(lambda _path, _body: (200, {}, b""))
+    before = logging.getLogger().handlers, logging.getLogger().level
+    logs.configure(Settings(log_level=log_level, log_format=log_format))
+    try:
+        with httpx.Client() as client:
+            client.get(f"{url}/told?token={SECRET}")
+        logger = logging.getLogger("elit_serve.server.jobs.webhooks")
+        logger.info("no webhook for job 7: %s", InvalidInput("webhook.url", f"{url}/a?token={SECRET}", "a host"))
+        try:
+            raise ValueError(f"{url}/b?token={SECRET}#part")
+        except ValueError:
+            logger.exception("it failed")
+    finally:
+        logging.basicConfig(handlers=before[0], level=before[1], force=True)
+        logging.getLogger("elit_serve").setLevel("NOTSET")
+        logging.captureWarnings(False)
+    written = capsys.readouterr().err
+    assert f"{url}/a?" in written
+    assert f"{url}/b?" in written
+    assert SECRET not in written
+
+
 def test_a_failure_is_one_line_too_and_answered(start_server: Any, logged: Callable[[], list[dict[str, Any]]]) -> None:
     server = start_server()
     del server.app.state.service
@@ -120,7 +166,7 @@ def test_a_failure_is_one_line_too_and_answered(start_server: Any, logged: Calla
     assert failure["error"].endswith("'service'")
 
 
-def test_a_caller_cannot_write_lines_into_the_log(server: Any) -> None:
+def test_a_caller_cannot_write_lines_into_the_log(server: Any, eventually: Any) -> None:
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(TextFormatter())
@@ -129,6 +175,7 @@ def test_a_caller_cannot_write_lines_into_the_log(server: Any) -> None:
     logger.setLevel("INFO")
     try:
         server.client.get("/a%0AERROR%20elit_serve:%20all%20is%20lost%1b[2J", headers={"X-Request-Id": "mine"})
+        eventually(lambda: written.getvalue().endswith("\n"))  # an answer may be there before its line
     finally:
         logger.removeHandler(handler)
         logger.setLevel("NOTSET")
@@ -190,7 +237,7 @@ def test_more_requests_at_a_time_than_allowed_are_refused_and_health_never(
     with ThreadPoolExecutor(2) as callers:
         taken = [callers.submit(server.generate, TULIP) for _ in range(2)]
         eventually(lambda: server.health()["queue_length"] + server.health()["running"] == 2)
-        refused = server.client.get("/v1/models")
+        refused = server.client.get("/version")
         openai = server.client.post("/v1/images/generations", json={"prompt": "tulip"})
         server.executor.may_run.set()
         assert [done.result().status_code for done in taken] == [200, 200]

@@ -21,7 +21,7 @@ Statuses = dict[str, set[int]]  # by operation, as `POST /v1/generate`
 def statuses(report: Path, *phases: str) -> Statuses:
     """What was answered in these phases of a run."""
     found: Statuses = defaultdict(set)
-    for line in report.read_text().splitlines():
+    for line in report.read_text(encoding="utf-8").splitlines():
         scenario = json.loads(line).get("ScenarioFinished")
         if scenario and scenario["phase"] in phases:
             interactions = scenario["recorder"].get("interactions", {}).values()

@@ -32,6 +32,12 @@ def test_flags_win_over_variables_and_these_over_the_file(config: str) -> None:
     assert settings.cors_origin == ("https://a.example", "http://b:8080")
 
 
+def test_an_editor_may_have_put_a_mark_in_front_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text("port = 7\n", encoding="utf-8-sig")
+    assert read_settings({}, config=str(file)).port == 7
+
+
 def test_the_file_of_the_flag_wins_over_that_of_the_variable(config: str) -> None:
     assert read_settings({}, {"ELIT_SERVE_CONFIG": "/nowhere.toml"}, config).port == 1
 

@@ -113,7 +113,7 @@ def write_recipe() -> Callable[[Recipe, Path], Path]:
 
     def write(recipe: Recipe, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_toml(recipe.model_dump(mode="json", exclude_none=True)))
+        path.write_text(as_toml(recipe.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
         return path
 
     return write

@@ -161,7 +161,7 @@ def _add_columns(connection: Connection) -> None:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port of more than 4300 digits
         raise InvalidInput(
             "database", "***", "a URL as postgresql://USER:PASSWORD@HOST/NAME or sqlite:///FILE"
         ) from None

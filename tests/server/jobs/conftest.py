@@ -125,7 +125,7 @@ def postgres_url() -> Iterator[str]:
             port = free.getsockname()[1]
         command = [*as_postgres, binaries / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder]
         with (
-            Path(folder, "log").open("w") as log,
+            Path(folder, "log").open("w", encoding="utf-8") as log,
             subprocess.Popen(command, stderr=log, stdout=log, cwd="/"),
         ):
             try:
