@@ -125,7 +125,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, fault: Fault) -> None:
         """Answers the present request, and reads nothing more of the connection."""
         self._is_refused = True
-        self.logger.warning("A request is refused before it is there whole: %s", fault.detail)
+        self.logger.info("a request is refused before it is there whole: %s", fault.detail)  # as a line for every other
         if self._is_in_head:
             self._begin(_last_answer(fault))
         elif self.pipeline:  # it waits for those before it

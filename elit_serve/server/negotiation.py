@@ -11,6 +11,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.pictures import OUTPUT_FORMATS
 
 JSON = "application/json"
+MAX_MEDIA_TYPES = 100  # a browser names eight; a head has room for thirty thousand
 _MEDIA_TYPES: dict[AnswerFormat, str] = {
     **{name: f"image/{name}" for name in OUTPUT_FORMATS},
     LATENT: "application/x-safetensors",
@@ -52,9 +53,9 @@ def bare_format(
 
 
 def _by_preference(accept: str) -> list[str]:
-    """Media types of an `Accept` header, the preferred first, without those of quality 0."""
+    """Media types of an `Accept` header, the preferred first, without those of quality 0; of many the first ones."""
     ranked = []
-    for position, part in enumerate(accept.split(",")):
+    for position, part in enumerate(accept.split(",", MAX_MEDIA_TYPES)[:MAX_MEDIA_TYPES]):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = next((_quality(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
         if media_type and quality > 0:

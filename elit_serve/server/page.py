@@ -42,7 +42,7 @@ def page_router() -> APIRouter:
     @router.api_route("/static/{name}", methods=["GET", "HEAD"])
     async def file(request: Request, name: str) -> Response:
         if name not in static:
-            raise HTTPException(404, f"there is no {name}")
+            raise HTTPException(404, "there is no such file")
         return _answer(request, static[name])
 
     return router
