@@ -127,6 +127,13 @@ def test_more_arrivals_than_were_recorded_or_a_window_without_length_are_refused
         arrival_times(Recorded(name="burst", times_s=(1.0, 1.0)), count=2, rate_per_s=1, seed=0)
 
 
+def test_a_table_with_a_field_without_end_is_no_trace(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(f"TIMESTAMP,Tokens\n2026-11-29,{'9' * 200_000}\n", encoding="utf-8")
+    with pytest.raises(InvalidInput, match="no CSV"):
+        open_arrivals(str(file))
+
+
 def test_load_1_is_the_saturated_throughput_and_targets_are_multiples_of_the_solo_latency() -> None:
     table = CostTable(steps_ms={(4, 1, 1): 10.0, (4, 1, 8): 40.0, (1, 1, 1): 5.0, (1, 1, 8): 20.0}, overhead_ms=20.0)
     setting = Setting(table=table, num_steps=10, weak_cap=1)

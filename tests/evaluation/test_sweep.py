@@ -28,6 +28,7 @@ from elit_serve.evaluation.sweep import (
     recommended,
     run_sweep,
 )
+from elit_serve.evaluation.sweep_command import guidance_of, pair_of, part_of
 from elit_serve.evaluation.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
 from elit_serve.measurements import Uncertain, read_quality
 from elit_serve.nn import flops_forward
@@ -166,6 +167,13 @@ def test_a_sweep_writes_what_a_model_loads(tiny_model_dir: Path, tmp_path: Path)
     assert default.on_front
     assert loaded.config.sampling.steps == default.steps
     assert json.loads((tmp_path / "out" / "quality.json").read_text())["provenance"] == {"command": "test"}
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "-1", "\u0661", "+1", ""])
+def test_numbers_in_words_of_the_command_line_have_plain_digits_and_not_thousands(text: str) -> None:
+    for read, word in ((pair_of, f"{text}-16"), (part_of, f"{text}/16"), (guidance_of, f"ccfg:4/{text}")):
+        with pytest.raises(InvalidInput):
+            read(word)
 
 
 def test_parts_measure_disjoint_plans_and_write_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:

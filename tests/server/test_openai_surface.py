@@ -125,6 +125,7 @@ def test_numbers_of_5000_digits_are_errors_of_the_caller_wherever_they_stand(ser
     assert status("GET", f"/v1/jobs?limit={digits}") == 422
     assert status("GET", f"/v1/jobs/{32 * '0'}/images/{digits}") == 422
     assert status("GET", f"/v1/models/{digits}") == 404
+    assert status("POST", "/v1/jobs", json={"label": "rose", "webhook": {"url": f"http://a:{digits}/"}}) == 422
     assert status("POST", "/v1/generate", json={"label": digits}) == 422
     json = {"Content-Type": "application/json"}
     for field in ("label", "seed", "n", "steps", "budget"):

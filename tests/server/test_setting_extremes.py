@@ -76,12 +76,11 @@ def refusal_of(setting: str, value: object) -> InvalidInput | None:
     return None
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
-def test_no_setting_takes_a_truth_value_a_table_or_a_huge_number(kind: object) -> None:
-    if isinstance(kind, bool | dict | datetime.date) or (isinstance(kind, int) and abs(kind) >= 2**63):
-        for setting in SCHEMA:
-            with pytest.raises(InvalidInput):
-                read_settings({setting: kind})
+@pytest.mark.parametrize("setting", SCHEMA)
+def test_no_setting_takes_a_truth_value_a_table_a_date_or_a_huge_number(setting: str) -> None:
+    for kind in (True, False, {"a": 1}, datetime.date(2026, 11, 29), 2**63, 16**4000, 1e308):
+        with pytest.raises(InvalidInput):
+            read_settings({setting: kind})
 
 
 def test_numbers_that_no_server_can_work_with_are_refused() -> None:
@@ -101,7 +100,7 @@ def test_numbers_that_no_server_can_work_with_are_refused() -> None:
 def extremes() -> list[tuple[str, float]]:
     """Of each number the least and the greatest that is allowed."""
     least = [(setting, part.get("minimum", 1e-9)) for setting, part in numbers()]
-    return least + [(setting, part["maximum"]) for setting, part in numbers()]
+    return least + [(setting, part["maximum"]) for setting, part in numbers() if "maximum" in part]
 
 
 @pytest.mark.parametrize(("setting", "value"), [pair for pair in extremes() if pair[0] not in BEFORE_THE_APP])

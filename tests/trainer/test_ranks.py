@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from elit_serve.errors import InvalidInput
-from elit_serve.trainer.distributed import World
+from elit_serve.trainer.distributed import World, join_world
 from elit_serve.trainer.loop import check_world
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory
@@ -52,6 +52,13 @@ def test_accumulated_micro_batches_equal_one_big_batch(
     whole = train_here(make_recipe(training={"steps": 12}), "whole")
     parts = train_here(make_recipe(training={"steps": 12, "accumulation": 4}), "parts")
     assert_close(parts, whole, read_losses)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "-1", "two", "\u0662"])
+def test_a_number_of_ranks_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", text)
+    with pytest.raises(InvalidInput, match="WORLD_SIZE"), join_world(torch.device("cpu")):
+        pass
 
 
 def test_a_batch_that_does_not_divide_among_ranks_and_micro_batches_is_refused(
