@@ -52,7 +52,7 @@ def _config(name: str, facts: RunFacts, step: int, dtype: WeightDtype) -> ModelC
     recipe = facts.recipe
     provenance = {
         **recipe.provenance,
-        "data": facts.data,
+        "data": facts.data.model_dump(),
         "steps": step,
         "versions": facts.versions,
         "recipe": recipe.model_dump(mode="json", exclude={"provenance"}),

@@ -35,10 +35,12 @@ from elit_serve.trainer.distributed import World, join_world
 from elit_serve.trainer.draws import augment, draw_level, draw_permutation, draw_step, to_unit
 from elit_serve.trainer.ema import Ema
 from elit_serve.trainer.gradients import AddGradient, GraphedGradient, MicroBatch
+from elit_serve.trainer.identity import content_digest
 from elit_serve.trainer.loss import rectified_flow_loss, validation_times
 from elit_serve.trainer.progress import Reporter, say
 from elit_serve.trainer.recipe import Recipe
-from elit_serve.trainer.run import RunDirectory, RunFacts, Snapshot, TrainState
+from elit_serve.trainer.resume import opened
+from elit_serve.trainer.run import DataFacts, RunDirectory, RunFacts, Snapshot, TrainState
 from elit_serve.trainer.sources import about, fits_memory, open_data
 
 VALIDATION_PICTURES = 512
@@ -153,7 +155,7 @@ class Trainer:
         """images [B / ranks, 3, H, W] uint8, labels [B / ranks]."""
         recipe = self.recipe
         level = draw_level(self.step, recipe.budget, recipe.levels, recipe.training.seed)
-        learning_rate = self.learning_rate(self.step)
+        learning_rate = self.recipe.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=False)  # graphs add to the very memory that they were captured with
@@ -208,14 +210,6 @@ class Trainer:
         enabled = self.recipe.training.precision == "bfloat16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then constant, then linear to zero over the last `decay_steps`."""
-        options, steps = self.recipe.optimizer, self.recipe.training.steps
-        factor = min(1.0, (step + 1) / max(1, options.warmup_steps))
-        if options.decay_steps:
-            factor = min(factor, (steps - step) / options.decay_steps)
-        return options.learning_rate * factor
-
     def _after_step(self, reporter: Reporter | None) -> None:
         every, last = self.recipe.every, self.step == self.recipe.training.steps
         if self.step % every.log == 0 or last:
@@ -234,7 +228,7 @@ class Trainer:
             reporter.training(
                 self.step,
                 loss=float(loss),
-                learning_rate=self.learning_rate(self.step - 1),
+                learning_rate=self.recipe.learning_rate(self.step - 1),
                 grad_norm=float(self.grad_norm),
             )
         self.window_loss = torch.zeros_like(self.window_loss)
@@ -302,6 +296,7 @@ class Trainer:
                 window_loss=float(self.window_loss),
                 window_steps=self.window_steps,
                 damaged=tuple(self.damage.names),
+                in_memory=isinstance(self.data, MemoryData),
             )
             self.run.save(
                 Snapshot(
@@ -327,6 +322,11 @@ class Trainer:
         self.window_loss.fill_(snapshot.state.window_loss)
         self.window_steps = snapshot.state.window_steps
         self.damage.add(snapshot.state.damaged)
+        if self.damage.names and snapshot.state.in_memory != isinstance(self.data, MemoryData):
+            raise RunError(
+                f"{self.run.path}: data.memory_gb: with damaged pictures, those in memory come in another order than "
+                "those that are streamed, so the run must go on as it was"
+            )
 
 
 def _say_nothing(_: str) -> None:
@@ -360,23 +360,25 @@ def train(
         if coder.channels != recipe.backbone.channels:
             raise InvalidInput("backbone.channels", recipe.backbone.channels, f"the autoencoder has {coder.channels}")
         training, held_out = open_data(recipe, coder.factor, data, validation)
-        snapshot = _prepare(run, _facts(recipe, training, data), resume, world)
-        if world.is_main:
-            for line in about(recipe, training, held_out):
-                say(console, line)
-        trainer = Trainer(recipe, training, held_out, world, run, coder)
-        if snapshot is not None:
-            trainer.restore(snapshot)
-        if not world.is_main:
-            trainer.train(None)
-            return
-        options = recipe.training
-        with Reporter(
-            run, console, clock or MonotonicClock(), batch=options.batch, steps=options.steps, first_step=trainer.step
-        ) as reporter:
-            for name in (*trainer.damage.names, *trainer.held_out_damage.names):
-                reporter.say(f"skipped a damaged picture: {name}")
-            trainer.train(reporter)
+        _check_batch(recipe, training)
+        facts = _facts(recipe, training, data) if world.is_main else None
+        with opened(run, facts, resume=resume, world=world) as snapshot:
+            if world.is_main:
+                for line in about(recipe, training, held_out):
+                    say(console, line)
+            trainer = Trainer(recipe, training, held_out, world, run, coder)
+            if snapshot is not None:
+                trainer.restore(snapshot)
+            if not world.is_main:
+                trainer.train(None)
+                return
+            options, first_step = recipe.training, trainer.step
+            with Reporter(
+                run, console, clock or MonotonicClock(), batch=options.batch, steps=options.steps, first_step=first_step
+            ) as reporter:
+                for name in (*trainer.damage.names, *trainer.held_out_damage.names):
+                    reporter.say(f"skipped a damaged picture: {name}")
+                trainer.train(reporter)
 
 
 def check_world(recipe: Recipe, world: World) -> None:
@@ -387,11 +389,22 @@ def check_world(recipe: Recipe, world: World) -> None:
         )
 
 
+def _check_batch(recipe: Recipe, training: PictureSet) -> None:
+    if recipe.training.batch > len(training):
+        allowed = f"at most {len(training)}, the photographs that are trained on"
+        raise InvalidInput("training.batch", recipe.training.batch, allowed)
+
+
 def _facts(recipe: Recipe, training: PictureSet, data: Path) -> RunFacts:
     return RunFacts(
         recipe=recipe,
         classes=training.classes,
-        data={"source": readable(data.name), "training_pictures": len(training), "classes": len(training.classes)},
+        data=DataFacts(
+            source=readable(data.name),
+            sha256=content_digest(training.photographs),
+            training_pictures=len(training),
+            classes=len(training.classes),
+        ),
         versions={"elit-serve": __version__, "commit": source_commit(), "torch": torch.__version__},
     )
 
@@ -407,25 +420,6 @@ def source_commit() -> str:
     except OSError:  # no git here
         return "unknown"
     return done.stdout.strip() or "unknown"
-
-
-def _prepare(run: RunDirectory, facts: RunFacts, resume: bool, world: World) -> Snapshot | None:
-    """Starts the run directory, or checks that it holds this very run and reads where it stands."""
-    facts = RunFacts.model_validate_json(facts.model_dump_json())  # as run.json gives it back
-    if not resume:
-        if world.is_main:
-            run.create(facts)
-        world.barrier()
-        return None
-    before = run.facts()
-    for part in ("recipe", "classes", "data"):
-        if getattr(before, part) != getattr(facts, part):
-            raise RunError(f"{run.path} was started with another {part}; --resume continues the same run only")
-    snapshot = run.load() if run.steps() else None
-    if world.is_main:
-        run.forget_after(snapshot.state.step if snapshot else 0)
-    world.barrier()
-    return snapshot
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

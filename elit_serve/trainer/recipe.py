@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,6 +13,8 @@ from elit_serve.errors import InvalidInput, RecipeError
 from elit_serve.files import parse_toml, read_toml
 from elit_serve.nn import BackboneSpec
 from elit_serve.validation import problems_in
+
+MAX_STEPS = 10**9
 
 
 class Section(BaseModel):
@@ -46,10 +48,10 @@ class Data(Section):
     """
 
     flip: bool = True
-    shift: int = Field(default=0, ge=0)
+    shift: int = Field(default=0, ge=0, le=4096)
     holdout: float = Field(default=0.02, gt=0, lt=1)
     max_corrupt: float = Field(default=0.01, ge=0, le=1)
-    memory_gb: float = Field(default=8.0, ge=0)
+    memory_gb: float = Field(default=8.0, ge=0, le=1e6)
     workers: int = Field(default=8, ge=0, le=256)
 
 
@@ -66,15 +68,18 @@ class Budget(Section):
     max_level: int | None = Field(default=None, ge=1)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]  # of a moving average: at 1 it would never move
+
+
 class Optimizer(Section):
     """AdamW; `decay_steps` of the last steps lower the learning rate linearly to zero."""
 
-    learning_rate: float = Field(default=1e-4, gt=0)
-    warmup_steps: int = Field(default=10_000, ge=0)
-    decay_steps: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-4, ge=1e-12, le=10)
+    warmup_steps: int = Field(default=10_000, ge=0, le=MAX_STEPS)
+    decay_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    clip: float = Field(default=1.0, ge=1e-9, le=1e9)
     ema: float = Field(default=0.9999, ge=0, lt=1)
 
 
@@ -85,26 +90,26 @@ class Training(Section):
     as CUDA graphs.
     """
 
-    steps: int = Field(ge=1)
-    batch: int = Field(ge=1)
-    accumulation: int = Field(default=1, ge=1)
+    steps: int = Field(ge=1, le=MAX_STEPS)
+    batch: int = Field(ge=1, le=1_000_000)
+    accumulation: int = Field(default=1, ge=1, le=1_000_000)
     class_dropout: float = Field(default=0.1, ge=0, le=1)
-    time_mean: float = 0.0
-    time_std: float = Field(default=1.0, gt=0)
+    time_mean: float = Field(default=0.0, ge=-10, le=10)
+    time_std: float = Field(default=1.0, ge=1e-3, le=10)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool | None = None
     graphs: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class Every(Section):
     """How often, in steps, things happen. `keep` checkpoints stay on disk."""
 
-    log: int = Field(default=100, ge=1)
-    validation: int = Field(default=5_000, ge=1)
-    samples: int = Field(default=5_000, ge=1)
-    checkpoint: int = Field(default=5_000, ge=1)
-    keep: int = Field(default=2, ge=1)
+    log: int = Field(default=100, ge=1, le=MAX_STEPS)
+    validation: int = Field(default=5_000, ge=1, le=MAX_STEPS)
+    samples: int = Field(default=5_000, ge=1, le=MAX_STEPS)
+    checkpoint: int = Field(default=5_000, ge=1, le=MAX_STEPS)
+    keep: int = Field(default=2, ge=1, le=MAX_STEPS)
 
 
 class Recipe(Section):
@@ -159,6 +164,14 @@ class Recipe(Section):
         """The levels that this recipe trains."""
         largest = self.budget.max_level or self.backbone.spec(num_classes=1).latents_per_group
         return (largest,) if self.budget.drawing == "fixed" else tuple(range(self.budget.min_level, largest + 1))
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step counted from 0: linear warm-up, then constant, then linear to zero over the last `decay_steps`."""
+        options, steps = self.optimizer, self.training.steps
+        factor = min(1.0, (step + 1) / max(1, options.warmup_steps))
+        if options.decay_steps:
+            factor = min(factor, (steps - step) / options.decay_steps)
+        return options.learning_rate * factor
 
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:

@@ -2,50 +2,92 @@
 
 run.json                       recipe, classes, data, versions
 log.jsonl                      one line per log interval and per validation
+lock                           held by the process that trains, see `run_lock`
 tensorboard/  samples/
 checkpoints/step-00005000/     model.safetensors ema.safetensors optimizer.safetensors state.json
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from elit_serve.digits import whole_number
 from elit_serve.errors import RunError
-from elit_serve.files import MAX_JSON_BYTES, read_file
-from elit_serve.trainer.recipe import Recipe
+from elit_serve.files import MAX_JSON_BYTES, open_file, read_file
+from elit_serve.trainer.recipe import MAX_STEPS, Recipe
+from elit_serve.validation import problems_in
+
+logger = logging.getLogger(__name__)
+
+TENSORS = ("model", "ema", "optimizer")  # a file of each in a checkpoint
+MAX_LOG_BYTES = 4 << 30
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class RunFacts(BaseModel):
-    """`run.json`."""
+class _Written(BaseModel):
+    """What a run writes and reads again: unknown fields are errors, and so are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataFacts(_Written):
+    """The photographs that are trained on. source: a name for people. sha256: of their content, see `identity`."""
+
+    source: str
+    sha256: Sha256
+    training_pictures: int = Field(ge=1)
+    classes: int = Field(ge=1)
+
+
+class RunFacts(_Written):
+    """`run.json`. The recipe and the data's source are those with which the run last went on."""
 
     recipe: Recipe
-    classes: tuple[str, ...]
-    data: dict[str, Any]
+    classes: tuple[str, ...] = Field(min_length=1)
+    data: DataFacts
     versions: dict[str, str]
 
 
-class TrainState(BaseModel):
-    """`state.json`: where a run stands. `step` counts finished steps; the loss window is not logged yet."""
+class TrainState(_Written):
+    """Where a run stands. `step` counts finished steps; the loss window is not logged yet.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    damaged: pictures met so far. in_memory: whether these were left out at the start, or replaced when they came.
+    """
 
-    step: int
+    step: int = Field(ge=0, le=MAX_STEPS)
     window_loss: float
-    window_steps: int
+    window_steps: int = Field(ge=0, le=MAX_STEPS)
     damaged: tuple[str, ...] = ()
+    in_memory: bool = True
+
+
+class _SavedState(TrainState):
+    """`state.json`. files: the SHA-256 of each file of tensors beside it."""
+
+    files: dict[str, Sha256]
+
+    @model_validator(mode="after")
+    def _names_every_file(self) -> _SavedState:
+        if set(self.files) != set(TENSORS):
+            raise ValueError(f"files must name {', '.join(TENSORS)}")
+        return self
+
+
+class _LogLine(BaseModel):
+    """What every line of `log.jsonl` has."""
+
+    step: int = Field(ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +113,13 @@ class RunDirectory:
             raise RunError(f"{self.path} already holds a run; continue it with --resume, or choose another folder")
         try:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}") from None
+        self.go_on_with(facts)
+
+    def go_on_with(self, facts: RunFacts) -> None:
+        """Writes what the run is from now on."""
+        try:
             _write_whole(self.path / "run.json", facts.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}") from None
@@ -81,12 +130,13 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"{self.path} holds no run: run.json: {error.strerror}") from None
         except ValidationError as error:
-            raise RunError(f"{self.path}/run.json is damaged: {error.error_count()} problems") from None
+            raise RunError(f"{self.path}/run.json is damaged: {'; '.join(problems_in(error))}") from None
 
     def steps(self) -> list[int]:
-        """Steps with a whole checkpoint, rising."""
-        names = (folder.name.removeprefix("step-") for folder in self._checkpoints.glob("step-*"))
-        return sorted(step for name in names if (step := whole_number(name)) is not None)
+        """Steps with a checkpoint, rising; what else lies among them is none."""
+        names = {folder.name for folder in self._checkpoints.glob("step-*") if folder.is_dir()}
+        steps = (int(name[5:]) for name in names if name[5:].isdecimal())
+        return sorted(step for step in steps if self._folder(step).name in names)
 
     def save(self, snapshot: Snapshot, keep: int) -> None:
         """Writes a checkpoint and then removes the oldest beyond `keep`.
@@ -103,9 +153,11 @@ class RunDirectory:
         staging = self._hidden(step)
         try:
             staging.mkdir(parents=True)
-            for name in ("model", "ema", "optimizer"):
+            for name in TENSORS:
                 save_file(dict(getattr(snapshot, name)), staging / f"{name}.safetensors")
-            (staging / "state.json").write_text(snapshot.state.model_dump_json() + "\n", encoding="utf-8")
+            files = {name: _sha256(staging / f"{name}.safetensors") for name in TENSORS}
+            state = _SavedState(**snapshot.state.model_dump(), files=files)
+            (staging / "state.json").write_text(state.model_dump_json() + "\n", encoding="utf-8")
             staging.rename(self._folder(step))
         except (OSError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
@@ -116,19 +168,36 @@ class RunDirectory:
             shutil.rmtree(self._hidden(old), ignore_errors=True)
 
     def load(self, step: int | None = None) -> Snapshot:
-        """The checkpoint of a step, or the newest."""
+        """The checkpoint of a step, or the newest that is whole; a damaged one is passed over with a warning."""
         steps = self.steps()
         if not steps:
             raise RunError(f"{self.path} holds no checkpoint")
         if step is not None and step not in steps:
             raise RunError(f"{self.path} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-        folder = self._folder(steps[-1] if step is None else step)
+        if step is not None:
+            return self._read(step)
+        for newest in reversed(steps):
+            try:
+                return self._read(newest)
+            except RunError as damage:
+                logger.warning("skipped the checkpoint of step %d: %s", newest, damage)
+        raise RunError(f"{self.path} holds no whole checkpoint: those of {', '.join(map(str, steps))} are damaged")
+
+    def _read(self, step: int) -> Snapshot:
+        folder = self._folder(step)
         try:
-            state = TrainState.model_validate_json((folder / "state.json").read_bytes())
-            tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
-        except (OSError, SafetensorError, ValidationError) as error:
+            saved = _SavedState.model_validate_json(read_file(folder / "state.json", MAX_JSON_BYTES))
+            if saved.step != step:
+                raise RunError(f"{folder} is damaged: state.json is of step {saved.step}")
+            tensors = {name: _read_tensors(folder / f"{name}.safetensors", saved.files[name]) for name in TENSORS}
+        except ValidationError as error:
+            raise RunError(f"{folder} is damaged: state.json: {'; '.join(problems_in(error))}") from None
+        except OSError as error:
+            name = Path(str(error.filename)).name
+            raise RunError(f"{folder} is damaged: {name}: {error.strerror}") from None
+        except (SafetensorError, ValueError) as error:
             raise RunError(f"{folder} is damaged: {error}") from None
-        return Snapshot(**tensors, state=state)
+        return Snapshot(**tensors, state=TrainState(**saved.model_dump(exclude={"files"})))
 
     def log(self, record: Mapping[str, object]) -> None:
         try:
@@ -138,15 +207,29 @@ class RunDirectory:
             raise RunError(f"{self.path}/log.jsonl cannot be written: {error.strerror}") from None
 
     def forget_after(self, step: int) -> None:
-        """Drops log lines later than `step`, so that a resumed run writes them once."""
+        """Drops what is later than `step`, so that a resumed run writes it once: log lines, and checkpoints, which
+        `load` found damaged."""
         log = self.path / "log.jsonl"
-        if not log.exists():
-            return
-        whole = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         try:
-            _write_whole(log, "".join(line for line in whole if json.loads(line)["step"] <= step))
+            if log.exists():
+                _write_whole(log, "".join(self._lines_until(step, log)))
+            for later in (saved for saved in self.steps() if saved > step):
+                shutil.rmtree(self._hidden(later), ignore_errors=True)
+                self._folder(later).rename(self._hidden(later))  # it goes with the next save
         except OSError as error:
-            raise RunError(f"{log} cannot be written: {error.strerror}") from None
+            raise RunError(f"{error.filename or log} cannot be read or written: {error.strerror}") from None
+
+    def _lines_until(self, step: int, log: Path) -> Iterator[str]:
+        """The log's lines up to a step. One that was cut off, which can only be the last, is dropped."""
+        with open_file(log, MAX_LOG_BYTES) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    if _LogLine.model_validate_json(line).step <= step:
+                        yield line.decode()
+                except ValueError:  # pydantic's, or of bytes that are no UTF-8
+                    raise RunError(f"{log} is damaged: line {number} is no record of a step") from None
 
     def _folder(self, step: int) -> Path:
         return self._checkpoints / f"step-{step:08d}"
@@ -161,3 +244,15 @@ def _write_whole(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}")
     staging.write_text(text, encoding="utf-8")
     staging.replace(path)
+
+
+def _sha256(file: Path) -> str:
+    with open_file(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_tensors(file: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of a file; raises `ValueError` if it is not as it was written."""
+    if _sha256(file) != digest:
+        raise ValueError(f"{file.name} is cut off or altered")
+    return load_file(file)

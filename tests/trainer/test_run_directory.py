@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import math
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -93,13 +96,102 @@ def test_saving_a_step_again_leaves_it_alone(run: RunDirectory) -> None:
     assert file.stat().st_ino == before.st_ino
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_truncated_file_is_one_clear_error(name: str, run: RunDirectory) -> None:
-    file = run.path / "checkpoints" / "step-00000002" / name
+def cut_off(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(RunError, match="step-00000002 is damaged"):
+
+
+def altered(file: Path) -> None:
+    """One bit of the last byte: of a tensor, or a line break in JSON."""
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+def missing(file: Path) -> None:
+    file.unlink()
+
+
+def a_fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("damage", [cut_off, altered, missing, a_fifo], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
+def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_named(
+    name: str, damage: Callable[[Path], None], run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(run.path / "checkpoints" / "step-00000002" / name)
+    assert run.load().state.step == 1
+    (warning,) = caplog.messages
+    assert warning.startswith("skipped the checkpoint of step 2: ")
+    assert "step-00000002 is damaged: " in warning
+    assert name in warning
+    with pytest.raises(RunError, match="step-00000002 is damaged: "):  # who asks for it gets no other
+        run.load(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 1},
+        {"step": -1},
+        {"step": 10**30},
+        {"step": "two"},
+        {"step": 2.5},
+        {"window_loss": math.nan},
+        {"window_loss": math.inf},
+        {"window_loss": None},
+        {"window_steps": -1},
+        {"damaged": 7},
+        {"files": {}},
+        {"files": {"model": "0" * 64, "ema": "0" * 64, "optimizer": "0" * 64}},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_a_state_that_was_tampered_with_makes_its_checkpoint_a_damaged_one(
+    change: dict[str, object], run: RunDirectory
+) -> None:
+    file = run.path / "checkpoints" / "step-00000002" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(RunError, match="step-00000002 is damaged: ") as caught:
+        run.load(2)
+    assert "\n" not in str(caught.value)
+    assert run.load().state.step == 1
+
+
+def test_a_run_with_damaged_checkpoints_only_is_one_clear_error(run: RunDirectory) -> None:
+    for step in (1, 2):
+        cut_off(run.path / "checkpoints" / f"step-{step:08d}" / "ema.safetensors")
+    with pytest.raises(RunError, match=r"run holds no whole checkpoint: those of 1, 2 are damaged"):
         run.load()
-    assert run.load(1).state.step == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "[]", "null", "{}", '{"step": "x"}', '{"step": -3}', '{"step": 1e400}', "[" * 50_000, '{"step": 2', "\x00"],
+    ids=lambda line: line[:12] or "empty",
+)
+def test_a_log_that_was_tampered_with_is_one_line_and_stays_as_it_is(line: str, run: RunDirectory) -> None:
+    log = run.path / "log.jsonl"
+    log.write_text(f'{{"step": 1, "loss": 0.5}}\n{line}\n{{"step": 2, "loss": 0.5}}\n')
+    before = log.read_bytes()
+    with pytest.raises(RunError, match=r"log\.jsonl is damaged: line 2 is no record of a step") as caught:
+        run.forget_after(1)
+    assert "\n" not in str(caught.value)
+    assert log.read_bytes() == before
+
+
+def test_a_log_in_another_encoding_or_that_is_no_file_is_one_line(run: RunDirectory) -> None:
+    log = run.path / "log.jsonl"
+    log.write_bytes(b'{"step": 1, "note": "\xff"}\n')
+    with pytest.raises(RunError, match=r"log\.jsonl is damaged: line 1"):
+        run.forget_after(1)
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(RunError, match=r"log\.jsonl cannot be read or written: it is no regular file"):
+        run.forget_after(1)
 
 
 def test_a_missing_step_names_those_that_are_there(run: RunDirectory, tmp_path: Path) -> None:
@@ -136,18 +228,18 @@ def test_a_log_a_curve_or_a_grid_that_cannot_be_written_is_one_clear_error(
 def test_a_checkpoint_of_another_model_cannot_be_resumed(
     make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory]
 ) -> None:
-    recipe = make_recipe(training={"steps": 2}, every={"checkpoint": 1})
+    recipe = make_recipe(training={"steps": 3}, every={"checkpoint": 2})
     run = train_here(recipe)
-    newest = run.path / "checkpoints" / "step-00000002"
-    shutil.copy(newest / "optimizer.safetensors", newest / "model.safetensors")
-    with pytest.raises(RunError, match="the checkpoint of step 2: Error"):
+    shutil.rmtree(run.path / "checkpoints" / "step-00000003")
+    run.save(snapshot(3), keep=1)
+    with pytest.raises(RunError, match="the checkpoint of step 3: Error"):
         train_here(recipe, resume=True)
 
 
 def test_nothing_in_a_run_is_pickled_and_few_checkpoints_remain(finished_run: RunDirectory) -> None:
     files = [path for path in finished_run.path.rglob("*") if path.is_file()]
-    kinds = {path.suffix for path in files if not path.name.startswith("events.out.tfevents.")}
-    assert kinds == {".json", ".jsonl", ".safetensors", ".png"}
+    kinds = {path.suffix or path.name for path in files if not path.name.startswith("events.out.tfevents.")}
+    assert kinds == {".json", ".jsonl", ".safetensors", ".png", "lock"}
     starts = {path: path.read_bytes()[:2] for path in files}
     assert not [path for path, start in starts.items() if start in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK")]
     assert finished_run.steps() == [50, 60]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_recipe_is_trained_and_exported(
     held_out = make_photographs(tmp_path / "held-out", per_class=2)
     command("train", recipe_file, "--data", photographs, "--val", held_out, "--out", run, "--device", "cpu")
     assert "step 2/2  loss " in capsys.readouterr().out
-    assert RunDirectory(run).facts().data["training_pictures"] == 24
+    assert RunDirectory(run).facts().data.training_pictures == 24
 
     command("export", run, model, "--dtype", "float16", "--step", 2)
     assert capsys.readouterr().out == f"{model}: model.safetensors\n"
@@ -121,11 +122,19 @@ def test_an_unwritable_folder_is_one_line(
     assert line.endswith("cannot be written: Not a directory")
 
 
-def test_a_damaged_checkpoint_is_one_line(refusal: Refusal, finished_run: RunDirectory, tmp_path: Path) -> None:
+def test_export_passes_over_a_damaged_checkpoint_and_says_so(
+    refusal: Refusal, finished_run: RunDirectory, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
     file = run / "checkpoints" / "step-00000060" / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    assert "step-00000060 is damaged: " in refusal("export", run, tmp_path / "model")
+    command = [sys.executable, "-m", "elit_serve.cli", "export", run, tmp_path / "model"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("skipped the checkpoint of step 60: ")
+    assert line.endswith("step-00000060 is damaged: ema.safetensors is cut off or altered")
+    assert read_config(tmp_path / "model").provenance["steps"] == 50
+    assert "step-00000060 is damaged: " in refusal("export", run, tmp_path / "other", "--step", 60)
 
 
 @pytest.mark.parametrize(
