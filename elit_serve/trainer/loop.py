@@ -45,6 +45,7 @@ from elit_serve.trainer.sources import about, fits_memory, open_data
 
 VALIDATION_PICTURES = 512
 SHEET_CLASSES = 8
+MAX_REPEATS = 16  # of a photograph in a batch: a few pictures may be learned by heart, but no typing error be started
 
 
 class Trainer:
@@ -390,8 +391,9 @@ def check_world(recipe: Recipe, world: World) -> None:
 
 
 def _check_batch(recipe: Recipe, training: PictureSet) -> None:
-    if recipe.training.batch > len(training):
-        allowed = f"at most {len(training)}, the photographs that are trained on"
+    largest = MAX_REPEATS * len(training)
+    if recipe.training.batch > largest:
+        allowed = f"at most {largest}, {MAX_REPEATS} times the {len(training)} photographs that are trained on"
         raise InvalidInput("training.batch", recipe.training.batch, allowed)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from elit_serve.bounds import MAX_LEVEL
 from elit_serve.engine.config import AutoencoderConfig, BackboneConfig, BackboneShape, SamplingConfig
 from elit_serve.errors import InvalidInput, RecipeError
 from elit_serve.files import parse_toml, read_toml
@@ -64,8 +65,8 @@ class Budget(Section):
     """
 
     drawing: Literal["uniform", "fixed", "random-drop"] = "uniform"
-    min_level: int = Field(default=1, ge=1)
-    max_level: int | None = Field(default=None, ge=1)
+    min_level: int = Field(default=1, ge=1, le=MAX_LEVEL)
+    max_level: int | None = Field(default=None, ge=1, le=MAX_LEVEL)
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # of a moving average: at 1 it would never move
@@ -128,7 +129,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Recipe:
-        problems = [*self._budget_problems(), *self._guidance_problems()]
+        problems = self._budget_problems() or self._guidance_problems()
         if self.training.batch % self.training.accumulation:
             problems.append("training.batch must be a multiple of training.accumulation")
         if self.autoencoder.kind == "pixels" and self.backbone.channels != 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from elit_serve.errors import InvalidInput, RecipeError
 from elit_serve.nn.flops import flops_forward, flops_iteration, flops_multi_budget
 from elit_serve.nn.registry import count_parameters, preset
 from elit_serve.trainer.recipe import Recipe, read_recipe
+from elit_serve.trainer.run import RunDirectory
 
 RECIPES = Path(__file__).parents[2] / "models" / "recipes"
 
@@ -112,6 +114,59 @@ def test_parts_that_do_not_fit_together_are_refused(
     with pytest.raises(ValidationError) as caught:
         make_recipe(**sections)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "values"),
+    [
+        ("data", "shift", [-1, 5000, 10**30]),
+        ("data", "holdout", [0, 1, -0.5]),
+        ("data", "max_corrupt", [-0.1, 1.1]),
+        ("data", "memory_gb", [-1, 1e300]),
+        ("data", "workers", [-1, 10**6]),
+        ("budget", "min_level", [0, 10**30]),
+        ("budget", "max_level", [0, 10**30]),
+        ("optimizer", "learning_rate", [0, -1e-3, 1e-320, 1e300]),
+        ("optimizer", "warmup_steps", [-1, 10**30]),
+        ("optimizer", "decay_steps", [-1, 10**30]),
+        ("optimizer", "weight_decay", [-1, 1e300]),
+        ("optimizer", "betas", [[1.0, 0.9], [0.9, 1.0], [-0.1, 0.9], [0.9], [0.9, 0.9, 0.9]]),
+        ("optimizer", "clip", [0, -1, 1e-320, 1e300]),
+        ("optimizer", "ema", [-0.1, 1, 2]),
+        ("training", "steps", [0, -1, 10**30]),
+        ("training", "batch", [0, -1, 10**30]),
+        ("training", "accumulation", [0, 3, 10**30]),
+        ("training", "class_dropout", [-0.1, 1.1]),
+        ("training", "time_mean", [-1e300, 1e300]),
+        ("training", "time_std", [0, -1, 1e-320, 1e300]),
+        ("training", "seed", [-1, 2**63, 10**30]),
+        ("every", "log", [0, -1, 10**30]),
+        ("every", "keep", [0, -1, 10**30]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_number_that_no_run_can_have_is_refused_by_its_key(
+    section: str,
+    key: str,
+    values: list[object],
+    make_recipe: Callable[..., Recipe],
+    write_recipe: Callable[[Recipe, Path], Path],
+    tmp_path: Path,
+) -> None:
+    good = write_recipe(make_recipe(), tmp_path / "good.toml")
+    not_finite = [] if isinstance(values[0], list) else ["inf", "-inf", "nan"]
+    for value in [*map(json.dumps, values), *not_finite]:
+        with pytest.raises(RecipeError) as caught:
+            read_recipe(good, [f"{section}.{key} = {value}"])
+        assert f"{section}.{key}" in str(caught.value), value
+        assert "\n" not in str(caught.value)
+
+
+def test_a_batch_far_beyond_the_data_is_refused(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory]
+) -> None:
+    with pytest.raises(InvalidInput, match=r"training\.batch: 8000 is not allowed; at most 288, 16 times the 18 photo"):
+        train_here(make_recipe(training={"batch": 8000}))
 
 
 def test_several_misfits_are_told_together(make_recipe: Callable[..., Recipe]) -> None:

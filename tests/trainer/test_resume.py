@@ -183,9 +183,7 @@ def test_what_no_weight_depends_on_may_be_changed(
     with tarfile.open(tmp_path / "moved.tar", "w") as tar:
         tar.add(folder, "moved")
     stopped = train_here(short, "stopped")
-    shutil.rmtree(
-        stopped.path / "checkpoints" / "step-00000006"
-    )  # before it the learning rate fell, as it now does not
+    shutil.rmtree(stopped.path / "checkpoints" / "step-00000006")  # the learning rate fell before it
     assert stopped.steps() == [4]
 
     changed = make_recipe(

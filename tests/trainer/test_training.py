@@ -163,7 +163,9 @@ def test_bfloat16_stays_close_to_float32(
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
     make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], tmp_path: Path
 ) -> None:
-    recipe = make_recipe(optimizer={"learning_rate": 1e30, "warmup_steps": 0}, every={"log": 1000, "checkpoint": 10})
+    recipe = make_recipe(optimizer={"warmup_steps": 0}, every={"log": 1000, "checkpoint": 10})
+    far_too_fast = recipe.optimizer.model_copy(update={"learning_rate": 1e30})  # no file may say so
+    recipe = recipe.model_copy(update={"optimizer": far_too_fast})
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step 10; lower the learning rate"):
         train_here(recipe)
     assert RunDirectory(tmp_path / "run").steps() == []
