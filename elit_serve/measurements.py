@@ -11,7 +11,6 @@ from functools import cached_property
 from itertools import chain, pairwise, repeat
 from math import log
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files import read_file
 from elit_serve.scheduler.cost import CostTable
-from elit_serve.scheduler.quality import MeasuredPlan, QualityTable, between
+from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 from elit_serve.validation import problems_in
 
 MAX_FILE_BYTES = 1 << 20
@@ -231,9 +230,7 @@ class Quality(Measured):
     @cached_property
     def table(self) -> QualityTable:
         """What the scheduler reads."""
-        full_level = max([*self.levels, *(max(plan.step_levels) for plan in self.plans)])
-        plans = tuple(_measured(plan, self._curve_of(self._alike(plan)), full_level) for plan in self.served)
-        return QualityTable(levels=self.levels, plans=plans)
+        return QualityTable(levels=self.levels, plans=tuple(self._measured(plan) for plan in self.served))
 
     def plan(self, name: str) -> PlanQuality:
         return next(plan for plan in self.plans if plan.name == name)
@@ -242,30 +239,34 @@ class Quality(Measured):
         """The quality of a picture whose steps ran at these levels; None if nothing was measured with its steps and
         guidance.
 
-        A schedule that was measured has its own. Any other counts each step for what a picture with all steps at that
-        level is worth. At the mean level it would be read off too high, because quality is concave in the level.
+        As `QualityTable.of_plan` has it.
         """
         alike = [plan for plan in self.plans if plan.is_sampled_like(guidance, len(levels), time_shift)]
         if not alike:
             return None
-        own = [plan.quality.value for plan in alike if plan.step_levels == tuple(levels)]
-        return own[0] if own else fmean(self._worth(alike, level) for level in levels)
+        measured = next((plan for plan in alike if plan.step_levels == tuple(levels)), alike[0])
+        return self.table.of_plan(self._measured(measured), levels)
 
     def _alike(self, plan: PlanQuality) -> list[PlanQuality]:
         return [other for other in self.plans if other.is_sampled_like(plan.guidance, plan.steps, plan.time_shift)]
 
-    def _worth(self, alike: Sequence[PlanQuality], level: int) -> float:
-        """Of all steps at this level. Where only one plan is measured it gains or loses the default's share."""
-        curve = self._curve_of(alike)
-        if curve is not None:
-            return between(curve, level)
-        nearest = min(alike, key=lambda plan: abs(plan.mean_level - level))
-        return self.table.moved(nearest.quality.value, nearest.mean_level, level)
+    def _measured(self, plan: PlanQuality) -> MeasuredPlan:
+        """As the scheduler has it."""
+        full_level = max([*self.levels, *(max(plan.step_levels) for plan in self.plans)])
+        return MeasuredPlan(
+            name=plan.name,
+            weak_caps=weak_caps(plan.guidance, plan.steps, plan.time_shift, full_level),
+            ceilings=plan.step_levels,
+            quality=plan.quality.value,
+            levels=self._curve_of(self._alike(plan)),
+            min_level=plan.guidance.weak_level + 1 if plan.guidance.method == "ag" else 1,
+        )
 
-    def _curve_of(self, alike: Sequence[PlanQuality]) -> dict[int, float] | None:
-        """Level -> quality of these plans of one level, if there are several."""
-        curve = {plan.step_levels[0]: plan.quality.value for plan in alike if len(set(plan.step_levels)) == 1}
-        return curve if len(curve) > 1 else None
+    def _curve_of(self, alike: Sequence[PlanQuality]) -> dict[float, float]:
+        """Level -> quality of these plans, those of one level if there are such; mean level -> the best otherwise."""
+        of_one_level = [plan for plan in alike if len(set(plan.step_levels)) == 1]
+        by_quality = sorted(of_one_level or alike, key=lambda plan: plan.quality.value)
+        return {plan.mean_level: plan.quality.value for plan in by_quality}
 
 
 class GuidanceLike(Protocol):
@@ -301,18 +302,6 @@ def _kind(guidance: GuidanceLike) -> tuple[object, ...]:
         return ("none",)
     weak_level = None if guidance.method == "cfg" else guidance.weak_level
     return guidance.method, guidance.scale, weak_level, tuple(guidance.interval)
-
-
-def _measured(plan: PlanQuality, curve: dict[int, float] | None, full_level: int) -> MeasuredPlan:
-    is_of_one_level = len(set(plan.step_levels)) == 1
-    return MeasuredPlan(
-        name=plan.name,
-        weak_caps=weak_caps(plan.guidance, plan.steps, plan.time_shift, full_level),
-        ceilings=plan.step_levels,
-        quality=plan.quality.value,
-        levels=curve if is_of_one_level else None,
-        min_level=plan.guidance.weak_level + 1 if plan.guidance.method == "ag" else 1,
-    )
 
 
 def _spread(front: tuple[PlanQuality, ...], count: int) -> tuple[PlanQuality, ...]:

@@ -16,6 +16,7 @@ from elit_serve.engine.served import served_steps
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.measurements import MAX_SERVED_PLANS, Quality, read_quality
 from elit_serve.sampling import Guidance
+from elit_serve.scheduler import CostTable, PlanMenu
 
 Make = Callable[..., dict[str, Any]]
 
@@ -117,9 +118,23 @@ def test_a_schedule_has_its_own_quality_and_any_other_the_mean_of_its_steps(make
 def test_a_served_plan_is_worth_at_other_levels_what_was_measured_there(make_quality: Make) -> None:
     plans = {plan.name: plan for plan in parsed(make_quality()).table.plans}
     table = parsed(make_quality()).table
-    assert table.of_plan(plans["two low steps"], 4) == pytest.approx(0.45)
-    assert table.of_plan(plans["two low steps"], 2.5) == pytest.approx(0.375)
-    assert table.of_plan(plans["long"], 2) == pytest.approx(0.9 * 0.7 / 0.8)  # nothing else has eight steps
+    assert table.of_plan(plans["two low steps"], (4, 4)) == pytest.approx(0.45)
+    assert table.of_plan(plans["two low steps"], (1, 4)) == pytest.approx(0.375)
+    assert table.of_plan(plans["long"], (2,) * 8) == pytest.approx(0.9 * 0.7 / 0.8)  # nothing else has eight steps
+
+
+def test_what_a_plan_is_chosen_for_is_what_is_said_of_its_pictures(make_quality: Make) -> None:
+    """Of every plan at every level: at its ceilings as measured, and below them by the same steps and guidance."""
+    quality = parsed(make_quality())
+    table = CostTable(
+        steps_ms={(level, cap, 1): 1.0 * level for level in (1, 2, 3, 4) for cap in (None, 1)}, overhead_ms=0
+    )
+    menu = PlanMenu.of(quality.table, table)
+    assert {option.plan.name for option in menu.options} == {plan.name for plan in quality.served}
+    for option in menu.options:
+        plan = quality.plan(option.plan.name)
+        held = [min(option.level, level) for level in plan.step_levels]
+        assert quality.of(plan.guidance, plan.time_shift, held) == option.quality
 
 
 def test_a_long_front_is_thinned_evenly_over_cost(make_quality: Make) -> None:

@@ -119,4 +119,4 @@ def _quality(outcome: Outcome, quality: QualityTable, plan: MeasuredPlan | None)
         return 0.0
     if plan is None:
         return quality.at(outcome.mean_level)
-    return quality.of_plan(plan, outcome.mean_level)
+    return quality.of_plan(plan, outcome.levels)

@@ -23,7 +23,7 @@ File = Annotated[bytes, BeforeValidator(_decoded)]
 
 
 class ImageFacts(Answer):
-    """levels: one per step. quality: as measured for such pictures, at the mean level.
+    """levels: one per step. quality: as measured for pictures made like that.
 
     Milliseconds as in `Generation`; None where the answer tells them for all images only.
     """
@@ -52,7 +52,8 @@ class GenerationFacts(Answer):
     deadline_met: None without a target.
     queue_ms, compute_ms, encode_ms: to the first step, from there to the end of the last, from there to the files.
     total_ms: all of the server's time, from arrival to the answer.
-    expected_quality: of the plan when it was chosen; None where nothing was measured.
+    quality: of what was done, the mean of its pictures; None where nothing was measured.
+    expected_quality: of the plan when it was chosen; likewise.
     """
 
     output_format: str
@@ -69,6 +70,7 @@ class GenerationFacts(Answer):
     compute_ms: float | None = None
     encode_ms: float | None = None
     total_ms: float | None = None
+    quality: float | None = None
     expected_quality: float | None = None
 
 
@@ -117,7 +119,7 @@ class Refusal(Answer):
 
 class Alternative(Answer):
     """Another way to make the pictures. latency_ms: as crowded as it is now; alone_ms: on an idle server.
-    fits: whether the target leaves time for it; None without a target."""
+    min_latency_ms: the smallest target that leaves time for it. fits: whether the target does; None without one."""
 
     steps: int
     guidance: Mapping[str, Any] = {}
@@ -125,6 +127,7 @@ class Alternative(Answer):
     budget: float
     latency_ms: float
     alone_ms: float
+    min_latency_ms: float | None = None
     quality: float | None = None
     fits: bool | None = None
 

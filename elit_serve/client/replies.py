@@ -83,11 +83,10 @@ def cut_off(url: str) -> ConnectionLost:
 
 
 def _completed(members: dict[str, Any]) -> Generation:
-    """What the picture is, from the event; what was done for it, from its `elit`. `quality` there is a preset."""
+    """What the picture is, from the event, where `quality` is a preset; what was done for it, from its `elit`."""
     facts = members["elit"]
-    picture = {**members, "quality": None}
-    times = {name: facts.get(name) for name in ("queue_ms", "compute_ms", "encode_ms")}
-    return Generation.model_validate({**facts, "images": [{**picture, **times}]})
+    own = {name: facts.get(name) for name in ("quality", "queue_ms", "compute_ms", "encode_ms")}
+    return Generation.model_validate({**facts, "images": [{**members, **own}]})
 
 
 def _bare_generation(reply: Reply) -> Generation:

@@ -38,12 +38,14 @@ class Alternative:
     """Another way to make the pictures of a job, every step at its level or, in a schedule, below.
 
     latency_ms: when they would be there, as crowded as it is now; alone_ms: and on an idle device.
-    fits: whether that is in time, with the cushion that promises need. quality: measured; None is not known.
+    min_latency_ms: the smallest target that should be asked for to have them so, as crowded as it is now.
+    fits: whether the target leaves time, with the cushion that promises need. quality: measured; None is not known.
     """
 
     plan: Plan
     latency_ms: float
     alone_ms: float
+    min_latency_ms: int
     fits: bool
     quality: float | None
 
@@ -92,12 +94,17 @@ def error_of(refusal: Refusal, asked: Asked, scheduler: RequestScheduler, now_s:
 
 def infeasible(asked: Asked, min_latency_ms: float, pace: float) -> Infeasible:
     """With a smallest target that will do when the caller asks again with it."""
-    return Infeasible(asked.job.latency_ms, ceil(DRIFT * min_latency_ms + ADMISSION_MS), pace)
+    return Infeasible(asked.job.latency_ms, target_to_ask_for(min_latency_ms), pace)
 
 
 def _demands(job: Job) -> list[Demand]:
     """Its images, with ids that no worker gives: those count from 0."""
     return [job.demand(request_id) for request_id in range(-1, -1 - len(job.seeds), -1)]
+
+
+def target_to_ask_for(min_latency_ms: float) -> int:
+    """The target of a request that is sent later, where `min_latency_ms` is the smallest that can be met now."""
+    return ceil(DRIFT * min_latency_ms + ADMISSION_MS)
 
 
 def alternatives(
@@ -133,6 +140,7 @@ def _alternative(
         plan=plan,
         latency_ms=duration.latency_ms(crowd, cost),
         alone_ms=duration.latency_ms(replace(crowd, in_flight=len(job.seeds)), cost),
+        min_latency_ms=target_to_ask_for(duration.min_latency_ms(crowd, cost)),
         fits=duration.fits(within_ms, crowd),
         quality=quality,
     )

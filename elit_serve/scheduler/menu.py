@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, inf
-from statistics import fmean
 
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
@@ -54,6 +53,10 @@ class Duration:
         """How many milliseconds of the table a promise in this crowd needs for its steps."""
         return self.steps_ms(crowd) + self.cushion_ms
 
+    def min_latency_ms(self, crowd: Crowd, table: CostTable) -> float:
+        """The smallest target for which a promise can be given in this crowd: `latency_ms` and what it has to spare."""
+        return table.overhead_ms + crowd.correction * self.needed_ms(crowd)
+
     def fits(self, within_ms: float, crowd: Crowd) -> bool:
         """Whether a promise for so many milliseconds of the table from now can be given in this crowd."""
         return self.needed_ms(crowd) <= within_ms
@@ -69,7 +72,7 @@ class Duration:
 class Option:
     """A plan whose steps run at `level`, or at its ceilings where these are lower.
 
-    quality: read off at the mean level.
+    quality: of a picture with its steps at these levels.
     """
 
     plan: MeasuredPlan
@@ -160,7 +163,7 @@ def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable) -> lis
     for level in [*(level for level in table.levels if plan.min_level <= level < highest), highest]:
         held = [min(level, ceiling) for ceiling in plan.ceilings]
         duration = Duration.of(held, plan.weak_caps, table)
-        options.append(Option(plan=plan, level=level, duration=duration, quality=quality.of_plan(plan, fmean(held))))
+        options.append(Option(plan=plan, level=level, duration=duration, quality=quality.of_plan(plan, held)))
     return options
 
 

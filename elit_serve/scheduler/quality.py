@@ -21,7 +21,7 @@ class MeasuredPlan:
     weak_caps: one entry per step, as in `Demand`; steps outside the guidance interval are unguided.
     ceilings: the highest level of each step, as in `Demand`: equal ones, or rising for a low-early/high-late schedule.
     quality: when every step runs at its ceiling.
-    levels: level -> quality when every step runs there, where that was measured of a plan of one level.
+    levels: mean level -> quality, as measured with these steps and this guidance; None is this plan alone.
     min_level: the lowest level at which its steps may run: autoguidance stays above its weak level.
     """
 
@@ -29,7 +29,7 @@ class MeasuredPlan:
     weak_caps: tuple[int | None, ...]
     ceilings: tuple[int, ...]
     quality: float
-    levels: Mapping[int, float] | None = None
+    levels: Mapping[float, float] | None = None
     min_level: int = 1
 
     def __post_init__(self) -> None:
@@ -77,11 +77,20 @@ class QualityTable(Shared):
         share as the default plan does between them. At most 1."""
         return min(1.0, quality * self.at(mean_level) / self.at(measured_at))
 
-    def of_plan(self, plan: MeasuredPlan, mean_level: float) -> float:
-        """Of a picture that was made by this plan, its steps at this level on average."""
-        if plan.levels is not None:
-            return between(plan.levels, mean_level)
-        return self.moved(plan.quality, fmean(plan.ceilings), mean_level)
+    def of_plan(self, plan: MeasuredPlan, levels: Sequence[int]) -> float:
+        """Of a picture that is made by this plan, its steps at these levels.
+
+        At its ceilings it is what was measured. Otherwise each step counts for what a picture with all steps at its
+        level is worth: at the mean level it would be read off too high, because quality is concave in the level. Where
+        a single level is measured, others gain or lose the default plan's share.
+        """
+        if tuple(levels) == plan.ceilings:
+            return plan.quality
+        curve = plan.levels or {fmean(plan.ceilings): plan.quality}
+        if len(curve) > 1:
+            return fmean([between(curve, level) for level in levels])
+        ((measured_at, quality),) = curve.items()
+        return fmean([self.moved(quality, measured_at, level) for level in levels])
 
     def slope(self, level: float) -> float:
         """What one more latent adds just below this level (at or below the lowest: just above it)."""
@@ -99,7 +108,7 @@ class QualityTable(Shared):
         return [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairs]
 
 
-def between(levels: Mapping[int, float], level: float) -> float:
+def between(levels: Mapping[float, float], level: float) -> float:
     """Linear between the levels, the nearest end's value outside of them.
 
     >>> between({1: 0.2, 4: 0.8}, 2.5), between({1: 0.2, 4: 0.8}, 16)

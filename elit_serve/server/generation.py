@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from urllib.parse import quote
 
 from starlette.responses import Response
@@ -101,9 +102,16 @@ def quality_of(pipeline: Pipeline, plan: Plan) -> float | None:
     return None if pipeline.quality is None else pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
 
 
-def image_quality(image: ImageOutcome, job: Job, pipeline: Pipeline) -> float | None:
-    """Measured quality of pictures made as this one was."""
-    return quality_of(pipeline, job.plan(image.levels))
+def picture_quality(pipeline: Pipeline, job: Job, levels: Sequence[int]) -> float | None:
+    """Measured quality of pictures of this job whose steps run at these levels, foretold or done."""
+    return quality_of(pipeline, job.plan(tuple(levels)))
+
+
+def mean_quality(pipeline: Pipeline, job: Job, levels: Sequence[Sequence[int]]) -> float | None:
+    """Over the pictures of a job. levels: for each picture one per step."""
+    qualities = [picture_quality(pipeline, job, of_one) for of_one in levels]
+    known = [quality for quality in qualities if quality is not None]
+    return fmean(known) if known else None
 
 
 def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:
@@ -187,6 +195,7 @@ def answer(
         compute_ms=round(outcome.compute_ms, 3),
         encode_ms=round(outcome.encode_ms, 3),
         total_ms=round(total_ms, 3),
+        quality=rounded(mean_quality(pipeline, job, [image.levels for image in outcome.images])),
         expected_quality=rounded(job.expected_quality),
         images=[_image(image, job, pipeline) for image in outcome.images],
     )
@@ -200,15 +209,14 @@ def guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
 
 
 def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
-    plan = job.plan(image.levels)
-    mean_level = plan.mean_level
+    mean_level = fmean(image.levels)
     return GeneratedImage(
         b64_json=image.file,
         seed=image.seed,
         level=whole(mean_level),
         budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),
         levels=list(image.levels),
-        quality=rounded(image_quality(image, job, pipeline)),
+        quality=rounded(picture_quality(pipeline, job, image.levels)),
         queue_ms=round(image.queue_ms, 3),
         compute_ms=round(image.compute_ms, 3),
         encode_ms=round(image.encode_ms, 3),

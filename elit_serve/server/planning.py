@@ -13,7 +13,7 @@ from elit_serve.errors import ElitError, Infeasible, Overloaded
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.rehearsal import Rehearsal
 from elit_serve.server.faults import retry_after_ms
-from elit_serve.server.generation import guidance_used, quality_of, rounded, usable_levels, whole
+from elit_serve.server.generation import guidance_used, mean_quality, rounded, usable_levels, whole
 from elit_serve.server.schemas import GenerateRequest, PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
 
 
@@ -57,16 +57,9 @@ def _course(request: GenerateRequest, job: Job, course: Rehearsal, pipeline: Pip
         queue_ms=round(1000 * (course.started_s - job.arrived_s), 3),
         latency_ms=round(latency_ms, 3),
         deadline_met=None if request.latency_ms is None else latency_ms <= request.latency_ms,
-        quality=rounded(_quality(job, course, pipeline)),
+        quality=rounded(mean_quality(pipeline, job, course.levels)),
         expected_quality=rounded(job.expected_quality),
     )
-
-
-def _quality(job: Job, course: Rehearsal, pipeline: Pipeline) -> float | None:
-    """The mean of its pictures."""
-    qualities = [quality_of(pipeline, job.plan(levels)) for levels in course.levels]
-    known = [quality for quality in qualities if quality is not None]
-    return fmean(known) if known else None
 
 
 def _refusal(error: ElitError) -> PlanRefusal:
@@ -87,6 +80,7 @@ def _alternative(request: GenerateRequest, other: Alternative, pipeline: Pipelin
         budget=budget_of_level(plan.mean_level, pipeline.config.spec.latents_per_group),
         latency_ms=round(other.latency_ms, 3),
         alone_ms=round(other.alone_ms, 3),
+        min_latency_ms=other.min_latency_ms,
         quality=rounded(other.quality),
         fits=None if request.latency_ms is None else other.fits,
     )

@@ -150,6 +150,7 @@ class GenerateFacts(BaseModel):
     compute_ms: float = Field(description="From there to the end of the last picture's last step.")
     encode_ms: float = Field(description="From there to the last file.")
     total_ms: float = Field(description="From arrival to the answer.")
+    quality: float | None = Field(description="Of what was done: the mean of its pictures.")
     expected_quality: float | None = Field(
         description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are."
     )
@@ -199,6 +200,10 @@ class PlanAlternative(BaseModel):
     budget: float
     latency_ms: float = Field(description="Estimated, as crowded as it is now.")
     alone_ms: float = Field(description="Predicted on an idle server.")
+    min_latency_ms: float = Field(
+        description="The smallest target that leaves time for it, as crowded as it is now: more than `latency_ms`, "
+        "because what is promised is kept with a little to spare."
+    )
     quality: float | None = Field(description="Measured; null without measurements.")
     fits: bool | None = Field(description="Whether the target leaves time for it; null without a target.")
 

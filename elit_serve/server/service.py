@@ -21,7 +21,7 @@ from elit_serve.errors import ElitError, Overloaded, ShareExceeded
 from elit_serve.pictures import FILE_QUALITY
 from elit_serve.scheduler import CostTable
 from elit_serve.server.arrival_log import ArrivalLog
-from elit_serve.server.generation import Form, answer, image_quality, job_of, open_plans_of
+from elit_serve.server.generation import Form, answer, job_of, open_plans_of, picture_quality
 from elit_serve.server.metrics import Metrics
 from elit_serve.server.schemas import GenerateRequest, GenerateResponse
 from elit_serve.server.settings import Settings
@@ -152,7 +152,7 @@ def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateRespon
     """The answer, for a request that is done; counts it."""
     total_ms = 1000 * (service.clock.now() - taken.arrived_s)
     facts = answer(taken.body, outcome, taken.form, pipeline=service.pipeline, total_ms=total_ms)
-    qualities = [image_quality(image, outcome.job, service.pipeline) for image in outcome.images]
+    qualities = [picture_quality(service.pipeline, outcome.job, image.levels) for image in outcome.images]
     service.metrics.done(outcome, qualities)
     return facts
 

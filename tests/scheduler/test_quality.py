@@ -33,6 +33,6 @@ def test_every_doubling_adds_the_same() -> None:
 def test_a_plan_loses_the_share_that_the_default_plan_loses_between_the_same_levels() -> None:
     table = QualityTable(levels={4: 0.5, 8: 0.8, 16: 1.0})
     plan = MeasuredPlan(name="rising", weak_caps=(None,) * 4, ceilings=(4, 4, 12, 12), quality=0.6)
-    assert table.of_plan(plan, 8) == pytest.approx(0.6)
-    assert table.of_plan(plan, 4) == pytest.approx(0.6 * 0.5 / 0.8)
+    assert table.of_plan(plan, (8,) * 4) == pytest.approx(0.6)
+    assert table.of_plan(plan, (4,) * 4) == pytest.approx(0.6 * 0.5 / 0.8)
     assert table.moved(0.95, 4, 16) == 1.0

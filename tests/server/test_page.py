@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from elit_serve.engine.checkpoint import model_hash, read_config
 from elit_serve.engine.pipeline import Pipeline
@@ -119,7 +119,7 @@ def test_a_picture_refines_while_it_is_made(
     assert len({*pictures, page.locator("#picture").get_attribute("src")}) == 4
     facts = text(page, "#facts")
     assert "Budget 100 % mean level 4 of 4" in facts
-    assert "Expected quality 0.80" in facts
+    assert "Quality 0.80" in facts
     assert "Deadline None" in facts
     expect(page.get_by_role("img", name="4 steps at level 4")).to_be_visible()
 
@@ -150,6 +150,69 @@ def test_a_slider_says_what_its_position_means(start_server: Any, open_page: Ope
     page.get_by_label("Ready within").fill("1000")
     expect(page.locator("#forecast-text")).to_contain_text("8 steps at level 4 of 4")
     expect(page.locator("#tradeoff")).to_contain_text("the line is your target")
+
+
+def aim(page: Page, position: int) -> dict[str, Any]:
+    """Moves the slider of the target, from 0 to 1000. Returns what is foretold."""
+    with page.expect_response("**/v1/plan") as answer:
+        page.get_by_label("Ready within").fill(str(position))
+    return dict(answer.value.json())
+
+
+def test_the_quality_that_is_shown_is_that_of_the_levels_that_were_run(
+    start_server: Any, open_page: OpenPage, measured: Pipeline
+) -> None:
+    """A plan that is chosen for a low level runs at a higher one, because its request has the device for itself."""
+    server = start_server(measured)
+    page = open_page(server)
+    choose(page, by="By time")
+    aim(page, 250)
+    answers: list[str] = []
+
+    def keep(route: Route) -> None:
+        answer = route.fetch()
+        answers.append(answer.text())
+        route.fulfill(response=answer)
+
+    page.route("**/v1/images/generations", keep)
+    generate(page)
+    expect(page.locator("#facts")).to_be_visible()
+    done = json.loads(answers[0].rpartition("data: ")[2])
+    again = {"label": "tulip", "levels": done["levels"], "guidance": done["elit"]["guidance"]}
+    quality = server.client.post("/v1/plan", json=again).json()["course"]["quality"]
+    assert quality > done["elit"]["expected_quality"] + 0.01
+    assert f"Quality {quality:.2f}" in text(page, "#facts")
+
+
+def test_the_curve_begins_at_the_soonest_target(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured))
+    choose(page, by="By time")
+    aim(page, 0)
+    expect(page.locator("#forecast-text")).to_contain_text("Too soon.")
+    soonest = re.search(r"The soonest that works is about ([\d.]+ m?s)\.", text(page, "#forecast-text"))
+    assert soonest is not None
+    labels = page.locator("#tradeoff text").all_text_contents()
+    assert soonest[1] in [" ".join(label.split()) for label in labels]
+    page.get_by_role("button", name=re.compile("^Use ")).click()
+    expect(page.locator("#forecast-text")).to_contain_text("Should take")
+
+
+def test_what_fits_lies_left_of_the_target(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured))
+    choose(page, by="By time")
+    for position in (200, 350, 500, 650, 800):
+        aim(page, position)
+        expect(page.locator("#tradeoff .chosen")).to_have_count(1)
+        target_x, fitting, late, chosen_x = page.locator("#tradeoff svg").evaluate(
+            """(chart) => {
+                const at = (name) => [...chart.querySelectorAll(name)].map((mark) => Number(mark.getAttribute("cx")));
+                const target = Number(chart.querySelector(".target").getAttribute("x1"));
+                return [target, at(".option"), at(".late"), at(".chosen")];
+            }"""
+        )
+        assert fitting
+        assert max(fitting) <= target_x + 2 < min([*late, 999]) + 2
+        assert chosen_x == [target_x]
 
 
 def test_only_where_a_slider_comes_to_rest_is_asked_for(
@@ -236,6 +299,9 @@ def test_stopping_frees_the_server(
 def test_one_seed_at_several_budgets(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
     server = start_server(measured)
     page = open_page(server)
+    choose(page, label="rose", seed=1)
+    generate(page)
+    expect(page.locator("#facts")).to_be_visible()
     choose(page)
     page.get_by_role("button", name="Compare budgets").click()
     expect(page.locator("#status")).to_have_text("The comparison is complete.")
@@ -249,6 +315,8 @@ def test_one_seed_at_several_budgets(start_server: Any, open_page: OpenPage, mea
     pictures = {image.get_attribute("src") for image in figures.locator("img").all()}
     assert len(pictures) == 3
     expect(page.get_by_alt_text("tulip, seed 7 at")).to_have_count(3)
+    expect(page.locator("#facts")).to_be_hidden()  # they are those of the rose
+    expect(page.get_by_alt_text("rose, seed 1")).to_be_hidden()
 
 
 def test_the_live_view_shows_what_is_in_flight(
@@ -338,9 +406,9 @@ def test_nothing_is_wider_than_a_phone(start_server: Any, open_page: OpenPage, m
     choose(page, by="By time")
     generate(page)
     expect(page.locator("#facts")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.get_by_role("button", name="Compare budgets").click()
     expect(page.locator("#status")).to_have_text("The comparison is complete.")
-    expect(page.locator("#facts")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.get_by_role("link", name="Live").click()
     expect(page.locator("#tiles")).to_contain_text("4 so far")
@@ -364,6 +432,7 @@ def test_axe_finds_nothing_to_complain_of(
     page.get_by_label("By budget").check()
     generate(page)
     expect(page.locator("#facts")).to_be_visible()
+    assert_accessible(page)
     page.get_by_role("button", name="Compare budgets").click()
     expect(page.locator("#status")).to_have_text("The comparison is complete.")
     assert_accessible(page)

@@ -94,6 +94,25 @@ def test_the_alternatives_are_the_levels_that_the_request_allows(server: Any) ->
     assert [(other["level"], other["fits"]) for other in bounded] == [(2, None), (3, None)]
 
 
+def test_the_smallest_target_of_a_refusal_is_where_the_alternatives_begin(
+    start_server: Any, tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
+) -> None:
+    """Whether the plan is left open or not; and no alternative says that it fits no target from its smallest on."""
+    content = make_quality(model_hash=model_hash(read_config(tiny_model_dir)))
+    (tiny_model_dir / "quality.json").write_text(json.dumps(content))
+    server = start_server(Pipeline.load(tiny_model_dir, device="cpu"))
+    for wishes in ({}, {"steps": 4}, {"min_budget": 0.5}):
+        refused = planned(server, latency_ms=100, **wishes)
+        smallest = [other["min_latency_ms"] for other in refused["alternatives"]]
+        assert refused["refusal"]["min_latency_ms"] == pytest.approx(min(smallest), abs=1)
+        for target_ms in smallest:
+            at_target = planned(server, latency_ms=target_ms, **wishes)
+            assert at_target["accepted"]
+            fits = {other["min_latency_ms"]: other["fits"] for other in at_target["alternatives"]}
+            assert all(fits[ms] for ms in fits if ms <= target_ms)
+            assert not any(fits[ms] for ms in fits if ms > 1.02 * target_ms + 10)
+
+
 def test_others_leave_less(start_server: Any, held: Any, eventually: Any) -> None:
     server = start_server(settings=Settings(response_ms=0, max_queue=8), executor=held)
     alone = planned(server, latency_ms=9_000)

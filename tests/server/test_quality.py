@@ -39,6 +39,28 @@ def test_the_answer_says_what_was_expected_and_what_was_done(start_server: Any, 
     hurried = asked(start_server(measured), latency_ms=4_200)
     assert 0.3 < hurried["expected_quality"] < 0.9
     assert 0.3 < hurried["images"][0]["quality"] < 0.9
+    several = asked(start_server(measured, Settings(response_ms=0, max_images=3)), latency_ms=60_000, n=3)
+    assert several["quality"] == 0.9
+
+
+def test_a_forecast_of_the_same_levels_says_what_the_answer_says(start_server: Any, measured: Pipeline) -> None:
+    """A plan that was chosen for a low level runs at a higher one where there is time."""
+    server = start_server(measured)
+    done = []
+    for latency_ms in (2_300, 2_900, 3_200, 3_800, 4_200, 60_000):
+        answer = asked(server, latency_ms=latency_ms)
+        (image,) = answer["images"]
+        again = {"label": "rose", "levels": image["levels"], "guidance": answer["guidance"]}
+        course = server.client.post("/v1/plan", json=again).json()["course"]
+        assert course["quality"] == image["quality"] == answer["quality"]
+        done.append(answer)
+    assert any(answer["quality"] > answer["expected_quality"] for answer in done)
+
+
+def test_openai_s_answers_say_it_too(start_server: Any, measured: Pipeline) -> None:
+    body = {"prompt": "rose", "seed": 3, "latency_ms": 60_000}
+    answer = start_server(measured).client.post("/v1/images/generations", json=body).json()
+    assert answer["elit"]["quality"] == answer["data"][0]["quality"] == 0.9
 
 
 def test_ceilings_of_a_plan_hold_and_the_picture_can_be_made_again(start_server: Any, measured: Pipeline) -> None:

@@ -52,7 +52,7 @@ export function sparkline(values, length, top) {
   return points.join("");
 }
 
-/** Quality over time, both of what could be had and of what is chosen. options: [{ms, quality, fits}]. */
+/** Quality over time or over the target, of what could be had and of what is chosen. options: [{ms, quality, fits}]. */
 export function tradeoff(options, chosen, targetMs) {
   const all = chosen ? [...options, chosen] : options;
   const x = along(all.map(({ ms }) => ms).concat(targetMs ?? []), Math.log, 20, 300);

@@ -51,7 +51,7 @@ class Cell {
       const result = await drawn(wishes, { signal, onPreview: (src, number) => this.#show(src, `preview ${number}`) });
       const { facts, levels, seed, src } = result;
       this.#show(src, `${facts.label}, seed ${seed}`);
-      this.#facts.textContent = `${duration(facts.total_ms)}, quality ${quality(facts.expected_quality)}`;
+      this.#facts.textContent = `${duration(facts.total_ms)}, quality ${quality(facts.quality)}`;
       this.node.append(levelBars(levels, levels.length, latents));
       this.node.dataset.done = "";
     } catch (error) {

@@ -11,7 +11,7 @@ export function factsOf(result, latents, again) {
   list.append(
     fact("Time", duration(facts.total_ms), stages(facts)),
     fact("Budget", percent(level / latents), `mean level ${Number(level.toFixed(1))} of ${latents}`),
-    fact("Expected quality", quality(facts.expected_quality), "1 is as good as photographs"),
+    fact("Quality", quality(facts.quality), "1 is as good as photographs"),
     fact("Deadline", ...deadline(facts)),
   );
   const chart = element("figure", { className: "levels" });

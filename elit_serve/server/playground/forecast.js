@@ -44,8 +44,8 @@ export class Forecast {
     this.latencyMs = plan.course?.latency_ms ?? null;
     if (plan.course) part("forecast-text").replaceChildren(...courseText(plan.course, latents));
     else this.#refuse(plan.refusal);
-    const options = plan.alternatives.map(({ latency_ms: ms, quality: q, fits }) => ({ ms, quality: q, fits }));
-    const chosen = plan.course && { ms: plan.course.latency_ms, quality: plan.course.quality };
+    const options = plan.alternatives.map((option) => pointOf(option, plan.latency_ms));
+    const chosen = plan.course && { ms: plan.latency_ms ?? plan.course.latency_ms, quality: plan.course.quality };
     const isMeasured = options.length > 1 && [...options, ...(chosen ? [chosen] : [])].every((o) => o.quality !== null);
     part("tradeoff").hidden = !isMeasured;
     if (isMeasured) part("tradeoff").replaceChildren(tradeoff(options, chosen, plan.latency_ms), axes(plan.latency_ms));
@@ -69,6 +69,13 @@ export class Forecast {
   }
 }
 
+/** With a target an option lies at the smallest one that it needs, as the target itself does; otherwise at its time. */
+const pointOf = ({ latency_ms: ms, min_latency_ms: neededMs, quality: q, fits }, targetMs) => ({
+  ms: targetMs ? neededMs : ms,
+  quality: q,
+  fits,
+});
+
 function courseText(course, latents) {
   const level = Number(course.level.toFixed(1));
   const facts = [`${plural(course.steps, "step")} at level ${level} of ${latents} (${percent(course.budget)})`];
@@ -83,7 +90,7 @@ function strong(text) {
 function axes(targetMs) {
   const caption = document.createElement("figcaption");
   caption.textContent = targetMs
-    ? "Quality over time; the line is your target"
+    ? "Quality over the target that it needs; the line is your target"
     : "Quality over time, of all that could be had";
   return caption;
 }

@@ -48,8 +48,8 @@ export class MakeView {
     this.#error.clear();
     try {
       const plan = await call("/v1/plan", { body: { label: this.#picker.id } });
-      const alone = plan.alternatives.map((option) => option.alone_ms);
-      this.#range = { from: 0.6 * Math.min(...alone), to: 2.5 * Math.max(...alone) };
+      const needed = plan.alternatives.map((option) => option.min_latency_ms);
+      this.#range = { from: 0.8 * Math.min(...needed), to: 2 * Math.max(...needed) };
       this.#setLatency(rounded(Math.sqrt(this.#range.from * this.#range.to)));
     } catch (error) {
       this.complain(error);
@@ -147,6 +147,7 @@ export class MakeView {
   async #compare() {
     if (!this.#model || this.#work) return;
     this.#begin(null);
+    this.#clear();
     part("status").textContent = "Comparing budgets, one after the other.";
     const { prompt, seed } = this.#wishes();
     try {
@@ -197,6 +198,14 @@ export class MakeView {
   #show(src, alt) {
     Object.assign(part("picture"), { src, alt, hidden: false });
     part("empty").hidden = true;
+  }
+
+  /** Takes away the picture before and what was said of it. */
+  #clear() {
+    part("facts").hidden = true;
+    part("picture").hidden = true;
+    part("empty").hidden = false;
+    delete part("frame").dataset.preview;
   }
 }
 

@@ -13,14 +13,14 @@ export function duration(ms) {
   return `${Math.floor(ms / 60_000)}${NARROW}min ${Math.round((ms % 60_000) / 1000)}${NARROW}s`;
 }
 
-/** A target that works where `minLatencyMs` is the smallest: a little more, for what HTTP takes and moments differ. */
+/** A target to propose where `minLatencyMs` is the smallest: a little more, for what moments differ. */
 export const comfortable = (minLatencyMs) => Math.ceil(1.02 * minLatencyMs + 5);
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 
-const soonest = ({ minLatencyMs }) => `The soonest that works is about ${duration(comfortable(minLatencyMs))}.`;
+const soonest = ({ minLatencyMs }) => `The soonest that works is about ${duration(minLatencyMs)}.`;
 
 /** What went wrong, and what would work: {title, text}. */
 export function explained(error) {
