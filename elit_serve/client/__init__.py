@@ -24,6 +24,7 @@ from elit_serve.client.answers import (
 )
 from elit_serve.client.async_client import AsyncClient
 from elit_serve.client.job_answers import Job, JobError, JobEvent, JobImage, JobPreview, JobResult, JobStarted, JobStep
+from elit_serve.client.job_pages import AsyncJobList, AsyncJobPages, JobPages
 from elit_serve.client.options import GenerateOptions, GuidanceOptions, JobOptions, PlanOptions, StreamOptions
 from elit_serve.client.retries import NO_RETRIES, Retries
 from elit_serve.client.sync_client import Client
@@ -32,6 +33,8 @@ __all__ = [
     "NO_RETRIES",
     "Alternative",
     "AsyncClient",
+    "AsyncJobList",
+    "AsyncJobPages",
     "Client",
     "Course",
     "GenerateOptions",
@@ -45,6 +48,7 @@ __all__ = [
     "JobEvent",
     "JobImage",
     "JobOptions",
+    "JobPages",
     "JobPreview",
     "JobResult",
     "JobStarted",

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Unpack
 
 from elit_serve.client.async_transport import AsyncTransport
-from elit_serve.client.calls import job_call, job_events_call, job_image_call, jobs_page_call, one_job_call
+from elit_serve.client.calls import (
+    JOBS_PER_PAGE,
+    job_call,
+    job_events_call,
+    job_image_call,
+    jobs_page_call,
+    one_job_call,
+)
 from elit_serve.client.job_answers import Job, JobEvent, JobPage, job_event
+from elit_serve.client.job_pages import AsyncJobList, AsyncJobPages
 from elit_serve.client.options import JobOptions
 from elit_serve.client.replies import cut_off, parsed
 from elit_serve.errors import ConnectionLost
@@ -32,16 +40,20 @@ class AsyncJobs:
         """Ends it, if it has not ended."""
         return parsed(Job, await self._transport.send(one_job_call(job_id, method="DELETE")))
 
-    async def list(self, *, state: str | None = None) -> AsyncIterator[Job]:
-        """The newest first; pages are fetched as they are needed."""
-        cursor: str | None = None
-        while True:
-            page = parsed(JobPage, await self._transport.send(jobs_page_call(state, cursor)))
-            for job in page.data:
-                yield job
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+    def list(self, *, state: str | None = None, limit: int = JOBS_PER_PAGE, cursor: str | None = None) -> AsyncJobList:
+        """The newest first. `await` gives a page, with its jobs as `data`; `async for` goes over the jobs of all pages,
+        which are fetched as they are needed.
+
+        state: only jobs in this state. limit: jobs in a page, 1 to 100. cursor: `next_cursor` of the page before.
+        """
+
+        async def fetch(cursor: str | None) -> JobPage:
+            return parsed(JobPage, await self._transport.send(jobs_page_call(state, limit, cursor)))
+
+        async def first() -> AsyncJobPages:
+            return AsyncJobPages(await fetch(cursor), fetch)
+
+        return AsyncJobList(first)
 
     async def image(self, job_id: str, index: int = 0) -> bytes:
         """The file of one of the pictures of a job that is done."""

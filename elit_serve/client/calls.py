@@ -18,7 +18,7 @@ EVENTS = "text/event-stream"
 TIMEOUT_S = 600.0  # of an answer: a picture may wait in a queue for long
 CONNECT_TIMEOUT_S = 10.0
 JOBS = "/v1/jobs"
-JOBS_PER_PAGE = 100
+JOBS_PER_PAGE = 100  # where none is asked for: as many as a server gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,8 @@ def job_call(options: JobOptions, idempotency_key: str | None) -> Call:
     return Call(method="POST", path=JOBS, body=_given(options), headers=headers)
 
 
-def jobs_page_call(state: str | None, cursor: str | None) -> Call:
-    query = urlencode(_given({"state": state, "cursor": cursor, "limit": JOBS_PER_PAGE}))
+def jobs_page_call(state: str | None, limit: int, cursor: str | None) -> Call:
+    query = urlencode(_given({"state": state, "cursor": cursor, "limit": limit}))
     return Call(path=f"{JOBS}?{query}")
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Unpack
 
-from elit_serve.client.calls import job_call, job_events_call, job_image_call, jobs_page_call, one_job_call
+from elit_serve.client.calls import (
+    JOBS_PER_PAGE,
+    job_call,
+    job_events_call,
+    job_image_call,
+    jobs_page_call,
+    one_job_call,
+)
 from elit_serve.client.job_answers import Job, JobEvent, JobPage, job_event
+from elit_serve.client.job_pages import JobPages
 from elit_serve.client.options import JobOptions
 from elit_serve.client.replies import cut_off, parsed
 from elit_serve.client.sync_transport import Transport
@@ -32,15 +40,17 @@ class Jobs:
         """Ends it, if it has not ended."""
         return parsed(Job, self._transport.send(one_job_call(job_id, method="DELETE")))
 
-    def list(self, *, state: str | None = None) -> Iterator[Job]:
-        """The newest first; pages are fetched as they are needed."""
-        cursor: str | None = None
-        while True:
-            page = parsed(JobPage, self._transport.send(jobs_page_call(state, cursor)))
-            yield from page.data
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+    def list(self, *, state: str | None = None, limit: int = JOBS_PER_PAGE, cursor: str | None = None) -> JobPages:
+        """The newest first. The page holds its jobs as `data`; iterating goes on over those of all pages, which are
+        fetched as they are needed.
+
+        state: only jobs in this state. limit: jobs in a page, 1 to 100. cursor: `next_cursor` of the page before.
+        """
+
+        def fetch(cursor: str | None) -> JobPage:
+            return parsed(JobPage, self._transport.send(jobs_page_call(state, limit, cursor)))
+
+        return JobPages(fetch(cursor), fetch)
 
     def image(self, job_id: str, index: int = 0) -> bytes:
         """The file of one of the pictures of a job that is done."""

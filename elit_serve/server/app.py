@@ -23,7 +23,7 @@ from elit_serve.errors import EngineStopped
 from elit_serve.measurements import Quality
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.server import error_answers, middlewares, openapi_document
+from elit_serve.server import error_answers, groups, middlewares, openapi_document
 from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.routes import router as jobs_router
@@ -83,6 +83,7 @@ def create_app(
         title="elit-serve",
         description=DESCRIPTION,
         version=elit_serve.__version__,
+        openapi_tags=groups.TAGS,
         lifespan=running,
         redoc_url=None,
         swagger_ui_parameters={"validatorUrl": None},  # otherwise the page asks an outside host

@@ -20,6 +20,7 @@ from elit_serve.engine.in_flight import InFlight, PictureInFlight
 from elit_serve.engine.worker import Worker
 from elit_serve.server.event_response import EventResponse
 from elit_serve.server.event_schema import event_stream_content
+from elit_serve.server.groups import Group
 from elit_serve.server.service import Service
 
 PERIOD_S = 0.25
@@ -155,7 +156,7 @@ def _counts_of(counter: Counter) -> dict[str, int]:
     return {next(iter(s.labels.values())): int(s.value) for s in samples if s.name.endswith("_total")}
 
 
-router = APIRouter()
+router = APIRouter(tags=[Group.OPERATIONS])
 
 
 @router.get("/load", summary="What the server is doing now, and what it has counted")

@@ -18,6 +18,7 @@ from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.event_stream import EventStream, PreviewQueue
 from elit_serve.server.faults import fault_of
 from elit_serve.server.generation import Form
+from elit_serve.server.groups import Group
 from elit_serve.server.openai_errors import error_json
 from elit_serve.server.openai_images import completed_event, generate_request, images_response, partial_image_event
 from elit_serve.server.openai_schemas import (
@@ -30,7 +31,7 @@ from elit_serve.server.openai_schemas import (
 from elit_serve.server.schemas import GenerateRequest
 from elit_serve.server.service import Service, answer_to, facts_of, take
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(route_class=BodyRoute, tags=[Group.OPENAI])
 
 _ERROR: dict[str, Any] = {"model": OpenAIError}
 

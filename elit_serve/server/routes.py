@@ -17,6 +17,7 @@ from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.auth import owner_of
 from elit_serve.server.bodies import BodyRoute
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of
+from elit_serve.server.groups import Group
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (
@@ -38,6 +39,7 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 @router.post(
     "/v1/generate",
+    tags=[Group.PICTURES],
     summary="Generate pictures of a class",
     responses={
         200: {
@@ -67,6 +69,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
 
 @router.post(
     "/v1/plan",
+    tags=[Group.PICTURES],
     summary="What would become of a request: a dry run of /v1/generate that takes nothing and promises nothing",
     responses={
         400: {**_PROBLEM, "description": "The body is not JSON."},
@@ -85,7 +88,7 @@ def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     return plan_answer(body, foresight, open_plans, pipeline, cost)
 
 
-@router.get("/health", summary="Whether the engine runs", responses={503: _PROBLEM})
+@router.get("/health", tags=[Group.OPERATIONS], summary="Whether the engine runs", responses={503: _PROBLEM})
 async def health(request: Request) -> Health:
     worker = _living_worker(request)
     return Health(
@@ -96,14 +99,21 @@ async def health(request: Request) -> Health:
     )
 
 
-@router.get("/liveness", summary="Whether this process should live on", responses={503: _PROBLEM})
+@router.get(
+    "/liveness", tags=[Group.OPERATIONS], summary="Whether this process should live on", responses={503: _PROBLEM}
+)
 @router.get("/v2/health/live", include_in_schema=False)
 async def liveness(request: Request) -> Ready:
     _living_worker(request)
     return Ready()
 
 
-@router.get("/readiness", summary="Whether to send requests here: not while draining", responses={503: _PROBLEM})
+@router.get(
+    "/readiness",
+    tags=[Group.OPERATIONS],
+    summary="Whether to send requests here: not while draining",
+    responses={503: _PROBLEM},
+)
 @router.get("/v2/health/ready", include_in_schema=False)
 async def readiness(request: Request) -> Ready:
     if not _living_worker(request).is_ready:
@@ -111,12 +121,12 @@ async def readiness(request: Request) -> Ready:
     return Ready()
 
 
-@router.get("/version", summary="The server's version")
+@router.get("/version", tags=[Group.OPERATIONS], summary="The server's version")
 async def version() -> Version:
     return Version(version=elit_serve.__version__)
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", tags=[Group.OPERATIONS], summary="Prometheus metrics", response_class=Response)
 def metrics(request: Request) -> Response:  # on a thread: writing it takes 7 ms
     service: Service = request.app.state.service
     return Response(service.metrics.render(), headers={"Content-Type": service.metrics.content_type})

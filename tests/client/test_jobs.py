@@ -124,11 +124,49 @@ def test_all_pages_are_listed(start_http: Any) -> None:
         return 200, {"Content-Type": "application/json"}, json.dumps(page).encode()
 
     with Client(start_http(answer)) as client:
-        listed = client.jobs.list(state="queued")
+        listed = iter(client.jobs.list(state="queued"))
         assert next(listed).id == ID
         assert len(paths) == 1
         assert len(list(listed)) == 1
     assert paths == ["/v1/jobs?state=queued&limit=100", f"/v1/jobs?state=queued&cursor={ID}&limit=100"]
+
+
+def test_a_list_has_pages_of_the_size_that_is_asked_for(client: Client) -> None:
+    """As OpenAI's clients have it: a page has its own jobs, and iterating goes on over all pages."""
+    made = [client.jobs.create(label="rose").id for _ in range(5)][::-1]
+    first = client.jobs.list(limit=2)
+    assert [job.id for job in first.data] == made[:2]
+    assert first.has_next_page()
+    second = first.get_next_page()
+    assert [job.id for job in second.data] == made[2:4]
+    assert client.jobs.list(limit=2, cursor=first.next_cursor).data[0].id == made[2]
+    everything = [job.id for job in first]
+    assert everything[:5] == made
+    *_, last = first.iter_pages()
+    assert (last.has_next_page(), last.next_cursor) == (False, None)
+    with pytest.raises(ValueError, match="last page"):
+        last.get_next_page()
+    with pytest.raises(ServerProblem, match="limit"):
+        client.jobs.list(limit=101)
+
+
+def test_asyncio_lists_likewise(client: Client, tiny_server_url: str) -> None:
+    made = [client.jobs.create(label="rose").id for _ in range(3)][::-1]
+
+    async def use() -> None:
+        async with AsyncClient(tiny_server_url) as other:
+            first = await other.jobs.list(limit=2)
+            assert [job.id for job in first.data] == made[:2]
+            second = await first.get_next_page()
+            assert second.data[0].id == made[2]
+            assert [job.id async for job in other.jobs.list(limit=2)][:3] == made
+            assert [job.id async for job in first][:3] == made
+            *_, last = [page async for page in first.iter_pages()]
+            assert not last.has_next_page()
+            with pytest.raises(ValueError, match="last page"):
+                await last.get_next_page()
+
+    asyncio.run(use())
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -13,6 +13,7 @@ from elit_serve.server.auth import owner_of
 from elit_serve.server.bodies import BodyRoute
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.generation import form_of
+from elit_serve.server.groups import Group
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.event_stream import END, JobEventStream
 from elit_serve.server.jobs.schemas import PREFIX, JobInfo, JobList, JobPreview, JobRequest, JobStarted, JobStep
@@ -21,7 +22,7 @@ from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.schemas import Problem
 from elit_serve.server.service import Service
 
-router = APIRouter(prefix=PREFIX, route_class=BodyRoute)
+router = APIRouter(prefix=PREFIX, route_class=BodyRoute, tags=[Group.JOBS])
 
 MAX_PAGE = 100
 IDENTIFIER = f"^[0-9a-f]{{{ID_LENGTH}}}$"
