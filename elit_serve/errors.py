@@ -55,7 +55,8 @@ class InvalidInput(ElitError):
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field}: {shown(value)} is not allowed; {allowed}")
+        given = f"{field} is missing" if value is None else f"{field}: {shown(value)} is not allowed"
+        super().__init__(f"{given}; {allowed}")
         self.field = field
         self.value = value
         self.allowed = allowed
@@ -299,9 +300,26 @@ def _one_line(problems: Sequence[str]) -> str:
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A value from outside, short enough for a line."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integer of more than 4300 digits
-        text = f"{type(value).__name__} of too many digits"
+    """A value from outside as people write it, short enough for a line."""
+    text = _written(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _written(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case bytes():
+            return repr(value.decode(errors="replace"))
+        case int() if value.bit_length() > 1000:  # Python writes no number of more than 4300 digits
+            return f"a number of about {value.bit_length() * 0.30103:.0f} digits"
+        case str() | int() | float():
+            return repr(value)
+        case list() | tuple():
+            return f"[{', '.join(map(_written, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{_written(name)}: {_written(part)}' for name, part in value.items())}}}"
+        case _:
+            return repr(str(value))

@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from elit_serve.errors import InvalidInput
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 FILE_QUALITY = 95  # of JPEG and lossy WebP, of at most 100
+
+TEXT_PX = 13
+MIN_CELL_PX = 128  # in labelled grids
+GAP_PX = 2
 
 _EXIF_IMAGE_DESCRIPTION = 0x010E
 
@@ -94,3 +98,42 @@ def grid(rows: Sequence[Sequence[Image.Image]], *, scale: int = 1, gap: int = 2)
             enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (x * (width + gap), y * (height + gap)))
     return sheet
+
+
+def labelled(
+    rows: Sequence[Sequence[Image.Image]], *, row_labels: Sequence[str], column_labels: Sequence[str]
+) -> Image.Image:
+    """A grid of pictures of one size on white, with text at the left of each row, of a line or several, and above each
+    column. Small pictures are enlarged by a whole factor, so that the text can be read beside them."""
+    font = ImageFont.load_default(TEXT_PX)
+    scale = max(1, MIN_CELL_PX // rows[0][0].width)
+    pictures = grid(rows, scale=scale, gap=GAP_PX)
+    width, height = (side * scale + GAP_PX for side in rows[0][0].size)
+    left = 8 + max(int(font.getlength(line)) for text in row_labels for line in text.splitlines())
+    top = TEXT_PX + 8 if column_labels else 0
+    sheet = Image.new("RGB", (left + pictures.width, top + pictures.height), "white")
+    sheet.paste(pictures, (left, top))
+    draw = ImageDraw.Draw(sheet)
+    for row, text in enumerate(row_labels):
+        draw.text(
+            (left - 4, top + row * height + height // 2), text, fill="black", font=font, anchor="rm", align="right"
+        )
+    for column, text in enumerate(column_labels):
+        position = (left + column * width + width // 2, top // 2)
+        draw.text(position, _shortened(text, width, font), fill="black", font=font, anchor="mm")
+    return sheet
+
+
+def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    while font.getlength(text) > width and len(text) > 1:
+        text = text[:-2] + "…"
+    return text
+
+
+def level_label(level: int, latents_per_group: int) -> str:
+    """What stands beside a row of pictures at a level: it, and the budget that asks for it.
+
+    >>> level_label(4, 16)
+    'level 4\\nbudget 0.25'
+    """
+    return f"level {level}\nbudget {level / latents_per_group:.3g}"

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from elit_serve.cli import app
+from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.sheets import shown_levels
 from elit_serve.pictures import read_facts
+from elit_serve.sampling import Guidance
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -117,6 +121,53 @@ def test_grid_has_a_row_for_every_level_and_a_column_for_every_label(tiny_model_
     assert 4 * cell < height < 5 * cell
 
 
+def test_a_grid_has_five_levels_or_those_that_are_asked_for(tmp_path: Path) -> None:
+    def rows(*options: str) -> int:
+        sheet = tmp_path / "grid.png"
+        done = run("generate", "garden64", "--grid", "--label", "tulip", "--steps", "1", *options, "-o", sheet)
+        assert done.returncode == 0, done.stderr
+        with Image.open(sheet) as image:
+            assert image.width > 128 + 60  # the labels
+            return image.height // 128
+
+    assert rows() == 5
+    assert rows("--levels", "1,16") == 2
+
+
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [
+        (range(1, 17), [1, 2, 4, 8, 16]),
+        ((1, 2, 4), [1, 2, 4]),
+        (range(1, 65), [1, 3, 8, 23, 64]),
+        ((4, 16, 17, 18, 19, 20, 64), [4, 16, 17, 20, 64]),
+    ],
+)
+def test_five_levels_are_spread_over_all(levels: Sequence[int], shown: list[int]) -> None:
+    assert shown_levels(Guidance(), levels) == shown
+
+
+def test_autoguidance_is_shown_at_levels_that_it_can_use() -> None:
+    assert shown_levels(Guidance(method="ag", scale=2.0, weak_level=4), range(1, 17)) == [5, 7, 9, 12, 16]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "out is missing; a folder"),
+        (True, "out: true is not allowed; a folder"),
+        (b"abc", "out: 'abc' is not allowed; a folder"),
+        (Path("a/b"), "out: 'a/b' is not allowed; a folder"),
+        ((1, None, [False]), "out: [1, nothing, [false]] is not allowed; a folder"),
+        ({"scale": None}, "out: {'scale': nothing} is not allowed; a folder"),
+        (10**9000, "out: a number of about 9000 digits is not allowed; a folder"),
+        ("x" * 200, f"out: 'x{'x' * 77}… is not allowed; a folder"),
+    ],
+)
+def test_values_are_written_as_people_write_them(value: object, said: str) -> None:
+    assert str(InvalidInput("out", value, "a folder")) == said
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -125,6 +176,11 @@ def test_grid_has_a_row_for_every_level_and_a_column_for_every_label(tiny_model_
         (["generate", "MODEL", "--label", "tulip", "-o", "a.gif"], ["a.gif", ".png"]),
         (["generate", "MODEL", "--label", "tulip", "-o", "missing/a.png"], ["missing/a.png"]),
         (["generate", "MODEL", "--label", "rose", "--label", "tulip", "-o", "a.png"], ["label", "--grid"]),
+        (["generate", "MODEL", "--label", "tulip", "--levels", "1,2", "-o", "a.png"], ["levels", "--grid"]),
+        (["generate", "MODEL", "--grid", "--label", "tulip", "--levels", "1,9", "-o", "a.png"], ["levels", "9", "1-4"]),
+        (["profile", "--random-weights", "dit-b/2"], ["out is missing", "name a file"]),
+        (["train", "no-such-recipe", "--data", "d", "--out", "r"], ["recipe", "no-such-recipe", "garden64"]),
+        (["train", "garden64", "--data", "no-photos", "--out", "r"], ["no-photos does not exist"]),
         (["generate", "no-such-model", "--label", "tulip", "-o", "a.png"], ["no-such-model"]),
         (["generate", "MODEL", "--label", "tulip", "--device", "tpu", "-o", "a.png"], ["device", "tpu"]),
         (["generate", "MODEL", "--label", "tulip", "--dtype", "int8", "-o", "a.png"], ["dtype", "int8", "bfloat16"]),

@@ -69,8 +69,7 @@ class ImageMeans(torch.nn.Module):
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds what the README's commands name, with training shortened by a tiny recipe."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "models" / "recipes").mkdir(parents=True)
-    (folder / "models" / "recipes" / "garden64.toml").write_text(TINY_RECIPE)
+    (folder / "garden64").write_text(TINY_RECIPE)  # a file goes before the recipe of that name
     random = np.random.default_rng(0)
     for name in ("photos", "held-out"):
         for label in ("daisy", "tulip"):

@@ -10,7 +10,7 @@ from rich.table import Table
 from elit_serve.bench.device import SimulatedDevice
 from elit_serve.bench.load import Call, Ending, Record
 from elit_serve.bench.load_plan import level_of
-from elit_serve.bench.load_report import Summary, open_summary, shown
+from elit_serve.bench.load_report import Summary, open_summary, shown, unit_of
 from elit_serve.bench.load_run import LoadOptions, LoadReport
 from elit_serve.bench.simulation import Outcome, simulate
 from elit_serve.errors import InvalidInput
@@ -147,6 +147,7 @@ def comparison_table(measured: Summary, expected: Summary, policy: str) -> Table
     table.add_column("figure")
     table.add_column("measured", justify="right")
     table.add_column(f"simulated: {policy}", justify="right")
+    table.add_column("unit")
     for name in COMPARED:
-        table.add_row(name, shown(measured.as_dict()[name]), shown(expected.as_dict()[name]))
+        table.add_row(name, shown(measured.as_dict()[name]), shown(expected.as_dict()[name]), unit_of(name))
     return table

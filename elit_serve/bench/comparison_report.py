@@ -15,20 +15,21 @@ from elit_serve.bench.programme import package
 from elit_serve.errors import InvalidInput
 
 PICTURES = (".png", ".svg", ".pdf")
+BESIDE = 0.012  # of the width, between the lines of two policies
 
 
 def comparison_table(title: str, rows: Sequence[Row]) -> Table:
     table = Table(
         title=title,
-        caption="in %: on time of all and of those taken, regret; ±: 95 % over seeds; µs at p99",
+        caption="taken: on time of those not refused; quality: 0 to 1; ±: 95 % over seeds; µs: p99",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
     table.add_column("policy", no_wrap=True)
-    for column in ("on time", "taken", "quality", "effective", "regret", "p50/p99 ms", "decide µs"):
+    for column in ("on time\n%", "taken\n%", "quality", "effective", "regret\n%", "p50/p99\nms", "decide\nµs"):
         table.add_column(column, justify="right", no_wrap=True)
     for (load, curve), group in groupby(rows, key=lambda row: (row.load, row.quality_curve)):
-        table.add_row(f"[bold]{load:g} {curve}")
+        table.add_row(f"[bold]load {load:g}, {curve}")
         for row in group:
             table.add_row(
                 row.policy,
@@ -45,25 +46,33 @@ def comparison_table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def draw_comparison(rows: Sequence[Row], file: Path, title: str) -> None:
-    """Regret and attainment against load, a line per policy and a column per curve."""
+    """Regret and attainment against load, a line per policy and a column per curve.
+
+    Lines lie a little beside each other, so that their error bars do too; a bar ends where a share cannot go.
+    """
     figures = package("matplotlib.figure")
     curves = list(dict.fromkeys(row.quality_curve for row in rows))
     policies = list(dict.fromkeys(row.policy for row in rows))
     figure = figures.Figure(figsize=(5.2 * len(curves) + 1.6, 7.6), layout="constrained")
     axes = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey="row")
+    loads = [row.load for row in rows]
+    apart = BESIDE * ((max(loads) - min(loads)) or 1.0)
     for column, curve in enumerate(curves):
         for index, policy in enumerate(policies):
             line = sorted((r for r in rows if (r.quality_curve, r.policy) == (curve, policy)), key=lambda r: r.load)
-            _draw_line(axes[0][column], line, "regret", index)
-            _draw_line(axes[1][column], line, "attainment", index)
+            beside = apart * (index - (len(policies) - 1) / 2)
+            _draw_line(axes[0][column], line, "regret", index, beside)
+            _draw_line(axes[1][column], line, "attainment", index, beside)
         axes[0][column].set_title(f"{curve} quality curve")
         axes[1][column].set_xlabel("load, relative to saturated full-budget throughput")
     axes[0][0].set_ylabel("regret against the clairvoyant bound, %")
     axes[1][0].set_ylabel("requests answered in time, %")
     for axis in axes.flat:
-        axis.set_ylim(0, 100)
+        axis.set_ylim(-2, 102)
+        axis.set_xticks(sorted(set(loads)))
         axis.grid(alpha=0.3)
-    figure.suptitle(title)
+    has_bars = any(row.regret.half_width is not None for row in rows)
+    figure.suptitle(f"{title}; bars: 95 % over the windows" if has_bars else title)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=150)
 
@@ -75,16 +84,21 @@ def check_drawable(file: Path) -> None:
         raise InvalidInput("plot", str(file), f"a file in an existing folder, ending in {', '.join(PICTURES)}")
 
 
-def _draw_line(axis: Any, rows: Sequence[Row], figure: str, index: int) -> None:
+def _draw_line(axis: Any, rows: Sequence[Row], figure: str, index: int, beside: float) -> None:
     estimates: list[Estimate] = [getattr(row, figure) for row in rows]
+    means = [100 * estimate.mean for estimate in estimates]
+    reaches = [100 * (estimate.half_width or 0.0) for estimate in estimates]
+    below = [min(reach, mean) for mean, reach in zip(means, reaches, strict=True)]
+    above = [min(reach, 100 - mean) for mean, reach in zip(means, reaches, strict=True)]
     axis.errorbar(
-        [row.load for row in rows],
-        [100 * estimate.mean for estimate in estimates],
-        yerr=[100 * (estimate.half_width or 0.0) for estimate in estimates],
+        [row.load + beside for row in rows],
+        means,
+        yerr=[below, above],
         color=f"C{index}",
         marker="osDv^P*X<>"[index % 10],
         markersize=5,
         linewidth=2.4 if index == 0 else 1.3,
+        elinewidth=1,
         capsize=2,
         label=rows[0].policy,
     )

@@ -76,9 +76,9 @@ def time_decisions(comparison: Comparison, decisions: int) -> Iterator[DecisionT
 
 def decision_table(title: str, runs: list[DecisionTimes]) -> Table:
     """The least and the median of the repeats: what disturbs a run only makes it longer."""
-    table = Table(title=title, caption="µs of processor time: least, median of repeats", box=box.SIMPLE_HEAD)
+    table = Table(title=title, caption="of processor time: least, median of repeats", box=box.SIMPLE_HEAD)
     table.add_column("situation")
-    for column in ("batch", "mean", "p50", "p99", "max"):
+    for column in ("batch\npictures", "mean\nµs", "p50\nµs", "p99\nµs", "max\nµs"):
         table.add_column(column, justify="right")
     for situation in dict.fromkeys(run.situation for run in runs):
         alike = [run for run in runs if run.situation == situation]

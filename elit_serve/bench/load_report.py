@@ -12,6 +12,16 @@ from rich.table import Table
 
 from elit_serve.bench.load import Ending, Record
 
+UNITS = {
+    "_ms": "ms",
+    "_s": "s",
+    "throughput": "requests/s",
+    "goodput": "requests/s",
+    "rate": "of 1",
+    "attainment": "of 1",
+    "budget": "of 1",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
@@ -114,9 +124,22 @@ def summary_table(title: str, summary: Summary) -> Table:
     table = Table(title=title, show_header=False)
     table.add_column("figure")
     table.add_column("value", justify="right")
+    table.add_column("unit")
     for name, value in summary.as_dict().items():
-        table.add_row(name, shown(value))
+        table.add_row(name, shown(value), unit_of(name))
     return table
+
+
+def unit_of(figure: str) -> str:
+    """What a figure of a summary is measured in; its name is that of other benchmarks.
+
+    >>> unit_of("p99_e2el_ms"), unit_of("request_goodput"), unit_of("mean_budget"), unit_of("offered")
+    ('ms', 'requests/s', 'of 1', 'requests')
+    """
+    for ending, unit in UNITS.items():
+        if figure.endswith(ending):
+            return unit
+    return "requests"
 
 
 def shown(value: object) -> str:

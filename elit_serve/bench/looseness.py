@@ -82,9 +82,9 @@ def best_schedule(
 def looseness_table(found: Sequence[Looseness]) -> Table:
     shares = [100 * entry.share for entry in found]
     table = Table(
-        title=f"The bound is at most {sum(shares) / len(shares):.1f} % too high on average, {max(shares):.1f} at most"
+        title=f"The bound is at most {sum(shares) / len(shares):.1f} % too high on average, {max(shares):.1f} % at most"
     )
-    for column in ("load", "curve", "seed", "bound", "best known", "apart by %"):
+    for column in ("load", "curve", "seed", "bound\n0 to 1", "best known\n0 to 1", "apart by\n%"):
         table.add_column(column, justify="right")
     for entry, share in zip(found, shares, strict=True):
         figures = (f"{entry.bound:.4f}", f"{entry.best_known:.4f}", f"{share:.1f}")

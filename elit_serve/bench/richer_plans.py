@@ -83,15 +83,20 @@ def menu_rows(comparison: Comparison) -> Iterator[MenuRow]:
 
 
 def menu_table(rows: Sequence[MenuRow]) -> Table:
-    table = Table(title="What richer plans add to the elastic policy", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="What richer plans add to the elastic policy",
+        caption="quality, effective and gain: 0 to 1; ±: 95 % over seeds",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
     for column in ("load", "plans"):
         table.add_column(column, no_wrap=True)
-    for column in ("on time", "quality", "effective", "gain"):
-        table.add_column(column, justify="right")
+    for column in ("on time\n%", "quality", "effective", "gain"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         figures = (row.mean_quality, row.effective_quality)
         shares = [f"{figure.mean:.3f}" for figure in figures]
-        spread = "" if row.gain.half_width is None else f" ±{row.gain.half_width:.3f}"
+        spread = "" if row.gain.half_width is None else f"±{row.gain.half_width:.3f}"
         table.add_row(
             f"{row.load:g}", row.menu, f"{100 * row.attainment.mean:.1f}", *shares, f"{row.gain.mean:+.3f}{spread}"
         )

@@ -66,9 +66,10 @@ def describe(
     batch: Annotated[int, typer.Option(min=1, help="Samples per training iteration.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Parameters and FLOPs of a model at every level, without allocating a weight.
+    """Parameters and FLOPs of a model at every level.
 
-    Each count is given twice: `prefix`, as this code computes, and `all_latents`, as the paper counts.
+    No weight is allocated. Each count is given twice: `prefix`, as this code computes, and `all_latents`, as the paper
+    counts.
     """
     from elit_serve.nn.describe import describe as describe_spec
 
@@ -109,7 +110,10 @@ def profile(
     quantize: QuantizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Measure what a denoising step costs here, at every level and batch size that a server uses."""
+    """Measure what a denoising step costs on this device.
+
+    At every level and batch size that a server uses.
+    """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.engine.profiler import profile_to_file
 
@@ -127,7 +131,7 @@ def profile(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe: a TOML file, see models/recipes/.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe: a TOML file, or a bundled one by name, as garden64.")],
     data: Annotated[Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg.")],
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     val: Annotated[Path | None, typer.Option(help="Validation pictures. Default: some of --data are held out.")] = None,
@@ -136,7 +140,9 @@ def train(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a value of the recipe, as training.steps=100; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a value of the recipe, as training.steps=100; may be repeated."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: DeviceOption = None,
@@ -147,12 +153,12 @@ def train(
 
     from elit_serve.engine.pipeline import choose_device
     from elit_serve.trainer.loop import train as run_training
-    from elit_serve.trainer.recipe import read_recipe
+    from elit_serve.trainer.recipe import find_recipe, read_recipe
 
     if threads is not None:
         torch.set_num_threads(threads)
     run_training(
-        read_recipe(recipe, changes or ()),
+        read_recipe(find_recipe(recipe), changes or ()),
         data,
         out,
         validation=val,
@@ -175,7 +181,7 @@ def export(
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite the weights of an existing model.")] = False,
     max_shard_mb: Annotated[int, typer.Option(min=1, help="Largest weight file.")] = 4096,
 ) -> None:
-    """Write a run's averaged weights as a deployable model directory."""
+    """Write a run's averaged weights as a model to serve."""
     from elit_serve.engine.checkpoint import weight_dtype
     from elit_serve.trainer.export import export as write_model
 
@@ -222,7 +228,7 @@ def _description_table(description: Description) -> Table:
         f"{description.tflops_iteration.multi_budget.prefix:,.1f} "
         f"({description.tflops_iteration.multi_budget.all_latents:,.1f} as the paper counts)",
     )
-    for column in ("level", "latents", "GFLOP per forward", "as the paper counts", "of full"):
+    for column in ("level", "latents", "GFLOP per forward", "as the paper counts", "share of full"):
         table.add_column(column, justify="right")
     full = description.levels[-1].gflops_forward.prefix
     for cost in description.levels:

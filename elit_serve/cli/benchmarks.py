@@ -67,7 +67,10 @@ def bench(
     records: Annotated[Path | None, typer.Option(help="Write every request's record there, a JSON line each.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Load a server over HTTP, open loop or closed, and report throughput, latency and attainment."""
+    """Load a server over HTTP, and report how it did.
+
+    Open loop or closed; throughput, latency, and how many answers came in time.
+    """
     from elit_serve.bench.load_run import LoadOptions
 
     if recorded_targets and (no_target or closed_loop):
@@ -136,11 +139,11 @@ def soak(
     api_key: ApiKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a server for everything at once, and say whether it keeps what it should: exit code 1 if not.
+    """Ask a server for everything at once: does it hold?
 
-    Promised and best-effort targets, pinned budgets, callers who leave, streams and jobs. Every request must be
-    answered, refused with a reason or given up by its caller, and counted by the server; pictures per second, memory
-    and the event loop must hold out.
+    The exit code is 1 if it does not. Promised and best-effort targets, pinned budgets, callers who leave, streams and
+    jobs: every request must be answered, refused with a reason or given up by its caller, and counted by the server;
+    pictures per second, memory and the event loop must hold out.
     """
     from elit_serve.bench.soak import SoakOptions, run_soak
     from elit_serve.bench.soak_report import soak_tables
@@ -186,7 +189,10 @@ def simulate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare policies on a simulated device with each other and with a bound that no schedule can beat."""
+    """Compare scheduling policies on a simulated device.
+
+    With each other, and with a bound that no schedule can beat.
+    """
     from elit_serve.bench.simulate_command import (
         SimulateOptions,
         decision_times,

@@ -41,7 +41,9 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most pictures in a step. Default: a server's largest batch.")
     ] = None,
-    show: Annotated[list[str] | None, typer.Option(help="A class for budgets.png; may be repeated.")] = None,
+    show: Annotated[
+        list[str] | None, typer.Option(metavar="CLASS", help="A class for budgets.png; may be repeated.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
     guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
@@ -61,7 +63,10 @@ def evaluate(
     quantize: QuantizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Measure a model's pictures at each level: distance to photographs, and to the nearest training photograph."""
+    """Measure a model's pictures at each level.
+
+    Their distance to photographs, and to the nearest training photograph.
+    """
     from dataclasses import replace
 
     from elit_serve.engine.pipeline import Pipeline

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from elit_serve.cli.options import ApiKeyOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
+from elit_serve.budget import check_level
+from elit_serve.cli.options import (
+    ApiKeyOption,
+    DeviceOption,
+    DtypeOption,
+    ModelArgument,
+    QuantizeOption,
+    ThreadsOption,
+    integers,
+)
 from elit_serve.command_line import readable
 from elit_serve.errors import InvalidInput
 from elit_serve.pictures import format_of, write_file
@@ -18,7 +27,9 @@ if TYPE_CHECKING:
 
 
 def generate(
-    label: Annotated[list[str], typer.Option(help="Class name or id; with --grid it may be repeated.")],
+    label: Annotated[
+        list[str], typer.Option(metavar="CLASS", help="Class name or id; with --grid it may be repeated.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")],
     model: ModelArgument = None,
     budget: Annotated[
@@ -30,6 +41,9 @@ def generate(
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
+    levels: Annotated[
+        str | None, typer.Option(help="With --grid: its levels, as 1,4,16. Default: five, from the lowest to all.")
+    ] = None,
     attention: Annotated[
         Path | None,
         typer.Option(help="A folder for what the latents read at several steps, at --budget or at several levels."),
@@ -47,9 +61,14 @@ def generate(
     ] = False,
     api_key: ApiKeyOption = None,
 ) -> None:
-    """Generate a picture, or a grid of levels by classes, without a server or from one."""
+    """Generate a picture, or a grid of levels by classes.
+
+    With a model of this machine, or with --server.
+    """
     if len(label) > 1 and not grid:
         raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
+    if levels is not None and not grid:
+        raise InvalidInput("levels", levels, "--grid beside them; one picture has --budget")
     runtime = {"device": device, "dtype": dtype, "quantize": quantize, "threads": threads}
     chosen = {"method": guidance, "scale": scale, "weak_budget": weak_budget}
     if server is None:
@@ -62,6 +81,7 @@ def generate(
             seed=seed,
             steps=steps,
             guidance=chosen,
+            levels=integers("levels", levels) if levels else None,
             grid=grid,
             attention=attention,
             runtime=runtime,
@@ -98,6 +118,7 @@ def _draw_here(
     seed: int,
     steps: int | None,
     guidance: Mapping[str, Any],
+    levels: list[int] | None,
     grid: bool,
     attention: Path | None,
     runtime: Mapping[str, Any],
@@ -105,21 +126,23 @@ def _draw_here(
     from elit_serve.engine.pipeline import Pipeline, save_image
 
     if grid and budget is not None:
-        raise InvalidInput("budget", budget, "--grid shows every budget; leave it out")
+        raise InvalidInput("budget", budget, "--grid shows several budgets; leave it out, or choose with --levels")
     if grid and attention is not None:
         raise InvalidInput("attention", str(attention), "--grid makes many pictures, attention is that of one")
     pipeline = Pipeline.load(model, **runtime)
     plan = pipeline.plan(budget=budget, steps=steps, guidance=pipeline.guidance(**guidance))
     class_ids = [pipeline.class_id(readable(name)) for name in label]
     if grid:
-        from elit_serve.evaluation.sheets import budget_sheet
+        from elit_serve.evaluation.sheets import budget_sheet, shown_levels
 
-        save_image(budget_sheet(pipeline, plan, levels=pipeline.config.levels, class_ids=class_ids, seed=seed), output)
+        trained = pipeline.config.levels
+        chosen = [check_level(level, trained) for level in levels or shown_levels(plan.guidance, trained)]
+        save_image(budget_sheet(pipeline, plan, levels=chosen, class_ids=class_ids, seed=seed), output)
     elif attention is not None:
         from elit_serve.evaluation.attention_maps import halved_levels, write_attention
 
-        levels = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
-        records = write_attention(pipeline, plan, class_id=class_ids[0], seed=seed, levels=levels, folder=attention)
+        read_at = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
+        records = write_attention(pipeline, plan, class_id=class_ids[0], seed=seed, levels=read_at, folder=attention)
         records[0].picture.save(output)
     else:
         pipeline.run(class_ids, [seed], plan)[0].save(output)

@@ -57,7 +57,10 @@ def sweep(
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Measure which plans are worth their cost; most where that is uncertain. May be stopped, and goes on."""
+    """Measure which plans are worth their cost.
+
+    Most is measured where that is uncertain. It may be stopped, and goes on when it is started again.
+    """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.sweep_command import PhotographOptions, SweepWords, run_sweep_command
@@ -95,7 +98,10 @@ def served(
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Measure pictures made as a server made them under load, against the quality that the scheduler read off."""
+    """Measure pictures as a server made them under load.
+
+    Against the quality that the scheduler read off for them.
+    """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.report import check_folder

@@ -160,7 +160,9 @@ def profile_to_file(
 
 
 def _as_table(latency: Latency) -> Table:
-    table = Table(title=f"{latency.model} on {latency.device}, {latency.dtype}: milliseconds of a step")
+    table = Table(
+        title=f"{latency.model} on {latency.device}, {latency.dtype}: milliseconds of a step, a column per batch size"
+    )
     batches = latency.cost_table.batches
     for column in ("level", "weak level", *map(str, batches)):
         table.add_column(column, justify="right")

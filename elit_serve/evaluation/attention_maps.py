@@ -24,9 +24,9 @@ from elit_serve.engine.pipeline import Picture, Pipeline
 from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.attention import read_probabilities
-from elit_serve.evaluation.sheets import labelled
 from elit_serve.nn import BackboneSpec, ElitDiT
 from elit_serve.nn.elit import unpatchify
+from elit_serve.pictures import labelled
 from elit_serve.sampling import Branch, Plan, initial_noise, sample, time_grid
 
 SHOWN_STEPS = 5

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.evaluation.evaluator import Evaluator
 from elit_serve.evaluation.nearest import nearest
 from elit_serve.photographs import decode
-from elit_serve.pictures import fit, grid
-from elit_serve.sampling import Plan
+from elit_serve.pictures import fit, labelled, level_label
+from elit_serve.sampling import Guidance, Plan
 
-TEXT_PX = 13
-MIN_CELL_PX = 128  # smaller pictures are enlarged by a whole factor
-GAP_PX = 2
+SHOWN_LEVELS = 5
 
 
 def budget_sheet(
@@ -28,9 +26,28 @@ def budget_sheet(
     rows = [[picture.image for picture in pipeline.run(class_ids, seeds, plan.at_level(level))] for level in chosen]
     return labelled(
         rows,
-        row_labels=[f"{level / latents_per_group:.4g}" for level in chosen],
+        row_labels=[level_label(level, latents_per_group) for level in chosen],
         column_labels=[pipeline.config.classes[class_id] for class_id in class_ids],
     )
+
+
+def shown_levels(guidance: Guidance, levels: Sequence[int]) -> list[int]:
+    """Five of the trained levels that this guidance allows, each about as many times the one before; or all, of fewer.
+
+    >>> shown_levels(Guidance(), range(1, 17))
+    [1, 2, 4, 8, 16]
+    """
+    lowest = guidance.weak_level + 1 if guidance.method == "ag" else 1
+    allowed = [level for level in levels if level >= lowest]
+    if len(allowed) <= SHOWN_LEVELS:
+        return allowed
+    ratio = (allowed[-1] / allowed[0]) ** (1 / (SHOWN_LEVELS - 1))
+    shown: list[int] = []
+    for row in range(SHOWN_LEVELS):
+        left = allowed[: len(allowed) - SHOWN_LEVELS + 1 + row]  # the rows that follow need one each
+        higher = [level for level in left if not shown or level > shown[-1]]
+        shown.append(min(higher, key=lambda level: abs(level - allowed[0] * ratio**row)))
+    return shown
 
 
 def nearest_sheet(pipeline: Pipeline, plan: Plan, evaluator: Evaluator, *, columns: int = 10) -> Image.Image:
@@ -58,30 +75,3 @@ def evenly(count: int, wanted: int) -> list[int]:
     [0, 3, 6, 9]
     """
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)] if wanted > 1 else [0][:wanted]
-
-
-def labelled(
-    rows: Sequence[Sequence[Image.Image]], *, row_labels: Sequence[str], column_labels: Sequence[str]
-) -> Image.Image:
-    """A grid of pictures of one size on white, with text at the left of each row and above each column."""
-    font = ImageFont.load_default(TEXT_PX)
-    scale = max(1, MIN_CELL_PX // rows[0][0].width)
-    pictures = grid(rows, scale=scale, gap=GAP_PX)
-    width, height = (side * scale + GAP_PX for side in rows[0][0].size)
-    left = 8 + max(int(font.getlength(text)) for text in row_labels)
-    top = TEXT_PX + 8 if column_labels else 0
-    sheet = Image.new("RGB", (left + pictures.width, top + pictures.height), "white")
-    sheet.paste(pictures, (left, top))
-    draw = ImageDraw.Draw(sheet)
-    for row, text in enumerate(row_labels):
-        draw.text((left - 4, top + row * height + height // 2), text, fill="black", font=font, anchor="rm")
-    for column, text in enumerate(column_labels):
-        position = (left + column * width + width // 2, top // 2)
-        draw.text(position, _shortened(text, width, font), fill="black", font=font, anchor="mm")
-    return sheet
-
-
-def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    while font.getlength(text) > width and len(text) > 1:
-        text = text[:-2] + "…"
-    return text

@@ -92,6 +92,27 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+_COMPRESSED = {
+    b"PK": ("a zip", "unzip"),
+    b"\x1f\x8b": ("compressed with gzip", "tar -xzf"),
+    b"BZh": ("compressed with bzip2", "tar -xjf"),
+    b"\xfd7zXZ": ("compressed with xz", "tar -xJf"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "tar --zstd -xf"),
+}
+
+
+def _what_else(path: Path, error: Exception) -> str:
+    """What a file is that is no tar, and what can be done about it. Pictures are read where they lie, one by one, which
+    nothing that is compressed allows."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    for magic, (kind, unpack) in _COMPRESSED.items():
+        if head.startswith(magic):
+            command = f"unzip {path} -d photos" if kind == "a zip" else f"mkdir photos && {unpack} {path} -C photos"
+            return f"is {kind}, not an uncompressed tar; unpack it ({command}) and give the folder"
+    return f"is not an uncompressed tar: {error}"
+
+
 class TarTree:
     """An uncompressed tar, read once from end to end.
 
@@ -115,8 +136,8 @@ class TarTree:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
         except (tarfile.TarError, ValueError, OverflowError) as error:  # damaged headers are not always a TarError
-            what = "is damaged or cut off" if self._children[()] else "is not an uncompressed tar"
-            raise DataError(f"{path} {what}: {error}") from None
+            what = f"is damaged or cut off: {error}" if self._children[()] else _what_else(path, error)
+            raise DataError(f"{path} {what}") from None
 
     def _add(self, member: tarfile.TarInfo, path: Path, version: FileVersion) -> None:
         place = _parts(member.name)

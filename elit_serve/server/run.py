@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 SWITCH_SECONDS = 0.0005  # Python's 5 ms would let the device idle while the worker waits for its turn behind a request
 RANDOM_RESOLUTION = 256
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and the one that a browser on this machine uses
 SHUTDOWN_SECONDS = 10  # for answers that are under way when the worker has stopped
 
 
@@ -100,9 +101,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         app = create_app(pipeline, executor, settings, cost=latency.cost_table)
-        url = _url(settings.host, listener.getsockname()[1])
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
-        line = f"elit-serve: {pipeline.config.name} on {where}: {url} (docs: {url}/docs)"
+        line = f"elit-serve: {pipeline.config.name} on {where}: {address_line(*listener.getsockname()[:2])}"
         worker, jobs = app.state.service.worker, app.state.jobs
 
         def drain() -> None:
@@ -215,7 +215,17 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def address_line(host: str, port: int) -> str:
+    """Where a bound server listens, and where its documentation is found from this machine.
+
+    >>> address_line("0.0.0.0", 8000)
+    'http://0.0.0.0:8000 on every address of this machine (docs: http://127.0.0.1:8000/docs)'
+    """
+    url = _url(host, port)
+    if host in EVERY_ADDRESS:
+        return f"{url} on every address of this machine (docs: {_url(EVERY_ADDRESS[host], port)}/docs)"
+    return f"{url} (docs: {url}/docs)"
+
+
 def _url(host: str, port: int) -> str:
-    """Where a browser on this machine finds the server."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{name}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

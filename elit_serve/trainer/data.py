@@ -69,7 +69,10 @@ class PictureSet:
         held_out = self.photographs[step - 1 :: step]
         rest = tuple(p for i, p in enumerate(self.photographs) if i % step != step - 1)
         if not held_out:
-            raise DataError(f"{len(self)} photographs are too few to hold out a fraction of {fraction}")
+            raise DataError(
+                f"{len(self)} photographs are too few to hold out a fraction of {fraction:g} for the validation loss; "
+                f"hold out more, as with --set data.holdout=0.2, or name others with --val"
+            )
         return replace(self, photographs=rest), replace(self, photographs=held_out)
 
     def label(self, index: int) -> int:

@@ -27,7 +27,7 @@ from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import DataSetGone, InvalidInput, RunError
 from elit_serve.nn import ElitDiT, build
-from elit_serve.pictures import grid
+from elit_serve.pictures import labelled, level_label
 from elit_serve.sampling import initial_noise, sample
 from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
@@ -276,17 +276,23 @@ class Trainer:
     def sample_sheet(self) -> Image.Image:
         """Samples of the averaged weights: a row per level, a column per class, the same noise in each row."""
         count = min(SHEET_CLASSES, len(self.classes))
-        labels = torch.arange(count, device=self.world.device) * (len(self.classes) // count)
+        shown = [index * (len(self.classes) // count) for index in range(count)]
+        labels = torch.tensor(shown, device=self.world.device)
         noise = initial_noise(range(count), self.model.spec.sample_shape).to(self.world.device)
         velocity = class_velocity(self.ema.model, labels)
         rows = []
         guidance = self.recipe.sampling.guidance
         lowest = guidance.weak_level + 1 if guidance.method == "ag" else 1  # autoguidance needs a level to spare
-        for level in reversed([level for level in self.shown_levels if level >= lowest]):
+        levels = [level for level in reversed(self.shown_levels) if level >= lowest]
+        for level in levels:
             with self._precision():
                 samples = sample(velocity, noise, self.recipe.sampling.plan(level))
                 rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
-        return grid(rows, scale=2)
+        return labelled(
+            rows,
+            row_labels=[level_label(level, self.model.spec.latents_per_group) for level in levels],
+            column_labels=[self.classes[index] for index in shown],
+        )
 
     def _save(self) -> None:
         self.window_loss = self.world.mean(self.window_loss)

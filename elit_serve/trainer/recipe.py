@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elit_serve.bounds import MAX_LEVEL
+from elit_serve.engine.checkpoint import bundled_models
 from elit_serve.engine.config import AutoencoderConfig, BackboneConfig, BackboneShape, SamplingConfig
 from elit_serve.errors import InvalidInput, RecipeError
 from elit_serve.files import parse_toml, read_toml
@@ -173,6 +174,17 @@ class Recipe(Section):
         if options.decay_steps:
             factor = min(factor, (steps - step) / options.decay_steps)
         return options.learning_rate * factor
+
+
+def find_recipe(name: str) -> Path:
+    """A TOML file by its path, or a recipe that travels with the package by its name, wherever one is."""
+    if Path(name).is_file():
+        return Path(name)
+    bundled = bundled_models() / "recipes"
+    known = sorted(file.stem for file in bundled.glob("*.toml"))
+    if name.removesuffix(".toml") in known:
+        return bundled / f"{name.removesuffix('.toml')}.toml"
+    raise InvalidInput("recipe", name, f"a TOML file, or a bundled recipe ({', '.join(known)})")
 
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:

@@ -103,7 +103,7 @@ def test_a_model_trains_in_latents_is_exported_with_its_autoencoder_and_generate
 def test_a_missing_or_broken_autoencoder_is_one_clear_error(
     latent_recipe: Recipe, autoencoder: Path, train_here: Callable[..., RunDirectory], tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidInput, match="--autoencoder: None is not allowed; this recipe's autoencoder is diffus"):
+    with pytest.raises(InvalidInput, match="--autoencoder is missing; this recipe's autoencoder is diffus"):
         train_here(latent_recipe)
     with pytest.raises(CheckpointError, match="missing is not a usable model: no AutoencoderKL in diffusers' format"):
         train_here(latent_recipe, autoencoder=tmp_path / "missing")
