@@ -6,6 +6,7 @@ import difflib
 from bisect import bisect_left
 from collections.abc import Iterable
 
+NEAR = 0.7  # `SequenceMatcher.ratio` from which a name may be what was meant: max_batch for batch, but not priority for quality
 MAX_LENGTH = 50  # characters; comparing two strings takes up to the product of their lengths
 MAX_COMPARED = 100  # names; of more, those that would stand nearest in an alphabetical list, with the same beginning
 
@@ -16,11 +17,11 @@ class Names:
     def __init__(self, names: Iterable[str]) -> None:
         self._names = sorted(names)
 
-    def like(self, written: str, *, at_most: int = 1, likeness: float = 0.6) -> list[str]:
-        """The names most like `written`, the most like first. likeness: in [0, 1], `SequenceMatcher.ratio`."""
+    def like(self, written: str, *, at_most: int = 1) -> list[str]:
+        """The names most like `written`, the most like first."""
         if len(written) > MAX_LENGTH:
             return []
         last = max(0, len(self._names) - MAX_COMPARED)
         first = min(last, max(0, bisect_left(self._names, written) - MAX_COMPARED // 2))
         compared = [name for name in self._names[first : first + MAX_COMPARED] if len(name) <= MAX_LENGTH]
-        return difflib.get_close_matches(written, compared, n=at_most, cutoff=likeness)
+        return difflib.get_close_matches(written, compared, n=at_most, cutoff=NEAR)

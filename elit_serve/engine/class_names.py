@@ -49,7 +49,7 @@ class ClassNames:
             return index
         if is_digits(label.strip()):
             return whole_number(label.strip())
-        nearest = self._spellings.like(name, at_most=3, likeness=0.5)
+        nearest = self._spellings.like(name, at_most=3)
         shown = nearest or [*self._names[:5], "..."]
         hint = "the nearest are" if nearest else "some are"
         raise InvalidInput(field, label, f"no class of {self._model} has this name; {hint} {', '.join(shown)}")
