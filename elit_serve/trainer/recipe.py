@@ -178,12 +178,13 @@ class Recipe(Section):
 
 def find_recipe(name: str) -> Path:
     """A TOML file by its path, or a recipe that travels with the package by its name, wherever one is."""
-    if Path(name).is_file():
-        return Path(name)
+    path = Path(name)
     bundled = bundled_models() / "recipes"
     known = sorted(file.stem for file in bundled.glob("*.toml"))
-    if name.removesuffix(".toml") in known:
-        return bundled / f"{name.removesuffix('.toml')}.toml"
+    if path.is_file() or path.name != name or path.suffix == ".toml":
+        return path
+    if name in known:
+        return bundled / f"{name}.toml"
     raise InvalidInput("recipe", name, f"a TOML file, or a bundled recipe ({', '.join(known)})")
 
 

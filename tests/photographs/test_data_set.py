@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import tarfile
 import tempfile
 import unicodedata
@@ -258,6 +260,22 @@ def test_sets_that_cannot_be_read_say_why(tmp_path: Path) -> None:
         not_a_tar.write_bytes(content)
         with pytest.raises(DataError, match="not an uncompressed tar"):
             open_data_set(not_a_tar)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "remedy"),
+    [
+        (".zip", "is a zip, .*unzip .* -d photos"),
+        (".tar.gz", "is compressed with gzip, .*tar -xzf .* -C photos"),
+        (".tar.bz2", "is compressed with bzip2, .*tar -xjf "),
+        (".tar.xz", "is compressed with xz, .*tar -xJf "),
+    ],
+)
+def test_how_to_unpack_what_is_compressed_is_said(suffix: str, remedy: str, tmp_path: Path) -> None:
+    kind = {".zip": "zip", ".tar.gz": "gztar", ".tar.bz2": "bztar", ".tar.xz": "xztar"}[suffix]
+    packed = shutil.make_archive(str(tmp_path / "photos"), kind, write(tmp_path / "set", "rose/1.jpg"))
+    with pytest.raises(DataError, match=rf"photos{re.escape(suffix)} {remedy}.*and give the folder$"):
+        open_data_set(Path(packed))
 
 
 def test_a_tar_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
