@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -105,7 +106,7 @@ def labelled(
 ) -> Image.Image:
     """A grid of pictures of one size on white, with text at the left of each row, of a line or several, and above each
     column. Small pictures are enlarged by a whole factor, so that the text can be read beside them."""
-    font = ImageFont.load_default(TEXT_PX)
+    row_labels, column_labels, font = _drawable(row_labels, column_labels)
     scale = max(1, MIN_CELL_PX // rows[0][0].width)
     pictures = grid(rows, scale=scale, gap=GAP_PX)
     width, height = (side * scale + GAP_PX for side in rows[0][0].size)
@@ -122,6 +123,32 @@ def labelled(
         position = (left + column * width + width // 2, top // 2)
         draw.text(position, _shortened(text, width, font), fill="black", font=font, anchor="mm")
     return sheet
+
+
+def _drawable(
+    row_labels: Sequence[str], column_labels: Sequence[str]
+) -> tuple[Sequence[str], Sequence[str], ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """The labels and a font that has their letters: Pillow's own has ASCII only.
+
+    For others the machine's DejaVu is used, and where there is none, letters lose their accents.
+    """
+    own = ImageFont.load_default(TEXT_PX)
+    if all(text.isascii() for text in (*row_labels, *column_labels)):
+        return row_labels, column_labels, own
+    try:
+        return row_labels, column_labels, ImageFont.truetype("DejaVuSans.ttf", TEXT_PX)
+    except OSError:
+        return [_plain(text) for text in row_labels], [_plain(text) for text in column_labels], own
+
+
+def _plain(text: str) -> str:
+    """In ASCII, a question mark for what has no letter there.
+
+    >>> _plain("Löwenzahn 蓮")
+    'Lowenzahn ?'
+    """
+    letters = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return letters.encode("ascii", "replace").decode("ascii")
 
 
 def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -6,9 +6,9 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode, fit, grid, read_facts
+from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode, fit, grid, labelled, read_facts
 
 FACTS = {"label": "tulip", "seed": 7, "levels": [4, 4, 1], "guidance": {"scale": 2.5}}
 
@@ -62,3 +62,24 @@ def test_a_grid_places_enlarged_pictures_with_gaps() -> None:
         (0, 0, 255),
         (255, 255, 255),
     ]
+
+
+def test_names_beyond_ascii_can_be_read_with_and_without_a_font_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own font has none of their letters, and would draw boxes."""
+
+    def header(name: str) -> bytes:
+        sheet = labelled([[photograph()]], row_labels=["level 1"], column_labels=[name])
+        return sheet.crop((sheet.width - 128, 0, sheet.width, 20)).tobytes()
+
+    assert header("Löwe") != header("L\uffffwe")
+    own = ImageFont.truetype
+    monkeypatch.setattr(ImageFont, "truetype", lambda font, *args, **options: own(_bytes_only(font), *args, **options))
+    assert header("Löwe") == header("Lowe")
+    assert header("蓮") == header("?")
+
+
+def _bytes_only(font: object) -> io.BytesIO:
+    """Pillow's own font comes as bytes; a name is that of a file of the machine."""
+    if not isinstance(font, io.BytesIO):
+        raise OSError
+    return font
