@@ -6,7 +6,7 @@ import difflib
 from bisect import bisect_left
 from collections.abc import Iterable
 
-NEAR = 0.7  # `SequenceMatcher.ratio` from which a name may be what was meant: max_batch for batch, but not priority for quality
+NEAR = 0.7  # `SequenceMatcher.ratio` of names that may be meant by another: max_batch by batch, not priority by quality
 MAX_LENGTH = 50  # characters; comparing two strings takes up to the product of their lengths
 MAX_COMPARED = 100  # names; of more, those that would stand nearest in an alphabetical list, with the same beginning
 

@@ -10,11 +10,12 @@ from elit_serve.budget import budget_of_level
 from elit_serve.engine.jobs import alone_ms, weak_caps
 from elit_serve.errors import ModelNotFound
 from elit_serve.server.generation import quality_of, usable_levels
+from elit_serve.server.groups import Group
 from elit_serve.server.openai_schemas import OpenAIError
 from elit_serve.server.schemas import LevelInfo, ModelInfo, ModelList
 from elit_serve.server.service import Service
 
-router = APIRouter()
+router = APIRouter(tags=[Group.MODELS])
 
 _NOT_FOUND: dict[str, Any] = {"model": OpenAIError, "description": "Another model is served."}
 
