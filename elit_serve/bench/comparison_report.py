@@ -21,7 +21,7 @@ BESIDE = 0.012  # of the width, between the lines of two policies
 def comparison_table(title: str, rows: Sequence[Row]) -> Table:
     table = Table(
         title=title,
-        caption="taken: on time of those not refused; quality: 0 to 1; ±: 95 % over seeds; µs: p99",
+        caption="taken: on time of those not refused; quality: 0 to 1; ±: 95 %; µs: p99",
         box=box.SIMPLE_HEAD,
         padding=0,
     )

@@ -53,7 +53,8 @@ class Looseness:
 def measure_looseness(comparison: Comparison) -> Iterator[Looseness]:
     """One window for each load, curve and seed of a comparison; noise and bias do not count."""
     if comparison.requests > MAX_REQUESTS:
-        raise InvalidInput("requests", comparison.requests, f"at most {MAX_REQUESTS}, or the search is no good")
+        allowed = f"at most {MAX_REQUESTS}: among more, the search for the best schedules finds none that is good"
+        raise InvalidInput("requests", comparison.requests, allowed)
     for load in comparison.loads:
         for curve, quality in comparison.curves.items():
             bound = ClairvoyantBound(comparison.setting, quality)

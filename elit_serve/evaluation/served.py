@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,6 +29,7 @@ from elit_serve.evaluation.features import Described, FeatureExtractor
 from elit_serve.evaluation.reference import Reference
 from elit_serve.evaluation.sampler import Step, steps_of
 from elit_serve.evaluation.scoring import Scorer
+from elit_serve.evaluation.sweep import plan_name
 from elit_serve.files import read_text
 from elit_serve.measurements import Uncertain
 from elit_serve.sampling import Guidance, Plan, initial_noise
@@ -177,8 +178,9 @@ def _interpolated(pipeline: Pipeline, plan: Plan) -> float:
     assert pipeline.quality is not None
     quality = pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
     if quality is None:
-        given = f"{plan.num_steps} steps, {asdict(plan.guidance)}"
-        raise InvalidInput("records", given, "steps and guidance that are measured in the model's quality.json")
+        raise InvalidInput(
+            "records", plan_name(plan), "steps and guidance that are measured in the model's quality.json"
+        )
     return quality
 
 
