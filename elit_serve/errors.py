@@ -38,6 +38,8 @@ Errors are made where the fact is known and carry its values; they become HTTP s
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -281,7 +283,7 @@ class ServerUnreachable(ElitError):
     """No usable answer: nothing listens there, the connection broke, time ran out, or something else answered."""
 
     def __init__(self, url: str, why: object) -> None:
-        super().__init__(_one_line([f"{url}: {str(why) or type(why).__name__}"]))
+        super().__init__(_one_line([f"{url}: {_reason(why)}"]))
         self.url = url
 
 
@@ -297,6 +299,14 @@ def _one_line(problems: Sequence[str]) -> str:
     """Names in foreign files may hold line breaks and terminal codes; they are shown escaped."""
     text = "; ".join(problems)
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _reason(why: object) -> str:
+    """In the system's words where it has some, without the numbers and tuples that libraries put around them."""
+    number, words = getattr(why, "errno", None), getattr(why, "strerror", None)
+    if isinstance(number, int) and number > 0:
+        return os.strerror(number)
+    return str(words or re.sub(r"\[Errno -?\d+\] ", "", str(why)) or type(why).__name__)
 
 
 def shown(value: object, limit: int = 80) -> str:

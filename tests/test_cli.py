@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -149,6 +150,16 @@ def test_five_levels_are_spread_over_all(levels: Sequence[int], shown: list[int]
 
 def test_autoguidance_is_shown_at_levels_that_it_can_use() -> None:
     assert shown_levels(Guidance(method="ag", scale=2.0, weak_level=4), range(1, 17)) == [5, 7, 9, 12, 16]
+
+
+@pytest.mark.parametrize("command", [["generate", "--label", "rose", "-o", "a.png", "--server"], ["bench"], ["soak"]])
+def test_a_server_that_is_not_there_is_told_in_the_system_s_words(command: list[str], tmp_path: Path) -> None:
+    """By each of the libraries that ask servers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # a port that nobody else gets
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    done = run(*command, url, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: {url}/\S*: Connection refused\n", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize(

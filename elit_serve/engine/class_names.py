@@ -51,7 +51,7 @@ class ClassNames:
             return whole_number(label.strip())
         nearest = self._spellings.like(name, at_most=3)
         shown = nearest or [*self._names[:5], "..."]
-        hint = "the nearest are" if nearest else "some are"
+        hint = "the nearest is" if len(nearest) == 1 else "the nearest are" if nearest else "some are"
         raise InvalidInput(field, label, f"no class of {self._model} has this name; {hint} {', '.join(shown)}")
 
 

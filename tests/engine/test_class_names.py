@@ -46,7 +46,7 @@ def test_what_names_no_class_is_refused() -> None:
 
 
 def test_the_nearest_names_are_told() -> None:
-    with pytest.raises(InvalidInput, match="the nearest are daisy"):
+    with pytest.raises(InvalidInput, match="the nearest is daisy"):
         NAMES.id_of("dasiy", field="label")
     with pytest.raises(InvalidInput, match="from 0 to 6"):
         NAMES.id_of("8", field="label")
