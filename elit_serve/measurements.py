@@ -15,7 +15,20 @@ from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.bounds import (
+    MAX_BATCH,
+    MAX_COUNT,
+    MAX_GUIDANCE_SCALE,
+    MAX_LEVEL,
+    MAX_MEASURED,
+    MAX_MS,
+    MAX_STEPS,
+    MAX_TIME_SHIFT,
+    MIN_MEASURED,
+    MIN_MS,
+    MIN_TIME_SHIFT,
+)
+from elit_serve.errors import CheckpointError, InvalidInput, shown
 from elit_serve.files import read_file
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
@@ -30,6 +43,11 @@ class Measured(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+Level = Annotated[int, Field(ge=1, le=MAX_LEVEL)]
+Figure = Annotated[float, Field(ge=0, le=MAX_MEASURED)]
+Divisor = Annotated[float, Field(ge=MIN_MEASURED, le=MAX_MEASURED)]
+
+
 class StepCost(Measured):
     """One measurement: a step of `batch` images at `level`, guided at `weak_level` or unguided.
 
@@ -37,11 +55,11 @@ class StepCost(Measured):
     is_interpolated: not measured, but read off a line through others of the same batch.
     """
 
-    level: int = Field(ge=1)
-    weak_level: int | None = Field(default=None, ge=1)
-    batch: int = Field(ge=1)
-    step_ms: float = Field(gt=0)
-    spread_ms: float = Field(default=0.0, ge=0)
+    level: Level
+    weak_level: Level | None = None
+    batch: int = Field(ge=1, le=MAX_BATCH)
+    step_ms: float = Field(ge=MIN_MS, le=MAX_MS)
+    spread_ms: float = Field(default=0.0, ge=0, le=MAX_MS)
     is_interpolated: bool = False
 
 
@@ -61,14 +79,14 @@ class Latency(Measured):
     backbone_hash: str
     device: str
     dtype: str
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     graphs: bool = False
     torch_version: str
     elit_serve_version: str
     date: datetime = Field(strict=False)
     command: str = ""
-    repeats: int = Field(ge=1)
-    overhead_ms: float = Field(ge=0)
+    repeats: int = Field(ge=1, le=MAX_COUNT)
+    overhead_ms: float = Field(ge=0, le=MAX_MS)
     steps: tuple[StepCost, ...] = Field(min_length=2, strict=False)
 
     @model_validator(mode="after")
@@ -100,16 +118,16 @@ ROUNDING = 1e-6
 class Uncertain(Measured):
     """A measured value; its 95 % confidence interval reaches `half_width` to both sides."""
 
-    value: float
-    half_width: float = Field(ge=0)
+    value: Figure
+    half_width: Figure
 
 
 class MeasuredGuidance(Measured):
     """As `sampling.Guidance`. weak_level has no meaning for `none` and `cfg`."""
 
     method: GuidanceName
-    scale: float = Field(ge=1)
-    weak_level: int = Field(ge=1)
+    scale: float = Field(ge=1, le=MAX_GUIDANCE_SCALE)
+    weak_level: Level
     interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
 
     @model_validator(mode="after")
@@ -132,21 +150,22 @@ class PlanQuality(Measured):
     """
 
     name: str = Field(min_length=1, max_length=200)
-    levels: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=1000)]], ...] = Field(min_length=1)
+    levels: tuple[tuple[Level, Annotated[int, Field(ge=1, le=MAX_STEPS)]], ...] = Field(min_length=1)
     guidance: MeasuredGuidance
-    time_shift: float = Field(gt=0, le=100)
-    repeats: int = Field(ge=1)
+    time_shift: float = Field(ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
+    repeats: int = Field(ge=1, le=MAX_COUNT)
     distance: Uncertain
     quality: Uncertain
-    gflops: float = Field(gt=0)
+    gflops: Divisor
     on_front: bool
 
     @model_validator(mode="after")
     def _is_possible(self) -> PlanQuality:
-        if not 0 < self.quality.value <= 1:
-            raise ValueError(f"plan {self.name}: a quality lies in (0, 1]")
-        if self.steps > 1000:
-            raise ValueError(f"plan {self.name}: at most 1000 steps")
+        if not MIN_MEASURED <= self.quality.value <= 1:
+            value = shown(self.quality.value)
+            raise ValueError(f"plan {self.name}: quality {value} is not allowed; it lies in {MIN_MEASURED} to 1")
+        if self.steps > MAX_STEPS:
+            raise ValueError(f"plan {self.name}: {self.steps} steps are not allowed; at most {MAX_STEPS}")
         if self.guidance.method == "ag" and min(self.step_levels) <= self.guidance.weak_level:
             raise ValueError(f"plan {self.name}: autoguidance stays above its weak level")
         return self
@@ -188,10 +207,10 @@ class Quality(Measured):
     metric: str
     features_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     reference: str
-    num_samples: int = Field(ge=2)
+    num_samples: int = Field(ge=2, le=MAX_COUNT)
     floor: Uncertain
     scale: str = QUALITY_SCALE
-    levels: dict[int, float] = Field(min_length=1)
+    levels: dict[Level, Annotated[float, Field(ge=MIN_MEASURED, le=1)]] = Field(min_length=1)
     default: str
     plans: tuple[PlanQuality, ...] = Field(min_length=1)
     provenance: dict[str, str | int | float] = Field(default_factory=dict)
@@ -200,8 +219,6 @@ class Quality(Measured):
     def _is_consistent(self) -> Quality:
         problems = []
         grid = sorted(self.levels)
-        if grid[0] < 1 or not all(0 < quality <= 1 for quality in self.levels.values()):
-            problems.append("levels are at least 1, and their qualities lie in (0, 1]")
         slopes = [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairwise(grid)]
         if any(slope < 0 for slope in slopes) or any(b > a + ROUNDING for a, b in pairwise(slopes)):
             problems.append("quality must rise with the level, by less and less for each latent")

@@ -73,7 +73,7 @@ def test_levels_that_the_model_was_not_trained_at_stop_the_load(tiny_model_dir: 
         ({"default": "gone"}, "not among the plans"),
         ({"levels": {"1": 0.9, "2": 0.5}}, "must rise"),
         ({"levels": {"1": 0.1, "2": 0.2, "4": 0.9}}, "by less and less"),
-        ({"levels": {"1": 1.5}}, r"\(0, 1\]"),
+        ({"levels": {"1": 1.5}}, "levels.1: 1.5 is not allowed"),
         ({"format_version": 2}, "format_version"),
         ({"plans": []}, "plans"),
     ],

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from elit_serve.bounds import (
+    MAX_GUIDANCE_SCALE,
+    MAX_LEVEL,
+    MAX_STEPS,
+    MAX_TIME_SHIFT,
+    MAX_TOKENS,
+    MIN_TIME_SHIFT,
+)
 from elit_serve.errors import InvalidInput
 from elit_serve.nn import BackboneSpec, InterfaceSpec
 from elit_serve.nn.spec import Positions
@@ -22,13 +30,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
 class InterfaceConfig(Strict):
     """`InterfaceSpec` in a file."""
 
-    window: tuple[int, int]
-    head: int
-    core: int
-    tail: int
+    window: tuple[Side, Side]
+    head: int = Field(ge=0, le=512)
+    core: int = Field(ge=1, le=512)
+    tail: int = Field(ge=0, le=512)
 
 
 class BackboneShape(Strict):
@@ -44,6 +55,14 @@ class BackboneShape(Strict):
     interface: InterfaceConfig | None = None
     positions: Positions = "rope"
     padding: int = Field(default=0, ge=0, le=4096)
+
+    @model_validator(mode="after")
+    def _is_of_bearable_size(self) -> Self:
+        rows, columns = ((size + 2 * self.padding) // self.patch for size in (self.height, self.width))
+        if rows * columns > MAX_TOKENS:
+            size = f"{self.height} x {self.width} in patches of {self.patch} with padding {self.padding}"
+            raise ValueError(f"{size} is {rows * columns} tokens; at most {MAX_TOKENS} are allowed")
+        return self
 
 
 class BackboneConfig(BackboneShape):
@@ -82,8 +101,8 @@ class GuidanceConfig(Strict):
     """`Guidance` in a file."""
 
     method: GuidanceMethod = "none"
-    scale: float = 1.0
-    weak_level: int = 1
+    scale: float = Field(default=1.0, ge=1, le=MAX_GUIDANCE_SCALE)
+    weak_level: int = Field(default=1, ge=1, le=MAX_LEVEL)
     interval: tuple[float, float] = (0.0, 1.0)
 
     @model_validator(mode="after")
@@ -101,8 +120,8 @@ class GuidanceConfig(Strict):
 class SamplingConfig(Strict):
     """The recommended way to sample."""
 
-    steps: int = Field(default=40, ge=1, le=1000)
-    time_shift: float = Field(default=1.0, gt=0, le=100)
+    steps: int = Field(default=40, ge=1, le=MAX_STEPS)
+    time_shift: float = Field(default=1.0, ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
     guidance: GuidanceConfig = GuidanceConfig()
 
     def plan(self, level: int) -> Plan:
