@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import sqlalchemy as sql
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError
@@ -31,6 +34,8 @@ class PostgresDatabase:
             isolation_level="AUTOCOMMIT",
             connect_args={**arguments, "options": f"-c lock_timeout={1000 * PATIENCE_S} {KEEP_ALIVE}"},
         )
+        for engine in (self.engine, self._locking):
+            sql.event.listen(engine, "do_connect", _connect)
         self._lock: Connection | None = None
 
     def hold(self) -> None:
@@ -74,3 +79,9 @@ class PostgresDatabase:
         connection, self._lock = self._lock, None
         if connection is not None:
             connection.close()
+
+
+def _connect(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """Not at the top of this file: only some installations have psycopg."""
+    impatient = import_module("elit_serve.server.jobs.impatient_connection")
+    return impatient.ImpatientConnection.connect(*arguments, **options)

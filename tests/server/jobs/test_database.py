@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -93,6 +94,31 @@ def test_postgresql_in_trouble(
         finally:
             admin.execute(repair)
             admin.execute("SELECT pg_reload_conf()")
+
+
+def test_a_postgresql_that_stands_still(
+    start_server: Any, jobs_of: Any, held: Any, cheap: Any, eventually: Any, postgres_url: str, tmp_path: Path
+) -> None:
+    """As with its machine suspended: connections stay, and nothing answers."""
+    settings = Settings(response_ms=0, results=str(tmp_path), database=postgres_url)
+    server = start_server(executor=held, cost=cheap, settings=settings)
+    jobs = jobs_of(server)
+    with psycopg.connect(postgres_url, autocommit=True) as admin, jobs_under_way(server, jobs, eventually):
+        (postmaster,) = admin.execute("SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int").fetchone()
+        backends = admin.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'").fetchall()
+        processes = [postmaster, *(pid for (pid,) in backends)]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            stuck(server, jobs, eventually)
+        finally:
+            for process in [*processes, parent_of(postmaster)]:  # runuser stops with whom it runs, and stays so
+                os.kill(process, signal.SIGCONT)
+
+
+def parent_of(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("PPid:")[2].split()[0])
 
 
 def test_bytes_of_the_sqlite_files_overwritten(
