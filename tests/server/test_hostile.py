@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,12 +46,12 @@ def cpu_seconds(url: str) -> float:
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_large_invalid_body_costs_little_more_than_reading_it(tiny_server_url: str, route: str) -> None:
     with httpx.Client(base_url=tiny_server_url, timeout=60) as client:
-        before = cpu_seconds(tiny_server_url)
         for name, body in COSTLY.items():
+            before = cpu_seconds(tiny_server_url)
             answer = client.post(route, content=body, headers={"Content-Type": "application/json"})
             assert 400 <= answer.status_code < 500, name
             assert len(answer.content) < 20_000, name
-        assert cpu_seconds(tiny_server_url) - before < 0.2 * len(COSTLY)
+            assert cpu_seconds(tiny_server_url) - before < 0.3, name
 
 
 def post(route: str, body: bytes, *lines: bytes) -> bytes:
@@ -139,12 +139,12 @@ def test_who_asks_for_health_waits_for_none_of_ten_thousand(tiny_server_url: str
 
     storm(500, first_seed=100)
     before = resident_bytes()
-    with probed(port) as quiet_ms:
-        time.sleep(5)  # what the machine's other work makes of an answer that waits for nothing
+    # how many others want each core while the server does: hardly one on a quiet machine
+    others = os.getloadavg()[0] / (os.cpu_count() or 1)
     with probed(port) as took_ms:
         storm(NUM_REQUESTS, first_seed=0)
-    print(f"quiet p99 {p99(quiet_ms):.0f} ms; {len(took_ms)} asked in the storm:", end=" ")  # noqa: T201
+    print(f"{len(took_ms)} asked beside {others:.1f} others:", end=" ")  # noqa: T201
     print(f"p50 {median(took_ms):.0f}, p99 {p99(took_ms):.0f}, max {max(took_ms):.0f} ms;", end=" ")  # noqa: T201
     print(f"memory {before / 2**20:.0f} -> {resident_bytes() / 2**20:.0f} MiB")  # noqa: T201
-    assert p99(took_ms) < 200 + 5 * p99(quiet_ms)
+    assert p99(took_ms) < 200 * (1 + others)
     assert resident_bytes() < 1.1 * before
