@@ -117,7 +117,7 @@ def test_a_postgresql_that_stands_still(
 
 
 def parent_of(process: int) -> int:
-    status = Path(f"/proc/{process}/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     return int(status.partition("PPid:")[2].split()[0])
 
 
