@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ class FeatureCache:
                 names = set(content.keys())
                 logits = content.get_tensor("logits") if "logits" in names else None
                 described = Described(features=content.get_tensor("features"), logits=logits)
+                if not 0 <= seconds < math.inf:
+                    return None
                 return Sampled(described=described, sampling_seconds=seconds)
         except (OSError, SafetensorError, KeyError, ValueError):
             return None

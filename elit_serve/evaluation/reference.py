@@ -93,7 +93,7 @@ class Reference:
                 held_out=tensors["held_out"],
                 held_out_logits=tensors.get("held_out_logits"),
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InvalidInput("reference", str(file), f"a file from --save-reference: {error}") from None
         reference._check_shapes(file)
         return reference
@@ -104,6 +104,13 @@ class Reference:
         if not fit or shapes[1][0] != self.num_samples or min(shapes[0][0], shapes[1][0]) < MIN_PHOTOGRAPHS:
             allowed = f"features [m, F] and held_out [{self.num_samples}, F] of at least {MIN_PHOTOGRAPHS} photographs"
             raise InvalidInput("reference", f"{file}: {shapes[0]} and {shapes[1]}", allowed)
+        strange = [index for index in self.held_out_classes if index not in range(len(self.classes))]
+        if strange:
+            allowed = f"a class from 0 to {len(self.classes) - 1}"
+            raise InvalidInput(f"held_out_classes in {file}", strange[0], allowed)
+        for name, tensor in (("features", self.features), ("held_out", self.held_out)):
+            if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+                raise InvalidInput(f"{name} in {file}", "nan or inf", "numbers are finite")
 
     def check(self, pipeline: Pipeline, extractor: FeatureExtractor) -> None:
         """Raises what keeps this reference from measuring this model with this extractor."""

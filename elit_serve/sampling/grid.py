@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from elit_serve.bounds import MAX_TIME_SHIFT, MIN_TIME_SHIFT
 from elit_serve.errors import InvalidInput
 
 
@@ -16,7 +15,7 @@ def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
     """
     if num_steps < 1:
         raise InvalidInput("steps", num_steps, "at least one step is needed")
-    if not (math.isfinite(shift) and shift > 0):
-        raise InvalidInput("time_shift", shift, "a shift is a positive number; 1 is uniform")
+    if not MIN_TIME_SHIFT <= shift <= MAX_TIME_SHIFT:
+        raise InvalidInput("time_shift", shift, f"a shift lies in {MIN_TIME_SHIFT} to {MAX_TIME_SHIFT}; 1 is uniform")
     times = (step / num_steps for step in range(num_steps + 1))
     return [t / (1 + (shift - 1) * (1 - t)) for t in times]

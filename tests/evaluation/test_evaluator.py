@@ -115,6 +115,28 @@ def test_a_reference_of_something_else_is_refused(
         Reference.load(file)
 
 
+@pytest.mark.parametrize("index", [-1, 3, 10**30, 0.5, "rose"])
+def test_a_reference_with_a_class_that_it_does_not_have_is_refused(
+    index: object, reference: Reference, tmp_path: Path
+) -> None:
+    file = tmp_path / "tampered.safetensors"
+    replace(reference, held_out_classes=(index, *reference.held_out_classes[1:])).save(file)
+    with pytest.raises(InvalidInput, match=r"held_out_classes in .+tampered\.safetensors: .+; a class from 0 to 2"):
+        Reference.load(file)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_reference_with_features_that_are_not_finite_is_refused(
+    value: float, reference: Reference, tmp_path: Path
+) -> None:
+    file = tmp_path / "tampered.safetensors"
+    features = reference.features.clone()
+    features[0, 0] = value
+    replace(reference, features=features).save(file)
+    with pytest.raises(InvalidInput, match=r"features in .+tampered\.safetensors: .+; numbers are finite"):
+        Reference.load(file)
+
+
 def test_the_floor_is_what_held_out_photographs_score(
     pipeline: Pipeline, reference: Reference, extractor: TorchScriptFeatures
 ) -> None:

@@ -20,6 +20,12 @@ def test_without_shift_the_grid_is_uniform() -> None:
     assert time_grid(4) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
+@pytest.mark.parametrize("shift", [0.0, -1.0, 1e-320, 1e300, float("nan"), float("inf")])
+def test_a_shift_that_would_divide_by_zero_or_overflow_is_refused(shift: float) -> None:
+    with pytest.raises(InvalidInput, match=r"time_shift: .+ is not allowed; a shift lies in 0\.01 to 100"):
+        time_grid(4, shift)
+
+
 def test_a_shift_of_two_follows_its_formula() -> None:
     # u' = s u / (1 + (s - 1) u): u = 3/4 becomes 6/7, 1/2 becomes 2/3, 1/4 becomes 2/5
     assert time_grid(4, 2.0) == pytest.approx([0, 1 / 7, 1 / 3, 3 / 5, 1])
