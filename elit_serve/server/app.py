@@ -106,7 +106,9 @@ def create_app(
         app.include_router(routes)
     error_answers.install(app, all_routes)
     openapi_document.complete(app, has_keys=keyring is not None)
-    middlewares.add_all(app, settings, metrics=metrics, routes=paths, keyring=keyring, tracing=tracing, clock=clock)
+    middlewares.add_all(
+        app, settings, worker=worker, metrics=metrics, routes=paths, keyring=keyring, tracing=tracing, clock=clock
+    )
     return app
 
 

@@ -25,6 +25,7 @@ Need = Literal["nothing", "any key"] | keys.Scope
 PATHS: dict[str, Need] = {
     **dict.fromkeys(HEALTH_PATHS, "nothing"),
     "/": "nothing",
+    "": "nothing",  # a prefix without the slash behind it, which is redirected to the page
     "/metrics": "metrics",
     "/load": "metrics",
     "/v1/live": "metrics",  # it shows what others ask for

@@ -15,9 +15,11 @@ from starlette.types import Scope
 
 from elit_serve.errors import ElitError
 from elit_serve.server.faults import Fault, fault_of, fault_of_body
+from elit_serve.server.head_requests import with_head
 from elit_serve.server.jobs.schemas import JobRequest
 from elit_serve.server.openai_errors import openai_error
 from elit_serve.server.openai_schemas import ImagesRequest
+from elit_serve.server.prefix import route_path
 from elit_serve.server.problems import problem
 from elit_serve.server.schemas import GenerateRequest
 
@@ -38,7 +40,7 @@ def is_openai(path: str) -> bool:
 def error_answer(fault: Fault, scope: Scope) -> Response:
     """OpenAI's shape on OpenAI's routes; RFC 9457 elsewhere. The fault goes into the request's state."""
     scope["state"]["fault"] = fault
-    return openai_error(fault) if is_openai(scope["path"]) else problem(fault, scope["state"]["request_id"])
+    return openai_error(fault) if is_openai(route_path(scope)) else problem(fault, scope["state"]["request_id"])
 
 
 def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
@@ -50,14 +52,14 @@ def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        path = request.url.path
+        path = route_path(request.scope)
         schema = next((schema for prefix, schema in SCHEMAS.items() if path.startswith(prefix)), GenerateRequest)
         num_left_out = request.scope["state"].get("fields_left_out", 0)
         return error_answer(fault_of_body(error.errors(), schema, num_left_out=num_left_out), request.scope)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        path, status = request.url.path, error.status_code
+        path, status = route_path(request.scope), error.status_code
         allowed = _allowed(path, routes) if status == 405 else {}
         is_missing = status in (404, 405) and is_openai(path)
         detail = f"{error.detail}: {_openai_routes(routes)}" if is_missing else error.detail
@@ -66,9 +68,10 @@ def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
 
 
 def _allowed(path: str, routes: Sequence[APIRoute]) -> dict[str, str]:
-    """`Allow` with the methods of all routes of a path, of which Starlette tells the first one's."""
-    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
-    return {"Allow": ", ".join(sorted(methods))} if methods else {}
+    """`Allow` with the methods of all routes of a path, of which Starlette tells the first one's. What is none of
+    `routes` can only be read: files, and the documentation."""
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()} or {"GET"}
+    return {"Allow": ", ".join(sorted(with_head(methods)))}
 
 
 def _openai_routes(routes: Sequence[APIRoute]) -> str:

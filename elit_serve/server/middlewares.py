@@ -9,10 +9,14 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from elit_serve.clock import Clock
+from elit_serve.engine.worker import Worker
 from elit_serve.server.auth import Auth
+from elit_serve.server.draining import Draining
+from elit_serve.server.head_requests import HeadRequests
 from elit_serve.server.keys import Keyring
 from elit_serve.server.limits import RequestLimits
 from elit_serve.server.metrics import Metrics, MetricsMiddleware
+from elit_serve.server.prefix import THIS_MACHINE, FarSide, NearSide
 from elit_serve.server.request_context import Failures, RequestContext
 from elit_serve.server.security_headers import SecurityHeaders
 from elit_serve.server.settings import Settings
@@ -26,6 +30,7 @@ def add_all(
     app: FastAPI,
     settings: Settings,
     *,
+    worker: Worker,
     metrics: Metrics,
     routes: Sequence[str],
     keyring: Keyring | None,
@@ -34,6 +39,8 @@ def add_all(
 ) -> None:
     """From the innermost to the outermost: keys are asked for before a body is read, and what every answer must have
     stands before what may refuse."""
+    app.add_middleware(NearSide)
+    app.add_middleware(HeadRequests)
     app.add_middleware(
         RequestLimits, max_requests=settings.max_concurrent_requests, max_body_bytes=settings.max_body_bytes
     )
@@ -44,7 +51,7 @@ def add_all(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origin,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["*"],
         )
@@ -52,4 +59,6 @@ def add_all(
     app.add_middleware(SecurityHeaders)
     if tracing is not None:
         app.add_middleware(TracedRequests, tracing=tracing)
+    app.add_middleware(Draining, worker=worker)
     app.add_middleware(RequestContext, clock=clock)
+    app.add_middleware(FarSide, prefix=settings.root_path or "", trusted_proxies=settings.trusted_proxy or THIS_MACHINE)

@@ -35,11 +35,11 @@ def page_router() -> APIRouter:
     router = APIRouter(include_in_schema=False)
     static = dict(_static_files())
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/")
     async def index(request: Request) -> Response:
         return _answer(request, static["index.html"])
 
-    @router.api_route("/static/{name}", methods=["GET", "HEAD"])
+    @router.get("/static/{name}")
     async def file(request: Request, name: str) -> Response:
         if name not in static:
             raise HTTPException(404, "there is no such file")

@@ -5,11 +5,14 @@ Imports no torch, so that `elit-serve --help` need not wait for it.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+
+MAX_PREFIX = 256  # characters
 
 
 def _parts(value: object) -> object:
@@ -51,6 +54,28 @@ def _has_host(url: str) -> bool:
         return False
 
 
+def is_prefix(text: str) -> bool:
+    """Whether a server may be reached under this path, as /elit or /a/b: it comes into links and pages as it is, so
+    there is nothing in it that means something else there."""
+    return len(text) <= MAX_PREFIX and re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+", text) is not None
+
+
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not is_prefix(path):
+        raise ValueError("a prefix is a path as /elit, of letters, digits and . _ ~ -")
+    return path
+
+
+def _proxy(text: str) -> str:
+    if text != "*":
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError("a proxy is an address, a network as 10.0.0.0/8, or *") from None
+    return text
+
+
 DAY_S = 86_400
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -63,6 +88,8 @@ Origins = Annotated[
 Hosts = Annotated[
     tuple[Annotated[str, Field(max_length=262), AfterValidator(_host_and_port)], ...], BeforeValidator(_parts)
 ]
+Proxies = Annotated[tuple[Annotated[str, AfterValidator(_proxy)], ...], BeforeValidator(_parts)]
+RootPath = Annotated[str, AfterValidator(_root_path)]
 
 
 class Settings(BaseModel):
@@ -98,6 +125,15 @@ class Settings(BaseModel):
         default="0.0.0.0", min_length=1, max_length=253, description="Address to listen on; by default every address."
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    root_path: RootPath | None = Field(
+        default=None,
+        description="The path under which a proxy shows this server, as /elit, whether it takes it off or not.",
+    )
+    trusted_proxy: Proxies = Field(
+        default=(),
+        description="Address or network of a proxy whose X-Forwarded-For, -Proto and -Prefix are believed, or * for "
+        "any; may be repeated; by default those of this machine.",
+    )
     device: str | None = Field(
         default=None, max_length=100, description="cpu, cuda or cuda:N; by default a GPU if there is one."
     )
@@ -142,7 +178,7 @@ class Settings(BaseModel):
         "more, the one that has been sending for longest gets 503 with Retry-After, or else the newest.",
     )
     idle_seconds: int = Field(
-        default=60,
+        default=75,  # proxies keep connections for 60 s, and must be the first to give one up
         ge=1,
         le=DAY_S,
         description="How long a connection may stand still, without a whole request or with an answer that is not "

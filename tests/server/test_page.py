@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -499,3 +500,19 @@ def test_files_are_asked_for_again_and_sent_once(server: Any) -> None:
 def test_no_path_leads_out_of_the_folder(server: Any) -> None:
     for path in ("/static/../page.py", "/static/%2e%2e/page.py", "/static/..%2fpage.py", "/static/", "/static/no.js"):
         assert server.client.get(path).status_code == 404, path
+
+
+def test_the_page_works_where_a_proxy_shows_it(
+    start_server: Any, start_nginx: Callable[[str], str], open_page: OpenPage, measured: Pipeline
+) -> None:
+    server = start_server(measured)
+    proxy = start_nginx(f"location /elit/ {{ proxy_pass {server.url}/; proxy_set_header X-Forwarded-Prefix /elit; }}")
+    page = open_page(replace(server, url=f"{proxy}/elit"))
+    choose(page, by="By time")
+    generate(page)
+    expect(page.get_by_role("img", name="tulip, seed 7", exact=True)).to_be_visible()
+    page.get_by_role("link", name="Live").click()
+    expect(page.locator("#live-status")).to_have_text("Running")
+    page.get_by_role("link", name="API").click()
+    expect(page.get_by_text("/v1/generate", exact=True)).to_be_visible()
+    expect(page.get_by_role("combobox").first).to_have_value("/elit")

@@ -130,3 +130,8 @@ def test_help_has_every_setting_with_its_default() -> None:
         assert f"--{setting.replace('_', '-')} " in shown
     assert "Default: 8000." in shown
     assert "elastic|fixed" in shown
+
+
+def test_a_connection_is_kept_for_longer_than_proxies_keep_it() -> None:
+    """Nginx, and load balancers of clouds, reuse one for 60 s: it must not be closed as they send the next request."""
+    assert Settings().idle_seconds > 60

@@ -66,7 +66,7 @@ async def accept(
     desk = _desk(request)
     job = await desk.run(desk.accept, body, _owner(request), idempotency_key)
     request.state.job_id = job.id
-    headers = {"Location": f"{PREFIX}/{job.id}"}
+    headers = {"Location": f"{request.scope['root_path']}{PREFIX}/{job.id}"}
     return Response(job.model_dump_json(), status_code=202, headers=headers, media_type="application/json")
 
 

@@ -1,6 +1,6 @@
 // Talks to the server that this page came from: JSON, server-sent events, errors in either of its two shapes.
 
-const KEY = "elit-serve-key";
+const KEY = `elit-serve-key ${new URL(".", location.href).pathname}`; // other servers may share this host
 
 /** What the server refused or failed at. code: stable; retryAfterS, minLatencyMs: null if it does not say. */
 export class ApiError extends Error {
@@ -17,7 +17,7 @@ export function useKey(key) {
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
-/** The JSON of an answer; with a body it is posted. */
+/** The JSON of an answer; with a body it is posted. Paths are relative to the page, wherever a proxy shows it. */
 export async function call(path, { body, signal } = {}) {
   return (await send(path, { body, signal })).json();
 }

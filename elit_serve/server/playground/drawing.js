@@ -10,7 +10,7 @@ export const NUM_PREVIEWS = 3;
  */
 export async function drawn(wishes, { signal, onPreview }) {
   const body = { ...wishes, stream: true, partial_images: NUM_PREVIEWS };
-  for await (const { type, data } of events("/v1/images/generations", { body, signal })) {
+  for await (const { type, data } of events("v1/images/generations", { body, signal })) {
     const src = `data:image/${data.output_format};base64,${data.b64_json}`;
     if (type === "image_generation.partial_image") onPreview(src, data.partial_image_index + 1);
     if (type === "image_generation.completed") {

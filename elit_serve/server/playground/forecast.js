@@ -30,7 +30,7 @@ export class Forecast {
 
   async #answer(wishes, latents, signal) {
     try {
-      const plan = await call("/v1/plan", { body: wishes, signal });
+      const plan = await call("v1/plan", { body: wishes, signal });
       if (!signal.aborted) this.#show(plan, latents);
     } catch (error) {
       if (error.name === "AbortError") return;

@@ -46,7 +46,7 @@ export class LiveView {
   async #watch(signal) {
     while (!signal.aborted) {
       try {
-        for await (const { data } of events("/v1/live", { signal })) this.#take(data);
+        for await (const { data } of events("v1/live", { signal })) this.#take(data);
       } catch (error) {
         if (signal.aborted) return;
         this.complain(error);

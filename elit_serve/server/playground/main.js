@@ -31,7 +31,7 @@ function watchIfSeen() {
 
 async function load() {
   try {
-    const [model] = (await call("/v1/models")).data;
+    const [model] = (await call("v1/models")).data;
     part("served").textContent = `${model.id} on ${model.device === "cpu" ? "a CPU" : model.device}`;
     part("key-panel").hidden = true;
     part("docs").hidden = hasKey(); // a browser sends no key when it follows a link

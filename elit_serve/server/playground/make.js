@@ -47,7 +47,7 @@ export class MakeView {
     part("budget").value = model.levels.findIndex(({ budget }) => budget >= 0.5);
     this.#error.clear();
     try {
-      const plan = await call("/v1/plan", { body: { label: this.#picker.id } });
+      const plan = await call("v1/plan", { body: { label: this.#picker.id } });
       const needed = plan.alternatives.map((option) => option.min_latency_ms);
       this.#range = { from: 0.8 * Math.min(...needed), to: 2 * Math.max(...needed) };
       this.#setLatency(rounded(Math.sqrt(this.#range.from * this.#range.to)));
