@@ -17,6 +17,7 @@ from rich.table import Table
 import elit_serve
 from elit_serve.cli.benchmarks import bench, simulate, soak
 from elit_serve.cli.evaluation import evaluate
+from elit_serve.cli.first_process import end_when_told
 from elit_serve.cli.generation import generate
 from elit_serve.cli.keys import key
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
@@ -42,6 +43,7 @@ app = typer.Typer(
 def main() -> None:
     """Runs the command line. Every expected error becomes one line on stderr and exit code 2, or 1 if the engine of a
     server stopped: trying again helps then, and otherwise not."""
+    end_when_told()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # in a locale that has not all letters of a class's name
             stream.reconfigure(errors="backslashreplace")

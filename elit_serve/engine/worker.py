@@ -9,6 +9,7 @@ which nobody holds while waiting for the device.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -213,7 +214,7 @@ class Worker:
         """Takes no more jobs, finishes the accepted ones if they are done within `timeout_s`, and stops."""
         with self._changed:
             self._accepts = False
-            self._changed.wait_for(lambda: self._stopping or not self._images, timeout_s)
+            self._changed.wait_for(lambda: self._stopping or not self._images, min(timeout_s, threading.TIMEOUT_MAX))
         self.stop()
 
     def stop(self) -> None:
@@ -272,7 +273,8 @@ class Worker:
             else:
                 members = []
                 if not (self._running or self._vacated or self._stopping):
-                    self._changed.wait(None if decision.until_s is None else max(0.0, decision.until_s - now_s))
+                    until_s = math.inf if decision.until_s is None else decision.until_s
+                    self._changed.wait(min(max(0.0, until_s - now_s), threading.TIMEOUT_MAX))  # three centuries
             vacated, self._vacated = self._vacated, []
         for request_id in vacated:
             self._executor.remove(request_id)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -17,6 +21,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from platformdirs import user_state_path
+from uvicorn.server import HANDLED_SIGNALS
 
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor import Executor
@@ -34,6 +39,7 @@ from elit_serve.server.process import limit_arenas, raise_descriptor_limit
 from elit_serve.server.settings import Settings
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 SWITCH_SECONDS = 0.0005  # Python's 5 ms would let the device idle while the worker waits for its turn behind a request
 RANDOM_RESOLUTION = 256
@@ -44,8 +50,9 @@ SHUTDOWN_SECONDS = 10  # for answers that are under way when the worker has stop
 class AnnouncingServer(uvicorn.Server):
     """A server that calls `on_ready` once it listens, and does not stop listening before `drain` has returned.
 
-    The first SIGTERM or SIGINT drains: health routes say so, and new work is refused with a reason. A second one
-    calls `stop`, which must make `drain` return.
+    From then on the first SIGTERM or SIGINT drains: health routes say so, and new work is refused with a reason. A
+    second one calls `stop`, which must make `drain` return. Before, while a model is loaded and the device warms up,
+    nothing is accepted that could be finished, and signals do what they do to any process.
     """
 
     def __init__(
@@ -66,7 +73,21 @@ class AnnouncingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
+            if threading.current_thread() is threading.main_thread():  # no other one may
+                for number in HANDLED_SIGNALS:
+                    signal.signal(number, self.handle_exit)
             self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would take signals before there is anything that could drain."""
+        before = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            if self.started and threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """uvicorn's own notes the signal and raises it again at the end, which would not end in exit code 0."""
@@ -76,7 +97,10 @@ class AnnouncingServer(uvicorn.Server):
         self._leaving.add(asyncio.create_task(self._exit_after(next(self._ways_out, self._stop))))
 
     async def _exit_after(self, work: Callable[[], None]) -> None:
-        await asyncio.to_thread(work)
+        try:
+            await asyncio.to_thread(work)
+        except Exception:
+            logger.exception("the server ends without having drained")
         self.leave()
 
     def leave(self) -> None:
@@ -140,6 +164,7 @@ def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=settings.idle_seconds,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         server_header=False,
+        proxy_headers=False,  # a middleware believes them, which must know who the proxy is
     )
 
 

@@ -34,6 +34,15 @@ class World:
             value /= self.size
         return value
 
+    def any(self, claim: bool) -> bool:
+        """Whether it is so on any rank; every rank must ask, and all get the same answer. The devices wait for nobody:
+        it is told between processors."""
+        if self.size == 1:
+            return claim
+        told = torch.tensor(claim, dtype=torch.uint8)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -52,7 +61,7 @@ def join_world(device: torch.device) -> Iterator[World]:
             raise InvalidInput("--nproc-per-node", local_rank + 1, f"this machine has {torch.cuda.device_count()} GPUs")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
     try:
         yield World(device=device, rank=rank, size=size)
     finally:

@@ -98,7 +98,7 @@ class Trainer:
         self._compile(reporter)
         model = self._distributed()
         add_gradient = self._add_gradient_to(model)
-        with _ending_gracefully(alone=self.world.size == 1) as asked_to_end:
+        with _ending_gracefully() as asked_to_end:
             for batch in self._batches():
                 self._report_damage(batch.damaged, reporter)
                 images, labels = batch.images.to(self.world.device), batch.labels.to(self.world.device)
@@ -106,7 +106,7 @@ class Trainer:
                 self._after_step(reporter)
                 if self.step == self.recipe.training.steps:
                     break
-                if asked_to_end():
+                if self.world.any(asked_to_end()):  # a signal may reach one rank only, or each at another step
                     self._save()
                     raise RunError(f"asked to end; saved at step {self.step}, continue with --resume")
 
@@ -449,19 +449,15 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
 
 
 @contextmanager
-def _ending_gracefully(*, alone: bool) -> Iterator[Callable[[], bool]]:
-    """While open, SIGINT and SIGTERM ask the loop to end after its step instead of cutting it off.
-
-    With several ranks a signal may reach them at different steps, so there it ends them at once, as by default.
-    """
+def _ending_gracefully() -> Iterator[Callable[[], bool]]:
+    """While open, SIGINT and SIGTERM ask the loop to end after its step instead of cutting it off."""
     asked = False
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if alone else ()
-    before = {number: signal.signal(number, ask) for number in numbers}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:

@@ -493,7 +493,7 @@ def test_draining_finishes_what_was_accepted_and_takes_nothing_more(
     worker.start()
     futures = [worker.submit(job(pipeline, seeds=(seed,))) for seed in range(3)]
     executor.has_started.acquire(timeout=60)
-    drain = threading.Thread(target=worker.drain, args=(60,))
+    drain = threading.Thread(target=worker.drain, args=(1e10,))  # longer than a thread can wait
     drain.start()
     while worker.is_ready:
         drain.join(0.01)

@@ -109,6 +109,36 @@ def test_a_streamed_run_asked_to_end_saves_and_goes_on_with_the_losses_of_one_in
     assert_same_run(run, finished_run, read_losses)
 
 
+def test_ranks_end_together_whichever_is_asked(
+    make_recipe: Callable[..., Recipe],
+    start_training: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    recipe = make_recipe(training={"steps": 10_000}, every={"log": 1, "checkpoint": 10_000, "validation": 10_000})
+    run = RunDirectory(tmp_path / "run")
+
+    process = start_training(recipe, run.path, ranks=2)
+    wait_for_step(process, 7)
+    os.kill(rank_of(process, 1), signal.SIGTERM)
+    _, errors = finish(process)
+    (ended_at,) = run.steps()
+    assert ended_at >= 7
+    assert errors.count(f"error: asked to end; saved at step {ended_at}, continue with --resume\n") == 2
+
+    process = start_training(recipe, run.path, "--resume", ranks=2)
+    wait_for_step(process, ended_at + 3)
+    process.terminate()  # torchrun, which tells all ranks
+    finish(process)
+    assert run.load().state.step == run.steps()[-1] >= ended_at + 3
+
+
+def rank_of(torchrun: subprocess.Popen[str], rank: int) -> int:
+    """The process of a rank."""
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    variables = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
+    return next(int(child) for child in children if b"RANK=%d" % rank in variables[child])
+
+
 def test_the_mean_loss_of_an_interval_survives_a_stop_within_it(
     make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], read_losses: Losses, tmp_path: Path
 ) -> None:
