@@ -42,6 +42,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 NOTABLY_SLOW = 1.1  # from this pace on a caller is told of it
 
@@ -136,11 +137,18 @@ class DeadlineExceeded(ElitError):
 class Overloaded(ElitError):
     """Other requests are in the way, so this one was not taken.
 
-    reason: `overloaded`, when its target cannot be kept beside what is promised, or `queue_full`.
+    reason: `overloaded`, when its target cannot be kept beside what is promised, `queue_full`, `too_many_requests` or
+    `too_many_streams`.
     """
 
+    WHATS: ClassVar = {
+        "queue_full": "the queue is full",
+        "too_many_requests": "too many others of its kind are being answered",
+        "too_many_streams": "as many streams as there may be are open",
+    }
+
     def __init__(self, reason: str, retry_after_s: float) -> None:
-        what = "the queue is full" if reason == "queue_full" else "the target cannot be met beside what is promised"
+        what = self.WHATS.get(reason, "the target cannot be met beside what is promised")
         super().__init__(f"{what}; retry in {retry_after_s:.1f} s")
         self.reason = reason
         self.retry_after_s = retry_after_s

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -85,6 +85,12 @@ def shared_tiny_model_dir(tiny_config: ModelConfig, tmp_path_factory: pytest.Tem
 def tiny_model_dir(shared_tiny_model_dir: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that the test may damage."""
     return Path(shutil.copytree(shared_tiny_model_dir, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def serve_model() -> Callable[[Path, Path], AbstractContextManager[str]]:
+    """For servers of one's own, as processes: see `served`."""
+    return served
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.jobs.desk import JobDesk
 from elit_serve.server.jobs.routes import router as jobs_router
 from elit_serve.server.keys import read_keyring
+from elit_serve.server.lane import Lane
 from elit_serve.server.live import LiveFeed, load_of
 from elit_serve.server.live import router as live_router
 from elit_serve.server.loop_lag import loop_lag_measured
@@ -39,6 +40,7 @@ from elit_serve.server.routes import router
 from elit_serve.server.service import Service
 from elit_serve.server.settings import Settings
 from elit_serve.server.shares import FairShares
+from elit_serve.server.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from elit_serve.server.tracing import Tracing
@@ -102,12 +104,23 @@ def create_app(
     )
     app.state.jobs = JobDesk(app.state.service)
     app.state.live_feed = LiveFeed(lambda: load_of(app.state.service))
+    app.state.load = Snapshots(lambda: load_of(app.state.service).model_dump_json())
+    app.state.rendered_metrics = Snapshots(metrics.render)
+    app.state.lane = Lane(lambda: worker.num_waiting + worker.num_running > 0)
     for routes in routers:
         app.include_router(routes)
     error_answers.install(app, all_routes)
     openapi_document.complete(app, has_keys=keyring is not None)
     middlewares.add_all(
-        app, settings, worker=worker, metrics=metrics, routes=paths, keyring=keyring, tracing=tracing, clock=clock
+        app,
+        settings,
+        worker=worker,
+        metrics=metrics,
+        routes=paths,
+        keyring=keyring,
+        tracing=tracing,
+        lane=app.state.lane,
+        clock=clock,
     )
     return app
 

@@ -17,7 +17,7 @@ from elit_serve.server import keys
 from elit_serve.server.error_answers import error_answer
 from elit_serve.server.faults import fault_of
 from elit_serve.server.keys import Key, Keyring
-from elit_serve.server.limits import HEALTH_PATHS
+from elit_serve.server.lane import HEALTH_PATHS
 from elit_serve.server.rate_limit import TokenBucket
 
 Need = Literal["nothing", "any key"] | keys.Scope

@@ -3,60 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.errors import Overloaded
 from elit_serve.server.error_answers import error_answer
 from elit_serve.server.faults import KINDS, Fault
+from elit_serve.server.lane import Kind, kind_of
 
 DRAIN_BYTES = 16 << 20  # of a refused body that is read and thrown away, so that its sender reads the answer
 DRAIN_SECONDS = 2.0
-HEALTH_PATHS = frozenset({"/health", "/liveness", "/readiness", "/v2/health/live", "/v2/health/ready"})
 
 
 class RequestLimits:
     """Answers 413 to a body over `max_body_bytes`, whether its length is announced or found out by counting, and 503
-    to what is more than `max_requests` at a time; health is always answered.
+    to what is more than `max_requests` at a time: of those for pictures, of scrapes of metrics, and of all others, so
+    that none of these shuts out another. Health is always answered.
 
     A request takes a place from its head on, for what has come of its body takes memory. Where all places are taken,
-    the one that has been sending for longest gives its place up: who sends slowly, or never, shuts nobody out.
+    the one that has been sending for longest gives its place up: who sends slowly, or never, shuts nobody out. A stream
+    leaves its place when it begins (`leave_place` in the state), for streams have bounds of their own.
     """
 
     def __init__(self, app: ASGIApp, *, max_requests: int, max_body_bytes: int) -> None:
         self._app = app
         self._max_requests = max_requests
         self._max_body_bytes = max_body_bytes
-        self._places: set[object] = set()
-        self._sending: dict[object, asyncio.Timeout] = {}  # whose bodies are not there whole, the oldest first
+        self._of_pictures, self._of_metrics, self._of_others = (_Places(max_requests) for _ in range(3))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+        kind = None if scope["type"] != "http" else kind_of(scope["method"], scope["path"])
+        if scope["type"] != "http" or kind is Kind.HEALTH:
             await self._app(scope, receive, send)
             return
-        if len(self._places) >= self._max_requests and not self._make_room():
+        places = {None: self._of_pictures, Kind.METRICS: self._of_metrics}.get(kind, self._of_others)
+        place = places.take()
+        if place is None:
             detail = f"{self._max_requests} requests are under way, which is the limit"
             await error_answer(_too_many(detail), scope)(scope, receive, send)
             return
-        place = object()
-        self._places.add(place)
+        scope["state"]["leave_place"] = lambda: places.leave(place)
         try:
-            await self._run(place, scope, receive, send)
+            await self._run(places, place, scope, receive, send)
         finally:
-            self._places.discard(place)
+            places.leave(place)
 
-    def _make_room(self) -> bool:
-        """Ends the request whose body has been on its way for longest; False if all are there whole."""
-        oldest = next(iter(self._sending), None)
-        if oldest is None:
-            return False
-        self._places.discard(oldest)
-        self._sending.pop(oldest).reschedule(asyncio.get_running_loop().time())
-        return True
-
-    async def _run(self, place: object, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run(self, places: _Places, place: object, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await self._body(place, scope, receive)
+            async with places.sending(place):
+                body = await _read(scope, receive, self._max_body_bytes)
         except TimeoutError:
             detail = f"this request was still being sent when more than {self._max_requests} came, which is the limit"
             await error_answer(_too_many(detail, close=True), scope)(scope, receive, send)
@@ -68,14 +65,45 @@ class RequestLimits:
             if body is not None:
                 await self._app(scope, _replay(body, receive), send)
 
-    async def _body(self, place: object, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None if its sender left before. Raises `TimeoutError` if it has to make room."""
+
+class _Places:
+    """Who has one of so many places."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: set[object] = set()
+        self._sending: dict[object, asyncio.Timeout] = {}  # whose bodies are not there whole, the oldest first
+
+    def take(self) -> object | None:
+        """A place, or None where there is none, and nobody who could make room."""
+        if len(self._taken) >= self._most and not self._make_room():
+            return None
+        place = object()
+        self._taken.add(place)
+        return place
+
+    def leave(self, place: object) -> None:
+        """Again does nothing."""
+        self._taken.discard(place)
+
+    @asynccontextmanager
+    async def sending(self, place: object) -> AsyncIterator[None]:
+        """While a body is read. Raises `TimeoutError` where its sender has to make room."""
         async with asyncio.timeout(None) as patience:
             self._sending[place] = patience
             try:
-                return await _read(scope, receive, self._max_body_bytes)
+                yield
             finally:
                 self._sending.pop(place, None)
+
+    def _make_room(self) -> bool:
+        """Ends the request whose body has been on its way for longest; False if all are there whole."""
+        oldest = next(iter(self._sending), None)
+        if oldest is None:
+            return False
+        self._taken.discard(oldest)
+        self._sending.pop(oldest).reschedule(asyncio.get_running_loop().time())
+        return True
 
 
 class _TooLarge(Exception):

@@ -21,7 +21,9 @@ from elit_serve.engine.worker import Worker
 from elit_serve.server.event_response import EventResponse
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.groups import Group
+from elit_serve.server.lane import Kind, Lane
 from elit_serve.server.service import Service
+from elit_serve.server.streams import enter_stream
 
 PERIOD_S = 0.25
 MAX_PICTURES = 64  # told one by one; the rest is in the numbers
@@ -159,9 +161,9 @@ def _counts_of(counter: Counter) -> dict[str, int]:
 router = APIRouter(tags=[Group.OPERATIONS])
 
 
-@router.get("/load", summary="What the server is doing now, and what it has counted")
-def load(request: Request) -> Load:
-    return load_of(request.app.state.service)
+@router.get("/load", summary="What the server is doing now, and what it has counted", response_model=Load)
+async def load(request: Request) -> Response:
+    return Response(await request.app.state.load.fresh(), media_type="application/json")
 
 
 @router.get(
@@ -176,5 +178,12 @@ def load(request: Request) -> Load:
     },
 )
 async def live(request: Request) -> EventResponse:
-    feed: LiveFeed = request.app.state.live_feed
-    return EventResponse(feed.events())
+    enter_stream(request)
+    return EventResponse(_in_turn(request.app.state.live_feed, request.app.state.lane))
+
+
+async def _in_turn(feed: LiveFeed, lane: Lane) -> AsyncIterator[str]:
+    """With many watchers each sees fewer snapshots: together they may not take more time than other lookers-on."""
+    async for event in feed.events():
+        await lane.passed(Kind.STREAMS, 0.0)
+        yield event

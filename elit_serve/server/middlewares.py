@@ -14,12 +14,15 @@ from elit_serve.server.auth import Auth
 from elit_serve.server.draining import Draining
 from elit_serve.server.head_requests import HeadRequests
 from elit_serve.server.keys import Keyring
+from elit_serve.server.lane import Lane
+from elit_serve.server.lane_middlewares import AnswerTurns, WorkTurns
 from elit_serve.server.limits import RequestLimits
 from elit_serve.server.metrics import Metrics, MetricsMiddleware
 from elit_serve.server.prefix import THIS_MACHINE, FarSide, NearSide
 from elit_serve.server.request_context import Failures, RequestContext
 from elit_serve.server.security_headers import SecurityHeaders
 from elit_serve.server.settings import Settings
+from elit_serve.server.streams import StreamLimits
 from elit_serve.server.traced_requests import TracedRequests
 
 if TYPE_CHECKING:
@@ -35,12 +38,19 @@ def add_all(
     routes: Sequence[str],
     keyring: Keyring | None,
     tracing: Tracing | None,
+    lane: Lane,
     clock: Clock,
 ) -> None:
     """From the innermost to the outermost: keys are asked for before a body is read, and what every answer must have
     stands before what may refuse."""
     app.add_middleware(NearSide)
     app.add_middleware(HeadRequests)
+    app.add_middleware(
+        StreamLimits,
+        max_streams=settings.max_streams,
+        max_streams_per_key=settings.max_streams_per_key or max(1, settings.max_streams // 2),
+    )
+    app.add_middleware(WorkTurns, lane=lane)  # after the body, which may come slowly
     app.add_middleware(
         RequestLimits, max_requests=settings.max_concurrent_requests, max_body_bytes=settings.max_body_bytes
     )
@@ -55,6 +65,7 @@ def add_all(
             allow_headers=["*"],
             expose_headers=["*"],
         )
+    app.add_middleware(AnswerTurns, lane=lane, max_held=settings.max_concurrent_requests)
     app.add_middleware(MetricsMiddleware, metrics=metrics, routes=routes, clock=clock)
     app.add_middleware(SecurityHeaders)
     if tracing is not None:

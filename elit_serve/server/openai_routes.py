@@ -30,6 +30,7 @@ from elit_serve.server.openai_schemas import (
 )
 from elit_serve.server.schemas import GenerateRequest
 from elit_serve.server.service import Service, answer_to, facts_of, take
+from elit_serve.server.streams import enter_stream
 
 router = APIRouter(route_class=BodyRoute, tags=[Group.OPENAI])
 
@@ -83,6 +84,7 @@ async def _stream(
     request: Request, service: Service, body: ImagesRequest, asked: GenerateRequest, form: Form, file_quality: int
 ) -> Response:
     """What is refused is refused as ever; events come once the request is taken."""
+    enter_stream(request)
     previews = PreviewQueue()
     taken = await take(
         service,

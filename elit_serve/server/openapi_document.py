@@ -8,10 +8,12 @@ from fastapi import FastAPI
 
 from elit_serve.server.auth import need_of
 from elit_serve.server.error_answers import is_openai
-from elit_serve.server.limits import HEALTH_PATHS
+from elit_serve.server.lane import HEALTH_PATHS
 from elit_serve.server.problems import MEDIA_TYPE
 
 SCHEME = "apiKey"
+
+STREAMS = frozenset({"/v1/live", "/v1/jobs/{job_id}/events"})
 
 
 def complete(app: FastAPI, *, has_keys: bool) -> None:
@@ -36,6 +38,8 @@ def _statuses(path: str, method: str, *, has_keys: bool) -> dict[str, str]:
             statuses["403"] = f"The API key does not have the scope `{need}`."
         if method == "post":
             statuses["429"] = "The API key has asked too often, or has its share of the queue; see `Retry-After`."
+        if path in STREAMS:
+            statuses["429"] = "The API key has as many streams open as it may; see `Retry-After`."
     return statuses
 
 

@@ -35,7 +35,7 @@ from elit_serve.server import logs
 from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.connections import ImpatientProtocol
 from elit_serve.server.keys import read_keyring
-from elit_serve.server.process import limit_arenas, raise_descriptor_limit
+from elit_serve.server.process import limit_arenas, raise_descriptor_limit, settle_heap
 from elit_serve.server.settings import Settings
 
 T = TypeVar("T")
@@ -133,6 +133,10 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             worker.drain(settings.drain_seconds)
             jobs.stop()
 
+        def ready() -> None:
+            settle_heap()
+            announce(logs.announcement(settings, line))
+
         def leave_if_dead(_: Future[None]) -> None:
             if worker.has_died:
                 jobs.stop()
@@ -140,7 +144,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
         server = AnnouncingServer(
             http_config(app, settings),
-            on_ready=lambda: announce(logs.announcement(settings, line)),
+            on_ready=ready,
             drain=drain,
             stop=worker.stop,
         )

@@ -10,7 +10,16 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 
 MAX_PREFIX = 256  # characters
 
@@ -174,8 +183,21 @@ class Settings(BaseModel):
         default=1024,
         ge=1,
         le=1_000_000,
-        description="HTTP requests under way at a time, health apart, those still being sent included; where there are "
-        "more, the one that has been sending for longest gets 503 with Retry-After, or else the newest.",
+        description="HTTP requests for pictures under way at a time, and as many others, those still being sent "
+        "included, health apart; where there are more, the one that has been sending for longest gets 503 with "
+        "Retry-After, or else the newest.",
+    )
+    max_streams: int = Field(
+        default=256,
+        ge=1,
+        le=1 << 16,
+        description="Streams of server-sent events open at a time, apart from requests; more get 503 with Retry-After.",
+    )
+    max_streams_per_key: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 16,
+        description="How many of them one API key may have, by default half; more get 429.",
     )
     idle_seconds: int = Field(
         default=75,  # proxies keep connections for 60 s, and must be the first to give one up
@@ -253,3 +275,11 @@ class Settings(BaseModel):
         default="warning", description="Least severity that is logged; info has a line for every request."
     )
     log_format: Literal["text", "json"] = Field(default="text", description="json writes one object a line.")
+
+    @field_validator("max_streams_per_key")
+    @classmethod
+    def _within_all(cls, most: int | None, info: ValidationInfo) -> int | None:
+        in_all = info.data.get("max_streams")
+        if most is not None and in_all is not None and most > in_all:
+            raise ValueError(f"at most max_streams, which is {in_all}")
+        return most

@@ -237,10 +237,12 @@ def test_more_requests_at_a_time_than_allowed_are_refused_and_health_never(
     with ThreadPoolExecutor(2) as callers:
         taken = [callers.submit(server.generate, TULIP) for _ in range(2)]
         eventually(lambda: server.health()["queue_length"] + server.health()["running"] == 2)
-        refused = server.client.get("/version")
+        others = server.client.get("/v1/models")
+        refused = server.generate(TULIP)
         openai = server.client.post("/v1/images/generations", json={"prompt": "tulip"})
         server.executor.may_run.set()
         assert [done.result().status_code for done in taken] == [200, 200]
+    assert others.status_code == 200
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert (refused.json()["type"], refused.json()["reason"]) == ("urn:elit-serve:overloaded", "too_many_requests")
     assert openai.json()["error"]["code"] == "too_many_requests"
@@ -253,7 +255,7 @@ def test_a_caller_who_leaves_gives_its_place_back(
     server = start_server(settings=Settings(response_ms=0, max_concurrent_requests=1), executor=held)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/generate", json=TULIP, timeout=httpx.Timeout(60, read=0.2))
-    eventually(lambda: server.client.get("/v1/models").status_code == 200)
+    eventually(lambda: server.generate({"label": "nothing"}).status_code == 422)
     server.executor.may_run.set()
 
 

@@ -105,7 +105,7 @@ def extremes() -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize(("setting", "value"), [pair for pair in extremes() if pair[0] not in BEFORE_THE_APP])
 def test_a_server_works_at_the_bounds(start_server: Any, tmp_path: Path, setting: str, value: float) -> None:
-    fixed = {"response_ms": 0, "arrival_log": str(tmp_path / "arrivals.jsonl")}
+    fixed = {"response_ms": 0, "arrival_log": str(tmp_path / "arrivals.jsonl"), "max_streams": 1 << 16}
     server = start_server(settings=Settings.model_validate({**fixed, setting: value}), cost=COST)
     steps = 1 if setting == "max_image_steps" else 4
     answer = server.generate({"label": "rose", "steps": steps})

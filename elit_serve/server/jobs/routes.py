@@ -21,6 +21,7 @@ from elit_serve.server.jobs.states import ENDED, ID_LENGTH, JobState
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.schemas import Problem
 from elit_serve.server.service import Service
+from elit_serve.server.streams import enter_stream
 
 router = APIRouter(prefix=PREFIX, route_class=BodyRoute, tags=[Group.JOBS])
 
@@ -148,6 +149,7 @@ async def events(
     request: Request, job_id: str, last_event_id: Annotated[str | None, Header(description="Go on after it.")] = None
 ) -> Response:
     desk, owner = _desk(request), _owner(request)
+    enter_stream(request)
     job = await desk.run(desk.get, job_id, owner)
     if last_event_id is not None and last_event_id.endswith(f"-{END}"):
         return Response(status_code=204)  # tells browsers not to come back
