@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,23 @@ def test_snapshots_are_made_a_few_times_a_second() -> None:
 
     asyncio.run(ask())
     assert BURST <= len(made) <= BURST + 4
+
+
+def test_scrapes_are_answered_from_snapshots(server: Any) -> None:
+    made: list[float] = []
+    render = server.app.state.service.metrics.render
+
+    def counted() -> bytes:
+        made.append(time.monotonic())
+        text: bytes = render()
+        return text
+
+    server.app.state.rendered_metrics = Snapshots(counted)
+    with ThreadPoolExecutor(20) as callers:
+        answers = list(callers.map(lambda _: server.client.get("/metrics"), range(100)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert all("elit_requests_total" in answer.text for answer in answers)
+    assert len(made) <= BURST + 1 + 4 * (made[-1] - made[0])
 
 
 @pytest.mark.parametrize(
