@@ -97,8 +97,8 @@ Origins = Annotated[
 Hosts = Annotated[
     tuple[Annotated[str, Field(max_length=262), AfterValidator(_host_and_port)], ...], BeforeValidator(_parts)
 ]
-Proxies = Annotated[tuple[Annotated[str, AfterValidator(_proxy)], ...], BeforeValidator(_parts)]
-RootPath = Annotated[str, AfterValidator(_root_path)]
+Proxies = Annotated[tuple[Annotated[str, Field(max_length=64), AfterValidator(_proxy)], ...], BeforeValidator(_parts)]
+RootPath = Annotated[str, Field(max_length=1024), AfterValidator(_root_path)]
 
 
 class Settings(BaseModel):

@@ -486,7 +486,7 @@ def test_a_key_that_may_not_look_on_is_told_what_it_lacks(
 def test_files_are_asked_for_again_and_sent_once(server: Any) -> None:
     page = server.client.get("/")
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
-    names = re.findall(r'(?:src|href)="/static/([\w.]+)"', page.text)
+    names = re.findall(r'(?:src|href)="static/([\w.]+)"', page.text)
     assert "main.js" in names
     for name in names:
         first = server.client.get(f"/static/{name}")

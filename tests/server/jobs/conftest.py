@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -110,8 +111,17 @@ def cheap() -> CostTable:
     return CHEAP
 
 
+@pytest.fixture
+def postgres_url(postgres_server_url: str) -> str:
+    """Of a database that nobody has used before."""
+    name = f"elit_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres_server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    return postgres_server_url.removesuffix("/postgres") + f"/{name}"
+
+
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
+def postgres_server_url() -> Iterator[str]:
     """A PostgreSQL of Debian's package in a folder of its own; it refuses to be run by root."""
     as_postgres = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
     binaries = max(Path("/usr/lib/postgresql").glob("*/bin"))

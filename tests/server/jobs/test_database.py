@@ -58,8 +58,8 @@ def refused(answer: Any) -> bool:
     [
         ("ALTER SYSTEM SET default_transaction_read_only = on", "ALTER SYSTEM RESET default_transaction_read_only"),
         (
-            "ALTER DATABASE damaged SET default_transaction_read_only = on",
-            "ALTER DATABASE damaged RESET default_transaction_read_only",
+            "ALTER DATABASE {name} SET default_transaction_read_only = on",
+            "ALTER DATABASE {name} RESET default_transaction_read_only",
         ),
         ("ALTER TABLE elit_jobs RENAME TO hidden", "ALTER TABLE hidden RENAME TO elit_jobs"),
         ("ALTER TABLE elit_jobs RENAME state TO hidden", "ALTER TABLE elit_jobs RENAME hidden TO state"),
@@ -77,22 +77,19 @@ def test_postgresql_in_trouble(
     damage: str,
     repair: str,
 ) -> None:
-    url = postgres_url.replace("/postgres", "/damaged")
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute("DROP DATABASE IF EXISTS damaged WITH (FORCE)")
-        admin.execute("CREATE DATABASE damaged")
-    settings = Settings(response_ms=0, results=str(tmp_path), database=url)
+    name = postgres_url.rpartition("/")[2]
+    settings = Settings(response_ms=0, results=str(tmp_path), database=postgres_url)
     server = start_server(executor=held, cost=cheap, settings=settings)
     jobs = jobs_of(server)
-    with psycopg.connect(url, autocommit=True) as admin, jobs_under_way(server, jobs, eventually):
-        admin.execute(damage)
+    with psycopg.connect(postgres_url, autocommit=True) as admin, jobs_under_way(server, jobs, eventually):
+        admin.execute(damage.format(name=name))
         try:
             admin.execute("SELECT pg_reload_conf()")
-            others = "datname = 'damaged' AND pid <> pg_backend_pid()"
+            others = f"datname = '{name}' AND pid <> pg_backend_pid()"
             admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
             stuck(server, jobs, eventually)
         finally:
-            admin.execute(repair)
+            admin.execute(repair.format(name=name))
             admin.execute("SELECT pg_reload_conf()")
 
 

@@ -123,14 +123,18 @@ def test_a_locked_database_is_waited_for_and_the_rest_goes_on(
 
 
 def test_a_database_that_is_gone_comes_back(
-    start_server: Any, jobs_of: Any, held: Any, cheap: Any, eventually: Any, postgres_url: str, tmp_path: Path
+    start_server: Any,
+    jobs_of: Any,
+    held: Any,
+    cheap: Any,
+    eventually: Any,
+    postgres_server_url: str,
+    postgres_url: str,
+    tmp_path: Path,
 ) -> None:
-    name = "comes_and_goes"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        settings = Settings(
-            response_ms=0, results=str(tmp_path), database=postgres_url.replace("/postgres", f"/{name}")
-        )
+    name = postgres_url.rpartition("/")[2]
+    with psycopg.connect(postgres_server_url, autocommit=True) as admin:
+        settings = Settings(response_ms=0, results=str(tmp_path), database=postgres_url)
         server = start_server(executor=held, cost=cheap, settings=settings)
         jobs = jobs_of(server)
         accepted = [jobs.accepted(key=f"key {number}") for number in range(3)]
