@@ -81,14 +81,19 @@ def foresee(asked: Asked, scheduler: RequestScheduler, now_s: float) -> Foresigh
     if asked.has_room(scheduler.num_waiting + scheduler.num_running):
         course = rehearse(scheduler, _demands(given), now_s)
     if isinstance(course, Refusal):
-        return Foresight(job=given, crowd=crowd, course=error_of(course, asked, scheduler, now_s))
+        return Foresight(job=given, crowd=crowd, course=_error_of(course, asked, scheduler, now_s))
     return Foresight(job=given, crowd=crowd, course=course)
 
 
-def error_of(refusal: Refusal, asked: Asked, scheduler: RequestScheduler, now_s: float) -> ElitError:
-    """What a caller is told who is refused. Uses up the scheduler that refused him: give a copy."""
+def _error_of(refusal: Refusal, asked: Asked, scheduler: RequestScheduler, now_s: float) -> ElitError:
     if refusal.min_latency_ms is not None:
         return infeasible(asked, refusal.min_latency_ms, refusal.pace)
+    return overloaded(refusal, asked, scheduler, now_s)
+
+
+def overloaded(refusal: Refusal, asked: Asked, scheduler: RequestScheduler, now_s: float) -> Overloaded:
+    """With the time after which the same request is taken if nobody else comes. Uses up the scheduler that refused it:
+    give a copy."""
     return Overloaded(refusal.reason, retry_after_s(scheduler, asked.is_taken, now_s))
 
 

@@ -23,7 +23,7 @@ from elit_serve.clock import Clock
 from elit_serve.engine.accepted import AcceptedImage, AcceptedRequest, LaunchedPart, LaunchedStep, resolve
 from elit_serve.engine.encoders import Encoders
 from elit_serve.engine.executor import Executor
-from elit_serve.engine.foresight import FULL, Asked, Foresight, error_of, foresee, infeasible
+from elit_serve.engine.foresight import FULL, Asked, Foresight, foresee, infeasible, overloaded
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun
 from elit_serve.engine.launcher import Launcher
@@ -35,6 +35,7 @@ from elit_serve.errors import (
     ElitError,
     EngineStopped,
     GenerationFailed,
+    Overloaded,
 )
 from elit_serve.scheduler.core import Counters, RequestScheduler
 from elit_serve.scheduler.replay import as_text
@@ -83,6 +84,7 @@ class Worker:
         self._free_s = 0.0  # when the device has done all of these, as predicted
         self._request_ids = count()
         self._images: dict[int, AcceptedImage] = {}  # accepted and not ended
+        self._room_s: dict[int, float] = {}  # when a full queue will have room for so many images, as far as is known
         self._vacated: list[int] = []  # ended images whose slots are still to be freed
         self._changed = threading.Condition()
         self._accepts = True
@@ -175,11 +177,10 @@ class Worker:
             request = AcceptedRequest(asked.given(self._scheduler), Future(), on_preview, on_step)
             request.images = [AcceptedImage(request, index, next(self._request_ids)) for index in range(len(job.seeds))]
             refusal = self._admit(request, now_s) if asked.has_room(len(self._images)) else FULL
-            if refusal is not None and refusal.min_latency_ms is not None:
-                raise infeasible(asked, refusal.min_latency_ms, refusal.pace)
-            scheduler = self._scheduler.copy() if refusal is not None else self._scheduler
+            known = None if refusal is None else self._known_error(refusal, asked, now_s)
+            scheduler = self._scheduler if refusal is None or known else self._scheduler.copy()
         if refusal is not None:
-            raise error_of(refusal, asked, scheduler, now_s)  # outside the lock: it takes some milliseconds
+            raise known or self._overloaded(refusal, asked, scheduler, now_s)
         request.future.add_done_callback(lambda future: self._give_up(request) if future.cancelled() else None)
         return request.future
 
@@ -360,9 +361,26 @@ class Worker:
         demands = [request.job.demand(image.request_id) for image in request.images]
         refusal = self._scheduler.submit(demands, now_s)
         if refusal is None:
+            self._room_s.clear()
             self._images.update({image.request_id: image for image in request.images})
             self._changed.notify_all()
         return refusal
+
+    def _known_error(self, refusal: Refusal, asked: Asked, now_s: float) -> ElitError | None:
+        """What a refused caller is told, if nothing need be found out for it. The lock is held."""
+        if refusal.min_latency_ms is not None:
+            return infeasible(asked, refusal.min_latency_ms, refusal.pace)
+        room_s = self._room_s.get(len(asked.job.seeds), now_s)
+        is_known = refusal.reason == FULL.reason and room_s > now_s
+        return Overloaded(refusal.reason, room_s - now_s) if is_known else None
+
+    def _overloaded(self, refusal: Refusal, asked: Asked, scheduler: RequestScheduler, now_s: float) -> Overloaded:
+        """What a caller is told whom others are in the way of. Without the lock, as it takes some milliseconds: for a
+        full queue, which may refuse hundreds in a second, the answer is kept until somebody is taken."""
+        error = overloaded(refusal, asked, scheduler, now_s)
+        if refusal.reason == FULL.reason:
+            self._room_s[len(asked.job.seeds)] = now_s + error.retry_after_s
+        return error
 
     def _expire(self, now_s: float) -> None:
         """Ends what has missed its promise. The lock is held."""

@@ -579,3 +579,25 @@ def test_pictures_are_made_though_decisions_fail_and_the_log_tells_of_each_defec
     assert "made by the fixed policy" in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], AssertionError)
+
+
+def test_when_a_full_queue_has_room_is_told_alike_until_somebody_is_taken(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    """Nobody runs: the worker is not started. A picture takes 0.2 s, so there is room within that time."""
+    clock = VirtualClock()
+    worker = make_worker(max_waiting=4, clock=clock)
+    waiting = [worker.submit(job(pipeline, arrived_s=0.0)) for _ in range(4)]
+
+    def told_s() -> float:
+        with pytest.raises(Overloaded, match="queue is full") as refusal:
+            worker.submit(job(pipeline, arrived_s=clock.now()))
+        return refusal.value.retry_after_s
+
+    first_s = told_s()
+    assert first_s == told_s()
+    clock.advance(first_s / 4)
+    assert told_s() == pytest.approx(0.75 * first_s)
+    waiting[0].cancel()
+    worker.submit(job(pipeline, arrived_s=clock.now()))
+    assert told_s() == pytest.approx(first_s), "it is found out anew"
