@@ -24,6 +24,7 @@ from elit_serve.scheduler.arrivals import Arrivals
 from elit_serve.scheduler.certificate import ROUNDING_S
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.policy_view import Choice, Tracked, View
+from elit_serve.scheduler.price import Rates
 from elit_serve.scheduler.promises import REPLAN_PAUSE, Block, Holding, Promises, hold
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
@@ -95,7 +96,7 @@ class ElasticPolicy:
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
-        self._rates: dict[tuple[int, int | None], _Rates] = {}
+        self._rates: dict[tuple[int, int | None], Rates] = {}
         self._replan_pause = 0
         self._planned_for = 1.0  # the correction
         self._probed_s = -inf
@@ -257,12 +258,12 @@ class ElasticPolicy:
             self._worths[level] = self._quality.at(level)
         return self._worths[level]
 
-    def _rates_of(self, count: int, weak_cap: int | None, view: View) -> _Rates:
+    def _rates_of(self, count: int, weak_cap: int | None, view: View) -> Rates:
         """For a batch as large as requests can fill where so many are there; remembered."""
         batch = min(count, self._settings.pricing_batch, view.max_batch)
         rates = self._rates.get((batch, weak_cap))
         if rates is None:
-            rates = self._rates[batch, weak_cap] = _Rates(self._quality, view.costs, batch, weak_cap)
+            rates = self._rates[batch, weak_cap] = Rates(self._quality, view.costs, batch, weak_cap)
         return rates
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
@@ -458,33 +459,6 @@ class ElasticPolicy:
         due_s = [view.now_s + self._usable_s(work.request.demand, latency_ms / 1000, view.costs) for work in hard]
         works = [work.later(due - work.due_s) for work, due in zip(hard, due_s, strict=True)]
         return self._hold(sorted(works, key=lambda work: work.due_s), view.now_s, view, slowdown) is not None
-
-
-class _Rates:
-    """What a step costs an image in a batch, at each level and by the table, and what quality that buys.
-
-    best_s: at the level with the most quality per second. throughput: work (as `Work.solo_s`) done there per second.
-    """
-
-    def __init__(self, quality: QualityTable, costs: CorrectedCosts, batch: int, weak_cap: int | None) -> None:
-        self._quality = quality
-        self.cost_s = {level: costs.row_s(level, weak_cap)[batch] / batch for level in costs.levels}
-        self._lowest, self._highest = costs.levels[0], costs.levels[-1]
-        width = max(self._highest - self._lowest, 1)
-        self._slope_s = (self.cost_s[self._highest] - self.cost_s[self._lowest]) / width
-        self._most, self.best_s = max((quality.at(level) / cost_s, cost_s) for level, cost_s in self.cost_s.items())
-        self.throughput = costs.row_s(self._lowest, weak_cap)[1] / self.best_s
-
-    def price(self, affordable_s: float) -> float:
-        """Quality per second of the table: what the level that can be afforded for all would gain from more."""
-        if self._slope_s <= 0:
-            return 0.0
-        lowest_s, highest_s = self.cost_s[self._lowest], self.cost_s[self._highest]
-        if affordable_s >= highest_s:
-            slope = self._quality.slope(self._highest) * (highest_s / affordable_s) ** 2
-        else:
-            slope = self._quality.slope(self._lowest + max(0.0, affordable_s - lowest_s) / self._slope_s)
-        return min(self._most, slope / self._slope_s)
 
 
 def _promised(works: Iterable[Work]) -> list[Work]:

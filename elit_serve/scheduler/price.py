@@ -1,0 +1,33 @@
+"""What a second of the device is worth: the quality that the level which can be afforded would gain from more."""
+
+from __future__ import annotations
+
+from elit_serve.scheduler.corrected import CorrectedCosts
+from elit_serve.scheduler.quality import QualityTable
+
+
+class Rates:
+    """What a step costs an image in a batch, at each level and by the table, and what quality that buys.
+
+    best_s: at the level with the most quality per second. throughput: work (as `Work.solo_s`) done there per second.
+    """
+
+    def __init__(self, quality: QualityTable, costs: CorrectedCosts, batch: int, weak_cap: int | None) -> None:
+        self._quality = quality
+        self.cost_s = {level: costs.row_s(level, weak_cap)[batch] / batch for level in costs.levels}
+        self._lowest, self._highest = costs.levels[0], costs.levels[-1]
+        width = max(self._highest - self._lowest, 1)
+        self._slope_s = (self.cost_s[self._highest] - self.cost_s[self._lowest]) / width
+        self._most, self.best_s = max((quality.at(level) / cost_s, cost_s) for level, cost_s in self.cost_s.items())
+        self.throughput = costs.row_s(self._lowest, weak_cap)[1] / self.best_s
+
+    def price(self, affordable_s: float) -> float:
+        """Quality per second of the table: what the level that can be afforded for all would gain from more."""
+        if self._slope_s <= 0:
+            return 0.0
+        lowest_s, highest_s = self.cost_s[self._lowest], self.cost_s[self._highest]
+        if affordable_s >= highest_s:
+            slope = self._quality.slope(self._highest) * (highest_s / affordable_s) ** 2
+        else:
+            slope = self._quality.slope(self._lowest + max(0.0, affordable_s - lowest_s) / self._slope_s)
+        return min(self._most, slope / self._slope_s)
