@@ -37,7 +37,7 @@ def as_process_1(*command: str | Path) -> Iterator[tuple[subprocess.Popen[str], 
 
 def child_of(process: subprocess.Popen[str]) -> int:
     file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not (children := file.read_text().split()):
+    while not (children := file.read_text(encoding="utf-8").split()):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     return int(children[0])
@@ -45,7 +45,7 @@ def child_of(process: subprocess.Popen[str]) -> int:
 
 def hears_sigterm(pid: int) -> bool:
     """Whether it has a handler, as Linux tells it."""
-    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
     return caught is not None and bool(int(caught[1], 16) & TERM_BIT)
 
 

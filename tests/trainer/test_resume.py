@@ -134,7 +134,7 @@ def test_ranks_end_together_whichever_is_asked(
 
 def rank_of(torchrun: subprocess.Popen[str], rank: int) -> int:
     """The process of a rank."""
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text(encoding="utf-8").split()
     variables = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
     return next(int(child) for child in children if b"RANK=%d" % rank in variables[child])
 
