@@ -271,16 +271,17 @@ def test_a_collector_that_is_gone_fails_nobody_and_is_told_of_once(
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     monkeypatch.setattr(tracing, "FLUSH_S", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    server = start_server(settings=Settings(response_ms=0, otlp_endpoint=url))
-    assert server.generate(TULIP).status_code == 200
-    eventually(lambda: len(told(caplog)) > 0)
-    assert server.generate(TULIP).status_code == 200
-    server.app.state.service.tracing.stop()  # it is trying again, or about to
-    assert server.generate(TULIP).status_code == 200
-    (line,) = told(caplog)
-    assert "Connection refused" in line
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens there, so that no other server gets the port meanwhile
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        server = start_server(settings=Settings(response_ms=0, otlp_endpoint=url))
+        assert server.generate(TULIP).status_code == 200
+        eventually(lambda: len(told(caplog)) > 0)
+        assert server.generate(TULIP).status_code == 200
+        server.app.state.service.tracing.stop()  # it is trying again, or about to
+        assert server.generate(TULIP).status_code == 200
+        (line,) = told(caplog)
+        assert "Connection refused" in line
 
 
 def test_trouble_is_told_again_after_it_was_over(
