@@ -23,7 +23,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels are tested without
 import torch
 
 from elit_serve.engine.checkpoint import model_hash, read_config, write_checkpoint
-from elit_serve.engine.config import (
+from elit_serve.files.config import (
     BackboneConfig,
     GuidanceConfig,
     ModelConfig,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elit_serve.budget import budget_of_level, check_level, level_of_budget, spans
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.levels import budget_of_level, check_level, level_of_budget, spans
 
 level_sets = st.sets(st.integers(1, 64), min_size=1, max_size=16).map(sorted)
 

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from elit_serve.cli import app
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.sheets import shown_levels
+from elit_serve.evaluation.report.sheets import shown_levels
 from elit_serve.pictures import read_facts
-from elit_serve.sampling import Guidance
+from elit_serve.plans.guidance import Guidance
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from elit_serve.engine.checkpoint import read_config, resolve_model
 from elit_serve.server.settings import Settings
-from elit_serve.spelling import Names
+from elit_serve.text.spelling import Names
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,17 @@ from types import FrameType
 import pytest
 import torch
 
-from elit_serve.bench.arrivals import read_arrivals
-from elit_serve.engine.autoencoder import open_autoencoder
+from elit_serve.bench.simulate.arrivals import read_arrivals
+from elit_serve.engine.autoencoders import open_autoencoder
 from elit_serve.engine.checkpoint import load_checkpoint
-from elit_serve.engine.config import AutoencoderConfig
 from elit_serve.errors import ElitError
-from elit_serve.evaluation.feature_cache import FeatureCache
-from elit_serve.evaluation.features import open_features
-from elit_serve.evaluation.page_data import read_measurements
-from elit_serve.evaluation.reference import Reference
-from elit_serve.files import parse_toml, read_file, read_text
-from elit_serve.measurements import read_latency, read_quality
+from elit_serve.evaluation.features.extractors import open_features
+from elit_serve.evaluation.features.feature_cache import FeatureCache
+from elit_serve.evaluation.report.page_data import read_measurements
+from elit_serve.evaluation.runs.reference import Reference
+from elit_serve.files.config import AutoencoderConfig
+from elit_serve.files.measurements import read_latency, read_quality
+from elit_serve.files.opening import parse_toml, read_file, read_text
 from elit_serve.server.keys import read_keys
 from elit_serve.server.setting_sources import from_file
 from elit_serve.trainer.recipe import read_recipe

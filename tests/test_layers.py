@@ -16,7 +16,7 @@ import pytest
         "elit_serve.client",
         "elit_serve.scheduler",
         "elit_serve.pictures",
-        "elit_serve.bench.compare",
+        "elit_serve.bench.simulate.compare",
     ],
 )
 def test_it_is_imported_without_torch(module: str) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from elit_serve.engine.checkpoint import bundled_models, read_config
 from elit_serve.errors import ElitError
-from elit_serve.evaluation.page_data import read_measurements
-from elit_serve.measurements import read_latency, read_quality
+from elit_serve.evaluation.report.page_data import read_measurements
+from elit_serve.files.measurements import read_latency, read_quality
 from elit_serve.nn import build_empty
-from elit_serve.sampling import time_grid
+from elit_serve.plans.grid import time_grid
 from elit_serve.server.keys import read_keys
 
 GARDEN = bundled_models() / "garden64"

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from elit_serve.engine.checkpoint import load_checkpoint, model_hash, read_config, write_sampling
-from elit_serve.engine.config import GuidanceConfig, SamplingConfig
-from elit_serve.engine.served import served_steps
+from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.measurements import MAX_SERVED_PLANS, Quality, read_quality
-from elit_serve.sampling import Guidance
+from elit_serve.files.config import GuidanceConfig, SamplingConfig
+from elit_serve.files.measurements import MAX_SERVED_PLANS, Quality, read_quality
+from elit_serve.plans.guidance import Guidance
 from elit_serve.scheduler import CostTable, PlanMenu
 
 Make = Callable[..., dict[str, Any]]

@@ -72,7 +72,7 @@ def test_what_does_not_is_left_alone(line: str) -> None:
 
 
 def test_no_module_leaves_the_encoding_to_the_locale() -> None:
-    """`read_text` of `elit_serve.files` is a function and knows its encoding."""
+    """`read_text` of `elit_serve.files.opening` is a function and knows its encoding."""
     modules = list(PACKAGE.rglob("*.py"))
     assert len(modules) > 200
     found = [f"{module}:{line}" for module in modules for line in unsaid(module.read_text(encoding="utf-8"))]

@@ -23,9 +23,9 @@ from elit_serve.cli.keys import key
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
 from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import served, sweep
-from elit_serve.command_line import command_line
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.server.setting_sources import read_settings
+from elit_serve.text.command_line import command_line
 
 if TYPE_CHECKING:
     from elit_serve.nn import BackboneSpec
@@ -117,7 +117,7 @@ def profile(
     At every level and batch size that a server uses.
     """
     from elit_serve.engine.pipeline import Pipeline
-    from elit_serve.engine.profiler import profile_to_file
+    from elit_serve.engine.profile.profiler import profile_to_file
 
     if random_weights is None:
         pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)

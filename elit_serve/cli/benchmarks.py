@@ -13,11 +13,11 @@ from rich.table import Table
 
 import elit_serve
 from elit_serve.cli.options import ApiKeyOption, numbers
-from elit_serve.command_line import command_line
 from elit_serve.errors import InvalidInput
+from elit_serve.text.command_line import command_line
 
 if TYPE_CHECKING:
-    from elit_serve.bench.load_run import LoadOptions
+    from elit_serve.bench.load.run import LoadOptions
 
 TRACE = typer.Option(
     help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."
@@ -71,7 +71,7 @@ def bench(
 
     Open loop or closed; throughput, latency, and how many answers came in time.
     """
-    from elit_serve.bench.load_run import LoadOptions
+    from elit_serve.bench.load.run import LoadOptions
 
     if recorded_targets and (no_target or closed_loop):
         raise InvalidInput("recorded-targets", True, "neither --no-target nor --closed-loop, which have no targets")
@@ -100,7 +100,7 @@ def bench(
 
 
 def _arrivals(trace: str | None, burstiness: float | None) -> str:
-    from elit_serve.bench.load_run import burstiness_trace
+    from elit_serve.bench.load.run import burstiness_trace
 
     if burstiness is None:
         return trace or "poisson"
@@ -111,9 +111,9 @@ def _arrivals(trace: str | None, burstiness: float | None) -> str:
 
 def _load(options: LoadOptions, records: Path | None, policy: str | None) -> tuple[dict[str, object], list[Table]]:
     """What came of it, beside the simulation of a policy if one is named."""
-    from elit_serve.bench.compare import check_comparable, comparison, comparison_table, simulated
-    from elit_serve.bench.load_report import summary_table
-    from elit_serve.bench.load_run import record_lines, run_load
+    from elit_serve.bench.load.report import summary_table
+    from elit_serve.bench.load.run import record_lines, run_load
+    from elit_serve.bench.simulate.compare import check_comparable, comparison, comparison_table, simulated
     from elit_serve.clock import MonotonicClock
 
     if records is not None and not records.parent.is_dir():  # found out before the run, not after it
@@ -145,8 +145,8 @@ def soak(
     jobs: every request must be answered, refused with a reason or given up by its caller, and counted by the server;
     pictures per second, memory and the event loop must hold out.
     """
-    from elit_serve.bench.soak import SoakOptions, run_soak
-    from elit_serve.bench.soak_report import soak_tables
+    from elit_serve.bench.soak.report import soak_tables
+    from elit_serve.bench.soak.soak import SoakOptions, run_soak
     from elit_serve.clock import MonotonicClock
 
     options = SoakOptions(url=url, callers=callers, seconds=seconds, seed=seed, api_key=api_key)
@@ -193,7 +193,7 @@ def simulate(
 
     With each other, and with a bound that no schedule can beat.
     """
-    from elit_serve.bench.simulate_command import (
+    from elit_serve.bench.simulate.command import (
         SimulateOptions,
         decision_times,
         looseness_by_window,

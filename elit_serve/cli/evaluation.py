@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption, integers
-from elit_serve.command_line import readable
+from elit_serve.text.command_line import readable
 
 
 def _report(folder: Path | None) -> None:
     """`--report DIR`: tells what is measured already, and measures nothing."""
     if folder is None:
         return
-    from elit_serve.evaluation.page import write_page
+    from elit_serve.evaluation.report.page import write_page
 
     typer.echo(f"{write_page(folder)}")
     raise typer.Exit
@@ -70,8 +70,8 @@ def evaluate(
     from dataclasses import replace
 
     from elit_serve.engine.pipeline import Pipeline
-    from elit_serve.evaluation.command import EvaluateOptions, run_evaluation
-    from elit_serve.evaluation.features import open_features
+    from elit_serve.evaluation.features.extractors import open_features
+    from elit_serve.evaluation.runs.evaluate_command import EvaluateOptions, run_evaluation
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)

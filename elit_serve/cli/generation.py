@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from elit_serve.budget import check_level
 from elit_serve.cli.options import (
     ApiKeyOption,
     DeviceOption,
@@ -18,9 +17,10 @@ from elit_serve.cli.options import (
     ThreadsOption,
     integers,
 )
-from elit_serve.command_line import readable
 from elit_serve.errors import InvalidInput
 from elit_serve.pictures import format_of, write_file
+from elit_serve.plans.levels import check_level
+from elit_serve.text.command_line import readable
 
 if TYPE_CHECKING:
     from elit_serve.client import GenerateOptions, Generation, GuidanceOptions
@@ -133,13 +133,13 @@ def _draw_here(
     plan = pipeline.plan(budget=budget, steps=steps, guidance=pipeline.guidance(**guidance))
     class_ids = [pipeline.class_id(readable(name)) for name in label]
     if grid:
-        from elit_serve.evaluation.sheets import budget_sheet, shown_levels
+        from elit_serve.evaluation.report.sheets import budget_sheet, shown_levels
 
         trained = pipeline.config.levels
         chosen = [check_level(level, trained) for level in levels or shown_levels(plan.guidance, trained)]
         save_image(budget_sheet(pipeline, plan, levels=chosen, class_ids=class_ids, seed=seed), output)
     elif attention is not None:
-        from elit_serve.evaluation.attention_maps import halved_levels, write_attention
+        from elit_serve.evaluation.report.attention_maps import halved_levels, write_attention
 
         read_at = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
         records = write_attention(pipeline, plan, class_id=class_ids[0], seed=seed, levels=read_at, folder=attention)

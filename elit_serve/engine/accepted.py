@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from elit_serve.engine.executor import RunningStep, Transfer
+from elit_serve.engine.executor.slots import RunningStep, Transfer
 from elit_serve.engine.in_flight import PictureInFlight
-from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, Preview, StepRun
+from elit_serve.engine.order import ImageOutcome, Job, Outcome, Preview, StepRun
 from elit_serve.errors import ElitError
 from elit_serve.scheduler.requests import Launch
 

@@ -24,12 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit_serve.engine.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files import open_file, read_file, regular
-from elit_serve.measurements import Quality, read_quality
+from elit_serve.files.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
+from elit_serve.files.measurements import Quality, read_quality
+from elit_serve.files.opening import open_file, read_file, regular
+from elit_serve.files.validation import problems_in
 from elit_serve.nn import Backbone, BackboneSpec, build_empty
-from elit_serve.validation import problems_in
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from unicodedata import normalize
 
-from elit_serve.digits import is_digits, whole_number
 from elit_serve.errors import InvalidInput
-from elit_serve.spelling import Names
+from elit_serve.text.digits import is_digits, whole_number
+from elit_serve.text.spelling import Names
 
 MAX_LENGTH = 200  # of a text that is compared in its folded form: folding takes quadratic time in combining marks
 

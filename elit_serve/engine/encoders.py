@@ -11,8 +11,8 @@ from torch import Tensor
 
 from elit_serve.engine.accepted import AcceptedImage
 from elit_serve.engine.encoding import encode_sample
-from elit_serve.engine.executor import Transfer
-from elit_serve.engine.jobs import Preview
+from elit_serve.engine.executor.slots import Transfer
+from elit_serve.engine.order import Preview
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import GenerationFailed
 

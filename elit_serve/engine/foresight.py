@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from elit_serve.engine.jobs import Job
 from elit_serve.engine.open_plans import OpenPlans
+from elit_serve.engine.order import Job
 from elit_serve.errors import ElitError, Infeasible, Overloaded
-from elit_serve.measurements import Quality
-from elit_serve.sampling import Plan
+from elit_serve.files.measurements import Quality
+from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable, RequestScheduler
 from elit_serve.scheduler.menu import Crowd, Duration
 from elit_serve.scheduler.rehearsal import Rehearsal, rehearse, retry_after_s

@@ -10,7 +10,7 @@ import torch
 
 from elit_serve.engine.accepted import AcceptedImage, LaunchedPart
 from elit_serve.engine.encoders import Encoders
-from elit_serve.engine.executor import Executor, Transfer
+from elit_serve.engine.executor.slots import Executor, Transfer
 from elit_serve.scheduler.requests import Launch
 
 logger = logging.getLogger(__name__)

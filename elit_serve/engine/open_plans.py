@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from elit_serve.engine.jobs import Job
-from elit_serve.measurements import Quality
-from elit_serve.sampling import Guidance, Plan
+from elit_serve.engine.order import Job
+from elit_serve.files.measurements import Quality
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable, PlanMenu, RequestScheduler
 
 

@@ -11,19 +11,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit_serve.budget import check_level, level_of_budget
-from elit_serve.engine.autoencoder import open_autoencoder
+from elit_serve.engine.autoencoders import open_autoencoder
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint, resolve_model
 from elit_serve.engine.class_names import ClassNames
 from elit_serve.engine.cpu import keep_freed_memory
+from elit_serve.engine.executor.step import class_velocity
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
-from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.nn.quantized import quantize_
 from elit_serve.pictures import OutputFormat, encode, format_of, write_file
-from elit_serve.sampling import Guidance, Plan, initial_noise, sample
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.levels import check_level, level_of_budget
+from elit_serve.plans.plan import Plan
+from elit_serve.sampling import initial_noise, sample
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000

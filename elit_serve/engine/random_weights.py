@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from elit_serve.engine.checkpoint import Checkpoint, bundled_models
-from elit_serve.engine.config import (
+from elit_serve.files.config import (
     AutoencoderConfig,
     BackboneConfig,
     GuidanceConfig,

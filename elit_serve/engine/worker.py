@@ -22,12 +22,12 @@ import torch
 from elit_serve.clock import Clock
 from elit_serve.engine.accepted import AcceptedImage, AcceptedRequest, LaunchedPart, LaunchedStep, resolve
 from elit_serve.engine.encoders import Encoders
-from elit_serve.engine.executor import Executor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.foresight import FULL, Asked, Foresight, foresee, infeasible, overloaded
 from elit_serve.engine.in_flight import InFlight
-from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun
 from elit_serve.engine.launcher import Launcher
 from elit_serve.engine.open_plans import OpenPlans
+from elit_serve.engine.order import Job, Outcome, Preview, StepRun
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.warm_up import warm_up
 from elit_serve.errors import (

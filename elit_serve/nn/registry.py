@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.dit import Backbone, DiT, ElitDiT
+from elit_serve.nn.backbones.dit import Backbone, DiT, ElitDiT
 from elit_serve.nn.spec import BackboneSpec, InterfaceSpec
 
 AUTOENCODER_FACTOR = 8  # pixels per latent side of the FLUX autoencoder that the paper uses

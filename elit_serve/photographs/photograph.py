@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from elit_serve.errors import DamagedPicture, DataSetGone
-from elit_serve.files import open_file
+from elit_serve.files.opening import open_file
 from elit_serve.photographs.rgb import to_rgb
 
 MAX_FILE_BYTES = 1 << 29  # 64 million pixels of 8 bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from elit_serve.errors import DataError
-from elit_serve.files import open_file
+from elit_serve.files.opening import open_file
 from elit_serve.photographs.photograph import FileVersion
 
 Parts = tuple[str, ...]  # a path, name by name

@@ -4,10 +4,11 @@ Time runs as in the paper: X_t = (1 - t) X_0 + t X_1 with X_0 noise and X_1 data
 t = 0 to t = 1. The velocity function is an argument; nothing here knows a network.
 """
 
+from elit_serve.plans.grid import time_grid
+from elit_serve.plans.guidance import Guidance, GuidanceMethod
+from elit_serve.plans.plan import Branch, Plan
 from elit_serve.sampling.euler import Velocity, euler_step, guided, sample
-from elit_serve.sampling.grid import time_grid
 from elit_serve.sampling.noise import initial_noise
-from elit_serve.sampling.plan import Branch, Guidance, GuidanceMethod, Plan
 
 __all__ = [
     "Branch",

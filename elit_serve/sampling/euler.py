@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from elit_serve.sampling.grid import time_grid
-from elit_serve.sampling.plan import Branch, Plan
+from elit_serve.plans.grid import time_grid
+from elit_serve.plans.plan import Branch, Plan
 
 
 class Velocity(Protocol):

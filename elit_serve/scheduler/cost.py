@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from math import ceil
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,13 @@ class CostTable:
             by_batch = (self._batch_ms(measured, n) for n in range(1, self.max_batch + 1))
             self._rows[key] = (0.0, *accumulate(by_batch, max))
         return self._rows[key]
+
+    def alone_ms(self, levels: Sequence[int], weak_caps: Sequence[int | None], num_images: int = 1) -> float:
+        """From the first step to the answer of so many images, side by side on an idle device, one level and weak cap
+        per step."""
+        batches, batch = ceil(num_images / self.max_batch), min(num_images, self.max_batch)
+        steps_ms = sum(self.step_ms(level, cap, batch) for level, cap in zip(levels, weak_caps, strict=True))
+        return batches * steps_ms + self.overhead_ms
 
     def riding(self, weak_caps: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """One entry per step, as in `Demand`, but with unguided steps among guided ones if that is cheaper.

@@ -15,35 +15,35 @@ from starlette.concurrency import run_in_threadpool
 
 import elit_serve
 from elit_serve.clock import Clock, MonotonicClock
-from elit_serve.engine.executor import Executor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
-from elit_serve.measurements import Quality
+from elit_serve.files.measurements import Quality
+from elit_serve.jobs.desk import JobDesk
+from elit_serve.jobs.routes import router as jobs_router
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import error_answers, groups, middlewares, openapi_document
-from elit_serve.server.arrival_log import ArrivalLog
-from elit_serve.server.jobs.desk import JobDesk
-from elit_serve.server.jobs.routes import router as jobs_router
 from elit_serve.server.keys import read_keyring
-from elit_serve.server.lane import Lane
-from elit_serve.server.live import LiveFeed, load_of
-from elit_serve.server.live import router as live_router
-from elit_serve.server.loop_lag import loop_lag_measured
-from elit_serve.server.metrics import Metrics
+from elit_serve.server.middleware.lane import Lane
+from elit_serve.server.middleware.shares import FairShares
 from elit_serve.server.model_routes import router as model_router
-from elit_serve.server.openai_routes import router as openai_router
-from elit_serve.server.page import page_router
+from elit_serve.server.openai.routes import router as openai_router
+from elit_serve.server.page.page import page_router
 from elit_serve.server.routes import router
 from elit_serve.server.service import Service
 from elit_serve.server.settings import Settings
-from elit_serve.server.shares import FairShares
-from elit_serve.server.snapshots import Snapshots
+from elit_serve.server.watching.arrival_log import ArrivalLog
+from elit_serve.server.watching.live import LiveFeed, load_of
+from elit_serve.server.watching.live import router as live_router
+from elit_serve.server.watching.loop_lag import loop_lag_measured
+from elit_serve.server.watching.metrics import Metrics
+from elit_serve.server.watching.snapshots import Snapshots
 
 if TYPE_CHECKING:
-    from elit_serve.server.tracing import Tracing
+    from elit_serve.server.watching.tracing import Tracing
 
 DESCRIPTION = """One checkpoint, every latency: say what a picture may cost (`budget`), or when it must be there
 (`latency_ms`), and the model runs on as many of its latent tokens as that and the other requests allow."""
@@ -157,7 +157,7 @@ def open_tracing(settings: Settings, clock: Clock, latents_per_group: int) -> Tr
     """None unless it is asked for. Raises `MissingPackage` where the extra that it needs is not installed."""
     if settings.otlp_endpoint is None:
         return None
-    from elit_serve.server.tracing import Tracing
+    from elit_serve.server.watching.tracing import Tracing
 
     return Tracing(settings.otlp_endpoint, clock=clock, latents_per_group=latents_per_group)
 

@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from elit_serve.engine.jobs import Outcome, Preview
+from elit_serve.engine.order import Outcome, Preview
 from elit_serve.errors import ElitError
 from elit_serve.server.event_response import EventResponse
-from elit_serve.server.metrics import Metrics
 from elit_serve.server.service import Taken
+from elit_serve.server.watching.metrics import Metrics
 
 KEEP_ALIVE_S = 15.0  # proxies give up on connections on which nothing is said
 

@@ -31,7 +31,7 @@ from elit_serve.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from elit_serve.spelling import Names
+from elit_serve.text.spelling import Names
 
 MAX_SHOWN = 200  # characters of a refused value that are sent back
 MAX_ERRORS = 20  # explained in an answer; a body may hold a hundred thousand unknown fields

@@ -10,19 +10,20 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from elit_serve.budget import budget_of_level, level_of_budget
-from elit_serve.digits import is_digits
 from elit_serve.engine.encoding import AnswerFormat, answer_formats
-from elit_serve.engine.jobs import ImageOutcome, Job, Outcome, alone_ms, draw_noise, weak_caps
 from elit_serve.engine.open_plans import OpenPlans
+from elit_serve.engine.order import ImageOutcome, Job, Outcome, draw_noise
 from elit_serve.engine.pipeline import MAX_SEED, Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.sampling import Guidance, Plan
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.levels import budget_of_level, level_of_budget
+from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
 from elit_serve.server.negotiation import bare_format, check_format, media_type_of
 from elit_serve.server.schemas import GeneratedImage, GenerateRequest, GenerateResponse, GuidanceRequest, GuidanceUsed
 from elit_serve.server.settings import Settings
+from elit_serve.text.digits import is_digits
 
 RANDOM_SEEDS = 1 << 32  # small enough to survive a client that reads numbers as doubles
 SOFT_SCALE = 3.0  # a request without a target should be answered within so many times what it takes alone
@@ -67,10 +68,10 @@ def job_of(
         )
     pinned = plan.levels if request.budget is not None or request.levels is not None else None
     low, high = _bounds(request, plan, pipeline)
-    caps = weak_caps(plan.guidance, plan.num_steps, plan.time_shift, max(pipeline.config.levels))
+    caps = plan.weak_caps(max(pipeline.config.levels))
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
-        latency_ms = SOFT_SCALE * alone_ms(cost, pinned or (high,) * plan.num_steps, caps, len(seeds))
+        latency_ms = SOFT_SCALE * cost.alone_ms(pinned or (high,) * plan.num_steps, caps, len(seeds))
     return Job(
         class_id=class_id,
         seeds=seeds,

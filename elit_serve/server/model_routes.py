@@ -6,12 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from elit_serve.budget import budget_of_level
-from elit_serve.engine.jobs import alone_ms, weak_caps
 from elit_serve.errors import ModelNotFound
+from elit_serve.plans.levels import budget_of_level
 from elit_serve.server.generation import quality_of, usable_levels
 from elit_serve.server.groups import Group
-from elit_serve.server.openai_schemas import OpenAIError
+from elit_serve.server.openai.schemas import OpenAIError
 from elit_serve.server.schemas import LevelInfo, ModelInfo, ModelList
 from elit_serve.server.service import Service
 
@@ -51,9 +50,9 @@ def model_info(service: Service) -> ModelInfo:
 def _levels(service: Service) -> list[LevelInfo]:
     config = service.pipeline.config
     plan = service.pipeline.plan()
-    caps = weak_caps(plan.guidance, plan.num_steps, plan.time_shift, max(config.levels))
+    caps = plan.weak_caps(max(config.levels))
     costs_ms = {
-        level: alone_ms(service.cost, (level,) * plan.num_steps, caps) for level in usable_levels(plan, config.levels)
+        level: service.cost.alone_ms((level,) * plan.num_steps, caps) for level in usable_levels(plan, config.levels)
     }
     return [
         LevelInfo(

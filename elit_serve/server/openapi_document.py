@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from elit_serve.server.auth import need_of
-from elit_serve.server.error_answers import is_openai
-from elit_serve.server.lane import HEALTH_PATHS
+from elit_serve.server.middleware.auth import need_of
+from elit_serve.server.middleware.error_answers import is_openai
+from elit_serve.server.middleware.lane import HEALTH_PATHS
 from elit_serve.server.problems import MEDIA_TYPE
 
 SCHEME = "apiKey"

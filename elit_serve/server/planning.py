@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from elit_serve.budget import budget_of_level
 from elit_serve.engine.foresight import Alternative, Foresight, alternatives
-from elit_serve.engine.jobs import Job
 from elit_serve.engine.open_plans import OpenPlans
+from elit_serve.engine.order import Job
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, Infeasible, Overloaded
+from elit_serve.plans.levels import budget_of_level
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.rehearsal import Rehearsal
 from elit_serve.server.faults import retry_after_ms

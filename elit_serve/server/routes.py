@@ -13,12 +13,11 @@ from elit_serve.engine.encoding import ANSWER_FORMATS
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
 from elit_serve.server import problems
-from elit_serve.server.answer_status import CLIENT_GONE
-from elit_serve.server.auth import owner_of
-from elit_serve.server.bodies import BodyRoute
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of
 from elit_serve.server.groups import Group
-from elit_serve.server.metrics import Metrics
+from elit_serve.server.middleware.answer_status import CLIENT_GONE
+from elit_serve.server.middleware.auth import owner_of
+from elit_serve.server.middleware.bodies import BodyRoute
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (
@@ -31,7 +30,8 @@ from elit_serve.server.schemas import (
     Version,
 )
 from elit_serve.server.service import Service, answer_to, take
-from elit_serve.server.snapshots import Snapshots
+from elit_serve.server.watching.metrics import Metrics
+from elit_serve.server.watching.snapshots import Snapshots
 
 router = APIRouter(route_class=BodyRoute)
 

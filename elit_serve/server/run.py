@@ -24,19 +24,19 @@ from platformdirs import user_state_path
 from uvicorn.server import HANDLED_SIGNALS
 
 from elit_serve.clock import MonotonicClock
-from elit_serve.engine.executor import Executor
-from elit_serve.engine.graphs import open_executor
+from elit_serve.engine.executor.graphs import open_executor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profiler import device_name, latency_of
-from elit_serve.engine.served import served_steps
+from elit_serve.engine.profile.profiler import device_name, latency_of
+from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
-from elit_serve.measurements import Latency
-from elit_serve.server import logs
+from elit_serve.files.measurements import Latency
 from elit_serve.server.app import create_app, num_slots
-from elit_serve.server.connections import ImpatientProtocol
 from elit_serve.server.keys import read_keyring
+from elit_serve.server.middleware.connections import ImpatientProtocol
 from elit_serve.server.process import limit_arenas, raise_descriptor_limit, settle_heap
 from elit_serve.server.settings import Settings
+from elit_serve.server.watching import logs
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     logs.configure(settings)
     read_keyring(settings)  # what is wrong with it is found out here too
     if settings.otlp_endpoint is not None:
-        import_module("elit_serve.server.tracing")  # and whether what it needs is installed
+        import_module("elit_serve.server.watching.tracing")  # and whether what it needs is installed
     sys.setswitchinterval(SWITCH_SECONDS)
     raise_descriptor_limit()
     limit_arenas()

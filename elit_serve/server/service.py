@@ -13,22 +13,22 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
 from elit_serve.clock import Clock
-from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun, alone_ms
 from elit_serve.engine.open_plans import OpenPlans
+from elit_serve.engine.order import Job, Outcome, Preview, StepRun
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import ElitError, Overloaded, ShareExceeded
 from elit_serve.pictures import FILE_QUALITY
 from elit_serve.scheduler import CostTable
-from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.generation import Form, answer, job_of, open_plans_of, picture_quality
-from elit_serve.server.metrics import Metrics
+from elit_serve.server.middleware.shares import FairShares
 from elit_serve.server.schemas import GenerateRequest, GenerateResponse
 from elit_serve.server.settings import Settings
-from elit_serve.server.shares import FairShares
+from elit_serve.server.watching.arrival_log import ArrivalLog
+from elit_serve.server.watching.metrics import Metrics
 
 if TYPE_CHECKING:
-    from elit_serve.server.tracing import Tracing
+    from elit_serve.server.watching.tracing import Tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def _check_share(service: Service, job: Job) -> None:
     excess = service.shares.excess(job.owner, len(job.seeds), waiting, service.clock.now())
     if excess > 0:
         levels = job.pinned or (job.max_level,) * job.num_steps
-        raise ShareExceeded(job.owner, excess * alone_ms(service.cost, levels, job.weak_caps) / 1000)
+        raise ShareExceeded(job.owner, excess * service.cost.alone_ms(levels, job.weak_caps) / 1000)
 
 
 def _note_full_queue(service: Service, job: Job, error: ElitError) -> None:

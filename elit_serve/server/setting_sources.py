@@ -9,9 +9,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from elit_serve.errors import InvalidInput
-from elit_serve.files import read_toml
+from elit_serve.files.opening import read_toml
 from elit_serve.server.settings import Settings
-from elit_serve.spelling import Names
+from elit_serve.text.spelling import Names
 
 PREFIX = "ELIT_SERVE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"

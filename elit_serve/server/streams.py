@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from elit_serve.errors import Overloaded, RateLimited
-from elit_serve.server.auth import owner_of
+from elit_serve.server.middleware.auth import owner_of
 
 RETRY_S = 5.0  # until the next try: nobody knows when a stream ends
 

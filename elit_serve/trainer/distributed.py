@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from elit_serve.digits import whole_number
 from elit_serve.errors import InvalidInput
+from elit_serve.text.digits import whole_number
 
 
 @dataclass(frozen=True, kw_only=True)

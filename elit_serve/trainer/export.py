@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, write_checkpoint
-from elit_serve.engine.config import BackboneConfig, ModelConfig, WeightDtype, WeightsConfig
 from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files.config import BackboneConfig, ModelConfig, WeightDtype, WeightsConfig
 from elit_serve.trainer.run import RunDirectory, RunFacts
 
 UNWRITTEN_DIGEST = "0" * 64  # replaced by the real ones as the files are written

@@ -21,14 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from elit_serve import __version__
 from elit_serve.clock import Clock, MonotonicClock
-from elit_serve.command_line import readable
-from elit_serve.engine.autoencoder import Autoencoder, open_autoencoder
+from elit_serve.engine.autoencoders import Autoencoder, open_autoencoder
+from elit_serve.engine.executor.step import class_velocity
 from elit_serve.engine.pixels import from_signed, to_images
-from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import DataSetGone, InvalidInput, RunError
 from elit_serve.nn import ElitDiT, build
 from elit_serve.pictures import labelled, level_label
 from elit_serve.sampling import initial_noise, sample
+from elit_serve.text.command_line import readable
 from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
 from elit_serve.trainer.distributed import World, join_world

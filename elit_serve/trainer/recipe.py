@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from elit_serve.bounds import MAX_LEVEL
 from elit_serve.engine.checkpoint import bundled_models
-from elit_serve.engine.config import AutoencoderConfig, BackboneConfig, BackboneShape, SamplingConfig
 from elit_serve.errors import InvalidInput, RecipeError
-from elit_serve.files import parse_toml, read_toml
+from elit_serve.files.config import AutoencoderConfig, BackboneConfig, BackboneShape, SamplingConfig
+from elit_serve.files.opening import parse_toml, read_toml
+from elit_serve.files.validation import problems_in
 from elit_serve.nn import BackboneSpec
-from elit_serve.validation import problems_in
+from elit_serve.plans.bounds import MAX_LEVEL
 
 MAX_STEPS = 10**9
 

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elit_serve.errors import RunError
-from elit_serve.files import MAX_JSON_BYTES, open_file, read_file
+from elit_serve.files.opening import MAX_JSON_BYTES, open_file, read_file
+from elit_serve.files.validation import problems_in
 from elit_serve.trainer.recipe import MAX_STEPS, Recipe
-from elit_serve.validation import problems_in
 
 logger = logging.getLogger(__name__)
 

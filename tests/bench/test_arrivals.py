@@ -10,9 +10,9 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from elit_serve.bench.arrivals import Gamma, Ramp, Recorded, arrival_times, open_arrivals, recorded_targets_ms
-from elit_serve.bench.load_plan import open_calls
-from elit_serve.bench.workload import Setting, draw_workload
+from elit_serve.bench.load.plan import open_calls
+from elit_serve.bench.simulate.arrivals import Gamma, Ramp, Recorded, arrival_times, open_arrivals, recorded_targets_ms
+from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler.cost import CostTable
 

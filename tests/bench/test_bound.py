@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elit_serve.bench.arrivals import Gamma
-from elit_serve.bench.bound import ClairvoyantBound
-from elit_serve.bench.device import SimulatedDevice
-from elit_serve.bench.hull import cost_planes
-from elit_serve.bench.looseness import best_schedule
-from elit_serve.bench.policies import CONTENDERS
-from elit_serve.bench.programme import Programme
-from elit_serve.bench.simulation import simulate
-from elit_serve.bench.workload import Setting, draw_workload
+from elit_serve.bench.bound.bound import ClairvoyantBound
+from elit_serve.bench.bound.hull import cost_planes
+from elit_serve.bench.bound.looseness import best_schedule
+from elit_serve.bench.bound.programme import Programme
+from elit_serve.bench.simulate.arrivals import Gamma
+from elit_serve.bench.simulate.device import SimulatedDevice
+from elit_serve.bench.simulate.policies import CONTENDERS
+from elit_serve.bench.simulate.simulation import simulate
+from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.scheduler import CostTable, QualityTable
 from elit_serve.scheduler.requests import Demand
 

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from elit_serve.bench.arrivals import open_arrivals
-from elit_serve.bench.compare import (
+from elit_serve.bench.load.plan import Capacity, open_calls
+from elit_serve.bench.load.report import Summary
+from elit_serve.bench.load.run import LoadOptions
+from elit_serve.bench.load.sender import Call
+from elit_serve.bench.simulate.arrivals import open_arrivals
+from elit_serve.bench.simulate.compare import (
     POLICIES,
     Wish,
     attainment_points,
@@ -17,11 +21,7 @@ from elit_serve.bench.compare import (
     comparison_table,
     predicted,
 )
-from elit_serve.bench.load import Call
-from elit_serve.bench.load_plan import Capacity, open_calls
-from elit_serve.bench.load_report import Summary
-from elit_serve.bench.load_run import LoadOptions
-from elit_serve.bench.workload import Setting, draw_workload
+from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.cost import CostTable

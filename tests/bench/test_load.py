@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from elit_serve.bench.load import Call, Ending, Record, ending_of, replay, saturate
-from elit_serve.bench.load_plan import closed_calls
+from elit_serve.bench.load.plan import closed_calls
+from elit_serve.bench.load.sender import Call, Ending, Record, ending_of, replay, saturate
 from elit_serve.client import AsyncClient
 from elit_serve.clock import MonotonicClock
 from elit_serve.errors import ServerProblem

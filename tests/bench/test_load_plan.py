@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from elit_serve.bench.arrivals import open_arrivals
-from elit_serve.bench.load import Call
-from elit_serve.bench.load_plan import Capacity, level_of, open_calls, pictures, weak_caps_of
-from elit_serve.bench.load_run import burstiness_trace
+from elit_serve.bench.load.plan import Capacity, level_of, open_calls, pictures, weak_caps_of
+from elit_serve.bench.load.run import burstiness_trace
+from elit_serve.bench.load.sender import Call
+from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.client import GuidanceInfo, LevelInfo, Model, SamplingInfo
 from elit_serve.errors import InvalidInput
-from elit_serve.sampling import Guidance, GuidanceMethod, time_grid
+from elit_serve.plans.grid import time_grid
+from elit_serve.plans.guidance import Guidance, GuidanceMethod
 from elit_serve.scheduler.cost import CostTable
 
 # Milliseconds: a full step takes 8 alone and 16 for a batch of 4, without guidance 4 and 10.
@@ -63,7 +64,7 @@ def test_guided_steps_are_those_that_the_sampler_guides(
     method: GuidanceMethod, scale: float, interval: tuple[float, float], shift: float
 ) -> None:
     guidance = Guidance(method=method, scale=scale, weak_level=2, interval=interval)
-    wanted = [guidance.weak_branch(4).level if guidance.applies_at(t) else None for t in time_grid(40, shift)[:-1]]
+    wanted = [guidance.weak_level_at(4) if guidance.applies_at(t) else None for t in time_grid(40, shift)[:-1]]
     told = GuidanceInfo(method=method, scale=scale, weak_level=2, interval=interval)
     sampling = SamplingInfo(steps=40, time_shift=shift, guidance=told)
     assert list(weak_caps_of(sampling, 40, full_level=4)) == wanted

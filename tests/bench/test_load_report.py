@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from elit_serve.bench.load import Ending, Record
-from elit_serve.bench.load_report import Spread, closed_summary, open_summary, summary_table
+from elit_serve.bench.load.report import Spread, closed_summary, open_summary, summary_table
+from elit_serve.bench.load.sender import Ending, Record
 
 DONE = Record(
     planned_s=10.0,

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from elit_serve.bench.load import Ending
-from elit_serve.bench.soak import MIX, SoakOptions, SoakReport, run_soak
-from elit_serve.bench.soak_callers import LEFT, Tally
-from elit_serve.bench.soak_ledger import quantile, unaccounted
-from elit_serve.bench.soak_report import soak_tables
+from elit_serve.bench.load.sender import Ending
+from elit_serve.bench.soak.callers import LEFT, Tally
+from elit_serve.bench.soak.ledger import quantile, unaccounted
+from elit_serve.bench.soak.report import soak_tables
+from elit_serve.bench.soak.soak import MIX, SoakOptions, SoakReport, run_soak
 from elit_serve.clock import MonotonicClock
 
 

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from elit_serve.engine.executor import Executor, ImageTask
+from elit_serve.engine.executor.slots import Executor, ImageTask
+from elit_serve.engine.executor.step import class_velocity
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.velocity import class_velocity
 from elit_serve.errors import GenerationFailed
-from elit_serve.sampling import Guidance, Plan, euler_step, initial_noise, time_grid
+from elit_serve.plans.grid import time_grid
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
+from elit_serve.sampling import euler_step, initial_noise
 from elit_serve.scheduler.requests import Launch
 
 CCFG = Guidance(method="ccfg", scale=2.0, weak_level=1)

@@ -8,7 +8,7 @@ import torch
 from elit_serve.engine.checkpoint import load_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.precision import choose_dtype
-from elit_serve.engine.profiler import file_name
+from elit_serve.engine.profile.profiler import file_name
 from elit_serve.errors import InvalidInput
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from elit_serve.clock import MonotonicClock
-from elit_serve.engine.executor import Executor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profiler import backbone_hash, device_name, device_slug, measure
-from elit_serve.engine.profiler import latency_of as latency_of_steps
-from elit_serve.engine.served import StepSet, served_steps
+from elit_serve.engine.profile.profiler import backbone_hash, device_name, device_slug, measure
+from elit_serve.engine.profile.profiler import latency_of as latency_of_steps
+from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.errors import CheckpointError
-from elit_serve.measurements import Latency
+from elit_serve.files.measurements import Latency
 
 CLOCK = MonotonicClock()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elit_serve.engine.quick_profile import Point, anchors, interpolated
+from elit_serve.engine.profile.quick_profile import Point, anchors, interpolated
 
 POINTS: list[Point] = [
     *((level, None) for level in (1, 2, 4, 8)),

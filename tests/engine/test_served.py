@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from elit_serve.engine.config import GuidanceConfig, ModelConfig, SamplingConfig
-from elit_serve.engine.served import StepSet, served_steps
+from elit_serve.engine.profile.step_set import StepSet, served_steps
+from elit_serve.files.config import GuidanceConfig, ModelConfig, SamplingConfig
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
-from elit_serve.engine.executor import Executor, ImageTask, RunningStep, Transfer
-from elit_serve.engine.jobs import Job, Outcome, Preview, StepRun, draw_noise, weak_caps
+from elit_serve.engine.executor.slots import Executor, ImageTask, RunningStep, Transfer
+from elit_serve.engine.order import Job, Outcome, Preview, StepRun, draw_noise, weak_caps
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.attention import (
+from elit_serve.evaluation.report.attention import (
     grouped_probabilities,
     read_probabilities,
     read_shares,

@@ -15,16 +15,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from elit_serve.engine.checkpoint import write_checkpoint
-from elit_serve.engine.config import BackboneConfig, ModelConfig
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.attention_maps import (
+from elit_serve.evaluation.report.attention_maps import (
     evenly_spaced,
     halved_levels,
     overlay,
     record_reads,
     write_attention,
 )
+from elit_serve.files.config import BackboneConfig, ModelConfig
 from elit_serve.nn import BackboneSpec, InterfaceSpec, build
 
 

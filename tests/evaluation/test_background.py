@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from elit_serve.evaluation.background import in_background
+from elit_serve.evaluation.runs.background import in_background
 
 
 def test_items_are_taken_so_many_ahead_of_results_and_worked_on_by_another_thread() -> None:

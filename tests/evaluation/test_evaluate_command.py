@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from elit_serve.cli import main
-from elit_serve.evaluation.sheets import evenly
+from elit_serve.evaluation.report.sheets import evenly
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.evaluator import Evaluator
-from elit_serve.evaluation.features import Described, TorchScriptFeatures
-from elit_serve.evaluation.frechet import FeatureStatistics, frechet_distance
-from elit_serve.evaluation.reference import Reference, compact, make_reference, split
-from elit_serve.evaluation.sampler import Sampler, even_batch, steps_of
+from elit_serve.evaluation.features.extractors import Described, TorchScriptFeatures
+from elit_serve.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.evaluation.runs.reference import Reference, compact, make_reference, split
+from elit_serve.evaluation.runs.sampler import Sampler, even_batch, steps_of
 from elit_serve.photographs import open_data_set
-from elit_serve.sampling import Guidance, Plan
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
 
 CPU = torch.device("cpu")
 

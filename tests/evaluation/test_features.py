@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from elit_serve.errors import DamagedPicture, InvalidInput
-from elit_serve.evaluation.features import TorchScriptFeatures, load_pictures, open_features, photograph_features
+from elit_serve.evaluation.features.extractors import (
+    TorchScriptFeatures,
+    load_pictures,
+    open_features,
+    photograph_features,
+)
 from elit_serve.photographs import open_data_set
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.frechet import FeatureStatistics, FrechetReference, frechet_distance
-from elit_serve.evaluation.measures import whole_and_halves
+from elit_serve.evaluation.metrics.frechet import FeatureStatistics, FrechetReference, frechet_distance
+from elit_serve.evaluation.metrics.measures import whole_and_halves
 
 
 class Identity(torch.nn.Module):

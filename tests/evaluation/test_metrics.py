@@ -9,11 +9,11 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.inception_score import inception_scores
-from elit_serve.evaluation.kernel import KernelReference
-from elit_serve.evaluation.measures import Estimate, whole_and_halves
-from elit_serve.evaluation.nearest import nearest
-from elit_serve.evaluation.precision_recall import ManifoldReference
+from elit_serve.evaluation.metrics.inception_score import inception_scores
+from elit_serve.evaluation.metrics.kernel import KernelReference
+from elit_serve.evaluation.metrics.measures import Estimate, whole_and_halves
+from elit_serve.evaluation.metrics.nearest import nearest
+from elit_serve.evaluation.metrics.precision_recall import ManifoldReference
 
 CPU = torch.device("cpu")
 of_torchmetrics = pytest.mark.filterwarnings("ignore:Metric `:UserWarning", "ignore:std\\(\\):UserWarning")
@@ -51,7 +51,7 @@ def test_kernel_distance_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) 
     photographs, samples = gaussian(50, 0), gaussian(41, 1)
     member = whole_and_halves(41, CPU, num_halves=3)
     whole = KernelReference(photographs).distances(samples, member)
-    monkeypatch.setattr("elit_serve.evaluation.kernel.BLOCK", 7)
+    monkeypatch.setattr("elit_serve.evaluation.metrics.kernel.BLOCK", 7)
     assert KernelReference(photographs).distances(samples, member) == pytest.approx(whole, rel=1e-9)
     alone = [KernelReference(photographs).distances(samples[inside], everyone(samples[inside]))[0] for inside in member]
     assert whole == pytest.approx(alone, rel=1e-9)
@@ -92,7 +92,7 @@ def test_precision_and_recall_follow_their_definition_in_chunks(monkeypatch: pyt
         radii = torch.cdist(centres, centres).sort(dim=1).values[:, 3]  # the first is the centre itself
         return float((torch.cdist(points, centres) <= radii).any(dim=1).double().mean())
 
-    monkeypatch.setattr("elit_serve.evaluation.precision_recall.CHUNK", 8)
+    monkeypatch.setattr("elit_serve.evaluation.metrics.precision_recall.CHUNK", 8)
     member = whole_and_halves(23, CPU, num_halves=2)
     found = ManifoldReference(photographs).neighbours(samples, member)
     assert found.precisions == pytest.approx([inside(samples[part], photographs) for part in member])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from elit_serve.evaluation.nearest import nearest, nearest_ratio
+from elit_serve.evaluation.metrics.nearest import nearest, nearest_ratio
 
 
 def test_each_sample_finds_its_nearest_photograph() -> None:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from elit_serve.cli import main
 from elit_serve.errors import DataError, ElitError, InvalidInput
-from elit_serve.evaluation.charts import Chart, Point, Series, log_ticks, ticks
-from elit_serve.evaluation.page import answers, write_page
-from elit_serve.evaluation.page_data import read_measurements
+from elit_serve.evaluation.report.charts import Chart, Point, Series, log_ticks, ticks
+from elit_serve.evaluation.report.page import answers, write_page
+from elit_serve.evaluation.report.page_data import read_measurements
 
 HASH = "0123456789ab"
 HOSTILE = "<script>alert('x')</script>"

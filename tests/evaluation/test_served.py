@@ -13,9 +13,9 @@ from rich.console import Console
 
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features import open_features
-from elit_serve.evaluation.served import measure_served, read_served, remake
-from elit_serve.evaluation.sweep_command import (
+from elit_serve.evaluation.features.extractors import open_features
+from elit_serve.evaluation.runs.served import measure_served, read_served, remake
+from elit_serve.evaluation.runs.sweep_command import (
     PhotographOptions,
     SweepWords,
     guidance_of,
@@ -23,8 +23,9 @@ from elit_serve.evaluation.sweep_command import (
     part_of,
     run_sweep_command,
 )
-from elit_serve.measurements import Quality
-from elit_serve.sampling import Guidance, Plan
+from elit_serve.files.measurements import Quality
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
 
 QUIET = Console(file=StringIO())
 

@@ -14,10 +14,9 @@ import pytest
 from rich.console import Console
 
 from elit_serve.engine.checkpoint import load_checkpoint
-from elit_serve.engine.config import ModelConfig
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.sweep import (
+from elit_serve.evaluation.runs.sweep import (
     Point,
     SweepGrid,
     concave_majorant,
@@ -28,11 +27,13 @@ from elit_serve.evaluation.sweep import (
     recommended,
     run_sweep,
 )
-from elit_serve.evaluation.sweep_command import guidance_of, pair_of, part_of
-from elit_serve.evaluation.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
-from elit_serve.measurements import Uncertain, read_quality
+from elit_serve.evaluation.runs.sweep_command import guidance_of, pair_of, part_of
+from elit_serve.evaluation.runs.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
+from elit_serve.files.config import ModelConfig
+from elit_serve.files.measurements import Uncertain, read_quality
 from elit_serve.nn import flops_forward
-from elit_serve.sampling import Guidance, Plan
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
 
 CCFG = Guidance(method="ccfg", scale=2.0, weak_level=1)
 GRID = SweepGrid(levels=(1, 2, 4), steps=(2, 4, 8), guidances=(Guidance(), CCFG), schedules=((1, 4),))

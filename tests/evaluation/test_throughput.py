@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from elit_serve.evaluation.throughput import SaturatedEngine
-from elit_serve.measurements import Latency, StepCost
-from elit_serve.sampling import Guidance, Plan
+from elit_serve.evaluation.runs.throughput import SaturatedEngine
+from elit_serve.files.measurements import Latency, StepCost
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
 
 LATENCY = Latency(
     model="tiny",

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from elit_serve.nn.elit import (
+from elit_serve.nn.fused import rotate
+from elit_serve.nn.interface import (
     Read,
     Write,
     group_centres,
@@ -20,7 +21,6 @@ from elit_serve.nn.elit import (
     token_positions,
     unpatchify,
 )
-from elit_serve.nn.fused import rotate
 from elit_serve.nn.layers import initialise, rope_table
 
 CPU = torch.device("cpu")

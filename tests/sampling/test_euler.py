@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from elit_serve.sampling import Branch, Guidance, Plan, Velocity, initial_noise, sample, time_grid
+from elit_serve.plans.grid import time_grid
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Branch, Plan
+from elit_serve.sampling import Velocity, initial_noise, sample
 
 MEAN = torch.tensor([2.0, -1.0, 0.0, 0.5], dtype=torch.float64)
 DEVIATION = torch.tensor([0.1, 0.5, 2.0, 3.0], dtype=torch.float64)

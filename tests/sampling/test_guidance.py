@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
-from elit_serve.sampling import Branch, Guidance, GuidanceMethod, Plan, euler_step, guided
+from elit_serve.plans.guidance import Guidance, GuidanceMethod
+from elit_serve.plans.plan import Branch, Plan
+from elit_serve.sampling import euler_step, guided
 
 
 @pytest.mark.parametrize(

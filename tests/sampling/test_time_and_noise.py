@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
-from elit_serve.sampling import initial_noise, time_grid
+from elit_serve.plans.grid import time_grid
+from elit_serve.sampling import initial_noise
 
 shifts = st.floats(0.05, 20)
 

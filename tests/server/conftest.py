@@ -19,7 +19,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from elit_serve.engine.executor import Executor, RunningStep
+from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.scheduler import CostTable

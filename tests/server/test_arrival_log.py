@@ -17,16 +17,16 @@ from typing import Any
 import httpx
 import pytest
 
-from elit_serve.bench.arrivals import open_arrivals
+from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.clock import VirtualClock
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler import CostTable
 from elit_serve.server import arrival_log
-from elit_serve.server.arrival_log import ArrivalLog
 from elit_serve.server.generation import Form, job_of
 from elit_serve.server.schemas import GenerateRequest
 from elit_serve.server.settings import Settings
+from elit_serve.server.watching.arrival_log import ArrivalLog
 
 COST = CostTable(steps_ms={(level, weak, 1): 1.0 for level in (1, 2, 3, 4) for weak in (None, 1)}, overhead_ms=1.0)
 NOT_SAID = {"latency_ms": None, "budget": None, "min_budget": None, "max_budget": None, "steps": None}

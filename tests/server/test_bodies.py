@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elit_serve.bench.soak_ledger import read_samples
+from elit_serve.bench.soak.ledger import read_samples
 from elit_serve.engine.checkpoint import write_checkpoint
-from elit_serve.engine.config import BackboneConfig, ModelConfig
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.files.config import BackboneConfig, ModelConfig
+from elit_serve.jobs.schemas import JobRequest
 from elit_serve.nn import build
-from elit_serve.server.bodies import MAX_CONTAINERS, known_part, num_containers
-from elit_serve.server.jobs.schemas import JobRequest
+from elit_serve.server.middleware.bodies import MAX_CONTAINERS, known_part, num_containers
 from elit_serve.server.settings import Settings
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from elit_serve.engine.executor import Executor, Transfer
+from elit_serve.engine.executor.slots import Executor, Transfer
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.scheduler import CostTable
 from elit_serve.server.settings import Settings

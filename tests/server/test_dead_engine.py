@@ -17,7 +17,7 @@ import httpx
 PROGRAM = """
 import os, sys, torch
 from elit_serve import cli
-from elit_serve.engine.executor import Executor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.server import run
 
 class LosesItsDevice(Executor):

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from elit_serve.engine.checkpoint import write_checkpoint
-from elit_serve.engine.config import ModelConfig
-from elit_serve.engine.executor import Executor, RunningStep
+from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.files.config import ModelConfig
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Launch
 from elit_serve.server.settings import Settings

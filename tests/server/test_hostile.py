@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from elit_serve.bench.soak_ledger import read_samples
+from elit_serve.bench.soak.ledger import read_samples
 
 ROUTES = ("/v1/generate", "/v1/plan", "/v1/jobs", "/v1/images/generations")
 UNKNOWN = {f"field{i}": 0 for i in range(60_000)}

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load, load_file
 
 from elit_serve.engine.checkpoint import write_checkpoint
-from elit_serve.engine.config import AutoencoderConfig, ModelConfig
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.files.config import AutoencoderConfig, ModelConfig
 
 SAFETENSORS = "application/x-safetensors"
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from elit_serve.server.live import PERIOD_S, LiveFeed, Load, Totals
+from elit_serve.server.watching.live import PERIOD_S, LiveFeed, Load, Totals
 
 
 def snapshots(server: Any) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from elit_serve.bench.soak_ledger import read_samples
+from elit_serve.bench.soak.ledger import read_samples
 
 ROUTES = ("/v1/generate", "/v1/plan", "/v1/jobs", "/v1/images/generations")
 NUM_BODIES = 10_000

@@ -21,10 +21,10 @@ import httpx
 import pytest
 
 from elit_serve.errors import InvalidInput
-from elit_serve.server import logs
 from elit_serve.server.keys import digest_of, make_key
-from elit_serve.server.logs import JsonFormatter, TextFormatter
 from elit_serve.server.settings import Settings
+from elit_serve.server.watching import logs
+from elit_serve.server.watching.logs import JsonFormatter, TextFormatter
 
 TULIP = {"label": "tulip", "budget": 0.25}
 SECRET = "token-abc123"
@@ -139,7 +139,7 @@ def test_no_line_of_the_log_has_the_query_of_an_address(
     try:
         with httpx.Client() as client:
             client.get(f"{url}/told?token={SECRET}")
-        logger = logging.getLogger("elit_serve.server.jobs.webhooks")
+        logger = logging.getLogger("elit_serve.jobs.webhooks")
         logger.info("no webhook for job 7: %s", InvalidInput("webhook.url", f"{url}/a?token={SECRET}", "a host"))
         try:
             raise ValueError(f"{url}/b?token={SECRET}#part")

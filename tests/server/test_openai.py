@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
-from elit_serve.engine.executor import Executor, RunningStep
+from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.pictures import read_facts
 from elit_serve.scheduler.requests import Launch
 from elit_serve.server import error_answers

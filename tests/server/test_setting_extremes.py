@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from elit_serve.engine.executor import Executor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler import CostTable

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from elit_serve.bench.arrivals import read_arrivals
+from elit_serve.bench.simulate.arrivals import read_arrivals
 
 STEPS = 150  # about a second of work for the tiny model
 
@@ -75,7 +75,7 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> None:
 
 def complaints(errors: str) -> list[str]:
     """What a server has logged, but that it measures: each of these is the first on its device."""
-    return [line for line in errors.splitlines() if "elit_serve.engine.profiler: measuring" not in line]
+    return [line for line in errors.splitlines() if "elit_serve.engine.profile.profiler: measuring" not in line]
 
 
 def is_ready(server: Server) -> bool:

@@ -202,7 +202,7 @@ def test_the_serve_command_says_its_url_and_serves_until_interrupted(tiny_model_
         _, errors = run.communicate(timeout=60)
         assert run.returncode == 0
         lines = errors.splitlines()
-        assert all("elit_serve.engine.profiler: measuring" in line for line in lines), (
+        assert all("elit_serve.engine.profile.profiler: measuring" in line for line in lines), (
             "only that a first start measures"
         )
 

@@ -18,13 +18,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from elit_serve.clock import MonotonicClock
-from elit_serve.engine.executor import Executor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler import CostTable
-from elit_serve.server import tracing
 from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.settings import Settings
+from elit_serve.server.watching import tracing
 
 Eventually = Callable[[Callable[[], bool]], None]
 

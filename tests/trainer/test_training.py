@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from elit_serve.engine.autoencoder import Pixels
+from elit_serve.engine.autoencoders import Pixels
 from elit_serve.errors import RunError
 from elit_serve.nn import ElitDiT, build
 from elit_serve.trainer.distributed import World

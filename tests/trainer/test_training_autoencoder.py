@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from elit_serve.engine.autoencoder import DiffusersAutoencoder, Pixels, open_autoencoder
-from elit_serve.engine.config import AutoencoderConfig
+from elit_serve.engine.autoencoders import DiffusersAutoencoder, Pixels, open_autoencoder
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files.config import AutoencoderConfig
 from elit_serve.trainer.export import export
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory

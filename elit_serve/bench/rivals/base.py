@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from elit_serve.bench.rivals.pace import Need, all_in_time
-from elit_serve.bench.workload import Setting
+from elit_serve.bench.simulate.workload import Setting
 from elit_serve.scheduler.requests import ENDED, Demand, Launch, Refusal, State, Wait
 
 

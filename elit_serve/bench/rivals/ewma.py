@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import exp
 
 from elit_serve.bench.rivals.base import Cohort, Job, Rival, by_deadline
-from elit_serve.bench.workload import Setting
+from elit_serve.bench.simulate.workload import Setting
 from elit_serve.scheduler.requests import Refusal
 
 MEMORY_S = 3.0  # of the arrival rate; Proteus' tens of seconds are for requests of milliseconds on many devices

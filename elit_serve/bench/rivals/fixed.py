@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elit_serve.bench.rivals.base import Cohort, Job, Rival
-from elit_serve.bench.workload import Setting
+from elit_serve.bench.simulate.workload import Setting
 
 
 class BatchedFifo(Rival):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from elit_serve.bench.rivals.base import Cohort, Job, Rival, by_deadline
 from elit_serve.bench.rivals.pace import largest_in_pace
-from elit_serve.bench.workload import Setting
+from elit_serve.bench.simulate.workload import Setting
 from elit_serve.scheduler.requests import Refusal
 
 NUM_BUCKETS = 20  # of equal width between the shortest and the longest step; the results hardly depend on it

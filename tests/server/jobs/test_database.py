@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from elit_serve.errors import InvalidInput
-from elit_serve.server.jobs.database import Database
+from elit_serve.jobs.database import Database
 from elit_serve.server.settings import Settings
 
 NOT_NOW = "urn:elit-serve:store-unavailable"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from elit_serve.engine.executor import Executor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.server.settings import Settings
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from elit_serve.server.jobs.database import Database
-from elit_serve.server.jobs.states import JobState, StoredJob, new_id
-from elit_serve.server.jobs.store import JobStore
+from elit_serve.jobs.database import Database
+from elit_serve.jobs.states import JobState, StoredJob, new_id
+from elit_serve.jobs.store import JobStore
 from elit_serve.server.settings import Settings
 
 KEYS = ("alice-has-a-key", "bob-has-another")

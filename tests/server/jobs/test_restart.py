@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from elit_serve.engine.executor import Executor, RunningStep
+from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.errors import ResultsGone
+from elit_serve.jobs.database import Database
+from elit_serve.jobs.results import Results
+from elit_serve.jobs.retention import Retention
+from elit_serve.jobs.runner import MAX_ATTEMPTS
+from elit_serve.jobs.states import JobState, StoredJob, new_id
+from elit_serve.jobs.store import JobStore
 from elit_serve.scheduler.requests import Launch
-from elit_serve.server.jobs.database import Database
-from elit_serve.server.jobs.results import Results
-from elit_serve.server.jobs.retention import Retention
-from elit_serve.server.jobs.runner import MAX_ATTEMPTS
-from elit_serve.server.jobs.states import JobState, StoredJob, new_id
-from elit_serve.server.jobs.store import JobStore
 from elit_serve.server.settings import Settings
 
 Leave = Callable[..., dict[str, Any]]

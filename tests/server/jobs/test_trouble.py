@@ -13,11 +13,11 @@ import psycopg
 import pytest
 import torch
 
-from elit_serve.engine.executor import Executor, RunningStep
+from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.errors import InvalidInput
+from elit_serve.jobs.postgres import LOCK
+from elit_serve.jobs.results import SPARE_BYTES, Results
 from elit_serve.scheduler.requests import Launch
-from elit_serve.server.jobs.postgres import LOCK
-from elit_serve.server.jobs.results import SPARE_BYTES, Results
 from elit_serve.server.settings import Settings
 
 

@@ -20,12 +20,12 @@ import pytest
 from standardwebhooks import Webhook
 
 from elit_serve.errors import InvalidInput
-from elit_serve.server.jobs import webhooks
-from elit_serve.server.jobs.database import Database
-from elit_serve.server.jobs.states import JobState, StoredJob, new_id
-from elit_serve.server.jobs.store import JobStore
-from elit_serve.server.jobs.webhook_policy import WebhookPolicy
-from elit_serve.server.jobs.webhooks import PER_HOST
+from elit_serve.jobs import webhooks
+from elit_serve.jobs.database import Database
+from elit_serve.jobs.states import JobState, StoredJob, new_id
+from elit_serve.jobs.store import JobStore
+from elit_serve.jobs.webhook_policy import WebhookPolicy
+from elit_serve.jobs.webhooks import PER_HOST
 from elit_serve.server.settings import Settings
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()

@@ -1,0 +1,119 @@
+"""What a load run asks for, drawn by its seed: arrivals, targets, labels and seeds, relative to what the device can do.
+
+Load 1 is the saturated full-budget throughput; a target is a multiple of the full-budget latency of a request alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from elit_serve.bench.load.sender import Call
+from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
+from elit_serve.bench.simulate.workload import draw_targets
+from elit_serve.client import Model, SamplingInfo
+from elit_serve.errors import InvalidInput
+from elit_serve.plans.grid import time_grid
+from elit_serve.plans.guidance import Guidance
+from elit_serve.scheduler.cost import CostTable
+
+SEEDS = 1 << 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What targets and loads are relative to; None is not known.
+
+    solo_ms: a full-budget request alone on the device, from arrival to answer.
+    rate_per_s: full-budget requests per second when every step has the largest batch.
+    """
+
+    solo_ms: float | None
+    rate_per_s: float | None
+
+    @classmethod
+    def measured(cls, table: CostTable, weak_caps: Sequence[int | None]) -> Capacity:
+        """From a latency file."""
+
+        def steps_ms(batch: int) -> float:
+            return sum(table.step_ms(table.levels[-1], cap, batch) for cap in weak_caps)
+
+        return cls(
+            solo_ms=steps_ms(1) + table.overhead_ms, rate_per_s=1000 * table.max_batch / steps_ms(table.max_batch)
+        )
+
+    @classmethod
+    def reported(cls, model: Model) -> Capacity:
+        """From what the server says of itself, which is the latency alone, with the room that it adds for noise."""
+        return cls(solo_ms=max(model.levels, key=lambda info: info.level).latency_ms, rate_per_s=None)
+
+    def target_ms(self, scale: float) -> float:
+        if not (math.isfinite(scale) and scale > 0):
+            raise InvalidInput("slo-scale", scale, "multiples of the solo latency, above 0")
+        if self.solo_ms is None:
+            raise InvalidInput("cost", None, "a latency/<device>.json: this server does not say what it takes alone")
+        return scale * self.solo_ms
+
+    def rate_at(self, load: float) -> float:
+        """Requests per second."""
+        if not (math.isfinite(load) and load > 0):
+            raise InvalidInput("load", load, "above 0; 1 is the saturated full-budget throughput")
+        if self.rate_per_s is None:
+            raise InvalidInput("cost", None, "a latency/<device>.json, which says what load 1 is; or give --rate")
+        return load * self.rate_per_s
+
+
+def weak_caps_of(sampling: SamplingInfo, num_steps: int, full_level: int) -> tuple[int | None, ...]:
+    """The guided pass of every step, as `Demand.weak_caps` has it."""
+    advised = sampling.guidance
+    guidance = Guidance(
+        method=advised.method, scale=advised.scale, weak_level=advised.weak_level, interval=advised.interval
+    )
+    return guidance.weak_caps(time_grid(num_steps, sampling.time_shift)[:-1], full_level)
+
+
+def level_of(model: Model, budget: float) -> int:
+    """The model's level nearest to a budget, the higher one of two."""
+    if not 0 < budget <= 1:
+        raise InvalidInput("budget", budget, "a budget is a fraction above 0 and at most 1")
+    return min(model.levels, key=lambda info: (abs(info.budget - budget), -info.level)).level
+
+
+def open_calls(
+    source: Arrivals,
+    *,
+    count: int,
+    rate_per_s: float,
+    targets_ms: Sequence[float],
+    num_classes: int,
+    seed: int,
+    recorded_targets: bool = False,
+) -> tuple[Call, ...]:
+    """`count` calls in order of arrival, at this mean rate. targets_ms: one is drawn for each; none is no target.
+
+    recorded_targets: the source's own targets instead.
+    """
+    if not (math.isfinite(rate_per_s) and rate_per_s > 0):
+        raise InvalidInput("rate", rate_per_s, "requests per second, above 0")
+    arrivals = arrival_times(source, count=count, rate_per_s=rate_per_s, seed=seed)
+    targets: Sequence[float | None] = draw_targets(targets_ms, count, seed) if targets_ms else (None,) * count
+    if recorded_targets:
+        targets = recorded_targets_ms(source, count=count, seed=seed)
+    return tuple(
+        Call(at_s=at_s, label=label, seed=image_seed, latency_ms=target)
+        for at_s, target, (label, image_seed) in zip(arrivals, targets, pictures(num_classes, seed), strict=False)
+    )
+
+
+def closed_calls(num_classes: int, seed: int) -> Iterator[Call]:
+    """Calls without end, to be sent whenever there is room."""
+    return (Call(at_s=0.0, label=label, seed=image_seed) for label, image_seed in pictures(num_classes, seed))
+
+
+def pictures(num_classes: int, seed: int) -> Iterator[tuple[int, int]]:
+    """(class id, noise seed) without end."""
+    rng = Random(f"pictures {seed}")
+    while True:
+        yield rng.randrange(num_classes), rng.randrange(SEEDS)

@@ -1,0 +1,204 @@
+"""One load run against a server, from its options to its report."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from elit_serve.bench.load.plan import Capacity, closed_calls, open_calls, weak_caps_of
+from elit_serve.bench.load.report import Summary, closed_summary, open_summary
+from elit_serve.bench.load.sender import Call, Record, replay, saturate
+from elit_serve.bench.simulate.arrivals import open_arrivals
+from elit_serve.client import AsyncClient, Client, GenerateOptions, Model
+from elit_serve.clock import Clock
+from elit_serve.errors import InvalidInput
+from elit_serve.files.measurements import read_latency
+from elit_serve.scheduler.cost import CostTable
+
+WARM_UP_ROUNDS = 2  # requests per caller before a closed loop is measured, unless told otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What is asked of a server.
+
+    trace: arrivals, as `bench.arrivals` spells them.
+    load: a multiple of the saturated full-budget throughput; `rate` is requests per second instead.
+    slo_scales: targets as multiples of the full-budget latency alone, drawn per request; empty for no targets.
+    recorded_targets: the targets of the trace instead.
+    cost: a latency file, which says both; without it targets come from what the server reports.
+    closed_loop: callers that each ask again once answered, without targets and at a pinned budget; None is open loop.
+    warm_up: requests of a closed loop that are not counted.
+    budget: pinned for every request. steps: of every request; None is the model's.
+    accept: the media type to ask for.
+    api_key: never written into a report.
+    """
+
+    url: str
+    trace: str = "poisson"
+    load: float = 1.0
+    rate: float | None = None
+    slo_scales: tuple[float, ...] = (2.0, 3.0, 5.0)
+    recorded_targets: bool = False
+    requests: int = 500
+    cost: Path | None = None
+    seed: int = 0
+    closed_loop: int | None = None
+    warm_up: int | None = None
+    budget: float | None = None
+    steps: int | None = None
+    best_effort: bool = False
+    accept: str | None = None
+    output_format: str | None = None
+    timeout_s: float = 600.0
+    api_key: str | None = field(default=None, repr=False)
+
+    @property
+    def common(self) -> GenerateOptions:
+        """What all requests share."""
+        return {
+            "budget": self.budget,
+            "steps": self.steps,
+            "best_effort": self.best_effort or None,
+            "accept": self.accept,
+            "output_format": self.output_format,
+        }
+
+
+def burstiness_trace(burstiness: float) -> str:
+    """Gamma arrivals as vLLM's benchmark spells them: 1 is Poisson, less is burstier.
+
+    >>> burstiness_trace(0.25)
+    'gamma:cv=2.0'
+    """
+    if not (math.isfinite(burstiness) and burstiness > 0):
+        raise InvalidInput("burstiness", burstiness, "above 0; 1 is Poisson")
+    return f"gamma:cv={burstiness**-0.5}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The server's model, as far as a run must know it, with the cost table if one is given."""
+
+    model: Model
+    table: CostTable | None
+    weak_caps: tuple[int | None, ...]
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity.measured(self.table, self.weak_caps) if self.table else Capacity.reported(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """facts: the whole configuration. calls: what was planned; empty for a closed loop."""
+
+    facts: Mapping[str, object]
+    target: Target
+    calls: tuple[Call, ...]
+    records: tuple[Record, ...]
+    summary: Summary
+
+    def as_dict(self) -> dict[str, object]:
+        return {**self.summary.as_dict(), "config": dict(self.facts)}
+
+
+def run_load(options: LoadOptions, *, clock: Clock) -> LoadReport:
+    """Runs as long as the requests take. Raises `InvalidInput` before the first, if the options do not fit."""
+    target = _target(options)
+    return _closed_run(options, target, clock) if options.closed_loop is not None else _open_run(options, target, clock)
+
+
+def _target(options: LoadOptions) -> Target:
+    table = read_latency(options.cost).cost_table if options.cost else None
+    with Client(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
+        model = client.models()[0]
+    full_level = max(info.level for info in model.levels)
+    num_steps = options.steps or model.sampling.steps
+    if table is None and options.slo_scales and num_steps != model.sampling.steps:
+        raise InvalidInput("steps", num_steps, "without --cost, targets are known for the model's own steps only")
+    return Target(model=model, table=table, weak_caps=weak_caps_of(model.sampling, num_steps, full_level))
+
+
+def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
+    capacity = target.capacity
+    rate_per_s = capacity.rate_at(options.load) if options.rate is None else options.rate
+    calls = open_calls(
+        open_arrivals(options.trace),
+        count=options.requests,
+        rate_per_s=rate_per_s,
+        targets_ms=[capacity.target_ms(scale) for scale in options.slo_scales],
+        num_classes=len(target.model.classes),
+        seed=options.seed,
+        recorded_targets=options.recorded_targets,
+    )
+
+    async def drive() -> tuple[Record, ...]:
+        async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
+            return await replay(client, calls, options.common, clock=clock)
+
+    records = asyncio.run(drive())
+    facts = {
+        **_facts(options, target),
+        "load": rate_per_s / capacity.rate_per_s if capacity.rate_per_s else None,
+        "rate_per_s": rate_per_s,
+        "solo_ms": capacity.solo_ms,
+    }
+    return LoadReport(facts=facts, target=target, calls=calls, records=records, summary=open_summary(records))
+
+
+def _closed_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
+    """Counts whole rounds: callers tend to be answered together, and part of a round would be too fast or too slow."""
+    callers = options.closed_loop or 0
+    if callers < 1:
+        raise InvalidInput("closed-loop", callers, "at least one caller")
+    warm_up = _rounded_up(WARM_UP_ROUNDS * callers if options.warm_up is None else max(1, options.warm_up), callers)
+    counted = _rounded_up(options.requests, callers)
+    common: GenerateOptions = {**options.common, "budget": 1.0 if options.budget is None else options.budget}
+
+    async def drive() -> tuple[Record, ...]:
+        calls = closed_calls(len(target.model.classes), options.seed)
+        async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
+            return await saturate(client, calls, common, callers=callers, total=warm_up + counted, clock=clock)
+
+    records = asyncio.run(drive())
+    facts = {**_facts(options, target), "budget": common["budget"], "warm_up": warm_up, "requests": counted}
+    summary = closed_summary(records, warm_up=warm_up)
+    return LoadReport(facts=facts, target=target, calls=(), records=records[warm_up:], summary=summary)
+
+
+def _rounded_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _facts(options: LoadOptions, target: Target) -> dict[str, object]:
+    model = target.model
+    asked = {name: value for name, value in asdict(options).items() if name != "api_key"}
+    return {
+        **{name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},
+        "steps": len(target.weak_caps),
+        "model": model.id,
+        "model_hash": model.hash,
+        "device": model.device,
+        "dtype": model.dtype,
+        "sampling": model.sampling.model_dump(mode="json"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def record_lines(records: Sequence[Record]) -> list[dict[str, object]]:
+    """Every record with its derived figures, times relative to the first planned arrival."""
+    start_s = min(record.planned_s for record in records)
+    return [
+        {
+            **asdict(record),
+            **{name: getattr(record, name) - start_s for name in ("planned_s", "sent_s", "ended_s")},
+            "e2el_ms": record.e2el_ms,
+            "is_on_time": record.is_on_time,
+        }
+        for record in records
+    ]

@@ -1,0 +1,127 @@
+"""`elit-serve simulate`: from the words of the command line to a comparison, to JSON, a table and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from elit_serve.bench.bound.looseness import looseness_table, measure_looseness
+from elit_serve.bench.simulate.arrivals import open_arrivals
+from elit_serve.bench.simulate.comparison import Comparison
+from elit_serve.bench.simulate.comparison_report import check_drawable, comparison_table, draw_comparison
+from elit_serve.bench.simulate.decisions import decision_table, time_decisions
+from elit_serve.bench.simulate.policies import CONTENDERS, contender
+from elit_serve.bench.simulate.quality_file import read_quality, stated_curve
+from elit_serve.bench.simulate.richer_plans import menu_rows, menu_table
+from elit_serve.bench.simulate.workload import Setting
+from elit_serve.errors import InvalidInput
+from elit_serve.files.measurements import read_latency
+from elit_serve.scheduler import CostTable, QualityTable
+
+Report = dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateOptions:
+    """As on the command line."""
+
+    trace: str
+    cost: Path
+    loads: tuple[float, ...]
+    policies: tuple[str, ...]
+    slo_scales: tuple[float, ...]
+    quality: Path | None
+    curves: tuple[str, ...]
+    seeds: int
+    requests: int
+    num_steps: int
+    weak_level: int | None
+    noise: float
+    bias: float
+    plot: Path | None
+    decisions: int = 0
+    recorded_targets: bool = False
+
+    @property
+    def conditions(self) -> Report:
+        """For JSON: all that the figures depend on."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+def run_comparison(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    comparison = _comparison(options)
+    with console.status("simulating") as status:
+        rows = list(comparison.rows(status.update))
+    trace = Path(options.trace).name
+    title = f"{trace}: {options.seeds} × {options.requests} requests, noise {options.noise:g}, bias {options.bias:g}"
+    if options.plot is not None:
+        draw_comparison(rows, options.plot, title)
+    return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, comparison_table(title, rows)
+
+
+def looseness_by_window(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    """On windows of few requests, one for each load, curve and seed."""
+    comparison = _comparison(options)
+    with console.status("searching"):
+        found = list(measure_looseness(comparison))
+    return {"rows": [entry.as_dict() for entry in found], "conditions": options.conditions}, looseness_table(found)
+
+
+def plan_table(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    """What richer plans add."""
+    with console.status("simulating"):
+        rows = list(menu_rows(_comparison(options)))
+    return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, menu_table(rows)
+
+
+def decision_times(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    """Of the elastic policy with the first curve, in a run for each seed; arrivals are not those of the trace."""
+    comparison = _comparison(options)
+    with console.status("deciding"):
+        runs = list(time_decisions(comparison, options.decisions))
+    title = f"elastic, {options.seeds} × {options.decisions} decisions, noise {options.noise:g}"
+    return {"rows": [asdict(run) for run in runs], "conditions": options.conditions}, decision_table(title, runs)
+
+
+def _comparison(options: SimulateOptions) -> Comparison:
+    """Everything is read and checked before anything is computed."""
+    table = read_latency(options.cost).cost_table
+    names = tuple(CONTENDERS) if options.policies == ("all",) else options.policies
+    for name in names:
+        contender(name)
+    for load in options.loads:
+        if not (math.isfinite(load) and load > 0):
+            raise InvalidInput("load", load, "above 0; 1 is the saturated full-budget throughput")
+    for scale in options.slo_scales:
+        if not (math.isfinite(scale) and scale > 0):
+            raise InvalidInput("slo-scale", scale, "multiples of the solo latency, above 0")
+    if options.plot is not None:
+        check_drawable(options.plot)
+    return Comparison(
+        setting=Setting(table=table, num_steps=options.num_steps, weak_cap=_weak_cap(table, options.weak_level)),
+        source=open_arrivals(options.trace),
+        curves=_curves(options, table.levels),
+        loads=options.loads,
+        policies=names,
+        slo_scales=options.slo_scales,
+        requests=options.requests,
+        seeds=options.seeds,
+        noise=options.noise,
+        bias=options.bias,
+        recorded_targets=options.recorded_targets,
+    )
+
+
+def _weak_cap(table: CostTable, wanted: int | None) -> int:
+    return wanted or min(weak for _, weak, _ in table.steps_ms if weak is not None)
+
+
+def _curves(options: SimulateOptions, levels: Sequence[int]) -> Mapping[str, QualityTable]:
+    if options.quality is not None:
+        return {options.quality.stem: read_quality(options.quality)}
+    return {name: stated_curve(name, levels) for name in options.curves}

@@ -1,0 +1,153 @@
+"""What the simulator says of the very arrivals and targets that a server was sent, in the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rich.table import Table
+
+from elit_serve.bench.load.plan import level_of
+from elit_serve.bench.load.report import Summary, open_summary, shown, unit_of
+from elit_serve.bench.load.run import LoadOptions, LoadReport
+from elit_serve.bench.load.sender import Call, Ending, Record
+from elit_serve.bench.simulate.device import SimulatedDevice
+from elit_serve.bench.simulate.simulation import Outcome, simulate
+from elit_serve.errors import InvalidInput
+from elit_serve.scheduler.core import RequestScheduler
+from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.elastic import ElasticPolicy
+from elit_serve.scheduler.fixed import FixedPolicy
+from elit_serve.scheduler.interface import Scheduler
+from elit_serve.scheduler.placeholder_quality import placeholder_quality
+from elit_serve.scheduler.policy_view import Policy
+from elit_serve.scheduler.requests import Demand
+
+COMPARED = (
+    "slo_attainment_rate",
+    "accepted_attainment",
+    "request_throughput",
+    "request_goodput",
+    "refused",
+    "expired",
+    "failed",
+    "mean_budget",
+    "mean_e2el_ms",
+    "median_e2el_ms",
+    "p99_e2el_ms",
+)
+
+# As a server makes them that is told no more than their names, but for its limit on the queue: requests whose time
+# has passed leave it, so targets of seconds keep it short.
+POLICIES: Mapping[str, Callable[[CostTable], Policy]] = {
+    "elastic": lambda table: ElasticPolicy(placeholder_quality(table.levels)),
+    "fixed": lambda _: FixedPolicy(),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What every request of a run asks for, as the scheduler sees it.
+
+    pinned_level: of every step, or None to leave it to the policy.
+    """
+
+    weak_caps: tuple[int | None, ...]
+    levels: tuple[int, ...]
+    pinned_level: int | None = None
+    is_hard: bool = True
+
+    def demand(self, request_id: int, call: Call) -> Demand:
+        assert call.latency_ms is not None, "attainment is of targets"
+        return Demand(
+            request_id=request_id,
+            arrived_s=call.at_s,
+            deadline_s=call.at_s + call.latency_ms / 1000,
+            weak_caps=self.weak_caps,
+            min_level=self.levels[0],
+            max_level=self.levels[-1],
+            pinned=None if self.pinned_level is None else (self.pinned_level,) * len(self.weak_caps),
+            is_hard=self.is_hard,
+        )
+
+
+def check_comparable(options: LoadOptions, policy: str) -> None:
+    """Before a run: whether the simulator can be asked about it."""
+    if policy not in POLICIES:
+        raise InvalidInput("policy", policy, f"a server's policy: {', '.join(POLICIES)}")
+    if options.cost is None:
+        raise InvalidInput("compare", True, "the simulator needs --cost")
+    if options.closed_loop is not None or not options.slo_scales:
+        raise InvalidInput(
+            "compare", True, "an open loop with targets of --slo-scale, which is what attainment is about"
+        )
+
+
+def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
+    """The figures that the simulator predicts for a run, with a policy of this name."""
+    check_comparable(options, policy)
+    table, model = report.target.table, report.target.model
+    assert table is not None
+    wish = Wish(
+        weak_caps=report.target.weak_caps,
+        levels=table.levels,
+        pinned_level=None if options.budget is None else level_of(model, options.budget),
+        is_hard=not options.best_effort,
+    )
+    full = max(model.levels, key=lambda info: info.level)
+    scheduler = RequestScheduler(table, POLICIES[policy](table))
+    latents_per_group = round(full.level / full.budget)
+    return predicted(report.calls, wish, scheduler=scheduler, table=table, latents_per_group=latents_per_group)
+
+
+def predicted(
+    calls: Sequence[Call], wish: Wish, *, scheduler: Scheduler, table: CostTable, latents_per_group: int
+) -> Summary:
+    """Figures of a run against a device that takes exactly what the cost table says, and a client without delay."""
+    demands = [wish.demand(index, call) for index, call in enumerate(calls)]
+    run = simulate(scheduler, demands, SimulatedDevice(table))
+    return open_summary([_record(outcome, latents_per_group) for outcome in run.outcomes])
+
+
+def _record(outcome: Outcome, latents_per_group: int) -> Record:
+    demand = outcome.demand
+    record = Record(
+        planned_s=demand.arrived_s,
+        sent_s=demand.arrived_s,
+        ended_s=demand.arrived_s,
+        latency_ms=1000 * (demand.deadline_s - demand.arrived_s),
+        ending=Ending.REFUSED,
+        reason=outcome.refusal.reason if outcome.refusal else None,
+    )
+    if outcome.refusal:
+        return record
+    if outcome.answered_s is None:
+        return replace(record, ended_s=demand.deadline_s, ending=Ending.EXPIRED, reason="expired")
+    # An answer at the very deadline is on time, however sums of seconds are rounded.
+    ended_s = min(outcome.answered_s, demand.deadline_s) if outcome.is_on_time else outcome.answered_s
+    return replace(record, ended_s=ended_s, ending=Ending.DONE, budget=outcome.mean_level / latents_per_group)
+
+
+def comparison(measured: Summary, expected: Summary, policy: str) -> dict[str, object]:
+    """For JSON: the simulator's figures, and by how many points the server's attainment is above them."""
+    simulation = {"policy": policy, **expected.as_dict()}
+    return {"simulated": simulation, "attainment_difference_points": attainment_points(measured, expected)}
+
+
+def attainment_points(measured: Summary, expected: Summary) -> float:
+    """Percentage points by which the measured attainment is higher."""
+    assert measured.slo_attainment_rate is not None
+    assert expected.slo_attainment_rate is not None
+    return 100 * (measured.slo_attainment_rate - expected.slo_attainment_rate)
+
+
+def comparison_table(measured: Summary, expected: Summary, policy: str) -> Table:
+    points = attainment_points(measured, expected)
+    table = Table(title=f"The server's attainment is {points:+.1f} points from the simulator's")
+    table.add_column("figure")
+    table.add_column("measured", justify="right")
+    table.add_column(f"simulated: {policy}", justify="right")
+    table.add_column("unit")
+    for name in COMPARED:
+        table.add_row(name, shown(measured.as_dict()[name]), shown(expected.as_dict()[name]), unit_of(name))
+    return table

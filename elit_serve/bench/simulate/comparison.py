@@ -1,0 +1,167 @@
+"""Policies side by side: every policy at every load on the same arrivals, judged by the same curves and bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+from statistics import fmean, stdev
+
+import numpy as np
+
+from elit_serve.bench.bound.bound import ClairvoyantBound
+from elit_serve.bench.bound.programme import package
+from elit_serve.bench.simulate.arrivals import Arrivals
+from elit_serve.bench.simulate.device import SimulatedDevice
+from elit_serve.bench.simulate.policies import contender
+from elit_serve.bench.simulate.simulation import Run, simulate
+from elit_serve.bench.simulate.workload import Setting, draw_workload
+from elit_serve.scheduler.quality import QualityTable
+from elit_serve.scheduler.requests import Demand
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over seeds, and the half width of its 95 % confidence interval (Student's t); None for one seed."""
+
+    mean: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        if len(values) < 2:
+            return cls(mean=fmean(values), half_width=None)
+        quantile = float(package("scipy.special").stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+        return cls(mean=fmean(values), half_width=quantile * stdev(values) / sqrt(len(values)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A policy at a load under a curve. Shares are fractions.
+
+    attainment: on time, of all that were offered: a refusal is a miss. accepted_attainment: of those accepted.
+    mean_quality: of on-time pictures. effective_quality: of all that were offered, a miss counting 0.
+    bound: no schedule has more effective quality, even if it knew all arrivals. regret: what is missing to the bound,
+        as a share of it.
+    latency_ms, decision_us: percentiles of answered requests, and of calls of `decide`, over all seeds.
+    """
+
+    policy: str
+    load: float
+    quality_curve: str
+    seeds: int
+    attainment: Estimate
+    accepted_attainment: Estimate
+    mean_quality: Estimate
+    effective_quality: Estimate
+    regret: Estimate
+    bound: Estimate
+    p50_latency_ms: float | None
+    p99_latency_ms: float | None
+    mean_decision_us: float
+    p99_decision_us: float
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: NAME is the mean, NAME_ci half the width of its interval."""
+        named: dict[str, object] = {}
+        for name, value in self.__dict__.items():
+            named[name] = value.mean if isinstance(value, Estimate) else value
+            if isinstance(value, Estimate):
+                named[f"{name}_ci"] = value.half_width
+        return named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """noise, bias: of the simulated device, see `SimulatedDevice`; policies are told neither."""
+
+    setting: Setting
+    source: Arrivals
+    curves: Mapping[str, QualityTable]
+    loads: Sequence[float]
+    policies: Sequence[str]
+    slo_scales: Sequence[float]
+    requests: int
+    seeds: int
+    noise: float
+    bias: float
+    recorded_targets: bool = False
+
+    def rows(self, progress: Callable[[str], None] = lambda _: None) -> Iterator[Row]:
+        """Load by load, curve by curve; bounds are computed once for all policies."""
+        contenders = {name: contender(name) for name in self.policies}
+        for load in self.loads:
+            windows = [self.window(load, seed) for seed in range(self.seeds)]
+            blind: dict[str, list[Run]] = {}
+            for curve, quality in self.curves.items():
+                progress(f"load {load:g}, {curve}: bound")
+                bounds = [self._bounds[curve].mean_quality(window) for window in windows]
+                for name, made in contenders.items():
+                    progress(f"load {load:g}, {curve}: {name}")
+                    runs = blind.get(name) or [self._run(name, quality, seed, w) for seed, w in enumerate(windows)]
+                    if not made.reads_quality:
+                        blind[name] = runs
+                    yield _row(name, load, curve, quality, runs, bounds)
+
+    def window(self, load: float, seed: int) -> tuple[Demand, ...]:
+        """The requests that a seed draws."""
+        return draw_workload(
+            self.setting,
+            self.source,
+            load=load,
+            slo_scales=self.slo_scales,
+            count=self.requests,
+            seed=seed,
+            recorded_targets=self.recorded_targets,
+        )
+
+    @cached_property
+    def _bounds(self) -> Mapping[str, ClairvoyantBound]:
+        """Of the device as it is, its bias included."""
+        actual = Setting(
+            table=self.setting.table.scaled(1 + self.bias),
+            num_steps=self.setting.num_steps,
+            weak_cap=self.setting.weak_cap,
+        )
+        return {name: ClairvoyantBound(actual, quality) for name, quality in self.curves.items()}
+
+    def _run(self, policy: str, quality: QualityTable, seed: int, window: Sequence[Demand]) -> Run:
+        device = SimulatedDevice(self.setting.table, noise=self.noise, bias=self.bias, seed=seed)
+        return simulate(contender(policy).make(self.setting, quality), window, device)
+
+
+def _row(
+    policy: str, load: float, curve: str, quality: QualityTable, runs: Sequence[Run], bounds: Sequence[float]
+) -> Row:
+    on_time = [[outcome for outcome in run.outcomes if outcome.is_on_time] for run in runs]
+    offered = [len(run.outcomes) for run in runs]
+    accepted = [sum(outcome.refusal is None for outcome in run.outcomes) for run in runs]
+    worth = [[quality.at(outcome.mean_level) for outcome in done] for done in on_time]
+    effective = [sum(values) / count for values, count in zip(worth, offered, strict=True)]
+    latencies_ms = [1000 * s for run in runs for outcome in run.outcomes if (s := outcome.latency_s) is not None]
+    decisions_us = [1e6 * seconds for run in runs for seconds in run.decision_s]
+    return Row(
+        policy=policy,
+        load=load,
+        quality_curve=curve,
+        seeds=len(runs),
+        attainment=Estimate.of([len(done) / count for done, count in zip(on_time, offered, strict=True)]),
+        accepted_attainment=Estimate.of(
+            [len(done) / count if count else 1.0 for done, count in zip(on_time, accepted, strict=True)]
+        ),
+        mean_quality=Estimate.of([fmean(values) if values else 0.0 for values in worth]),
+        effective_quality=Estimate.of(effective),
+        regret=Estimate.of([1 - value / bound for value, bound in zip(effective, bounds, strict=True)]),
+        bound=Estimate.of(bounds),
+        p50_latency_ms=_percentile(latencies_ms, 50),
+        p99_latency_ms=_percentile(latencies_ms, 99),
+        mean_decision_us=fmean(decisions_us),
+        p99_decision_us=float(np.percentile(decisions_us, 99)),
+    )
+
+
+def _percentile(values: Sequence[float], share: float) -> float | None:
+    return float(np.percentile(values, share)) if values else None

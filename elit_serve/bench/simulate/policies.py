@@ -1,0 +1,47 @@
+"""Every policy that can be compared, by name: the server's two and their rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from elit_serve.bench.rivals import BatchedFifo, BudgetAtAdmission, EwmaBudget, SlackFit, StepFifo, StepSlackFit
+from elit_serve.bench.simulate.workload import Setting
+from elit_serve.errors import InvalidInput
+from elit_serve.scheduler import ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
+from elit_serve.scheduler.interface import Scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """reads_quality: whether the curve changes what it does; otherwise one run is judged by every curve."""
+
+    make: Callable[[Setting, QualityTable], Scheduler]
+    reads_quality: bool = False
+
+
+def _elastic(setting: Setting, quality: QualityTable) -> Scheduler:
+    return RequestScheduler(setting.table, ElasticPolicy(quality))
+
+
+def _elastic_generous(setting: Setting, quality: QualityTable) -> Scheduler:
+    return RequestScheduler(setting.table, ElasticPolicy(quality, ElasticSettings(admission="most")))
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    "elastic": Contender(make=_elastic, reads_quality=True),
+    "elastic-most": Contender(make=_elastic_generous, reads_quality=True),
+    "fixed": Contender(make=lambda setting, _: RequestScheduler(setting.table, FixedPolicy())),
+    "fifo-batch": Contender(make=lambda setting, _: BatchedFifo(setting)),
+    "fifo-step": Contender(make=lambda setting, _: StepFifo(setting)),
+    "slackfit": Contender(make=lambda setting, _: SlackFit(setting)),
+    "slackfit-step": Contender(make=lambda setting, _: StepSlackFit(setting)),
+    "admission": Contender(make=lambda setting, _: BudgetAtAdmission(setting)),
+    "ewma": Contender(make=lambda setting, _: EwmaBudget(setting)),
+}
+
+
+def contender(name: str) -> Contender:
+    if name not in CONTENDERS:
+        raise InvalidInput("policy", name, f"one of {', '.join(CONTENDERS)}")
+    return CONTENDERS[name]

@@ -1,0 +1,27 @@
+"""What a level is worth, for comparing policies: two stated curves, or a measured `quality.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files import measurements
+from elit_serve.scheduler.quality import QualityTable, logarithmic
+
+STATED = {"gentle": 0.75, "steep": 0.4}  # quality at the lowest level, where the full one counts 1
+
+
+def stated_curve(name: str, levels: Sequence[int]) -> QualityTable:
+    """gentle or steep: every doubling of the level adds the same (`scheduler.quality.logarithmic`)."""
+    if name not in STATED:
+        raise InvalidInput("curve", name, f"one of {', '.join(STATED)}")
+    return QualityTable(levels=logarithmic(levels, lowest=STATED[name]))
+
+
+def read_quality(file: Path) -> QualityTable:
+    """The curve and the served plans of a `quality.json`."""
+    try:
+        return measurements.read_quality(file).table
+    except CheckpointError as error:
+        raise InvalidInput("quality", str(file), "; ".join(error.problems[:3])) from None

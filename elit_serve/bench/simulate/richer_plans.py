@@ -1,0 +1,127 @@
+"""What plans beyond the level add: the elastic policy on the same arrivals, with the level alone and with a menu.
+
+A plan fixes steps, guidance and the ceilings of a schedule when a request arrives; its level stays free below those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from rich import box
+from rich.table import Table
+
+from elit_serve.bench.simulate.comparison import Comparison, Estimate
+from elit_serve.bench.simulate.device import SimulatedDevice
+from elit_serve.bench.simulate.simulation import Outcome, simulate
+from elit_serve.bench.simulate.workload import Setting
+from elit_serve.errors import InvalidInput
+from elit_serve.scheduler import ElasticPolicy, MeasuredPlan, PlanMenu, QualityTable, RequestScheduler
+from elit_serve.scheduler.requests import Demand, Refusal
+
+LEVEL_ALONE = "level alone"
+PER_REQUEST = "chosen per request"
+
+
+class PlanningScheduler(RequestScheduler):
+    """Gives each request a plan of the menu as it arrives, by its target and by how crowded the device is."""
+
+    def __init__(self, setting: Setting, quality: QualityTable, menu: Sequence[MeasuredPlan]) -> None:
+        super().__init__(setting.table, ElasticPolicy(quality))
+        self._menu = PlanMenu.of(quality, setting.table, menu)
+        self.plans: dict[int, MeasuredPlan] = {}
+
+    def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
+        return super().submit([self._planned(demand, now_s) for demand in demands], now_s)
+
+    def _planned(self, demand: Demand, now_s: float) -> Demand:
+        target_ms = 1000 * (demand.deadline_s - demand.arrived_s)
+        plan = self.choose_plan(self._menu, latency_ms=target_ms, num_images=1, now_s=now_s).plan
+        self.plans[demand.request_id] = plan
+        min_level = max(demand.min_level, plan.min_level)
+        return replace(demand, weak_caps=plan.weak_caps, ceilings=plan.limits, min_level=min_level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MenuRow:
+    """Figures as in `comparison.Row`. gain: effective quality beyond that of the level alone, on the same arrivals."""
+
+    load: float
+    quality_curve: str
+    menu: str
+    attainment: Estimate
+    mean_quality: Estimate
+    effective_quality: Estimate
+    gain: Estimate
+
+    def as_dict(self) -> dict[str, object]:
+        return {name: v.mean if isinstance(v, Estimate) else v for name, v in self.__dict__.items()}
+
+
+def menu_rows(comparison: Comparison) -> Iterator[MenuRow]:
+    """At each load: the level alone, each plan for everybody, and a plan for each request."""
+    for load in comparison.loads:
+        for curve, quality in comparison.curves.items():
+            if not quality.plans:
+                raise InvalidInput("plans", curve, "a --quality file with plans")
+            menus = {LEVEL_ALONE: (), **{plan.name: (plan,) for plan in quality.plans}, PER_REQUEST: quality.plans}
+            worth = {name: _worth(comparison, quality, menu, load) for name, menu in menus.items()}
+            alone = [fmean(values) for values in worth[LEVEL_ALONE]]
+            for name, windows in worth.items():
+                effective = [fmean(values) for values in windows]
+                on_time = [[value for value in values if value > 0] for values in windows]
+                yield MenuRow(
+                    load=load,
+                    quality_curve=curve,
+                    menu=name,
+                    attainment=Estimate.of([len(done) / comparison.requests for done in on_time]),
+                    mean_quality=Estimate.of([fmean(done) if done else 0.0 for done in on_time]),
+                    effective_quality=Estimate.of(effective),
+                    gain=Estimate.of([ours - theirs for ours, theirs in zip(effective, alone, strict=True)]),
+                )
+
+
+def menu_table(rows: Sequence[MenuRow]) -> Table:
+    table = Table(
+        title="What richer plans add to the elastic policy",
+        caption="quality, effective and gain: 0 to 1; ±: 95 % over seeds",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    for column in ("load", "plans"):
+        table.add_column(column, no_wrap=True)
+    for column in ("on time\n%", "quality", "effective", "gain"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        figures = (row.mean_quality, row.effective_quality)
+        shares = [f"{figure.mean:.3f}" for figure in figures]
+        spread = "" if row.gain.half_width is None else f"±{row.gain.half_width:.3f}"
+        table.add_row(
+            f"{row.load:g}", row.menu, f"{100 * row.attainment.mean:.1f}", *shares, f"{row.gain.mean:+.3f}{spread}"
+        )
+    return table
+
+
+def _worth(
+    comparison: Comparison, quality: QualityTable, menu: Sequence[MeasuredPlan], load: float
+) -> list[list[float]]:
+    """What each request of each window came to; 0 for a miss."""
+    setting, windows = comparison.setting, []
+    for seed in range(comparison.seeds):
+        planning = PlanningScheduler(setting, quality, menu) if menu else None
+        scheduler = planning or RequestScheduler(setting.table, ElasticPolicy(quality))
+        device = SimulatedDevice(setting.table, noise=comparison.noise, bias=comparison.bias, seed=seed)
+        run = simulate(scheduler, comparison.window(load, seed), device)
+        plans = planning.plans if planning else {}
+        windows.append([_quality(outcome, quality, plans.get(outcome.demand.request_id)) for outcome in run.outcomes])
+    return windows
+
+
+def _quality(outcome: Outcome, quality: QualityTable, plan: MeasuredPlan | None) -> float:
+    """What a picture is worth: 0 if it is late."""
+    if not outcome.is_on_time:
+        return 0.0
+    if plan is None:
+        return quality.at(outcome.mean_level)
+    return quality.of_plan(plan, outcome.levels)

@@ -1,0 +1,98 @@
+"""What is asked of a server in one run: who arrives when, with which target; relative to what the device can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
+from elit_serve.errors import InvalidInput
+from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.requests import Demand
+
+SOFT_SCALE = 3.0  # a server wishes to answer a request without a target in so many times what it takes alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What every request and every policy of a comparison shares.
+
+    table: what steps cost, as the policies know it.
+    num_steps, weak_cap: of every request; see `Demand.weak_caps`.
+    """
+
+    table: CostTable
+    num_steps: int
+    weak_cap: int | None
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return self.table.levels
+
+    @property
+    def full_level(self) -> int:
+        return self.table.levels[-1]
+
+    @property
+    def overhead_s(self) -> float:
+        return self.table.overhead_ms / 1000
+
+    def step_s(self, level: int, batch: int) -> float:
+        return self.table.step_ms(level, self.weak_cap, batch) / 1000
+
+    @property
+    def solo_s(self) -> float:
+        """Seconds of one full-budget request alone on the device."""
+        return self.num_steps * self.step_s(self.full_level, 1) + self.overhead_s
+
+    @property
+    def saturated_rate_per_s(self) -> float:
+        """Full-budget requests per second in steps of the largest batch: load 1."""
+        batch = self.table.max_batch
+        return batch / (self.num_steps * self.step_s(self.full_level, batch))
+
+
+def draw_targets(slo_scales: Sequence[float], count: int, seed: int) -> tuple[float, ...]:
+    """A multiple of the solo latency for each request."""
+    if not slo_scales or min(slo_scales) <= 0:
+        raise InvalidInput("slo-scale", list(slo_scales), "multiples of the solo latency, above 0")
+    rng = Random(f"targets {seed}")
+    return tuple(rng.choice(slo_scales) for _ in range(count))
+
+
+def draw_workload(
+    setting: Setting,
+    source: Arrivals,
+    *,
+    load: float,
+    slo_scales: Sequence[float],
+    count: int,
+    seed: int,
+    recorded_targets: bool = False,
+) -> tuple[Demand, ...]:
+    """Requests in order of arrival; the same seed draws the same pattern and targets at every load.
+
+    recorded_targets: the source's own targets instead of `slo_scales`; a request without one gets a soft deadline.
+    """
+    if load <= 0:
+        raise InvalidInput("load", load, "above 0")
+    arrivals = arrival_times(source, count=count, rate_per_s=load * setting.saturated_rate_per_s, seed=seed)
+    targets_s: Sequence[float | None]
+    if recorded_targets:
+        recorded_ms = recorded_targets_ms(source, count=count, seed=seed)
+        targets_s = [None if target_ms is None else target_ms / 1000 for target_ms in recorded_ms]
+    else:
+        targets_s = [scale * setting.solo_s for scale in draw_targets(slo_scales, count, seed)]
+    return tuple(
+        Demand(
+            request_id=index,
+            arrived_s=arrived_s,
+            deadline_s=arrived_s + (SOFT_SCALE * setting.solo_s if target_s is None else target_s),
+            weak_caps=(setting.weak_cap,) * setting.num_steps,
+            min_level=setting.levels[0],
+            max_level=setting.full_level,
+            is_hard=target_s is not None,
+        )
+        for index, (arrived_s, target_s) in enumerate(zip(arrivals, targets_s, strict=True))
+    )

@@ -1,0 +1,1 @@
+"""Steps of pictures on one device."""

@@ -1,0 +1,370 @@
+"""What a guided step costs on this device: measured, kept in a file, read where it fits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from platformdirs import user_cache_path
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+from safetensors.torch import save
+
+import elit_serve
+from elit_serve.clock import Clock, MonotonicClock
+from elit_serve.engine.checkpoint import bundled_models
+from elit_serve.engine.executor.graphs import open_executor
+from elit_serve.engine.executor.slots import Executor, ImageTask
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.profile.quick_profile import anchors, interpolated
+from elit_serve.engine.profile.step_set import StepSet, served_steps
+from elit_serve.errors import ElitError, InvalidInput
+from elit_serve.files.measurements import Latency, StepCost, read_latency
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
+from elit_serve.scheduler.requests import Launch
+
+logger = logging.getLogger(__name__)
+
+REPEATS = {"cpu": 2, "cuda": 10}
+QUICK_REPEATS = 3  # of the few steps that all others are read off: one that was interrupted must not count
+DISTURBED = 2.0  # times as slow as now
+Progress = Callable[[int, int], None]
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return next(iter(names), "") or platform.processor() or "cpu"
+
+
+def device_slug(name: str) -> str:
+    """A device name as a file name.
+
+    >>> device_slug("NVIDIA H200")
+    'nvidia-h200'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "device"
+
+
+def file_name(pipeline: Pipeline) -> str:
+    """Of the measurements of this model on its device: `<device>.json`, and `<device>-fp8.json` of a quantised one."""
+    slug = device_slug(device_name(pipeline.device))
+    return f"{slug}-fp8.json" if pipeline.precision == "fp8" else f"{slug}.json"
+
+
+def backbone_hash(pipeline: Pipeline) -> str:
+    """Twelve hex digits of what a step costs depends on: the backbone's shape, whatever its weights."""
+    shape = pipeline.config.backbone.model_dump(exclude={"num_classes"}, exclude_defaults=True)
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def latency_of(
+    pipeline: Pipeline,
+    executor: Executor,
+    served: StepSet,
+    *,
+    clock: Clock,
+    cache_folder: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Latency:
+    """The measured cost of these steps: from the model directory, from what is bundled, from the cache, or measured.
+
+    On a CPU, where a step takes long, few are measured and the others interpolated.
+    `cache_folder` is where measurements are kept; None is the user's cache directory. One that was made while the
+    device was busy with something else is made again.
+    """
+    shipped = known_latency(pipeline, served)
+    if shipped is not None:
+        return shipped
+    folder = user_cache_path("elit-serve") / "latency" if cache_folder is None else cache_folder
+    cached = folder / f"{_cache_key(pipeline, served)}.json"
+    known = _read_cached(cached)
+    if known is not None and _fits(known, pipeline, served) and not _was_disturbed(known, pipeline, executor):
+        return known
+    is_quick = not executor.is_asynchronous
+    device = device_name(pipeline.device)
+    logger.warning("measuring what steps of %s cost on %s, to be kept for later starts", pipeline.config.name, device)
+    latency = measure(
+        pipeline,
+        executor,
+        served,
+        clock=clock,
+        repeats=QUICK_REPEATS if is_quick else None,
+        is_quick=is_quick,
+        on_progress=_forecasting(_timed(served, is_quick=is_quick), len(served.batches), clock, on_progress),
+    )
+    _write_cached(cached, latency)
+    return latency
+
+
+def known_latency(pipeline: Pipeline, served: StepSet | None = None) -> Latency | None:
+    """The measured cost of these steps (default: a server's) on this device in the model directory, or bundled."""
+    served = served or served_steps(pipeline.config, pipeline.device)
+    name = file_name(pipeline)
+    own = pipeline.path / "latency" / name
+    for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
+        if file.is_file():
+            latency = read_latency(file, model=file.parent.parent)
+            if _fits(latency, pipeline, served):
+                return latency
+    return None
+
+
+def profile_to_file(
+    pipeline: Pipeline, file: Path | None, *, repeats: int | None, command: str, console: Console
+) -> Path:
+    """What `elit-serve profile` does: captures, measures, shows progress and a table, and writes the file."""
+    file = file or pipeline.path / "latency" / file_name(pipeline)
+    served = served_steps(pipeline.config, pipeline.device, pipeline.quality)
+    executor = open_executor(pipeline, num_slots=max(served.batches))
+    with ProgressBar(console=console, transient=True) as bar:
+
+        def show(what: str) -> Progress:
+            task = bar.add_task(what)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        executor.capture(served, show("capturing"))
+        latency = measure(
+            pipeline,
+            executor,
+            served,
+            clock=MonotonicClock(),
+            repeats=repeats,
+            command=command,
+            on_progress=show("measuring"),
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(latency.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput("out", str(file), f"it cannot be written: {error.strerror or error}") from None
+    console.print(_as_table(latency))
+    return file
+
+
+def _as_table(latency: Latency) -> Table:
+    table = Table(
+        title=f"{latency.model} on {latency.device}, {latency.dtype}: milliseconds of a step, a column per batch size"
+    )
+    batches = latency.cost_table.batches
+    for column in ("level", "weak level", *map(str, batches)):
+        table.add_column(column, justify="right")
+    costs = {(step.level, step.weak_level, step.batch): step.step_ms for step in latency.steps}
+    for level, weak_level in dict.fromkeys((step.level, step.weak_level) for step in latency.steps):
+        row = [f"{costs[level, weak_level, batch]:.2f}" for batch in batches]
+        table.add_row(str(level), "-" if weak_level is None else str(weak_level), *row)
+    return table
+
+
+def measure(
+    pipeline: Pipeline,
+    executor: Executor,
+    served: StepSet,
+    *,
+    clock: Clock,
+    repeats: int | None = None,
+    is_quick: bool = False,
+    command: str = "",
+    on_progress: Progress | None = None,
+) -> Latency:
+    """Times every step of `served` on an otherwise idle device. `executor` has captured what it will.
+
+    is_quick: times a few steps of each batch only, and reads the others off a line through them.
+    """
+    repeats = repeats or REPEATS[pipeline.device.type]
+    points = [(*point, batch) for point in _timed(served, is_quick=is_quick) for batch in served.batches]
+    steps = []
+    for count, point in enumerate(points):
+        steps.append(_measured(pipeline, executor, point, repeats))
+        if on_progress is not None:
+            on_progress(count + 1, len(points))
+    for batch in served.batches:
+        steps += _interpolated(steps, served, batch)
+    return Latency(
+        model=pipeline.config.name,
+        backbone_hash=backbone_hash(pipeline),
+        device=device_name(pipeline.device),
+        dtype=pipeline.precision,
+        threads=_threads(pipeline),
+        graphs=executor.is_asynchronous,
+        torch_version=torch.__version__,
+        elit_serve_version=elit_serve.__version__,
+        date=datetime.now(UTC).replace(microsecond=0),
+        command=command,
+        repeats=repeats,
+        overhead_ms=_overhead_ms(pipeline, executor, clock, repeats),
+        steps=tuple(steps),
+    )
+
+
+def _timed(served: StepSet, *, is_quick: bool) -> list[tuple[int, int | None]]:
+    """The (level, weak level) whose steps are measured."""
+    return anchors(served.points()) if is_quick else served.points()
+
+
+def _forecasting(
+    points: Sequence[tuple[int, int | None]], batches: int, clock: Clock, then: Progress | None
+) -> Progress:
+    """Says about how long measuring takes once the first of the points is measured, at all batch sizes."""
+    started_s = clock.now()
+    passes = [1 if weak_level is None else 2 for _, weak_level in points]
+
+    def progress(done: int, total: int) -> None:
+        if done == batches < total:
+            total_s = (clock.now() - started_s) * sum(passes) / passes[0]
+            logger.warning("measuring takes about %.0f s", max(1.0, total_s))
+        if then is not None:
+            then(done, total)
+
+    return progress
+
+
+def _measured(pipeline: Pipeline, executor: Executor, point: tuple[int, int | None, int], repeats: int) -> StepCost:
+    """The median of `repeats` steps, back to back as under load, after one that is not counted."""
+    level, weak_level, batch = point
+    members = _add_images(pipeline, executor, batch, num_steps=repeats + 1, is_guided=weak_level is not None)
+    launch = Launch(launch_id=0, request_ids=members, level=level, weak_cap=weak_level, predicted_ms=0.0)
+    running = [executor.launch(launch) for _ in range(repeats + 1)]
+    took_ms = [step.wait() for step in running][1:]
+    for request_id in members:
+        executor.remove(request_id)
+    return StepCost(
+        level=level, weak_level=weak_level, batch=batch, step_ms=median(took_ms), spread_ms=_spread_ms(took_ms)
+    )
+
+
+def _interpolated(steps: Sequence[StepCost], served: StepSet, batch: int) -> list[StepCost]:
+    """The steps of a batch that were not measured."""
+    measured = {(step.level, step.weak_level): step.step_ms for step in steps if step.batch == batch}
+    return [
+        StepCost(level=level, weak_level=weak_level, batch=batch, step_ms=step_ms, is_interpolated=True)
+        for (level, weak_level), step_ms in interpolated(measured, served.points()).items()
+    ]
+
+
+def _add_images(
+    pipeline: Pipeline, executor: Executor, count: int, *, num_steps: int, is_guided: bool
+) -> tuple[int, ...]:
+    guidance = Guidance(method="ccfg", scale=2.0) if is_guided else Guidance()
+    shape = pipeline.config.spec.sample_shape
+    for request_id in range(count):
+        executor.add(
+            ImageTask.draw(
+                request_id=request_id,
+                class_id=0,
+                num_steps=num_steps,
+                guidance=guidance,
+                time_shift=1.0,
+                seed=request_id,
+                sample_shape=shape,
+            )
+        )
+    return tuple(range(count))
+
+
+def _spread_ms(took_ms: list[float]) -> float:
+    if len(took_ms) < 2:
+        return 0.0
+    deciles = quantiles(took_ms, n=10, method="inclusive")
+    return (deciles[-1] - deciles[0]) / 2
+
+
+def _overhead_ms(pipeline: Pipeline, executor: Executor, clock: Clock, repeats: int) -> float:
+    """Median milliseconds from a finished image to its encoded file."""
+    took_ms = []
+    for _ in range(repeats + 1):
+        _add_images(pipeline, executor, 1, num_steps=1, is_guided=False)
+        started_s = clock.now()
+        (sample,) = executor.collect((0,)).result()
+        if isinstance(sample, ElitError):
+            raise sample
+        if pipeline.is_latent:
+            save({"latent": sample.contiguous()})
+        else:
+            pipeline.picture(sample, 0, 0, Plan(levels=(1,))).encode("png")
+        took_ms.append(1000 * (clock.now() - started_s))
+    return median(took_ms[1:])
+
+
+def _threads(pipeline: Pipeline) -> int | None:
+    return torch.get_num_threads() if pipeline.device.type == "cpu" else None
+
+
+def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
+    """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served."""
+    here = (backbone_hash(pipeline), device_name(pipeline.device), pipeline.precision, _threads(pipeline))
+    of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
+    measured = {(step.level, step.weak_level, step.batch) for step in latency.steps}
+    return of == here and measured == {(*point, batch) for point in served.points() for batch in served.batches}
+
+
+def _was_disturbed(latency: Latency, pipeline: Pipeline, executor: Executor) -> bool:
+    """Whether its quickest step takes far less now. Something else on the device makes steps slower, never faster, so
+    the faster of two measurements is the better one."""
+    step = min(latency.steps, key=lambda step: step.step_ms)
+    now = _measured(pipeline, executor, (step.level, step.weak_level, step.batch), QUICK_REPEATS)
+    was_disturbed = step.step_ms > DISTURBED * now.step_ms
+    if was_disturbed:
+        logger.warning(
+            "a step took %.1f ms when it was measured and takes %.1f now: all are measured again",
+            step.step_ms,
+            now.step_ms,
+        )
+    return was_disturbed
+
+
+def _read_cached(file: Path) -> Latency | None:
+    """A measurement made earlier; one that is damaged is as good as none."""
+    try:
+        return read_latency(file) if file.exists() else None
+    except ElitError as error:
+        logger.warning("%s is not usable and will be measured again: %s", file, error)
+        return None
+
+
+def _write_cached(file: Path, latency: Latency) -> None:
+    """All of the file or none of it; a cache that cannot be written is no reason to stop."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+        staging = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(latency.model_dump_json(indent=2) + "\n")
+            staging.replace(file)
+        finally:
+            staging.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("the measured latency could not be kept: %s", error)
+
+
+def _cache_key(pipeline: Pipeline, served: StepSet) -> str:
+    content = [
+        backbone_hash(pipeline),
+        repr(served),
+        device_name(pipeline.device),
+        pipeline.precision,
+        _threads(pipeline),
+        torch.__version__,
+        elit_serve.__version__,
+    ]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+    return f"{pipeline.config.name}-{device_slug(device_name(pipeline.device))}-{digest}"

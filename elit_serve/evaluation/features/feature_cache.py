@@ -1,0 +1,67 @@
+"""Features of finished sets of samples on disk, so that an interrupted evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from elit_serve.evaluation.features.extractors import Described
+from elit_serve.files.opening import regular
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """A set of samples, described, and the seconds that it took to make them."""
+
+    described: Described
+    sampling_seconds: float
+
+
+class FeatureCache:
+    """One file for each set, named by a digest of all that its features depend on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, facts: Mapping[str, object]) -> Sampled | None:
+        """The set with these facts; None if there is none, or its file is damaged."""
+        try:
+            with safe_open(regular(self._file(facts)), framework="pt") as content:
+                seconds = float((content.metadata() or {})["sampling_seconds"])
+                names = set(content.keys())
+                logits = content.get_tensor("logits") if "logits" in names else None
+                described = Described(features=content.get_tensor("features"), logits=logits)
+                if not 0 <= seconds < math.inf:
+                    return None
+                return Sampled(described=described, sampling_seconds=seconds)
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+
+    def write(self, facts: Mapping[str, object], sampled: Sampled) -> None:
+        """All of the file or none of it."""
+        tensors = {"features": sampled.described.features.contiguous()}
+        if sampled.described.logits is not None:
+            tensors["logits"] = sampled.described.logits.contiguous()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
+        os.close(handle)
+        staging = Path(name)
+        try:
+            metadata = {"sampling_seconds": repr(sampled.sampling_seconds), "facts": json.dumps(facts)}
+            save_file(tensors, staging, metadata=metadata)
+            staging.replace(self._file(facts))
+        finally:
+            staging.unlink(missing_ok=True)
+
+    def _file(self, facts: Mapping[str, object]) -> Path:
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+        return self._folder / f"{digest}.safetensors"

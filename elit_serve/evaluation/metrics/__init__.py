@@ -1,0 +1,1 @@
+"""Figures of sets of pictures, with their uncertainty."""

@@ -1,0 +1,119 @@
+"""Figures with their uncertainty, and what is measured of a plan.
+
+Every interval is of the samples alone, by repeated halves (the delete-half jackknife: Shao and Wu 1989): the standard
+deviation of a figure over random halves of n samples estimates its standard error at n. The photographs are fixed. On
+garden64's photographs it errs on the safe side: for sets of 89 the Fréchet distance's standard deviation is 8.1 between
+disjoint sets and 10.0 by halves, the kernel distance's 0.007 and 0.012.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+import torch
+from torch import Tensor
+
+from elit_serve.plans.plan import Plan
+
+NUM_HALVES = 20
+NORMAL_95 = 1.96
+INTERVALS = (
+    f"95 %, from the spread over {NUM_HALVES} random halves of the samples (delete-half jackknife); "
+    "the photographs are taken as fixed"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure and half the width of its 95 % interval."""
+
+    value: float
+    half_width: float
+
+    @classmethod
+    def of(cls, whole: float, halves: Sequence[float]) -> Estimate:
+        """From the figure of all samples and those of random halves of them."""
+        return cls(value=whole, half_width=NORMAL_95 * pstdev(halves))
+
+    @classmethod
+    def mean(cls, estimates: Sequence[Estimate]) -> Estimate:
+        """The mean of independent estimates."""
+        half_width = math.sqrt(sum(each.half_width**2 for each in estimates)) / len(estimates)
+        return cls(value=fmean(each.value for each in estimates), half_width=half_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One set of pictures against the reference photographs. inception_score: None where features bring no logits.
+
+    nearest_ratio: median distance to the nearest reference photograph, over that of held-out photographs.
+    """
+
+    frechet: Estimate
+    kernel: Estimate
+    precision: Estimate
+    recall: Estimate
+    inception_score: Estimate | None
+    nearest_ratio: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSet:
+    """What a plan sweep wants to know of one set of pictures. images_per_second: of sampling alone."""
+
+    frechet: Estimate
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanMeasures:
+    """What a plan is worth: means over `repeats` sets of `num_samples` pictures, each set with seeds of its own.
+
+    frechets: the Fréchet distance of each set. images_per_second: of sampling alone.
+    """
+
+    plan: Plan
+    num_samples: int
+    repeats: int
+    frechet: Estimate
+    kernel: Estimate
+    precision: Estimate
+    recall: Estimate
+    inception_score: Estimate | None
+    nearest_ratio: float
+    nearest_half_width: float = 0.0
+    images_per_second: float
+    frechets: tuple[float, ...]
+
+    @classmethod
+    def over(cls, plan: Plan, sets: Sequence[Scores], *, num_samples: int, images_per_second: float) -> PlanMeasures:
+        """The means over `sets`, one for each repeat."""
+        scores = [each.inception_score for each in sets if each.inception_score is not None]
+        nearest = Estimate.mean([each.nearest_ratio for each in sets])
+        return cls(
+            plan=plan,
+            num_samples=num_samples,
+            repeats=len(sets),
+            frechet=Estimate.mean([each.frechet for each in sets]),
+            kernel=Estimate.mean([each.kernel for each in sets]),
+            precision=Estimate.mean([each.precision for each in sets]),
+            recall=Estimate.mean([each.recall for each in sets]),
+            inception_score=Estimate.mean(scores) if scores else None,
+            nearest_ratio=nearest.value,
+            nearest_half_width=nearest.half_width,
+            images_per_second=images_per_second,
+            frechets=tuple(each.frechet.value for each in sets),
+        )
+
+
+def whole_and_halves(n: int, device: torch.device, *, num_halves: int = NUM_HALVES) -> Tensor:
+    """Which of n samples are in each subset: all of them first, then random halves. -> [1 + num_halves, n], bool"""
+    generator = torch.Generator().manual_seed(0)
+    member = torch.zeros(1 + num_halves, n, dtype=torch.bool)
+    member[0] = True
+    for row in member[1:]:
+        row[torch.randperm(n, generator=generator)[: (n + 1) // 2]] = True
+    return member.to(device)

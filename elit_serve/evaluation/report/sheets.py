@@ -1,0 +1,78 @@
+"""The two pictures of a model card: budgets by classes, and samples beside their nearest training photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.evaluation.metrics.nearest import nearest
+from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.photographs import decode
+from elit_serve.pictures import fit, labelled, level_label
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
+
+SHOWN_LEVELS = 5
+
+
+def budget_sheet(
+    pipeline: Pipeline, plan: Plan, *, levels: Sequence[int], class_ids: Sequence[int], seed: int = 0
+) -> Image.Image:
+    """A row per level, a column per class; each column has one seed, so it shows one picture at every budget."""
+    seeds = [seed + column for column in range(len(class_ids))]
+    latents_per_group = pipeline.config.spec.latents_per_group
+    chosen = sorted(levels, reverse=True)
+    rows = [[picture.image for picture in pipeline.run(class_ids, seeds, plan.at_level(level))] for level in chosen]
+    return labelled(
+        rows,
+        row_labels=[level_label(level, latents_per_group) for level in chosen],
+        column_labels=[pipeline.config.classes[class_id] for class_id in class_ids],
+    )
+
+
+def shown_levels(guidance: Guidance, levels: Sequence[int]) -> list[int]:
+    """Five of the trained levels that this guidance allows, each about as many times the one before; or all, of fewer.
+
+    >>> shown_levels(Guidance(), range(1, 17))
+    [1, 2, 4, 8, 16]
+    """
+    lowest = guidance.weak_level + 1 if guidance.method == "ag" else 1
+    allowed = [level for level in levels if level >= lowest]
+    if len(allowed) <= SHOWN_LEVELS:
+        return allowed
+    ratio = (allowed[-1] / allowed[0]) ** (1 / (SHOWN_LEVELS - 1))
+    shown: list[int] = []
+    for row in range(SHOWN_LEVELS):
+        left = allowed[: len(allowed) - SHOWN_LEVELS + 1 + row]  # the rows that follow need one each
+        higher = [level for level in left if not shown or level > shown[-1]]
+        shown.append(min(higher, key=lambda level: abs(level - allowed[0] * ratio**row)))
+    return shown
+
+
+def nearest_sheet(pipeline: Pipeline, plan: Plan, evaluator: Evaluator, *, columns: int = 10) -> Image.Image:
+    """Samples above their nearest reference photographs: an even selection, then the closest pairs of all n."""
+    reference = evaluator.reference
+    found = nearest(evaluator.features(plan, 0), reference.features)
+    columns = min(columns, reference.num_samples)
+    even = evenly(reference.num_samples, columns)
+    closest: list[int] = found.distances.argsort()[:columns].tolist()
+    seeds = evaluator.seeds(0)
+    rows = []
+    for samples in (even, closest):
+        classes = [reference.held_out_classes[i] for i in samples]
+        images = [picture.image for picture in pipeline.run(classes, [seeds[i] for i in samples], plan)]
+        size = images[0].size
+        neighbours = [reference.photographs[int(found.indices[i])] for i in samples]
+        rows += [images, [fit(decode(photograph), size[1], size[0]) for photograph in neighbours]]
+    return labelled(rows, row_labels=["sample", "nearest", "closest", "nearest"], column_labels=[])
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """`wanted` of the indices 0..count - 1, evenly spaced.
+
+    >>> evenly(10, 4)
+    [0, 3, 6, 9]
+    """
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)] if wanted > 1 else [0][:wanted]

@@ -1,0 +1,1 @@
+"""Evaluations from beginning to end."""

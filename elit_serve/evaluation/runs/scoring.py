@@ -1,0 +1,82 @@
+"""All metrics of one set of pictures against a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from elit_serve.evaluation.features.extractors import Described
+from elit_serve.evaluation.metrics.frechet import FeatureStatistics, FrechetReference
+from elit_serve.evaluation.metrics.inception_score import inception_scores
+from elit_serve.evaluation.metrics.kernel import KernelReference
+from elit_serve.evaluation.metrics.measures import Estimate, Scores, whole_and_halves
+from elit_serve.evaluation.metrics.nearest import nearest
+from elit_serve.evaluation.metrics.precision_recall import ManifoldReference
+from elit_serve.evaluation.runs.reference import Reference
+
+
+class Scorer:
+    """The reference's side of every metric, computed once, when it is first asked for."""
+
+    def __init__(self, reference: Reference, device: torch.device) -> None:
+        self._reference = reference
+        self._device = device
+
+    @cached_property
+    def _photographs(self) -> Tensor:
+        return self._reference.features.to(self._device).double()
+
+    @cached_property
+    def _frechet(self) -> FrechetReference:
+        return FrechetReference(FeatureStatistics.of(self._photographs))
+
+    @cached_property
+    def _kernel(self) -> KernelReference:
+        return KernelReference(self._photographs)
+
+    @cached_property
+    def _manifold(self) -> ManifoldReference:
+        return ManifoldReference(self._photographs)
+
+    @cached_property
+    def _held_out_nearest(self) -> float:
+        return nearest(self._reference.held_out.to(self._device), self._photographs).median_distance
+
+    @property
+    def held_out(self) -> Described:
+        """The held-out photographs, whose scores are the floor: real against real, at the n of the samples."""
+        return Described(features=self._reference.held_out, logits=self._reference.held_out_logits)
+
+    def frechet(self, described: Described) -> Callable[[], Estimate]:
+        """The Fréchet distance, with an interval from random halves of the pictures.
+
+        What is left to do when this returns needs the CPU alone, and may be done on any thread.
+        """
+        samples = described.features.to(self._device).double()  # [n, F]
+        prepared = self._frechet.prepared(samples, whole_and_halves(len(samples), samples.device))
+        return lambda: _estimate(prepared.distances())
+
+    def score(self, described: Described) -> Scores:
+        """Every metric, each with an interval from random halves of the pictures."""
+        samples = described.features.to(self._device).double()  # [n, F]
+        member = whole_and_halves(len(samples), samples.device)  # [S, n]
+        neighbours = self._manifold.neighbours(samples, member)
+        ratios = [float(neighbours.nearest[inside].median()) / self._held_out_nearest for inside in member]
+        scores = None
+        if described.logits is not None:
+            scores = _estimate(inception_scores(described.logits.to(samples.device), member))
+        return Scores(
+            frechet=_estimate(self._frechet.distances(samples, member)),
+            kernel=_estimate(self._kernel.distances(samples, member)),
+            precision=_estimate(neighbours.precisions),
+            recall=_estimate(neighbours.recalls),
+            inception_score=scores,
+            nearest_ratio=_estimate(ratios),
+        )
+
+
+def _estimate(figures: list[float]) -> Estimate:
+    return Estimate.of(figures[0], figures[1:])

@@ -1,0 +1,210 @@
+"""How far the scheduler's idea of quality is from that of pictures as they were served.
+
+The quality of a picture whose level changed in flight is put together from that of pictures of single levels. Here the
+levels that were executed under load, one per step, as `elit-serve bench --records` writes them, make new pictures: of
+the classes and as many as the reference asks for, so that their distance can be compared. The very same classes and
+seeds at full level show what the load took from each picture.
+
+Letters: n pictures, H x W, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elit_serve.engine.executor.graphs import open_executor
+from elit_serve.engine.executor.slots import Executor, ImageTask
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import ElitError, InvalidInput
+from elit_serve.evaluation.features.extractors import Described, FeatureExtractor
+from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.evaluation.runs.reference import Reference
+from elit_serve.evaluation.runs.sampler import Step, steps_of
+from elit_serve.evaluation.runs.scoring import Scorer
+from elit_serve.evaluation.runs.sweep import plan_name
+from elit_serve.files.measurements import Uncertain
+from elit_serve.files.opening import read_text
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
+from elit_serve.sampling import initial_noise
+from elit_serve.scheduler.requests import Launch
+
+MAX_RECORDS_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedError:
+    """num_served: pictures in the records; num_plans: different ways in which they were made.
+
+    interpolated: mean quality, as answers tell it. measured: floor / distance of the pictures made again.
+    error: interpolated less measured; its half width is that of `measured`.
+    psnr_db: mean, of each picture against the same seed at full level.
+    feature_distance: between these two, over that between pictures of different seeds; 0 is the same, 1 unrelated.
+    """
+
+    num_served: int
+    num_plans: int
+    num_samples: int
+    mean_level: float
+    distance: Uncertain
+    measured: Uncertain
+    interpolated: float
+    psnr_db: float
+    feature_distance: float
+
+    @property
+    def error(self) -> float:
+        return self.interpolated - self.measured.value
+
+    def as_dict(self) -> dict[str, Any]:
+        figures = {
+            name: value.model_dump() if isinstance(value, Uncertain) else value for name, value in self.__dict__.items()
+        }
+        return {**figures, "error": self.error}
+
+
+def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
+    """How each picture in the records was made."""
+    try:
+        lines = [json.loads(line) for line in read_text(file, MAX_RECORDS_BYTES).splitlines() if line.strip()]
+        served = [
+            Plan(
+                levels=tuple(levels),
+                guidance=_guidance(record["guidance"], pipeline),
+                time_shift=pipeline.config.sampling.time_shift,
+            )
+            for record in lines
+            if record["ending"] == "done"
+            for levels in record["levels"]
+        ]
+    except OSError as error:
+        raise InvalidInput("records", str(file), f"it cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InvalidInput("records", str(file), "a file of elit-serve bench --records") from None
+    strange = sorted({level for plan in served for level in plan.levels}.difference(pipeline.config.levels))
+    if not served or strange:
+        allowed = f"pictures of this model that are done; levels {strange} are not its own"
+        raise InvalidInput("records", str(file), allowed)
+    return served
+
+
+def measure_served(
+    pipeline: Pipeline, evaluator: Evaluator, extractor: FeatureExtractor, served: Sequence[Plan]
+) -> ServedError:
+    """Makes n pictures in the ways of `served`, taken in turn, and measures them."""
+    reference = evaluator.reference
+    _check_comparable(pipeline, reference)
+    plans = [served[index % len(served)] for index in range(reference.num_samples)]
+    interpolated = [_interpolated(pipeline, plan) for plan in plans]
+    full = [plan.at_level(max(pipeline.config.levels)) for plan in plans]
+    classes, seeds = reference.held_out_classes, evaluator.seeds(0)
+    pictures = remake(pipeline, plans, classes, seeds, batch_size=evaluator.batch_size)
+    best = remake(pipeline, full, classes, seeds, batch_size=evaluator.batch_size)
+    features, best_features = (_features(extractor, each, evaluator.batch_size) for each in (pictures, best))
+    distance = Scorer(reference, pipeline.device).frechet(Described(features=features))()
+    quality = min(1.0, evaluator.floor.value / distance.value)
+    return ServedError(
+        num_served=len(served),
+        num_plans=len(set(served)),
+        num_samples=len(plans),
+        mean_level=fmean(plan.mean_level for plan in plans),
+        distance=Uncertain(value=distance.value, half_width=distance.half_width),
+        measured=Uncertain(value=quality, half_width=quality * distance.half_width / distance.value),
+        interpolated=fmean(interpolated),
+        psnr_db=_mean_psnr_db(pictures, best),
+        feature_distance=_mean_distance(features, best_features) / _mean_distance(features, features.roll(1, 0)),
+    )
+
+
+def remake(
+    pipeline: Pipeline, plans: Sequence[Plan], class_ids: Sequence[int], seeds: Sequence[int], *, batch_size: int
+) -> Tensor:
+    """Pictures [n, H, W, 3], uint8 on the CPU, each by its own plan: whoever is at the same level shares a step."""
+    executor = open_executor(pipeline, num_slots=len(plans))
+    noise = initial_noise(seeds, pipeline.config.spec.sample_shape)
+    for index, plan in enumerate(plans):
+        executor.add(
+            ImageTask(
+                request_id=index,
+                class_id=class_ids[index],
+                num_steps=plan.num_steps,
+                guidance=plan.guidance,
+                time_shift=plan.time_shift,
+                noise=noise[index],
+            )
+        )
+    steps = [steps_of(plan) for plan in plans]
+    for at in range(max(map(len, steps))):
+        alike: dict[Step, list[int]] = {}
+        for index, own in enumerate(steps):
+            if at < len(own):
+                alike.setdefault(own[at], []).append(index)
+        for step, members in alike.items():
+            _launch(executor, step, members, batch_size)
+    found = []
+    for start in range(0, len(plans), batch_size):
+        found += executor.collect(range(start, min(start + batch_size, len(plans)))).result()
+    for sample in found:
+        if isinstance(sample, ElitError):
+            raise sample
+    return torch.stack([sample for sample in found if isinstance(sample, Tensor)])
+
+
+def _launch(executor: Executor, step: Step, members: Sequence[int], batch_size: int) -> None:
+    level, weak_level = step
+    for start in range(0, len(members), batch_size):
+        ids = tuple(members[start : start + batch_size])
+        executor.launch(Launch(launch_id=0, request_ids=ids, level=level, weak_cap=weak_level, predicted_ms=0.0)).wait()
+
+
+def _check_comparable(pipeline: Pipeline, reference: Reference) -> None:
+    """Qualities by another number of pictures, or in other features, are not on the scale of the model's own."""
+    quality = pipeline.quality
+    if quality is None:
+        raise InvalidInput("model", pipeline.config.name, "a model with a quality.json of its own weights")
+    if reference.fingerprint != quality.features_sha256:
+        raise InvalidInput("features", reference.metric, f"those of the model's quality.json, {quality.metric}")
+    if reference.num_samples != quality.num_samples:
+        raise InvalidInput("held_out", reference.num_samples, f"{quality.num_samples}, as in the model's quality.json")
+
+
+def _interpolated(pipeline: Pipeline, plan: Plan) -> float:
+    assert pipeline.quality is not None
+    quality = pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
+    if quality is None:
+        raise InvalidInput(
+            "records", plan_name(plan), "steps and guidance that are measured in the model's quality.json"
+        )
+    return quality
+
+
+def _guidance(facts: dict[str, Any], pipeline: Pipeline) -> Guidance:
+    """As an answer tells it."""
+    start, end = facts["interval"]
+    return pipeline.guidance(
+        method=facts["method"], scale=facts["scale"], weak_budget=facts["weak_budget"], interval=(start, end)
+    )
+
+
+def _features(extractor: FeatureExtractor, pictures: Tensor, batch_size: int) -> Tensor:
+    """[n, H, W, 3], uint8 -> [n, F], on the CPU."""
+    parts = [extractor(part.permute(0, 3, 1, 2).float() / 255) for part in torch.split(pictures, batch_size)]
+    return torch.cat([part.features.cpu() for part in parts])
+
+
+def _mean_psnr_db(pictures: Tensor, others: Tensor) -> float:
+    """Of pairs of pictures that differ; those that are the same count as differing by half a grey level."""
+    error = (pictures.float() - others.float()).square().flatten(1).mean(1).clamp(min=0.25)
+    return float((10 * torch.log10(255**2 / error)).mean())
+
+
+def _mean_distance(features: Tensor, others: Tensor) -> float:
+    return float((features.double() - others.double()).norm(dim=1).mean())

@@ -1,0 +1,298 @@
+"""The plan sweep: which ways to draw a picture are worth their FLOPs, measured where that is uncertain.
+
+Every plan is measured once. Then those that may lie on the Pareto front of quality against FLOPs, as far as their
+intervals tell, are measured again with other seeds, round after round, until none is in doubt or the budget is used.
+TeaCache's thresholds would be one more axis of the grid; this code base does not have TeaCache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import hypot
+from typing import Protocol
+
+from elit_serve.errors import InvalidInput
+from elit_serve.files.measurements import MeasuredGuidance, PlanQuality, Uncertain
+from elit_serve.nn import BackboneSpec, flops_forward
+from elit_serve.plans.grid import time_grid
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
+
+Told = Callable[[str], None]
+
+
+class EstimateLike(Protocol):
+    """A value with the half width of its 95 % interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def half_width(self) -> float: ...
+
+
+class SetLike(Protocol):
+    """What is measured of one set of pictures; images_per_second is of sampling alone."""
+
+    @property
+    def frechet(self) -> EstimateLike: ...
+    @property
+    def images_per_second(self) -> float: ...
+
+
+class PlanEvaluator(Protocol):
+    """Measures plans; what it has measured before, it remembers."""
+
+    @property
+    def floor(self) -> EstimateLike: ...
+
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[SetLike]:
+        """Of one set of pictures for each (plan, repeat), in this order; it may work on the next set already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepGrid:
+    """levels x steps x guidances, at one level throughout and by every pair of `schedules`.
+
+    schedules: pairs (low, high): the first half of the steps at one, the rest at the other, both ways round.
+    """
+
+    levels: tuple[int, ...]
+    steps: tuple[int, ...]
+    guidances: tuple[Guidance, ...]
+    schedules: tuple[tuple[int, int], ...] = ()
+    time_shift: float = 1.0
+
+    def plans(self) -> tuple[Plan, ...]:
+        """Each once; autoguidance only where all levels lie above its weak level."""
+        found: list[Plan] = []
+        for steps, guidance in product(self.steps, self.guidances):
+            half = steps // 2
+            rising = [(low,) * half + (high,) * (steps - half) for low, high in self.schedules]
+            falling = [(high,) * half + (low,) * (steps - half) for low, high in self.schedules]
+            lowest = guidance.weak_level if guidance.method == "ag" else 0
+            found += [
+                Plan(levels=levels, guidance=guidance, time_shift=self.time_shift)
+                for levels in [*((level,) * steps for level in self.levels), *rising, *falling]
+                if min(levels) > lowest
+            ]
+        return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A measured plan. quality is floor / distance, at most 1, without the uncertainty of the floor.
+
+    images_per_second: of sampling alone.
+    """
+
+    plan: Plan
+    gflops: float
+    repeats: int
+    distance: Uncertain
+    quality: Uncertain
+    images_per_second: float
+
+    def with_more(self, other: Point) -> Point:
+        """The mean with another measurement of the plan, by other seeds."""
+        repeats = self.repeats + other.repeats
+        shares = self.repeats / repeats, other.repeats / repeats
+
+        def mean(one: Uncertain, two: Uncertain) -> Uncertain:
+            value = shares[0] * one.value + shares[1] * two.value
+            return Uncertain(value=value, half_width=hypot(shares[0] * one.half_width, shares[1] * two.half_width))
+
+        distance, quality = mean(self.distance, other.distance), mean(self.quality, other.quality)
+        rate = 1 / (shares[0] / self.images_per_second + shares[1] / other.images_per_second)
+        return replace(self, repeats=repeats, distance=distance, quality=quality, images_per_second=rate)
+
+    @property
+    def best(self) -> float:
+        return self.quality.value + self.quality.half_width
+
+    @property
+    def worst(self) -> float:
+        return self.quality.value - self.quality.half_width
+
+
+def run_sweep(
+    plans: Sequence[Plan],
+    evaluator: PlanEvaluator,
+    spec: BackboneSpec,
+    *,
+    max_repeats: int,
+    budget: int,
+    first_repeat: int = 0,
+    tell: Told = lambda _: None,
+) -> tuple[Point, ...]:
+    """Every plan measured, the doubtful ones up to `max_repeats` times.
+
+    budget: measurements of one plan with one set of seeds, in all; the first round needs one for each plan.
+    first_repeat: another one is a rerun with other seeds.
+    """
+    if budget < len(plans):
+        raise InvalidInput("max_measurements", budget, f"at least {len(plans)}, one for each plan")
+
+    def measured(plans: Sequence[tuple[Plan, int]]) -> Iterator[Point]:
+        sets = evaluator.distances((plan, first_repeat + repeat) for plan, repeat in plans)
+        for (plan, _), found in zip(plans, sets, strict=True):
+            yield _point(plan, found, evaluator.floor.value, spec)
+
+    points: dict[Plan, Point] = {}
+    for point in measured([(plan, 0) for plan in plans]):
+        points[point.plan] = point
+        tell(f"{len(points)} of {len(plans)} plans")
+    left = budget - len(plans)
+    while left > 0:
+        doubtful = [point for point in in_doubt(tuple(points.values())) if point.repeats < max_repeats]
+        if not doubtful:
+            break
+        doubtful.sort(key=lambda point: (point.repeats, -point.best))
+        for more in measured([(point.plan, point.repeats) for point in doubtful[:left]]):
+            points[more.plan] = points[more.plan].with_more(more)
+            left -= 1
+            tell(f"{len(doubtful)} plans in doubt, {left} measurements left")
+    return tuple(points.values())
+
+
+def in_doubt(points: Sequence[Point]) -> list[Point]:
+    """Those that may lie on the front: nothing as cheap is surely better."""
+    surely, found = 0.0, []
+    for point in sorted(points, key=lambda point: (point.gflops, -point.quality.value)):
+        if point.best > surely:
+            found.append(point)
+        surely = max(surely, point.worst)
+    return found
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """Those better than every cheaper one by more than the uncertainty of the difference, cheapest first.
+
+    So their order holds when they are measured again with other seeds, but for one in twenty neighbours.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.gflops, -point.quality.value)):
+        if all(_is_surely_better(point, other) for other in front):
+            front.append(point)
+    return front
+
+
+def _is_surely_better(point: Point, other: Point) -> bool:
+    doubt = hypot(point.quality.half_width, other.quality.half_width)
+    return point.quality.value - other.quality.value > doubt
+
+
+def recommended(points: Sequence[Point], usual_gflops: float) -> Point:
+    """The best plan of the front that keeps one level throughout and costs at most what the model's own sampling does
+    at full budget; if there is none, the cheapest on the front that keeps one level."""
+    constant = [point for point in pareto_front(points) if len(set(point.plan.levels)) == 1]
+    if not constant:
+        raise InvalidInput("levels", "no plan of one level on the front", "more levels, so that a default can be named")
+    affordable = [point for point in constant if point.gflops <= usual_gflops * (1 + 1e-9)]
+    return affordable[-1] if affordable else constant[0]
+
+
+def level_curve(points: Sequence[Point], default: Plan) -> dict[int, float]:
+    """level -> quality of the default plan at this level: the least concave majorant of the means that never falls."""
+    means = {
+        point.plan.levels[0]: point.quality.value
+        for point in points
+        if point.plan == default.at_level(point.plan.levels[0])
+    }
+    return concave_majorant(means)
+
+
+def concave_majorant(means: Mapping[int, float]) -> dict[int, float]:
+    """The smallest values at the same levels that lie nowhere below, never fall, and rise by less and less.
+
+    >>> concave_majorant({1: 0.25, 2: 0.25, 3: 0.75, 4: 0.5})
+    {1: 0.25, 2: 0.5, 3: 0.75, 4: 0.75}
+    """
+    levels = sorted(means)
+    top = max(levels, key=lambda level: (means[level], -level))
+    hull: list[int] = []
+    for level in [level for level in levels if level <= top]:
+        while len(hull) > 1 and _lies_below(means, hull[-2], hull[-1], level):
+            hull.pop()
+        hull.append(level)
+    majorant = {}
+    for level in levels:
+        if level >= top:
+            majorant[level] = means[top]
+            continue
+        low = max(corner for corner in hull if corner <= level)
+        high = min(corner for corner in hull if corner > level)
+        majorant[level] = means[low] + (means[high] - means[low]) * (level - low) / (high - low)
+    return majorant
+
+
+def _lies_below(means: Mapping[int, float], left: int, middle: int, right: int) -> bool:
+    chord = means[left] + (means[right] - means[left]) * (middle - left) / (right - left)
+    return means[middle] <= chord
+
+
+def plan_gflops(plan: Plan, spec: BackboneSpec) -> float:
+    """Of one picture: every step, both passes, counted as this code computes them."""
+    grid = time_grid(plan.num_steps, plan.time_shift)
+    branches = [branch for step in range(plan.num_steps) for branch in plan.branches(step, grid[step])]
+    return sum(flops_forward(spec, branch.level).prefix for branch in branches) / 1e9
+
+
+def plan_name(plan: Plan) -> str:
+    """As `40 steps at 16, ccfg 4.5/1 in 0.1-1`."""
+    levels = "-".join(str(level) for level, _ in runs_of(plan.levels))
+    guidance = plan.guidance
+    if guidance.method == "none":
+        return f"{plan.num_steps} steps at {levels}, unguided"
+    weak = "" if guidance.method == "cfg" else f"/{guidance.weak_level}"
+    start, end = guidance.interval
+    return f"{plan.num_steps} steps at {levels}, {guidance.method} {guidance.scale:g}{weak} in {start:g}-{end:g}"
+
+
+def runs_of(levels: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(level, steps at it) in order.
+
+    >>> runs_of([1, 1, 4])
+    ((1, 2), (4, 1))
+    """
+    runs: list[tuple[int, int]] = []
+    for level in levels:
+        count = runs.pop()[1] if runs and runs[-1][0] == level else 0
+        runs.append((level, count + 1))
+    return tuple(runs)
+
+
+def record_of(point: Point, *, on_front: bool) -> PlanQuality:
+    """A point as `quality.json` holds it."""
+    guidance = point.plan.guidance
+    return PlanQuality(
+        name=plan_name(point.plan),
+        levels=runs_of(point.plan.levels),
+        guidance=MeasuredGuidance(
+            method=guidance.method,
+            scale=guidance.scale,
+            weak_level=guidance.weak_level,
+            interval=(guidance.interval[0], guidance.interval[1]),
+        ),
+        time_shift=point.plan.time_shift,
+        repeats=point.repeats,
+        distance=point.distance,
+        quality=point.quality,
+        gflops=point.gflops,
+        on_front=on_front,
+    )
+
+
+def _point(plan: Plan, found: SetLike, floor: float, spec: BackboneSpec) -> Point:
+    """One set of pictures."""
+    distance = found.frechet
+    quality = min(1.0, floor / distance.value)
+    return Point(
+        plan=plan,
+        gflops=plan_gflops(plan, spec),
+        repeats=1,
+        distance=Uncertain(value=distance.value, half_width=distance.half_width),
+        quality=Uncertain(value=quality, half_width=quality * distance.half_width / distance.value),
+        images_per_second=found.images_per_second,
+    )

@@ -1,0 +1,191 @@
+"""What `elit-serve sweep` does, from words and paths to files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.profile.step_set import served_steps
+from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.features.extractors import FeatureExtractor
+from elit_serve.evaluation.report.files import check_folder, provenance
+from elit_serve.evaluation.runs.evaluate_command import EvaluateOptions, open_reference
+from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.evaluation.runs.sweep import SweepGrid
+from elit_serve.evaluation.runs.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
+from elit_serve.files.measurements import Latency, Quality, read_latency
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.levels import check_level
+from elit_serve.text.digits import whole_number
+
+GUIDANCE = re.compile(
+    r"(?P<method>cfg|ag|ccfg):(?P<scale>[0-9.]+)(?:/(?P<weak>[0-9]{1,9}))?(?:@(?P<start>[0-9.]+)-(?P<end>[0-9.]+))?"
+)
+GUIDANCE_SPELLING = "none, or METHOD:SCALE, METHOD:SCALE/WEAK_LEVEL and either with @START-END, as ccfg:4.5/1@0.1-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotographOptions:
+    """What pictures are measured against, see `command.open_reference`. batch_size: None is the engine's largest."""
+
+    reference: Path
+    held_out: Path | None
+    save_reference: Path | None
+    batch_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepWords:
+    """As on the command line. schedules: pairs as 1-16; None are pairs of the lowest, the middle and the highest.
+    threads: of the host, see `share_cores`.
+    """
+
+    levels: Sequence[int]
+    steps: Sequence[int]
+    guidance: str
+    schedules: str | None
+    part: str
+    latency: Path | None
+    out: Path
+    max_repeats: int
+    max_measurements: int | None
+    first_repeat: int
+    writes_defaults: bool
+    threads: int | None = None
+
+
+def run_sweep_command(
+    pipeline: Pipeline,
+    extractor: FeatureExtractor,
+    photographs: PhotographOptions,
+    words: SweepWords,
+    console: Console,
+) -> Quality | None:
+    """Reads and checks everything, then measures."""
+    grid = grid_of(pipeline, words)
+    latency: Latency | None = None if words.latency is None else read_latency(words.latency)
+    options = SweepOptions(
+        grid=grid,
+        out=words.out,
+        max_measurements=words.max_measurements or 2 * len(grid.plans()),
+        max_repeats=words.max_repeats,
+        first_repeat=words.first_repeat,
+        part=part_of(words.part),
+        latency=latency,
+        writes_defaults=words.writes_defaults,
+    )
+    check_folder(words.out)
+    if words.threads is None and pipeline.device.type != "cpu":
+        share_cores(options.part[1])
+    evaluator = open_evaluator(pipeline, extractor, photographs, words.out)
+    facts = SweepFacts(
+        metric=evaluator.metric,
+        features_sha256=extractor.fingerprint,
+        reference=f"{photographs.reference.name}: {len(evaluator.reference.features)} photographs",
+        num_samples=evaluator.reference.num_samples,
+        batch_size=evaluator.batch_size,
+        provenance={
+            name: value if isinstance(value, str | int | float) else str(value)
+            for name, value in provenance(pipeline, evaluator.batch_size).items()
+        },
+    )
+    return sweep_to_folder(pipeline, evaluator, facts, options, console=console)
+
+
+def share_cores(num_parts: int) -> None:
+    """Leaves to each of so many processes its share of the host's cores, for what they compute beside the device.
+
+    Not where the model itself runs on the CPU: its pictures depend on the number of threads, and a last run without
+    parts could not use theirs.
+    """
+    torch.set_num_threads(max(1, torch.get_num_threads() // num_parts))
+
+
+def open_evaluator(
+    pipeline: Pipeline, extractor: FeatureExtractor, photographs: PhotographOptions, out: Path
+) -> Evaluator:
+    """An evaluator that keeps its features in `out`."""
+    wanted = EvaluateOptions(
+        reference=photographs.reference,
+        held_out=photographs.held_out,
+        save_reference=photographs.save_reference,
+        out=out,
+        levels=(),
+        repeats=1,
+        batch_size=photographs.batch_size,
+    )
+    reference = open_reference(pipeline, extractor, wanted)
+    batch_size = photographs.batch_size or max(served_steps(pipeline.config, pipeline.device).batches)
+    return Evaluator(pipeline, reference, extractor, batch_size=batch_size, cache=out / "features")
+
+
+def grid_of(pipeline: Pipeline, words: SweepWords) -> SweepGrid:
+    """The plans to measure; levels must be trained ones."""
+    trained = pipeline.config.levels
+    levels = tuple(check_level(level, trained) for level in sorted(set(words.levels)))
+    for steps in words.steps:
+        if not 1 <= steps <= 1000:
+            raise InvalidInput("steps", steps, "between 1 and 1000")
+    guidances = tuple(guidance_of(word) for word in words.guidance.split(","))
+    for guidance in guidances:
+        if guidance.method in ("ag", "ccfg"):
+            check_level(guidance.weak_level, trained, field="guidance")
+    if words.schedules is None:
+        corners = sorted({levels[0], levels[len(levels) // 2], levels[-1]})
+        schedules = [(low, high) for low in corners for high in corners if low < high]
+    else:
+        schedules = [pair_of(word) for word in words.schedules.split(",") if word]
+    for level in {level for pair in schedules for level in pair}:
+        check_level(level, trained, field="schedules")
+    return SweepGrid(
+        levels=levels,
+        steps=tuple(words.steps),
+        guidances=guidances,
+        schedules=tuple(schedules),
+        time_shift=pipeline.config.sampling.time_shift,
+    )
+
+
+def guidance_of(word: str) -> Guidance:
+    """A guidance setting as the command line spells it.
+
+    >>> guidance_of("ccfg:4.5/2@0.1-1").weak_level
+    2
+    """
+    if word == "none":
+        return Guidance()
+    found = GUIDANCE.fullmatch(word)
+    if found is None:
+        raise InvalidInput("guidance", word, GUIDANCE_SPELLING)
+    try:
+        interval = (float(found["start"] or 0), float(found["end"] or 1))
+        scale = float(found["scale"])
+    except ValueError:
+        raise InvalidInput("guidance", word, GUIDANCE_SPELLING) from None
+    method = found["method"]
+    assert method in ("cfg", "ag", "ccfg")
+    return Guidance(method=method, scale=scale, weak_level=int(found["weak"] or 1), interval=interval)  # type: ignore[arg-type]
+
+
+def pair_of(word: str) -> tuple[int, int]:
+    """Two levels as 1-16."""
+    first, _, second = word.partition("-")
+    low, high = whole_number(first), whole_number(second)
+    if low is None or high is None or not 0 < low < high:
+        raise InvalidInput("schedules", word, "pairs of levels, the lower first, as 1-16,4-16")
+    return low, high
+
+
+def part_of(word: str) -> tuple[int, int]:
+    """Which of how many, as 1/2."""
+    first, _, second = word.partition("/")
+    which, count = whole_number(first), whole_number(second)
+    if which is None or count is None or not 1 <= which <= count:
+        raise InvalidInput("part", word, "K/N with 1 <= K <= N, as 1/2")
+    return which, count

@@ -1,0 +1,227 @@
+"""What a sweep leaves behind: `quality.json`, a picture of the front, and the model's recommended sampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from elit_serve.engine.checkpoint import write_sampling
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import InvalidInput, MissingPackage
+from elit_serve.evaluation.runs.sweep import (
+    PlanEvaluator,
+    Point,
+    SweepGrid,
+    level_curve,
+    pareto_front,
+    plan_gflops,
+    plan_name,
+    recommended,
+    record_of,
+    run_sweep,
+)
+from elit_serve.evaluation.runs.throughput import SaturatedEngine
+from elit_serve.files.config import GuidanceConfig, SamplingConfig
+from elit_serve.files.measurements import Latency, Quality, Uncertain
+from elit_serve.plans.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFacts:
+    """What the figures depend on beside the plans; see `measurements.Quality`."""
+
+    metric: str
+    features_sha256: str
+    reference: str
+    num_samples: int
+    batch_size: int
+    provenance: Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """out: a folder. part: (which, of how many) of the plans, to share the work; such a run only fills the evaluator's
+    cache, and a last one without it reads them all. max_measurements, max_repeats, first_repeat: see `run_sweep`.
+    latency: also draws the front against measured time, and predicts throughput in place of the model's own file.
+    writes_defaults: puts the result into the model directory.
+    """
+
+    grid: SweepGrid
+    out: Path
+    max_measurements: int
+    max_repeats: int = 5
+    first_repeat: int = 0
+    part: tuple[int, int] = (1, 1)
+    latency: Latency | None = None
+    writes_defaults: bool = False
+
+
+def sweep_to_folder(
+    pipeline: Pipeline, evaluator: PlanEvaluator, facts: SweepFacts, options: SweepOptions, *, console: Console
+) -> Quality | None:
+    """Measures the grid and writes `quality.json`, `throughput.json` and `front.png`; a part writes nothing: None."""
+    plans = _part(options.grid.plans(), options.part)
+    _check_drawable()
+    with console.status("measuring") as status:
+        points = run_sweep(
+            plans,
+            evaluator,
+            pipeline.config.spec,
+            max_repeats=options.max_repeats,
+            budget=options.max_measurements,
+            first_repeat=options.first_repeat,
+            tell=status.update,
+        )
+    if options.part[1] > 1:
+        return None
+    usual = pipeline.config.sampling.plan(max(pipeline.config.levels))
+    default = recommended(points, plan_gflops(usual, pipeline.config.spec))
+    quality = quality_of(pipeline, points, default.plan, evaluator, facts)
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = quality.model_dump_json(indent=1) + "\n"
+    (options.out / "quality.json").write_text(text, encoding="utf-8")
+    write_throughput(pipeline, points, facts, options)
+    draw_front(points, default.plan, options.out / "front.png", metric=facts.metric, latency=options.latency)
+    if options.writes_defaults:
+        write_sampling(pipeline.path, _sampling_of(default.plan))
+        (pipeline.path / "quality.json").write_text(text, encoding="utf-8")
+    console.print(front_table(quality))
+    return quality
+
+
+def write_throughput(pipeline: Pipeline, points: Sequence[Point], facts: SweepFacts, options: SweepOptions) -> None:
+    """`throughput.json`: how fast each plan's pictures were sampled, against an engine that never waits."""
+    engine = SaturatedEngine.of(
+        pipeline, num_samples=facts.num_samples, batch_size=facts.batch_size, latency=options.latency
+    )
+    plans = {plan_name(point.plan): engine.compared(point.plan, point.images_per_second) for point in points}
+    text = json.dumps({"batch": engine.batch, "provenance": facts.provenance, "plans": plans}, indent=1)
+    (options.out / "throughput.json").write_text(text + "\n", encoding="utf-8")
+
+
+def quality_of(
+    pipeline: Pipeline, points: Sequence[Point], default: Plan, evaluator: PlanEvaluator, facts: SweepFacts
+) -> Quality:
+    """The measurements as a model directory holds them."""
+    front = {point.plan for point in pareto_front(points)}
+    ordered = sorted(points, key=lambda point: point.gflops)
+    return Quality(
+        model=pipeline.config.name,
+        model_hash=pipeline.model_hash,
+        metric=facts.metric,
+        features_sha256=facts.features_sha256,
+        reference=facts.reference,
+        num_samples=facts.num_samples,
+        floor=Uncertain(value=evaluator.floor.value, half_width=evaluator.floor.half_width),
+        levels=level_curve(points, default),
+        default=plan_name(default),
+        plans=tuple(record_of(point, on_front=point.plan in front) for point in ordered),
+        provenance=dict(facts.provenance),
+    )
+
+
+def front_table(quality: Quality) -> Table:
+    """The front, cheapest first."""
+    title = f"{quality.model}: the front of {len(quality.plans)} plans; recommended: {quality.default}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("plan", no_wrap=True)
+    for column in ("GFLOP", quality.metric, "quality", "repeats"):
+        table.add_column(column, justify="right")
+    for plan in quality.front:
+        figures = [f"{figure.value:.{digits}f} ± {figure.half_width:.{digits}f}" for figure, digits in (
+            (plan.distance, 1), (plan.quality, 3))]  # fmt: skip
+        table.add_row(plan.name, f"{plan.gflops:.0f}", *figures, str(plan.repeats))
+    return table
+
+
+def draw_front(points: Sequence[Point], default: Plan, file: Path, *, metric: str, latency: Latency | None) -> None:
+    """Quality against FLOPs and, with a latency file, against the time of a picture alone on that device."""
+    from matplotlib.figure import Figure
+
+    axes_wanted = 1 if latency is None else 2
+    figure = Figure(figsize=(7.5 * axes_wanted, 5.5), layout="constrained")
+    axes = figure.subplots(1, axes_wanted, squeeze=False, sharey=True)[0]
+    costs = {point.plan: point.gflops for point in points}
+    _draw(axes[0], points, default, costs, "GFLOP of a picture, both passes")
+    if latency is not None:
+        times_ms = {point.plan: _alone_ms(point.plan, latency) for point in points}
+        _draw(axes[1], points, default, times_ms, f"milliseconds of a picture alone, {latency.device}")
+    names = [f"{index}  {plan_name(point.plan)}" for index, point in enumerate(pareto_front(points), 1)]
+    axes[0].set_title("\n".join(names), fontsize=7, loc="left")
+    axes[0].set_ylabel(f"quality: floor / {metric}")
+    axes[0].legend(loc="lower right")
+    figure.savefig(file, dpi=120)
+
+
+def _draw(axis: object, points: Sequence[Point], default: Plan, costs: Mapping[Plan, float], label: str) -> None:
+    """One panel; `axis` is matplotlib's, which has no types."""
+    front = pareto_front(points)
+    shown = {point.plan for point in front}
+    others = [point for point in points if point.plan not in shown]
+    style = {"fmt": "o", "capsize": 2, "elinewidth": 0.8}
+    for chosen, look in (
+        (others, {"color": "0.7", "markersize": 3, "label": "measured"}),
+        (front, {"color": "tab:blue", "markersize": 6, "label": "front"}),
+        (
+            [point for point in points if point.plan == default],
+            {"color": "tab:red", "markersize": 8, "label": "default"},
+        ),
+    ):
+        axis.errorbar(  # type: ignore[attr-defined]
+            [costs[point.plan] for point in chosen],
+            [point.quality.value for point in chosen],
+            yerr=[point.quality.half_width for point in chosen],
+            **style,
+            **look,
+        )
+    for index, point in enumerate(front, 1):
+        place = (costs[point.plan], point.quality.value)
+        axis.annotate(str(index), place, xytext=(-4, 8), textcoords="offset points", fontsize=9)  # type: ignore[attr-defined]
+    _set_log_scale(axis)
+    axis.set_xlabel(label)  # type: ignore[attr-defined]
+    axis.grid(alpha=0.3, which="both")  # type: ignore[attr-defined]
+
+
+def _set_log_scale(axis: object) -> None:
+    """Logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")  # type: ignore[attr-defined]
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # type: ignore[attr-defined]
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
+    axis.xaxis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+
+
+def _alone_ms(plan: Plan, latency: Latency) -> float:
+    table = latency.cost_table
+    return table.alone_ms(plan.levels, plan.weak_caps(table.levels[-1]))
+
+
+def _sampling_of(plan: Plan) -> SamplingConfig:
+    guidance = plan.guidance
+    config = GuidanceConfig(
+        method=guidance.method, scale=guidance.scale, weak_level=guidance.weak_level, interval=guidance.interval
+    )
+    return SamplingConfig(steps=plan.num_steps, time_shift=plan.time_shift, guidance=config)
+
+
+def _part(plans: Sequence[Plan], part: tuple[int, int]) -> Sequence[Plan]:
+    """Every so-many-th plan."""
+    which, count = part
+    if not 1 <= which <= count:
+        raise InvalidInput("part", f"{which}/{count}", "K/N with 1 <= K <= N, as 1/2")
+    return plans[which - 1 :: count]
+
+
+def _check_drawable() -> None:
+    """Better to know before hours of measuring than after."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingPackage("matplotlib", "bench") from None

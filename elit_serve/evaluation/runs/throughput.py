@@ -1,0 +1,44 @@
+"""How fast pictures were sampled, against what the measured cost of a step says of an engine that never waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.profile.profiler import known_latency
+from elit_serve.evaluation.runs.sampler import even_batch, steps_of
+from elit_serve.files.measurements import Latency
+from elit_serve.plans.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaturatedEngine:
+    """An engine that does nothing but steps of full batches. latency: None where this device has not been measured."""
+
+    latency: Latency | None
+    batch: int
+
+    @classmethod
+    def of(
+        cls, pipeline: Pipeline, *, num_samples: int, batch_size: int, latency: Latency | None = None
+    ) -> SaturatedEngine:
+        """In the batches that `Sampler` makes. latency: by default what the model says of this device."""
+        return cls(latency=latency or known_latency(pipeline), batch=even_batch(num_samples, batch_size))
+
+    def images_per_second(self, plan: Plan) -> float | None:
+        """Beyond the largest measured batch its rate counts."""
+        if self.latency is None:
+            return None
+        costs = self.latency.cost_table
+        batch = min(self.batch, costs.max_batch)
+        return 1000 * batch / sum(costs.step_ms(level, weak_level, batch) for level, weak_level in steps_of(plan))
+
+    def compared(self, plan: Plan, images_per_second: float) -> dict[str, Any]:
+        """The figures of a report."""
+        predicted = self.images_per_second(plan)
+        return {
+            "images_per_second": images_per_second,
+            "saturated_images_per_second": predicted,
+            "share_of_saturated": None if predicted is None else images_per_second / predicted,
+        }

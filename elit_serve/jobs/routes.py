@@ -1,0 +1,168 @@
+"""The routes of jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request
+from starlette.responses import Response
+
+from elit_serve.engine.encoding import ANSWER_FORMATS
+from elit_serve.jobs.desk import JobDesk
+from elit_serve.jobs.event_stream import END, JobEventStream
+from elit_serve.jobs.schemas import PREFIX, JobInfo, JobList, JobPreview, JobRequest, JobStarted, JobStep
+from elit_serve.jobs.states import ENDED, ID_LENGTH, JobState
+from elit_serve.server import problems
+from elit_serve.server.event_schema import event_stream_content
+from elit_serve.server.generation import form_of
+from elit_serve.server.groups import Group
+from elit_serve.server.middleware.auth import owner_of
+from elit_serve.server.middleware.bodies import BodyRoute
+from elit_serve.server.negotiation import media_type_of
+from elit_serve.server.schemas import Problem
+from elit_serve.server.service import Service
+from elit_serve.server.streams import enter_stream
+
+router = APIRouter(prefix=PREFIX, route_class=BodyRoute, tags=[Group.JOBS])
+
+MAX_PAGE = 100
+IDENTIFIER = f"^[0-9a-f]{{{ID_LENGTH}}}$"
+
+
+def _problem(description: str) -> dict[str, Any]:
+    return {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": description}
+
+
+INVALID = _problem("A field is not valid.")
+NOT_FOUND = _problem("There is no such job, or not any more.")
+UNAVAILABLE = _problem("The database does not answer; see `Retry-After`.")
+FULL = _problem("There is no room on disk.")
+
+
+@router.post(
+    "",
+    summary="Have pictures made later: a job",
+    status_code=202,
+    response_model=JobInfo,
+    responses={
+        202: {
+            "description": "It is stored, or was with the same `Idempotency-Key`.",
+            "headers": {"Location": {"schema": {"type": "string"}}},
+        },
+        400: _problem("The body is not JSON."),
+        409: _problem("The first request with this `Idempotency-Key` has no answer yet."),
+        413: _problem("The body is too large."),
+        422: _problem("A field is not valid, the target cannot be met, or the `Idempotency-Key` is another request's."),
+        503: _problem("Too many jobs wait, the target is in the way of others', or the engine or database is down."),
+        507: FULL,
+    },
+)
+async def accept(
+    request: Request,
+    body: JobRequest,
+    idempotency_key: Annotated[
+        str | None, Header(description="Of your choice: the same request with the same key gives the same job.")
+    ] = None,
+) -> Response:
+    desk = _desk(request)
+    job = await desk.run(desk.accept, body, _owner(request), idempotency_key)
+    request.state.job_id = job.id
+    headers = {"Location": f"{request.scope['root_path']}{PREFIX}/{job.id}"}
+    return Response(job.model_dump_json(), status_code=202, headers=headers, media_type="application/json")
+
+
+@router.get("", summary="Jobs, the newest first", response_model=JobList, responses={422: INVALID, 503: UNAVAILABLE})
+async def page(
+    request: Request,
+    state: Annotated[JobState | None, Query(description="Only those in this state.")] = None,
+    cursor: Annotated[str | None, Query(pattern=IDENTIFIER, description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+) -> Response:
+    desk = _desk(request)
+    found = await desk.run(desk.page, _owner(request), state, cursor, limit)
+    return Response(await desk.run(found.model_dump_json), media_type="application/json")  # a hundred take a while
+
+
+@router.get("/{job_id}", summary="A job", responses={404: NOT_FOUND, 422: INVALID, 503: UNAVAILABLE})
+async def get(request: Request, job_id: str) -> JobInfo:
+    desk = _desk(request)
+    return await desk.run(desk.get, job_id, _owner(request))
+
+
+@router.delete(
+    "/{job_id}",
+    summary="Cancel a job, unless it has ended",
+    responses={404: NOT_FOUND, 422: INVALID, 503: UNAVAILABLE, 507: FULL},
+)
+async def cancel(request: Request, job_id: str) -> JobInfo:
+    desk = _desk(request)
+    return await desk.run(desk.cancel, job_id, _owner(request))
+
+
+@router.get(
+    "/{job_id}/images/{index}",
+    summary="A picture of a job that is done",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The file.",
+            "content": {
+                media_type_of(name): {"schema": {"type": "string", "format": "binary"}} for name in ANSWER_FORMATS
+            },
+        },
+        404: _problem("There is no such job, or it has fewer pictures."),
+        409: _problem("The job is not done."),
+        410: _problem("The pictures have been removed."),
+        422: INVALID,
+        503: UNAVAILABLE,
+    },
+)
+async def picture(request: Request, job_id: str, index: Annotated[int, Path(ge=0)]) -> Response:
+    desk = _desk(request)
+    file, media_type = await desk.run(desk.picture, job_id, _owner(request), index)
+    return Response(file, media_type=media_type)
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="What happens to a job, as server-sent events",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "`queued`, `started`, `step`, `preview`, and at the end `done`, `failed`, `expired` or "
+            "`cancelled`.",
+            "content": event_stream_content(
+                queued=JobInfo,
+                started=JobStarted,
+                step=JobStep,
+                preview=JobPreview,
+                **dict.fromkeys(ENDED, JobInfo),
+            ),
+        },
+        204: {"description": "`Last-Event-ID` is that of the last event."},
+        404: NOT_FOUND,
+        422: INVALID,
+        503: UNAVAILABLE,
+    },
+)
+async def events(
+    request: Request, job_id: str, last_event_id: Annotated[str | None, Header(description="Go on after it.")] = None
+) -> Response:
+    desk, owner = _desk(request), _owner(request)
+    enter_stream(request)
+    job = await desk.run(desk.get, job_id, owner)
+    if last_event_id is not None and last_event_id.endswith(f"-{END}"):
+        return Response(status_code=204)  # tells browsers not to come back
+    service: Service = request.app.state.service
+    form = form_of(None, JobRequest.model_validate(job.request), service.pipeline)
+    return JobEventStream(desk, job, owner, last_event_id, form.output_format)
+
+
+def _desk(request: Request) -> JobDesk:
+    desk: JobDesk = request.app.state.jobs
+    return desk
+
+
+def _owner(request: Request) -> str:
+    """Who may see a job: who has the key that it was sent with, or everybody where there are no keys."""
+    return owner_of(request) or ""

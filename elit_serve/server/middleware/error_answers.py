@@ -1,0 +1,81 @@
+"""Every error of the app, in the shape of the route on which it happened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from elit_serve.errors import ElitError
+from elit_serve.jobs.schemas import JobRequest
+from elit_serve.server.faults import Fault, fault_of, fault_of_body
+from elit_serve.server.middleware.head_requests import with_head
+from elit_serve.server.middleware.prefix import route_path
+from elit_serve.server.openai.errors import openai_error
+from elit_serve.server.openai.schemas import ImagesRequest
+from elit_serve.server.problems import problem
+from elit_serve.server.schemas import GenerateRequest
+
+OPENAI_PATH = re.compile(  # as OpenAI's client of November 2026 asks for them
+    "/v1/(agents|assistants|audio|batches|chat|chatkit|completions|containers|conversations|embeddings|evals|files|"
+    "fine_tuning|images|models|moderations|organization|projects|realtime|responses|skills|threads|uploads|vaults|"
+    "vector_stores|videos)(/.*)?",
+    re.DOTALL,
+)
+SCHEMAS: dict[str, type[BaseModel]] = {"/v1/images/": ImagesRequest, "/v1/jobs": JobRequest}  # of bodies
+
+
+def is_openai(path: str) -> bool:
+    """Whether it is one of OpenAI's routes, those that are not served included."""
+    return OPENAI_PATH.fullmatch(path) is not None
+
+
+def error_answer(fault: Fault, scope: Scope) -> Response:
+    """OpenAI's shape on OpenAI's routes; RFC 9457 elsewhere. The fault goes into the request's state."""
+    scope["state"]["fault"] = fault
+    return openai_error(fault) if is_openai(route_path(scope)) else problem(fault, scope["state"]["request_id"])
+
+
+def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
+    """Gives every error that a route may raise its answer. routes: those of the app that share paths."""
+
+    @app.exception_handler(ElitError)
+    async def ours(request: Request, error: ElitError) -> Response:
+        return error_answer(fault_of(error), request.scope)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        path = route_path(request.scope)
+        schema = next((schema for prefix, schema in SCHEMAS.items() if path.startswith(prefix)), GenerateRequest)
+        num_left_out = request.scope["state"].get("fields_left_out", 0)
+        return error_answer(fault_of_body(error.errors(), schema, num_left_out=num_left_out), request.scope)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        path, status = route_path(request.scope), error.status_code
+        allowed = _allowed(path, routes) if status == 405 else {}
+        is_missing = status in (404, 405) and is_openai(path)
+        detail = f"{error.detail}: {_openai_routes(routes)}" if is_missing else error.detail
+        fault = Fault(status=status, detail=detail, headers={**(error.headers or {}), **allowed})
+        return error_answer(fault, request.scope)
+
+
+def _allowed(path: str, routes: Sequence[APIRoute]) -> dict[str, str]:
+    """`Allow` with the methods of all routes of a path, of which Starlette tells the first one's. What is none of
+    `routes` can only be read: files, and the documentation."""
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()} or {"GET"}
+    return {"Allow": ", ".join(sorted(with_head(methods)))}
+
+
+def _openai_routes(routes: Sequence[APIRoute]) -> str:
+    """Those that there are, for who has asked for another."""
+    served = {route.path.replace("{name}", "NAME"): route.methods or () for route in routes if is_openai(route.path)}
+    named = [f"{method} {path}" for path, methods in served.items() for method in methods if method != "HEAD"]
+    return f"of OpenAI's routes this server has {', '.join(sorted(named))}"

@@ -1,0 +1,149 @@
+"""OpenAI's image generation in terms of `/v1/generate`: its fields translated there, the answer translated back."""
+
+from __future__ import annotations
+
+import base64
+from statistics import fmean
+
+from elit_serve.engine.order import Preview
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import InvalidInput, ModelNotFound
+from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat
+from elit_serve.server.negotiation import media_type_of
+from elit_serve.server.openai.schemas import (
+    CompletedEvent,
+    ImagesRequest,
+    ImagesResponse,
+    InputTokensDetails,
+    LinkedImage,
+    PartialImageEvent,
+    QualityPreset,
+    Usage,
+)
+from elit_serve.server.schemas import GeneratedImage, GenerateRequest, GenerateResponse, ImageFacts, Wishes
+
+BUDGETS: dict[QualityPreset, float] = {"low": 0.25, "medium": 0.5, "high": 1.0}
+LEGACY_QUALITIES: dict[str, QualityPreset] = {"standard": "medium", "hd": "high"}
+
+
+def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequest:
+    """The same request for `/v1/generate`. Raises `InvalidInput` for what this model cannot do."""
+    if request.model not in (None, pipeline.config.name):
+        raise ModelNotFound(str(request.model), pipeline.config.name)
+    if pipeline.is_latent:
+        raise InvalidInput("model", pipeline.config.name, "without an autoencoder it has no pictures; see /v1/generate")
+    size = size_of(pipeline)
+    if request.size not in (None, "auto", size):
+        raise InvalidInput("size", request.size, f"auto or {size}, which this model has")
+    output_format = request.output_format or OUTPUT_FORMATS[0]
+    if output_format == "png" and request.output_compression not in (None, 100):
+        raise InvalidInput(
+            "output_compression", request.output_compression, "100 for png, which loses nothing; or jpeg or webp"
+        )
+    if request.stream and (request.n or 1) > 1:
+        raise InvalidInput("n", request.n, "1 with stream, whose events do not say which picture they are of")
+    if request.stream and request.response_format == "url":
+        raise InvalidInput("response_format", "url", "b64_json with stream, whose events have no URL")
+    if request.partial_images and not request.stream:
+        raise InvalidInput("partial_images", request.partial_images, "0 or left out, because stream is not true")
+    wishes = {name: getattr(request, name) for name in Wishes.model_fields}
+    return GenerateRequest(
+        label=pipeline.class_id(request.prompt, field="prompt"),
+        n=request.n or 1,
+        output_format=output_format,
+        **{**wishes, "budget": _budget(request)},
+    )
+
+
+def size_of(pipeline: Pipeline) -> str:
+    """Width and height of the model's pictures in pixels, as OpenAI writes them."""
+    spec, scale = pipeline.config.spec, pipeline.pixels_per_element
+    return f"{spec.width * scale}x{spec.height * scale}"
+
+
+def images_response(
+    facts: GenerateResponse, pipeline: Pipeline, *, created: int, with_urls: bool = False
+) -> ImagesResponse:
+    """The answer of `/v1/generate` as OpenAI's. created: Unix time in seconds. with_urls: files as `data:` URLs."""
+    budgets = [image.budget for image in facts.images]
+    output_format = facts.output_format
+    assert output_format != "safetensors", "refused before it was made"
+    return ImagesResponse(
+        created=created,
+        data=[_linked(image, output_format) for image in facts.images] if with_urls else facts.images,
+        output_format=output_format,
+        quality=min(BUDGETS, key=lambda preset: abs(BUDGETS[preset] - fmean(budgets))),
+        size=size_of(pipeline),
+        usage=usage_of(budgets, pipeline),
+        elit=facts,
+    )
+
+
+def _linked(image: GeneratedImage, output_format: OutputFormat) -> LinkedImage:
+    url = f"data:{media_type_of(output_format)};base64,{base64.b64encode(image.b64_json).decode('ascii')}"
+    return LinkedImage(url=url, **image.model_dump(include=set(ImageFacts.model_fields)))
+
+
+def partial_image_event(
+    request: ImagesRequest, preview: Preview, output_format: OutputFormat, pipeline: Pipeline, *, created: int
+) -> PartialImageEvent:
+    """A preview as OpenAI streams it. created: Unix time in seconds."""
+    return PartialImageEvent(
+        b64_json=preview.file,
+        partial_image_index=preview.index,
+        created_at=created,
+        output_format=output_format,
+        quality=_preset(request) or "auto",
+        size=size_of(pipeline),
+    )
+
+
+def completed_event(answer: ImagesResponse) -> CompletedEvent:
+    """The answer with one picture, as OpenAI streams it."""
+    (image,) = answer.data
+    assert isinstance(image, GeneratedImage), "a URL is refused with stream"
+    return CompletedEvent(
+        b64_json=image.b64_json,
+        created_at=answer.created,
+        output_format=answer.output_format,
+        quality=answer.quality,
+        size=answer.size,
+        usage=answer.usage,
+        seed=image.seed,
+        level=image.level,
+        budget=image.budget,
+        levels=image.levels,
+        elit=answer.elit,
+    )
+
+
+def usage_of(budgets: list[float], pipeline: Pipeline) -> Usage:
+    """Of pictures that got these budgets."""
+    output_tokens = sum(round(budget * pipeline.config.spec.num_tokens) for budget in budgets)
+    return Usage(
+        input_tokens=1,
+        input_tokens_details=InputTokensDetails(text_tokens=1, image_tokens=0),
+        output_tokens=output_tokens,
+        total_tokens=1 + output_tokens,
+    )
+
+
+def _budget(request: ImagesRequest) -> float | None:
+    """What the request says itself, or what its quality stands for."""
+    preset = _preset(request)
+    if preset is None:
+        return request.budget
+    for field in ("budget", "min_budget", "max_budget", "levels"):
+        if getattr(request, field) is not None:
+            raise InvalidInput("quality", request.quality, f"auto or left out, because {field} says it already")
+    return BUDGETS[preset]
+
+
+def _preset(request: ImagesRequest) -> QualityPreset | None:
+    match request.quality:
+        case None | "auto":
+            return None
+        case "standard" | "hd":
+            return LEGACY_QUALITIES[request.quality]
+        case preset:
+            return preset

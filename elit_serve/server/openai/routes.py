@@ -1,0 +1,114 @@
+"""OpenAI's routes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from elit_serve.engine.order import Outcome, Preview
+from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS
+from elit_serve.server.event_schema import event_stream_content
+from elit_serve.server.event_stream import EventStream, PreviewQueue
+from elit_serve.server.faults import fault_of
+from elit_serve.server.generation import Form
+from elit_serve.server.groups import Group
+from elit_serve.server.middleware.answer_status import CLIENT_GONE
+from elit_serve.server.middleware.auth import owner_of
+from elit_serve.server.middleware.bodies import BodyRoute
+from elit_serve.server.openai.errors import error_json
+from elit_serve.server.openai.images import completed_event, generate_request, images_response, partial_image_event
+from elit_serve.server.openai.schemas import (
+    CompletedEvent,
+    ImagesRequest,
+    ImagesResponse,
+    OpenAIError,
+    PartialImageEvent,
+)
+from elit_serve.server.schemas import GenerateRequest
+from elit_serve.server.service import Service, answer_to, facts_of, take
+from elit_serve.server.streams import enter_stream
+
+router = APIRouter(route_class=BodyRoute, tags=[Group.OPENAI])
+
+_ERROR: dict[str, Any] = {"model": OpenAIError}
+
+
+@router.post(
+    "/v1/images/generations",
+    summary="Generate pictures of a class, as OpenAI's clients ask for them",
+    responses={
+        200: {
+            "model": ImagesResponse,
+            "description": "JSON, or with `stream` the events `image_generation.partial_image` and "
+            "`image_generation.completed`.",
+            "content": event_stream_content(PartialImageEvent, CompletedEvent, error=OpenAIError),
+        },
+        400: {
+            **_ERROR,
+            "description": "A field is not valid, or the target cannot be met; see `param`.",
+        },
+        404: {**_ERROR, "description": "Another model is served."},
+        413: {**_ERROR, "description": "The body is too large."},
+        500: {**_ERROR, "description": "The picture could not be generated."},
+        503: {**_ERROR, "description": "Others are in the way, or the engine is down; see `Retry-After`."},
+        504: {**_ERROR, "description": "The request was taken, but its target has passed."},
+        "default": {**_ERROR, "description": "Whatever else goes wrong has the same shape."},
+    },
+)
+async def images_generations(request: Request, body: ImagesRequest) -> Response:
+    service: Service = request.app.state.service
+    asked = generate_request(body, service.pipeline)
+    assert asked.output_format is not None
+    form = Form(output_format=asked.output_format, is_bare=False)
+    file_quality = FILE_QUALITY if body.output_compression is None else body.output_compression
+    if body.stream:
+        return await _stream(request, service, body, asked, form, file_quality)
+    taken = await take(service, asked, form, owner=owner_of(request), file_quality=file_quality)
+    facts = await answer_to(request, service, taken)
+    if facts is None:
+        return Response(status_code=CLIENT_GONE)
+    made = int(time.time())
+
+    def written() -> str:  # with files in base64, which takes a while
+        with_urls = body.response_format == "url"
+        return images_response(facts, service.pipeline, created=made, with_urls=with_urls).model_dump_json()
+
+    return Response(await run_in_threadpool(written), media_type="application/json")
+
+
+async def _stream(
+    request: Request, service: Service, body: ImagesRequest, asked: GenerateRequest, form: Form, file_quality: int
+) -> Response:
+    """What is refused is refused as ever; events come once the request is taken."""
+    enter_stream(request)
+    previews = PreviewQueue()
+    taken = await take(
+        service,
+        asked,
+        form,
+        owner=owner_of(request),
+        file_quality=file_quality,
+        num_previews=body.partial_images or 0,
+        on_preview=previews.put if body.partial_images else None,
+    )
+
+    def preview_event(preview: Preview) -> PartialImageEvent:
+        output_format = body.output_format or OUTPUT_FORMATS[0]
+        return partial_image_event(body, preview, output_format, service.pipeline, created=int(time.time()))
+
+    def end_event(outcome: Outcome) -> CompletedEvent:
+        facts = facts_of(service, taken, outcome)
+        return completed_event(images_response(facts, service.pipeline, created=int(time.time())))
+
+    return EventStream(
+        taken,
+        previews,
+        preview_event=preview_event,
+        end_event=end_event,
+        error_of=lambda error: error_json(fault_of(error)),
+        metrics=service.metrics,
+    )

@@ -1,0 +1,189 @@
+"""What the server is doing now: once as JSON, and again and again as server-sent events.
+
+A snapshot is made when somebody waits for it, at most every `PERIOD_S`, and all who wait get the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from prometheus_client import Counter, Histogram
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from elit_serve.engine.in_flight import InFlight, PictureInFlight
+from elit_serve.engine.worker import Worker
+from elit_serve.plans.levels import budget_of_level
+from elit_serve.server.event_response import EventResponse
+from elit_serve.server.event_schema import event_stream_content
+from elit_serve.server.groups import Group
+from elit_serve.server.middleware.lane import Kind, Lane
+from elit_serve.server.service import Service
+from elit_serve.server.streams import enter_stream
+
+PERIOD_S = 0.25
+MAX_PICTURES = 64  # told one by one; the rest is in the numbers
+
+
+class LivePicture(BaseModel):
+    """levels: of the steps so far. left_ms: until it should be there; below 0 it is late."""
+
+    id: int
+    label: str
+    state: Literal["waiting", "running", "finishing"]
+    levels: list[int]
+    steps: int
+    age_ms: float
+    left_ms: float
+    promised: bool
+
+
+class Totals(BaseModel):
+    """Counts since the start; the difference of two snapshots, over their `at_s`, is a rate."""
+
+    pictures: int = Field(description="Answered.")
+    promises_kept: int
+    promises_missed: int
+    granted_steps: int = Field(description="Steps whose level was the server's to choose.")
+    granted_budget: float = Field(description="Sum of the budgets of these steps.")
+    device_s: float = Field(description="Seconds that the device ran steps.")
+    refusals: dict[str, int] = Field(description="Requests that were not taken, by reason.")
+
+
+class Load(BaseModel):
+    """server_load: pictures in flight, as vLLM counts requests. in_flight: the first of them, those that run before
+    those that wait. correction: observed over predicted step times. at_s: seconds of a clock that only rises."""
+
+    status: Literal["ok", "draining", "stopped"]
+    at_s: float
+    server_load: int
+    running: int
+    queue_length: int
+    queue_limit: int
+    correction: float
+    totals: Totals
+    in_flight: list[LivePicture]
+
+
+class LiveFeed:
+    """The same snapshots for everybody who watches. make: on a thread, as it may wait for the engine's lock."""
+
+    def __init__(self, make: Callable[[], Load]) -> None:
+        self._make = make
+        self._making = asyncio.Lock()
+        self._made_s = float("-inf")
+        self._number = 0
+        self._event = ""
+        self._is_over = False
+
+    async def events(self) -> AsyncIterator[str]:
+        """Until the engine has stopped. Who reads slowly misses snapshots, and delays nobody."""
+        seen, is_over = self._number, False
+        while not is_over:
+            seen, event, is_over = await self._next(seen)
+            yield event
+
+    async def _next(self, seen: int) -> tuple[int, str, bool]:
+        """A snapshot after that of this number: made by the first who needs it, while the others wait for him."""
+        async with self._making:
+            if self._number == seen:
+                now_s = asyncio.get_running_loop().time
+                await asyncio.sleep(self._made_s + PERIOD_S - now_s())
+                load = await run_in_threadpool(self._make)
+                self._event = f"event: load\ndata: {load.model_dump_json()}\n\n"
+                self._made_s, self._is_over = now_s(), load.status == "stopped"
+                self._number += 1
+            return self._number, self._event, self._is_over
+
+
+def load_of(service: Service) -> Load:
+    """A snapshot."""
+    pipeline, worker, metrics = service.pipeline, service.worker, service.metrics
+    now = worker.in_flight(MAX_PICTURES)
+    counters, latents_per_group = now.counters, pipeline.config.spec.latents_per_group
+    totals = Totals(
+        pictures=counters.delivered,
+        promises_kept=counters.kept,
+        promises_missed=counters.missed,
+        granted_steps=counters.granted_steps,
+        granted_budget=budget_of_level(counters.granted_levels, latents_per_group),
+        device_s=_sum_of(metrics.step_seconds),
+        refusals=_counts_of(metrics.refusals),
+    )
+    return Load(
+        status=_status_of(worker),
+        at_s=now.now_s,
+        server_load=now.num_pictures,
+        running=now.num_running,
+        queue_length=now.num_waiting,
+        queue_limit=service.settings.max_queue,
+        correction=now.correction,
+        totals=totals,
+        in_flight=[_shown(picture, now, pipeline.config.classes) for picture in now.pictures],
+    )
+
+
+def _status_of(worker: Worker) -> Literal["ok", "draining", "stopped"]:
+    if not worker.is_alive:
+        return "stopped"
+    return "draining" if worker.is_draining else "ok"
+
+
+def _shown(picture: PictureInFlight, now: InFlight, classes: tuple[str, ...]) -> LivePicture:
+    return LivePicture(
+        id=picture.request_id,
+        label=classes[picture.class_id],
+        state=picture.state,
+        levels=list(picture.levels),
+        steps=picture.num_steps,
+        age_ms=round(1000 * (now.now_s - picture.arrived_s), 1),
+        left_ms=round(1000 * (picture.deadline_s - now.now_s), 1),
+        promised=picture.is_promised,
+    )
+
+
+def _sum_of(histogram: Histogram) -> float:
+    return next(
+        sample.value for family in histogram.collect() for sample in family.samples if sample.name.endswith("_sum")
+    )
+
+
+def _counts_of(counter: Counter) -> dict[str, int]:
+    """By the value of its only label."""
+    samples = [sample for family in counter.collect() for sample in family.samples]
+    return {next(iter(s.labels.values())): int(s.value) for s in samples if s.name.endswith("_total")}
+
+
+router = APIRouter(tags=[Group.OPERATIONS])
+
+
+@router.get("/load", summary="What the server is doing now, and what it has counted", response_model=Load)
+async def load(request: Request) -> Response:
+    return Response(await request.app.state.load.fresh(), media_type="application/json")
+
+
+@router.get(
+    "/v1/live",
+    summary="The same as server-sent events, about four a second",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Events named `load`, whose data are those of `/load`, until the engine has stopped.",
+            "content": event_stream_content(load=Load),
+        }
+    },
+)
+async def live(request: Request) -> EventResponse:
+    enter_stream(request)
+    return EventResponse(_in_turn(request.app.state.live_feed, request.app.state.lane))
+
+
+async def _in_turn(feed: LiveFeed, lane: Lane) -> AsyncIterator[str]:
+    """With many watchers each sees fewer snapshots: together they may not take more time than other lookers-on."""
+    async for event in feed.events():
+        await lane.passed(Kind.STREAMS, 0.0)
+        yield event

@@ -1,0 +1,249 @@
+"""What Prometheus sees: one registry for each app."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import TypeVar
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from elit_serve.clock import Clock
+from elit_serve.engine.order import Outcome
+from elit_serve.engine.worker import Observer, Worker
+from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
+from elit_serve.plans.levels import budget_of_level
+from elit_serve.scheduler.requests import Launch
+from elit_serve.server.middleware.answer_status import CLIENT_GONE, AnswerStatus
+
+AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
+
+SECONDS_BUCKETS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.275, 0.3),
+    *(0.35, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0),
+)
+STEP_SECONDS_BUCKETS = (
+    *(0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05),
+    *(0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0),
+)
+LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+COHORT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
+BUDGET_BUCKETS = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+QUALITY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+MAX_LEVEL_BUCKETS = 32
+
+OUTCOMES = ("ok", "invalid", "refused", "expired", "failed", "cancelled")
+ENDINGS = ("done", "refused", "expired", "failed", "cancelled")
+REASONS = ("infeasible", "overloaded", "queue_full", "share", "stopped")
+CAUSES = ("step", "memory", "nan", "encoding")
+CHOOSERS = ("server", "caller")
+STAGES = ("queue", "compute", "encode")
+OTHER_ROUTE = "other"
+
+
+class Metrics(Observer):
+    """The metrics of one app; `watch` adds those that are read off its worker.
+
+    Every series is there from the start, at 0: Prometheus sees no increase in the first value of a series that appears.
+    """
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, *, levels: Sequence[int], latents_per_group: int, routes: Sequence[str]) -> None:
+        self._latents_per_group = latents_per_group
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        labelled_routes = (*routes, OTHER_ROUTE)
+        self.requests = self._counter(
+            "elit_requests_total", "HTTP requests by route and outcome.", route=labelled_routes, outcome=OUTCOMES
+        )
+        self.seconds = self._histogram(
+            "elit_request_seconds",
+            "Seconds from the first byte of a request to the last of its answer.",
+            SECONDS_BUCKETS,
+            route=labelled_routes,
+        )
+        self.generations = self._counter(
+            "elit_generations_total", "Valid requests for pictures by what became of them.", outcome=ENDINGS
+        )
+        self.refusals = self._counter(
+            "elit_refusals_total", "Valid requests for pictures that were not taken, by reason.", reason=REASONS
+        )
+        self.loop_lag = self._histogram(
+            "elit_event_loop_lag_seconds", "Seconds that what becomes ready waits for the event loop.", LAG_BUCKETS
+        )
+        self._budget = self._histogram(
+            "elit_granted_budget",
+            "Mean share of the latents of each finished picture, by who chose it.",
+            BUDGET_BUCKETS,
+            chosen_by=CHOOSERS,
+        )
+        self._quality = self._histogram(
+            "elit_granted_quality",
+            "Measured quality of what was done for each finished picture, by who chose its budget.",
+            QUALITY_BUCKETS,
+            chosen_by=CHOOSERS,
+        )
+        self._image_seconds = self._histogram(
+            "elit_image_seconds",
+            "Seconds of each finished picture before its first step, in its steps, and in encoding.",
+            SECONDS_BUCKETS,
+            stage=STAGES,
+        )
+        self._step_level = self._histogram("elit_step_level", "Level of each step of a cohort.", _thinned(levels))
+        self._cohort = self._histogram("elit_cohort_size", "Pictures in each step.", COHORT_BUCKETS)
+        self.step_seconds = self._histogram(
+            "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS
+        )
+        self._cost_ratio = self._histogram(
+            "elit_cost_ratio", "Observed time of each step over what was predicted for it.", RATIO_BUCKETS
+        )
+        self._failures = self._counter("elit_image_failures_total", "Pictures that failed, by cause.", cause=CAUSES)
+
+    def watch(self, worker: Worker, *, queue_limit: int, model: Mapping[str, str]) -> None:
+        """Adds what is read off the worker whenever it is asked for, and what never changes.
+
+        queue_limit: pictures that may wait. model: what is served, as labels.
+        """
+        gauges = {
+            "elit_ready": ("1 while new requests are taken: warm, not draining, alive.", lambda: worker.is_ready),
+            "elit_queue_length": ("Pictures that wait for their first step.", lambda: worker.num_waiting),
+            "elit_queue_limit": ("Pictures that may wait; more are refused.", lambda: queue_limit),
+            "elit_running": ("Pictures between their first and their last step.", lambda: worker.num_running),
+            "elit_cost_correction": ("Observed over measured step times, smoothed.", lambda: worker.correction),
+        }
+        for name, (text, read) in gauges.items():
+            Gauge(name, text, registry=self.registry).set_function(read)
+        Info("elit_model", "What is served.", registry=self.registry).info(dict(model))
+        self.registry.register(_SchedulerCounters(worker))
+
+    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
+        self._cohort.observe(len(launch.request_ids))
+        self._step_level.observe(launch.level)
+        if observed_ms is not None:
+            self.step_seconds.observe(observed_ms / 1000)
+            self._cost_ratio.observe(observed_ms / launch.predicted_ms)
+
+    def images_failed(self, cause: str, num_images: int) -> None:
+        self._failures.labels(cause).inc(num_images)
+
+    def done(self, outcome: Outcome, qualities: Sequence[float | None]) -> None:
+        """A request that got its pictures, each with its measured quality; None is not known."""
+        self.generations.labels("done").inc()
+        chooser = "server" if outcome.job.pinned is None else "caller"
+        for image, quality in zip(outcome.images, qualities, strict=True):
+            level = outcome.job.plan(image.levels).mean_level
+            self._budget.labels(chooser).observe(budget_of_level(level, self._latents_per_group))
+            if quality is not None:
+                self._quality.labels(chooser).observe(quality)
+            for stage, took_ms in zip(STAGES, (image.queue_ms, image.compute_ms, image.encode_ms), strict=True):
+                self._image_seconds.labels(stage).observe(took_ms / 1000)
+
+    def refused(self, error: ElitError) -> None:
+        self.generations.labels("refused").inc()
+        self.refusals.labels(_reason(error)).inc()
+
+    def ended(self, error: ElitError) -> None:
+        """A request that was taken and got no pictures."""
+        self.generations.labels("expired" if isinstance(error, DeadlineExceeded) else "failed").inc()
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, **values: Sequence[str]) -> Counter:
+        return _with_series(Counter(name, text, list(values), registry=self.registry), values)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], **values: Sequence[str]) -> Histogram:
+        return _with_series(Histogram(name, text, list(values), buckets=buckets, registry=self.registry), values)
+
+
+def _with_series(metric: AnyMetric, values: Mapping[str, Sequence[str]]) -> AnyMetric:
+    """The metric with all its series, which are the combinations of its labels' values."""
+    if values:
+        for combination in product(*values.values()):
+            metric.labels(*combination)
+    return metric
+
+
+class _SchedulerCounters(Collector):
+    """What the scheduler counts itself."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        counters = self._worker.counters
+        yield CounterMetricFamily(
+            "elit_replans", "Times that a picture's level changed from one step to the next.", counters.replans
+        )
+        yield CounterMetricFamily("elit_promised", "Pictures accepted with a promised deadline.", counters.promised)
+        yield CounterMetricFamily("elit_promises_kept", "Promised pictures that were made in time.", counters.kept)
+        yield CounterMetricFamily("elit_promises_missed", "Promised pictures that were not.", counters.missed)
+        yield CounterMetricFamily(
+            "elit_decision_errors", "Decisions that failed and were made by the fixed policy.", counters.decision_errors
+        )
+
+
+def _reason(error: ElitError) -> str:
+    if isinstance(error, Infeasible):
+        return "infeasible"
+    if isinstance(error, ShareExceeded):
+        return "share"
+    return error.reason if isinstance(error, Overloaded) else "stopped"
+
+
+class MetricsMiddleware:
+    """Counts and times every HTTP request; routes that do not exist are counted together as `other`."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: Sequence[str], clock: Clock) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = frozenset(routes)
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = self._clock.now()
+        status = AnswerStatus()
+        try:
+            await status.of(self._app, scope, receive, send)
+        finally:
+            path = getattr(scope.get("route"), "path", scope["path"])  # as a template, if it has parameters
+            route = path if path in self._routes else OTHER_ROUTE
+            self._metrics.requests.labels(route, outcome_of(status.value)).inc()
+            self._metrics.seconds.labels(route).observe(self._clock.now() - started_s)
+
+
+def outcome_of(status: int) -> str:
+    """A status as one of six words."""
+    if status == CLIENT_GONE:
+        return "cancelled"
+    if status in (429, 503):
+        return "refused"
+    if status == 504:
+        return "expired"
+    if status >= 500:
+        return "failed"
+    return "invalid" if status >= 400 else "ok"
+
+
+def _thinned(levels: Sequence[int]) -> list[float]:
+    """At most `MAX_LEVEL_BUCKETS` bucket edges, the largest level among them."""
+    stride = -(-len(levels) // MAX_LEVEL_BUCKETS)
+    return [float(level) for level in sorted(levels, reverse=True)[::stride]][::-1]
