@@ -134,7 +134,7 @@ def test_what_a_plan_is_chosen_for_is_what_is_said_of_its_pictures(make_quality:
     for option in menu.options:
         plan = quality.plan(option.plan.name)
         held = [min(option.level, level) for level in plan.step_levels]
-        assert quality.of(plan.guidance, plan.time_shift, held) == option.quality
+        assert quality.of(plan.guidance.guidance, plan.time_shift, held) == option.quality
 
 
 def test_a_long_front_is_thinned_evenly_over_cost(make_quality: Make) -> None:

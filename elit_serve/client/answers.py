@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -161,7 +161,7 @@ class LevelInfo(Answer):
 class GuidanceInfo(Answer):
     """As in the model's recommended sampling; times of the interval run from 0 (noise) to 1."""
 
-    method: str = "none"
+    method: Literal["none", "cfg", "ag", "ccfg"] = "none"
     scale: float = 1.0
     weak_level: int = 1
     interval: tuple[float, float] = (0.0, 1.0)

@@ -25,8 +25,9 @@ from elit_serve.jobs.desk import JobDesk
 from elit_serve.jobs.routes import router as jobs_router
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.server import error_answers, groups, middlewares, openapi_document
+from elit_serve.server import groups, openapi_document
 from elit_serve.server.keys import read_keyring
+from elit_serve.server.middleware import error_answers, stack
 from elit_serve.server.middleware.lane import Lane
 from elit_serve.server.middleware.shares import FairShares
 from elit_serve.server.model_routes import router as model_router
@@ -111,7 +112,7 @@ def create_app(
         app.include_router(routes)
     error_answers.install(app, all_routes)
     openapi_document.complete(app, has_keys=keyring is not None)
-    middlewares.add_all(
+    stack.add_all(
         app,
         settings,
         worker=worker,

@@ -14,7 +14,7 @@ import torch
 
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
 from elit_serve.engine.executor.slots import Executor, ImageTask, RunningStep, Transfer
-from elit_serve.engine.order import Job, Outcome, Preview, StepRun, draw_noise, weak_caps
+from elit_serve.engine.order import Job, Outcome, Preview, StepRun, draw_noise
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
@@ -121,7 +121,7 @@ def job(
         noise=draw_noise(tuple(seeds), pipeline),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
-        weak_caps=weak_caps(plan.guidance, steps, plan.time_shift, 4),
+        weak_caps=plan.at_level(4).weak_caps(4),
         arrived_s=arrived_s,
         latency_ms=60_000 if latency_ms is None else latency_ms,
         is_hard=latency_ms is not None,

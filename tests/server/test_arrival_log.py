@@ -22,10 +22,10 @@ from elit_serve.clock import VirtualClock
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler import CostTable
-from elit_serve.server import arrival_log
 from elit_serve.server.generation import Form, job_of
 from elit_serve.server.schemas import GenerateRequest
 from elit_serve.server.settings import Settings
+from elit_serve.server.watching import arrival_log
 from elit_serve.server.watching.arrival_log import ArrivalLog
 
 COST = CostTable(steps_ms={(level, weak, 1): 1.0 for level in (1, 2, 3, 4) for weak in (None, 1)}, overhead_ms=1.0)

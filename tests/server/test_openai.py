@@ -21,7 +21,7 @@ from PIL import Image
 from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.pictures import read_facts
 from elit_serve.scheduler.requests import Launch
-from elit_serve.server import error_answers
+from elit_serve.server.middleware import error_answers
 from elit_serve.server.settings import Settings
 
 
