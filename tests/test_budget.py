@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
-from elit_serve.plans.levels import budget_of_level, check_level, level_of_budget, spans
+from elit_serve.plans.levels import Budgets, budget_of_level, check_level, level_of_budget, spans
 
 level_sets = st.sets(st.integers(1, 64), min_size=1, max_size=16).map(sorted)
 
@@ -60,3 +60,14 @@ def test_an_untrained_level_is_refused_with_the_trained_ones() -> None:
 @pytest.mark.parametrize(("values", "text"), [([], ""), ([5], "5"), ([3, 1, 2], "1-3"), ([1, 3, 4, 9], "1, 3-4, 9")])
 def test_spans_shorten_runs(values: list[int], text: str) -> None:
     assert spans(values) == text
+
+
+def test_a_models_budgets_go_to_trained_levels_and_levels_back_to_budgets() -> None:
+    budgets = Budgets(levels=(1, 4, 8), latents_per_group=16)
+    assert (budgets.level_of(0.25), budgets.level_of(1.0), budgets.full_level) == (4, 8, 8)
+    assert (budgets.of_level(4), budgets.of_level(2.5)) == (0.25, 2.5 / 16)
+    assert budgets.check(8) == 8
+    with pytest.raises(InvalidInput, match="trained at levels 1, 4, 8"):
+        budgets.check(16)
+    with pytest.raises(InvalidInput, match="weak_budget"):
+        budgets.level_of(0, field="weak_budget")

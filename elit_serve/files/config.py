@@ -18,6 +18,7 @@ from elit_serve.plans.bounds import (
     MIN_TIME_SHIFT,
 )
 from elit_serve.plans.guidance import Guidance, GuidanceMethod
+from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
 
 WeightDtype = Literal["float32", "bfloat16", "float16"]
@@ -173,3 +174,8 @@ class ModelConfig(Strict):
     @property
     def spec(self) -> BackboneSpec:
         return self.backbone.spec()
+
+    @property
+    def budgets(self) -> Budgets:
+        """Between this model's budgets and its levels."""
+        return Budgets(levels=self.levels, latents_per_group=self.spec.latents_per_group)

@@ -9,8 +9,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from elit_serve.errors import InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """A model's budgets and levels: whoever meets a budget asks this, as `config.budgets.level_of(0.25)`.
+
+    levels: those it was trained at, rising. latents_per_group: J, which the budget 1 stands for.
+    """
+
+    levels: tuple[int, ...]
+    latents_per_group: int
+
+    @property
+    def full_level(self) -> int:
+        """The highest trained level."""
+        return self.levels[-1]
+
+    def level_of(self, budget: float, *, field: str = "budget") -> int:
+        """The trained level nearest to a budget; `field` is what an error calls it. See `level_of_budget`."""
+        return level_of_budget(budget, self.levels, self.latents_per_group, field=field)
+
+    def check(self, level: int, *, field: str = "levels") -> int:
+        """`level` itself if the model was trained at it; raises `InvalidInput` for `field` otherwise."""
+        return check_level(level, self.levels, field=field)
+
+    def of_level(self, level: float) -> float:
+        """The budget of a level, or of a mean of levels."""
+        return budget_of_level(level, self.latents_per_group)
 
 
 def level_of_budget(budget: float, levels: Sequence[int], latents_per_group: int, *, field: str = "budget") -> int:

@@ -9,6 +9,7 @@ from elit_serve.plans.guidance import Guidance, GuidanceMethod
 from elit_serve.plans.plan import Branch, Plan
 from elit_serve.sampling.euler import Velocity, euler_step, guided, sample
 from elit_serve.sampling.noise import initial_noise
+from elit_serve.sampling.shapes import expand_like
 
 __all__ = [
     "Branch",
@@ -17,6 +18,7 @@ __all__ = [
     "Plan",
     "Velocity",
     "euler_step",
+    "expand_like",
     "guided",
     "initial_noise",
     "sample",

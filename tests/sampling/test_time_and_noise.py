@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.grid import time_grid
-from elit_serve.sampling import initial_noise
+from elit_serve.sampling import expand_like, initial_noise
 
 shifts = st.floats(0.05, 20)
 
@@ -82,3 +82,11 @@ def test_noise_is_standard_normal_and_differs_between_neighbouring_seeds() -> No
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
     correlations = torch.corrcoef(noise.flatten(1)) - torch.eye(64)
     assert float(correlations.abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4, 4), (3, 2, 4, 4)])
+def test_a_value_for_each_sample_reaches_all_of_it_whatever_its_dimensions(shape: tuple[int, ...]) -> None:
+    values = torch.tensor([1.0, 2.0])
+    scaled = expand_like(values, torch.ones(2, *shape)) * torch.ones(2, *shape)
+    assert scaled.shape == (2, *shape)
+    assert torch.equal(scaled.reshape(2, -1).mean(dim=1), values)

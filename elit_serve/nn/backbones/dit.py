@@ -69,6 +69,10 @@ class Backbone(nn.Module):
         """The label that stands for no class."""
         return self.spec.num_classes
 
+    def null_like(self, condition: Tensor) -> Tensor:
+        """What stands for no condition, in place of each of these: class ids [B] -> [B]."""
+        return torch.full_like(condition, self.null_class)
+
     def layout(self, height: int, width: int, device: torch.device) -> Layout:
         """RoPE tables for a sample size, computed once per size and device."""
         key = (height, width, device)
