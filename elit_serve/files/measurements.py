@@ -13,7 +13,7 @@ from math import log
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elit_serve.errors import CheckpointError, InvalidInput, shown
 from elit_serve.files.opening import read_file
@@ -31,6 +31,7 @@ from elit_serve.plans.bounds import (
     MIN_MS,
     MIN_TIME_SHIFT,
 )
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance, GuidanceMethod
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler.cost import CostTable
@@ -116,11 +117,15 @@ MAX_SERVED_PLANS = 12  # each kind of weak pass among them is captured and measu
 ROUNDING = 1e-6
 
 
-class Uncertain(Measured):
-    """A measured value; its 95 % confidence interval reaches `half_width` to both sides."""
+def _is_figure(estimate: Estimate) -> Estimate:
+    for name in ("value", "half_width"):
+        number = getattr(estimate, name)
+        if not 0 <= number <= MAX_MEASURED:
+            raise ValueError(f"{name} {shown(number)} is not allowed; it lies in 0 to {MAX_MEASURED:g}")
+    return estimate
 
-    value: Figure
-    half_width: Figure
+
+EstimatedFigure = Annotated[Estimate, AfterValidator(_is_figure)]
 
 
 class MeasuredGuidance(Measured):
@@ -159,8 +164,8 @@ class PlanQuality(Measured):
     guidance: MeasuredGuidance
     time_shift: float = Field(ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
     repeats: int = Field(ge=1, le=MAX_COUNT)
-    distance: Uncertain
-    quality: Uncertain
+    distance: EstimatedFigure
+    quality: EstimatedFigure
     gflops: Divisor
     on_front: bool
 
@@ -218,7 +223,7 @@ class Quality(Measured):
     features_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     reference: str
     num_samples: int = Field(ge=2, le=MAX_COUNT)
-    floor: Uncertain
+    floor: EstimatedFigure
     scale: str = QUALITY_SCALE
     levels: dict[Level, Annotated[float, Field(ge=MIN_MEASURED, le=1)]] = Field(min_length=1)
     default: str

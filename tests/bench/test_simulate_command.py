@@ -20,7 +20,7 @@ from elit_serve.bench.simulate.command import (
     plan_table,
     run_comparison,
 )
-from elit_serve.bench.simulate.comparison import Estimate
+from elit_serve.bench.simulate.comparison import over_seeds
 from elit_serve.bench.simulate.policies import CONTENDERS
 from elit_serve.errors import InvalidInput
 
@@ -127,9 +127,9 @@ def test_a_slower_device_is_judged_by_what_it_could_have_done(cost: Path) -> Non
 
 
 def test_a_confidence_interval_is_student_s() -> None:
-    estimate = Estimate.of([1.0, 2.0, 3.0])
-    assert (estimate.mean, estimate.half_width) == (2.0, pytest.approx(4.302653 / 3**0.5))
-    assert Estimate.of([1.0]).half_width is None
+    estimate = over_seeds([1.0, 2.0, 3.0])
+    assert (estimate.value, estimate.half_width) == (2.0, pytest.approx(4.302653 / 3**0.5))
+    assert not over_seeds([1.0]).has_interval
 
 
 def test_the_picture_is_drawn(cost: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.metrics.inception_score import inception_scores
 from elit_serve.evaluation.metrics.kernel import KernelReference
-from elit_serve.evaluation.metrics.measures import Estimate, whole_and_halves
+from elit_serve.evaluation.metrics.measures import from_halves, whole_and_halves
 from elit_serve.evaluation.metrics.nearest import nearest
 from elit_serve.evaluation.metrics.precision_recall import ManifoldReference
+from elit_serve.plans.estimate import Estimate
 
 CPU = torch.device("cpu")
 of_torchmetrics = pytest.mark.filterwarnings("ignore:Metric `:UserWarning", "ignore:std\\(\\):UserWarning")
@@ -115,7 +116,7 @@ def test_halves_estimate_the_standard_error() -> None:
     """Of a mean, whose standard error is known: 95 % of 1 / sqrt(400) about."""
     samples = gaussian(400, 0, size=1)[:, 0]
     means = [float(samples[inside].mean()) for inside in whole_and_halves(400, CPU, num_halves=200)]
-    assert Estimate.of(means[0], means[1:]).half_width == pytest.approx(1.96 / 20, rel=0.2)
+    assert from_halves(means).half_width == pytest.approx(1.96 / 20, rel=0.2)
 
 
 def test_subsets_are_everybody_and_then_distinct_halves() -> None:

@@ -30,8 +30,9 @@ from elit_serve.evaluation.runs.sweep import (
 from elit_serve.evaluation.runs.sweep_command import guidance_of, pair_of, part_of
 from elit_serve.evaluation.runs.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
 from elit_serve.files.config import ModelConfig
-from elit_serve.files.measurements import Uncertain, read_quality
+from elit_serve.files.measurements import read_quality
 from elit_serve.nn import flops_forward
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 
@@ -41,7 +42,7 @@ GRID = SweepGrid(levels=(1, 2, 4), steps=(2, 4, 8), guidances=(Guidance(), CCFG)
 
 @dataclass(frozen=True)
 class Measures:
-    frechet: Uncertain
+    frechet: Estimate
     images_per_second: float
 
 
@@ -50,7 +51,7 @@ class Formula:
     """More steps, more latents and guidance are better, by less and less."""
 
     noise: float = 2.0
-    floor: Uncertain = field(default_factory=lambda: Uncertain(value=50.0, half_width=1.0))
+    floor: Estimate = field(default_factory=lambda: Estimate(value=50.0, half_width=1.0))
     measured: list[tuple[Plan, int]] = field(default_factory=list)
 
     def truth(self, plan: Plan) -> float:
@@ -61,7 +62,7 @@ class Formula:
         for plan, repeat in sets:
             self.measured.append((plan, repeat))
             drawn = self.truth(plan) + Random(f"{plan} {repeat}").gauss(0, self.noise)
-            yield Measures(Uncertain(value=drawn, half_width=2 * self.noise), images_per_second=8 / plan.num_steps)
+            yield Measures(Estimate(value=drawn, half_width=2 * self.noise), images_per_second=8 / plan.num_steps)
 
 
 def swept(config: ModelConfig, evaluator: Formula, first_repeat: int = 0, budget: int = 200) -> tuple[Point, ...]:
@@ -110,7 +111,7 @@ def test_the_budget_is_kept_and_must_suffice_for_one_round(tiny_config: ModelCon
 
 
 def point(gflops: float, quality: float, half_width: float = 0.0, levels: tuple[int, ...] = (4,)) -> Point:
-    figure = Uncertain(value=quality, half_width=half_width)
+    figure = Estimate(value=quality, half_width=half_width)
     return Point(
         plan=Plan(levels=levels), gflops=gflops, repeats=1, distance=figure, quality=figure, images_per_second=1
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, stdev
 
 import numpy as np
@@ -17,25 +17,19 @@ from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.policies import contender
 from elit_serve.bench.simulate.simulation import Run, simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
+from elit_serve.plans.estimate import Estimate
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand
 
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean over seeds, and the half width of its 95 % confidence interval (Student's t); None for one seed."""
-
-    mean: float
-    half_width: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        if len(values) < 2:
-            return cls(mean=fmean(values), half_width=None)
-        quantile = float(package("scipy.special").stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-        return cls(mean=fmean(values), half_width=quantile * stdev(values) / sqrt(len(values)))
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean over seeds, with Student's t for its interval, which one seed tells nothing of."""
+    if len(values) < 2:
+        return Estimate(value=fmean(values), half_width=inf)
+    quantile = float(package("scipy.special").stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    return Estimate(value=fmean(values), half_width=quantile * stdev(values) / sqrt(len(values)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +59,12 @@ class Row:
     p99_decision_us: float
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: NAME is the mean, NAME_ci half the width of its interval."""
+        """For JSON: NAME is the mean, NAME_ci half the width of its interval, null for one seed."""
         named: dict[str, object] = {}
         for name, value in self.__dict__.items():
-            named[name] = value.mean if isinstance(value, Estimate) else value
+            named[name] = value.value if isinstance(value, Estimate) else value
             if isinstance(value, Estimate):
-                named[f"{name}_ci"] = value.half_width
+                named[f"{name}_ci"] = value.half_width if value.has_interval else None
         return named
 
 
@@ -148,14 +142,14 @@ def _row(
         load=load,
         quality_curve=curve,
         seeds=len(runs),
-        attainment=Estimate.of([len(done) / count for done, count in zip(on_time, offered, strict=True)]),
-        accepted_attainment=Estimate.of(
+        attainment=over_seeds([len(done) / count for done, count in zip(on_time, offered, strict=True)]),
+        accepted_attainment=over_seeds(
             [len(done) / count if count else 1.0 for done, count in zip(on_time, accepted, strict=True)]
         ),
-        mean_quality=Estimate.of([fmean(values) if values else 0.0 for values in worth]),
-        effective_quality=Estimate.of(effective),
-        regret=Estimate.of([1 - value / bound for value, bound in zip(effective, bounds, strict=True)]),
-        bound=Estimate.of(bounds),
+        mean_quality=over_seeds([fmean(values) if values else 0.0 for values in worth]),
+        effective_quality=over_seeds(effective),
+        regret=over_seeds([1 - value / bound for value, bound in zip(effective, bounds, strict=True)]),
+        bound=over_seeds(bounds),
         p50_latency_ms=_percentile(latencies_ms, 50),
         p99_latency_ms=_percentile(latencies_ms, 99),
         mean_decision_us=fmean(decisions_us),

@@ -11,8 +11,9 @@ from rich import box
 from rich.table import Table
 
 from elit_serve.bench.bound.programme import package
-from elit_serve.bench.simulate.comparison import Estimate, Row
+from elit_serve.bench.simulate.comparison import Row
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.estimate import Estimate
 
 PICTURES = (".png", ".svg", ".pdf")
 BESIDE = 0.012  # of the width, between the lines of two policies
@@ -33,10 +34,10 @@ def comparison_table(title: str, rows: Sequence[Row]) -> Table:
         for row in group:
             table.add_row(
                 row.policy,
-                f"{100 * row.attainment.mean:.1f}",
-                f"{100 * row.accepted_attainment.mean:.2f}",
-                f"{row.mean_quality.mean:.3f}",
-                f"{row.effective_quality.mean:.3f}",
+                f"{100 * row.attainment.value:.1f}",
+                f"{100 * row.accepted_attainment.value:.2f}",
+                f"{row.mean_quality.value:.3f}",
+                f"{row.effective_quality.value:.3f}",
                 _percent(row.regret),
                 _latencies(row),
                 f"{row.p99_decision_us:.0f}",
@@ -71,7 +72,7 @@ def draw_comparison(rows: Sequence[Row], file: Path, title: str) -> None:
         axis.set_ylim(-2, 102)
         axis.set_xticks(sorted(set(loads)))
         axis.grid(alpha=0.3)
-    has_bars = any(row.regret.half_width is not None for row in rows)
+    has_bars = any(row.regret.has_interval for row in rows)
     figure.suptitle(f"{title}; bars: 95 % over the windows" if has_bars else title)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=150)
@@ -86,8 +87,8 @@ def check_drawable(file: Path) -> None:
 
 def _draw_line(axis: Any, rows: Sequence[Row], figure: str, index: int, beside: float) -> None:
     estimates: list[Estimate] = [getattr(row, figure) for row in rows]
-    means = [100 * estimate.mean for estimate in estimates]
-    reaches = [100 * (estimate.half_width or 0.0) for estimate in estimates]
+    means = [100 * estimate.value for estimate in estimates]
+    reaches = [100 * (estimate.half_width if estimate.has_interval else 0.0) for estimate in estimates]
     below = [min(reach, mean) for mean, reach in zip(means, reaches, strict=True)]
     above = [min(reach, 100 - mean) for mean, reach in zip(means, reaches, strict=True)]
     axis.errorbar(
@@ -105,8 +106,8 @@ def _draw_line(axis: Any, rows: Sequence[Row], figure: str, index: int, beside: 
 
 
 def _percent(estimate: Estimate) -> str:
-    spread = "" if estimate.half_width is None else f" ±{100 * estimate.half_width:.1f}"
-    return f"{100 * estimate.mean:.1f}{spread}"
+    spread = f" ±{100 * estimate.half_width:.1f}" if estimate.has_interval else ""
+    return f"{100 * estimate.value:.1f}{spread}"
 
 
 def _latencies(row: Row) -> str:

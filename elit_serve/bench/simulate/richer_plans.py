@@ -12,11 +12,12 @@ from statistics import fmean
 from rich import box
 from rich.table import Table
 
-from elit_serve.bench.simulate.comparison import Comparison, Estimate
+from elit_serve.bench.simulate.comparison import Comparison, over_seeds
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Outcome, simulate
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.estimate import Estimate
 from elit_serve.scheduler import ElasticPolicy, MeasuredPlan, PlanMenu, QualityTable, RequestScheduler
 from elit_serve.scheduler.requests import Demand, Refusal
 
@@ -56,7 +57,7 @@ class MenuRow:
     gain: Estimate
 
     def as_dict(self) -> dict[str, object]:
-        return {name: v.mean if isinstance(v, Estimate) else v for name, v in self.__dict__.items()}
+        return {name: v.value if isinstance(v, Estimate) else v for name, v in self.__dict__.items()}
 
 
 def menu_rows(comparison: Comparison) -> Iterator[MenuRow]:
@@ -75,10 +76,10 @@ def menu_rows(comparison: Comparison) -> Iterator[MenuRow]:
                     load=load,
                     quality_curve=curve,
                     menu=name,
-                    attainment=Estimate.of([len(done) / comparison.requests for done in on_time]),
-                    mean_quality=Estimate.of([fmean(done) if done else 0.0 for done in on_time]),
-                    effective_quality=Estimate.of(effective),
-                    gain=Estimate.of([ours - theirs for ours, theirs in zip(effective, alone, strict=True)]),
+                    attainment=over_seeds([len(done) / comparison.requests for done in on_time]),
+                    mean_quality=over_seeds([fmean(done) if done else 0.0 for done in on_time]),
+                    effective_quality=over_seeds(effective),
+                    gain=over_seeds([ours - theirs for ours, theirs in zip(effective, alone, strict=True)]),
                 )
 
 
@@ -95,10 +96,10 @@ def menu_table(rows: Sequence[MenuRow]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         figures = (row.mean_quality, row.effective_quality)
-        shares = [f"{figure.mean:.3f}" for figure in figures]
-        spread = "" if row.gain.half_width is None else f"±{row.gain.half_width:.3f}"
+        shares = [f"{figure.value:.3f}" for figure in figures]
+        spread = f"±{row.gain.half_width:.3f}" if row.gain.has_interval else ""
         table.add_row(
-            f"{row.load:g}", row.menu, f"{100 * row.attainment.mean:.1f}", *shares, f"{row.gain.mean:+.3f}{spread}"
+            f"{row.load:g}", row.menu, f"{100 * row.attainment.value:.1f}", *shares, f"{row.gain.value:+.3f}{spread}"
         )
     return table
 

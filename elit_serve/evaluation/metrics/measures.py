@@ -8,14 +8,14 @@ disjoint sets and 10.0 by halves, the kernel distance's 0.007 and 0.012.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import pstdev
 
 import torch
 from torch import Tensor
 
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 
 NUM_HALVES = 20
@@ -24,25 +24,6 @@ INTERVALS = (
     f"95 %, from the spread over {NUM_HALVES} random halves of the samples (delete-half jackknife); "
     "the photographs are taken as fixed"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure and half the width of its 95 % interval."""
-
-    value: float
-    half_width: float
-
-    @classmethod
-    def of(cls, whole: float, halves: Sequence[float]) -> Estimate:
-        """From the figure of all samples and those of random halves of them."""
-        return cls(value=whole, half_width=NORMAL_95 * pstdev(halves))
-
-    @classmethod
-    def mean(cls, estimates: Sequence[Estimate]) -> Estimate:
-        """The mean of independent estimates."""
-        half_width = math.sqrt(sum(each.half_width**2 for each in estimates)) / len(estimates)
-        return cls(value=fmean(each.value for each in estimates), half_width=half_width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +88,21 @@ class PlanMeasures:
             images_per_second=images_per_second,
             frechets=tuple(each.frechet.value for each in sets),
         )
+
+
+def from_halves(figures: Sequence[float]) -> Estimate:
+    """From a figure of all samples and those of random halves of them, as `whole_and_halves` orders them."""
+    whole, *halves = figures
+    return Estimate(value=whole, half_width=NORMAL_95 * pstdev(halves))
+
+
+def quality_of(distance: Estimate, floor: float) -> Estimate:
+    """floor / distance, at most 1: 1 is as close to the reference as unseen photographs are.
+
+    Its interval leaves out the floor's, which moves all qualities together.
+    """
+    value = min(1.0, floor / distance.value)
+    return Estimate(value=value, half_width=value * distance.half_width / distance.value)
 
 
 def whole_and_halves(n: int, device: torch.device, *, num_halves: int = NUM_HALVES) -> Tensor:

@@ -19,10 +19,11 @@ import elit_serve
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import device_name
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.metrics.measures import INTERVALS, Estimate, PlanMeasures
+from elit_serve.evaluation.metrics.measures import INTERVALS, PlanMeasures
 from elit_serve.evaluation.report.sheets import budget_sheet, evenly, nearest_sheet
 from elit_serve.evaluation.runs.evaluator import SEEDS_PER_REPEAT, Evaluator
 from elit_serve.evaluation.runs.throughput import SaturatedEngine
+from elit_serve.plans.estimate import Estimate
 from elit_serve.text.command_line import command_line
 
 SHOWN_CLASSES = 10
@@ -130,19 +131,15 @@ def as_markdown(evaluator: Evaluator, measured: Sequence[PlanMeasures], latents_
 
 def _cells(evaluator: Evaluator, scores: Any, nearest: Estimate) -> list[str]:
     cells = [
-        _shown(scores.frechet, 1),
+        scores.frechet.text(1),
         f"{scores.frechet.value / evaluator.floor.value:.2f}",
-        _shown(scores.kernel, 4),
-        _shown(scores.precision, 3),
-        _shown(scores.recall, 3),
+        scores.kernel.text(4),
+        scores.precision.text(3),
+        scores.recall.text(3),
     ]
     if scores.inception_score is not None:
-        cells.append(_shown(scores.inception_score, 2))
-    return [*cells, _shown(nearest, 2)]
-
-
-def _shown(estimate: Estimate, digits: int) -> str:
-    return f"{estimate.value:.{digits}f} ± {estimate.half_width:.{digits}f}"
+        cells.append(scores.inception_score.text(2))
+    return [*cells, nearest.text(2)]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -17,8 +17,9 @@ from markupsafe import Markup
 import elit_serve
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.charts import Chart, Point, Series
-from elit_serve.evaluation.report.page_data import Estimate, Measurements, Row, read_measurements
+from elit_serve.evaluation.report.page_data import Measurements, Row, read_measurements
 from elit_serve.files.opening import read_file
+from elit_serve.plans.estimate import Estimate
 
 PAGE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -74,10 +75,7 @@ def render(measured: Measurements, pictures: Sequence[Figure] = ()) -> str:
 
 def estimate_text(estimate: Estimate | None, digits: int = 1) -> str:
     """As `164.7 ± 1.1`; a dash for what was not measured."""
-    if estimate is None:
-        return "–"
-    spread = "" if estimate.half_width is None else f" ± {estimate.half_width:.{digits}f}"
-    return f"{estimate.value:.{digits}f}{spread}"
+    return "–" if estimate is None else estimate.text(digits)
 
 
 def answers(measured: Measurements) -> Iterator[str]:
@@ -98,7 +96,7 @@ def answers(measured: Measurements) -> Iterator[str]:
             f"With nothing but the level changed, level {low.level_text} scores {estimate_text(low.distance)} and "
             f"level {high.level_text} {estimate_text(high.distance)}: {_compared(low.distance, high.distance)}."
         )
-        alike = [row for row in by_level if row is not high and _overlap(row.distance, high.distance)]
+        alike = [row for row in by_level if row is not high and row.distance.overlaps(high.distance)]
         if alike:
             names = ", ".join(row.level_text for row in alike)
             yield f"This measure cannot tell level {names} from level {high.level_text}: their intervals overlap."
@@ -112,15 +110,9 @@ def answers(measured: Measurements) -> Iterator[str]:
 
 
 def _compared(low: Estimate, high: Estimate) -> str:
-    if _overlap(low, high):
+    if low.overlaps(high):
         return "no difference beyond the uncertainty"
     return f"{abs(low.value / high.value - 1):.0%} {'worse' if low.value > high.value else 'better'} at the lowest"
-
-
-def _overlap(one: Estimate, other: Estimate) -> bool:
-    if one.half_width is None or other.half_width is None:
-        return one.value == other.value
-    return abs(one.value - other.value) <= one.half_width + other.half_width
 
 
 def _by_level(measured: Measurements) -> list[Row]:
@@ -163,7 +155,7 @@ def _distance_by_level(row: Row) -> Point:
     return Point(
         x=row.mean_level,
         y=row.distance.value,
-        half_width=row.distance.half_width or 0.0,
+        half_width=row.distance.half_width,
         text=f"level {row.level_text}: {estimate_text(row.distance)}",
     )
 
@@ -197,7 +189,7 @@ def _quality_point(row: Row, field: str) -> Point:
     return Point(
         x=getattr(row, field),
         y=row.quality.value,
-        half_width=row.quality.half_width or 0.0,
+        half_width=row.quality.half_width,
         text=f"{row.name}: quality {estimate_text(row.quality, 3)}",
     )
 
@@ -218,7 +210,7 @@ def _guidance_chart(measured: Measurements) -> Figure | None:
                 Point(
                     x=row.scale,
                     y=row.distance.value,
-                    half_width=row.distance.half_width or 0.0,
+                    half_width=row.distance.half_width,
                     text=f"{row.guidance}: {estimate_text(row.distance)}",
                 )
                 for row in rows

@@ -11,19 +11,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elit_serve.errors import CheckpointError, DataError, InvalidInput
-from elit_serve.files.measurements import Latency, Quality, Uncertain, read_latency, read_quality
+from elit_serve.files.measurements import Latency, Quality, read_latency, read_quality
 from elit_serve.files.opening import read_file
 from elit_serve.files.validation import problems_in
+from elit_serve.plans.estimate import Estimate
 
 MAX_FILE_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A measured value and half the width of its confidence interval; None where it was measured once."""
-
-    value: float
-    half_width: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +90,6 @@ class _Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class _Value(_Lenient):
-    value: float
-    half_width: float
-
-    @property
-    def estimate(self) -> Estimate:
-        return Estimate(value=self.value, half_width=self.half_width)
-
-
 class _Guidance(_Lenient):
     method: str
     scale: float
@@ -122,15 +106,15 @@ class _Plan(_Lenient):
 class _Scored(_Lenient):
     """A set of pictures against the reference."""
 
-    frechet: _Value
-    kernel: _Value
-    precision: _Value
-    recall: _Value
-    inception_score: _Value | None = None
+    frechet: Estimate
+    kernel: Estimate
+    precision: Estimate
+    recall: Estimate
+    inception_score: Estimate | None = None
 
 
 class _Floors(_Scored):
-    nearest_ratio: _Value
+    nearest_ratio: Estimate
 
 
 class _Evaluated(_Scored):
@@ -186,14 +170,14 @@ def read_measurements(folder: Path) -> Measurements:
     first = evaluation or quality
     assert first is not None
     floor = evaluation.floor.frechet if evaluation else first.floor
-    assert isinstance(floor, _Value | Uncertain)
+    assert isinstance(floor, Estimate)
     return Measurements(
         model=first.model,
         model_hash=first.model_hash,
         metric=first.metric,
         num_samples=first.num_samples,
-        floor=Estimate(value=floor.value, half_width=floor.half_width),
-        floor_scores=_scores(evaluation.floor, evaluation.floor.nearest_ratio.estimate) if evaluation else None,
+        floor=floor,
+        floor_scores=_scores(evaluation.floor, evaluation.floor.nearest_ratio) if evaluation else None,
         evaluated=tuple(map(_evaluated_row, evaluation.plans)) if evaluation else (),
         swept=_swept_rows(quality, latency) if quality else (),
         protocol=tuple(_protocol(evaluation, quality)),
@@ -257,7 +241,7 @@ def _evaluated_row(measured: _Evaluated) -> Row:
         method=guidance.method,
         scale=1.0 if guidance.method == "none" else guidance.scale,
         sampled_like=(guidance_text(guidance), len(plan.levels), plan.time_shift),
-        distance=measured.frechet.estimate,
+        distance=measured.frechet,
         scores=_scores(measured, Estimate(value=measured.nearest_ratio, half_width=measured.nearest_half_width)),
         images_per_second=measured.images_per_second,
     )
@@ -265,10 +249,10 @@ def _evaluated_row(measured: _Evaluated) -> Row:
 
 def _scores(measured: _Scored, nearest_ratio: Estimate) -> Scores:
     return Scores(
-        kernel=measured.kernel.estimate,
-        precision=measured.precision.estimate,
-        recall=measured.recall.estimate,
-        inception_score=measured.inception_score.estimate if measured.inception_score else None,
+        kernel=measured.kernel,
+        precision=measured.precision,
+        recall=measured.recall,
+        inception_score=measured.inception_score,
         nearest_ratio=nearest_ratio,
     )
 
@@ -288,8 +272,8 @@ def _swept_rows(quality: Quality, latency: Latency | None) -> tuple[Row, ...]:
                 method=plan.guidance.method,
                 scale=1.0 if plan.guidance.method == "none" else plan.guidance.scale,
                 sampled_like=(guidance_text(plan.guidance), plan.steps, plan.time_shift),
-                distance=Estimate(value=plan.distance.value, half_width=plan.distance.half_width),
-                quality=Estimate(value=plan.quality.value, half_width=plan.quality.half_width),
+                distance=plan.distance,
+                quality=plan.quality,
                 gflops=plan.gflops,
                 time_ms=time_ms,
                 on_front=plan.on_front,

@@ -16,11 +16,12 @@ from elit_serve.engine.profile.profiler import device_name
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features.extractors import Described, FeatureExtractor
 from elit_serve.evaluation.features.feature_cache import FeatureCache, Sampled
-from elit_serve.evaluation.metrics.measures import Estimate, MeasuredSet, PlanMeasures, Scores
+from elit_serve.evaluation.metrics.measures import MeasuredSet, PlanMeasures, Scores
 from elit_serve.evaluation.runs.background import in_background
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.sampler import Sampler
 from elit_serve.evaluation.runs.scoring import Scorer
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 
 PICTURES_AT_ONCE = 4096  # on the host, sampled without anything between, and then described

@@ -12,10 +12,11 @@ from elit_serve.evaluation.features.extractors import Described
 from elit_serve.evaluation.metrics.frechet import FeatureStatistics, FrechetReference
 from elit_serve.evaluation.metrics.inception_score import inception_scores
 from elit_serve.evaluation.metrics.kernel import KernelReference
-from elit_serve.evaluation.metrics.measures import Estimate, Scores, whole_and_halves
+from elit_serve.evaluation.metrics.measures import Scores, from_halves, whole_and_halves
 from elit_serve.evaluation.metrics.nearest import nearest
 from elit_serve.evaluation.metrics.precision_recall import ManifoldReference
 from elit_serve.evaluation.runs.reference import Reference
+from elit_serve.plans.estimate import Estimate
 
 
 class Scorer:
@@ -57,7 +58,7 @@ class Scorer:
         """
         samples = described.features.to(self._device).double()  # [n, F]
         prepared = self._frechet.prepared(samples, whole_and_halves(len(samples), samples.device))
-        return lambda: _estimate(prepared.distances())
+        return lambda: from_halves(prepared.distances())
 
     def score(self, described: Described) -> Scores:
         """Every metric, each with an interval from random halves of the pictures."""
@@ -67,16 +68,12 @@ class Scorer:
         ratios = [float(neighbours.nearest[inside].median()) / self._held_out_nearest for inside in member]
         scores = None
         if described.logits is not None:
-            scores = _estimate(inception_scores(described.logits.to(samples.device), member))
+            scores = from_halves(inception_scores(described.logits.to(samples.device), member))
         return Scores(
-            frechet=_estimate(self._frechet.distances(samples, member)),
-            kernel=_estimate(self._kernel.distances(samples, member)),
-            precision=_estimate(neighbours.precisions),
-            recall=_estimate(neighbours.recalls),
+            frechet=from_halves(self._frechet.distances(samples, member)),
+            kernel=from_halves(self._kernel.distances(samples, member)),
+            precision=from_halves(neighbours.precisions),
+            recall=from_halves(neighbours.recalls),
             inception_score=scores,
-            nearest_ratio=_estimate(ratios),
+            nearest_ratio=from_halves(ratios),
         )
-
-
-def _estimate(figures: list[float]) -> Estimate:
-    return Estimate.of(figures[0], figures[1:])

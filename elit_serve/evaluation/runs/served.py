@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,13 +25,14 @@ from elit_serve.engine.executor.slots import Executor, ImageTask
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.features.extractors import Described, FeatureExtractor
+from elit_serve.evaluation.metrics.measures import quality_of
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.sampler import Step, steps_of
 from elit_serve.evaluation.runs.scoring import Scorer
 from elit_serve.evaluation.runs.sweep import plan_name
-from elit_serve.files.measurements import Uncertain
 from elit_serve.files.opening import read_text
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.sampling import initial_noise
@@ -54,8 +55,8 @@ class ServedError:
     num_plans: int
     num_samples: int
     mean_level: float
-    distance: Uncertain
-    measured: Uncertain
+    distance: Estimate
+    measured: Estimate
     interpolated: float
     psnr_db: float
     feature_distance: float
@@ -65,10 +66,7 @@ class ServedError:
         return self.interpolated - self.measured.value
 
     def as_dict(self) -> dict[str, Any]:
-        figures = {
-            name: value.model_dump() if isinstance(value, Uncertain) else value for name, value in self.__dict__.items()
-        }
-        return {**figures, "error": self.error}
+        return {**asdict(self), "error": self.error}
 
 
 def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
@@ -110,14 +108,13 @@ def measure_served(
     best = remake(pipeline, full, classes, seeds, batch_size=evaluator.batch_size)
     features, best_features = (_features(extractor, each, evaluator.batch_size) for each in (pictures, best))
     distance = Scorer(reference, pipeline.device).frechet(Described(features=features))()
-    quality = min(1.0, evaluator.floor.value / distance.value)
     return ServedError(
         num_served=len(served),
         num_plans=len(set(served)),
         num_samples=len(plans),
         mean_level=fmean(plan.mean_level for plan in plans),
-        distance=Uncertain(value=distance.value, half_width=distance.half_width),
-        measured=Uncertain(value=quality, half_width=quality * distance.half_width / distance.value),
+        distance=distance,
+        measured=quality_of(distance, evaluator.floor.value),
         interpolated=fmean(interpolated),
         psnr_db=_mean_psnr_db(pictures, best),
         feature_distance=_mean_distance(features, best_features) / _mean_distance(features, features.roll(1, 0)),

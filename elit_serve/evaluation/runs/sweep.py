@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import hypot
 from typing import Protocol
 
 from elit_serve.errors import InvalidInput
-from elit_serve.files.measurements import MeasuredGuidance, PlanQuality, Uncertain
+from elit_serve.evaluation.metrics.measures import MeasuredSet, quality_of
+from elit_serve.files.measurements import MeasuredGuidance, PlanQuality
 from elit_serve.nn import BackboneSpec, flops_forward
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -23,31 +24,13 @@ from elit_serve.plans.plan import Plan
 Told = Callable[[str], None]
 
 
-class EstimateLike(Protocol):
-    """A value with the half width of its 95 % interval."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def half_width(self) -> float: ...
-
-
-class SetLike(Protocol):
-    """What is measured of one set of pictures; images_per_second is of sampling alone."""
-
-    @property
-    def frechet(self) -> EstimateLike: ...
-    @property
-    def images_per_second(self) -> float: ...
-
-
 class PlanEvaluator(Protocol):
     """Measures plans; what it has measured before, it remembers."""
 
     @property
-    def floor(self) -> EstimateLike: ...
+    def floor(self) -> Estimate: ...
 
-    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[SetLike]:
+    def distances(self, sets: Iterable[tuple[Plan, int]]) -> Iterator[MeasuredSet]:
         """Of one set of pictures for each (plan, repeat), in this order; it may work on the next set already."""
 
 
@@ -90,30 +73,22 @@ class Point:
     plan: Plan
     gflops: float
     repeats: int
-    distance: Uncertain
-    quality: Uncertain
+    distance: Estimate
+    quality: Estimate
     images_per_second: float
 
     def with_more(self, other: Point) -> Point:
         """The mean with another measurement of the plan, by other seeds."""
         repeats = self.repeats + other.repeats
-        shares = self.repeats / repeats, other.repeats / repeats
-
-        def mean(one: Uncertain, two: Uncertain) -> Uncertain:
-            value = shares[0] * one.value + shares[1] * two.value
-            return Uncertain(value=value, half_width=hypot(shares[0] * one.half_width, shares[1] * two.half_width))
-
-        distance, quality = mean(self.distance, other.distance), mean(self.quality, other.quality)
-        rate = 1 / (shares[0] / self.images_per_second + shares[1] / other.images_per_second)
-        return replace(self, repeats=repeats, distance=distance, quality=quality, images_per_second=rate)
-
-    @property
-    def best(self) -> float:
-        return self.quality.value + self.quality.half_width
-
-    @property
-    def worst(self) -> float:
-        return self.quality.value - self.quality.half_width
+        weights = self.repeats, other.repeats
+        rate = repeats / (self.repeats / self.images_per_second + other.repeats / other.images_per_second)
+        return replace(
+            self,
+            repeats=repeats,
+            distance=Estimate.mean([self.distance, other.distance], weights),
+            quality=Estimate.mean([self.quality, other.quality], weights),
+            images_per_second=rate,
+        )
 
 
 def run_sweep(
@@ -148,7 +123,7 @@ def run_sweep(
         doubtful = [point for point in in_doubt(tuple(points.values())) if point.repeats < max_repeats]
         if not doubtful:
             break
-        doubtful.sort(key=lambda point: (point.repeats, -point.best))
+        doubtful.sort(key=lambda point: (point.repeats, -point.quality.high))
         for more in measured([(point.plan, point.repeats) for point in doubtful[:left]]):
             points[more.plan] = points[more.plan].with_more(more)
             left -= 1
@@ -160,9 +135,9 @@ def in_doubt(points: Sequence[Point]) -> list[Point]:
     """Those that may lie on the front: nothing as cheap is surely better."""
     surely, found = 0.0, []
     for point in sorted(points, key=lambda point: (point.gflops, -point.quality.value)):
-        if point.best > surely:
+        if point.quality.high > surely:
             found.append(point)
-        surely = max(surely, point.worst)
+        surely = max(surely, point.quality.low)
     return found
 
 
@@ -173,14 +148,9 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     """
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.gflops, -point.quality.value)):
-        if all(_is_surely_better(point, other) for other in front):
+        if all(point.quality.is_surely_above(other.quality) for other in front):
             front.append(point)
     return front
-
-
-def _is_surely_better(point: Point, other: Point) -> bool:
-    doubt = hypot(point.quality.half_width, other.quality.half_width)
-    return point.quality.value - other.quality.value > doubt
 
 
 def recommended(points: Sequence[Point], usual_gflops: float) -> Point:
@@ -284,15 +254,13 @@ def record_of(point: Point, *, on_front: bool) -> PlanQuality:
     )
 
 
-def _point(plan: Plan, found: SetLike, floor: float, spec: BackboneSpec) -> Point:
+def _point(plan: Plan, found: MeasuredSet, floor: float, spec: BackboneSpec) -> Point:
     """One set of pictures."""
-    distance = found.frechet
-    quality = min(1.0, floor / distance.value)
     return Point(
         plan=plan,
         gflops=plan_gflops(plan, spec),
         repeats=1,
-        distance=Uncertain(value=distance.value, half_width=distance.half_width),
-        quality=Uncertain(value=quality, half_width=quality * distance.half_width / distance.value),
+        distance=found.frechet,
+        quality=quality_of(found.frechet, floor),
         images_per_second=found.images_per_second,
     )

@@ -28,7 +28,7 @@ from elit_serve.evaluation.runs.sweep import (
 )
 from elit_serve.evaluation.runs.throughput import SaturatedEngine
 from elit_serve.files.config import GuidanceConfig, SamplingConfig
-from elit_serve.files.measurements import Latency, Quality, Uncertain
+from elit_serve.files.measurements import Latency, Quality
 from elit_serve.plans.plan import Plan
 
 
@@ -118,7 +118,7 @@ def quality_of(
         features_sha256=facts.features_sha256,
         reference=facts.reference,
         num_samples=facts.num_samples,
-        floor=Uncertain(value=evaluator.floor.value, half_width=evaluator.floor.half_width),
+        floor=evaluator.floor,
         levels=level_curve(points, default),
         default=plan_name(default),
         plans=tuple(record_of(point, on_front=point.plan in front) for point in ordered),
@@ -134,8 +134,7 @@ def front_table(quality: Quality) -> Table:
     for column in ("GFLOP", quality.metric, "quality", "repeats"):
         table.add_column(column, justify="right")
     for plan in quality.front:
-        figures = [f"{figure.value:.{digits}f} ± {figure.half_width:.{digits}f}" for figure, digits in (
-            (plan.distance, 1), (plan.quality, 3))]  # fmt: skip
+        figures = plan.distance.text(1), plan.quality.text(3)
         table.add_row(plan.name, f"{plan.gflops:.0f}", *figures, str(plan.repeats))
     return table
 
