@@ -1,6 +1,6 @@
 """What is done with pictures: cropping, encoding with provenance inside the file, grids.
 
-Knows Pillow and nothing else of elit-serve but its errors.
+Knows Pillow and nothing else of elit-serve but its errors and the names of formats.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from elit_serve.errors import InvalidInput
-
-OutputFormat = Literal["png", "jpeg", "webp"]
-OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
-FILE_QUALITY = 95  # of JPEG and lossy WebP, of at most 100
+from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS, OutputFormat
 
 TEXT_PX = 13
 MIN_CELL_PX = 128  # in labelled grids

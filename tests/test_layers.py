@@ -17,6 +17,9 @@ import pytest
         "elit_serve.scheduler",
         "elit_serve.pictures",
         "elit_serve.bench.simulate.compare",
+        "elit_serve.server.schemas",
+        "elit_serve.server.openai.schemas",
+        "elit_serve.server.settings",
     ],
 )
 def test_it_is_imported_without_torch(module: str) -> None:

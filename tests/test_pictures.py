@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat, encode, fit, grid, labelled, read_facts
+from elit_serve.pictures import encode, fit, grid, labelled, read_facts
+from elit_serve.plans.formats import OUTPUT_FORMATS, OutputFormat
 
 FACTS = {"label": "tulip", "seed": 7, "levels": [4, 4, 1], "guidance": {"scale": 2.5}}
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final, Literal, get_args
+from typing import Any
 
 import safetensors.torch
 from PIL import Image
 from torch import Tensor
 
-from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS, encode
+from elit_serve.pictures import encode
+from elit_serve.plans.formats import FILE_QUALITY, LATENT, AnswerFormat
 
-AnswerFormat = Literal["png", "jpeg", "webp", "safetensors"]
-
-LATENT: Final = "safetensors"
-ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
 FACTS_KEY = "elit-serve"  # one key, as in a PNG: safetensors writes several in no fixed order
-
-
-def answer_formats(is_latent: bool) -> tuple[AnswerFormat, ...]:
-    """What a model can be asked for, the default first."""
-    return (LATENT,) if is_latent else OUTPUT_FORMATS
 
 
 def encode_sample(

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from elit_serve.engine.encoding import AnswerFormat
 from elit_serve.engine.executor.slots import ImageTask
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.pictures import FILE_QUALITY
+from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.sampling import initial_noise

@@ -21,14 +21,12 @@ from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.nn.quantized import quantize_
-from elit_serve.pictures import OutputFormat, encode, format_of, write_file
+from elit_serve.pictures import encode, format_of, write_file
+from elit_serve.plans.bounds import MAX_SEED, MAX_STEPS
+from elit_serve.plans.formats import OutputFormat
 from elit_serve.plans.guidance import Guidance
-from elit_serve.plans.levels import check_level, level_of_budget
 from elit_serve.plans.plan import Plan
 from elit_serve.sampling import initial_noise, sample
-
-MAX_SEED = 2**63 - 1
-MAX_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +61,7 @@ class Pipeline:
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, quantize: str | None = None
     ) -> None:
         self.config = checkpoint.config
+        self.budgets = self.config.budgets
         self.model_hash = checkpoint.model_hash
         self.quality = checkpoint.quality
         self.path = checkpoint.path
@@ -143,7 +142,7 @@ class Pipeline:
         defaults = self.config.sampling
         guidance = guidance or defaults.guidance.guidance()
         if guidance.method in ("ag", "ccfg"):
-            check_level(guidance.weak_level, self.config.levels, field="guidance.weak_level")
+            self.budgets.check(guidance.weak_level, field="guidance.weak_level")
         if levels is not None:
             if budget is not None:
                 raise InvalidInput("budget", budget, "levels already say the budget of every step; leave it out")
@@ -153,14 +152,12 @@ class Pipeline:
                 )
             if len(levels) > MAX_STEPS:
                 raise InvalidInput("levels", f"{len(levels)} levels", f"one per step, at most {MAX_STEPS}")
-            chosen = tuple(check_level(level, self.config.levels) for level in levels)
+            chosen = tuple(self.budgets.check(level) for level in levels)
         else:
             num_steps = defaults.steps if steps is None else steps
             if not 1 <= num_steps <= MAX_STEPS:
                 raise InvalidInput("steps", num_steps, f"between 1 and {MAX_STEPS}")
-            level = level_of_budget(
-                1.0 if budget is None else budget, self.config.levels, self.config.spec.latents_per_group
-            )
+            level = self.budgets.level_of(1.0 if budget is None else budget)
             chosen = (level,) * num_steps
         return Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift)
 
@@ -175,9 +172,7 @@ class Pipeline:
         """Guidance from what a caller gives; the model's recommended sampling fills the rest."""
         fields: dict[str, Any] = {"method": method, "scale": scale, "interval": interval}
         if weak_budget is not None:
-            fields["weak_level"] = level_of_budget(
-                weak_budget, self.config.levels, self.config.spec.latents_per_group, field="guidance.weak_budget"
-            )
+            fields["weak_level"] = self.budgets.level_of(weak_budget, field="guidance.weak_budget")
         given = {name: value for name, value in fields.items() if value is not None}
         return replace(self.config.sampling.guidance.guidance(), **given)
 

@@ -6,10 +6,11 @@ import logging
 
 import torch
 
-from elit_serve.engine.encoding import answer_formats, encode_sample
+from elit_serve.engine.encoding import encode_sample
 from elit_serve.engine.executor.slots import Executor, ImageTask
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import GenerationFailed
+from elit_serve.plans.formats import answer_formats
 from elit_serve.plans.guidance import Guidance
 from elit_serve.scheduler.requests import Launch
 

@@ -148,7 +148,7 @@ class JobDesk:
         if body.n > service.settings.max_queue:
             raise InvalidInput("n", body.n, f"at most {service.settings.max_queue}, which may wait for the engine")
         if service.arrival_log is not None:
-            service.arrival_log.record(body, made, service.pipeline.config.spec.latents_per_group)
+            service.arrival_log.record(body, made, service.pipeline.budgets)
 
     def _store_waiting(self, job: StoredJob) -> None:
         if self._store.num_waiting() >= self._service.settings.max_jobs:

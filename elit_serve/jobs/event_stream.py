@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from elit_serve.engine.encoding import AnswerFormat
 from elit_serve.engine.order import StepRun
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.jobs.desk import JobDesk
 from elit_serve.jobs.events import Follower, JobEvent
 from elit_serve.jobs.schemas import JobInfo, JobPreview, JobStarted, JobStep
 from elit_serve.jobs.states import ENDED
+from elit_serve.plans.formats import AnswerFormat
 from elit_serve.server.event_response import EventResponse
 from elit_serve.server.event_stream import KEEP_ALIVE_S
 from elit_serve.text.digits import whole_number

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
-from elit_serve.engine.encoding import ANSWER_FORMATS
 from elit_serve.jobs.desk import JobDesk
 from elit_serve.jobs.event_stream import END, JobEventStream
 from elit_serve.jobs.schemas import PREFIX, JobInfo, JobList, JobPreview, JobRequest, JobStarted, JobStep
 from elit_serve.jobs.states import ENDED, ID_LENGTH, JobState
+from elit_serve.plans.formats import ANSWER_FORMATS
 from elit_serve.server import problems
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.generation import form_of

@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from elit_serve.engine.encoding import AnswerFormat
 from elit_serve.errors import StoreUnavailable
 from elit_serve.jobs.states import JobState, StoredJob
+from elit_serve.plans.formats import AnswerFormat
 from elit_serve.server.schemas import (
     Base64File,
     GenerateFacts,

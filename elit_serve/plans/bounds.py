@@ -1,4 +1,4 @@
-"""How far numbers may go that come from files, whoever reads them; each lies far beyond whatever makes sense.
+"""How far numbers from files and callers may go, whoever reads them; each lies far beyond whatever makes sense.
 
 What lies beyond would take all memory, divide by zero or overflow somewhere else, where nobody knows the file any more.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 MAX_LEVEL = 1 << 24  # latents of a group that is all of the largest sample, 4096 x 4096
 MAX_TOKENS = 1 << 16  # of a sample, padding included: 4096 x 4096 pixels in patches of 16
 MAX_STEPS = 1000  # of a picture
+MAX_SEED = 2**63 - 1
 MIN_TIME_SHIFT, MAX_TIME_SHIFT = 0.01, 100.0  # far below, the time grid divides by zero
 MAX_GUIDANCE_SCALE = 1000.0
 MAX_BATCH = 4096  # of a step: cost tables hold every batch up to the largest

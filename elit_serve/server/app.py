@@ -23,6 +23,7 @@ from elit_serve.errors import EngineStopped
 from elit_serve.files.measurements import Quality
 from elit_serve.jobs.desk import JobDesk
 from elit_serve.jobs.routes import router as jobs_router
+from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import groups, openapi_document
@@ -66,9 +67,7 @@ def create_app(
     routers = (router, model_router, openai_router, jobs_router, live_router, page_router())
     all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     paths = [route.path for route in all_routes]
-    metrics = Metrics(
-        levels=pipeline.config.levels, latents_per_group=pipeline.config.spec.latents_per_group, routes=paths
-    )
+    metrics = Metrics(budgets=pipeline.budgets, routes=paths)
     cost = replace(cost, overhead_ms=cost.overhead_ms + settings.response_ms)
     quality = pipeline.quality
     scheduler = open_scheduler(settings, cost, quality)
@@ -80,7 +79,7 @@ def create_app(
     arrival_log = None
     if settings.arrival_log is not None:
         arrival_log = ArrivalLog(Path(settings.arrival_log), max_bytes=settings.arrival_log_bytes, clock=clock)
-    tracing = open_tracing(settings, clock, pipeline.config.spec.latents_per_group)
+    tracing = open_tracing(settings, clock, pipeline.budgets)
 
     app: FastAPI = FastAPIOffline(
         title="elit-serve",
@@ -154,13 +153,13 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
             await run_in_threadpool(tracing.stop)
 
 
-def open_tracing(settings: Settings, clock: Clock, latents_per_group: int) -> Tracing | None:
+def open_tracing(settings: Settings, clock: Clock, budgets: Budgets) -> Tracing | None:
     """None unless it is asked for. Raises `MissingPackage` where the extra that it needs is not installed."""
     if settings.otlp_endpoint is None:
         return None
     from elit_serve.server.watching.tracing import Tracing
 
-    return Tracing(settings.otlp_endpoint, clock=clock, latents_per_group=latents_per_group)
+    return Tracing(settings.otlp_endpoint, clock=clock, budgets=budgets)
 
 
 def open_scheduler(settings: Settings, cost: CostTable, quality: Quality | None) -> RequestScheduler:

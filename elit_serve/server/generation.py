@@ -10,13 +10,14 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from elit_serve.engine.encoding import AnswerFormat, answer_formats
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.order import ImageOutcome, Job, Outcome, draw_noise
-from elit_serve.engine.pipeline import MAX_SEED, Pipeline
+from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.bounds import MAX_SEED
+from elit_serve.plans.formats import AnswerFormat, answer_formats
 from elit_serve.plans.guidance import Guidance
-from elit_serve.plans.levels import budget_of_level, level_of_budget
+from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
@@ -145,7 +146,7 @@ def _guidance(request: GuidanceRequest, pipeline: Pipeline) -> Guidance:
         weak_budget=request.weak_budget,
         interval=None if request.interval is None else (request.interval[0], request.interval[1]),
     )
-    if request.weak_budget is not None and guidance.method not in ("ag", "ccfg"):
+    if request.weak_budget is not None and not guidance.has_weak_level:
         raise InvalidInput(
             "guidance.weak_budget", request.weak_budget, f"only ccfg and ag have a weak pass, not {guidance.method}"
         )
@@ -154,20 +155,20 @@ def _guidance(request: GuidanceRequest, pipeline: Pipeline) -> Guidance:
 
 def usable_levels(plan: Plan, levels: Sequence[int]) -> tuple[int, ...]:
     """Those of `levels` that a policy may give this plan; autoguidance needs one above its weak level."""
-    lowest = plan.guidance.weak_level + 1 if plan.guidance.method == "ag" else 1
-    return tuple(level for level in levels if level >= lowest)
+    return tuple(level for level in levels if level >= plan.guidance.min_level)
 
 
 def _bounds(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> tuple[int, int]:
     """The lowest and the highest level that the scheduler may pick."""
     levels = usable_levels(plan, pipeline.config.levels)
+    usable = replace(pipeline.budgets, levels=levels)
     bounds = {"min_budget": levels[0], "max_budget": levels[-1]}
     for field in bounds:
         share = getattr(request, field)
         if share is not None and (request.budget is not None or request.levels is not None):
             raise InvalidInput(field, share, "the compute is already fixed by budget or levels; leave it out")
         if share is not None:
-            bounds[field] = level_of_budget(share, levels, pipeline.config.spec.latents_per_group, field=field)
+            bounds[field] = usable.level_of(share, field=field)
     low, high = bounds["min_budget"], bounds["max_budget"]
     if low > high:
         raise InvalidInput("min_budget", request.min_budget, f"at most max_budget, {request.max_budget}")
@@ -187,7 +188,7 @@ def answer(
         class_id=job.class_id,
         output_format=form.output_format,
         steps=job.num_steps,
-        guidance=guidance_used(job.guidance, pipeline.config.spec.latents_per_group),
+        guidance=guidance_used(job.guidance, pipeline.budgets),
         priority=request.priority,
         latency_ms=request.latency_ms,
         promised=job.is_hard,
@@ -202,8 +203,8 @@ def answer(
     )
 
 
-def guidance_used(guidance: Guidance, latents_per_group: int) -> GuidanceUsed:
-    weak_budget = budget_of_level(guidance.weak_level, latents_per_group) if guidance.method in ("ag", "ccfg") else None
+def guidance_used(guidance: Guidance, budgets: Budgets) -> GuidanceUsed:
+    weak_budget = budgets.of_level(guidance.weak_level) if guidance.has_weak_level else None
     return GuidanceUsed(
         method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=list(guidance.interval)
     )
@@ -215,7 +216,7 @@ def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
         b64_json=image.file,
         seed=image.seed,
         level=whole(mean_level),
-        budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),
+        budget=pipeline.budgets.of_level(mean_level),
         levels=list(image.levels),
         quality=rounded(picture_quality(pipeline, job, image.levels)),
         queue_ms=round(image.queue_ms, 3),

@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from elit_serve.errors import ModelNotFound
-from elit_serve.plans.levels import budget_of_level
 from elit_serve.server.generation import quality_of, usable_levels
 from elit_serve.server.groups import Group
 from elit_serve.server.openai.schemas import OpenAIError
@@ -57,7 +56,7 @@ def _levels(service: Service) -> list[LevelInfo]:
     return [
         LevelInfo(
             level=level,
-            budget=budget_of_level(level, config.spec.latents_per_group),
+            budget=service.pipeline.budgets.of_level(level),
             latency_ms=costs_ms.get(level),
             quality=quality_of(service.pipeline, plan.at_level(level)),
         )

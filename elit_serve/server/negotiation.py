@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
 
-from elit_serve.engine.encoding import LATENT, AnswerFormat
 from elit_serve.errors import InvalidInput
-from elit_serve.pictures import OUTPUT_FORMATS
+from elit_serve.plans.formats import LATENT, OUTPUT_FORMATS, AnswerFormat
 
 JSON = "application/json"
 MAX_MEDIA_TYPES = 100  # a browser names eight; a head has room for thirty thousand

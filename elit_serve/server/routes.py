@@ -9,17 +9,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import elit_serve
-from elit_serve.engine.encoding import ANSWER_FORMATS
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
+from elit_serve.plans.formats import ANSWER_FORMATS
 from elit_serve.server import problems
+from elit_serve.server.forecast import plan_answer
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of
 from elit_serve.server.groups import Group
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
 from elit_serve.server.middleware.auth import owner_of
 from elit_serve.server.middleware.bodies import BodyRoute
 from elit_serve.server.negotiation import media_type_of
-from elit_serve.server.planning import plan_answer
 from elit_serve.server.schemas import (
     GenerateRequest,
     GenerateResponse,

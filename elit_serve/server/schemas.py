@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from elit_serve.engine.encoding import AnswerFormat
-from elit_serve.engine.pipeline import MAX_SEED, MAX_STEPS
+from elit_serve.plans.bounds import MAX_SEED, MAX_STEPS
+from elit_serve.plans.formats import AnswerFormat
 from elit_serve.plans.guidance import GuidanceMethod
 
 Share = Annotated[float, Field(gt=0, le=1)]

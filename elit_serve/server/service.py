@@ -18,7 +18,7 @@ from elit_serve.engine.order import Job, Outcome, Preview, StepRun
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import ElitError, Overloaded, ShareExceeded
-from elit_serve.pictures import FILE_QUALITY
+from elit_serve.plans.formats import FILE_QUALITY
 from elit_serve.scheduler import CostTable
 from elit_serve.server.generation import Form, answer, job_of, open_plans_of, picture_quality
 from elit_serve.server.middleware.shares import FairShares
@@ -88,7 +88,7 @@ async def take(
         job = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
         job = replace(job, owner=owner, file_quality=file_quality, num_previews=num_previews)
         if service.arrival_log is not None:
-            service.arrival_log.record(body, job, service.pipeline.config.spec.latents_per_group)
+            service.arrival_log.record(body, job, service.pipeline.budgets)
         return admit(service, body, form, job, on_preview=on_preview)
 
     return await to_thread.run_sync(taken, limiter=service.admission)

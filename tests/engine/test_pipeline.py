@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 import elit_serve
 from elit_serve.engine.checkpoint import write_checkpoint
-from elit_serve.engine.pipeline import MAX_SEED, MAX_STEPS, Pipeline, choose_device, save_image
+from elit_serve.engine.pipeline import Pipeline, choose_device, save_image
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.files.config import ModelConfig
 from elit_serve.pictures import read_facts
+from elit_serve.plans.bounds import MAX_SEED, MAX_STEPS
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 

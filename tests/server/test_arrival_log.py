@@ -37,11 +37,11 @@ Record = Callable[..., None]  # of a log, when in the clock's seconds, and the f
 
 @pytest.fixture
 def record(tiny_pipeline: Pipeline) -> Record:
-    form, latents = Form(output_format="png", is_bare=False), tiny_pipeline.config.spec.latents_per_group
+    form, budgets = Form(output_format="png", is_bare=False), tiny_pipeline.budgets
 
     def record(log: ArrivalLog, arrived_s: float, **fields: object) -> None:
         request = GenerateRequest.model_validate({"label": "tulip", **fields})
-        log.record(request, job_of(request, form, tiny_pipeline, COST, Settings(), arrived_s=arrived_s), latents)
+        log.record(request, job_of(request, form, tiny_pipeline, COST, Settings(), arrived_s=arrived_s), budgets)
 
     return record
 

@@ -21,6 +21,7 @@ from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler import CostTable
 from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.settings import Settings
@@ -350,6 +351,7 @@ def test_without_the_extra_the_start_says_in_one_line_what_to_install() -> None:
 
 
 def test_variables_that_cannot_be_used_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets = Budgets(levels=(1, 2, 3, 4), latents_per_group=4)
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
     with pytest.raises(InvalidInput, match=r"^otlp_endpoint: .*an OTEL_ variable is wrong: max_export_batch_size"):
-        tracing.Tracing("http://localhost:4318", clock=MonotonicClock(), latents_per_group=4)
+        tracing.Tracing("http://localhost:4318", clock=MonotonicClock(), budgets=budgets)

@@ -8,7 +8,7 @@ from statistics import fmean
 from elit_serve.engine.order import Preview
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput, ModelNotFound
-from elit_serve.pictures import OUTPUT_FORMATS, OutputFormat
+from elit_serve.plans.formats import OUTPUT_FORMATS, OutputFormat
 from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai.schemas import (
     CompletedEvent,

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from elit_serve.engine.order import Outcome, Preview
-from elit_serve.pictures import FILE_QUALITY, OUTPUT_FORMATS
+from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.event_stream import EventStream, PreviewQueue
 from elit_serve.server.faults import fault_of

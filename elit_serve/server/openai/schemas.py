@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from elit_serve.pictures import OutputFormat
+from elit_serve.plans.formats import OutputFormat
 from elit_serve.server.schemas import Base64File, GeneratedImage, GenerateFacts, ImageFacts, RequestBody, Wishes
 
 QualityPreset = Literal["low", "medium", "high"]

@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from elit_serve.engine.in_flight import InFlight, PictureInFlight
 from elit_serve.engine.worker import Worker
-from elit_serve.plans.levels import budget_of_level
 from elit_serve.server.event_response import EventResponse
 from elit_serve.server.event_schema import event_stream_content
 from elit_serve.server.groups import Group
@@ -104,13 +103,13 @@ def load_of(service: Service) -> Load:
     """A snapshot."""
     pipeline, worker, metrics = service.pipeline, service.worker, service.metrics
     now = worker.in_flight(MAX_PICTURES)
-    counters, latents_per_group = now.counters, pipeline.config.spec.latents_per_group
+    counters = now.counters
     totals = Totals(
         pictures=counters.delivered,
         promises_kept=counters.kept,
         promises_missed=counters.missed,
         granted_steps=counters.granted_steps,
-        granted_budget=budget_of_level(counters.granted_levels, latents_per_group),
+        granted_budget=pipeline.budgets.of_level(counters.granted_levels),
         device_s=_sum_of(metrics.step_seconds),
         refusals=_counts_of(metrics.refusals),
     )

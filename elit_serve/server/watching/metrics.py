@@ -24,7 +24,7 @@ from elit_serve.clock import Clock
 from elit_serve.engine.order import Outcome
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
-from elit_serve.plans.levels import budget_of_level
+from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.requests import Launch
 from elit_serve.server.middleware.answer_status import CLIENT_GONE, AnswerStatus
 
@@ -62,8 +62,8 @@ class Metrics(Observer):
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, *, levels: Sequence[int], latents_per_group: int, routes: Sequence[str]) -> None:
-        self._latents_per_group = latents_per_group
+    def __init__(self, *, budgets: Budgets, routes: Sequence[str]) -> None:
+        self._budgets = budgets
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         labelled_routes = (*routes, OTHER_ROUTE)
@@ -103,7 +103,9 @@ class Metrics(Observer):
             SECONDS_BUCKETS,
             stage=STAGES,
         )
-        self._step_level = self._histogram("elit_step_level", "Level of each step of a cohort.", _thinned(levels))
+        self._step_level = self._histogram(
+            "elit_step_level", "Level of each step of a cohort.", _thinned(budgets.levels)
+        )
         self._cohort = self._histogram("elit_cohort_size", "Pictures in each step.", COHORT_BUCKETS)
         self.step_seconds = self._histogram(
             "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS
@@ -146,7 +148,7 @@ class Metrics(Observer):
         chooser = "server" if outcome.job.pinned is None else "caller"
         for image, quality in zip(outcome.images, qualities, strict=True):
             level = outcome.job.plan(image.levels).mean_level
-            self._budget.labels(chooser).observe(budget_of_level(level, self._latents_per_group))
+            self._budget.labels(chooser).observe(self._budgets.of_level(level))
             if quality is not None:
                 self._quality.labels(chooser).observe(quality)
             for stage, took_ms in zip(STAGES, (image.queue_ms, image.compute_ms, image.encode_ms), strict=True):

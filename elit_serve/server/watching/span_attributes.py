@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from elit_serve.engine.order import Outcome
 from elit_serve.errors import DeadlineExceeded
-from elit_serve.plans.levels import budget_of_level
+from elit_serve.plans.levels import Budgets
 from elit_serve.server.faults import Fault
 from elit_serve.server.service import Taken
 
@@ -63,13 +63,13 @@ def became(taken: Taken, ended: Outcome | BaseException | None) -> Attributes:
     return {"elit.outcome": "done"} | ({} if target_ms is None else {"elit.deadline_met": took_ms <= target_ms})
 
 
-def computed(outcome: Outcome, latents_per_group: int) -> Attributes:
+def computed(outcome: Outcome, budgets: Budgets) -> Attributes:
     """Means over the pictures; replans over all of them, as `elit_replans_total` counts."""
     level = fmean(fmean(image.levels) for image in outcome.images)
     changes = sum(one != other for image in outcome.images for one, other in pairwise(image.levels))
     return {
         "elit.steps": outcome.job.num_steps,
         "elit.level": level,
-        "elit.budget": budget_of_level(level, latents_per_group),
+        "elit.budget": budgets.of_level(level),
         "elit.replans": changes if outcome.job.pinned is None else 0,
     }

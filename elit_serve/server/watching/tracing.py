@@ -21,6 +21,7 @@ import elit_serve
 from elit_serve.clock import Clock
 from elit_serve.engine.order import Outcome
 from elit_serve.errors import InvalidInput, MissingPackage
+from elit_serve.plans.levels import Budgets
 from elit_serve.server.service import Taken
 from elit_serve.server.watching.span_attributes import Attributes, asked, became, computed, of_request, route_of
 
@@ -65,9 +66,9 @@ class Tracing:
     endpoint: of a collector, as http://localhost:4318. Raises `InvalidInput` for variables that cannot be used.
     """
 
-    def __init__(self, endpoint: str, *, clock: Clock, latents_per_group: int) -> None:
+    def __init__(self, endpoint: str, *, clock: Clock, budgets: Budgets) -> None:
         self._clock = clock
-        self._latents_per_group = latents_per_group
+        self._budgets = budgets
         self._creators: OrderedDict[str, SpanContext] = OrderedDict()  # by the id of the job
         us = Resource.create({"service.name": "elit-serve", "service.version": elit_serve.__version__})
         try:
@@ -156,7 +157,7 @@ class Tracing:
         context, at_s = set_span_in_context(generation, Context()), arrived_s
         stages: dict[str, tuple[float, Attributes]] = {
             "queue": (outcome.queue_ms, {}),
-            "compute": (outcome.compute_ms, computed(outcome, self._latents_per_group)),
+            "compute": (outcome.compute_ms, computed(outcome, self._budgets)),
             "encode": (outcome.encode_ms, {"elit.format": outcome.job.output_format}),
         }
         for name, (took_ms, attributes) in stages.items():

@@ -9,7 +9,6 @@ from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.order import Job
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, Infeasible, Overloaded
-from elit_serve.plans.levels import budget_of_level
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.rehearsal import Rehearsal
 from elit_serve.server.faults import retry_after_ms
@@ -50,9 +49,9 @@ def _course(request: GenerateRequest, job: Job, course: Rehearsal, pipeline: Pip
     latency_ms = 1000 * (course.ended_s - job.arrived_s) + cost.overhead_ms
     return PlanCourse(
         steps=job.num_steps,
-        guidance=guidance_used(job.guidance, pipeline.config.spec.latents_per_group),
+        guidance=guidance_used(job.guidance, pipeline.budgets),
         level=whole(mean_level),
-        budget=budget_of_level(mean_level, pipeline.config.spec.latents_per_group),
+        budget=pipeline.budgets.of_level(mean_level),
         levels=[list(levels) for levels in course.levels],
         queue_ms=round(1000 * (course.started_s - job.arrived_s), 3),
         latency_ms=round(latency_ms, 3),
@@ -75,9 +74,9 @@ def _alternative(request: GenerateRequest, other: Alternative, pipeline: Pipelin
     plan = other.plan
     return PlanAlternative(
         steps=plan.num_steps,
-        guidance=guidance_used(plan.guidance, pipeline.config.spec.latents_per_group),
+        guidance=guidance_used(plan.guidance, pipeline.budgets),
         level=whole(plan.mean_level),
-        budget=budget_of_level(plan.mean_level, pipeline.config.spec.latents_per_group),
+        budget=pipeline.budgets.of_level(plan.mean_level),
         latency_ms=round(other.latency_ms, 3),
         alone_ms=round(other.alone_ms, 3),
         min_latency_ms=other.min_latency_ms,
