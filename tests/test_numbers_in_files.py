@@ -17,6 +17,7 @@ from elit_serve.evaluation.report.page_data import read_measurements
 from elit_serve.files.measurements import read_latency, read_quality
 from elit_serve.nn import build_empty
 from elit_serve.plans.grid import time_grid
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.server.keys import read_keys
 
 GARDEN = bundled_models() / "garden64"
@@ -57,7 +58,12 @@ def use_config(folder: Path) -> None:
 
 def use_latency(folder: Path) -> None:
     table = read_latency(folder / "latency.json").cost_table
-    costs = [cost for level in table.levels for cap in (None, 1) for cost in table.row(level, cap)]
+    costs = [
+        cost
+        for level in table.levels
+        for cap in (None, 1)
+        for cost in table.row(StepKind.capped(table.shapes[0], level, cap))
+    ]
     assert all(0 <= cost < 1e9 for cost in costs)
     assert math.isfinite(table.overhead_ms + 1000 * max(costs))
 

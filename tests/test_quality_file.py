@@ -16,6 +16,7 @@ from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import GuidanceConfig, SamplingConfig
 from elit_serve.files.measurements import MAX_SERVED_PLANS, Quality, read_quality
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, PlanMenu
 
 Make = Callable[..., dict[str, Any]]
@@ -127,9 +128,10 @@ def test_what_a_plan_is_chosen_for_is_what_is_said_of_its_pictures(make_quality:
     """Of every plan at every level: at its ceilings as measured, and below them by the same steps and guidance."""
     quality = parsed(make_quality())
     table = CostTable(
-        steps_ms={(level, cap, 1): 1.0 * level for level in (1, 2, 3, 4) for cap in (None, 1)}, overhead_ms=0
+        steps_ms={(StepKind("32x32", level, cap), 1): 1.0 * level for level in (1, 2, 3, 4) for cap in (None, 1)},
+        overhead_ms=0,
     )
-    menu = PlanMenu.of(quality.table, table)
+    menu = PlanMenu.of(quality.table, table, "32x32")
     assert {option.plan.name for option in menu.options} == {plan.name for plan in quality.served}
     for option in menu.options:
         plan = quality.plan(option.plan.name)

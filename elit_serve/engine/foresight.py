@@ -126,7 +126,7 @@ def alternatives(
         for level in levels:
             plan = job.plan((level,) * job.num_steps)
             known = None if quality is None else quality.of(job.guidance, job.time_shift, plan.levels)
-            duration = Duration.of(plan.levels, job.weak_caps, cost)
+            duration = Duration.of(job.shape, plan.levels, job.weak_caps, cost)
             found.append(_alternative(plan, duration, known, foresight, cost))
     else:
         for option in open_plans.menu.front:

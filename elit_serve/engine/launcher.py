@@ -49,7 +49,7 @@ class Launcher:
             failure = error
         else:
             for request_id in launch.request_ids:
-                members[request_id].levels.append(launch.level)
+                members[request_id].levels.append(launch.kind.level)
             launched = [members[request_id] for request_id in launch.request_ids]
             watched = tuple((image.request.on_step, image.last_step) for image in launched if image.request.on_step)
             last = [image for image in launched if image.is_complete]

@@ -20,8 +20,8 @@ class OpenPlans:
     plans: Mapping[str, Plan]
 
     @classmethod
-    def of(cls, quality: Quality, cost: CostTable) -> OpenPlans:
-        """The plans of a model's `quality.json` that servers offer, at what they cost here."""
+    def of(cls, quality: Quality, cost: CostTable, shape: str) -> OpenPlans:
+        """The plans of a model's `quality.json` that servers offer, at what they cost here for pictures of a shape."""
         plans = {
             plan.name: Plan(
                 levels=plan.step_levels,
@@ -30,7 +30,7 @@ class OpenPlans:
             )
             for plan in quality.served
         }
-        return cls(menu=PlanMenu.of(quality.table, cost), plans=plans)
+        return cls(menu=PlanMenu.of(quality.table, cost, shape), plans=plans)
 
     def within(self, max_steps: int) -> OpenPlans | None:
         """Those of at most so many steps; None if there are none."""

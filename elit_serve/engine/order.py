@@ -11,6 +11,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.shape import Shape
 from elit_serve.sampling import initial_noise
 from elit_serve.scheduler.requests import Demand, Priority
 
@@ -56,6 +57,11 @@ class Job:
         return len(self.weak_caps)
 
     @property
+    def shape(self) -> str:
+        """The name of its samples' shape."""
+        return Shape.of(self.noise[0].shape).name
+
+    @property
     def preview_steps(self) -> tuple[int, ...]:
         """The numbers of steps after which there is a preview."""
         parts = self.num_previews + 1
@@ -66,6 +72,7 @@ class Job:
         """One of the images, as the scheduler sees it."""
         return Demand(
             request_id=request_id,
+            shape=self.shape,
             arrived_s=self.arrived_s,
             deadline_s=self.arrived_s + self.latency_ms / 1000,
             weak_caps=self.weak_caps,

@@ -12,6 +12,8 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.formats import answer_formats
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.shape import Shape
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.requests import Launch
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,8 @@ def warm_up(executor: Executor, pipeline: Pipeline, request_id: int) -> None:
     task = ImageTask(
         request_id=request_id, class_id=0, num_steps=1, guidance=Guidance(), time_shift=plan.time_shift, noise=noise
     )
-    launch = Launch(launch_id=-1, request_ids=(request_id,), level=plan.levels[0], weak_cap=None, predicted_ms=0.0)
+    kind = StepKind(Shape.of(noise.shape).name, plan.levels[0])
+    launch = Launch(launch_id=-1, request_ids=(request_id,), kind=kind, predicted_ms=0.0)
     try:
         executor.add(task)
         executor.launch(launch).wait()

@@ -34,6 +34,7 @@ from elit_serve.plans.bounds import (
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance, GuidanceMethod
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
@@ -105,8 +106,13 @@ class Latency(Measured):
 
     @property
     def cost_table(self) -> CostTable:
+        """For whoever knows no model: the shape that was measured is called "only"."""
+        return self.cost_table_for("only")
+
+    def cost_table_for(self, shape: str) -> CostTable:
+        """shape: the name of the one that was measured, the model's only one."""
         return CostTable(
-            steps_ms={(step.level, step.weak_level, step.batch): step.step_ms for step in self.steps},
+            steps_ms={(StepKind(shape, step.level, step.weak_level), step.batch): step.step_ms for step in self.steps},
             overhead_ms=self.overhead_ms,
             pads_batches=self.graphs,
         )

@@ -173,7 +173,8 @@ class JobDesk:
     def _moves_in_s(self) -> float:
         """Seconds that the engine takes for a picture of the recommended kind."""
         plan = self._service.pipeline.plan()
-        return self._service.cost.alone_ms(plan.levels, (None,) * plan.num_steps) / 1000
+        cost = self._service.cost
+        return cost.alone_ms(cost.shapes[0], plan.levels, (None,) * plan.num_steps) / 1000
 
     def _info(self, job: StoredJob) -> JobInfo:
         return job_info(job, results_seconds=self._service.settings.results_seconds)

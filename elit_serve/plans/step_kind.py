@@ -16,3 +16,12 @@ class StepKind(NamedTuple):
     level: int
     weak_level: int | None = None
     is_skipped: bool = False
+
+    @classmethod
+    def capped(cls, shape: str, level: int, weak_cap: int | None) -> StepKind:
+        """With its weak pass at min(weak_cap, level), see `Guidance.weak_caps`; unguided for None.
+
+        >>> StepKind.capped("64x64", 4, 8)
+        StepKind(shape='64x64', level=4, weak_level=4, is_skipped=False)
+        """
+        return cls(shape, level, None if weak_cap is None else min(weak_cap, level))

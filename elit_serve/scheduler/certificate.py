@@ -1,6 +1,6 @@
 """A plan that keeps every promise at the lowest allowed levels: as long as one exists, nothing promised can be late.
 
-The plan runs in rounds. A round is one step of every request in the batch: a launch for each lane (level and weak cap)
+The plan runs in rounds. A round is one step of every request in the batch: a launch for each kind of step
 in it. Requests join in order of their deadlines, as soon as there is room and nobody in the batch would fall behind
 the pace that it needs; they stay until they are done. Whoever ends later than its due time makes the plan void.
 
@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from heapq import heappop, heappush, heapreplace
 from math import inf
 
-from elit_serve.scheduler.work import Lane, Work
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler.work import Work
 
 ROUNDING_S = 1e-9
 
@@ -69,9 +70,9 @@ class Certificate:
         self._begin_s = None
 
     def next_members(self) -> list[Work]:
-        """The next launch of the plan, all of one lane; none when all is done."""
+        """The next launch of the plan, all of one kind; none when all is done."""
         _, pending = self._present_round()
-        return [work for work in pending if work.lane == pending[0].lane]
+        return [work for work in pending if work.kind == pending[0].kind]
 
     def _present_round(self) -> tuple[int, list[Work]]:
         """The first round in which somebody has yet to run, and who."""
@@ -97,10 +98,10 @@ class Certificate:
 
 
 def _launches_s(works: Sequence[Work]) -> float:
-    """What one step of each costs, in a launch for every lane."""
-    rows = {work.lane: work.row for work in works}
-    lanes = [work.lane for work in works]
-    return sum([row[lanes.count(lane)] for lane, row in rows.items()])
+    """What one step of each costs, in a launch for every kind."""
+    rows = {work.kind: work.row for work in works}
+    kinds = [work.kind for work in works]
+    return sum([row[kinds.count(kind)] for kind, row in rows.items()])
 
 
 def plan(
@@ -122,8 +123,8 @@ def plan(
     return Certificate(rounds.ended, rounds.times_s, afterwards)
 
 
-class _LaneCount:
-    """How many requests of a round share a lane, and what that costs at every count."""
+class _KindCount:
+    """How many requests of a round share a launch, and what that costs at every count."""
 
     __slots__ = ("count", "row")
 
@@ -136,14 +137,14 @@ class _Rounds:
     """Makes a plan; the state is that of the present round. All times are seconds of the table since the plan began.
 
     dues_s: when each must have ended.
-    changes: heap of (round before which a request leaves its lane, index of the request, its run, its lane).
+    changes: heap of (round before which a request changes its kind of step, index of the request, its run, its count).
     limits: heap of (how long a round may take for a request to keep its pace, index); outdated ones lie too low.
     """
 
     def __init__(self, works: Sequence[Work], dues_s: Sequence[float], max_batch: int) -> None:
         self._works, self._dues_s, self._max_batch = works, dues_s, max_batch
-        self._lanes: dict[Lane, _LaneCount] = {}
-        self._changes: list[tuple[int, int, int, _LaneCount]] = []
+        self._counts: dict[StepKind, _KindCount] = {}
+        self._changes: list[tuple[int, int, int, _KindCount]] = []
         self._limits: list[tuple[float, int]] = []
         self._round = 0
         self._round_s = 0.0
@@ -171,25 +172,25 @@ class _Rounds:
 
         Most of the time of a decision goes by here, hence the local names.
         """
-        works, dues_s, lanes, limits, changes = self._works, self._dues_s, self._lanes, self._limits, self._changes
+        works, dues_s, counts, limits, changes = self._works, self._dues_s, self._counts, self._limits, self._changes
         at, time_s, round_s = self._round, self._time_s, self._round_s
         index, last = first, min(len(works), first + self._max_batch - len(changes))
         while index < last:
             work = works[index]
-            lane = lanes.get(work.lane)
-            if lane is None:
-                lane = lanes[work.lane] = _LaneCount(work.row)
-            row, count = lane.row, lane.count
+            kind = counts.get(work.kind)
+            if kind is None:
+                kind = counts[work.kind] = _KindCount(work.row)
+            row, count = kind.row, kind.count
             longer_s = round_s + row[count + 1] - row[count]
             limit_s = (dues_s[index] - time_s) * row[1] / work.solo_s
             needed_s = longer_s - ROUNDING_S
             if needed_s > limit_s or (limits and needed_s > limits[0][0] and self._is_too_slow(needed_s)):
                 break
             round_s = longer_s
-            lane.count = count + 1
+            kind.count = count + 1
             self.ends.append(at + work.left)
             heappush(limits, (limit_s, index))
-            heappush(changes, (at + work.run_left, index, work.run, lane))
+            heappush(changes, (at + work.run_left, index, work.run, kind))
             index += 1
         self._round_s = round_s
         return index
@@ -211,19 +212,19 @@ class _Rounds:
         return False
 
     def _run_until_a_change(self) -> bool:
-        """Runs rounds until a request leaves its lane; False if one ends too late."""
+        """Runs rounds until the kind of somebody's step changes; False if one ends too late."""
         changes, ends, round_s = self._changes, self.ends, self._round_s
         until = changes[0][0]
         time_s = self._time_s = self._time_s + (until - self._round) * round_s
         self._round = until
         self.times_s.append((until, time_s))
         while changes and changes[0][0] == until:
-            _, index, run, lane = heappop(changes)
-            row, count = lane.row, lane.count - 1
-            lane.count = count
+            _, index, run, kind = heappop(changes)
+            row, count = kind.row, kind.count - 1
+            kind.count = count
             round_s -= row[count + 1] - row[count]
             if until < ends[index]:
-                round_s += self._enter_next_lane(index, run + 1)
+                round_s += self._enter_next_run(index, run + 1)
             elif time_s > self._dues_s[index] + ROUNDING_S:
                 return False
             else:
@@ -231,12 +232,12 @@ class _Rounds:
         self._round_s = round_s
         return True
 
-    def _enter_next_lane(self, index: int, run: int) -> float:
+    def _enter_next_run(self, index: int, run: int) -> float:
         """By how much that lengthens a round."""
         key, steps = self._works[index].runs[run]
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = _LaneCount(self._works[index].rows[run])
-        lane.count += 1
-        heappush(self._changes, (self._round + steps, index, run, lane))
-        return lane.row[lane.count] - lane.row[lane.count - 1]
+        kind = self._counts.get(key)
+        if kind is None:
+            kind = self._counts[key] = _KindCount(self._works[index].rows[run])
+        kind.count += 1
+        heappush(self._changes, (self._round + steps, index, run, kind))
+        return kind.row[kind.count] - kind.row[kind.count - 1]

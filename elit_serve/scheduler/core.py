@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from math import inf
-from typing import NamedTuple, Self
+from typing import Self
 
 from elit_serve.scheduler.arrivals import Arrivals
 from elit_serve.scheduler.corrected import CorrectedCosts
@@ -45,14 +45,6 @@ class Counters:
     decision_errors: int = 0
 
 
-class _Outstanding(NamedTuple):
-    """A launch that was decided and has not been reported. table_ms: uncorrected, to compare with what is observed."""
-
-    launch: Launch
-    members: tuple[Tracked, ...]
-    table_ms: float
-
-
 @dataclass(frozen=True)
 class Defect(Shared):
     """An error of the policy's, and a copy of the scheduler from then."""
@@ -74,7 +66,7 @@ class RequestScheduler:
         self._requests: dict[int, Tracked] = {}
         self._arrivals = Arrivals(ARRIVALS_MEMORY)
         self._hard_deadlines: list[tuple[float, int]] = []
-        self._outstanding: deque[_Outstanding] = deque()
+        self._outstanding: deque[Launch] = deque()
         self._num_launches = 0
         self._busy_until_s = float("-inf")
         self._rested_until_s = float("-inf")
@@ -137,14 +129,14 @@ class RequestScheduler:
     def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:
         """A launch has run; names the requests that it finished (now FINISHING). Ended ones are not among them."""
         done = self._outstanding.popleft()
-        assert done.launch.launch_id == launch_id, "launches finish in the order in which they were decided"
+        assert done.launch_id == launch_id, "launches finish in the order in which they were decided"
         if observed_ms is not None:
-            self._costs.observe(done.table_ms, observed_ms)
-        self._busy_until_s = now_s + sum(other.launch.predicted_ms for other in self._outstanding) / 1000
-        complete = [member for member in done.members if self._is_complete(member)]
-        for member in complete:
-            self._move(member, State.FINISHING)
-        return tuple(member.request_id for member in complete)
+            self._costs.observe(self._costs.table.step_ms(done.kind, len(done.request_ids)), observed_ms)
+        self._busy_until_s = now_s + sum(other.predicted_ms for other in self._outstanding) / 1000
+        complete = tuple([request_id for request_id in done.request_ids if self._is_complete(request_id)])
+        for request_id in complete:
+            self._move(self._requests[request_id], State.FINISHING)
+        return complete
 
     def failed(self, request_ids: Sequence[int], now_s: float) -> None:
         """These could not be run (or decoded); they end as FAILED, unless they have ended already."""
@@ -199,7 +191,7 @@ class RequestScheduler:
     @property
     def outstanding(self) -> tuple[Launch, ...]:
         """Launches that were decided and have not been reported, in order."""
-        return tuple(other.launch for other in self._outstanding)
+        return tuple(self._outstanding)
 
     @property
     def num_waiting(self) -> int:
@@ -238,9 +230,10 @@ class RequestScheduler:
         steps = self._counted["granted_steps"]
         return self._counted["granted_levels"] / steps if steps else None
 
-    def levels_of(self, request_id: int) -> tuple[int, ...]:
-        """The level of each step so far, those on the device included."""
-        return tuple(self._requests[request_id].executed)
+    def progress_of(self, request_id: int) -> Sequence[int]:
+        """The level of each step decided so far, those on the device included: a list that goes on growing while the
+        request runs, and is only ever appended to. Whoever wants to know how far a picture is reads it here."""
+        return self._requests[request_id].executed
 
     # Inside
 
@@ -259,7 +252,7 @@ class RequestScheduler:
 
     def _riding(self, demand: Demand) -> Demand:
         """With unguided steps among guided ones, where that is cheaper."""
-        weak_caps = self._costs.table.riding(demand.weak_caps)
+        weak_caps = self._costs.table.riding(demand.shape, demand.weak_caps)
         return demand if weak_caps == demand.weak_caps else replace(demand, weak_caps=weak_caps)
 
     def _view(self, now_s: float, start_s: float) -> View:
@@ -317,21 +310,20 @@ class RequestScheduler:
         self._advance(choice)
         batch = len(choice.members)
         assert 1 <= batch <= self._max_batch, batch
-        table_ms = self._costs.table.step_ms(choice.level, choice.weak_cap, batch)
+        table_ms = self._costs.table.step_ms(choice.kind, batch)
         launch = Launch(
             launch_id=self._num_launches,
             request_ids=tuple([member.request_id for member in choice.members]),
-            level=choice.level,
-            weak_cap=choice.weak_cap,
+            kind=choice.kind,
             predicted_ms=self._costs.correction * table_ms,
         )
         self._num_launches += 1
-        self._outstanding.append(_Outstanding(launch=launch, members=tuple(choice.members), table_ms=table_ms))
+        self._outstanding.append(launch)
         self._busy_until_s = start_s + launch.predicted_ms / 1000
         return launch
 
     def _advance(self, choice: Choice) -> None:
-        level = choice.level
+        level = choice.kind.level
         free = [member.executed for member in choice.members if member.is_free]
         self._counted["granted_levels"] += level * len(free)
         self._counted["granted_steps"] += len(free)
@@ -341,11 +333,12 @@ class RequestScheduler:
                 self._move(member, State.RUNNING)
             member.executed.append(level)
 
-    def _is_complete(self, member: Tracked) -> bool:
+    def _is_complete(self, request_id: int) -> bool:
         """All its steps have been reported: it is in no launch that is still outstanding."""
-        if member.state is not State.RUNNING or member.steps_left:
+        member = self._requests.get(request_id)
+        if member is None or member.state is not State.RUNNING or member.steps_left:
             return False
-        return not any(member in other.members for other in self._outstanding)
+        return not any(request_id in other.request_ids for other in self._outstanding)
 
     def _end(self, request_id: int, state: State, now_s: float) -> bool:
         request = self._requests.get(request_id)

@@ -6,6 +6,7 @@ from copy import copy
 from math import exp
 from typing import Self
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.cost import CostTable
 
 SMOOTHING_S = 1.5  # of device time: a lasting change is followed within a few times this, noise of single launches not
@@ -24,7 +25,7 @@ class CorrectedCosts:
         self.table = table
         self.correction = 1.0
         self._estimate = 1.0
-        self._rows_s: dict[tuple[int, int | None], tuple[float, ...]] = {}
+        self._rows_s: dict[StepKind, tuple[float, ...]] = {}
         self._levels_within: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -38,11 +39,11 @@ class CorrectedCosts:
     def overhead_s(self) -> float:
         return self.table.overhead_ms / 1000
 
-    def row_s(self, level: int, weak_cap: int | None) -> tuple[float, ...]:
+    def row_s(self, kind: StepKind) -> tuple[float, ...]:
         """Seconds of one step by the table, uncorrected, at every batch from 0 to the table's largest."""
-        row = self._rows_s.get((level, weak_cap))
+        row = self._rows_s.get(kind)
         if row is None:
-            row = self._rows_s[level, weak_cap] = tuple(step_ms / 1000 for step_ms in self.table.row(level, weak_cap))
+            row = self._rows_s[kind] = tuple(step_ms / 1000 for step_ms in self.table.row(kind))
         return row
 
     def observe(self, table_ms: float, observed_ms: float) -> None:

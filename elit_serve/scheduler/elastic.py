@@ -20,9 +20,11 @@ from math import inf
 from operator import attrgetter
 from typing import Literal
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.arrivals import Arrivals
 from elit_serve.scheduler.certificate import ROUNDING_S
 from elit_serve.scheduler.corrected import CorrectedCosts
+from elit_serve.scheduler.lane import Lane
 from elit_serve.scheduler.policy_view import Choice, Tracked, View
 from elit_serve.scheduler.price import Rates
 from elit_serve.scheduler.promises import REPLAN_PAUSE, Block, Holding, Promises, hold
@@ -96,7 +98,7 @@ class ElasticPolicy:
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
-        self._rates: dict[tuple[int, int | None], Rates] = {}
+        self._rates: dict[tuple[int, Lane], Rates] = {}
         self._replan_pause = 0
         self._planned_for = 1.0  # the correction
         self._probed_s = -inf
@@ -159,13 +161,15 @@ class ElasticPolicy:
         if not order:
             return None
         members, level = self._preferred(order, view)
+        lane = members[0].lane
         granted = self._granted_level(members, level, view)
         if granted is None:
-            members, granted = self._certified(view) or (members, level)
+            members, kind = self._certified(view) or (members, members[0].lane.at(level))
             self._advance(members)
-        weak_cap = members[0].request.demand.weak_caps[members[0].request.next_step]
+        else:
+            kind = lane.at(granted)
         self._settle(members)
-        return Choice(members=[work.request for work in members], level=granted, weak_cap=weak_cap)
+        return Choice(members=[work.request for work in members], kind=kind)
 
     def _give_turn(self, view: View) -> None:
         """Promises an end to the soft work that has waited longest, see `soft_share`."""
@@ -174,7 +178,7 @@ class ElasticPolicy:
         promised = self._promises.all()
         if not promised:
             return
-        starving = [work for work in self._soft if work.lane == self._soft[0].lane and self._is_starving(work, view)]
+        starving = [work for work in self._soft if work.kind == self._soft[0].kind and self._is_starving(work, view)]
         members = starving[: view.max_batch]
         length_s = view.costs.correction * Block.of(members).length_s
         share_s = length_s / self._settings.soft_share
@@ -211,13 +215,13 @@ class ElasticPolicy:
     def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
         head = order[0]
-        weak_cap = head.weak_cap
+        lane = head.lane
         levels = view.costs.levels_within(head.lowest, head.highest)
-        rates = self._rates_of(len(order), weak_cap, view)
+        rates = self._rates_of(len(order), lane, view)
         price = rates.price(self._stretch(order, view) * head.row[1])
         gains = [self._worth(level) - price * rates.cost_s.get(level, 0.0) for level in levels]
         level = levels[gains.index(max(gains))]
-        members = [work for work in order if work.weak_cap == weak_cap and work.lowest <= level <= work.highest]
+        members = [work for work in order if work.lane == lane and work.lowest <= level <= work.highest]
         del members[view.max_batch :]
         return self._at_pace(members, levels[: levels.index(level) + 1], price, view)
 
@@ -226,11 +230,11 @@ class ElasticPolicy:
 
         levels: from the lowest that may be to the one to begin with.
         """
-        costs, weak_cap, kept = view.costs, members[0].weak_cap, len(members)
+        costs, lane, kept = view.costs, members[0].lane, len(members)
         paces_s = _paces_s(members, view)
         promised_s = [pace_s for pace_s, work in zip(paces_s, members, strict=True) if work.is_promised]
         tightest_s = min(promised_s, default=inf)
-        step_s = costs.row_s(levels[-1], weak_cap)[kept]
+        step_s = costs.row_s(lane.at(levels[-1]))[kept]
         if step_s <= tightest_s:
             return members, levels[-1]
         lax, at = sorted(range(1, kept), key=paces_s.__getitem__), len(levels) - 1
@@ -240,7 +244,7 @@ class ElasticPolicy:
             lowering = inf
             if at:
                 lost = kept * (self._worth(levels[at]) - self._worth(levels[at - 1]))
-                lowering = lost - price * (step_s - costs.row_s(levels[at - 1], weak_cap)[kept])
+                lowering = lost - price * (step_s - costs.row_s(lane.at(levels[at - 1]))[kept])
             if parking == lowering == inf:
                 break
             if parking < lowering:
@@ -248,7 +252,7 @@ class ElasticPolicy:
                 kept -= 1
             else:
                 at -= 1
-            step_s = costs.row_s(levels[at], weak_cap)[kept]
+            step_s = costs.row_s(lane.at(levels[at]))[kept]
         staying = [members[index] for index in (0, *sorted(lax))]
         return [work for work in staying if _allows(work, levels[at])], levels[at]
 
@@ -258,12 +262,12 @@ class ElasticPolicy:
             self._worths[level] = self._quality.at(level)
         return self._worths[level]
 
-    def _rates_of(self, count: int, weak_cap: int | None, view: View) -> Rates:
+    def _rates_of(self, count: int, lane: Lane, view: View) -> Rates:
         """For a batch as large as requests can fill where so many are there; remembered."""
         batch = min(count, self._settings.pricing_batch, view.max_batch)
-        rates = self._rates.get((batch, weak_cap))
+        rates = self._rates.get((batch, lane))
         if rates is None:
-            rates = self._rates[batch, weak_cap] = Rates(self._quality, view.costs, batch, weak_cap)
+            rates = self._rates[batch, lane] = Rates(self._quality, view.costs, batch, lane)
         return rates
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
@@ -285,33 +289,31 @@ class ElasticPolicy:
         stretch /= correction
         horizon_s = self._settings.horizon * self._arrivals.mean_target_s
         known_s = self._settings.held_back * self._arrivals.mean_target_s
-        taken = self._rates_of(view.max_batch, order[0].weak_cap, view).throughput / correction
+        taken = self._rates_of(view.max_batch, order[0].lane, view).throughput / correction
         coming_s = min(self._arrivals.rate(view.start_s), taken) / 2 * (horizon_s - known_s)
         return min(stretch, horizon_s / correction / (work_s + coming_s)) if horizon_s else stretch
 
     def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
         """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
         levels = view.costs.levels_within(max([work.lowest for work in members]), level)
-        weak_cap, granted = members[0].weak_cap, None
+        lane, granted = members[0].lane, None
         self._advance(members)
         try:
-            granted = self._safe_level(members, levels, weak_cap, view)
+            granted = self._safe_level(members, levels, lane, view)
         finally:
             if granted is None:
                 for work in members:
                     work.retreat()
         return granted
 
-    def _safe_level(
-        self, members: Sequence[Work], levels: Sequence[int], weak_cap: int | None, view: View
-    ) -> int | None:
+    def _safe_level(self, members: Sequence[Work], levels: Sequence[int], lane: Lane, view: View) -> int | None:
         """The highest of `levels` at which these, who count as run, leave every promise a way to be kept."""
         costs, batch = view.costs, len(members)
         due_s = min([work.due_s for work in members if not work.left and work.is_promised], default=inf)
         may_wait_until_s = self._promises.certificate.latest_start_s(costs.correction)
         has_tried = False
         for candidate in reversed(levels):
-            end_s = view.start_s + costs.correction * costs.row_s(candidate, weak_cap)[batch]
+            end_s = view.start_s + costs.correction * costs.row_s(lane.at(candidate))[batch]
             if end_s > due_s:
                 continue
             if end_s <= may_wait_until_s + ROUNDING_S or (not has_tried and self._has_replanned(end_s, view)):
@@ -329,15 +331,15 @@ class ElasticPolicy:
             self._replan_pause = REPLAN_PAUSE
         return found
 
-    def _certified(self, view: View) -> tuple[list[Work], int] | None:
+    def _certified(self, view: View) -> tuple[list[Work], StepKind] | None:
         """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises. None
         where nothing is promised."""
         self._repair(view)
         urgent = self._promises.urgent
         if not urgent:
             return None
-        members = self._promises.certificate.next_members() or [work for work in urgent if work.lane == urgent[0].lane]
-        return members[: view.max_batch], members[0].lowest
+        members = self._promises.certificate.next_members() or [work for work in urgent if work.kind == urgent[0].kind]
+        return members[: view.max_batch], members[0].kind
 
     # State
 
@@ -349,7 +351,8 @@ class ElasticPolicy:
 
     def _usable_s(self, demand: Demand, target_s: float, costs: CorrectedCosts) -> float:
         """What a target leaves for steps: overhead and cushion come off."""
-        step_s = max(costs.row_s(costs.levels[-1], weak_cap)[1] for weak_cap in set(demand.weak_caps))
+        kinds = [StepKind.capped(demand.shape, costs.levels[-1], cap) for cap in set(demand.weak_caps)]
+        step_s = max(costs.row_s(kind)[1] for kind in kinds)
         cushion_s = max(
             self._settings.cushion_steps * costs.correction * step_s, self._settings.cushion_share * target_s
         )
@@ -414,13 +417,13 @@ class ElasticPolicy:
     ) -> Holding | None:
         """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
         if self._settings.admission == "quality" and promised:
-            slowdown *= self._leisure(hard[0].weak_cap, view)
+            slowdown *= self._leisure(hard[0].lane, view)
         return self._hold(_merged(promised, hard), view.start_s, view, slowdown)
 
-    def _leisure(self, weak_cap: int | None, view: View) -> float:
+    def _leisure(self, lane: Lane, view: View) -> float:
         """How much more has just arrived than the device can take at the level with the most quality per millisecond,
         at least 1, and at most what that level takes of the lowest one's time and `leisure` more."""
-        rates = self._rates_of(view.max_batch, weak_cap, view)
+        rates = self._rates_of(view.max_batch, lane, view)
         excess = view.costs.correction * self._burst.rate(view.now_s) / rates.throughput
         most = rates.best_s / rates.cost_s[view.costs.levels[0]] + self._settings.leisure
         return max(1.0, min(excess, most))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import ceil
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.policy_view import Choice, Tracked, View
 from elit_serve.scheduler.requests import Demand, Refusal
@@ -24,9 +26,9 @@ class _Queued:
         return self.request.demand.deadline_s, self.request.request_id
 
     @property
-    def next_kind(self) -> tuple[int, int | None]:
-        step = self.request.next_step
-        return self.levels[step], self.request.demand.weak_caps[step]
+    def next_kind(self) -> StepKind:
+        demand, step = self.request.demand, self.request.next_step
+        return StepKind.capped(demand.shape, self.levels[step], demand.weak_caps[step])
 
 
 class FixedPolicy:
@@ -54,11 +56,11 @@ class FixedPolicy:
     def choose(self, view: View) -> Choice | None:
         if not self._queue:
             return None
-        level, weak_cap = kind = self._queue[0].next_kind
+        kind = self._queue[0].next_kind
         members = [queued for queued in self._queue if queued.next_kind == kind][: view.max_batch]
         for done in [member for member in members if member.request.steps_left == 1]:
             self._queue.remove(done)
-        return Choice(members=[member.request for member in members], level=level, weak_cap=weak_cap)
+        return Choice(members=[member.request for member in members], kind=kind)
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
         self._queue = []
@@ -84,8 +86,8 @@ class FixedPolicy:
 
 def solo_s(demand: Demand, costs: CorrectedCosts) -> float:
     """Seconds from the first step to the answer, alone on the device and at the highest allowed levels."""
-    steps = zip(highest_levels(demand, costs), demand.weak_caps, strict=True)
-    return costs.overhead_s + costs.correction * sum(costs.row_s(level, weak_cap)[1] for level, weak_cap in steps)
+    kinds = map(StepKind.capped, repeat(demand.shape), highest_levels(demand, costs), demand.weak_caps)
+    return costs.overhead_s + costs.correction * sum(costs.row_s(kind)[1] for kind in kinds)
 
 
 def highest_levels(demand: Demand, costs: CorrectedCosts) -> tuple[int, ...]:

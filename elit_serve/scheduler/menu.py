@@ -10,9 +10,10 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 from math import ceil, inf
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
@@ -32,12 +33,13 @@ class Duration:
     cushion_ms: float
 
     @classmethod
-    def of(cls, levels: Sequence[int], weak_caps: Sequence[int | None], table: CostTable) -> Duration:
-        """Of pictures whose steps run at these levels, with these weak caps (as in `Demand`)."""
-        caps = table.riding(tuple(weak_caps))
+    def of(cls, shape: str, levels: Sequence[int], weak_caps: Sequence[int | None], table: CostTable) -> Duration:
+        """Of pictures of a shape whose steps run at these levels, with these weak caps (as in `Demand`)."""
+        caps = table.riding(shape, tuple(weak_caps))
+        full = [StepKind.capped(shape, table.levels[-1], cap) for cap in set(caps)]
         return cls(
-            crowded_ms=_crowded_ms(Counter(zip(levels, caps, strict=True)), table),
-            cushion_ms=CUSHION_STEPS * max(table.step_ms(table.levels[-1], cap, 1) for cap in set(caps)),
+            crowded_ms=_crowded_ms(Counter(map(StepKind.capped, repeat(shape), levels, caps)), table),
+            cushion_ms=CUSHION_STEPS * max(table.step_ms(kind, 1) for kind in full),
         )
 
     def steps_ms(self, crowd: Crowd) -> float:
@@ -99,7 +101,7 @@ class Crowd:
 
 
 class PlanMenu:
-    """Plans at every level that a device serves, to choose from."""
+    """Plans for pictures of one shape at every level that a device serves, to choose from."""
 
     def __init__(self, table: CostTable, options: Sequence[Option]) -> None:
         assert options, "a menu needs a plan"
@@ -112,10 +114,12 @@ class PlanMenu:
         return _front(self.options, lambda option: option.duration.crowded_ms[0])
 
     @classmethod
-    def of(cls, quality: QualityTable, table: CostTable, plans: Sequence[MeasuredPlan] | None = None) -> PlanMenu:
-        """The menu of these plans; None are all of the quality table's."""
+    def of(
+        cls, quality: QualityTable, table: CostTable, shape: str, plans: Sequence[MeasuredPlan] | None = None
+    ) -> PlanMenu:
+        """The menu of these plans for pictures of a shape; None are all of the quality table's."""
         offered = quality.plans if plans is None else plans
-        return cls(table, [option for plan in offered for option in _options(plan, quality, table)])
+        return cls(table, [option for plan in offered for option in _options(plan, quality, table, shape)])
 
     def within(self, max_steps: int) -> PlanMenu | None:
         """The same menu without the plans of more steps; None if there are no others."""
@@ -156,21 +160,21 @@ def _front(options: Sequence[Option], time_ms: Callable[[Option], float]) -> lis
     return front
 
 
-def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable) -> list[Option]:
+def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable, shape: str) -> list[Option]:
     """The plan at its ceilings, and held below them at each level of the table."""
     highest = max(plan.ceilings)
     options = []
     for level in [*(level for level in table.levels if plan.min_level <= level < highest), highest]:
         held = [min(level, ceiling) for ceiling in plan.ceilings]
-        duration = Duration.of(held, plan.weak_caps, table)
+        duration = Duration.of(shape, held, plan.weak_caps, table)
         options.append(Option(plan=plan, level=level, duration=duration, quality=quality.of_plan(plan, held)))
     return options
 
 
-def _crowded_ms(steps: Counter[tuple[int, int | None]], table: CostTable) -> tuple[float, ...]:
+def _crowded_ms(steps: Counter[StepKind], table: CostTable) -> tuple[float, ...]:
     """All steps of a picture with 1, 2, ... alike in flight, each at a place of its own in its plan.
 
-    steps: how many there are of each (level, weak cap). Different ones cannot share a launch, so every step of a
+    steps: how many there are of each kind. Different ones cannot share a launch, so every step of a
     picture waits for a launch of each kind in which others are: guided and unguided steps crowd each other.
     """
     total = steps.total()
@@ -178,6 +182,6 @@ def _crowded_ms(steps: Counter[tuple[int, int | None]], table: CostTable) -> tup
     def round_ms(in_flight: int) -> float:
         """A launch of every kind, with as many members as there are on average."""
         members = {kind: in_flight * count / total for kind, count in steps.items()}
-        return sum(min(1.0, n) * table.step_ms(*kind, max(1, ceil(n))) for kind, n in members.items())
+        return sum(min(1.0, n) * table.step_ms(kind, max(1, ceil(n))) for kind, n in members.items())
 
     return tuple(accumulate((total * round_ms(n) for n in range(1, table.max_batch + 1)), max))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.corrected import CorrectedCosts
 from elit_serve.scheduler.requests import Demand, Refusal, State
 
@@ -55,11 +56,10 @@ class View(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One step for these requests, at this level."""
+    """One step of this kind for these requests."""
 
     members: Sequence[Tracked]
-    level: int
-    weak_cap: int | None
+    kind: StepKind
 
 
 class Policy(Protocol):

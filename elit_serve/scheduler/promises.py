@@ -167,10 +167,10 @@ def _blocks(works: Sequence[Work], view: View) -> list[Block]:
 
 
 def _groups(works: Sequence[Work]) -> list[list[Work]]:
-    """Those that can run side by side to a common end: in one lane to the last step, or of the same runs."""
+    """Those that can run side by side to a common end: of one kind to the last step, or of the same runs."""
     groups: dict[object, list[Work]] = {}
     for work in works:
-        alike = work.lane if work.run == len(work.runs) - 1 else work.runs
+        alike = work.kind if work.run == len(work.runs) - 1 else work.runs
         groups.setdefault(alike, []).append(work)
     return list(groups.values())
 

@@ -39,9 +39,9 @@ def rehearse(scheduler: RequestScheduler, demands: Sequence[Demand], now_s: floa
     for start_s, launch in _launches(scheduler, now_s):
         if ids.intersection(launch.request_ids):
             starts_s.append(start_s)
-        if all(len(scheduler.levels_of(demand.request_id)) == demand.num_steps for demand in demands):
+        if all(len(scheduler.progress_of(demand.request_id)) == demand.num_steps for demand in demands):
             break
-    levels = tuple(scheduler.levels_of(demand.request_id) for demand in demands)
+    levels = tuple(tuple(scheduler.progress_of(demand.request_id)) for demand in demands)
     return Rehearsal(levels=levels, started_s=starts_s[0], ended_s=scheduler.busy_until_s)
 
 

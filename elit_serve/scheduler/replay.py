@@ -1,8 +1,8 @@
 """A scheduler as a line of text, and back: what a log must hold so that a decision can be made again elsewhere.
 
-Everything a scheduler consists of is values and classes of this package, so its whole state can be written as JSON:
-each object once, with a number, and from then on by that number. Only classes of this package are made when it is read,
-and nothing of the text is run. The text is compressed: it has the whole cost table in it.
+Everything a scheduler consists of is values and classes of this package and of `plans`, so its whole state can be
+written as JSON: each object once, with a number, and from then on by that number. Only classes of these two are made
+when it is read, and nothing of the text is run. The text is compressed: it has the whole cost table in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 from elit_serve.scheduler.core import RequestScheduler
 
-PACKAGE = "elit_serve.scheduler."
+ROOT = "elit_serve."
+PACKAGES = ("elit_serve.scheduler.", "elit_serve.plans.")
 PLAIN = (bool, int, float, str, type(None))
 CONTAINERS = {kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)}
 MAPPINGS = {kind.__name__: kind for kind in (dict, Counter)}
@@ -60,7 +61,7 @@ class _Writer:
             return {"kind": kind.__name__, "pairs": [[self.written(part) for part in pair] for pair in value.items()]}
         if kind in CONTAINERS.values():
             return {"kind": kind.__name__, "parts": [self.written(part) for part in value]}
-        name = f"{kind.__module__.removeprefix(PACKAGE)}:{kind.__qualname__}"
+        name = f"{kind.__module__.removeprefix(ROOT)}:{kind.__qualname__}"
         if isinstance(value, Enum):
             return {"class": name, "parts": [value.value]}
         if isinstance(value, tuple):
@@ -117,7 +118,9 @@ def _fields(value: object) -> Iterator[tuple[str, object]]:
 
 def _class_named(name: str) -> type[Any]:
     module, _, qualified = name.partition(":")
-    found = getattr(import_module(PACKAGE + module), qualified)
-    if not isinstance(found, type) or not found.__module__.startswith(PACKAGE):
+    if not (ROOT + module).startswith(PACKAGES):
+        raise ValueError(f"{name} is no class of a scheduler")
+    found = getattr(import_module(ROOT + module), qualified)
+    if not isinstance(found, type) or not found.__module__.startswith(PACKAGES):
         raise ValueError(f"{name} is no class of a scheduler")
     return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.shared import Shared
 
 
@@ -44,6 +45,7 @@ class Demand(Shared):
     """One image: when it must be there, and what may be done to it.
 
     request_id: unique for the life of the scheduler.
+    shape: the name of its sample's shape, see `plans.shape`.
     deadline_s: when its answer should be out, decoding, encoding and response included.
     is_hard: a hard deadline is promised at admission or refused, and ends the request when it passes; a soft one
         (no target, or best effort) orders the work and is delivered late.
@@ -55,6 +57,7 @@ class Demand(Shared):
     """
 
     request_id: int
+    shape: str
     arrived_s: float
     deadline_s: float
     weak_caps: tuple[int | None, ...]
@@ -99,22 +102,17 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
-    """One denoising step of a cohort: the executor runs the next step of each of these requests, at this level.
+class Launch(Shared):
+    """One denoising step of a cohort: the executor runs the next step of each of these requests.
 
-    weak_cap: as in `Demand`; all members agree on it, but unguided steps may ride in a guided launch, at scale 1.
+    kind: of the step, the same for all members; but unguided steps may ride in a guided launch, at scale 1.
     predicted_ms: what the corrected cost table says, to be compared with what is observed.
     """
 
     launch_id: int
     request_ids: tuple[int, ...]
-    level: int
-    weak_cap: int | None
+    kind: StepKind
     predicted_ms: float
-
-    @property
-    def weak_level(self) -> int | None:
-        return None if self.weak_cap is None else min(self.weak_cap, self.level)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from copy import copy, deepcopy
 from itertools import groupby
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.corrected import CorrectedCosts
+from elit_serve.scheduler.lane import Lane
 from elit_serve.scheduler.policy_view import Tracked
-
-Lane = tuple[int, int | None]  # (level, weak cap): equal next steps, which can share a launch
 
 
 class Work:
@@ -16,10 +16,10 @@ class Work:
 
     due_s: when its last step must have run, overhead and cushion taken off; `is_promised` says whether it must.
     order: its place among all others, in seconds like `due_s`.
-    runs: (lane, steps) of all its steps in order; `run` is the index of the present one, `run_left` what is left of it,
-        `left` what is left of all. ceilings: the highest level in each run. rows: what a step costs in each run, at
-        every batch, in seconds of the table, as all costs here.
-    lane: of the next step, (lowest, weak_cap); `row` says what that costs; highest: up to which level it may run.
+    runs: (kind at the lowest level, steps) of all its steps in order; `run` is the index of the present one, `run_left`
+        what is left of it, `left` what is left of all. lanes, ceilings: lane and highest level of each run. rows: what
+        a step costs in each run, at every batch, in seconds of the table, as all costs here.
+    kind: of the next step at its lowest level; `row` says what that costs. highest: up to which level it may run.
     solo_s: what all that is left costs alone on the device.
     """
 
@@ -28,7 +28,9 @@ class Work:
         "due_s",
         "highest",
         "is_promised",
+        "kind",
         "lane",
+        "lanes",
         "left",
         "lowest",
         "order",
@@ -39,27 +41,29 @@ class Work:
         "run_left",
         "runs",
         "solo_s",
-        "weak_cap",
     )
 
+    kind: StepKind
+    lane: Lane
     lowest: int
     row: tuple[float, ...]
     run_left: int
-    weak_cap: int | None
 
     def __init__(self, request: Tracked, costs: CorrectedCosts, *, due_s: float, order: float) -> None:
         demand = request.demand
         lowest = {pair: costs.levels_within(*pair)[0] for pair in set(demand.bounds)}
-        steps = [((lowest[pair], cap), pair[1]) for pair, cap in zip(demand.bounds, demand.weak_caps, strict=True)]
-        runs = [(lane, highest, len(list(alike))) for (lane, highest), alike in groupby(steps)]
+        lanes = {cap: Lane(demand.shape, cap) for cap in set(demand.weak_caps)}
+        steps = [(lanes[cap], lowest[pair], pair[1]) for pair, cap in zip(demand.bounds, demand.weak_caps, strict=True)]
+        runs = [(*alike, len(list(group))) for alike, group in groupby(steps)]
         self.request = request
         self.due_s = due_s
         self.order = order
         self.is_promised = demand.is_hard
-        self.runs: tuple[tuple[Lane, int], ...] = tuple((lane, steps) for lane, _, steps in runs)
-        self.ceilings = tuple(max(highest, lane[0]) for lane, highest, _ in runs)
+        self.runs: tuple[tuple[StepKind, int], ...] = tuple((lane.at(low), steps) for lane, low, _, steps in runs)
+        self.lanes = tuple(lane for lane, _, _, _ in runs)
+        self.ceilings = tuple(max(low, highest) for _, low, highest, _ in runs)
         self.left = demand.num_steps
-        self.rows = tuple(costs.row_s(*lane) for lane, _, _ in runs)
+        self.rows = tuple(costs.row_s(kind) for kind, _ in self.runs)
         self.solo_s: float = sum(steps * row[1] for (_, steps), row in zip(self.runs, self.rows, strict=True))
         self._enter(0)
 
@@ -107,7 +111,7 @@ class Work:
 
     def _enter(self, run: int) -> None:
         self.run = run
-        self.lane, self.run_left = self.runs[run]
-        self.lowest, self.weak_cap = self.lane
+        self.kind, self.run_left = self.runs[run]
+        self.lane, self.lowest = self.lanes[run], self.kind.level
         self.row = self.rows[run]
         self.highest = self.ceilings[run]

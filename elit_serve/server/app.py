@@ -24,6 +24,7 @@ from elit_serve.files.measurements import Quality
 from elit_serve.jobs.desk import JobDesk
 from elit_serve.jobs.routes import router as jobs_router
 from elit_serve.plans.levels import Budgets
+from elit_serve.plans.shape import Shape
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.server import groups, openapi_document
@@ -72,7 +73,8 @@ def create_app(
     quality = pipeline.quality
     scheduler = open_scheduler(settings, cost, quality)
     worker = Worker(pipeline, executor, scheduler, clock=clock, observer=metrics)
-    open_plans = OpenPlans.of(quality, cost) if quality is not None and settings.policy == "elastic" else None
+    shape = Shape.of(pipeline.config.spec.sample_shape).name
+    open_plans = OpenPlans.of(quality, cost, shape) if quality is not None and settings.policy == "elastic" else None
     model = {"model": pipeline.config.name, "hash": pipeline.model_hash, "dtype": pipeline.precision}
     model |= {"device": str(pipeline.device), "version": elit_serve.__version__}
     metrics.watch(worker, queue_limit=settings.max_queue, model=model)

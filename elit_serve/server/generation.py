@@ -72,7 +72,7 @@ def job_of(
     caps = plan.weak_caps(max(pipeline.config.levels))
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
-        latency_ms = SOFT_SCALE * cost.alone_ms(pinned or (high,) * plan.num_steps, caps, len(seeds))
+        latency_ms = SOFT_SCALE * cost.alone_ms(cost.shapes[0], pinned or (high,) * plan.num_steps, caps, len(seeds))
     return Job(
         class_id=class_id,
         seeds=seeds,

@@ -51,7 +51,8 @@ def _levels(service: Service) -> list[LevelInfo]:
     plan = service.pipeline.plan()
     caps = plan.weak_caps(max(config.levels))
     costs_ms = {
-        level: service.cost.alone_ms((level,) * plan.num_steps, caps) for level in usable_levels(plan, config.levels)
+        level: service.cost.alone_ms(service.cost.shapes[0], (level,) * plan.num_steps, caps)
+        for level in usable_levels(plan, config.levels)
     }
     return [
         LevelInfo(

@@ -31,6 +31,7 @@ from elit_serve.engine.profile.profiler import device_name, latency_of
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.files.measurements import Latency
+from elit_serve.plans.shape import Shape
 from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.middleware.connections import ImpatientProtocol
@@ -124,7 +125,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
-        app = create_app(pipeline, executor, settings, cost=latency.cost_table)
+        shape = Shape.of(pipeline.config.spec.sample_shape).name
+        app = create_app(pipeline, executor, settings, cost=latency.cost_table_for(shape))
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {address_line(*listener.getsockname()[:2])}"
         worker, jobs = app.state.service.worker, app.state.jobs

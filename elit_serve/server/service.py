@@ -137,7 +137,7 @@ def _check_share(service: Service, job: Job) -> None:
     excess = service.shares.excess(job.owner, len(job.seeds), waiting, service.clock.now())
     if excess > 0:
         levels = job.pinned or (job.max_level,) * job.num_steps
-        raise ShareExceeded(job.owner, excess * service.cost.alone_ms(levels, job.weak_caps) / 1000)
+        raise ShareExceeded(job.owner, excess * service.cost.alone_ms(job.shape, levels, job.weak_caps) / 1000)
 
 
 def _note_full_queue(service: Service, job: Job, error: ElitError) -> None:

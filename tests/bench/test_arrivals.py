@@ -14,6 +14,7 @@ from elit_serve.bench.load.plan import open_calls
 from elit_serve.bench.simulate.arrivals import Gamma, Ramp, Recorded, arrival_times, open_arrivals, recorded_targets_ms
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.cost import CostTable
 
 
@@ -50,7 +51,9 @@ def test_the_targets_of_a_log_stay_with_their_arrivals_at_every_load(tmp_path: P
     recorded = [lines[int(first) + index]["latency_ms"] for index in range(10)]
     assert list(recorded_targets_ms(source, count=10, seed=3)) == recorded
 
-    table = CostTable(steps_ms={(4, 1, 1): 10.0, (1, 1, 1): 5.0}, overhead_ms=20.0)
+    table = CostTable(
+        steps_ms={(StepKind("32x32", 4, 1), 1): 10.0, (StepKind("32x32", 1, 1), 1): 5.0}, overhead_ms=20.0
+    )
     setting = Setting(table=table, num_steps=10, weak_cap=1)
     demands = draw_workload(setting, source, load=2, slo_scales=(), count=10, seed=3, recorded_targets=True)
     wished_s = 3 * setting.solo_s
@@ -135,7 +138,15 @@ def test_a_table_with_a_field_without_end_is_no_trace(tmp_path: Path) -> None:
 
 
 def test_load_1_is_the_saturated_throughput_and_targets_are_multiples_of_the_solo_latency() -> None:
-    table = CostTable(steps_ms={(4, 1, 1): 10.0, (4, 1, 8): 40.0, (1, 1, 1): 5.0, (1, 1, 8): 20.0}, overhead_ms=20.0)
+    table = CostTable(
+        steps_ms={
+            (StepKind("32x32", 4, 1), 1): 10.0,
+            (StepKind("32x32", 4, 1), 8): 40.0,
+            (StepKind("32x32", 1, 1), 1): 5.0,
+            (StepKind("32x32", 1, 1), 8): 20.0,
+        },
+        overhead_ms=20.0,
+    )
     setting = Setting(table=table, num_steps=10, weak_cap=1)
     demands = draw_workload(setting, Gamma(cv=1), load=0.5, slo_scales=(2.0, 5.0), count=101, seed=0)
     assert demands[-1].arrived_s == pytest.approx(100 / (0.5 * 8 / 0.4))

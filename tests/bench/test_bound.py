@@ -16,12 +16,14 @@ from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.policies import CONTENDERS
 from elit_serve.bench.simulate.simulation import simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, QualityTable
 from elit_serve.scheduler.requests import Demand
 
 # n images take 2 + n ms at level 1 and 2 + 4n at level 4; an answer takes 1 ms more. Two steps an image.
 TABLE = CostTable(
-    steps_ms={(level, 1, batch): 2.0 + level * batch for level in (1, 4) for batch in (1, 2, 4)}, overhead_ms=1.0
+    steps_ms={(StepKind("32x32", level, 1), batch): 2.0 + level * batch for level in (1, 4) for batch in (1, 2, 4)},
+    overhead_ms=1.0,
 )
 SETTING = Setting(table=TABLE, num_steps=2, weak_cap=1)
 QUALITY = QualityTable(levels={1: 0.6, 4: 1.0})
@@ -31,6 +33,7 @@ def bound(*times_ms: tuple[float, float], quality: QualityTable = QUALITY) -> fl
     """Of requests given as (arrival, due time of the last step) in milliseconds."""
     demands = [
         Demand(
+            shape="32x32",
             request_id=index,
             arrived_s=arrived_ms / 1000,
             deadline_s=(due_ms + TABLE.overhead_ms) / 1000,
@@ -72,10 +75,12 @@ def test_what_nobody_can_do_in_time_is_worth_nothing() -> None:
 
 
 def test_an_even_level_is_worth_more_than_a_mixture_under_a_concave_quality() -> None:
-    table = CostTable(steps_ms={(level, 1, 1): 2.0 + level for level in (1, 2, 3)}, overhead_ms=0.0)
+    table = CostTable(steps_ms={(StepKind("32x32", level, 1), 1): 2.0 + level for level in (1, 2, 3)}, overhead_ms=0.0)
     setting = Setting(table=table, num_steps=2, weak_cap=1)
     bent = QualityTable(levels={1: 0.5, 2: 0.9, 3: 1.0})
-    demand = Demand(request_id=0, arrived_s=0, deadline_s=0.008, weak_caps=(1, 1), min_level=1, max_level=3)
+    demand = Demand(
+        shape="32x32", request_id=0, arrived_s=0, deadline_s=0.008, weak_caps=(1, 1), min_level=1, max_level=3
+    )
     assert ClairvoyantBound(setting, bent).mean_quality([demand]) == pytest.approx(0.9, abs=1e-4)
 
 
@@ -102,7 +107,9 @@ def textbook_programme() -> Programme:
 def settings_of_any_table(draw: st.DrawFn) -> Setting:
     """Costs that need not be convex, nor even rise with the batch; padded to measured batches or interpolated."""
     cost = st.floats(1, 20)
-    steps_ms = {(level, 1, batch): draw(cost) * (1 + batch / 4) for level in (1, 3, 8) for batch in (1, 2, 5)}
+    steps_ms = {
+        (StepKind("32x32", level, 1), batch): draw(cost) * (1 + batch / 4) for level in (1, 3, 8) for batch in (1, 2, 5)
+    }
     table = CostTable(steps_ms=steps_ms, overhead_ms=draw(st.floats(0, 5)), pads_batches=draw(st.booleans()))
     return Setting(table=table, num_steps=draw(st.integers(1, 4)), weak_cap=1)
 

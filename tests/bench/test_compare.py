@@ -23,20 +23,21 @@ from elit_serve.bench.simulate.compare import (
 )
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.cost import CostTable
 
 # A step takes 2.5 ms per level alone, and half of that per image in a batch of 4; an answer takes 2 ms more.
 TABLE = CostTable(
     steps_ms={
-        (level, weak, batch): 2.5 * level * (1 if batch == 1 else 2)
+        (StepKind("32x32", level, weak), batch): 2.5 * level * (1 if batch == 1 else 2)
         for level in (1, 2, 4)
         for weak in (None, 1)
         for batch in (1, 4)
     },
     overhead_ms=2.0,
 )
-WISH = Wish(weak_caps=(1, 1, 1, None), levels=(1, 2, 4))
+WISH = Wish(shape="32x32", weak_caps=(1, 1, 1, None), levels=(1, 2, 4))
 COMPARABLE = LoadOptions(url="http://127.0.0.1:1", cost=Path("some.json"))
 
 

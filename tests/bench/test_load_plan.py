@@ -15,14 +15,15 @@ from elit_serve.client import GuidanceInfo, LevelInfo, Model, SamplingInfo
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance, GuidanceMethod
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.cost import CostTable
 
 # Milliseconds: a full step takes 8 alone and 16 for a batch of 4, without guidance 4 and 10.
 TABLE = CostTable(
     steps_ms={
-        **{(4, weak, 1): cost for weak, cost in ((1, 8.0), (4, 9.0), (None, 4.0))},
-        **{(4, weak, 4): cost for weak, cost in ((1, 16.0), (4, 18.0), (None, 10.0))},
-        **{(1, weak, batch): 2.0 * batch for weak in (1, None) for batch in (1, 4)},
+        **{(StepKind("32x32", 4, weak), 1): cost for weak, cost in ((1, 8.0), (4, 9.0), (None, 4.0))},
+        **{(StepKind("32x32", 4, weak), 4): cost for weak, cost in ((1, 16.0), (4, 18.0), (None, 10.0))},
+        **{(StepKind("32x32", 1, weak), batch): 2.0 * batch for weak in (1, None) for batch in (1, 4)},
     },
     overhead_ms=6.0,
 )

@@ -15,12 +15,14 @@ from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.policies import CONTENDERS
 from elit_serve.bench.simulate.simulation import Run, simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, QualityTable
 from elit_serve.scheduler.requests import Demand
 
 # n images take 2 + n ms at level 1 and 2 + 4n at level 4; an answer takes 1 ms more. Two steps an image.
 TABLE = CostTable(
-    steps_ms={(level, 1, batch): 2.0 + level * batch for level in (1, 4) for batch in (1, 2, 4)}, overhead_ms=1.0
+    steps_ms={(StepKind("32x32", level, 1), batch): 2.0 + level * batch for level in (1, 4) for batch in (1, 2, 4)},
+    overhead_ms=1.0,
 )
 SETTING = Setting(table=TABLE, num_steps=2, weak_cap=1)
 
@@ -29,6 +31,7 @@ def asks(*times_ms: tuple[float, float]) -> list[Demand]:
     """(arrival, target) in milliseconds."""
     return [
         Demand(
+            shape="32x32",
             request_id=index,
             arrived_s=arrived_ms / 1000,
             deadline_s=(arrived_ms + target_ms) / 1000,

@@ -13,6 +13,7 @@ from elit_serve.errors import GenerationFailed
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import euler_step, initial_noise
 from elit_serve.scheduler.requests import Launch
 
@@ -54,7 +55,8 @@ def add(
 
 
 def step(executor: Executor, *request_ids: int, level: int, weak_cap: int | None = 1) -> float:
-    launch = Launch(launch_id=0, request_ids=request_ids, level=level, weak_cap=weak_cap, predicted_ms=1.0)
+    kind = StepKind.capped("32x32", level, weak_cap)
+    launch = Launch(launch_id=0, request_ids=request_ids, kind=kind, predicted_ms=1.0)
     return executor.launch(launch).wait()
 
 

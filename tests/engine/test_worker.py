@@ -18,6 +18,7 @@ from elit_serve.engine.order import Job, Outcome, Preview, StepRun, draw_noise
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
 from elit_serve.scheduler.policy_view import Choice, View
@@ -29,7 +30,7 @@ LEVELS = (1, 2, 3, 4)
 # Far above what the tiny model takes, so that no promise is broken by a busy machine: 4 steps cost 0.4 s at level 1.
 COST = CostTable(
     steps_ms={
-        (level, weak, batch): 100.0 * level * batch**0.5
+        (StepKind("32x32", level, weak), batch): 100.0 * level * batch**0.5
         for level in LEVELS
         for weak in (None, 1, level)
         for batch in (1, 2, 4, 8)

@@ -14,6 +14,7 @@ def image(
     request_id: int, *, within_s: float = 1.0, arrived_s: float = 0.0, steps: int = 2, hard: bool = True
 ) -> Demand:
     return Demand(
+        shape="32x32",
         request_id=request_id,
         arrived_s=arrived_s,
         deadline_s=arrived_s + within_s,
@@ -46,7 +47,7 @@ def test_a_request_goes_from_waiting_over_running_and_finishing_to_done(schedule
     assert (scheduler.state(1), scheduler.num_running) == (State.FINISHING, 0)
     scheduler.delivered(1, 0.02)
     assert scheduler.state(1) is State.DONE
-    assert scheduler.levels_of(1) == (16, 16)
+    assert scheduler.progress_of(1) == [16, 16]
     assert (scheduler.counters.promised, scheduler.counters.kept, scheduler.counters.missed) == (1, 1, 0)
     scheduler.forget(1)
     assert scheduler.state(1) is None
@@ -137,7 +138,7 @@ def test_a_constant_error_is_corrected_within_seconds_and_noise_is_not_chased(
         assert scheduler.submit([image(request_id, within_s=100.0, arrived_s=now_s, steps=20)], now_s) is None
         for _ in range(20):
             launch = decided(scheduler, now_s)
-            observed_ms = table.step_ms(launch.level, None, 1) * bias * rng.gauss(1.0, noise)
+            observed_ms = table.step_ms(launch.kind, 1) * bias * rng.gauss(1.0, noise)
             now_s += observed_ms / 1000
             scheduler.finished(launch.launch_id, now_s, observed_ms)
         if now_s > 7:
@@ -158,7 +159,7 @@ def slowed_down(scheduler: RequestScheduler, table: CostTable, now_s: float, *, 
         scheduler.submit([image(request_id, within_s=1e6, arrived_s=now_s, steps=20)], now_s)
         for _ in range(20):
             launch = decided(scheduler, now_s)
-            observed_ms = factor * table.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
+            observed_ms = factor * table.step_ms(launch.kind, len(launch.request_ids))
             now_s += observed_ms / 1000
             scheduler.finished(launch.launch_id, now_s, observed_ms)
     return now_s
@@ -215,7 +216,7 @@ def test_promises_made_after_the_correction_hold_on_the_slower_device(table: Cos
         if isinstance(launch, Wait):
             now_s += 0.01
             continue
-        observed_ms = slow.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
+        observed_ms = slow.step_ms(launch.kind, len(launch.request_ids))
         now_s += observed_ms / 1000
         for request_id in scheduler.finished(launch.launch_id, now_s, observed_ms):
             scheduler.delivered(request_id, now_s + 0.01)
@@ -230,7 +231,7 @@ def test_fixed_runs_everybody_at_the_highest_level_in_order_of_deadlines(table: 
     for request_id, within_s in ((1, 0.5), (2, 0.3), (3, 0.4)):
         assert scheduler.submit([image(request_id, within_s=within_s)], 0.0) is None
     launch = decided(scheduler, 0.0)
-    assert (launch.level, launch.request_ids) == (16, (2, 3))
+    assert (launch.kind.level, launch.request_ids) == (16, (2, 3))
 
 
 def test_fixed_refuses_only_what_is_impossible_alone_and_what_finds_no_room(table: CostTable) -> None:

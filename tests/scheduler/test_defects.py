@@ -35,7 +35,7 @@ class Defective(ElasticPolicy):
 
 def image(request_id: int, arrived_s: float = 0.0, **fields: object) -> Demand:
     values: dict[str, object] = {"deadline_s": arrived_s + 0.5, "weak_caps": (4,) * 6, "min_level": 4, "max_level": 16}
-    return Demand(request_id=request_id, arrived_s=arrived_s, **(values | fields))  # type: ignore[arg-type]
+    return Demand(shape="32x32", request_id=request_id, arrived_s=arrived_s, **(values | fields))  # type: ignore[arg-type]
 
 
 def run_all(scheduler: RequestScheduler, now_s: float = 0.0) -> float:
@@ -56,7 +56,7 @@ def test_pictures_are_made_in_time_though_decisions_fail(
     assert scheduler.submit([image(5, is_hard=False)], 0.0) is None
     assert run_all(scheduler) + 0.01 <= 0.5
     assert all(scheduler.state(i) is State.DONE for i in (0, 1, 2, 3, 5))
-    assert all(len(scheduler.levels_of(i)) == 6 for i in (0, 1, 2, 3, 5))
+    assert all(len(scheduler.progress_of(i)) == 6 for i in (0, 1, 2, 3, 5))
     assert scheduler.counters.decision_errors == (3 if recovers else 2)
 
 

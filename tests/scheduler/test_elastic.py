@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, QualityTable, RequestScheduler
 from elit_serve.scheduler.rehearsal import retry_after_s
 from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal, State, Wait
@@ -18,7 +19,7 @@ UNGUIDED_10 = (None,) * 10
 def image(request_id: int, *, within_s: float, arrived_s: float = 0.0, **fields: Any) -> Demand:
     """Ten unguided steps, hard, unless said otherwise: 30 ms alone at the lowest level, 60 at the highest."""
     fields = {"weak_caps": UNGUIDED_10, "min_level": 4, "max_level": 16, **fields}
-    return Demand(request_id=request_id, arrived_s=arrived_s, deadline_s=arrived_s + within_s, **fields)
+    return Demand(shape="32x32", request_id=request_id, arrived_s=arrived_s, deadline_s=arrived_s + within_s, **fields)
 
 
 def scheduler_of(table: CostTable, quality: QualityTable, settings: ElasticSettings = NO_CUSHION) -> RequestScheduler:
@@ -39,7 +40,7 @@ def test_a_request_alone_with_time_runs_at_the_highest_level(table: CostTable, q
     assert scheduler.submit([image(1, within_s=10.0)], 0.0) is None
     launch = scheduler.decide(0.0)
     assert isinstance(launch, Launch)
-    assert (launch.request_ids, launch.level, launch.weak_cap, launch.predicted_ms) == ((1,), 16, None, 6.0)
+    assert launch == Launch(launch_id=0, request_ids=(1,), kind=StepKind("32x32", 16), predicted_ms=6.0)
 
 
 def test_a_request_in_flight_gives_compute_back_when_others_arrive(table: CostTable, quality: QualityTable) -> None:
@@ -49,7 +50,7 @@ def test_a_request_in_flight_gives_compute_back_when_others_arrive(table: CostTa
     assert scheduler.submit([image(i, within_s=0.2, arrived_s=now_s) for i in range(2, 9)], now_s) is None
     second, _ = run_next(scheduler, now_s)
     assert 1 in second.request_ids
-    assert second.level < first.level
+    assert second.kind.level < first.kind.level
     assert scheduler.counters.replans == 1
 
 
@@ -104,7 +105,7 @@ def test_a_pinned_request_shares_its_launch_with_free_ones_that_may_run_there(
     scheduler.submit([image(3, within_s=1.2, min_level=16)], 0.0)
     launch = scheduler.decide(0.0)
     assert isinstance(launch, Launch)
-    assert (launch.level, launch.request_ids) == (8, (1, 2))
+    assert (launch.kind.level, launch.request_ids) == (8, (1, 2))
 
 
 def test_a_launch_mixes_only_steps_of_the_same_kind(table: CostTable, quality: QualityTable) -> None:
@@ -114,7 +115,7 @@ def test_a_launch_mixes_only_steps_of_the_same_kind(table: CostTable, quality: Q
     scheduler.submit([image(3, within_s=1.2, weak_caps=(4,) * 5 + (None,) * 5)], 0.0)
     launch = scheduler.decide(0.0)
     assert isinstance(launch, Launch)
-    assert (launch.weak_cap, launch.request_ids) == (4, (1, 3))
+    assert (launch.kind.weak_level, launch.request_ids) == (4, (1, 3))
 
 
 def test_the_cost_of_guided_steps_to_come_is_planned(table: CostTable, quality: QualityTable) -> None:
@@ -135,7 +136,7 @@ def test_soft_requests_are_never_refused_for_their_deadline_and_never_break_a_pr
     for _ in range(10):
         launch, now_s = run_next(scheduler, now_s)
         finished_s = now_s if 20 in launch.request_ids else finished_s
-    assert len(scheduler.levels_of(20)) == 10
+    assert len(scheduler.progress_of(20)) == 10
     assert finished_s <= 0.0301
 
 
@@ -190,7 +191,7 @@ def test_hundreds_of_promises_are_planned_and_kept_in_blocks(table: CostTable, q
     while scheduler.num_waiting + scheduler.num_running:
         _, now_s = run_next(scheduler, now_s)
     assert now_s + 0.01 <= 2.6
-    assert all(len(scheduler.levels_of(i)) == 10 for i in taken)
+    assert all(len(scheduler.progress_of(i)) == 10 for i in taken)
 
 
 def test_promises_in_blocks_run_beside_urgent_ones(table: CostTable, quality: QualityTable) -> None:
@@ -253,7 +254,12 @@ def test_soft_work_of_another_guidance_gets_its_turn_beside_promises_that_never_
 
 def test_admission_for_quality_never_plans_with_steps_shorter_than_they_are(quality: QualityTable) -> None:
     """Where the highest level costs least a picture, its price is below half of the lowest one's."""
-    steps_ms = {(4, None, 1): 10.0, (4, None, 8): 80.0, (16, None, 1): 10.0, (16, None, 8): 10.0}
+    steps_ms = {
+        (StepKind("32x32", 4, None), 1): 10.0,
+        (StepKind("32x32", 4, None), 8): 80.0,
+        (StepKind("32x32", 16, None), 1): 10.0,
+        (StepKind("32x32", 16, None), 8): 10.0,
+    }
     scheduler = scheduler_of(CostTable(steps_ms=steps_ms, overhead_ms=0.0), quality)
     only_low = {"max_level": 4}
     taken = [i for i in range(8) if scheduler.submit([image(i, within_s=0.45, **only_low)], 0.0) is None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, MeasuredPlan, PlanMenu, QualityTable
 from elit_serve.scheduler.menu import Crowd
 
@@ -18,7 +19,7 @@ def plan(name: str, quality: float, *, steps: int = 10, level: int = 16, guided:
 
 def menu(table: CostTable, *plans: MeasuredPlan) -> PlanMenu:
     """Half of the quality is lost from level 16 to 4."""
-    return PlanMenu.of(QualityTable(levels={4: 0.5, 16: 1.0}, plans=plans), table)
+    return PlanMenu.of(QualityTable(levels={4: 0.5, 16: 1.0}, plans=plans), table, "32x32")
 
 
 def chosen(offered: PlanMenu, latency_ms: float, crowd: Crowd = ALONE) -> tuple[str, int]:
@@ -95,12 +96,14 @@ def test_long_plans_can_be_left_out(table: CostTable) -> None:
 def menus(draw: st.DrawFn) -> PlanMenu:
     """Plans of any quality at costs that bend anywhere: a large batch may be slower a picture than a small one."""
     factors = st.floats(0.3, 3.0)
-    steps_ms: dict[tuple[int, int | None, int], float] = {}
+    steps_ms: dict[tuple[StepKind, int], float] = {}
     for level in (4, 8, 16):
         for batch in (1, 2, 4, 8):
-            steps_ms[level, None, batch] = (1 + batch) * level**0.5 * draw(factors)
+            steps_ms[StepKind("32x32", level), batch] = (1 + batch) * level**0.5 * draw(factors)
             for weak in {4, level}:
-                steps_ms[level, weak, batch] = steps_ms[level, None, batch] * (1 + draw(factors))
+                steps_ms[StepKind("32x32", level, weak), batch] = steps_ms[StepKind("32x32", level), batch] * (
+                    1 + draw(factors)
+                )
     plans = [
         plan(
             str(index),

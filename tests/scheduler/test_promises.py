@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
 from elit_serve.scheduler.quality import logarithmic
 from elit_serve.scheduler.requests import ENDED, Demand, Launch, Priority, State
@@ -89,7 +90,7 @@ class Driver:
             for request_id in launch.request_ids:
                 if request_id not in self.story.ended:
                     self.end(request_id)
-        took_ms = self.truth.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
+        took_ms = self.truth.step_ms(launch.kind, len(launch.request_ids))
         for request_id in self.scheduler.finished(launch.launch_id, now_s, took_ms):
             self.decoding.append((now_s + self.truth.overhead_ms / 1000, request_id))
 
@@ -101,12 +102,12 @@ class Driver:
                 return
             for request_id in launch.request_ids:
                 levels, demand = self.story.levels[request_id], self.story.accepted[request_id]
-                weak_cap = demand.weak_caps[len(levels)]
-                assert weak_cap in (None, launch.weak_cap), "a guided step runs in a launch of its own kind"
-                rides = weak_cap is None and launch.weak_cap is not None
-                assert not rides or launch.weak_cap in demand.weak_caps, "only requests with guided steps ride"
-                levels.append(launch.level)
-            took_ms = self.truth.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
+                caps = [demand.weak_caps[len(levels)], *demand.weak_caps]
+                own, *others = [StepKind.capped(demand.shape, launch.kind.level, cap) for cap in caps]
+                rides = own.weak_level is None and launch.kind in others
+                assert own == launch.kind or rides, "a step runs in a launch of its kind; unguided ones may ride"
+                levels.append(launch.kind.level)
+            took_ms = self.truth.step_ms(launch.kind, len(launch.request_ids))
             self.running.append((start_s + took_ms / 1000, launch))
 
     def end(self, request_id: int) -> None:
@@ -127,12 +128,14 @@ def tables(draw: st.DrawFn) -> CostTable:
     main = [sum(per_level[: i + 1]) for i in range(len(LEVELS))]
     size = [1 + sum(per_batch[1 : i + 1]) for i in range(len(batches))]
     fixed_ms, weak_share = draw(st.floats(0.1, 5.0)), draw(st.floats(0.0, 1.0))
-    steps_ms: dict[tuple[int, int | None, int], float] = {}
+    steps_ms: dict[tuple[StepKind, int], float] = {}
     for i, level in enumerate(LEVELS):
         for b, batch in enumerate(batches):
-            steps_ms[level, None, batch] = fixed_ms + main[i] * size[b]
+            steps_ms[StepKind("32x32", level), batch] = fixed_ms + main[i] * size[b]
             for j, weak in enumerate(LEVELS[: i + 1]):
-                steps_ms[level, weak, batch] = steps_ms[level, None, batch] + weak_share * main[j] * size[b]
+                steps_ms[StepKind("32x32", level, weak), batch] = (
+                    steps_ms[StepKind("32x32", level), batch] + weak_share * main[j] * size[b]
+                )
     if draw(st.booleans()):  # measured with noise: neither a larger batch nor a higher level need cost more
         random = draw(st.randoms(use_true_random=False))
         steps_ms = {key: cost * random.uniform(0.5, 2.0) for key, cost in steps_ms.items()}
@@ -149,6 +152,7 @@ def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
     pins = st.one_of(st.none(), st.none(), st.integers(1, 18).map(lambda level: (level,) * num_steps))
     replays = st.lists(st.sampled_from(LEVELS), min_size=num_steps, max_size=num_steps).map(tuple)
     return Demand(
+        shape="32x32",
         request_id=request_id,
         arrived_s=arrived_s,
         deadline_s=arrived_s + draw(st.floats(0.01, 1.5)),

@@ -25,6 +25,7 @@ def make_scheduler(request: pytest.FixtureRequest, table: CostTable, quality: Qu
 
 def image(request_id: int, arrived_s: float, random: Random) -> Demand:
     return Demand(
+        shape="32x32",
         request_id=request_id,
         arrived_s=arrived_s,
         deadline_s=arrived_s + random.uniform(0.05, 1.0),
@@ -74,7 +75,7 @@ def test_what_is_rehearsed_is_what_happens_when_nobody_else_comes(make_scheduler
         started_s = now_s if started_s is None and 99 in decision.request_ids else started_s
         now_s += decision.predicted_ms / 1000
         scheduler.finished(decision.launch_id, now_s)
-    assert foreseen == Rehearsal(levels=(scheduler.levels_of(99),), started_s=started_s or 0.0, ended_s=now_s)
+    assert foreseen == Rehearsal(levels=(tuple(scheduler.progress_of(99)),), started_s=started_s or 0.0, ended_s=now_s)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -94,7 +95,9 @@ def test_rehearsals_change_nothing(make_scheduler: MakeScheduler, seed: int) -> 
 
 
 def test_a_refusal_is_foreseen(make_scheduler: MakeScheduler) -> None:
-    impossible = Demand(request_id=0, arrived_s=0.0, deadline_s=0.001, weak_caps=(None,) * 4, min_level=4, max_level=16)
+    impossible = Demand(
+        shape="32x32", request_id=0, arrived_s=0.0, deadline_s=0.001, weak_caps=(None,) * 4, min_level=4, max_level=16
+    )
     foreseen = rehearse(make_scheduler(), [impossible], 0.0)
     assert isinstance(foreseen, Refusal)
     assert foreseen == make_scheduler().submit([impossible], 0.0)

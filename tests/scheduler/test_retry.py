@@ -67,6 +67,7 @@ def test_who_comes_back_when_told_is_taken(table: CostTable, quality: QualityTab
             device.run_until(arrived_s, now_s)
             now_s = arrived_s
             demand = Demand(
+                shape="32x32",
                 request_id=next(ids),
                 arrived_s=now_s,
                 deadline_s=now_s + random.choice([0.12, 0.2, 0.5]),
@@ -88,6 +89,7 @@ def test_who_finds_the_queue_full_is_told_when_there_is_room(table: CostTable, q
 
     def image(request_id: int) -> Demand:
         return Demand(
+            shape="32x32",
             request_id=request_id,
             arrived_s=0.0,
             deadline_s=5.0,
@@ -109,7 +111,9 @@ def test_who_finds_the_queue_full_is_told_when_there_is_room(table: CostTable, q
 def test_what_is_told_is_not_much_longer_than_it_takes(table: CostTable, quality: QualityTable) -> None:
     """Half of the told time is too early: nobody is sent away for longer than that."""
     device = Device(RequestScheduler(table, ElasticPolicy(quality)))
-    demand = Demand(request_id=99, arrived_s=0.0, deadline_s=0.12, weak_caps=(None,) * 10, min_level=4, max_level=16)
+    demand = Demand(
+        shape="32x32", request_id=99, arrived_s=0.0, deadline_s=0.12, weak_caps=(None,) * 10, min_level=4, max_level=16
+    )
     taken = [device.scheduler.submit([replace(demand, request_id=i)], 0.0) is None for i in range(8)]
     device.begin(0.0)
     assert not all(taken)

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Launch
 from elit_serve.server.app import create_app, num_slots
@@ -32,7 +33,7 @@ from elit_serve.server.settings import Settings
 # 4 steps costs 1.5, 2, 2.5 and 3 s. Targets are then met whatever the machine does meanwhile.
 COST = CostTable(
     steps_ms={
-        (level, weak, batch): 125.0 * level * batch
+        (StepKind("32x32", level, weak), batch): 125.0 * level * batch
         for level in (1, 2, 3, 4)
         for weak in (None, 1, level)
         for batch in (1, 4)

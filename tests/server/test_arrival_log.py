@@ -21,6 +21,7 @@ from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.clock import VirtualClock
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.generation import Form, job_of
 from elit_serve.server.schemas import GenerateRequest
@@ -28,7 +29,9 @@ from elit_serve.server.settings import Settings
 from elit_serve.server.watching import arrival_log
 from elit_serve.server.watching.arrival_log import ArrivalLog
 
-COST = CostTable(steps_ms={(level, weak, 1): 1.0 for level in (1, 2, 3, 4) for weak in (None, 1)}, overhead_ms=1.0)
+COST = CostTable(
+    steps_ms={(StepKind("32x32", level, weak), 1): 1.0 for level in (1, 2, 3, 4) for weak in (None, 1)}, overhead_ms=1.0
+)
 NOT_SAID = {"latency_ms": None, "budget": None, "min_budget": None, "max_budget": None, "steps": None}
 DEFAULTS = {"n": 1, "best_effort": False, "priority": "interactive"}
 

@@ -17,11 +17,13 @@ import pytest
 
 from elit_serve.engine.executor.slots import Executor, Transfer
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.settings import Settings
 
 CHEAP = CostTable(
-    steps_ms={(level, weak, 1): 1.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)}, overhead_ms=1.0
+    steps_ms={(StepKind("32x32", level, weak), 1): 1.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)},
+    overhead_ms=1.0,
 )
 IMPATIENT = Settings(response_ms=0, idle_seconds=1)
 Eventually = Callable[[Callable[[], bool]], None]

@@ -18,12 +18,14 @@ from elit_serve.engine.checkpoint import write_checkpoint
 from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.files.config import ModelConfig
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Launch
 from elit_serve.server.settings import Settings
 
 CHEAP = CostTable(
-    steps_ms={(level, weak, 1): 1.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)}, overhead_ms=1.0
+    steps_ms={(StepKind("32x32", level, weak), 1): 1.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)},
+    overhead_ms=1.0,
 )
 
 
@@ -90,7 +92,7 @@ def test_nan_fails_its_own_pictures_only(
 
 class FailsAtLevel3(Executor):
     def launch(self, launch: Launch) -> RunningStep:
-        if launch.level == 3:
+        if launch.kind.level == 3:
             raise RuntimeError("a kernel failed")
         return super().launch(launch)
 

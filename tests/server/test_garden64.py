@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.settings import Settings
 
@@ -24,7 +25,7 @@ LEVELS = (1, 4, 16)
 # Slower than any machine, so that no promise is broken. A picture of 3 steps costs 0.8 s at level 1.
 COST = CostTable(
     steps_ms={
-        (level, weak, batch): (100.0 + 25 * level) * (1 + batch)
+        (StepKind("64x64", level, weak), batch): (100.0 + 25 * level) * (1 + batch)
         for level in LEVELS
         for weak in (None, 1, level)
         for batch in (1, 4)

@@ -12,11 +12,13 @@ import openai
 import pytest
 from openai import OpenAI
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.settings import Settings
 
 CHEAP = CostTable(
-    steps_ms={(level, weak, 1): 1.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)}, overhead_ms=1.0
+    steps_ms={(StepKind("32x32", level, weak), 1): 1.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)},
+    overhead_ms=1.0,
 )
 SERVED = "GET /v1/models, GET /v1/models/NAME, POST /v1/images/generations"
 

@@ -14,6 +14,7 @@ import pytest
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.run import bind, load_and_measure
@@ -22,7 +23,11 @@ from elit_serve.server.settings import Settings
 
 SCHEMA: dict[str, dict[str, Any]] = Settings.model_json_schema()["properties"]
 BEFORE_THE_APP = {"port", "resolution", "threads"}  # what binds the address and loads the model
-COST = CostTable(steps_ms={(level, None, 1): 1.0 * level for level in (1, 2, 3, 4)} | {(1, 1, 1): 1.0}, overhead_ms=1.0)
+COST = CostTable(
+    steps_ms={(StepKind("32x32", level, None), 1): 1.0 * level for level in (1, 2, 3, 4)}
+    | {(StepKind("32x32", 1, 1), 1): 1.0},
+    overhead_ms=1.0,
+)
 
 TEXTS = ["", " ", "0", "-1", "1.5", "nan", "inf", "-inf", "1e12", "1e308", "-1e308", "true", "\0", "\ud800", "http://["]
 LONG_TEXTS = ["9" * 5000, "x" * 100_000, "http://" + "x" * 100_000, "https://a:99999999"]

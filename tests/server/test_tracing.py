@@ -22,6 +22,7 @@ from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.levels import Budgets
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.settings import Settings
@@ -33,7 +34,8 @@ SECRET = "a-key-of-the-caller"
 CALLER = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")  # a trace, and a span in it
 TULIP = {"label": "tulip", "budget": 0.25}
 CHEAP = CostTable(
-    steps_ms={(level, weak, 1): 1.0 for level in (1, 2, 3, 4) for weak in (None, 1, level)}, overhead_ms=1
+    steps_ms={(StepKind("32x32", level, weak), 1): 1.0 for level in (1, 2, 3, 4) for weak in (None, 1, level)},
+    overhead_ms=1,
 )
 
 

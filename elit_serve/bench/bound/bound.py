@@ -124,7 +124,7 @@ class ClairvoyantBound:
 
     @cached_property
     def _shortest_launch_ms(self) -> float:
-        return min(min(self._setting.table.row(level, self._setting.weak_cap)[1:]) for level in self._setting.levels)
+        return min(min(self._setting.row_ms(level)[1:]) for level in self._setting.levels)
 
     def _planes_of(self, num_present: int) -> tuple[Plane, ...]:
         """For a launch among so many requests; rounded up to a measured batch, which only loosens the bound."""

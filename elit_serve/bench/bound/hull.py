@@ -54,7 +54,7 @@ def _launches(setting: Setting, max_images: int) -> tuple[Floats, Floats]:
     images = np.arange(1, max_images + 1)
     points, costs = [], []
     for level in setting.levels:
-        row = np.array(setting.table.row(level, setting.weak_cap)[1:])
+        row = np.array(setting.row_ms(level)[1:])
         costs.append(np.minimum.accumulate(row[::-1])[::-1][:max_images])
         points.append(np.stack([np.ones(max_images), images, images * (level - lowest) / span], axis=1))
     return np.concatenate(points), np.concatenate(costs)

@@ -103,7 +103,7 @@ class _Search:
 
     def __init__(self, setting: Setting, quality: QualityTable, demands: Sequence[Demand], rng: Random) -> None:
         self._setting, self._quality, self._demands, self._rng = setting, quality, demands, rng
-        self._rows_s = [[ms / 1000 for ms in setting.table.row(level, setting.weak_cap)] for level in setting.levels]
+        self._rows_s = [[ms / 1000 for ms in setting.row_ms(level)] for level in setting.levels]
         self._slice_s = SLICE_SOLO_STEPS * self._rows_s[-1][1]
         self._due_s = [demand.deadline_s - setting.overhead_s for demand in demands]
         self._num_slices = ceil(max(self._due_s) / self._slice_s) + 1

@@ -17,6 +17,7 @@ from elit_serve.client import Model, SamplingInfo
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.cost import CostTable
 
 SEEDS = 1 << 32
@@ -37,8 +38,10 @@ class Capacity:
     def measured(cls, table: CostTable, weak_caps: Sequence[int | None]) -> Capacity:
         """From a latency file."""
 
+        kinds = [StepKind.capped(table.shapes[0], table.levels[-1], cap) for cap in weak_caps]
+
         def steps_ms(batch: int) -> float:
-            return sum(table.step_ms(table.levels[-1], cap, batch) for cap in weak_caps)
+            return sum(table.step_ms(kind, batch) for kind in kinds)
 
         return cls(
             solo_ms=steps_ms(1) + table.overhead_ms, rate_per_s=1000 * table.max_batch / steps_ms(table.max_batch)

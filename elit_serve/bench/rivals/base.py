@@ -133,8 +133,7 @@ class Rival(ABC):
         launch = Launch(
             launch_id=next(self._launch_ids),
             request_ids=tuple(job.demand.request_id for job in cohort.jobs),
-            level=cohort.level,
-            weak_cap=self._setting.weak_cap,
+            kind=self._setting.kind(cohort.level),
             predicted_ms=1000 * self._setting.step_s(cohort.level, len(cohort.jobs)),
         )
         self._launches[launch.launch_id] = launch.request_ids

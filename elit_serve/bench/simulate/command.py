@@ -118,7 +118,7 @@ def _comparison(options: SimulateOptions) -> Comparison:
 
 
 def _weak_cap(table: CostTable, wanted: int | None) -> int:
-    return wanted or min(weak for _, weak, _ in table.steps_ms if weak is not None)
+    return wanted or min(kind.weak_level for kind, _ in table.steps_ms if kind.weak_level is not None)
 
 
 def _curves(options: SimulateOptions, levels: Sequence[int]) -> Mapping[str, QualityTable]:

@@ -52,6 +52,7 @@ class Wish:
     pinned_level: of every step, or None to leave it to the policy.
     """
 
+    shape: str
     weak_caps: tuple[int | None, ...]
     levels: tuple[int, ...]
     pinned_level: int | None = None
@@ -61,6 +62,7 @@ class Wish:
         assert call.latency_ms is not None, "attainment is of targets"
         return Demand(
             request_id=request_id,
+            shape=self.shape,
             arrived_s=call.at_s,
             deadline_s=call.at_s + call.latency_ms / 1000,
             weak_caps=self.weak_caps,
@@ -89,6 +91,7 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
     table, model = report.target.table, report.target.model
     assert table is not None
     wish = Wish(
+        shape=table.shapes[0],
         weak_caps=report.target.weak_caps,
         levels=table.levels,
         pinned_level=None if options.budget is None else level_of(model, options.budget),

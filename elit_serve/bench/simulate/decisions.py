@@ -149,6 +149,7 @@ class _Crowd:
         pinned = (rng.choice(setting.levels),) * steps if mixed and rng.random() < 0.1 else None
         return Demand(
             request_id=next(self._ids),
+            shape=setting.shape,
             arrived_s=self._now_s,
             deadline_s=self._now_s + target_s,
             weak_caps=(None,) * unguided + (setting.weak_cap,) * (steps - unguided),

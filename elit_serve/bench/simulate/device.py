@@ -28,6 +28,6 @@ class SimulatedDevice:
         return self._table.overhead_ms / 1000
 
     def run_ms(self, launch: Launch) -> float:
-        cost_ms = self._table.step_ms(launch.level, launch.weak_cap, len(launch.request_ids))
+        cost_ms = self._table.step_ms(launch.kind, len(launch.request_ids))
         deviation = max(-NOISE_LIMIT, min(NOISE_LIMIT, self._rng.gauss(0.0, 1.0)))
         return cost_ms * (1 + self._bias) * (1 + self._noise * deviation)

@@ -30,7 +30,7 @@ class PlanningScheduler(RequestScheduler):
 
     def __init__(self, setting: Setting, quality: QualityTable, menu: Sequence[MeasuredPlan]) -> None:
         super().__init__(setting.table, ElasticPolicy(quality))
-        self._menu = PlanMenu.of(quality, setting.table, menu)
+        self._menu = PlanMenu.of(quality, setting.table, setting.shape, menu)
         self.plans: dict[int, MeasuredPlan] = {}
 
     def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:

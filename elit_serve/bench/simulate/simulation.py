@@ -92,9 +92,9 @@ class _Simulation:
     def _execute(self, launch: Launch) -> None:
         """Arrivals while it runs are submitted when they happen, so admission sees a busy device."""
         took_ms = self._device.run_ms(launch)
-        self._launches.append((launch.level, len(launch.request_ids), took_ms))
+        self._launches.append((launch.kind.level, len(launch.request_ids), took_ms))
         for request_id in launch.request_ids:
-            self._levels[request_id].append(launch.level)
+            self._levels[request_id].append(launch.kind.level)
         end_s = self._clock.now() + took_ms / 1000
         self._advance_to(end_s)
         for request_id in self._scheduler.finished(launch.launch_id, end_s, took_ms):

@@ -8,6 +8,7 @@ from random import Random
 
 from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.requests import Demand
 
@@ -38,8 +39,21 @@ class Setting:
     def overhead_s(self) -> float:
         return self.table.overhead_ms / 1000
 
+    @property
+    def shape(self) -> str:
+        """The first that was measured."""
+        return self.table.shapes[0]
+
+    def kind(self, level: int) -> StepKind:
+        """A step at this level."""
+        return StepKind.capped(self.shape, level, self.weak_cap)
+
+    def row_ms(self, level: int) -> tuple[float, ...]:
+        """Milliseconds of a step at every batch from 0."""
+        return self.table.row(self.kind(level))
+
     def step_s(self, level: int, batch: int) -> float:
-        return self.table.step_ms(level, self.weak_cap, batch) / 1000
+        return self.table.step_ms(self.kind(level), batch) / 1000
 
     @property
     def solo_s(self) -> float:
@@ -87,6 +101,7 @@ def draw_workload(
     return tuple(
         Demand(
             request_id=index,
+            shape=setting.shape,
             arrived_s=arrived_s,
             deadline_s=arrived_s + (SOFT_SCALE * setting.solo_s if target_s is None else target_s),
             weak_caps=(setting.weak_cap,) * setting.num_steps,

@@ -79,13 +79,13 @@ class GraphExecutor(Executor):
     def _run(self, inputs: Tensor, launch: Launch) -> RunningStep:
         with torch.cuda.stream(self._steps), _attention():
             started, ended = _event(), _event()
-            batch = inputs.shape[1]
+            batch, kind = inputs.shape[1], launch.kind
             bucket = next((size for size in self._batches if size >= batch), batch)
-            graph = self._graphs.get((launch.level, launch.weak_level, bucket))
+            graph = self._graphs.get((kind.level, kind.weak_level, bucket))
             if graph is None:
                 on_device = self._on_device(inputs)
                 started.record()
-                step_in_place(self._model, self._state, on_device, level=launch.level, weak_level=launch.weak_level)
+                step_in_place(self._model, self._state, on_device, level=kind.level, weak_level=kind.weak_level)
             else:
                 padded = torch.cat([inputs, _padding(bucket - batch)], dim=1).pin_memory()
                 self._static[bucket].copy_(padded, non_blocking=True)

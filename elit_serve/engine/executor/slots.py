@@ -113,7 +113,7 @@ class Executor:
 
     def _run(self, inputs: Tensor, launch: Launch) -> RunningStep:
         started_s = time.perf_counter()
-        step_in_place(self._model, self._state, inputs, level=launch.level, weak_level=launch.weak_level)
+        step_in_place(self._model, self._state, inputs, level=launch.kind.level, weak_level=launch.kind.weak_level)
         return _DoneStep(1000 * (time.perf_counter() - started_s))
 
     @torch.inference_mode()
@@ -184,7 +184,9 @@ def _inputs(slots: Sequence[_Slot], launch: Launch, null_class: int) -> Tensor:
     for slot in slots:
         guidance, t = slot.task.guidance, slot.grid[slot.step]
         weak_class = slot.task.class_id if guidance.method == "ag" else null_class
-        assert launch.weak_cap is not None or not guidance.applies_at(t), "a guided step is in an unguided launch"
+        assert launch.kind.weak_level is not None or not guidance.applies_at(t), (
+            "a guided step is in an unguided launch"
+        )
         scale = guidance.scale if guidance.applies_at(t) else 1.0  # unguided steps may ride along
         columns.append((slot.index, slot.task.class_id, weak_class, t, slot.grid[slot.step + 1] - t, scale))
     return torch.tensor(columns, dtype=torch.float32).T.contiguous()

@@ -33,6 +33,8 @@ from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.files.measurements import Latency, StepCost, read_latency
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.shape import Shape
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.requests import Launch
 
 logger = logging.getLogger(__name__)
@@ -241,7 +243,8 @@ def _measured(pipeline: Pipeline, executor: Executor, point: tuple[int, int | No
     """The median of `repeats` steps, back to back as under load, after one that is not counted."""
     level, weak_level, batch = point
     members = _add_images(pipeline, executor, batch, num_steps=repeats + 1, is_guided=weak_level is not None)
-    launch = Launch(launch_id=0, request_ids=members, level=level, weak_cap=weak_level, predicted_ms=0.0)
+    kind = StepKind(Shape.of(pipeline.config.spec.sample_shape).name, level, weak_level)
+    launch = Launch(launch_id=0, request_ids=members, kind=kind, predicted_ms=0.0)
     running = [executor.launch(launch) for _ in range(repeats + 1)]
     took_ms = [step.wait() for step in running][1:]
     for request_id in members:

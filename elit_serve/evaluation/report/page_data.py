@@ -263,7 +263,7 @@ def _swept_rows(quality: Quality, latency: Latency | None) -> tuple[Row, ...]:
     for plan in sorted(quality.plans, key=lambda plan: plan.gflops):
         time_ms = None
         if costs is not None:
-            time_ms = costs.alone_ms(plan.step_levels, plan.plan.weak_caps(full_level))
+            time_ms = costs.alone_ms(costs.shapes[0], plan.step_levels, plan.plan.weak_caps(full_level))
         rows.append(
             Row(
                 name=plan.name,

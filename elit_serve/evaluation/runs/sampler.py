@@ -20,6 +20,8 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.runs.background import in_background
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.shape import Shape
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import initial_noise
 from elit_serve.scheduler.requests import Launch
 
@@ -81,7 +83,8 @@ class Sampler:
             )
             self._executor.add(task)
         for level, weak_level in steps_of(plan):
-            launch = Launch(launch_id=0, request_ids=tuple(seeds), level=level, weak_cap=weak_level, predicted_ms=0.0)
+            kind = StepKind(Shape.of(noise.shape[1:]).name, level, weak_level)
+            launch = Launch(launch_id=0, request_ids=tuple(seeds), kind=kind, predicted_ms=0.0)
             self._executor.launch(launch)
         return self._executor.collect(seeds)
 

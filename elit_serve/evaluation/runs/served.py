@@ -35,6 +35,7 @@ from elit_serve.files.opening import read_text
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import initial_noise
 from elit_serve.scheduler.requests import Launch
 
@@ -156,10 +157,10 @@ def remake(
 
 
 def _launch(executor: Executor, step: Step, members: Sequence[int], batch_size: int) -> None:
-    level, weak_level = step
+    kind = StepKind("only", *step)
     for start in range(0, len(members), batch_size):
         ids = tuple(members[start : start + batch_size])
-        executor.launch(Launch(launch_id=0, request_ids=ids, level=level, weak_cap=weak_level, predicted_ms=0.0)).wait()
+        executor.launch(Launch(launch_id=0, request_ids=ids, kind=kind, predicted_ms=0.0)).wait()
 
 
 def _check_comparable(pipeline: Pipeline, reference: Reference) -> None:

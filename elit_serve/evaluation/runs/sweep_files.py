@@ -199,7 +199,7 @@ def _set_log_scale(axis: object) -> None:
 
 def _alone_ms(plan: Plan, latency: Latency) -> float:
     table = latency.cost_table
-    return table.alone_ms(plan.levels, plan.weak_caps(table.levels[-1]))
+    return table.alone_ms(table.shapes[0], plan.levels, plan.weak_caps(table.levels[-1]))
 
 
 def _sampling_of(plan: Plan) -> SamplingConfig:

@@ -10,6 +10,7 @@ from elit_serve.engine.profile.profiler import known_latency
 from elit_serve.evaluation.runs.sampler import even_batch, steps_of
 from elit_serve.files.measurements import Latency
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.step_kind import StepKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class SaturatedEngine:
             return None
         costs = self.latency.cost_table
         batch = min(self.batch, costs.max_batch)
-        return 1000 * batch / sum(costs.step_ms(level, weak_level, batch) for level, weak_level in steps_of(plan))
+        kinds = [StepKind(costs.shapes[0], *step) for step in steps_of(plan)]
+        return 1000 * batch / sum(costs.step_ms(kind, batch) for kind in kinds)
 
     def compared(self, plan: Plan, images_per_second: float) -> dict[str, Any]:
         """The figures of a report."""

@@ -134,7 +134,7 @@ class Metrics(Observer):
 
     def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
         self._cohort.observe(len(launch.request_ids))
-        self._step_level.observe(launch.level)
+        self._step_level.observe(launch.kind.level)
         if observed_ms is not None:
             self.step_seconds.observe(observed_ms / 1000)
             self._cost_ratio.observe(observed_ms / launch.predicted_ms)

@@ -22,6 +22,7 @@ import httpx
 import psycopg
 import pytest
 
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 
 Receive = Callable[[dict[str, str], bytes], tuple[int, dict[str, str]]]
@@ -29,7 +30,7 @@ ENDED = ("done", "failed", "expired", "cancelled")
 
 CHEAP = CostTable(
     steps_ms={
-        (level, weak, batch): 1.0 * level * batch
+        (StepKind("32x32", level, weak), batch): 1.0 * level * batch
         for level in (1, 2, 3, 4)
         for weak in (None, 1, level)
         for batch in (1, 2)
