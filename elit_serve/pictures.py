@@ -153,10 +153,10 @@ def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.I
     return text
 
 
-def level_label(level: int, latents_per_group: int) -> str:
+def level_label(level: int, budget: float) -> str:
     """What stands beside a row of pictures at a level: it, and the budget that asks for it.
 
-    >>> level_label(4, 16)
+    >>> level_label(4, 0.25)
     'level 4\\nbudget 0.25'
     """
-    return f"level {level}\nbudget {level / latents_per_group:.3g}"
+    return f"level {level}\nbudget {budget:.3g}"

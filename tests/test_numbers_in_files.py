@@ -13,7 +13,7 @@ import pytest
 
 from elit_serve.engine.checkpoint import bundled_models, read_config
 from elit_serve.errors import ElitError
-from elit_serve.evaluation.report.page_data import read_measurements
+from elit_serve.evaluation.report.folder import read_measurements
 from elit_serve.files.measurements import read_latency, read_quality
 from elit_serve.nn import build_empty
 from elit_serve.plans.grid import time_grid

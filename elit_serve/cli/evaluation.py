@@ -71,7 +71,7 @@ def evaluate(
 
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features.extractors import open_features
-    from elit_serve.evaluation.runs.evaluate_command import EvaluateOptions, run_evaluation
+    from elit_serve.evaluation.runs.evaluate import EvaluateOptions, run_evaluation
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)

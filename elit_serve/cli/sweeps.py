@@ -104,9 +104,9 @@ def served(
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features.extractors import open_features
-    from elit_serve.evaluation.report.files import check_folder
     from elit_serve.evaluation.runs.served import measure_served, read_served
     from elit_serve.evaluation.runs.sweep_command import PhotographOptions, open_evaluator
+    from elit_serve.files.writing import check_folder
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
     plans = read_served(records, pipeline)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.grid import time_grid
@@ -58,3 +60,12 @@ class Plan:
     def at_level(self, level: int) -> Plan:
         """This plan with every step at `level`."""
         return replace(self, levels=(level,) * self.num_steps)
+
+
+def runs_of(levels: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(level, steps at it) in order.
+
+    >>> runs_of([1, 1, 4])
+    ((1, 2), (4, 1))
+    """
+    return tuple((level, len(list(run))) for level, run in groupby(levels))

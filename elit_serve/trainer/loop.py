@@ -290,7 +290,7 @@ class Trainer:
                 rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
         return labelled(
             rows,
-            row_labels=[level_label(level, self.model.spec.latents_per_group) for level in levels],
+            row_labels=[level_label(level, level / self.model.spec.latents_per_group) for level in levels],
             column_labels=[self.classes[index] for index in shown],
         )
 

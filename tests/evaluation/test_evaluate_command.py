@@ -12,6 +12,7 @@ from PIL import Image
 
 from elit_serve.cli import main
 from elit_serve.evaluation.report.sheets import evenly
+from elit_serve.files.evaluation import read_evaluation
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -40,6 +41,9 @@ def test_the_command_writes_figures_and_pictures_and_its_reference_serves_again(
     assert {"budgets.png", "evaluation.json", "nearest.png", "table.md"} < {file.name for file in out.iterdir()}
     assert (out / "table.md").read_text().strip() == capsys.readouterr().out.strip()
     facts = json.loads((out / "evaluation.json").read_text())
+    read = read_evaluation(out)
+    assert read is not None
+    assert read.model_dump(mode="json") == facts
     assert [plan["level"] for plan in facts["plans"]] == [4, 2, 1]
     assert facts["plans"][0]["plan"]["guidance"] == {
         "method": "cfg",

@@ -188,9 +188,9 @@ def test_repeats_have_seeds_of_their_own_and_are_reproduced(
     first, second = evaluator.measure(plan, repeats=2), evaluator.measure(plan, repeats=1, first_repeat=1)
     assert second.frechets == pytest.approx(first.frechets[1:], rel=1e-6)
     assert first.frechets[0] != first.frechets[1]
-    assert first.frechet.value == pytest.approx(sum(first.frechets) / 2)
+    assert first.scores.frechet.value == pytest.approx(sum(first.frechets) / 2)
     assert evaluator.seeds(1)[:2] == [1_000_000, 1_000_001]
-    assert first.frechet.value > evaluator.floor.value  # random weights make no photographs
+    assert first.scores.frechet.value > evaluator.floor.value  # random weights make no photographs
     assert first.images_per_second > 0
 
 
@@ -200,7 +200,7 @@ def test_distances_in_the_background_are_those_of_all_metrics_together(
     evaluator = Evaluator(pipeline, reference, extractor, batch_size=8, cache=None)
     sets = [(pipeline.plan(steps=2), 0), (pipeline.plan(steps=1), 3), (pipeline.plan(steps=2), 1)]
     found = list(evaluator.distances(sets))
-    alone = [evaluator.measure(plan, repeats=1, first_repeat=repeat).frechet for plan, repeat in sets]
+    alone = [evaluator.measure(plan, repeats=1, first_repeat=repeat).scores.frechet for plan, repeat in sets]
     assert [each.frechet for each in found] == alone
     assert all(each.images_per_second > 0 for each in found)
     assert evaluator.floor == evaluator.floors.frechet
@@ -228,7 +228,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_figures(
     only_the_rest = interrupted_after(extractor, 2)
     resumed = Evaluator(pipeline, reference, only_the_rest, batch_size=9, cache=tmp_path).measure(plan, repeats=3)
     assert resumed.frechets == unbroken.frechets
-    assert resumed.kernel == unbroken.kernel
+    assert resumed.scores == unbroken.scores
 
 
 def test_kept_features_are_not_those_of_another_plan_or_batch_size_and_damage_is_made_good(

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from elit_serve.cli import main
-from elit_serve.errors import DataError, ElitError, InvalidInput
+from elit_serve.errors import CheckpointError, DataError, ElitError, InvalidInput
 from elit_serve.evaluation.report.charts import Chart, Point, Series, log_ticks, ticks
+from elit_serve.evaluation.report.folder import read_measurements
 from elit_serve.evaluation.report.page import answers, write_page
-from elit_serve.evaluation.report.page_data import read_measurements
+from elit_serve.files.evaluation import read_evaluation
 
 HASH = "0123456789ab"
 HOSTILE = "<script>alert('x')</script>"
@@ -35,7 +36,13 @@ def evaluation() -> dict[str, Any]:
     scores = {"kernel": value(0.0123, 0.001), "precision": value(0.75, 0.02), "recall": value(0.5, 0.03)}
     plans = [
         {
+            "level": level,
+            "budget": level / 16,
+            "frechet_over_floor": distance / 80,
             "plan": {"levels": [level] * 4, "guidance": GUIDANCE, "time_shift": 1.0},
+            "num_samples": 18,
+            "repeats": 1,
+            "frechets": [distance],
             "frechet": value(distance, 2.0),
             "nearest_ratio": 1.1,
             "nearest_half_width": 0.04,
@@ -49,6 +56,7 @@ def evaluation() -> dict[str, Any]:
         "model": "garden",
         "model_hash": HASH,
         "metric": "Pooled-FD",
+        "features_sha256": "0" * 64,
         "num_samples": 18,
         "num_reference": 60,
         "held_out": "held-out.tar",
@@ -208,6 +216,26 @@ def test_bad_folders_are_refused(folder: Path) -> None:
         write_page(folder)
     (folder / "evaluation.json").write_text('{"model": 3}')
     with pytest.raises(ElitError, match=r"metric.*num_samples"):
+        write_page(folder)
+
+
+def test_an_evaluation_of_an_earlier_version_is_read(folder: Path) -> None:
+    """It said what an engine would make, and not how near it came; a later one may say more."""
+    facts = evaluation() | {"something": "new"}
+    for plan in facts["plans"]:
+        plan["predicted_images_per_second"] = 20.0
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    read = read_evaluation(folder)
+    assert read is not None
+    assert [plan.frechet.value for plan in read.plans] == list(DISTANCES.values())
+    assert read.plans[0].share_of_saturated is None
+
+
+def test_an_evaluation_of_a_plan_that_cannot_be_is_named(folder: Path) -> None:
+    facts = evaluation()
+    facts["plans"][2]["plan"]["guidance"] = GUIDANCE | {"method": "ag"}  # at level 1, as is its weak level
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"evaluation\.json.*weak level below the lowest"):
         write_page(folder)
 
 

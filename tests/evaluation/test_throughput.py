@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from elit_serve.evaluation.runs.throughput import SaturatedEngine
+from elit_serve.evaluation.runs.throughput import SaturatedEngine, Throughput
 from elit_serve.files.measurements import Latency, StepCost
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -35,11 +35,11 @@ def test_a_picture_takes_its_share_of_every_step() -> None:
     engine = SaturatedEngine(latency=LATENCY, batch=8)
     assert engine.images_per_second(Plan(levels=(4, 1))) == pytest.approx(1000 / (4 + 1))
     assert engine.images_per_second(Plan(levels=(4, 4), guidance=LATE)) == pytest.approx(1000 / (4 + 8))
-    assert engine.compared(Plan(levels=(4, 1)), 190.0) == {
-        "images_per_second": 190.0,
-        "saturated_images_per_second": pytest.approx(200),
-        "share_of_saturated": pytest.approx(0.95),
-    }
+    assert engine.compared(Plan(levels=(4, 1)), 190.0) == Throughput(
+        images_per_second=190.0,
+        saturated_images_per_second=pytest.approx(200),
+        share_of_saturated=pytest.approx(0.95),
+    )
 
 
 def test_a_batch_beyond_the_measured_ones_runs_at_the_rate_of_the_largest() -> None:
@@ -49,4 +49,4 @@ def test_a_batch_beyond_the_measured_ones_runs_at_the_rate_of_the_largest() -> N
 
 def test_nothing_is_said_of_a_device_that_is_not_measured() -> None:
     engine = SaturatedEngine(latency=None, batch=8)
-    assert engine.compared(Plan(levels=(4,)), 3.0)["share_of_saturated"] is None
+    assert engine.compared(Plan(levels=(4,)), 3.0).share_of_saturated is None

@@ -15,6 +15,7 @@ from statistics import pstdev
 import torch
 from torch import Tensor
 
+from elit_serve.files.evaluation import Scores
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 
@@ -24,21 +25,6 @@ INTERVALS = (
     f"95 %, from the spread over {NUM_HALVES} random halves of the samples (delete-half jackknife); "
     "the photographs are taken as fixed"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """One set of pictures against the reference photographs. inception_score: None where features bring no logits.
-
-    nearest_ratio: median distance to the nearest reference photograph, over that of held-out photographs.
-    """
-
-    frechet: Estimate
-    kernel: Estimate
-    precision: Estimate
-    recall: Estimate
-    inception_score: Estimate | None
-    nearest_ratio: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,35 +45,34 @@ class PlanMeasures:
     plan: Plan
     num_samples: int
     repeats: int
-    frechet: Estimate
-    kernel: Estimate
-    precision: Estimate
-    recall: Estimate
-    inception_score: Estimate | None
-    nearest_ratio: float
-    nearest_half_width: float = 0.0
+    scores: Scores
     images_per_second: float
     frechets: tuple[float, ...]
 
     @classmethod
     def over(cls, plan: Plan, sets: Sequence[Scores], *, num_samples: int, images_per_second: float) -> PlanMeasures:
         """The means over `sets`, one for each repeat."""
-        scores = [each.inception_score for each in sets if each.inception_score is not None]
-        nearest = Estimate.mean([each.nearest_ratio for each in sets])
         return cls(
             plan=plan,
             num_samples=num_samples,
             repeats=len(sets),
-            frechet=Estimate.mean([each.frechet for each in sets]),
-            kernel=Estimate.mean([each.kernel for each in sets]),
-            precision=Estimate.mean([each.precision for each in sets]),
-            recall=Estimate.mean([each.recall for each in sets]),
-            inception_score=Estimate.mean(scores) if scores else None,
-            nearest_ratio=nearest.value,
-            nearest_half_width=nearest.half_width,
+            scores=mean_scores(sets),
             images_per_second=images_per_second,
             frechets=tuple(each.frechet.value for each in sets),
         )
+
+
+def mean_scores(sets: Sequence[Scores]) -> Scores:
+    """Over independent sets of pictures."""
+    inception_scores = [each.inception_score for each in sets if each.inception_score is not None]
+    return Scores(
+        frechet=Estimate.mean([each.frechet for each in sets]),
+        kernel=Estimate.mean([each.kernel for each in sets]),
+        precision=Estimate.mean([each.precision for each in sets]),
+        recall=Estimate.mean([each.recall for each in sets]),
+        inception_score=Estimate.mean(inception_scores) if inception_scores else None,
+        nearest_ratio=Estimate.mean([each.nearest_ratio for each in sets]),
+    )
 
 
 def from_halves(figures: Sequence[float]) -> Estimate:

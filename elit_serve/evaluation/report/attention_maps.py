@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from elit_serve.engine.executor.step import class_velocity
 from elit_serve.engine.pipeline import Picture, Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.attention import read_probabilities
+from elit_serve.files.writing import check_folder
 from elit_serve.nn import BackboneSpec, ElitDiT
 from elit_serve.nn.interface import unpatchify
 from elit_serve.pictures import labelled
@@ -115,7 +115,7 @@ def write_attention(
     _elastic(pipeline)
     for level in levels:
         check_level(level, pipeline.config.levels)
-    _make_writable(folder)
+    check_folder(folder, field="attention")
     steps = evenly_spaced(plan.num_steps, SHOWN_STEPS)
     records = [record_reads(pipeline, class_id, seed, plan.at_level(level), steps) for level in levels]
     spec = pipeline.config.spec
@@ -280,11 +280,3 @@ def _elastic(pipeline: Pipeline) -> ElitDiT:
             "attention", pipeline.config.name, "a model that decodes pictures; this one has no autoencoder"
         )
     return pipeline.model
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # better to know before sampling than after
-    except OSError as error:
-        raise InvalidInput("attention", str(folder), f"a folder that can be written: {error.strerror}") from None

@@ -17,7 +17,7 @@ from markupsafe import Markup
 import elit_serve
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.charts import Chart, Point, Series
-from elit_serve.evaluation.report.page_data import Measurements, Row, read_measurements
+from elit_serve.evaluation.report.folder import MeasuredRow, Measurements, read_measurements
 from elit_serve.files.opening import read_file
 from elit_serve.plans.estimate import Estimate
 
@@ -85,11 +85,11 @@ def answers(measured: Measurements) -> Iterator[str]:
     best = min(rows, key=lambda row: row.distance.value)
     if floor > 0:
         yield (
-            f"The best measured plan (level {best.level_text}, {len(best.levels)} steps, guidance {best.guidance}) "
+            f"The best measured plan (level {best.level_text}, {best.plan.num_steps} steps, guidance {best.guidance}) "
             f"scores {estimate_text(best.distance)}, {best.distance.value / floor:.2f} times the floor of {floor:.1f} "
             "that real, unseen photographs score."
         )
-    by_level = sorted(_by_level(measured), key=lambda row: row.mean_level)
+    by_level = sorted(_by_level(measured), key=lambda row: row.plan.mean_level)
     if len(by_level) > 1:
         low, high = by_level[0], by_level[-1]
         yield (
@@ -115,10 +115,10 @@ def _compared(low: Estimate, high: Estimate) -> str:
     return f"{abs(low.value / high.value - 1):.0%} {'worse' if low.value > high.value else 'better'} at the lowest"
 
 
-def _by_level(measured: Measurements) -> list[Row]:
+def _by_level(measured: Measurements) -> list[MeasuredRow]:
     """Plans that differ in nothing but one level for all steps: the default's kind, or the kind with most levels."""
-    rows = [row for row in measured.evaluated or measured.swept if len(set(row.levels)) == 1]
-    kinds: dict[tuple[object, ...], list[Row]] = {}
+    rows = [row for row in measured.evaluated or measured.swept if len(set(row.plan.levels)) == 1]
+    kinds: dict[tuple[object, ...], list[MeasuredRow]] = {}
     for row in rows:
         kinds.setdefault(row.sampled_like, []).append(row)
     default = [row.sampled_like for row in measured.swept if row.name == measured.default]
@@ -139,21 +139,21 @@ def _level_chart(measured: Measurements) -> Figure | None:
             series=(Series(name=_kind_text(rows[0]), points=tuple(map(_distance_by_level, rows)), joined=True),),
             floor=(measured.floor.value, "floor: unseen photographs"),
             log_x=True,
-            x_ticks=tuple(sorted(row.mean_level for row in rows if _is_apart(row, rows))),
+            x_ticks=tuple(sorted(row.plan.mean_level for row in rows if _is_apart(row, rows))),
         ),
         "Distance to the reference photographs against the level, everything else equal.",
     )
 
 
-def _is_apart(row: Row, rows: Sequence[Row]) -> bool:
+def _is_apart(row: MeasuredRow, rows: Sequence[MeasuredRow]) -> bool:
     """Whether a level can be marked beside the others: halves of the highest always can."""
-    halves = {max(other.mean_level for other in rows) / 2**power for power in range(12)}
-    return len(rows) <= MAX_MARKED_LEVELS or row.mean_level in halves
+    halves = {max(other.plan.mean_level for other in rows) / 2**power for power in range(12)}
+    return len(rows) <= MAX_MARKED_LEVELS or row.plan.mean_level in halves
 
 
-def _distance_by_level(row: Row) -> Point:
+def _distance_by_level(row: MeasuredRow) -> Point:
     return Point(
-        x=row.mean_level,
+        x=row.plan.mean_level,
         y=row.distance.value,
         half_width=row.distance.half_width,
         text=f"level {row.level_text}: {estimate_text(row.distance)}",
@@ -184,7 +184,7 @@ def _trade_offs(measured: Measurements) -> Iterator[Figure]:
         yield _figure(chart, f"Every measured plan{on}; bars are uncertainty, the line joins the front.")
 
 
-def _quality_point(row: Row, field: str) -> Point:
+def _quality_point(row: MeasuredRow, field: str) -> Point:
     assert row.quality is not None
     return Point(
         x=getattr(row, field),
@@ -196,12 +196,12 @@ def _quality_point(row: Row, field: str) -> Point:
 
 def _guidance_chart(measured: Measurements) -> Figure | None:
     """Distance against the scale for each method: at the default's levels, else where most scales were measured."""
-    plans: dict[tuple[tuple[int, ...], tuple[object, ...]], list[Row]] = {}
+    plans: dict[tuple[tuple[int, ...], float], list[MeasuredRow]] = {}
     for row in measured.swept or measured.evaluated:
-        plans.setdefault((row.levels, row.sampled_like[2:]), []).append(row)
+        plans.setdefault((row.plan.levels, row.plan.time_shift), []).append(row)
     default = [key for key, rows in plans.items() if any(row.name == measured.default for row in rows)]
     rows = plans[default[0]] if default else max(plans.values(), key=len, default=[])
-    if len({(row.method, row.scale) for row in rows}) < 2:
+    if len({(row.plan.guidance.method, row.scale) for row in rows}) < 2:
         return None
     series = tuple(
         Series(
@@ -214,10 +214,10 @@ def _guidance_chart(measured: Measurements) -> Figure | None:
                     text=f"{row.guidance}: {estimate_text(row.distance)}",
                 )
                 for row in rows
-                if row.method == method
+                if row.plan.guidance.method == method
             ),
         )
-        for method in sorted({row.method for row in rows})
+        for method in sorted({row.plan.guidance.method for row in rows})
     )
     chart = Chart(
         title=f"{measured.metric} against the guidance scale",
@@ -226,14 +226,14 @@ def _guidance_chart(measured: Measurements) -> Figure | None:
         series=series,
         floor=(measured.floor.value, "floor: unseen photographs"),
     )
-    level, steps = rows[0].level_text, len(rows[0].levels)
+    level, steps = rows[0].level_text, rows[0].plan.num_steps
     return _figure(
         chart, f"Guidance methods and scales at level {level}, {steps} steps; rest a pointer for the details."
     )
 
 
-def _kind_text(row: Row) -> str:
-    return f"{len(row.levels)} steps, guidance {row.guidance}"
+def _kind_text(row: MeasuredRow) -> str:
+    return f"{row.plan.num_steps} steps, guidance {row.guidance}"
 
 
 def _figure(chart: Chart, caption: str) -> Figure:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.evaluation.metrics.nearest import nearest
-from elit_serve.evaluation.runs.evaluator import Evaluator
-from elit_serve.photographs import decode
+from elit_serve.evaluation.metrics.nearest import Nearest
+from elit_serve.photographs import Photograph, decode
 from elit_serve.pictures import fit, labelled, level_label
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -22,12 +21,11 @@ def budget_sheet(
 ) -> Image.Image:
     """A row per level, a column per class; each column has one seed, so it shows one picture at every budget."""
     seeds = [seed + column for column in range(len(class_ids))]
-    latents_per_group = pipeline.config.spec.latents_per_group
     chosen = sorted(levels, reverse=True)
     rows = [[picture.image for picture in pipeline.run(class_ids, seeds, plan.at_level(level))] for level in chosen]
     return labelled(
         rows,
-        row_labels=[level_label(level, latents_per_group) for level in chosen],
+        row_labels=[level_label(level, pipeline.config.budgets.of_level(level)) for level in chosen],
         column_labels=[pipeline.config.classes[class_id] for class_id in class_ids],
     )
 
@@ -38,8 +36,7 @@ def shown_levels(guidance: Guidance, levels: Sequence[int]) -> list[int]:
     >>> shown_levels(Guidance(), range(1, 17))
     [1, 2, 4, 8, 16]
     """
-    lowest = guidance.weak_level + 1 if guidance.method == "ag" else 1
-    allowed = [level for level in levels if level >= lowest]
+    allowed = [level for level in levels if level >= guidance.min_level]
     if len(allowed) <= SHOWN_LEVELS:
         return allowed
     ratio = (allowed[-1] / allowed[0]) ** (1 / (SHOWN_LEVELS - 1))
@@ -51,20 +48,29 @@ def shown_levels(guidance: Guidance, levels: Sequence[int]) -> list[int]:
     return shown
 
 
-def nearest_sheet(pipeline: Pipeline, plan: Plan, evaluator: Evaluator, *, columns: int = 10) -> Image.Image:
-    """Samples above their nearest reference photographs: an even selection, then the closest pairs of all n."""
-    reference = evaluator.reference
-    found = nearest(evaluator.features(plan, 0), reference.features)
-    columns = min(columns, reference.num_samples)
-    even = evenly(reference.num_samples, columns)
+def nearest_sheet(
+    pipeline: Pipeline,
+    plan: Plan,
+    *,
+    class_ids: Sequence[int],
+    seeds: Sequence[int],
+    found: Nearest,
+    photographs: Sequence[Photograph],
+    columns: int = 10,
+) -> Image.Image:
+    """Samples above their nearest reference photographs: an even selection, then the closest pairs of all n.
+
+    class_ids, seeds: of the n samples, which are made again by `plan`. found: their nearest of `photographs`.
+    """
+    columns = min(columns, len(seeds))
+    even = evenly(len(seeds), columns)
     closest: list[int] = found.distances.argsort()[:columns].tolist()
-    seeds = evaluator.seeds(0)
     rows = []
     for samples in (even, closest):
-        classes = [reference.held_out_classes[i] for i in samples]
+        classes = [class_ids[i] for i in samples]
         images = [picture.image for picture in pipeline.run(classes, [seeds[i] for i in samples], plan)]
         size = images[0].size
-        neighbours = [reference.photographs[int(found.indices[i])] for i in samples]
+        neighbours = [photographs[int(found.indices[i])] for i in samples]
         rows += [images, [fit(decode(photograph), size[1], size[0]) for photograph in neighbours]]
     return labelled(rows, row_labels=["sample", "nearest", "closest", "nearest"], column_labels=[])
 

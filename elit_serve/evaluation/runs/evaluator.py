@@ -16,11 +16,12 @@ from elit_serve.engine.profile.profiler import device_name
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features.extractors import Described, FeatureExtractor
 from elit_serve.evaluation.features.feature_cache import FeatureCache, Sampled
-from elit_serve.evaluation.metrics.measures import MeasuredSet, PlanMeasures, Scores
+from elit_serve.evaluation.metrics.measures import MeasuredSet, PlanMeasures
 from elit_serve.evaluation.runs.background import in_background
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.sampler import Sampler
 from elit_serve.evaluation.runs.scoring import Scorer
+from elit_serve.files.evaluation import Scores
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 

@@ -12,10 +12,11 @@ from elit_serve.evaluation.features.extractors import Described
 from elit_serve.evaluation.metrics.frechet import FeatureStatistics, FrechetReference
 from elit_serve.evaluation.metrics.inception_score import inception_scores
 from elit_serve.evaluation.metrics.kernel import KernelReference
-from elit_serve.evaluation.metrics.measures import Scores, from_halves, whole_and_halves
+from elit_serve.evaluation.metrics.measures import from_halves, whole_and_halves
 from elit_serve.evaluation.metrics.nearest import nearest
 from elit_serve.evaluation.metrics.precision_recall import ManifoldReference
 from elit_serve.evaluation.runs.reference import Reference
+from elit_serve.files.evaluation import Scores
 from elit_serve.plans.estimate import Estimate
 
 

@@ -19,7 +19,7 @@ from elit_serve.nn import BackboneSpec, flops_forward
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
-from elit_serve.plans.plan import Plan
+from elit_serve.plans.plan import Plan, runs_of
 
 Told = Callable[[str], None]
 
@@ -54,11 +54,10 @@ class SweepGrid:
             half = steps // 2
             rising = [(low,) * half + (high,) * (steps - half) for low, high in self.schedules]
             falling = [(high,) * half + (low,) * (steps - half) for low, high in self.schedules]
-            lowest = guidance.weak_level if guidance.method == "ag" else 0
             found += [
                 Plan(levels=levels, guidance=guidance, time_shift=self.time_shift)
                 for levels in [*((level,) * steps for level in self.levels), *rising, *falling]
-                if min(levels) > lowest
+                if min(levels) >= guidance.min_level
             ]
         return tuple(dict.fromkeys(found))
 
@@ -215,22 +214,9 @@ def plan_name(plan: Plan) -> str:
     guidance = plan.guidance
     if guidance.method == "none":
         return f"{plan.num_steps} steps at {levels}, unguided"
-    weak = "" if guidance.method == "cfg" else f"/{guidance.weak_level}"
+    weak = f"/{guidance.weak_level}" if guidance.has_weak_level else ""
     start, end = guidance.interval
     return f"{plan.num_steps} steps at {levels}, {guidance.method} {guidance.scale:g}{weak} in {start:g}-{end:g}"
-
-
-def runs_of(levels: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(level, steps at it) in order.
-
-    >>> runs_of([1, 1, 4])
-    ((1, 2), (4, 1))
-    """
-    runs: list[tuple[int, int]] = []
-    for level in levels:
-        count = runs.pop()[1] if runs and runs[-1][0] == level else 0
-        runs.append((level, count + 1))
-    return tuple(runs)
 
 
 def record_of(point: Point, *, on_front: bool) -> PlanQuality:

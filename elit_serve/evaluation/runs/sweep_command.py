@@ -14,12 +14,13 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features.extractors import FeatureExtractor
-from elit_serve.evaluation.report.files import check_folder, provenance
-from elit_serve.evaluation.runs.evaluate_command import EvaluateOptions, open_reference
+from elit_serve.evaluation.runs.evaluate import EvaluateOptions, open_reference
 from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.evaluation.runs.provenance import provenance
 from elit_serve.evaluation.runs.sweep import SweepGrid
 from elit_serve.evaluation.runs.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
 from elit_serve.files.measurements import Latency, Quality, read_latency
+from elit_serve.files.writing import check_folder
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import check_level
 from elit_serve.text.digits import whole_number
@@ -134,7 +135,7 @@ def grid_of(pipeline: Pipeline, words: SweepWords) -> SweepGrid:
             raise InvalidInput("steps", steps, "between 1 and 1000")
     guidances = tuple(guidance_of(word) for word in words.guidance.split(","))
     for guidance in guidances:
-        if guidance.method in ("ag", "ccfg"):
+        if guidance.has_weak_level:
             check_level(guidance.weak_level, trained, field="guidance")
     if words.schedules is None:
         corners = sorted({levels[0], levels[len(levels) // 2], levels[-1]})

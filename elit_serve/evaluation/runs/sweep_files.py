@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich import box
@@ -100,7 +100,7 @@ def write_throughput(pipeline: Pipeline, points: Sequence[Point], facts: SweepFa
     engine = SaturatedEngine.of(
         pipeline, num_samples=facts.num_samples, batch_size=facts.batch_size, latency=options.latency
     )
-    plans = {plan_name(point.plan): engine.compared(point.plan, point.images_per_second) for point in points}
+    plans = {plan_name(point.plan): asdict(engine.compared(point.plan, point.images_per_second)) for point in points}
     text = json.dumps({"batch": engine.batch, "provenance": facts.provenance, "plans": plans}, indent=1)
     (options.out / "throughput.json").write_text(text + "\n", encoding="utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import known_latency
@@ -11,6 +10,15 @@ from elit_serve.evaluation.runs.sampler import even_batch, steps_of
 from elit_serve.files.measurements import Latency
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Measured pictures per second, what a saturated engine is predicted to make, and one over the other."""
+
+    images_per_second: float
+    saturated_images_per_second: float | None
+    share_of_saturated: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +44,11 @@ class SaturatedEngine:
         kinds = [StepKind(costs.shapes[0], *step) for step in steps_of(plan)]
         return 1000 * batch / sum(costs.step_ms(kind, batch) for kind in kinds)
 
-    def compared(self, plan: Plan, images_per_second: float) -> dict[str, Any]:
-        """The figures of a report."""
+    def compared(self, plan: Plan, images_per_second: float) -> Throughput:
+        """What was measured of this plan, beside what could be."""
         predicted = self.images_per_second(plan)
-        return {
-            "images_per_second": images_per_second,
-            "saturated_images_per_second": predicted,
-            "share_of_saturated": None if predicted is None else images_per_second / predicted,
-        }
+        return Throughput(
+            images_per_second=images_per_second,
+            saturated_images_per_second=predicted,
+            share_of_saturated=None if predicted is None else images_per_second / predicted,
+        )

@@ -1,0 +1,51 @@
+"""An evaluation as a table in Markdown: a row for each plan, and below it what the figures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elit_serve.files.evaluation import Evaluation, Scores
+
+
+def as_markdown(evaluation: Evaluation) -> str:
+    """The table, as text."""
+    has_logits = evaluation.floor.inception_score is not None
+    header = ["budget", "level", evaluation.metric, "over the floor", "kernel distance", "precision", "recall"]
+    header += ["Inception Score"] if has_logits else []
+    header += ["nearest-training ratio"]
+    floor = evaluation.floor
+    lines = [_row(header), _row(["---"] * len(header))]
+    lines += [
+        _row([f"{plan.budget:.4g}", f"{plan.level:g}", *_cells(plan.scores, floor.frechet.value)])
+        for plan in evaluation.plans
+    ]
+    lines += [_row(["held-out photographs", "", *_cells(floor, floor.frechet.value)]), "", _explained(evaluation)]
+    return "\n".join(lines) + "\n"
+
+
+def _explained(evaluation: Evaluation) -> str:
+    return (
+        f"{evaluation.metric} (Fréchet distance), kernel distance, precision and recall of {evaluation.num_samples} "
+        f"samples in the class mix of the held-out photographs ({evaluation.held_out}) against "
+        f"{evaluation.num_reference} reference photographs, mean of {evaluation.plans[0].repeats} sets of seeds. "
+        f"Held-out photographs, as many, score the floor. Intervals: {evaluation.intervals}. Nearest-training ratio: "
+        "median distance in feature space to the nearest reference photograph, over that of held-out photographs; "
+        "copies would score 0."
+    )
+
+
+def _cells(scores: Scores, floor: float) -> list[str]:
+    cells = [
+        scores.frechet.text(1),
+        f"{scores.frechet.value / floor:.2f}",
+        scores.kernel.text(4),
+        scores.precision.text(3),
+        scores.recall.text(3),
+    ]
+    if scores.inception_score is not None:
+        cells.append(scores.inception_score.text(2))
+    return [*cells, scores.nearest_ratio.text(2)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
