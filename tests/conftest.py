@@ -22,15 +22,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from t
 os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels are tested without a GPU; read when triton is imported
 import torch
 
-from elit_serve.engine.checkpoint import model_hash, read_config, write_checkpoint
+from elit_serve.catalogue import read_config
+from elit_serve.engine.checkpoint import write_checkpoint
 from elit_serve.files.config import (
     BackboneConfig,
-    GuidanceConfig,
     ModelConfig,
     SamplingConfig,
     WeightsConfig,
 )
 from elit_serve.nn import BackboneSpec, InterfaceSpec, build
+from elit_serve.plans.guidance import Guidance
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,7 @@ def tiny_config() -> ModelConfig:
         backbone=BackboneConfig.of(spec),
         levels=(1, 2, 3, 4),
         classes=("daisy", "rose", "tulip"),
-        sampling=SamplingConfig(steps=4, guidance=GuidanceConfig(method="ccfg", scale=2.0, weak_level=1)),
+        sampling=SamplingConfig(steps=4, guidance=Guidance(method="ccfg", scale=2.0, weak_level=1)),
         weights=WeightsConfig(dtype="float32", files={"model.safetensors": "0" * 64}),
     )
 
@@ -130,7 +131,7 @@ def measured_server_url(
     """The same around the tiny model with measured quality."""
     folder = tmp_path_factory.mktemp("measured")
     model_dir = Path(shutil.copytree(shared_tiny_model_dir, folder / "tiny"))
-    content = make_quality(model_hash=model_hash(read_config(model_dir)))
+    content = make_quality(model_hash=read_config(model_dir).model_hash)
     (model_dir / "quality.json").write_text(json.dumps(content))
     with served(model_dir, folder / "cache") as url:
         yield url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elit_serve.engine.checkpoint import read_config, resolve_model
+from elit_serve.catalogue import read_config, resolve_model
 from elit_serve.server.settings import Settings
 from elit_serve.text.spelling import Names
 

@@ -20,8 +20,9 @@ from elit_serve.evaluation.features.feature_cache import FeatureCache
 from elit_serve.evaluation.report.folder import read_measurements
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.files.config import AutoencoderConfig
-from elit_serve.files.measurements import read_latency, read_quality
+from elit_serve.files.latency import read_latency
 from elit_serve.files.opening import parse_toml, read_file, read_text
+from elit_serve.files.quality import read_quality
 from elit_serve.server.keys import read_keys
 from elit_serve.server.setting_sources import from_file
 from elit_serve.trainer.recipe import read_recipe

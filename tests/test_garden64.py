@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import elit_serve
-from elit_serve.engine.checkpoint import resolve_model
+from elit_serve.catalogue import resolve_model
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.nn import flops_forward
 from elit_serve.pictures import read_facts

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from elit_serve.engine.checkpoint import bundled_models, read_config
+from elit_serve.catalogue import ModelQuality, bundled_models, cost_table, read_config
 from elit_serve.errors import ElitError
 from elit_serve.evaluation.report.folder import read_measurements
-from elit_serve.files.measurements import read_latency, read_quality
+from elit_serve.files.latency import read_latency
+from elit_serve.files.quality import read_quality
 from elit_serve.nn import build_empty
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.step_kind import StepKind
@@ -57,7 +58,7 @@ def use_config(folder: Path) -> None:
 
 
 def use_latency(folder: Path) -> None:
-    table = read_latency(folder / "latency.json").cost_table
+    table = cost_table(read_latency(folder / "latency.json"))
     costs = [
         cost
         for level in table.levels
@@ -69,12 +70,12 @@ def use_latency(folder: Path) -> None:
 
 
 def use_quality(folder: Path) -> None:
-    quality = read_quality(folder / "quality.json")
-    plan = quality.plan(quality.default)
-    levels = sorted(quality.levels)
+    quality = ModelQuality(read_quality(folder / "quality.json"))
+    plan = quality.file.plan(quality.file.default)
+    levels = sorted(quality.file.levels)
     values = [quality.table.at(level) for level in levels]
     values += [quality.table.of_plan(measured, [levels[0]] * measured.num_steps) for measured in quality.table.plans]
-    values += [quality.of(plan.guidance.guidance, plan.time_shift, [level] * plan.steps) or 1.0 for level in levels]
+    values += [quality.of(plan.guidance, plan.time_shift, [level] * plan.steps) or 1.0 for level in levels]
     assert all(0 < value <= 1 for value in values)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from elit_serve.engine.checkpoint import load_checkpoint, model_hash, read_config, write_sampling
+from elit_serve.catalogue import ModelQuality, read_config
+from elit_serve.engine.checkpoint import load_checkpoint, write_sampling
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files.config import GuidanceConfig, SamplingConfig
-from elit_serve.files.measurements import MAX_SERVED_PLANS, Quality, read_quality
+from elit_serve.files.config import SamplingConfig
+from elit_serve.files.quality import MAX_SERVED_PLANS, Quality, read_quality
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, PlanMenu
@@ -22,12 +23,12 @@ from elit_serve.scheduler import CostTable, PlanMenu
 Make = Callable[..., dict[str, Any]]
 
 
-def parsed(content: dict[str, Any]) -> Quality:
-    return Quality.model_validate_json(json.dumps(content))
+def parsed(content: dict[str, Any]) -> ModelQuality:
+    return ModelQuality(Quality.model_validate_json(json.dumps(content)))
 
 
 def with_quality(model: Path, content: dict[str, Any]) -> Path:
-    own = {"model_hash": model_hash(read_config(model)), **content}
+    own = {"model_hash": read_config(model).model_hash, **content}
     (model / "quality.json").write_text(json.dumps(own))
     return model
 
@@ -42,8 +43,8 @@ def test_a_model_brings_its_quality(tiny_model_dir: Path, make_quality: Make) ->
     assert load_checkpoint(tiny_model_dir).quality is None
     quality = load_checkpoint(with_quality(tiny_model_dir, of_this_model(make_quality))).quality
     assert quality is not None
-    assert [plan.name for plan in quality.front] == ["two low steps", "two steps", "rising", "usual", "long"]
-    assert quality.plan("rising").step_levels == (1, 1, 4, 4)
+    assert [plan.name for plan in quality.file.front] == ["two low steps", "two steps", "rising", "usual", "long"]
+    assert quality.file.plan("rising").step_levels == (1, 1, 4, 4)
 
 
 def test_the_quality_of_other_weights_is_passed_over(tiny_model_dir: Path, make_quality: Make) -> None:
@@ -132,18 +133,18 @@ def test_what_a_plan_is_chosen_for_is_what_is_said_of_its_pictures(make_quality:
         overhead_ms=0,
     )
     menu = PlanMenu.of(quality.table, table, "32x32")
-    assert {option.plan.name for option in menu.options} == {plan.name for plan in quality.served}
+    assert {option.plan.name for option in menu.options} == {plan.name for plan in quality.file.served}
     for option in menu.options:
-        plan = quality.plan(option.plan.name)
+        plan = quality.file.plan(option.plan.name)
         held = [min(option.level, level) for level in plan.step_levels]
-        assert quality.of(plan.guidance.guidance, plan.time_shift, held) == option.quality
+        assert quality.of(plan.guidance, plan.time_shift, held) == option.quality
 
 
 def test_a_long_front_is_thinned_evenly_over_cost(make_quality: Make) -> None:
     (first, *_) = make_quality()["plans"]
     many = [{**first, "name": str(i), "gflops": 1.1**i, "quality": {"value": 0.01 * i + 0.1, "half_width": 0.0}}
             for i in range(40)]  # fmt: skip
-    served = parsed(make_quality(plans=many, default="0")).served
+    served = parsed(make_quality(plans=many, default="0")).file.served
     assert len(served) == MAX_SERVED_PLANS
     assert (served[0].name, served[-1].name) == ("0", "39")
 
@@ -158,7 +159,7 @@ def test_what_the_served_plans_need_is_captured(tiny_model_dir: Path, make_quali
 
 def test_new_defaults_leave_the_weights_and_their_hash_alone(tiny_model_dir: Path) -> None:
     before = read_config(tiny_model_dir)
-    write_sampling(tiny_model_dir, SamplingConfig(steps=9, guidance=GuidanceConfig(method="cfg", scale=3.0)))
+    write_sampling(tiny_model_dir, SamplingConfig(steps=9, guidance=Guidance(method="cfg", scale=3.0)))
     after = load_checkpoint(tiny_model_dir)
     assert after.config.sampling.steps == 9
-    assert after.model_hash == model_hash(before)
+    assert after.model_hash == before.model_hash

@@ -205,7 +205,7 @@ for command in (generate, evaluate, sweep, served, bench, soak, simulate, key):
 
 def _spec_of(model: str, resolution: int | None) -> tuple[str, BackboneSpec, Sequence[int]]:
     """(name, spec, levels) of a model directory or a preset."""
-    from elit_serve.engine.checkpoint import read_config, resolve_model
+    from elit_serve.catalogue import read_config, resolve_model
     from elit_serve.nn import preset, preset_names
 
     if model in preset_names():

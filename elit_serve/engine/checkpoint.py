@@ -2,7 +2,7 @@
 
 config.json                      what the model is, and the SHA-256 of every weight file
 model.safetensors                the weights; when large, model-00001-of-0000N.safetensors and an index
-quality.json                     optional: what its plans are worth, see `measurements.Quality`
+quality.json                     optional: what its plans are worth, see `files.quality`
 latency/, README.md              optional, read elsewhere
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,21 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from elit_serve.catalogue import ModelQuality, at_most, measured_quality, read_config
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
-from elit_serve.files.measurements import Quality, read_quality
-from elit_serve.files.opening import open_file, read_file, regular
-from elit_serve.files.validation import problems_in
+from elit_serve.files.opening import open_file, regular
 from elit_serve.nn import Backbone, BackboneSpec, build_empty
 
-logger = logging.getLogger(__name__)
-
-MAX_CONFIG_BYTES = 8 << 20
 MAX_SHARD_BYTES = 4 << 30
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file
 TORCH_DTYPES: dict[WeightDtype, torch.dtype] = {
@@ -41,7 +34,6 @@ TORCH_DTYPES: dict[WeightDtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-BUNDLED_MODEL = "garden64"
 
 
 def weight_dtype(name: str) -> WeightDtype:
@@ -59,51 +51,11 @@ class Checkpoint:
     path: Path
     config: ModelConfig
     model: Backbone
-    quality: Quality | None = None
+    quality: ModelQuality | None = None
 
     @property
     def model_hash(self) -> str:
-        return model_hash(self.config)
-
-
-def model_hash(config: ModelConfig) -> str:
-    """Twelve hex digits that change with the weights or with what they are loaded into."""
-    content = {"backbone": config.backbone.model_dump(exclude_defaults=True), "weights": config.weights.files}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def bundled_models() -> Path:
-    """The folder of the models that travel with the package: inside a wheel, or beside a source checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "bundled"
-    return inside if inside.is_dir() else package.parent / "models"
-
-
-def resolve_model(model: str | os.PathLike[str] | None) -> Path:
-    """A model directory by path, or a bundled model by its name; None is the bundled default."""
-    if model is None:
-        return bundled_models() / BUNDLED_MODEL  # whatever lies in the current directory under this name
-    name = os.fspath(model)
-    if os.path.isdir(name):  # noqa: PTH112 (which raises nothing, however long the name is)
-        return Path(name)
-    bundled = bundled_models() / name
-    if Path(name).name == name and os.path.isfile(bundled / "config.json"):  # noqa: PTH113 (as above)
-        return bundled
-    known = sorted(folder.parent.name for folder in bundled_models().glob("*/config.json"))
-    raise InvalidInput("model", name, f"a model directory, or a bundled model ({', '.join(known) or 'none here'})")
-
-
-def read_config(path: Path) -> ModelConfig:
-    """`config.json` of a model directory."""
-    file = path / "config.json"
-    try:
-        return ModelConfig.model_validate_json(read_file(file, MAX_CONFIG_BYTES))
-    except OSError as error:
-        raise CheckpointError(path, [f"config.json cannot be read: {error.strerror}"]) from None
-    except ValidationError as error:
-        raise CheckpointError(path, [f"config.json: {problem}" for problem in problems_in(error)]) from None
-    except InvalidInput as error:
-        raise CheckpointError(path, [f"config.json: {error}"]) from None
+        return self.config.model_hash
 
 
 def load_checkpoint(path: Path, *, dtype: torch.dtype = torch.float32) -> Checkpoint:
@@ -113,47 +65,12 @@ def load_checkpoint(path: Path, *, dtype: torch.dtype = torch.float32) -> Checkp
     """
     config = read_config(path)
     model = build_empty(config.spec)
-    quality, quality_problems = _quality_of(path, config)
+    quality, quality_problems = measured_quality(path, config)
     problems = [*_weight_problems(path, config.weights, model), *quality_problems]
     if problems:
         raise CheckpointError(path, problems)
     model.load_state_dict(_read_tensors(path, config.weights, dtype), assign=True)
     return Checkpoint(path=path, config=config, model=model.eval().requires_grad_(False), quality=quality)
-
-
-def _quality_of(path: Path, config: ModelConfig) -> tuple[Quality | None, list[str]]:
-    """`quality.json` where there is one, and what is wrong with it.
-
-    One that was measured with other weights, as an export over an older model leaves it, is passed over.
-    """
-    file = path / "quality.json"
-    if not os.path.lexists(file):  # a link to nowhere is not left unsaid
-        return None, []
-    try:
-        quality = read_quality(file, model=path)
-    except CheckpointError as error:
-        return None, list(error.problems)
-    if quality.model_hash != model_hash(config):
-        logger.warning(
-            "%s was measured with the weights %s and these are %s: it is not used", file, quality.model_hash,
-            model_hash(config),
-        )  # fmt: skip
-        return None, []
-    return quality, _at_most(_level_problems(quality, config.levels), 12)
-
-
-def _level_problems(quality: Quality, trained: tuple[int, ...]) -> list[str]:
-    problems = [
-        f"quality.json: levels: {level} is no trained level" for level in quality.levels if level not in trained
-    ]
-    for plan in quality.plans:
-        used = {level for level, _ in plan.levels}
-        if plan.guidance.method in ("ag", "ccfg"):
-            used.add(plan.guidance.weak_level)
-        problems += [
-            f"quality.json: plan {plan.name}: {level} is no trained level" for level in sorted(used.difference(trained))
-        ]
-    return problems
 
 
 def write_sampling(path: Path, sampling: SamplingConfig) -> ModelConfig:
@@ -190,7 +107,7 @@ def _weight_problems(path: Path, weights: WeightsConfig, model: Backbone) -> lis
         problems += _header_problems(file, expected, dtype, seen)
     if not problems:
         problems += [f"tensor {name} is missing" for name in expected if name not in seen]
-    return _at_most(problems, 12)
+    return at_most(problems, 12)
 
 
 def _header_problems(
@@ -315,7 +232,3 @@ def _sha256(file: Path, max_bytes: int | None = None) -> str:
     """Of a file; a larger one is an `OSError`, so that nobody waits for its end."""
     with open_file(file, max_bytes) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _at_most(problems: list[str], limit: int) -> list[str]:
-    return problems if len(problems) <= limit else [*problems[:limit], f"and {len(problems) - limit} more"]

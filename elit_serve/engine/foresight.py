@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.order import Job
 from elit_serve.errors import ElitError, Infeasible, Overloaded
-from elit_serve.files.measurements import Quality
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable, RequestScheduler
 from elit_serve.scheduler.menu import Crowd, Duration
@@ -117,7 +117,7 @@ def alternatives(
     open_plans: OpenPlans | None,
     levels: Sequence[int],
     cost: CostTable,
-    quality: Quality | None,
+    quality: ModelQuality | None,
 ) -> list[Alternative]:
     """Fastest first: the front of the open plans, or the job's own steps and guidance at each of `levels`."""
     job = foresight.job

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.order import Job
-from elit_serve.files.measurements import Quality
-from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable, PlanMenu, RequestScheduler
 
@@ -20,15 +19,15 @@ class OpenPlans:
     plans: Mapping[str, Plan]
 
     @classmethod
-    def of(cls, quality: Quality, cost: CostTable, shape: str) -> OpenPlans:
+    def of(cls, quality: ModelQuality, cost: CostTable, shape: str) -> OpenPlans:
         """The plans of a model's `quality.json` that servers offer, at what they cost here for pictures of a shape."""
         plans = {
             plan.name: Plan(
                 levels=plan.step_levels,
-                guidance=Guidance(**plan.guidance.model_dump()),
+                guidance=plan.guidance,
                 time_shift=plan.time_shift,
             )
-            for plan in quality.served
+            for plan in quality.file.served
         }
         return cls(menu=PlanMenu.of(quality.table, cost, shape), plans=plans)
 

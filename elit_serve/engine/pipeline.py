@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elit_serve.catalogue import resolve_model
 from elit_serve.engine.autoencoders import open_autoencoder
-from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint, resolve_model
+from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint
 from elit_serve.engine.class_names import ClassNames
 from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.executor.step import class_velocity
@@ -140,7 +141,7 @@ class Pipeline:
         `budget` fixes one level for all steps (default: full); `levels` gives one level per step and excludes it.
         """
         defaults = self.config.sampling
-        guidance = guidance or defaults.guidance.guidance()
+        guidance = guidance or defaults.guidance
         if guidance.method in ("ag", "ccfg"):
             self.budgets.check(guidance.weak_level, field="guidance.weak_level")
         if levels is not None:
@@ -174,7 +175,7 @@ class Pipeline:
         if weak_budget is not None:
             fields["weak_level"] = self.budgets.level_of(weak_budget, field="guidance.weak_budget")
         given = {name: value for name, value in fields.items() if value is not None}
-        return replace(self.config.sampling.guidance.guidance(), **given)
+        return replace(self.config.sampling.guidance, **given)
 
     def generate(
         self,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from elit_serve.engine.checkpoint import Checkpoint, bundled_models
+from elit_serve.catalogue import bundled_models
+from elit_serve.engine.checkpoint import Checkpoint
 from elit_serve.files.config import (
     AutoencoderConfig,
     BackboneConfig,
-    GuidanceConfig,
     ModelConfig,
     SamplingConfig,
     WeightsConfig,
 )
 from elit_serve.nn import Backbone, BackboneSpec, build, preset
+from elit_serve.plans.guidance import Guidance
 
 SPREAD = 0.02  # of the tensors that training would start at zero
 LOWEST_SHARE = 16  # the weak pass of guidance keeps one latent in 16 (paper, section 3.4)
@@ -31,14 +32,14 @@ def random_checkpoint(preset_name: str, resolution: int, *, device: torch.device
 
 def _config(preset_name: str, resolution: int, spec: BackboneSpec) -> ModelConfig:
     weak_level = max(1, spec.latents_per_group // LOWEST_SHARE)
-    guidance = GuidanceConfig(method="ccfg", scale=2.0, weak_level=weak_level)
+    guidance = Guidance(method="ccfg", scale=2.0, weak_level=weak_level)
     return ModelConfig(
         name=f"{preset_name.replace('/', '-')}-{resolution}-random",
         backbone=BackboneConfig.of(spec),
         levels=tuple(range(1, spec.latents_per_group + 1)),
         classes=tuple(str(index) for index in range(spec.num_classes)),
         autoencoder=AutoencoderConfig(kind="none"),
-        sampling=SamplingConfig(guidance=guidance if spec.interface else GuidanceConfig(method="cfg", scale=2.0)),
+        sampling=SamplingConfig(guidance=guidance if spec.interface else Guidance(method="cfg", scale=2.0)),
         weights=WeightsConfig(dtype="float32", files={"random.safetensors": "0" * 64}),
     )
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from elit_serve.errors import InvalidInput
-from elit_serve.nn import BackboneSpec, InterfaceSpec
-from elit_serve.nn.spec import Positions
+from elit_serve.files.guidance import WrittenGuidance
 from elit_serve.plans.bounds import (
-    MAX_GUIDANCE_SCALE,
-    MAX_LEVEL,
     MAX_STEPS,
     MAX_TIME_SHIFT,
     MAX_TOKENS,
     MIN_TIME_SHIFT,
 )
-from elit_serve.plans.guidance import Guidance, GuidanceMethod
+from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
 
+if TYPE_CHECKING:
+    from elit_serve.nn import BackboneSpec
+
+Positions = Literal["rope", "learned"]
 WeightDtype = Literal["float32", "bfloat16", "float16"]
 WeightFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", max_length=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -74,6 +77,8 @@ class BackboneConfig(BackboneShape):
     num_classes: int = Field(ge=1, le=1_000_000)
 
     def spec(self) -> BackboneSpec:
+        from elit_serve.nn import BackboneSpec, InterfaceSpec
+
         fields = self.model_dump(exclude={"kind", "interface"})
         interface = InterfaceSpec(**self.interface.model_dump()) if self.interface else None
         return BackboneSpec(**fields, interface=interface)
@@ -99,35 +104,15 @@ class AutoencoderConfig(Strict):
     kind: Literal["pixels", "diffusers", "none"] = "pixels"
 
 
-class GuidanceConfig(Strict):
-    """`Guidance` in a file."""
-
-    method: GuidanceMethod = "none"
-    scale: float = Field(default=1.0, ge=1, le=MAX_GUIDANCE_SCALE)
-    weak_level: int = Field(default=1, ge=1, le=MAX_LEVEL)
-    interval: tuple[float, float] = (0.0, 1.0)
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> GuidanceConfig:
-        try:
-            self.guidance()
-        except InvalidInput as error:
-            raise ValueError(str(error)) from None
-        return self
-
-    def guidance(self) -> Guidance:
-        return Guidance(**self.model_dump())
-
-
 class SamplingConfig(Strict):
     """The recommended way to sample."""
 
     steps: int = Field(default=40, ge=1, le=MAX_STEPS)
     time_shift: float = Field(default=1.0, ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
-    guidance: GuidanceConfig = GuidanceConfig()
+    guidance: WrittenGuidance = Guidance()
 
     def plan(self, level: int) -> Plan:
-        return Plan(levels=(level,) * self.steps, guidance=self.guidance.guidance(), time_shift=self.time_shift)
+        return Plan(levels=(level,) * self.steps, guidance=self.guidance, time_shift=self.time_shift)
 
 
 class WeightsConfig(Strict):
@@ -163,7 +148,7 @@ class ModelConfig(Strict):
         if len(set(self.classes)) != len(self.classes):
             problems.append("class names must differ")
         guidance = self.sampling.guidance
-        if guidance.method in ("ag", "ccfg") and guidance.weak_level not in self.levels:
+        if guidance.has_weak_level and guidance.weak_level not in self.levels:
             problems.append(f"sampling.guidance.weak_level {guidance.weak_level} is not a trained level")
         if guidance.method == "ag" and guidance.weak_level >= max(self.levels):
             problems.append("autoguidance needs a trained level above sampling.guidance.weak_level")
@@ -176,6 +161,20 @@ class ModelConfig(Strict):
         return self.backbone.spec()
 
     @property
+    def model_hash(self) -> str:
+        """Twelve hex digits that change with the weights or with what they are loaded into."""
+        return _digest({"backbone": self.backbone.model_dump(exclude_defaults=True), "weights": self.weights.files})
+
+    @property
+    def backbone_hash(self) -> str:
+        """Twelve hex digits of what a step costs depends on: the backbone's shape, whatever its weights."""
+        return _digest(self.backbone.model_dump(exclude={"num_classes"}, exclude_defaults=True))
+
+    @property
     def budgets(self) -> Budgets:
         """Between this model's budgets and its levels."""
         return Budgets(levels=self.levels, latents_per_group=self.spec.latents_per_group)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

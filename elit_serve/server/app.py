@@ -14,13 +14,13 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 import elit_serve
+from elit_serve.catalogue import ModelQuality
 from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
-from elit_serve.files.measurements import Quality
 from elit_serve.jobs.desk import JobDesk
 from elit_serve.jobs.routes import router as jobs_router
 from elit_serve.plans.levels import Budgets
@@ -164,7 +164,7 @@ def open_tracing(settings: Settings, clock: Clock, budgets: Budgets) -> Tracing 
     return Tracing(settings.otlp_endpoint, clock=clock, budgets=budgets)
 
 
-def open_scheduler(settings: Settings, cost: CostTable, quality: Quality | None) -> RequestScheduler:
+def open_scheduler(settings: Settings, cost: CostTable, quality: ModelQuality | None) -> RequestScheduler:
     """The scheduler that the settings ask for; without measured quality it works with a stated guess."""
     policy: ElasticPolicy | FixedPolicy
     if settings.policy == "elastic":

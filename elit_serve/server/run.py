@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from platformdirs import user_state_path
 from uvicorn.server import HANDLED_SIGNALS
 
+from elit_serve.catalogue import cost_table
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.graphs import open_executor
 from elit_serve.engine.executor.slots import Executor
@@ -30,7 +31,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import device_name, latency_of
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
-from elit_serve.files.measurements import Latency
+from elit_serve.files.latency import Latency
 from elit_serve.plans.shape import Shape
 from elit_serve.server.app import create_app, num_slots
 from elit_serve.server.keys import read_keyring
@@ -126,7 +127,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         shape = Shape.of(pipeline.config.spec.sample_shape).name
-        app = create_app(pipeline, executor, settings, cost=latency.cost_table_for(shape))
+        app = create_app(pipeline, executor, settings, cost=cost_table(latency, shape))
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {address_line(*listener.getsockname()[:2])}"
         worker, jobs = app.state.service.worker, app.state.jobs

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from elit_serve.engine.checkpoint import bundled_models
+from elit_serve.catalogue import bundled_models
 from elit_serve.errors import InvalidInput, RecipeError
 from elit_serve.files.config import AutoencoderConfig, BackboneConfig, BackboneShape, SamplingConfig
 from elit_serve.files.opening import parse_toml, read_toml

@@ -14,7 +14,7 @@ from elit_serve.bench.load.run import LoadOptions, LoadReport, run_load
 from elit_serve.bench.load.sender import Ending
 from elit_serve.clock import MonotonicClock
 from elit_serve.errors import InvalidInput, ServerUnreachable
-from elit_serve.files.measurements import Latency, StepCost
+from elit_serve.files.latency import Latency, StepCost
 
 PLENTY = 10_000.0  # times the latency alone: met whatever the machine does meanwhile
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from elit_serve.engine.checkpoint import load_checkpoint, read_config, resolve_model, write_checkpoint
+from elit_serve.catalogue import read_config, resolve_model
+from elit_serve.engine.checkpoint import load_checkpoint, write_checkpoint
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, WeightsConfig
 from elit_serve.nn import build

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from elit_serve.catalogue import cost_table
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.profiler import backbone_hash, device_name, device_slug, measure
+from elit_serve.engine.profile.profiler import device_name, device_slug, measure
 from elit_serve.engine.profile.profiler import latency_of as latency_of_steps
 from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.errors import CheckpointError
-from elit_serve.files.measurements import Latency
+from elit_serve.files.latency import Latency
 
 CLOCK = MonotonicClock()
 
@@ -38,7 +39,7 @@ def here(pipeline: Pipeline, step_ms: float = 1000.0, **changes: object) -> Late
     steps = [{"level": level, "weak_level": weak, "batch": batch, "step_ms": step_ms} for level, weak, batch in points]
     fields = {
         "model": "tiny",
-        "backbone_hash": backbone_hash(pipeline),
+        "backbone_hash": pipeline.config.backbone_hash,
         "device": device_name(pipeline.device),
         "dtype": "float32",
         "threads": torch.get_num_threads(),
@@ -72,8 +73,8 @@ def test_halvings_are_measured_unguided_at_the_models_weak_level_and_at_the_leve
     for batch in (1, 4):
         assert [(step.level, step.weak_level) for step in latency.steps if step.batch == batch] == expected
     assert latency.overhead_ms >= 0
-    assert latency.cost_table.levels == (1, 2, 4)
-    assert latency.cost_table.max_batch == 4
+    assert cost_table(latency).levels == (1, 2, 4)
+    assert cost_table(latency).max_batch == 4
 
 
 def test_a_measurement_carries_what_it_was_made_with(pipeline: Pipeline) -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import torch
 
 from elit_serve.engine.profile.step_set import StepSet, served_steps
-from elit_serve.files.config import GuidanceConfig, ModelConfig, SamplingConfig
+from elit_serve.files.config import ModelConfig, SamplingConfig
+from elit_serve.plans.guidance import Guidance
 
 CPU = torch.device("cpu")
 
 
-def with_guidance(config: ModelConfig, guidance: GuidanceConfig) -> ModelConfig:
+def with_guidance(config: ModelConfig, guidance: Guidance) -> ModelConfig:
     return config.model_copy(update={"sampling": SamplingConfig(guidance=guidance)})
 
 
@@ -22,14 +23,14 @@ def test_only_trained_levels_are_served(tiny_config: ModelConfig) -> None:
 
 
 def test_what_the_recommended_sampling_uses_is_captured(tiny_config: ModelConfig) -> None:
-    ccfg = GuidanceConfig(method="ccfg", scale=2.0, weak_level=1)
-    late = GuidanceConfig(method="ccfg", scale=2.0, weak_level=1, interval=(0.5, 1.0))
-    cfg = GuidanceConfig(method="cfg", scale=2.0)
-    captured = {
-        guidance.model_dump_json(): served_steps(with_guidance(tiny_config, guidance), CPU).captured_caps
-        for guidance in (ccfg, late, cfg, GuidanceConfig())
-    }
-    assert list(captured.values()) == [(1,), (1, None), (4,), (None,)]
+    ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
+    late = Guidance(method="ccfg", scale=2.0, weak_level=1, interval=(0.5, 1.0))
+    cfg = Guidance(method="cfg", scale=2.0)
+    captured = [
+        served_steps(with_guidance(tiny_config, guidance), CPU).captured_caps
+        for guidance in (ccfg, late, cfg, Guidance())
+    ]
+    assert captured == [(1,), (1, None), (4,), (None,)]
 
 
 def test_the_largest_step_is_captured_first_and_equal_steps_once() -> None:

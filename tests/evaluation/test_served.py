@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features.extractors import open_features
@@ -23,7 +25,7 @@ from elit_serve.evaluation.runs.sweep_command import (
     part_of,
     run_sweep_command,
 )
-from elit_serve.files.measurements import Quality
+from elit_serve.files.quality import Quality
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 
@@ -62,7 +64,7 @@ def swept(tiny_model_dir: Path, tmp_path: Path, photographs: PhotographOptions, 
 
 
 def record(plan: Any, levels: list[int], ending: str = "done") -> str:
-    guidance = {**plan.guidance.model_dump(mode="json"), "weak_budget": 0.25}
+    guidance = {**asdict(plan.guidance), "weak_budget": 0.25}
     return json.dumps({"ending": ending, "levels": [levels], "guidance": guidance})
 
 
@@ -115,7 +117,7 @@ def test_pictures_made_again_are_those_of_the_pipeline(tiny_model_dir: Path) -> 
 
 def test_the_sweep_went_into_the_model(swept: Quality, tiny_model_dir: Path) -> None:
     loaded = Pipeline.load(tiny_model_dir, device="cpu")
-    assert loaded.quality == swept
+    assert loaded.quality == ModelQuality(swept)
     assert loaded.config.sampling.steps == swept.plan(swept.default).steps
     assert len(swept.plans) == 2 * 3 + 2 * (3 + 6) + 2 * 1  # of one step, of two, and autoguidance
     assert swept.num_samples == 18

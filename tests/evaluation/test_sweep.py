@@ -13,6 +13,7 @@ from statistics import fmean
 import pytest
 from rich.console import Console
 
+from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.checkpoint import load_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
@@ -30,7 +31,7 @@ from elit_serve.evaluation.runs.sweep import (
 from elit_serve.evaluation.runs.sweep_command import guidance_of, pair_of, part_of
 from elit_serve.evaluation.runs.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
 from elit_serve.files.config import ModelConfig
-from elit_serve.files.measurements import read_quality
+from elit_serve.files.quality import read_quality
 from elit_serve.nn import flops_forward
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
@@ -164,7 +165,7 @@ def test_a_sweep_writes_what_a_model_loads(tiny_model_dir: Path, tmp_path: Path)
     assert throughput["2 steps at 4, unguided"]["share_of_saturated"] is None  # this machine is not measured
     assert (tmp_path / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
     loaded = load_checkpoint(tiny_model_dir)
-    assert loaded.quality == quality
+    assert loaded.quality == ModelQuality(quality)
     default = quality.plan(quality.default)
     assert default.on_front
     assert loaded.config.sampling.steps == default.steps

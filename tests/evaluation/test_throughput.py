@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from elit_serve.evaluation.runs.throughput import SaturatedEngine, Throughput
-from elit_serve.files.measurements import Latency, StepCost
+from elit_serve.files.latency import Latency, StepCost
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 

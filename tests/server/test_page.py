@@ -18,7 +18,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from elit_serve.engine.checkpoint import model_hash, read_config
+from elit_serve.catalogue import read_config
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.settings import Settings
@@ -43,7 +43,7 @@ def measured(
 ) -> Pipeline:
     """The tiny model with measured quality."""
     folder = Path(shutil.copytree(shared_tiny_model_dir, tmp_path_factory.mktemp("page") / "tiny"))
-    content = make_quality(model_hash=model_hash(read_config(folder)))
+    content = make_quality(model_hash=read_config(folder).model_hash)
     (folder / "quality.json").write_text(json.dumps(content))
     return Pipeline.load(folder, device="cpu")
 

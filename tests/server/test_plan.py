@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from elit_serve.engine.checkpoint import model_hash, read_config
+from elit_serve.catalogue import read_config
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.server.settings import Settings
 
@@ -98,7 +98,7 @@ def test_the_smallest_target_of_a_refusal_is_where_the_alternatives_begin(
     start_server: Any, tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
 ) -> None:
     """Whether the plan is left open or not; and no alternative says that it fits no target from its smallest on."""
-    content = make_quality(model_hash=model_hash(read_config(tiny_model_dir)))
+    content = make_quality(model_hash=read_config(tiny_model_dir).model_hash)
     (tiny_model_dir / "quality.json").write_text(json.dumps(content))
     server = start_server(Pipeline.load(tiny_model_dir, device="cpu"))
     for wishes in ({}, {"steps": 4}, {"min_budget": 0.5}):
@@ -149,7 +149,7 @@ def test_nothing_is_taken_and_nothing_is_promised(start_server: Any) -> None:
 def test_what_leaves_its_plan_open_sees_the_front(
     start_server: Any, tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
 ) -> None:
-    content = make_quality(model_hash=model_hash(read_config(tiny_model_dir)))
+    content = make_quality(model_hash=read_config(tiny_model_dir).model_hash)
     (tiny_model_dir / "quality.json").write_text(json.dumps(content))
     server = start_server(Pipeline.load(tiny_model_dir, device="cpu"))
     answer = planned(server, latency_ms=60_000)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from elit_serve.engine.checkpoint import model_hash, read_config
+from elit_serve.catalogue import read_config
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.server.settings import Settings
 
 
 @pytest.fixture
 def measured(tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]) -> Pipeline:
-    content = make_quality(model_hash=model_hash(read_config(tiny_model_dir)))
+    content = make_quality(model_hash=read_config(tiny_model_dir).model_hash)
     (tiny_model_dir / "quality.json").write_text(json.dumps(content))
     return Pipeline.load(tiny_model_dir, device="cpu")
 

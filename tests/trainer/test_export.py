@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from elit_serve.engine.checkpoint import load_checkpoint, read_config
+from elit_serve.catalogue import read_config
+from elit_serve.engine.checkpoint import load_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import CheckpointError, InvalidInput, RunError
 from elit_serve.trainer.export import export

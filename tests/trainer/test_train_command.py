@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from elit_serve.catalogue import read_config
 from elit_serve.cli import main
-from elit_serve.engine.checkpoint import read_config
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory
 

@@ -13,10 +13,11 @@ from elit_serve.bench.load.plan import Capacity, closed_calls, open_calls, weak_
 from elit_serve.bench.load.report import Summary, closed_summary, open_summary
 from elit_serve.bench.load.sender import Call, Record, replay, saturate
 from elit_serve.bench.simulate.arrivals import open_arrivals
+from elit_serve.catalogue import cost_table
 from elit_serve.client import AsyncClient, Client, GenerateOptions, Model
 from elit_serve.clock import Clock
 from elit_serve.errors import InvalidInput
-from elit_serve.files.measurements import read_latency
+from elit_serve.files.latency import read_latency
 from elit_serve.scheduler.cost import CostTable
 
 WARM_UP_ROUNDS = 2  # requests per caller before a closed loop is measured, unless told otherwise
@@ -114,7 +115,7 @@ def run_load(options: LoadOptions, *, clock: Clock) -> LoadReport:
 
 
 def _target(options: LoadOptions) -> Target:
-    table = read_latency(options.cost).cost_table if options.cost else None
+    table = cost_table(read_latency(options.cost)) if options.cost else None
     with Client(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
         model = client.models()[0]
     full_level = max(info.level for info in model.levels)

@@ -19,8 +19,9 @@ from elit_serve.bench.simulate.policies import CONTENDERS, contender
 from elit_serve.bench.simulate.quality_file import read_quality, stated_curve
 from elit_serve.bench.simulate.richer_plans import menu_rows, menu_table
 from elit_serve.bench.simulate.workload import Setting
+from elit_serve.catalogue import cost_table
 from elit_serve.errors import InvalidInput
-from elit_serve.files.measurements import read_latency
+from elit_serve.files.latency import read_latency
 from elit_serve.scheduler import CostTable, QualityTable
 
 Report = dict[str, object]
@@ -90,7 +91,7 @@ def decision_times(options: SimulateOptions, console: Console) -> tuple[Report, 
 
 def _comparison(options: SimulateOptions) -> Comparison:
     """Everything is read and checked before anything is computed."""
-    table = read_latency(options.cost).cost_table
+    table = cost_table(read_latency(options.cost))
     names = tuple(CONTENDERS) if options.policies == ("all",) else options.policies
     for name in names:
         contender(name)

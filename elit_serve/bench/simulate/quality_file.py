@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from elit_serve import catalogue
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files import measurements
+from elit_serve.files import quality
 from elit_serve.scheduler.quality import QualityTable, logarithmic
 
 STATED = {"gentle": 0.75, "steep": 0.4}  # quality at the lowest level, where the full one counts 1
@@ -22,6 +23,6 @@ def stated_curve(name: str, levels: Sequence[int]) -> QualityTable:
 def read_quality(file: Path) -> QualityTable:
     """The curve and the served plans of a `quality.json`."""
     try:
-        return measurements.read_quality(file).table
+        return catalogue.ModelQuality(quality.read_quality(file)).table
     except CheckpointError as error:
         raise InvalidInput("quality", str(file), "; ".join(error.problems[:3])) from None

@@ -22,15 +22,15 @@ from rich.table import Table
 from safetensors.torch import save
 
 import elit_serve
+from elit_serve.catalogue import bundled_models, cost_table
 from elit_serve.clock import Clock, MonotonicClock
-from elit_serve.engine.checkpoint import bundled_models
 from elit_serve.engine.executor.graphs import open_executor
 from elit_serve.engine.executor.slots import Executor, ImageTask
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.quick_profile import anchors, interpolated
 from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.errors import ElitError, InvalidInput
-from elit_serve.files.measurements import Latency, StepCost, read_latency
+from elit_serve.files.latency import Latency, StepCost, read_latency
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.shape import Shape
@@ -70,12 +70,6 @@ def file_name(pipeline: Pipeline) -> str:
     """Of the measurements of this model on its device: `<device>.json`, and `<device>-fp8.json` of a quantised one."""
     slug = device_slug(device_name(pipeline.device))
     return f"{slug}-fp8.json" if pipeline.precision == "fp8" else f"{slug}.json"
-
-
-def backbone_hash(pipeline: Pipeline) -> str:
-    """Twelve hex digits of what a step costs depends on: the backbone's shape, whatever its weights."""
-    shape = pipeline.config.backbone.model_dump(exclude={"num_classes"}, exclude_defaults=True)
-    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def latency_of(
@@ -166,7 +160,7 @@ def _as_table(latency: Latency) -> Table:
     table = Table(
         title=f"{latency.model} on {latency.device}, {latency.dtype}: milliseconds of a step, a column per batch size"
     )
-    batches = latency.cost_table.batches
+    batches = cost_table(latency).batches
     for column in ("level", "weak level", *map(str, batches)):
         table.add_column(column, justify="right")
     costs = {(step.level, step.weak_level, step.batch): step.step_ms for step in latency.steps}
@@ -202,7 +196,7 @@ def measure(
         steps += _interpolated(steps, served, batch)
     return Latency(
         model=pipeline.config.name,
-        backbone_hash=backbone_hash(pipeline),
+        backbone_hash=pipeline.config.backbone_hash,
         device=device_name(pipeline.device),
         dtype=pipeline.precision,
         threads=_threads(pipeline),
@@ -313,7 +307,7 @@ def _threads(pipeline: Pipeline) -> int | None:
 
 def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
     """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served."""
-    here = (backbone_hash(pipeline), device_name(pipeline.device), pipeline.precision, _threads(pipeline))
+    here = (pipeline.config.backbone_hash, device_name(pipeline.device), pipeline.precision, _threads(pipeline))
     of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
     measured = {(step.level, step.weak_level, step.batch) for step in latency.steps}
     return of == here and measured == {(*point, batch) for point in served.points() for batch in served.batches}
@@ -361,7 +355,7 @@ def _write_cached(file: Path, latency: Latency) -> None:
 
 def _cache_key(pipeline: Pipeline, served: StepSet) -> str:
     content = [
-        backbone_hash(pipeline),
+        pipeline.config.backbone_hash,
         repr(served),
         device_name(pipeline.device),
         pipeline.precision,

@@ -7,8 +7,8 @@ from itertools import product
 
 import torch
 
+from elit_serve.catalogue import ModelQuality
 from elit_serve.files.config import ModelConfig
-from elit_serve.files.measurements import Quality
 
 GPU_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # in simulation powers of two alone cost 4 points of quality, these 1
 CPU_BATCHES = (1, 4)  # images gain little from sharing a step there, and wait for each other
@@ -40,11 +40,11 @@ class StepSet:
                 for point in reversed(self.points(self.captured_caps))]  # fmt: skip
 
 
-def served_steps(config: ModelConfig, device: torch.device, quality: Quality | None = None) -> StepSet:
+def served_steps(config: ModelConfig, device: torch.device, quality: ModelQuality | None = None) -> StepSet:
     """What a server of this model prepares on this kind of device, for its recommended sampling and its best plans."""
     largest = max(config.levels)
     halvings = {max(1, largest >> power) for power in range(HALVINGS)}
-    guidance = config.sampling.guidance.guidance()
+    guidance = config.sampling.guidance
     default = guidance.weak_level_at(largest)
     captured: list[int | None] = [] if guidance.method == "none" else [default]
     if guidance.method == "none" or guidance.interval != (0.0, 1.0):

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elit_serve.catalogue import cost_table
 from elit_serve.errors import DataError, InvalidInput
 from elit_serve.files.evaluation import EvaluatedPlan, Evaluation, Scores, read_evaluation
-from elit_serve.files.measurements import Latency, Quality, read_latency, read_quality
+from elit_serve.files.latency import Latency, read_latency
+from elit_serve.files.quality import Quality, read_quality
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan, runs_of
@@ -155,7 +157,7 @@ def _evaluated_row(measured: EvaluatedPlan) -> MeasuredRow:
 def _swept_rows(quality: Quality, latency: Latency | None) -> tuple[MeasuredRow, ...]:
     """Cheapest first."""
     full_level = max(max(plan.step_levels) for plan in quality.plans)
-    costs = latency.cost_table if latency else None
+    costs = cost_table(latency) if latency else None
     return tuple(
         MeasuredRow(
             plan=plan.plan,

@@ -165,9 +165,9 @@ def _launch(executor: Executor, step: Step, members: Sequence[int], batch_size: 
 
 def _check_comparable(pipeline: Pipeline, reference: Reference) -> None:
     """Qualities by another number of pictures, or in other features, are not on the scale of the model's own."""
-    quality = pipeline.quality
-    if quality is None:
+    if pipeline.quality is None:
         raise InvalidInput("model", pipeline.config.name, "a model with a quality.json of its own weights")
+    quality = pipeline.quality.file
     if reference.fingerprint != quality.features_sha256:
         raise InvalidInput("features", reference.metric, f"those of the model's quality.json, {quality.metric}")
     if reference.num_samples != quality.num_samples:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.metrics.measures import MeasuredSet, quality_of
-from elit_serve.files.measurements import MeasuredGuidance, PlanQuality
+from elit_serve.files.quality import PlanQuality
 from elit_serve.nn import BackboneSpec, flops_forward
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.grid import time_grid
@@ -221,16 +221,10 @@ def plan_name(plan: Plan) -> str:
 
 def record_of(point: Point, *, on_front: bool) -> PlanQuality:
     """A point as `quality.json` holds it."""
-    guidance = point.plan.guidance
     return PlanQuality(
         name=plan_name(point.plan),
         levels=runs_of(point.plan.levels),
-        guidance=MeasuredGuidance(
-            method=guidance.method,
-            scale=guidance.scale,
-            weak_level=guidance.weak_level,
-            interval=(guidance.interval[0], guidance.interval[1]),
-        ),
+        guidance=point.plan.guidance,
         time_shift=point.plan.time_shift,
         repeats=point.repeats,
         distance=point.distance,

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from elit_serve.catalogue import cost_table
 from elit_serve.engine.checkpoint import write_sampling
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput, MissingPackage
@@ -27,14 +28,15 @@ from elit_serve.evaluation.runs.sweep import (
     run_sweep,
 )
 from elit_serve.evaluation.runs.throughput import SaturatedEngine
-from elit_serve.files.config import GuidanceConfig, SamplingConfig
-from elit_serve.files.measurements import Latency, Quality
+from elit_serve.files.config import SamplingConfig
+from elit_serve.files.latency import Latency
+from elit_serve.files.quality import Quality
 from elit_serve.plans.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFacts:
-    """What the figures depend on beside the plans; see `measurements.Quality`."""
+    """What the figures depend on beside the plans; see `files.quality`."""
 
     metric: str
     features_sha256: str
@@ -198,16 +200,12 @@ def _set_log_scale(axis: object) -> None:
 
 
 def _alone_ms(plan: Plan, latency: Latency) -> float:
-    table = latency.cost_table
+    table = cost_table(latency)
     return table.alone_ms(table.shapes[0], plan.levels, plan.weak_caps(table.levels[-1]))
 
 
 def _sampling_of(plan: Plan) -> SamplingConfig:
-    guidance = plan.guidance
-    config = GuidanceConfig(
-        method=guidance.method, scale=guidance.scale, weak_level=guidance.weak_level, interval=guidance.interval
-    )
-    return SamplingConfig(steps=plan.num_steps, time_shift=plan.time_shift, guidance=config)
+    return SamplingConfig(steps=plan.num_steps, time_shift=plan.time_shift, guidance=plan.guidance)
 
 
 def _part(plans: Sequence[Plan], part: tuple[int, int]) -> Sequence[Plan]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from elit_serve.catalogue import cost_table
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import known_latency
 from elit_serve.evaluation.runs.sampler import even_batch, steps_of
-from elit_serve.files.measurements import Latency
+from elit_serve.files.latency import Latency
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
 
@@ -39,7 +40,7 @@ class SaturatedEngine:
         """Beyond the largest measured batch its rate counts."""
         if self.latency is None:
             return None
-        costs = self.latency.cost_table
+        costs = cost_table(self.latency)
         batch = min(self.batch, costs.max_batch)
         kinds = [StepKind(costs.shapes[0], *step) for step in steps_of(plan)]
         return 1000 * batch / sum(costs.step_ms(kind, batch) for kind in kinds)

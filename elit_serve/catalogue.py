@@ -1,0 +1,182 @@
+"""What a model offers, read from its directory alone: its configuration, what its plans are worth, what steps cost.
+
+Knows no torch and reads no weight, so whoever simulates, plans or draws a page starts at once. A file by itself is
+`files`; what the scheduler needs of one is made here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files.config import ModelConfig
+from elit_serve.files.latency import Latency
+from elit_serve.files.opening import read_file
+from elit_serve.files.quality import PlanQuality, Quality, read_quality
+from elit_serve.files.validation import MAX_PROBLEMS, problems_in
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
+
+logger = logging.getLogger(__name__)
+
+MAX_CONFIG_BYTES = 8 << 20
+BUNDLED_MODEL = "garden64"
+
+
+def bundled_models() -> Path:
+    """The folder of the models that travel with the package: inside a wheel, or beside a source checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "bundled"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def resolve_model(model: str | os.PathLike[str] | None) -> Path:
+    """A model directory by path, or a bundled model by its name; None is the bundled default."""
+    if model is None:
+        return bundled_models() / BUNDLED_MODEL  # whatever lies in the current directory under this name
+    name = os.fspath(model)
+    if os.path.isdir(name):  # noqa: PTH112 (which raises nothing, however long the name is)
+        return Path(name)
+    bundled = bundled_models() / name
+    if Path(name).name == name and os.path.isfile(bundled / "config.json"):  # noqa: PTH113 (as above)
+        return bundled
+    known = sorted(folder.parent.name for folder in bundled_models().glob("*/config.json"))
+    raise InvalidInput("model", name, f"a model directory, or a bundled model ({', '.join(known) or 'none here'})")
+
+
+def cost_table(latency: Latency, only_shape: str = "only") -> CostTable:
+    """What a policy knows of a device's steps. only_shape: of the steps of a file that names none."""
+    return CostTable(
+        steps_ms={
+            (StepKind(step.shape or only_shape, step.level, step.weak_level), step.batch): step.step_ms
+            for step in latency.steps
+        },
+        overhead_ms=latency.overhead_ms,
+        pads_batches=latency.graphs,
+    )
+
+
+@dataclass(frozen=True)
+class ModelQuality:
+    """What a model's pictures are worth: its `quality.json` as the scheduler and the answers ask it."""
+
+    file: Quality
+
+    @cached_property
+    def table(self) -> QualityTable:
+        """What the scheduler reads."""
+        return QualityTable(levels=self.file.levels, plans=tuple(self._measured(plan) for plan in self.file.served))
+
+    def of(self, guidance: Guidance, time_shift: float, levels: Sequence[int]) -> float | None:
+        """The quality of a picture whose steps ran at these levels; None if nothing was measured with its steps and
+        guidance.
+
+        As `QualityTable.of_plan` has it.
+        """
+        alike = [plan for plan in self.file.plans if plan.is_sampled_like(guidance, len(levels), time_shift)]
+        if not alike:
+            return None
+        measured = next((plan for plan in alike if plan.step_levels == tuple(levels)), alike[0])
+        return self.table.of_plan(self._measured(measured), levels)
+
+    def _measured(self, plan: PlanQuality) -> MeasuredPlan:
+        """As the scheduler has it."""
+        full_level = max([*self.file.levels, *(max(plan.step_levels) for plan in self.file.plans)])
+        return MeasuredPlan(
+            name=plan.name,
+            weak_caps=plan.plan.weak_caps(full_level),
+            ceilings=plan.step_levels,
+            quality=plan.quality.value,
+            levels=_curve_of(self._alike(plan)),
+            min_level=plan.guidance.min_level,
+        )
+
+    def _alike(self, plan: PlanQuality) -> list[PlanQuality]:
+        return [other for other in self.file.plans if other.is_sampled_like(plan.guidance, plan.steps, plan.time_shift)]
+
+
+def _curve_of(alike: Sequence[PlanQuality]) -> dict[float, float]:
+    """Level -> quality of these plans, those of one level if there are such; mean level -> the best otherwise."""
+    of_one_level = [plan for plan in alike if len(set(plan.step_levels)) == 1]
+    by_quality = sorted(of_one_level or alike, key=lambda plan: plan.quality.value)
+    return {plan.mean_level: plan.quality.value for plan in by_quality}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A model without its weights. quality: None where nothing was measured with these weights."""
+
+    path: Path
+    config: ModelConfig
+    quality: ModelQuality | None = None
+
+
+def read_offer(path: Path) -> Offer:
+    """What a model directory offers. Raises one `CheckpointError` that lists all that is wrong with these files."""
+    config = read_config(path)
+    quality, problems = measured_quality(path, config)
+    if problems:
+        raise CheckpointError(path, problems)
+    return Offer(path=path, config=config, quality=quality)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """`config.json` of a model directory."""
+    file = path / "config.json"
+    try:
+        return ModelConfig.model_validate_json(read_file(file, MAX_CONFIG_BYTES))
+    except OSError as error:
+        raise CheckpointError(path, [f"config.json cannot be read: {error.strerror}"]) from None
+    except ValidationError as error:
+        raise CheckpointError(path, [f"config.json: {problem}" for problem in problems_in(error)]) from None
+    except InvalidInput as error:
+        raise CheckpointError(path, [f"config.json: {error}"]) from None
+
+
+def measured_quality(path: Path, config: ModelConfig) -> tuple[ModelQuality | None, list[str]]:
+    """`quality.json` of a model directory where there is one, and what is wrong with it.
+
+    One that was measured with other weights, as an export over an older model leaves it, is passed over.
+    """
+    file = path / "quality.json"
+    if not os.path.lexists(file):  # a link to nowhere is not left unsaid
+        return None, []
+    try:
+        quality = read_quality(file, model=path)
+    except CheckpointError as error:
+        return None, list(error.problems)
+    if quality.model_hash != config.model_hash:
+        logger.warning(
+            "%s was measured with the weights %s and these are %s: it is not used", file, quality.model_hash,
+            config.model_hash,
+        )  # fmt: skip
+        return None, []
+    return ModelQuality(quality), at_most(_level_problems(quality, config.levels), MAX_PROBLEMS)
+
+
+def _level_problems(quality: Quality, trained: tuple[int, ...]) -> list[str]:
+    problems = [
+        f"quality.json: levels: {level} is no trained level" for level in quality.levels if level not in trained
+    ]
+    for plan in quality.plans:
+        used = {level for level, _ in plan.levels}
+        if plan.guidance.has_weak_level:
+            used.add(plan.guidance.weak_level)
+        problems += [
+            f"quality.json: plan {plan.name}: {level} is no trained level" for level in sorted(used.difference(trained))
+        ]
+    return problems
+
+
+def at_most(problems: list[str], limit: int) -> list[str]:
+    """The first of them, and how many more there are."""
+    return problems if len(problems) <= limit else [*problems[:limit], f"and {len(problems) - limit} more"]

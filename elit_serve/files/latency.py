@@ -1,0 +1,74 @@
+"""`latency/<device>.json` of a model directory: what denoising steps take on a device, and how that was measured."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from elit_serve.files.measured import Level, Measured, ShapeName, read_measured
+from elit_serve.plans.bounds import MAX_BATCH, MAX_COUNT, MAX_MS, MIN_MS
+
+
+class StepCost(Measured):
+    """One measurement: a step of `batch` images at `level`, guided at `weak_level` or unguided.
+
+    shape: of the samples, by its name; None is the model's only one.
+    spread_ms: half the distance between the 10th and the 90th percentile of the repeats.
+    is_interpolated: not measured, but read off a line through others of the same batch.
+    """
+
+    level: Level
+    weak_level: Level | None = None
+    batch: int = Field(ge=1, le=MAX_BATCH)
+    step_ms: float = Field(ge=MIN_MS, le=MAX_MS)
+    spread_ms: float = Field(default=0.0, ge=0, le=MAX_MS)
+    is_interpolated: bool = False
+    shape: ShapeName | None = None
+
+
+class Latency(Measured):
+    """`latency/<device>.json`: measured milliseconds, and everything they were measured with.
+
+    backbone_hash: of the backbone's shape, which decides the cost whatever the weights.
+    dtype: what the model computes in; `fp8` for a quantised one.
+    threads: CPU threads, or None on a GPU.
+    graphs: whether steps were CUDA graphs captured for these batches, so that other batches are padded to the next.
+    overhead_ms: from the end of an image's last step to its encoded file.
+    command: what was run to measure.
+    """
+
+    format_version: int = Field(default=2, ge=2, le=2)
+    model: str
+    backbone_hash: str
+    device: str
+    dtype: str
+    threads: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    graphs: bool = False
+    torch_version: str
+    elit_serve_version: str
+    date: datetime = Field(strict=False)
+    command: str = ""
+    repeats: int = Field(ge=1, le=MAX_COUNT)
+    overhead_ms: float = Field(ge=0, le=MAX_MS)
+    steps: tuple[StepCost, ...] = Field(min_length=2, strict=False)
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Latency:
+        if len({step.weak_level is None for step in self.steps}) != 2:
+            raise ValueError("both guided and unguided steps are needed")
+        points: dict[tuple[str | None, int], set[tuple[int, int | None]]] = {}
+        for step in self.steps:
+            points.setdefault((step.shape, step.batch), set()).add((step.level, step.weak_level))
+        distinct = {(shape, frozenset(measured)) for (shape, _), measured in points.items()}
+        if len(distinct) != len({shape for shape, _ in points}):
+            raise ValueError("every (level, weak_level) must be measured at the same batches")
+        return self
+
+
+def read_latency(file: Path, *, model: Path | None = None) -> Latency:
+    """A latency file. Raises `CheckpointError` (of `model`, if it lies in one) that lists all that is wrong with it."""
+    name = f"latency/{file.name}" if model else file.name
+    missing = ("cost", "a latency/<device>.json of a model directory")
+    return read_measured(Latency, file, name, model=model, missing=missing)

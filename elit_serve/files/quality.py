@@ -1,0 +1,155 @@
+"""`quality.json` of a model directory: what its plans are worth, measured, and how."""
+
+from __future__ import annotations
+
+from itertools import chain, pairwise, repeat
+from math import log
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from elit_serve.errors import shown
+from elit_serve.files.guidance import WrittenGuidance
+from elit_serve.files.measured import Divisor, EstimatedFigure, Level, Measured, ShapeName, read_measured
+from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MAX_TIME_SHIFT, MIN_MEASURED, MIN_TIME_SHIFT
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
+
+QUALITY_SCALE = "floor / distance, at most 1: 1 is as close to the reference as unseen photographs are"
+MAX_SERVED_PLANS = 12  # each kind of weak pass among them is captured and measured at start-up
+ROUNDING = 1e-6
+
+
+class PlanQuality(Measured):
+    """One way to draw a picture, and how good it was.
+
+    name: unique in the file.
+    levels: runs of (level, number of steps at it), in the order of the steps.
+    repeats: sets of `num_samples` pictures behind the figures, each with seeds of its own.
+    distance: to the reference photographs, in the metric of the file.
+    quality: on the scale of the file. Its interval leaves out the floor's, which moves all plans together.
+    gflops: of one picture: every step, both passes.
+    shape: of the samples, by its name; None is the model's only one.
+    on_front: better than every cheaper plan, by more than the uncertainty of the difference.
+    """
+
+    name: str = Field(min_length=1, max_length=200)
+    levels: tuple[tuple[Level, Annotated[int, Field(ge=1, le=MAX_STEPS)]], ...] = Field(min_length=1)
+    guidance: WrittenGuidance
+    time_shift: float = Field(ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
+    repeats: int = Field(ge=1, le=MAX_COUNT)
+    distance: EstimatedFigure
+    quality: EstimatedFigure
+    gflops: Divisor
+    on_front: bool
+    shape: ShapeName | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> PlanQuality:
+        if not MIN_MEASURED <= self.quality.value <= 1:
+            value = shown(self.quality.value)
+            raise ValueError(f"plan {self.name}: quality {value} is not allowed; it lies in {MIN_MEASURED} to 1")
+        if self.steps > MAX_STEPS:
+            raise ValueError(f"plan {self.name}: {self.steps} steps are not allowed; at most {MAX_STEPS}")
+        if self.guidance.method == "ag" and min(self.step_levels) <= self.guidance.weak_level:
+            raise ValueError(f"plan {self.name}: autoguidance stays above its weak level")
+        return self
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(levels=self.step_levels, guidance=self.guidance, time_shift=self.time_shift)
+
+    @property
+    def steps(self) -> int:
+        return sum(count for _, count in self.levels)
+
+    @property
+    def step_levels(self) -> tuple[int, ...]:
+        """One level for each step."""
+        return tuple(chain.from_iterable(repeat(level, count) for level, count in self.levels))
+
+    @property
+    def mean_level(self) -> float:
+        return sum(level * count for level, count in self.levels) / self.steps
+
+    def is_sampled_like(self, guidance: Guidance, num_steps: int, time_shift: float) -> bool:
+        """Whether only the levels may differ."""
+        same_grid = (num_steps, time_shift) == (self.steps, self.time_shift)
+        return same_grid and guidance.is_like(self.guidance)
+
+
+class Quality(Measured):
+    """`quality.json`: every measured plan of one set of weights, and everything it was measured with.
+
+    metric: what `distance` is called, as MobileNetV2-FD; features_sha256 is of what computes its features.
+    reference: the photographs behind the distance, in words.
+    num_samples: pictures in a repeat.
+    floor: the distance of unseen photographs to the reference, at the same number.
+    levels: level -> quality of the default plan with every step at this level; measured means under their least
+        concave majorant that does not fall, because policies need both, and noise has neither.
+    default: the name of the plan that the model recommends.
+    provenance: command, date, device, versions.
+    """
+
+    format_version: int = Field(default=1, ge=1, le=1)
+    model: str
+    model_hash: str = Field(pattern=r"^[0-9a-f]{12}$")
+    metric: str
+    features_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    reference: str
+    num_samples: int = Field(ge=2, le=MAX_COUNT)
+    floor: EstimatedFigure
+    scale: str = QUALITY_SCALE
+    levels: dict[Level, Annotated[float, Field(ge=MIN_MEASURED, le=1)]] = Field(min_length=1)
+    default: str
+    plans: tuple[PlanQuality, ...] = Field(min_length=1)
+    provenance: dict[str, str | int | float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Quality:
+        problems = []
+        grid = sorted(self.levels)
+        slopes = [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairwise(grid)]
+        if any(slope < 0 for slope in slopes) or any(b > a + ROUNDING for a, b in pairwise(slopes)):
+            problems.append("quality must rise with the level, by less and less for each latent")
+        names = [plan.name for plan in self.plans]
+        problems += [
+            f"plan {name} is there twice" for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        if self.default not in names:
+            problems.append(f"the default plan, {self.default}, is not among the plans")
+        if not any(plan.on_front for plan in self.plans):
+            problems.append("no plan is on the front")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def front(self) -> tuple[PlanQuality, ...]:
+        """Cheapest first."""
+        return tuple(sorted((plan for plan in self.plans if plan.on_front), key=lambda plan: plan.gflops))
+
+    @property
+    def served(self) -> tuple[PlanQuality, ...]:
+        """What a server offers: the front or, of a long one, plans spread evenly over the logarithm of cost."""
+        return _spread(self.front, MAX_SERVED_PLANS)
+
+    def plan(self, name: str) -> PlanQuality:
+        return next(plan for plan in self.plans if plan.name == name)
+
+
+def _spread(front: tuple[PlanQuality, ...], count: int) -> tuple[PlanQuality, ...]:
+    """At most `count` of them, cheapest first: both ends, and in between those nearest to even steps."""
+    if len(front) <= count:
+        return front
+    low, high = log(front[0].gflops), log(front[-1].gflops)
+    wanted = [low + (high - low) * index / (count - 1) for index in range(count)]
+    nearest = {min(range(len(front)), key=lambda i: abs(log(front[i].gflops) - cost)) for cost in wanted}
+    return tuple(front[index] for index in sorted(nearest))
+
+
+def read_quality(file: Path, *, model: Path | None = None) -> Quality:
+    """A quality file. Raises `CheckpointError` (of `model`, if it lies in one) that lists all that is wrong with it."""
+    missing = ("quality", "a quality.json of a model directory")
+    return read_measured(Quality, file, file.name, model=model, missing=missing)
