@@ -15,8 +15,7 @@ from elit_serve.bench.simulate.arrivals import read_arrivals
 from elit_serve.engine.autoencoders import open_autoencoder
 from elit_serve.engine.checkpoint import load_checkpoint
 from elit_serve.errors import ElitError
-from elit_serve.evaluation.features.extractors import open_features
-from elit_serve.evaluation.features.feature_cache import FeatureCache
+from elit_serve.evaluation.features import FeatureCache, open_features
 from elit_serve.evaluation.report.folder import read_measurements
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.files.config import AutoencoderConfig

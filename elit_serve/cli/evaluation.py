@@ -70,7 +70,7 @@ def evaluate(
     from dataclasses import replace
 
     from elit_serve.engine.pipeline import Pipeline
-    from elit_serve.evaluation.features.extractors import open_features
+    from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.runs.evaluate import EvaluateOptions, run_evaluation
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)

@@ -62,7 +62,7 @@ def sweep(
     Most is measured where that is uncertain. It may be stopped, and goes on when it is started again.
     """
     from elit_serve.engine.pipeline import Pipeline
-    from elit_serve.evaluation.features.extractors import open_features
+    from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.runs.sweep_command import PhotographOptions, SweepWords, run_sweep_command
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
@@ -103,7 +103,7 @@ def served(
     Against the quality that the scheduler read off for them.
     """
     from elit_serve.engine.pipeline import Pipeline
-    from elit_serve.evaluation.features.extractors import open_features
+    from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.runs.served import measure_served, read_served
     from elit_serve.evaluation.runs.sweep_command import PhotographOptions, open_evaluator
     from elit_serve.files.writing import check_folder

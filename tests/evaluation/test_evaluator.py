@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features.extractors import Described, TorchScriptFeatures
+from elit_serve.evaluation.features import Described
+from elit_serve.evaluation.features.torchscript import TorchScriptFeatures
 from elit_serve.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.reference import Reference, compact, make_reference, split
@@ -116,13 +120,27 @@ def test_a_reference_of_something_else_is_refused(
         Reference.load(file)
 
 
-@pytest.mark.parametrize("index", [-1, 3, 10**30, 0.5, "rose"])
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (-1, r"held_out_classes in .+tampered\.safetensors: .+; a class from 0 to 2"),
+        (3, r"held_out_classes in .+tampered\.safetensors: .+; a class from 0 to 2"),
+        (10**30, r"held_out_classes in .+tampered\.safetensors: .+; a class from 0 to 2"),
+        (0.5, r"tampered\.safetensors.+ held_out_classes\.0: 0\.5 is not allowed"),
+        ("rose", r"tampered\.safetensors.+ held_out_classes\.0: .*rose.* is not allowed"),
+    ],
+)
 def test_a_reference_with_a_class_that_it_does_not_have_is_refused(
-    index: object, reference: Reference, tmp_path: Path
+    index: object, words: str, reference: Reference, tmp_path: Path
 ) -> None:
     file = tmp_path / "tampered.safetensors"
-    replace(reference, held_out_classes=(index, *reference.held_out_classes[1:])).save(file)
-    with pytest.raises(InvalidInput, match=r"held_out_classes in .+tampered\.safetensors: .+; a class from 0 to 2"):
+    reference.save(file)
+    with safe_open(file, framework="pt") as content:
+        facts = json.loads(content.metadata()["reference"])
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
+    facts["held_out_classes"][0] = index
+    save_file(tensors, file, metadata={"reference": json.dumps(facts)})
+    with pytest.raises(InvalidInput, match=words):
         Reference.load(file)
 
 

@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from elit_serve.errors import DamagedPicture, InvalidInput
-from elit_serve.evaluation.features.extractors import (
-    TorchScriptFeatures,
-    load_pictures,
-    open_features,
-    photograph_features,
-)
+from elit_serve.evaluation.features import open_features, photograph_features
+from elit_serve.evaluation.features.photographs import load_pictures
+from elit_serve.evaluation.features.torchscript import TorchScriptFeatures
 from elit_serve.photographs import open_data_set
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from elit_serve.errors import InvalidInput, MissingPackage
-from elit_serve.evaluation.features.extractors import open_features
+from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.features.inception import Inception, resize
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from rich.console import Console
 from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features.extractors import open_features
+from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.runs.served import measure_served, read_served, remake
 from elit_serve.evaluation.runs.sweep_command import (
     PhotographOptions,

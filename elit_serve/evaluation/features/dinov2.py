@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elit_serve.errors import InvalidInput, MissingPackage
-from elit_serve.evaluation.features.extractors import Described, checked
+from elit_serve.evaluation.features.extractor import Described, checked, digest_of
 from elit_serve.files.opening import regular_folder
 
 PUBLISHED = "facebook/dinov2-large"  # ViT-L/14
@@ -43,7 +42,7 @@ class DinoV2Features:
             reason = str(error).strip().splitlines()[0]
             raise InvalidInput("features", self._source, f"weights of a DINOv2 in safetensors: {reason}") from None
         self._model = model.to(device).eval().requires_grad_(False)
-        self.fingerprint = _digest(self._model.state_dict())
+        self.fingerprint = digest_of(dict(sorted(self._model.state_dict().items())))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Described:
@@ -51,10 +50,3 @@ class DinoV2Features:
         resized = F.interpolate(images, size=(SIDE_PX, SIDE_PX), mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (MEAN, STD))
         return checked(self._source, images, self._model((resized - mean) / std).pooler_output)
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -10,7 +10,6 @@ Letters: B batch, H x W picture, C channels.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features.extractors import Described, checked
+from elit_serve.evaluation.features.extractor import Described, checked, digest_of
 from elit_serve.files.opening import regular
 
 PUBLISHED = (
@@ -52,7 +51,7 @@ class InceptionFeatures:
         self._source = source
         self._device = device
         self._network = network.to(device).eval().requires_grad_(False)
-        self.fingerprint = _digest(network)
+        self.fingerprint = digest_of(network.state_dict())
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Described:
@@ -216,10 +215,3 @@ def _read(file: Path | None) -> dict[str, Tensor]:
         return torch.hub.load_state_dict_from_url(PUBLISHED, map_location="cpu", check_hash=True, weights_only=True)
     weights: dict[str, Tensor] = torch.load(regular(file), map_location="cpu", weights_only=True)
     return weights
-
-
-def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features.extractors import FeatureExtractor
+from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.metrics.measures import INTERVALS, PlanMeasures
 from elit_serve.evaluation.metrics.nearest import nearest
 from elit_serve.evaluation.report.sheets import budget_sheet, evenly, nearest_sheet

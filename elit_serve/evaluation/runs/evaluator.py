@@ -14,8 +14,7 @@ from torch import Tensor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import device_name
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features.extractors import Described, FeatureExtractor
-from elit_serve.evaluation.features.feature_cache import FeatureCache, Sampled
+from elit_serve.evaluation.features import Described, FeatureCache, FeatureExtractor, Sampled
 from elit_serve.evaluation.metrics.measures import MeasuredSet, PlanMeasures
 from elit_serve.evaluation.runs.background import in_background
 from elit_serve.evaluation.runs.reference import Reference

@@ -10,25 +10,46 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features.extractors import FeatureExtractor, photograph_features
+from elit_serve.evaluation.features import FeatureExtractor, photograph_features
 from elit_serve.evaluation.metrics.nearest import nearest
 from elit_serve.evaluation.metrics.precision_recall import NEIGHBOURS
 from elit_serve.files.opening import regular
+from elit_serve.files.validation import problems_in
 from elit_serve.photographs import Photograph
 
 MIN_PHOTOGRAPHS = 2 * (NEIGHBOURS + 1)  # so that each half has as many as precision and recall need
 SPLIT = 10  # without held-out photographs, every tenth of a class is held out
 SAME = 1e-6  # of the length of features: a distance that rounding alone may leave
 MAX_ROUNDING = 1e-3  # of the features' size; float16 is kept where it loses less
+
+
+class ReferenceHeader(BaseModel):
+    """What the file of a reference says beside its tensors, as JSON in its metadata; see `Reference`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True, allow_inf_nan=False)
+
+    format_version: Literal[1] = 1
+    metric: str
+    fingerprint: str
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    held_out_classes: tuple[int, ...]
+    held_out_source: str
+
+    @property
+    def as_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +90,10 @@ class Reference:
         tensors = {"features": self.features, "held_out": self.held_out}
         if self.held_out_logits is not None:
             tensors["held_out_logits"] = self.held_out_logits
-        names = ("metric", "fingerprint", "height", "width", "classes", "held_out_classes", "held_out_source")
-        facts = {"format_version": 1, **{name: getattr(self, name) for name in names}}
+        header = ReferenceHeader.model_validate(self)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.contiguous() for k, v in tensors.items()}, file, metadata={"reference": json.dumps(facts)})
+            save_file({k: v.contiguous() for k, v in tensors.items()}, file, metadata={"reference": header.as_json})
             file.chmod(0o644)  # safetensors makes it private
         except (OSError, SafetensorError) as error:
             raise InvalidInput("save_reference", str(file), f"it cannot be written: {error}") from None
@@ -83,17 +103,18 @@ class Reference:
         """A file that `save` wrote."""
         try:
             with safe_open(regular(file), framework="pt") as content:
-                facts: dict[str, Any] = json.loads((content.metadata() or {})["reference"])
+                header = ReferenceHeader.model_validate_json((content.metadata() or {})["reference"])
                 tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
-            if facts.pop("format_version") != 1:
-                raise InvalidInput("reference", str(file), "a reference of format version 1")
             reference = cls(
-                **{**facts, "classes": tuple(facts["classes"]), "held_out_classes": tuple(facts["held_out_classes"])},
+                **header.model_dump(exclude={"format_version"}),
                 features=tensors["features"],
                 held_out=tensors["held_out"],
                 held_out_logits=tensors.get("held_out_logits"),
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except ValidationError as error:
+            problems = "; ".join(problems_in(error))
+            raise InvalidInput("reference", str(file), f"a file from --save-reference: {problems}") from None
+        except (OSError, SafetensorError, KeyError) as error:
             raise InvalidInput("reference", str(file), f"a file from --save-reference: {error}") from None
         reference._check_shapes(file)
         return reference

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from elit_serve.evaluation.features.extractors import Described
+from elit_serve.evaluation.features import Described
 from elit_serve.evaluation.metrics.frechet import FeatureStatistics, FrechetReference
 from elit_serve.evaluation.metrics.inception_score import inception_scores
 from elit_serve.evaluation.metrics.kernel import KernelReference

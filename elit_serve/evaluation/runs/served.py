@@ -24,7 +24,7 @@ from elit_serve.engine.executor.graphs import open_executor
 from elit_serve.engine.executor.slots import Executor, ImageTask
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, InvalidInput
-from elit_serve.evaluation.features.extractors import Described, FeatureExtractor
+from elit_serve.evaluation.features import Described, FeatureExtractor
 from elit_serve.evaluation.metrics.measures import quality_of
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.reference import Reference

@@ -13,7 +13,7 @@ from rich.console import Console
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features.extractors import FeatureExtractor
+from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.runs.evaluate import EvaluateOptions, open_reference
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.provenance import provenance

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, Json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from elit_serve.evaluation.features.extractors import Described
+from elit_serve.evaluation.features.extractor import Described
 from elit_serve.files.opening import regular
 
 
@@ -24,6 +25,22 @@ class Sampled:
 
     described: Described
     sampling_seconds: float
+
+
+class CachedSetHeader(BaseModel):
+    """The metadata of a file of features: texts, as safetensors has them.
+
+    facts: all that the features depend on, as JSON.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    sampling_seconds: float = Field(ge=0)
+    facts: Json[dict[str, Any]]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {"sampling_seconds": repr(self.sampling_seconds), "facts": json.dumps(self.facts)}
 
 
 class FeatureCache:
@@ -36,14 +53,12 @@ class FeatureCache:
         """The set with these facts; None if there is none, or its file is damaged."""
         try:
             with safe_open(regular(self._file(facts)), framework="pt") as content:
-                seconds = float((content.metadata() or {})["sampling_seconds"])
+                header = CachedSetHeader.model_validate(content.metadata())
                 names = set(content.keys())
                 logits = content.get_tensor("logits") if "logits" in names else None
                 described = Described(features=content.get_tensor("features"), logits=logits)
-                if not 0 <= seconds < math.inf:
-                    return None
-                return Sampled(described=described, sampling_seconds=seconds)
-        except (OSError, SafetensorError, KeyError, ValueError):
+                return Sampled(described=described, sampling_seconds=header.sampling_seconds)
+        except (OSError, SafetensorError, ValueError):
             return None
 
     def write(self, facts: Mapping[str, object], sampled: Sampled) -> None:
@@ -51,13 +66,14 @@ class FeatureCache:
         tensors = {"features": sampled.described.features.contiguous()}
         if sampled.described.logits is not None:
             tensors["logits"] = sampled.described.logits.contiguous()
+        told = {"sampling_seconds": sampled.sampling_seconds, "facts": json.dumps(facts)}
+        header = CachedSetHeader.model_validate(told)
         self._folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
         os.close(handle)
         staging = Path(name)
         try:
-            metadata = {"sampling_seconds": repr(sampled.sampling_seconds), "facts": json.dumps(facts)}
-            save_file(tensors, staging, metadata=metadata)
+            save_file(tensors, staging, metadata=header.metadata)
             staging.replace(self._file(facts))
         finally:
             staging.unlink(missing_ok=True)
