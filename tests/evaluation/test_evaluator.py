@@ -126,8 +126,8 @@ def test_a_reference_of_something_else_is_refused(
         (-1, r"held_out_classes in .+tampered\.safetensors: .+; a class from 0 to 2"),
         (3, r"held_out_classes in .+tampered\.safetensors: .+; a class from 0 to 2"),
         (10**30, r"held_out_classes in .+tampered\.safetensors: .+; a class from 0 to 2"),
-        (0.5, r"tampered\.safetensors.+ held_out_classes\.0: 0\.5 is not allowed"),
-        ("rose", r"tampered\.safetensors.+ held_out_classes\.0: .*rose.* is not allowed"),
+        (0.5, r"reference: .+ held_out_classes\.0: 0\.5 is not allowed"),
+        ("rose", r"reference: .+ held_out_classes\.0: .*rose.* is not allowed"),
     ],
 )
 def test_a_reference_with_a_class_that_it_does_not_have_is_refused(
