@@ -33,7 +33,7 @@
         └── ConnectionLost    ... it may have had the request
 
 Errors are made where the fact is known and carry its values; they become HTTP statuses in one table
-(`server.faults`) and exit code 2 in one place (`cli.main`).
+(`http.faults`) and exit code 2 in one place (`cli.main`).
 """
 
 from __future__ import annotations

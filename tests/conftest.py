@@ -33,6 +33,8 @@ from elit_serve.files.config import (
 from elit_serve.nn import BackboneSpec, InterfaceSpec, build
 from elit_serve.plans.guidance import Guidance
 
+pytest_plugins = ("serving",)  # servers on loopback ports, for whoever asks one
+
 
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:

@@ -17,6 +17,7 @@ import pytest
         "elit_serve.scheduler",
         "elit_serve.pictures",
         "elit_serve.bench.simulate.compare",
+        "elit_serve.http.schemas",
         "elit_serve.server.schemas",
         "elit_serve.server.openai.schemas",
         "elit_serve.server.settings",

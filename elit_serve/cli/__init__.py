@@ -91,9 +91,10 @@ def serve(*, config: str | None, **flags: object) -> None:
     Every option is also a variable, as ELIT_SERVE_PORT, and a key of the TOML file that --config names.
     """
     settings = read_settings(flags, os.environ, config)
+    from elit_serve.guests import GUESTS
     from elit_serve.server.run import serve as run_server
 
-    run_server(settings, announce=typer.echo)
+    run_server(settings, announce=typer.echo, guests=GUESTS)
 
 
 @app.command()

@@ -14,20 +14,23 @@ from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
+from prometheus_client import CollectorRegistry
 
 from elit_serve.errors import (
     ElitError,
     EngineStopped,
-    InvalidInput,
     JobNotDone,
     Overloaded,
     PictureNotFound,
     ResultsGone,
 )
+from elit_serve.http.negotiation import media_type_of
+from elit_serve.http.schemas import RANDOM_SEEDS
 from elit_serve.jobs.database import Database
 from elit_serve.jobs.events import JobEvents
 from elit_serve.jobs.idempotency import OutstandingKeys, fingerprint_of, same_request
 from elit_serve.jobs.metrics import JobMetrics
+from elit_serve.jobs.port import JobSettings, PicturePort
 from elit_serve.jobs.results import Results
 from elit_serve.jobs.retention import Retention
 from elit_serve.jobs.runner import Runner
@@ -36,9 +39,7 @@ from elit_serve.jobs.states import JobState, StoredJob, new_id
 from elit_serve.jobs.store import JobStore
 from elit_serve.jobs.webhook_policy import WebhookPolicy
 from elit_serve.jobs.webhooks import Webhooks
-from elit_serve.server.generation import RANDOM_SEEDS, form_of, job_of
-from elit_serve.server.negotiation import media_type_of
-from elit_serve.server.service import Service
+from elit_serve.plans.formats import AnswerFormat
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,12 +50,12 @@ MAX_WAITING_CALLS = 8  # threads of their own: a database that does not answer m
 class JobDesk:
     """Opens what jobs need, for one app. Raises `InvalidInput` for settings that cannot be used.
 
-    events: for those who follow a job.
+    port: to who makes their pictures. registry: gets their metrics. events: for those who follow a job.
     """
 
-    def __init__(self, service: Service) -> None:
-        settings = service.settings
-        self._service = service
+    def __init__(self, port: PicturePort, settings: JobSettings, registry: CollectorRegistry) -> None:
+        self._port = port
+        self._settings = settings
         self._policy = WebhookPolicy(settings.webhook_host, settings.webhook_secret_file)
         self._limiter = anyio.CapacityLimiter(MAX_WAITING_CALLS)
         self._outstanding = OutstandingKeys()
@@ -69,10 +70,10 @@ class JobDesk:
             self._store.put_back()
             retention.recover()
             self._closing = opened.pop_all()
-        self._metrics = JobMetrics(service.metrics.registry)
+        self._metrics = JobMetrics(registry)
         self._webhooks = Webhooks(self._store, self._policy, self._metrics, results_seconds=settings.results_seconds)
         self._runner = Runner(
-            service, self._store, self._results, retention, self.events, self._metrics, on_end=self._webhooks.wake
+            port, self._store, self._results, retention, self.events, self._metrics, on_end=self._webhooks.wake
         )
 
     def start(self) -> None:
@@ -125,6 +126,10 @@ class JobDesk:
             self._runner.give_up(job.id)
         return self._info(job)
 
+    def preview_format(self, job: JobInfo) -> AnswerFormat:
+        """Of the files that followers of this job get."""
+        return self._port.output_format(JobRequest.model_validate(job.request))
+
     def picture(self, job_id: str, owner: str, index: int) -> tuple[bytes, str]:
         """(File, media type)."""
         job = self._store.get(job_id, owner)
@@ -139,21 +144,15 @@ class JobDesk:
 
     def _check(self, body: JobRequest) -> None:
         """Whether such a job can be made at all, and kept."""
-        service = self._service
-        if service.worker.is_draining or not service.worker.is_alive:
+        if not self._port.is_open:
             raise EngineStopped("the engine takes no more work")
         self._results.check_room()
-        form, arrived_s = form_of(None, body, service.pipeline), service.clock.now()
-        made = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
-        if body.n > service.settings.max_queue:
-            raise InvalidInput("n", body.n, f"at most {service.settings.max_queue}, which may wait for the engine")
-        if service.arrival_log is not None:
-            service.arrival_log.record(body, made, service.pipeline.budgets)
+        self._port.check(body)
 
     def _store_waiting(self, job: StoredJob) -> None:
-        if self._store.num_waiting() >= self._service.settings.max_jobs:
-            error = Overloaded("queue_full", self._moves_in_s())
-            self._service.metrics.refused(error)
+        if self._store.num_waiting() >= self._settings.max_jobs:
+            error = Overloaded("queue_full", self._port.picture_s)
+            self._port.refused(error)
             raise error
         self._store.add(job)
         self._runner.wake()
@@ -164,20 +163,14 @@ class JobDesk:
         with handover.reserved(job.id):
             self._store.add(replace(job, attempts=1))
             try:
-                taken = handover.take(job, is_new=True)
+                submitted = handover.submit(job, is_new=True)
             except ElitError:
                 self._store.remove(job.id)
                 raise
-            handover.follow(job, taken)
-
-    def _moves_in_s(self) -> float:
-        """Seconds that the engine takes for a picture of the recommended kind."""
-        plan = self._service.pipeline.plan()
-        cost = self._service.cost
-        return cost.alone_ms(cost.shapes[0], plan.levels, (None,) * plan.num_steps) / 1000
+            handover.follow(job, submitted)
 
     def _info(self, job: StoredJob) -> JobInfo:
-        return job_info(job, results_seconds=self._service.settings.results_seconds)
+        return job_info(job, results_seconds=self._settings.results_seconds)
 
 
 def _new_job(

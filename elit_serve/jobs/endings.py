@@ -6,11 +6,11 @@ import logging
 from dataclasses import dataclass
 
 from elit_serve.errors import DeadlineExceeded, ElitError, EngineStopped, GenerationFailed
+from elit_serve.http.faults import fault_of
+from elit_serve.http.problems import problem_json
+from elit_serve.jobs.port import PicturePort, PicturesUnderWay
 from elit_serve.jobs.schemas import job_result
 from elit_serve.jobs.states import JobState, StoredJob
-from elit_serve.server.faults import fault_of
-from elit_serve.server.problems import problem_json
-from elit_serve.server.service import Service, Taken, facts_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Settled:
     """The engine has done with it. job: as it was before the engine got it."""
 
     job: StoredJob
-    taken: Taken
+    submitted: PicturesUnderWay
 
 
 @dataclass(frozen=True)
@@ -60,27 +60,23 @@ class Ending:
 Report = Started | Settled | Cancelled | Interrupted | Ending
 
 
-def ending_of(settled: Settled, service: Service) -> Ending | Cancelled | Interrupted:
-    """Counts and traces it, too."""
-    job, taken = settled.job, settled.taken
-    if service.tracing is not None:
-        service.tracing.job_ended(job.id, taken)
-    if taken.future.cancelled():
-        service.metrics.generations.labels("cancelled").inc()
-        return Cancelled(job.id)
+def ending_of(settled: Settled, port: PicturePort) -> Ending | Cancelled | Interrupted:
+    """To be called once."""
+    job = settled.job
     try:
-        facts = facts_of(service, taken, taken.future.result())
+        made = settled.submitted.answer()
+        if made is None:
+            return Cancelled(job.id)
         return Ending(
             job_id=job.id,
             state=JobState.DONE,
-            result=job_result(job.id, facts).model_dump_json(),
-            files=tuple(image.b64_json for image in facts.images),
-            suffix=taken.form.output_format,
+            result=job_result(job.id, made).model_dump_json(),
+            files=tuple(image.b64_json for image in made.images),
+            suffix=made.output_format,
         )
     except EngineStopped:  # if it died, this job may have been to blame
-        return Interrupted(job.id, None if service.worker.has_died else job.attempts)
+        return Interrupted(job.id, None if port.has_died else job.attempts)
     except ElitError as error:
-        service.metrics.ended(error)
         return failure(job.id, error)
     except Exception as error:
         return surprise(job.id, error)

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import threading
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from elit_serve.engine.order import Preview, StepRun
+from elit_serve.http.events import Mailbox
 
 
 @dataclass(frozen=True)
-class JobEvent:
+class Happening:
     """number: rises from 1 with every event of a job. what: None says that it has started."""
 
     number: int
     what: StepRun | Preview | None
 
 
-class Follower:
-    """Carries events from the engine's threads to the event loop that made it; None is the end."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[JobEvent | None] = asyncio.Queue()
-
-    def put(self, event: JobEvent | None) -> None:
-        """From any thread."""
-        with suppress(RuntimeError):  # the loop is closed: nobody follows any more
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-
-    async def get(self) -> JobEvent | None:
-        return await self._queue.get()
+Follower = Mailbox[Happening]
 
 
 @dataclass
-class _Course:
+class _History:
     """Of each picture the last step and the last preview are kept, in the order in which they came."""
 
     count: int = 0
-    kept: dict[object, JobEvent] = field(default_factory=dict)
+    kept: dict[object, Happening] = field(default_factory=dict)
 
 
 class JobEvents:
@@ -49,49 +35,49 @@ class JobEvents:
     def __init__(self) -> None:
         self.token = secrets.token_hex(4)
         self._lock = threading.Lock()
-        self._courses: dict[str, _Course] = {}
+        self._histories: dict[str, _History] = {}
         self._followers: dict[str, list[Follower]] = {}
         self._is_closed = False
 
     def began(self, job_id: str) -> None:
         """The engine has it; what happens to others is not kept."""
         with self._lock:
-            self._courses[job_id] = _Course()
+            self._histories[job_id] = _History()
 
     def withdrew(self, job_id: str) -> None:
         """The engine did not take it after all."""
         with self._lock:
-            self._courses.pop(job_id, None)
+            self._histories.pop(job_id, None)
 
     def happened(self, job_id: str, what: StepRun | Preview | None) -> None:
         with self._lock:
-            course = self._courses.get(job_id)
-            if course is None:
+            history = self._histories.get(job_id)
+            if history is None:
                 return
-            course.count += 1
-            event = JobEvent(course.count, what)
+            history.count += 1
+            happening = Happening(history.count, what)
             key = None if what is None else (type(what), what.seed)
-            course.kept.pop(key, None)  # the new one stands last
-            course.kept[key] = event
+            history.kept.pop(key, None)  # the new one stands last
+            history.kept[key] = happening
             for follower in self._followers.get(job_id, ()):
-                follower.put(event)
+                follower.put(happening)
 
     def ended(self, job_id: str) -> None:
         """The database knows how."""
         with self._lock:
-            self._courses.pop(job_id, None)
+            self._histories.pop(job_id, None)
             for follower in self._followers.pop(job_id, ()):
                 follower.put(None)
 
-    def follow(self, job_id: str, follower: Follower) -> list[JobEvent]:
+    def follow(self, job_id: str, follower: Follower) -> list[Happening]:
         """Adds a follower, and gives what it has missed."""
         with self._lock:
             if self._is_closed:
                 follower.put(None)
                 return []
             self._followers.setdefault(job_id, []).append(follower)
-            course = self._courses.get(job_id)
-            return [] if course is None else list(course.kept.values())
+            history = self._histories.get(job_id)
+            return [] if history is None else list(history.kept.values())
 
     def leave(self, job_id: str, follower: Follower) -> None:
         with self._lock:

@@ -6,28 +6,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from elit_serve.engine.order import Preview, StepRun
 from elit_serve.jobs.endings import Settled, Started
 from elit_serve.jobs.events import JobEvents
+from elit_serve.jobs.port import PicturePort, PicturesUnderWay
 from elit_serve.jobs.schemas import JobRequest, read_back
 from elit_serve.jobs.states import StoredJob
-from elit_serve.server.generation import form_of, job_of
-from elit_serve.server.service import Service, Taken, admit, hand_over
 
 
 @dataclass(frozen=True)
 class _UnderWay:
     job: StoredJob
-    taken: Taken
+    submitted: PicturesUnderWay
 
 
 class Handover:
     """Used by any thread. report: is told of what happens, on the engine's threads; it may not wait."""
 
-    def __init__(self, service: Service, events: JobEvents, report: Callable[[Started | Settled], None]) -> None:
-        self._service = service
+    def __init__(self, port: PicturePort, events: JobEvents, report: Callable[[Started | Settled], None]) -> None:
+        self._port = port
         self._events = events
         self._report = report
         self._under_way: dict[str, _UnderWay] = {}  # until their ends are stored
@@ -42,38 +41,35 @@ class Handover:
         finally:
             self._reserved.remove(job_id)
 
-    def take(self, job: StoredJob, *, is_new: bool = False) -> Taken:
+    def submit(self, job: StoredJob, *, is_new: bool = False) -> PicturesUnderWay:
         """Has the engine take a job, to be followed. Raises why not; is_new: somebody waits to hear that."""
         body = read_back(JobRequest, job.request).as_asked()
-        service = self._service
-        form = form_of(None, body, service.pipeline)
-        waited_s = 0.0 if body.latency_ms is None else max(0.0, time.time() - job.created_s)
-        arrived_s = service.clock.now() - waited_s
-        made = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
         self._events.began(job.id)
         try:
-            return (admit if is_new else hand_over)(
-                service,
+            return self._port.submit(
                 body,
-                form,
-                replace(made, owner=job.owner or None, num_previews=body.previews),
-                on_preview=self._on_preview(job.id) if body.previews else None,
+                name=job.id,
+                owner=job.owner or None,
+                waited_s=0.0 if body.latency_ms is None else max(0.0, time.time() - job.created_s),
+                is_awaited=is_new,
+                num_previews=body.previews,
                 on_step=self._on_step(job.id),
+                on_preview=self._on_preview(job.id) if body.previews else None,
             )
         except Exception:
             self._events.withdrew(job.id)
             raise
 
-    def follow(self, job: StoredJob, taken: Taken) -> None:
+    def follow(self, job: StoredJob, submitted: PicturesUnderWay) -> None:
         """From now on what becomes of it is written down."""
-        self._under_way[job.id] = _UnderWay(job, taken)
-        taken.future.add_done_callback(lambda _: self._report(Settled(job, taken)))
+        self._under_way[job.id] = _UnderWay(job, submitted)
+        submitted.future.add_done_callback(lambda _: self._report(Settled(job, submitted)))
 
     def cancel(self, job_id: str) -> None:
         """The engine is free of it within a step."""
         under_way = self._under_way.get(job_id)
         if under_way is not None:
-            under_way.taken.future.cancel()
+            under_way.submitted.future.cancel()
 
     def forget(self, job_id: str) -> None:
         """Its end is stored, or the engine has ended before it."""
@@ -87,16 +83,14 @@ class Handover:
         """Pictures that the engine has to make, by owner."""
         load: Counter[str] = Counter()
         for under_way in list(self._under_way.values()):
-            if not under_way.taken.future.done():
+            if not under_way.submitted.future.done():
                 load[under_way.job.owner] += under_way.job.num_images
         return load
 
     def has_suspect(self) -> bool:
         """Whether the engine has a job at which an earlier server ended. With one of these at a time, whatever is
         together with the one to blame when it ends a server is not together with it the next time."""
-        return any(
-            under_way.job.attempts and not under_way.taken.future.done() for under_way in list(self._under_way.values())
-        )
+        return any(each.job.attempts and not each.submitted.future.done() for each in list(self._under_way.values()))
 
     def _on_step(self, job_id: str) -> Callable[[StepRun], None]:
         has_started = False

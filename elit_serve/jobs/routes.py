@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
+from elit_serve.http.bodies import BodyRoute
+from elit_serve.http.callers import owner_of
+from elit_serve.http.events import enter_stream, stream_content
+from elit_serve.http.groups import Group
+from elit_serve.http.negotiation import media_type_of
+from elit_serve.http.problems import documented
 from elit_serve.jobs.desk import JobDesk
 from elit_serve.jobs.event_stream import END, JobEventStream
 from elit_serve.jobs.schemas import PREFIX, JobInfo, JobList, JobPreview, JobRequest, JobStarted, JobStep
 from elit_serve.jobs.states import ENDED, ID_LENGTH, JobState
 from elit_serve.plans.formats import ANSWER_FORMATS
-from elit_serve.server import problems
-from elit_serve.server.event_schema import event_stream_content
-from elit_serve.server.generation import form_of
-from elit_serve.server.groups import Group
-from elit_serve.server.middleware.auth import owner_of
-from elit_serve.server.middleware.bodies import BodyRoute
-from elit_serve.server.negotiation import media_type_of
-from elit_serve.server.schemas import Problem
-from elit_serve.server.service import Service
-from elit_serve.server.streams import enter_stream
 
 router = APIRouter(prefix=PREFIX, route_class=BodyRoute, tags=[Group.JOBS])
 
@@ -29,14 +25,10 @@ MAX_PAGE = 100
 IDENTIFIER = f"^[0-9a-f]{{{ID_LENGTH}}}$"
 
 
-def _problem(description: str) -> dict[str, Any]:
-    return {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": description}
-
-
-INVALID = _problem("A field is not valid.")
-NOT_FOUND = _problem("There is no such job, or not any more.")
-UNAVAILABLE = _problem("The database does not answer; see `Retry-After`.")
-FULL = _problem("There is no room on disk.")
+INVALID = documented("A field is not valid.")
+NOT_FOUND = documented("There is no such job, or not any more.")
+UNAVAILABLE = documented("The database does not answer; see `Retry-After`.")
+FULL = documented("There is no room on disk.")
 
 
 @router.post(
@@ -49,11 +41,13 @@ FULL = _problem("There is no room on disk.")
             "description": "It is stored, or was with the same `Idempotency-Key`.",
             "headers": {"Location": {"schema": {"type": "string"}}},
         },
-        400: _problem("The body is not JSON."),
-        409: _problem("The first request with this `Idempotency-Key` has no answer yet."),
-        413: _problem("The body is too large."),
-        422: _problem("A field is not valid, the target cannot be met, or the `Idempotency-Key` is another request's."),
-        503: _problem("Too many jobs wait, the target is in the way of others', or the engine or database is down."),
+        400: documented("The body is not JSON."),
+        409: documented("The first request with this `Idempotency-Key` has no answer yet."),
+        413: documented("The body is too large."),
+        422: documented(
+            "A field is not valid, the target cannot be met, or the `Idempotency-Key` is another request's."
+        ),
+        503: documented("Too many jobs wait, the target is in the way of others', or the engine or database is down."),
         507: FULL,
     },
 )
@@ -110,9 +104,9 @@ async def cancel(request: Request, job_id: str) -> JobInfo:
                 media_type_of(name): {"schema": {"type": "string", "format": "binary"}} for name in ANSWER_FORMATS
             },
         },
-        404: _problem("There is no such job, or it has fewer pictures."),
-        409: _problem("The job is not done."),
-        410: _problem("The pictures have been removed."),
+        404: documented("There is no such job, or it has fewer pictures."),
+        409: documented("The job is not done."),
+        410: documented("The pictures have been removed."),
         422: INVALID,
         503: UNAVAILABLE,
     },
@@ -131,12 +125,14 @@ async def picture(request: Request, job_id: str, index: Annotated[int, Path(ge=0
         200: {
             "description": "`queued`, `started`, `step`, `preview`, and at the end `done`, `failed`, `expired` or "
             "`cancelled`.",
-            "content": event_stream_content(
-                queued=JobInfo,
-                started=JobStarted,
-                step=JobStep,
-                preview=JobPreview,
-                **dict.fromkeys(ENDED, JobInfo),
+            "content": stream_content(
+                {
+                    "queued": JobInfo,
+                    "started": JobStarted,
+                    "step": JobStep,
+                    "preview": JobPreview,
+                    **dict.fromkeys(ENDED, JobInfo),
+                }
             ),
         },
         204: {"description": "`Last-Event-ID` is that of the last event."},
@@ -153,9 +149,7 @@ async def events(
     job = await desk.run(desk.get, job_id, owner)
     if last_event_id is not None and last_event_id.endswith(f"-{END}"):
         return Response(status_code=204)  # tells browsers not to come back
-    service: Service = request.app.state.service
-    form = form_of(None, JobRequest.model_validate(job.request), service.pipeline)
-    return JobEventStream(desk, job, owner, last_event_id, form.output_format)
+    return JobEventStream(desk, job, owner, last_event_id)
 
 
 def _desk(request: Request) -> JobDesk:

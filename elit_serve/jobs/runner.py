@@ -39,11 +39,11 @@ from elit_serve.jobs.endings import (
 from elit_serve.jobs.events import JobEvents
 from elit_serve.jobs.handover import Handover
 from elit_serve.jobs.metrics import JobMetrics
+from elit_serve.jobs.port import PicturePort
 from elit_serve.jobs.results import Results
 from elit_serve.jobs.retention import Retention
 from elit_serve.jobs.states import JobState, StoredJob
 from elit_serve.jobs.store import JobStore
-from elit_serve.server.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Runner:
 
     def __init__(
         self,
-        service: Service,
+        port: PicturePort,
         store: JobStore,
         results: Results,
         retention: Retention,
@@ -66,15 +66,15 @@ class Runner:
         *,
         on_end: Callable[[], None],
     ) -> None:
-        self._service = service
+        self._port = port
         self._store = store
         self._results = results
         self._retention = retention
         self._events = events
         self._metrics = metrics
         self._on_end = on_end
-        self._room = CROWD * min(service.settings.max_batch or service.cost.max_batch, service.cost.max_batch)
-        self.handover = Handover(service, events, self._report)
+        self._room = CROWD * port.max_batch
+        self.handover = Handover(port, events, self._report)
         self._reports: deque[Report] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
@@ -139,7 +139,7 @@ class Runner:
         while self._reports:
             report = self._reports[0]
             if isinstance(report, Settled):
-                self._reports[0] = report = ending_of(report, self._service)  # once, for it counts what it sees
+                self._reports[0] = report = ending_of(report, self._port)  # once, for it counts what it sees
             self._write(report)
             self._reports.popleft()
 
@@ -179,7 +179,7 @@ class Runner:
 
     def _take_waiting(self) -> None:
         passed_over: list[str] = []  # promised by a server before this one, and in the way of other promises now
-        while self._service.worker.is_ready and not self._is_stopping:
+        while self._port.is_ready and not self._is_stopping:
             load = self.handover.load()
             job = self._store.next_waiting(
                 besides=[*self.handover.ids(), *passed_over],
@@ -203,7 +203,7 @@ class Runner:
         if not self._store.begin(job):
             return True  # it was cancelled
         try:
-            self.handover.follow(job, self.handover.take(job))
+            self.handover.follow(job, self.handover.submit(job))
         except (Overloaded, EngineStopped):
             self._settle(Interrupted(job.id, job.attempts))
             return False

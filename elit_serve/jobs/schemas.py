@@ -8,17 +8,17 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elit_serve.errors import StoreUnavailable
-from elit_serve.jobs.states import JobState, StoredJob
-from elit_serve.plans.formats import AnswerFormat
-from elit_serve.server.schemas import (
+from elit_serve.http.problems import Problem
+from elit_serve.http.schemas import (
     Base64File,
     GenerateFacts,
     GenerateRequest,
     GenerateResponse,
     ImageFacts,
-    Problem,
     RequestBody,
 )
+from elit_serve.jobs.states import JobState, StoredJob
+from elit_serve.plans.formats import AnswerFormat
 
 MAX_PREVIEWS = 3
 PREFIX = "/v1/jobs"

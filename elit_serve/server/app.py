@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
@@ -21,13 +22,13 @@ from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
-from elit_serve.jobs.desk import JobDesk
-from elit_serve.jobs.routes import router as jobs_router
+from elit_serve.http import groups
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.shape import Shape
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.server import groups, openapi_document
+from elit_serve.server import openapi_document
+from elit_serve.server.guest import Guest, GuestPort, OpenGuest
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.middleware import error_answers, stack
 from elit_serve.server.middleware.lane import Lane
@@ -60,12 +61,18 @@ def num_slots(settings: Settings) -> int:
 
 
 def create_app(
-    pipeline: Pipeline, executor: Executor, settings: Settings, *, cost: CostTable, clock: Clock | None = None
+    pipeline: Pipeline,
+    executor: Executor,
+    settings: Settings,
+    *,
+    cost: CostTable,
+    guests: Sequence[Guest] = (),
+    clock: Clock | None = None,
 ) -> FastAPI:
-    """The application; the worker runs from its start-up to its shutdown."""
+    """The application with its guests; the worker runs from its start-up to its shutdown."""
     clock = clock or MonotonicClock()
     keyring = read_keyring(settings)
-    routers = (router, model_router, openai_router, jobs_router, live_router, page_router())
+    routers = (router, model_router, openai_router, *(guest.router for guest in guests), live_router, page_router())
     all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     paths = [route.path for route in all_routes]
     metrics = Metrics(budgets=pipeline.budgets, routes=paths)
@@ -104,7 +111,8 @@ def create_app(
         tracing=tracing,
         clock=clock,
     )
-    app.state.jobs = JobDesk(app.state.service)
+    app.state.parsing = CapacityLimiter(1)  # of large bodies, one at a time
+    app.state.guests = [_opened(guest, app, metrics) for guest in guests]
     app.state.live_feed = LiveFeed(lambda: load_of(app.state.service))
     app.state.load = Snapshots(lambda: load_of(app.state.service).model_dump_json())
     app.state.rendered_metrics = Snapshots(metrics.render)
@@ -127,11 +135,24 @@ def create_app(
     return app
 
 
+def _opened(guest: Guest, app: FastAPI, metrics: Metrics) -> OpenGuest:
+    service: Service = app.state.service
+    opened = guest.open(GuestPort(service), service.settings, metrics.registry)
+    setattr(app.state, guest.name, opened)
+    return opened
+
+
+def stop_guests(app: FastAPI) -> None:
+    """What they have is written down, once the engine takes no more work."""
+    for guest in app.state.guests:
+        guest.stop()
+
+
 @asynccontextmanager
 async def running(app: FastAPI) -> AsyncIterator[None]:
     """Starts what works beside the requests, and stops it when no request can come any more."""
     service: Service = app.state.service
-    jobs: JobDesk = app.state.jobs
+    guests: list[OpenGuest] = app.state.guests
     worker, arrival_log, tracing = service.worker, service.arrival_log, service.tracing
     if arrival_log is not None:
         arrival_log.start()
@@ -142,13 +163,15 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(worker.wait_until_ready)
         if not worker.is_alive:
             raise EngineStopped("the engine died while it warmed up")
-        jobs.start()
+        for guest in guests:
+            guest.start()
         async with loop_lag_measured(service.metrics.loop_lag.observe, service.clock):
             yield
     finally:
         await run_in_threadpool(worker.stop)
-        await run_in_threadpool(jobs.stop)
-        await run_in_threadpool(jobs.close)
+        await run_in_threadpool(stop_guests, app)
+        for guest in guests:
+            await run_in_threadpool(guest.close)
         if arrival_log is not None:
             await run_in_threadpool(arrival_log.stop)
         if tracing is not None:

@@ -9,11 +9,12 @@ from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.order import Job
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, Infeasible, Overloaded
+from elit_serve.http.faults import retry_after_ms
+from elit_serve.http.schemas import GenerateRequest
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.rehearsal import Rehearsal
-from elit_serve.server.faults import retry_after_ms
 from elit_serve.server.generation import guidance_used, mean_quality, rounded, usable_levels, whole
-from elit_serve.server.schemas import GenerateRequest, PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
+from elit_serve.server.schemas import PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
 
 
 def plan_answer(

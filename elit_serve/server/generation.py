@@ -14,6 +14,15 @@ from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.order import ImageOutcome, Job, Outcome, draw_noise
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.http.negotiation import bare_format, check_format, media_type_of
+from elit_serve.http.schemas import (
+    RANDOM_SEEDS,
+    GeneratedImage,
+    GenerateRequest,
+    GenerateResponse,
+    GuidanceRequest,
+    GuidanceUsed,
+)
 from elit_serve.plans.bounds import MAX_SEED
 from elit_serve.plans.formats import AnswerFormat, answer_formats
 from elit_serve.plans.guidance import Guidance
@@ -21,12 +30,9 @@ from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
-from elit_serve.server.negotiation import bare_format, check_format, media_type_of
-from elit_serve.server.schemas import GeneratedImage, GenerateRequest, GenerateResponse, GuidanceRequest, GuidanceUsed
 from elit_serve.server.settings import Settings
 from elit_serve.text.digits import is_digits
 
-RANDOM_SEEDS = 1 << 32  # small enough to survive a client that reads numbers as doubles
 SOFT_SCALE = 3.0  # a request without a target should be answered within so many times what it takes alone
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from elit_serve.errors import ModelNotFound
+from elit_serve.http.groups import Group
 from elit_serve.server.generation import quality_of, usable_levels
-from elit_serve.server.groups import Group
 from elit_serve.server.openai.schemas import OpenAIError
 from elit_serve.server.schemas import LevelInfo, ModelInfo, ModelList
 from elit_serve.server.service import Service

@@ -6,14 +6,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from elit_serve.http.events import is_stream
+from elit_serve.http.problems import MEDIA_TYPE
 from elit_serve.server.middleware.auth import need_of
 from elit_serve.server.middleware.error_answers import is_openai
 from elit_serve.server.middleware.lane import HEALTH_PATHS
-from elit_serve.server.problems import MEDIA_TYPE
 
 SCHEME = "apiKey"
-
-STREAMS = frozenset({"/v1/live", "/v1/jobs/{job_id}/events"})
 
 
 def complete(app: FastAPI, *, has_keys: bool) -> None:
@@ -23,13 +22,15 @@ def complete(app: FastAPI, *, has_keys: bool) -> None:
         document["components"]["securitySchemes"] = {SCHEME: {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            for status, description in _statuses(path, method, has_keys=has_keys).items():
+            for status, description in _statuses(
+                path, method, has_keys=has_keys, is_stream=is_stream(operation)
+            ).items():
                 operation["responses"].setdefault(status, _response(path, description))
             if has_keys and need_of(path) != "nothing":
                 operation["security"] = [{SCHEME: []}]
 
 
-def _statuses(path: str, method: str, *, has_keys: bool) -> dict[str, str]:
+def _statuses(path: str, method: str, *, has_keys: bool, is_stream: bool) -> dict[str, str]:
     statuses = {} if path in HEALTH_PATHS else {"503": "Too many requests are under way; see `Retry-After`."}
     need = need_of(path)
     if has_keys and need != "nothing":
@@ -38,7 +39,7 @@ def _statuses(path: str, method: str, *, has_keys: bool) -> dict[str, str]:
             statuses["403"] = f"The API key does not have the scope `{need}`."
         if method == "post":
             statuses["429"] = "The API key has asked too often, or has its share of the queue; see `Retry-After`."
-        if path in STREAMS:
+        if is_stream:
             statuses["429"] = "The API key has as many streams open as it may; see `Retry-After`."
     return statuses
 

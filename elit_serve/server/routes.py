@@ -11,24 +11,18 @@ from starlette.responses import Response
 import elit_serve
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
+from elit_serve.http import problems
+from elit_serve.http.bodies import BodyRoute
+from elit_serve.http.callers import owner_of
+from elit_serve.http.groups import Group
+from elit_serve.http.negotiation import media_type_of
+from elit_serve.http.problems import Problem
+from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import ANSWER_FORMATS
-from elit_serve.server import problems
 from elit_serve.server.forecast import plan_answer
 from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of
-from elit_serve.server.groups import Group
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
-from elit_serve.server.middleware.auth import owner_of
-from elit_serve.server.middleware.bodies import BodyRoute
-from elit_serve.server.negotiation import media_type_of
-from elit_serve.server.schemas import (
-    GenerateRequest,
-    GenerateResponse,
-    Health,
-    PlanResponse,
-    Problem,
-    Ready,
-    Version,
-)
+from elit_serve.server.schemas import Health, PlanResponse, Ready, Version
 from elit_serve.server.service import Service, answer_to, take
 from elit_serve.server.watching.metrics import Metrics
 from elit_serve.server.watching.snapshots import Snapshots

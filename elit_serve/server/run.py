@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
@@ -33,7 +33,8 @@ from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.files.latency import Latency
 from elit_serve.plans.shape import Shape
-from elit_serve.server.app import create_app, num_slots
+from elit_serve.server.app import create_app, num_slots, stop_guests
+from elit_serve.server.guest import Guest
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.middleware.connections import ImpatientProtocol
 from elit_serve.server.process import limit_arenas, raise_descriptor_limit, settle_heap
@@ -110,8 +111,8 @@ class AnnouncingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves until it is told to end. `announce` is told in one line what is served, and where, once it is.
+def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequence[Guest] = ()) -> None:
+    """Serves until it is told to end, with these guests. `announce` is told in one line what is served, and where.
 
     The address is taken first, so that a port in use is found out before a model is loaded.
     """
@@ -127,14 +128,14 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         shape = Shape.of(pipeline.config.spec.sample_shape).name
-        app = create_app(pipeline, executor, settings, cost=cost_table(latency, shape))
+        app = create_app(pipeline, executor, settings, cost=cost_table(latency, shape), guests=guests)
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {address_line(*listener.getsockname()[:2])}"
-        worker, jobs = app.state.service.worker, app.state.jobs
+        worker = app.state.service.worker
 
         def drain() -> None:
             worker.drain(settings.drain_seconds)
-            jobs.stop()
+            stop_guests(app)
 
         def ready() -> None:
             settle_heap()
@@ -142,7 +143,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
         def leave_if_dead(_: Future[None]) -> None:
             if worker.has_died:
-                jobs.stop()
+                stop_guests(app)
                 server.leave()
 
         server = AnnouncingServer(

@@ -18,11 +18,11 @@ from elit_serve.engine.order import Job, Outcome, Preview, StepRun
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import ElitError, Overloaded, ShareExceeded
+from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import FILE_QUALITY
 from elit_serve.scheduler import CostTable
 from elit_serve.server.generation import Form, answer, job_of, open_plans_of, picture_quality
 from elit_serve.server.middleware.shares import FairShares
-from elit_serve.server.schemas import GenerateRequest, GenerateResponse
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching.arrival_log import ArrivalLog
 from elit_serve.server.watching.metrics import Metrics
@@ -38,8 +38,7 @@ class Service:
     seconds.
 
     admission: a thread, one request at a time. Behind a long queue a decision takes milliseconds, in which the event
-    loop would answer nobody; and on many threads they would only take turns with the engine's. parsing: a thread for
-    large bodies, likewise.
+    loop would answer nobody; and on many threads they would only take turns with the engine's.
     """
 
     pipeline: Pipeline
@@ -54,7 +53,6 @@ class Service:
     clock: Clock
     started_at: int = field(default_factory=lambda: int(time.time()))
     admission: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
-    parsing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
 @dataclass(frozen=True, kw_only=True)

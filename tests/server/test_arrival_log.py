@@ -21,10 +21,10 @@ from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.clock import VirtualClock
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.generation import Form, job_of
-from elit_serve.server.schemas import GenerateRequest
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching import arrival_log
 from elit_serve.server.watching.arrival_log import ArrivalLog

@@ -19,9 +19,9 @@ from elit_serve.bench.soak.ledger import read_samples
 from elit_serve.engine.checkpoint import write_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.files.config import BackboneConfig, ModelConfig
+from elit_serve.http.bodies import MAX_CONTAINERS, known_part, num_containers
 from elit_serve.jobs.schemas import JobRequest
 from elit_serve.nn import build
-from elit_serve.server.middleware.bodies import MAX_CONTAINERS, known_part, num_containers
 from elit_serve.server.settings import Settings
 
 

@@ -14,6 +14,7 @@ import pytest
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.guests import GUESTS
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.app import create_app, num_slots
@@ -145,7 +146,9 @@ def test_a_path_or_address_that_cannot_be_used_is_refused_by_name(
     monkeypatch.chdir(tmp_path)
     settings = read_settings({setting: text})
     with pytest.raises(InvalidInput) as refusal:
-        create_app(tiny_pipeline, Executor(tiny_pipeline, num_slots=num_slots(settings)), settings, cost=COST)
+        create_app(
+            tiny_pipeline, Executor(tiny_pipeline, num_slots=num_slots(settings)), settings, cost=COST, guests=GUESTS
+        )
     assert refusal.value.field == setting
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from elit_serve.clock import Clock
 from elit_serve.errors import ElitError, InvalidKey, MissingScope, RateLimited
+from elit_serve.http.faults import fault_of
 from elit_serve.server import keys
-from elit_serve.server.faults import fault_of
 from elit_serve.server.keys import Key, Keyring
 from elit_serve.server.middleware.error_answers import error_answer
 from elit_serve.server.middleware.lane import HEALTH_PATHS
@@ -41,12 +40,6 @@ def need_of(path: str) -> Need:
     """What a caller needs for a path."""
     prefix = next((prefix for prefix in PREFIXES if path.startswith(prefix)), "")
     return PATHS.get(path) or PREFIXES.get(prefix, "admin")
-
-
-def owner_of(request: Request) -> str | None:
-    """The name of the key with which a request came; None where no keys are set."""
-    name: str | None = request.state.key_name
-    return name
 
 
 class Auth:

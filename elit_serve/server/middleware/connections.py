@@ -20,8 +20,8 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from elit_serve.server.faults import Fault
-from elit_serve.server.problems import problem
+from elit_serve.http.faults import Fault
+from elit_serve.http.problems import problem
 
 MAX_HEAD_BYTES = 64 << 10  # of a request's head or trailers; and so much more of chunks' heads than of what is in them
 MAX_HEAD_LINES = 100  # of a request's head and its trailers together

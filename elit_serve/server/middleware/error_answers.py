@@ -8,20 +8,17 @@ from collections.abc import Sequence
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
 from elit_serve.errors import ElitError
-from elit_serve.jobs.schemas import JobRequest
-from elit_serve.server.faults import Fault, fault_of, fault_of_body
+from elit_serve.http.faults import Fault, fault_of, fault_of_body
+from elit_serve.http.problems import problem
+from elit_serve.http.schemas import RequestBody
 from elit_serve.server.middleware.head_requests import with_head
 from elit_serve.server.middleware.prefix import route_path
 from elit_serve.server.openai.errors import openai_error
-from elit_serve.server.openai.schemas import ImagesRequest
-from elit_serve.server.problems import problem
-from elit_serve.server.schemas import GenerateRequest
 
 OPENAI_PATH = re.compile(  # as OpenAI's client of November 2026 asks for them
     "/v1/(agents|assistants|audio|batches|chat|chatkit|completions|containers|conversations|embeddings|evals|files|"
@@ -29,7 +26,6 @@ OPENAI_PATH = re.compile(  # as OpenAI's client of November 2026 asks for them
     "vector_stores|videos)(/.*)?",
     re.DOTALL,
 )
-SCHEMAS: dict[str, type[BaseModel]] = {"/v1/images/": ImagesRequest, "/v1/jobs": JobRequest}  # of bodies
 
 
 def is_openai(path: str) -> bool:
@@ -52,9 +48,8 @@ def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        path = route_path(request.scope)
-        schema = next((schema for prefix, schema in SCHEMAS.items() if path.startswith(prefix)), GenerateRequest)
-        num_left_out = request.scope["state"].get("fields_left_out", 0)
+        state = request.scope["state"]  # of a route with a body, `BodyRoute` says more
+        schema, num_left_out = state.get("body_schema", RequestBody), state.get("fields_left_out", 0)
         return error_answer(fault_of_body(error.errors(), schema, num_left_out=num_left_out), request.scope)
 
     @app.exception_handler(HTTPException)

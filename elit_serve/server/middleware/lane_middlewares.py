@@ -9,7 +9,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.errors import Overloaded
-from elit_serve.server.faults import fault_of
+from elit_serve.http.faults import fault_of
 from elit_serve.server.middleware.error_answers import error_answer
 from elit_serve.server.middleware.lane import Kind, Lane, kind_of
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.errors import Overloaded
-from elit_serve.server.faults import KINDS, Fault
+from elit_serve.http.faults import KINDS, Fault
 from elit_serve.server.middleware.error_answers import error_answer
 from elit_serve.server.middleware.lane import Kind, kind_of
 

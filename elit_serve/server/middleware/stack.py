@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from elit_serve.clock import Clock
 from elit_serve.engine.worker import Worker
+from elit_serve.http.events import StreamLimits
 from elit_serve.server.keys import Keyring
 from elit_serve.server.middleware.auth import Auth
 from elit_serve.server.middleware.draining import Draining
@@ -22,7 +23,6 @@ from elit_serve.server.middleware.request_context import Failures, RequestContex
 from elit_serve.server.middleware.security_headers import SecurityHeaders
 from elit_serve.server.middleware.traced_requests import TracedRequests
 from elit_serve.server.settings import Settings
-from elit_serve.server.streams import StreamLimits
 from elit_serve.server.watching.metrics import Metrics, MetricsMiddleware
 
 if TYPE_CHECKING:

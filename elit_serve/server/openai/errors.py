@@ -6,7 +6,7 @@ import json
 
 from starlette.responses import Response
 
-from elit_serve.server.faults import Fault, FieldFault
+from elit_serve.http.faults import Fault, FieldFault
 
 _FIELD_CODES = {
     "unknown": "unknown_parameter",

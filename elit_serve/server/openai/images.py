@@ -8,8 +8,9 @@ from statistics import fmean
 from elit_serve.engine.order import Preview
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput, ModelNotFound
+from elit_serve.http.negotiation import media_type_of
+from elit_serve.http.schemas import GeneratedImage, GenerateRequest, GenerateResponse, ImageFacts, Wishes
 from elit_serve.plans.formats import OUTPUT_FORMATS, OutputFormat
-from elit_serve.server.negotiation import media_type_of
 from elit_serve.server.openai.schemas import (
     CompletedEvent,
     ImagesRequest,
@@ -20,7 +21,6 @@ from elit_serve.server.openai.schemas import (
     QualityPreset,
     Usage,
 )
-from elit_serve.server.schemas import GeneratedImage, GenerateRequest, GenerateResponse, ImageFacts, Wishes
 
 BUDGETS: dict[QualityPreset, float] = {"low": 0.25, "medium": 0.5, "high": 1.0}
 LEGACY_QUALITIES: dict[str, QualityPreset] = {"standard": "medium", "hd": "high"}

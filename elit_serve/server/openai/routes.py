@@ -10,16 +10,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from elit_serve.engine.order import Outcome, Preview
+from elit_serve.http.bodies import BodyRoute
+from elit_serve.http.callers import owner_of
+from elit_serve.http.events import Mailbox, enter_stream, stream_content
+from elit_serve.http.groups import Group
+from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS
-from elit_serve.server.event_schema import event_stream_content
-from elit_serve.server.event_stream import EventStream, PreviewQueue
-from elit_serve.server.faults import fault_of
 from elit_serve.server.generation import Form
-from elit_serve.server.groups import Group
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
-from elit_serve.server.middleware.auth import owner_of
-from elit_serve.server.middleware.bodies import BodyRoute
-from elit_serve.server.openai.errors import error_json
 from elit_serve.server.openai.images import completed_event, generate_request, images_response, partial_image_event
 from elit_serve.server.openai.schemas import (
     CompletedEvent,
@@ -28,9 +26,8 @@ from elit_serve.server.openai.schemas import (
     OpenAIError,
     PartialImageEvent,
 )
-from elit_serve.server.schemas import GenerateRequest
+from elit_serve.server.openai.stream import ImageStream
 from elit_serve.server.service import Service, answer_to, facts_of, take
-from elit_serve.server.streams import enter_stream
 
 router = APIRouter(route_class=BodyRoute, tags=[Group.OPENAI])
 
@@ -45,7 +42,13 @@ _ERROR: dict[str, Any] = {"model": OpenAIError}
             "model": ImagesResponse,
             "description": "JSON, or with `stream` the events `image_generation.partial_image` and "
             "`image_generation.completed`.",
-            "content": event_stream_content(PartialImageEvent, CompletedEvent, error=OpenAIError),
+            "content": stream_content(
+                {
+                    "image_generation.partial_image": PartialImageEvent,
+                    "image_generation.completed": CompletedEvent,
+                    "error": OpenAIError,
+                }
+            ),
         },
         400: {
             **_ERROR,
@@ -85,7 +88,7 @@ async def _stream(
 ) -> Response:
     """What is refused is refused as ever; events come once the request is taken."""
     enter_stream(request)
-    previews = PreviewQueue()
+    previews: Mailbox[Preview] = Mailbox()
     taken = await take(
         service,
         asked,
@@ -104,11 +107,10 @@ async def _stream(
         facts = facts_of(service, taken, outcome)
         return completed_event(images_response(facts, service.pipeline, created=int(time.time())))
 
-    return EventStream(
+    return ImageStream(
         taken,
         previews,
         preview_event=preview_event,
         end_event=end_event,
-        error_of=lambda error: error_json(fault_of(error)),
         metrics=service.metrics,
     )

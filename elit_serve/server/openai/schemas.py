@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from elit_serve.http.schemas import Base64File, GeneratedImage, GenerateFacts, ImageFacts, RequestBody, Wishes
 from elit_serve.plans.formats import OutputFormat
-from elit_serve.server.schemas import Base64File, GeneratedImage, GenerateFacts, ImageFacts, RequestBody, Wishes
 
 QualityPreset = Literal["low", "medium", "high"]
 MAX_PARTIAL_IMAGES = 3

@@ -18,8 +18,8 @@ from statistics import fmean
 from elit_serve.clock import Clock
 from elit_serve.engine.order import Job
 from elit_serve.errors import InvalidInput
+from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.levels import Budgets
-from elit_serve.server.schemas import GenerateRequest
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,10 @@ from starlette.responses import Response
 
 from elit_serve.engine.in_flight import InFlight, PictureInFlight
 from elit_serve.engine.worker import Worker
-from elit_serve.server.event_response import EventResponse
-from elit_serve.server.event_schema import event_stream_content
-from elit_serve.server.groups import Group
+from elit_serve.http.events import EventStream, enter_stream, event, stream_content
+from elit_serve.http.groups import Group
 from elit_serve.server.middleware.lane import Kind, Lane
 from elit_serve.server.service import Service
-from elit_serve.server.streams import enter_stream
 
 PERIOD_S = 0.25
 MAX_PICTURES = 64  # told one by one; the rest is in the numbers
@@ -76,24 +74,24 @@ class LiveFeed:
         self._making = asyncio.Lock()
         self._made_s = float("-inf")
         self._number = 0
-        self._event = ""
+        self._event = b""
         self._is_over = False
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncIterator[bytes]:
         """Until the engine has stopped. Who reads slowly misses snapshots, and delays nobody."""
         seen, is_over = self._number, False
         while not is_over:
-            seen, event, is_over = await self._next(seen)
-            yield event
+            seen, snapshot, is_over = await self._next(seen)
+            yield snapshot
 
-    async def _next(self, seen: int) -> tuple[int, str, bool]:
+    async def _next(self, seen: int) -> tuple[int, bytes, bool]:
         """A snapshot after that of this number: made by the first who needs it, while the others wait for him."""
         async with self._making:
             if self._number == seen:
                 now_s = asyncio.get_running_loop().time
                 await asyncio.sleep(self._made_s + PERIOD_S - now_s())
                 load = await run_in_threadpool(self._make)
-                self._event = f"event: load\ndata: {load.model_dump_json()}\n\n"
+                self._event = event("load", load)
                 self._made_s, self._is_over = now_s(), load.status == "stopped"
                 self._number += 1
             return self._number, self._event, self._is_over
@@ -172,17 +170,17 @@ async def load(request: Request) -> Response:
     responses={
         200: {
             "description": "Events named `load`, whose data are those of `/load`, until the engine has stopped.",
-            "content": event_stream_content(load=Load),
+            "content": stream_content({"load": Load}),
         }
     },
 )
-async def live(request: Request) -> EventResponse:
+async def live(request: Request) -> EventStream:
     enter_stream(request)
-    return EventResponse(_in_turn(request.app.state.live_feed, request.app.state.lane))
+    return EventStream(_in_turn(request.app.state.live_feed, request.app.state.lane))
 
 
-async def _in_turn(feed: LiveFeed, lane: Lane) -> AsyncIterator[str]:
+async def _in_turn(feed: LiveFeed, lane: Lane) -> AsyncIterator[bytes]:
     """With many watchers each sees fewer snapshots: together they may not take more time than other lookers-on."""
-    async for event in feed.events():
+    async for snapshot in feed.events():
         await lane.passed(Kind.STREAMS, 0.0)
-        yield event
+        yield snapshot

@@ -9,8 +9,8 @@ from starlette.types import Scope
 
 from elit_serve.engine.order import Outcome
 from elit_serve.errors import DeadlineExceeded
+from elit_serve.http.faults import Fault
 from elit_serve.plans.levels import Budgets
-from elit_serve.server.faults import Fault
 from elit_serve.server.service import Taken
 
 Attributes = dict[str, str | bool | int | float]

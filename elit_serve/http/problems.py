@@ -1,15 +1,42 @@
-"""Faults as RFC 9457 problems."""
+"""Faults as RFC 9457 problems, and the schema of those in the OpenAPI document."""
 
 from __future__ import annotations
 
 import json
 from http import HTTPStatus
+from typing import Any
 
+from pydantic import BaseModel
 from starlette.responses import Response
 
-from elit_serve.server.faults import Fault
+from elit_serve.http.faults import Fault
 
 MEDIA_TYPE = "application/problem+json"
+
+
+class FieldProblem(BaseModel):
+    field: str
+    value: Any
+    allowed: str
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] | None = None
+    min_latency_ms: float | None = None
+    retry_after_ms: int | None = None
+    reason: str | None = None
+    request_id: str | None = None
+
+
+def documented(description: str) -> dict[str, Any]:
+    """A problem among the `responses` of a route."""
+    return {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": description}
 
 
 def problem(fault: Fault, request_id: str | None = None) -> Response:

@@ -6,21 +6,23 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from elit_serve.server.faults import MAX_ERRORS, parts_of
-from elit_serve.server.service import Service
+from elit_serve.http.faults import MAX_ERRORS, parts_of
 
 LARGE_BYTES = 16 << 10  # parsing as many takes less than a millisecond, going to a thread and back a tenth of one
 MAX_CONTAINERS = 1000  # a request needs four; a million of them keep Python's garbage collector busy for seconds
 
 
 class BodyRoute(APIRoute):
-    """A route whose body, if it takes one, is parsed here."""
+    """A route whose body, if it takes one, is parsed here: on the one thread of the app's `parsing` where it is large.
+
+    What is wrong with a body is told by its schema, which stands in the request's state as `body_schema`.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -31,6 +33,7 @@ class BodyRoute(APIRoute):
         assert issubclass(schema, BaseModel)
 
         async def handle_bounded(request: Request) -> Response:
+            request.state.body_schema = schema
             return await handle(_BodyRequest(request, schema))
 
         return handle_bounded
@@ -48,8 +51,8 @@ class _BodyRequest(Request):
         if len(body) < LARGE_BYTES:
             value, left_out = parse(body, self._schema)
         else:  # one at a time, so that many at once take neither the memory nor the interpreter from others
-            service: Service = self.app.state.service
-            value, left_out = await to_thread.run_sync(parse, body, self._schema, limiter=service.parsing)
+            limiter: CapacityLimiter = self.app.state.parsing
+            value, left_out = await to_thread.run_sync(parse, body, self._schema, limiter=limiter)
         self.state.fields_left_out = left_out
         return value
 

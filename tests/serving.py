@@ -22,10 +22,11 @@ from fastapi import FastAPI
 from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
+from elit_serve.guests import GUESTS
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Launch
-from elit_serve.server.app import create_app, num_slots
+from elit_serve.server.app import create_app, num_slots, stop_guests
 from elit_serve.server.run import AnnouncingServer, bind, http_config
 from elit_serve.server.settings import Settings
 
@@ -200,12 +201,12 @@ def _listens(port: int) -> bool:
 
 @contextmanager
 def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: CostTable) -> Iterator[RunningServer]:
-    app = create_app(pipeline, executor, settings, cost=cost)
-    worker, jobs = app.state.service.worker, app.state.jobs
+    app = create_app(pipeline, executor, settings, cost=cost, guests=GUESTS)
+    worker = app.state.service.worker
 
     def drain() -> None:
         worker.drain(settings.drain_seconds)
-        jobs.stop()
+        stop_guests(app)
 
     ready = threading.Event()
     with bind("127.0.0.1", 0) as listener:
@@ -225,7 +226,7 @@ def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: Co
         finally:
             server.should_exit = True
             worker.stop()
-            jobs.stop()
+            stop_guests(app)
             thread.join(60)
 
 

@@ -39,7 +39,7 @@ RETRY_AFTER_S: dict[type[ElitError], int] = {EngineStopped: 5, StoreUnavailable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class FaultKind:
     """What a class of errors looks like over HTTP."""
 
     status: int
@@ -47,26 +47,26 @@ class Kind:
     title: str
 
 
-KINDS: dict[type[ElitError], Kind] = {
-    Infeasible: Kind(status=422, name="infeasible", title="The latency target cannot be met"),
-    InvalidInput: Kind(status=422, name="invalid-input", title="The request is not valid"),
-    ModelNotFound: Kind(status=404, name="model-not-found", title="This server has another model"),
-    Overloaded: Kind(status=503, name="overloaded", title="Other requests are in the way"),
-    InvalidKey: Kind(status=401, name="invalid-api-key", title="An API key is needed"),
-    MissingScope: Kind(status=403, name="permission-denied", title="The API key does not allow this"),
-    RateLimited: Kind(status=429, name="rate-limit-exceeded", title="Too many requests"),
-    ShareExceeded: Kind(status=429, name="share-exceeded", title="Others are waiting"),
-    EngineStopped: Kind(status=503, name="engine-stopped", title="The engine is not running"),
-    DeadlineExceeded: Kind(status=504, name="deadline-exceeded", title="The latency target has passed"),
-    GenerationFailed: Kind(status=500, name="generation-failed", title="The picture could not be generated"),
-    RequestOutstanding: Kind(status=409, name="request-outstanding", title="The same request is being answered"),
-    JobNotFound: Kind(status=404, name="job-not-found", title="There is no such job"),
-    PictureNotFound: Kind(status=404, name="picture-not-found", title="The job has fewer pictures"),
-    JobNotDone: Kind(status=409, name="job-not-done", title="The job has no pictures"),
-    ResultsGone: Kind(status=410, name="results-gone", title="The pictures have been removed"),
-    StoreUnavailable: Kind(status=503, name="store-unavailable", title="Jobs are not to be had at present"),
-    StorageFull: Kind(status=507, name="storage-full", title="There is no room for more jobs"),
-    ElitError: Kind(status=500, name="internal", title="The server failed"),
+KINDS: dict[type[ElitError], FaultKind] = {
+    Infeasible: FaultKind(status=422, name="infeasible", title="The latency target cannot be met"),
+    InvalidInput: FaultKind(status=422, name="invalid-input", title="The request is not valid"),
+    ModelNotFound: FaultKind(status=404, name="model-not-found", title="This server has another model"),
+    Overloaded: FaultKind(status=503, name="overloaded", title="Other requests are in the way"),
+    InvalidKey: FaultKind(status=401, name="invalid-api-key", title="An API key is needed"),
+    MissingScope: FaultKind(status=403, name="permission-denied", title="The API key does not allow this"),
+    RateLimited: FaultKind(status=429, name="rate-limit-exceeded", title="Too many requests"),
+    ShareExceeded: FaultKind(status=429, name="share-exceeded", title="Others are waiting"),
+    EngineStopped: FaultKind(status=503, name="engine-stopped", title="The engine is not running"),
+    DeadlineExceeded: FaultKind(status=504, name="deadline-exceeded", title="The latency target has passed"),
+    GenerationFailed: FaultKind(status=500, name="generation-failed", title="The picture could not be generated"),
+    RequestOutstanding: FaultKind(status=409, name="request-outstanding", title="The same request is being answered"),
+    JobNotFound: FaultKind(status=404, name="job-not-found", title="There is no such job"),
+    PictureNotFound: FaultKind(status=404, name="picture-not-found", title="The job has fewer pictures"),
+    JobNotDone: FaultKind(status=409, name="job-not-done", title="The job has no pictures"),
+    ResultsGone: FaultKind(status=410, name="results-gone", title="The pictures have been removed"),
+    StoreUnavailable: FaultKind(status=503, name="store-unavailable", title="Jobs are not to be had at present"),
+    StorageFull: FaultKind(status=507, name="storage-full", title="There is no room for more jobs"),
+    ElitError: FaultKind(status=500, name="internal", title="The server failed"),
 }
 
 

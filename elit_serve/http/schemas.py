@@ -1,0 +1,163 @@
+"""Requests for pictures and their answers as they look from outside."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+from elit_serve.plans.bounds import MAX_SEED, MAX_STEPS
+from elit_serve.plans.formats import AnswerFormat
+from elit_serve.plans.guidance import GuidanceMethod
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _in_base64(file: bytes) -> str:
+    return base64.b64encode(file).decode("ascii")
+
+
+# Turned into text only when JSON is written: a bare answer never needs it, and 262 KB take a millisecond.
+Base64File = Annotated[bytes, PlainSerializer(_in_base64, return_type=str, when_used="json")]
+
+MAX_LATENCY_MS = 3_600_000
+RANDOM_SEEDS = 1 << 32  # of a request that has none; small enough for a client that reads numbers as doubles
+
+
+class RequestBody(BaseModel):
+    """Unknown fields are errors, and a number is never read from text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class GuidanceRequest(RequestBody):
+    """What is left out is the model's recommendation."""
+
+    method: GuidanceMethod | None = Field(
+        default=None, description="`ccfg` and `cfg` drop the class, `ag` keeps it; `ccfg` and `ag` run a cheaper pass."
+    )
+    scale: float | None = Field(default=None, ge=1, le=100, description="1 is off.")
+    weak_budget: float | None = Field(default=None, gt=0, le=1, description="Budget of the weak pass of ccfg and ag.")
+    interval: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        default=None, min_length=2, max_length=2, description="Guide only at times within [start, end]; noise is 0."
+    )
+
+
+class Subject(RequestBody):
+    """What the pictures show, and how many there are."""
+
+    label: Annotated[str, Field(max_length=200)] | int | None = Field(
+        default=None, description="A class name or a class id; give this or `prompt`."
+    )
+    prompt: str | None = Field(default=None, max_length=200, description="A class name and nothing else.")
+    n: int = Field(default=1, ge=1, description="Pictures, with seeds seed, seed + 1, ...; taken all or none.")
+
+
+class Wishes(RequestBody):
+    """What pictures may cost, when they must be there, and how they are made."""
+
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn and reported when left out.")
+    latency_ms: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_LATENCY_MS,
+        description="When the answer must be there: promised or refused at once. Levels are chosen, and chosen again "
+        "between steps, so that it holds.",
+    )
+    best_effort: bool = Field(
+        default=False, description="`latency_ms` is a wish: never refused for it, and answered late rather than never."
+    )
+    budget: Share | None = Field(default=None, description="Share of the latents to use; never changed.")
+    min_budget: Share | None = Field(default=None, description="No less is used, also under load.")
+    max_budget: Share | None = Field(default=None, description="No more is used, also on an idle server.")
+    levels: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_STEPS,
+        description="A level for every step, as an answer reports it: makes the same picture again.",
+    )
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Denoising steps.")
+    guidance: GuidanceRequest = GuidanceRequest()
+    priority: Literal["interactive", "batch"] = Field(
+        default="interactive", description="`batch` yields to `interactive`, but is never left waiting for ever."
+    )
+
+
+class GenerateRequest(Wishes, Subject):  # fields stand in the order of the last base first
+    """One request for `n` pictures of a class."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"label": "tulip", "budget": 0.25, "seed": 7},
+                {"label": "tulip", "latency_ms": 20000, "min_budget": 0.1, "n": 2, "output_format": "webp"},
+            ]
+        }
+    )
+
+    output_format: AnswerFormat | None = Field(
+        default=None,
+        description="png when left out. A model without an autoencoder answers with its latent, as safetensors.",
+    )
+
+
+class GuidanceUsed(BaseModel):
+    """A request may repeat it as it is. weak_budget is null where there is no weaker pass."""
+
+    method: GuidanceMethod
+    scale: float
+    weak_budget: float | None
+    interval: list[float] = Field(min_length=2, max_length=2)
+
+
+class ImageFile(BaseModel):
+    b64_json: Base64File = Field(description="The file in base64; its metadata holds the same facts.")
+
+
+class ImageFacts(BaseModel):
+    seed: int
+    level: int | float
+    budget: float
+    levels: list[int]
+    quality: float | None = Field(
+        description="Measured, the mean over the steps of what their levels are worth; null without measurements."
+    )
+    queue_ms: float = Field(description="From arrival to the first step.")
+    compute_ms: float = Field(description="From the first step to the end of the last, waits between them included.")
+    encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
+
+
+class GeneratedImage(ImageFacts, ImageFile):
+    """level is the mean over the steps, budget the share of the latents that it is, levels one per step."""
+
+
+class GenerateFacts(BaseModel):
+    """What was done for a request, beside its pictures."""
+
+    model: str
+    model_hash: str
+    dtype: str = Field(description="What the model computed in; `fp8` if it is quantised.")
+    label: str
+    class_id: int
+    output_format: AnswerFormat
+    steps: int
+    guidance: GuidanceUsed
+    priority: Literal["interactive", "batch"]
+    latency_ms: float | None = Field(description="The target as it was asked for.")
+    promised: bool = Field(description="Whether the target was promised; a wish or no target is not.")
+    deadline_met: bool | None = Field(description="None without a target.")
+    queue_ms: float = Field(description="From arrival to the first step of the first picture.")
+    compute_ms: float = Field(description="From there to the end of the last picture's last step.")
+    encode_ms: float = Field(description="From there to the last file.")
+    total_ms: float = Field(description="From arrival to the answer.")
+    quality: float | None = Field(description="Of what was done: the mean of its pictures.")
+    expected_quality: float | None = Field(
+        description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are."
+    )
+
+
+class GenerateResponse(GenerateFacts):
+    """The pictures, and what was done to make them."""
+
+    images: list[GeneratedImage]

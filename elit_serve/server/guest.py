@@ -1,0 +1,155 @@
+"""Guests: what answers routes of its own beside the server's, and has the server make its pictures.
+
+The server knows nothing else of them, and they know nothing of the server but a `GuestPort`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+
+from elit_serve.engine.order import Outcome, Preview, StepRun
+from elit_serve.errors import ElitError, EngineStopped, InvalidInput
+from elit_serve.http.schemas import GenerateRequest, GenerateResponse
+from elit_serve.plans.formats import AnswerFormat
+from elit_serve.server.generation import form_of, job_of
+from elit_serve.server.service import Service, Taken, admit, facts_of, hand_over
+from elit_serve.server.settings import Settings
+
+
+class OpenGuest(Protocol):
+    """A guest of one app."""
+
+    def start(self) -> None:
+        """The engine is ready."""
+
+    def stop(self) -> None:
+        """The engine has ended, or takes nothing more, while requests may still come; may be called again."""
+
+    def close(self) -> None:
+        """No more requests come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest:
+    """name: under which its routes find it in the state of the app. open: raises `InvalidInput` for settings that
+    cannot be used."""
+
+    name: str
+    router: APIRouter
+    open: Callable[[GuestPort, Settings, CollectorRegistry], OpenGuest]
+
+
+class GuestPort:
+    """Has pictures made for requests that do not wait for them; used by any thread."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more work is taken."""
+        return self._service.worker.is_alive and not self._service.worker.is_draining
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is, and run without delay."""
+        return self._service.worker.is_ready
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the engine ended by an error: what was under way then failed with `EngineStopped`."""
+        return self._service.worker.has_died
+
+    @property
+    def max_batch(self) -> int:
+        """Pictures that a step has room for."""
+        most = self._service.cost.max_batch
+        return min(self._service.settings.max_batch or most, most)
+
+    @property
+    def picture_s(self) -> float:
+        """Seconds that the engine takes for a picture of the recommended kind."""
+        plan = self._service.pipeline.plan()
+        cost = self._service.cost
+        return cost.alone_ms(cost.shapes[0], plan.levels, (None,) * plan.num_steps) / 1000
+
+    def output_format(self, request: GenerateRequest) -> AnswerFormat:
+        """Of the files that a request gets."""
+        return form_of(None, request, self._service.pipeline).output_format
+
+    def check(self, request: GenerateRequest) -> None:
+        """Raises why such a request can never be taken. One that can counts as an arrival."""
+        service = self._service
+        form, arrived_s = form_of(None, request, service.pipeline), service.clock.now()
+        order = job_of(request, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
+        if request.n > service.settings.max_queue:
+            raise InvalidInput("n", request.n, f"at most {service.settings.max_queue}, which may wait for the engine")
+        if service.arrival_log is not None:
+            service.arrival_log.record(request, order, service.pipeline.budgets)
+
+    def refused(self, error: ElitError) -> None:
+        """Counts a request that the guest itself has not taken."""
+        self._service.metrics.refused(error)
+
+    def submit(
+        self,
+        request: GenerateRequest,
+        *,
+        name: str,
+        owner: str | None,
+        waited_s: float,
+        is_awaited: bool,
+        num_previews: int,
+        on_step: Callable[[StepRun], None],
+        on_preview: Callable[[Preview], None] | None,
+    ) -> Submission:
+        """Has the engine take a request, or raises why not.
+
+        name: under which traces tell of it. owner: the name of the key that it came with. waited_s: how long ago it
+        came. is_awaited: somebody waits to hear whether it is taken, so that counts, as does its owner's share.
+        num_previews, on_step, on_preview: see `Worker.submit`.
+        """
+        service = self._service
+        form, arrived_s = form_of(None, request, service.pipeline), service.clock.now() - waited_s
+        order = job_of(request, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
+        order = replace(order, owner=owner, num_previews=num_previews)
+        send = admit if is_awaited else hand_over
+        taken = send(service, request, form, order, on_preview=on_preview, on_step=on_step)
+        return Submission(service, name, taken)
+
+
+class Submission:
+    """Pictures that are being made for a guest."""
+
+    def __init__(self, service: Service, name: str, taken: Taken) -> None:
+        self._service = service
+        self._name = name
+        self._taken = taken
+
+    @property
+    def future(self) -> Future[Outcome]:
+        """Done with the pictures. Cancelling it gives them up: the engine is free of them within a step."""
+        return self._taken.future
+
+    def answer(self) -> GenerateResponse | None:
+        """What was made, or None if it was given up, once the future is done. Raises why it was not made. To be called
+        once, for it is counted and traced."""
+        service, taken = self._service, self._taken
+        if service.tracing is not None:
+            service.tracing.job_ended(self._name, taken)
+        if taken.future.cancelled():
+            service.metrics.generations.labels("cancelled").inc()
+            return None
+        try:
+            return facts_of(service, taken, taken.future.result())
+        except EngineStopped:
+            raise  # it may be made by the next server
+        except ElitError as error:
+            service.metrics.ended(error)
+            raise
