@@ -2,7 +2,7 @@
 
 Every function has two forms that compute the same: plain torch, which training and CPUs use (and torch.compile fuses),
 and a Triton kernel for inference on a GPU. On an NVIDIA H200 these passes took a third of a step when torch.compile
-made them (CHANGELOG, models/recipes/README.md).
+made them (models/recipes/devices.md).
 
 What a product in float8 reads (`quantized`) is written as float8 by the pass that makes it: on its own the conversion
 would be a pass over memory that costs half of what the product gains.
