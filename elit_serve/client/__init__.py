@@ -23,11 +23,11 @@ from elit_serve.client.answers import (
     SamplingInfo,
 )
 from elit_serve.client.async_client import AsyncClient
+from elit_serve.client.client import Client
 from elit_serve.client.job_answers import Job, JobError, JobEvent, JobImage, JobPreview, JobResult, JobStarted, JobStep
 from elit_serve.client.job_pages import AsyncJobList, AsyncJobPages, JobPages
 from elit_serve.client.options import GenerateOptions, GuidanceOptions, JobOptions, PlanOptions, StreamOptions
 from elit_serve.client.retries import NO_RETRIES, Retries
-from elit_serve.client.sync_client import Client
 
 __all__ = [
     "NO_RETRIES",

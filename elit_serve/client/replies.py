@@ -13,10 +13,10 @@ from urllib.parse import unquote
 from pydantic import ValidationError
 
 from elit_serve.client.answers import Answer, Generation, PartialImage
-from elit_serve.client.calls import JSON
 from elit_serve.client.event_stream import Event
 from elit_serve.errors import ConnectionLost, FieldError, ServerProblem, ServerUnreachable
 
+JSON = "application/json"
 PROBLEM = "application/problem+json"
 REQUEST_ID = "X-Request-Id"
 NOT_OURS = "it did not answer as an elit-serve server does"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from elit_serve.client.calls import Call
+from elit_serve.client.requests import HttpRequest
 from elit_serve.clock import Clock
 from elit_serve.errors import ConnectionFailed, ConnectionLost, ServerProblem, ServerUnreachable
 
@@ -36,9 +36,9 @@ NO_RETRIES = Retries(max_tries=1)
 
 @dataclass(kw_only=True)
 class Attempts:
-    """The tries of one call so far."""
+    """The tries of one request so far."""
 
-    call: Call
+    request: HttpRequest
     retries: Retries
     clock: Clock
     failed: int = 0
@@ -59,8 +59,8 @@ class Attempts:
         return wait_s if elapsed_s + wait_s <= self.retries.max_total_s else None
 
     def _may_repeat(self, error: ServerProblem | ServerUnreachable) -> bool:
-        if not self.call.waits:
+        if not self.request.waits:
             return False
         if isinstance(error, ServerProblem):
             return error.status in NOT_TAKEN or error.code == OUTSTANDING
-        return isinstance(error, ConnectionFailed) or (isinstance(error, ConnectionLost) and self.call.is_repeatable)
+        return isinstance(error, ConnectionFailed) or (isinstance(error, ConnectionLost) and self.request.is_repeatable)
