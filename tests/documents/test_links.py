@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 FENCE = re.compile(r"^ *```.*?^ *```", flags=re.MULTILINE | re.DOTALL)
@@ -41,6 +42,15 @@ def test_the_map_names_every_package(root: Path) -> None:
         path.name for path in package.glob("*.py")
     }
     assert not [name for name in there - {"__init__.py"} if f"`{name}`" not in text]
+
+
+def test_the_map_has_the_layers_of_the_import_contract(root: Path) -> None:
+    contracts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    (drawn,) = re.findall(r"^```text\n(cli\n.*?)^```", (root / "elit_serve/README.md").read_text("utf-8"), re.M | re.S)
+    assert [set(line.split()) for line in drawn.splitlines()] == [set(re.findall(r"\w+", layer)) for layer in layers]
 
 
 def test_every_document_is_reached_from_the_readme(root: Path) -> None:
