@@ -14,7 +14,6 @@ from PIL import Image
 
 from elit_serve.cli import main
 from elit_serve.errors import CheckpointError, DataError, ElitError, InvalidInput
-from elit_serve.evaluation.report.charts import Chart, Point, Series, log_ticks, ticks
 from elit_serve.evaluation.report.folder import read_measurements
 from elit_serve.evaluation.report.page import answers, write_page
 from elit_serve.files.evaluation import read_evaluation
@@ -247,28 +246,6 @@ def test_the_command_needs_the_folder_only(
         main()
     assert not caught.value.code
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
-
-
-def test_a_chart_puts_points_bars_and_the_floor_where_they_belong() -> None:
-    points = (Point(x=1, y=10, half_width=2), Point(x=3, y=20, text="a < b"))
-    chart = Chart(title="t", x_label="x", y_label="y", series=(Series(name="s", points=points),), floor=(10, "floor"))
-    drawn = chart.svg()
-    first, second = [tuple(map(float, at)) for at in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)][:2]
-    assert first[0] < second[0]
-    assert first[1] > second[1]  # upwards is less
-    (floor,) = re.findall(r'class="floor" d="M\d+ ([\d.]+)H', drawn)
-    assert float(floor) == pytest.approx(first[1])
-    ((top, bottom),) = re.findall(r'class="bar" d="M[\d.]+ ([\d.]+)V([\d.]+)', drawn)
-    assert (float(top) + float(bottom)) / 2 == pytest.approx(first[1], abs=0.1)
-    assert "a &lt; b" in drawn
-
-
-def test_ticks_are_round_and_inside() -> None:
-    assert ticks(0.3, 1.04) == [0.4, 0.6, 0.8, 1.0]
-    assert log_ticks(8, 120) == [10, 20, 50, 100]
-    assert log_ticks(101, 104) == ticks(101, 104)
-    lone = Chart(title="t", x_label="x", y_label="y", series=(Series(name="s", points=(Point(x=2, y=0),)),), log_x=True)
-    assert "nan" not in lone.svg()
 
 
 def test_a_real_evaluation_becomes_a_page(

@@ -13,13 +13,14 @@ from rich.table import Table
 from elit_serve.bench.bound.looseness import looseness_table, measure_looseness
 from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.bench.simulate.comparison import Comparison
-from elit_serve.bench.simulate.comparison_report import check_drawable, comparison_table, draw_comparison
+from elit_serve.bench.simulate.comparison_report import comparison_table, draw_comparison
 from elit_serve.bench.simulate.decisions import decision_table, time_decisions
 from elit_serve.bench.simulate.policies import CONTENDERS, contender
 from elit_serve.bench.simulate.quality_file import read_quality, stated_curve
 from elit_serve.bench.simulate.richer_plans import menu_rows, menu_table
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.catalogue import cost_table
+from elit_serve.charts import check_file
 from elit_serve.errors import InvalidInput
 from elit_serve.files.latency import read_latency
 from elit_serve.scheduler import CostTable, QualityTable
@@ -102,7 +103,7 @@ def _comparison(options: SimulateOptions) -> Comparison:
         if not (math.isfinite(scale) and scale > 0):
             raise InvalidInput("slo-scale", scale, "multiples of the solo latency, above 0")
     if options.plot is not None:
-        check_drawable(options.plot)
+        check_file(options.plot, field="plot")
     return Comparison(
         setting=Setting(table=table, num_steps=options.num_steps, weak_cap=_weak_cap(table, options.weak_level)),
         source=open_arrivals(options.trace),

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from elit_serve.bench.bound.programme import package
 from elit_serve.bench.simulate.comparison import Row
-from elit_serve.errors import InvalidInput
+from elit_serve.charts import Chart, Drawing, Point, Series
 from elit_serve.plans.estimate import Estimate
 
-PICTURES = (".png", ".svg", ".pdf")
 BESIDE = 0.012  # of the width, between the lines of two policies
 
 
@@ -51,57 +48,43 @@ def draw_comparison(rows: Sequence[Row], file: Path, title: str) -> None:
 
     Lines lie a little beside each other, so that their error bars do too; a bar ends where a share cannot go.
     """
-    figures = package("matplotlib.figure")
     curves = list(dict.fromkeys(row.quality_curve for row in rows))
-    policies = list(dict.fromkeys(row.policy for row in rows))
-    figure = figures.Figure(figsize=(5.2 * len(curves) + 1.6, 7.6), layout="constrained")
-    axes = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey="row")
-    loads = [row.load for row in rows]
-    apart = BESIDE * ((max(loads) - min(loads)) or 1.0)
-    for column, curve in enumerate(curves):
-        for index, policy in enumerate(policies):
-            line = sorted((r for r in rows if (r.quality_curve, r.policy) == (curve, policy)), key=lambda r: r.load)
-            beside = apart * (index - (len(policies) - 1) / 2)
-            _draw_line(axes[0][column], line, "regret", index, beside)
-            _draw_line(axes[1][column], line, "attainment", index, beside)
-        axes[0][column].set_title(f"{curve} quality curve")
-        axes[1][column].set_xlabel("load, relative to saturated full-budget throughput")
-    axes[0][0].set_ylabel("regret against the clairvoyant bound, %")
-    axes[1][0].set_ylabel("requests answered in time, %")
-    for axis in axes.flat:
-        axis.set_ylim(-2, 102)
-        axis.set_xticks(sorted(set(loads)))
-        axis.grid(alpha=0.3)
     has_bars = any(row.regret.has_interval for row in rows)
-    figure.suptitle(f"{title}; bars: 95 % over the windows" if has_bars else title)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    figure.savefig(file, dpi=150)
+    Drawing(
+        title=f"{title}; bars: 95 % over the windows" if has_bars else title,
+        rows=(
+            tuple(_chart(rows, curve, "regret", "regret against the clairvoyant bound, %") for curve in curves),
+            tuple(_chart(rows, curve, "attainment", "requests answered in time, %") for curve in curves),
+        ),
+        shows_title=True,
+    ).save(file)
 
 
-def check_drawable(file: Path) -> None:
-    """Before a long run: whether there can be a picture there."""
-    package("matplotlib.figure")
-    if file.suffix.lower() not in PICTURES or not file.parent.is_dir():
-        raise InvalidInput("plot", str(file), f"a file in an existing folder, ending in {', '.join(PICTURES)}")
+def _chart(rows: Sequence[Row], curve: str, figure: str, y_label: str) -> Chart:
+    """A share of every policy at every load, in percent."""
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    loads = sorted({row.load for row in rows})
+    apart = BESIDE * ((loads[-1] - loads[0]) or 1.0)
 
+    def points(index: int, policy: str) -> Iterator[Point]:
+        beside = apart * (index - (len(policies) - 1) / 2)
+        for row in rows:
+            if (row.quality_curve, row.policy) == (curve, policy):
+                share: Estimate = getattr(row, figure)
+                percent = Estimate(value=100 * share.value, half_width=100 * share.half_width)
+                yield Point(x=row.load + beside, y=percent, text=f"{policy}, load {row.load:g}: {percent.text()} %")
 
-def _draw_line(axis: Any, rows: Sequence[Row], figure: str, index: int, beside: float) -> None:
-    estimates: list[Estimate] = [getattr(row, figure) for row in rows]
-    means = [100 * estimate.value for estimate in estimates]
-    reaches = [100 * (estimate.half_width if estimate.has_interval else 0.0) for estimate in estimates]
-    below = [min(reach, mean) for mean, reach in zip(means, reaches, strict=True)]
-    above = [min(reach, 100 - mean) for mean, reach in zip(means, reaches, strict=True)]
-    axis.errorbar(
-        [row.load + beside for row in rows],
-        means,
-        yerr=[below, above],
-        color=f"C{index}",
-        marker="osDv^P*X<>"[index % 10],
-        markersize=5,
-        linewidth=2.4 if index == 0 else 1.3,
-        elinewidth=1,
-        capsize=2,
-        label=rows[0].policy,
+    return Chart(
+        title=f"{y_label}, by load",
+        x_label="load, relative to saturated full-budget throughput",
+        y_label=y_label,
+        heading=(f"{curve} quality curve",),
+        series=tuple(
+            Series(name=policy, points=tuple(points(index, policy)), joined=True)
+            for index, policy in enumerate(policies)
+        ),
+        x_ticks=tuple(loads),
+        y_limits=(0.0, 100.0),
     )
 
 

@@ -15,8 +15,8 @@ import jinja2
 from markupsafe import Markup
 
 import elit_serve
+from elit_serve.charts import DARK, LIGHT, Chart, Point, Series, style, svg
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.report.charts import Chart, Point, Series
 from elit_serve.evaluation.report.folder import MeasuredRow, Measurements, read_measurements
 from elit_serve.files.opening import read_file
 from elit_serve.plans.estimate import Estimate
@@ -70,6 +70,7 @@ def render(measured: Measurements, pictures: Sequence[Figure] = ()) -> str:
         pictures=pictures,
         shown=measured.evaluated or measured.swept,
         version=elit_serve.__version__,
+        chart_style=Markup(style(LIGHT, DARK)),
     )
 
 
@@ -154,8 +155,7 @@ def _is_apart(row: MeasuredRow, rows: Sequence[MeasuredRow]) -> bool:
 def _distance_by_level(row: MeasuredRow) -> Point:
     return Point(
         x=row.plan.mean_level,
-        y=row.distance.value,
-        half_width=row.distance.half_width,
+        y=row.distance,
         text=f"level {row.level_text}: {estimate_text(row.distance)}",
     )
 
@@ -176,8 +176,13 @@ def _trade_offs(measured: Measurements) -> Iterator[Figure]:
             ("other plans", [row for row in measured.swept if not row.on_front], False),
         )
         series = tuple(
-            Series(name=name, points=tuple(_quality_point(row, field) for row in rows), joined=joined)
-            for name, rows, joined in kinds
+            Series(
+                name=name,
+                points=tuple(_quality_point(row, field) for row in rows),
+                joined=on_front,
+                is_muted=not on_front,
+            )
+            for name, rows, on_front in kinds
             if rows
         )
         chart = Chart(title=f"Quality against cost{on}", x_label=x_label, y_label=label, series=series, log_x=True)
@@ -188,8 +193,7 @@ def _quality_point(row: MeasuredRow, field: str) -> Point:
     assert row.quality is not None
     return Point(
         x=getattr(row, field),
-        y=row.quality.value,
-        half_width=row.quality.half_width,
+        y=row.quality,
         text=f"{row.name}: quality {estimate_text(row.quality, 3)}",
     )
 
@@ -209,8 +213,7 @@ def _guidance_chart(measured: Measurements) -> Figure | None:
             points=tuple(
                 Point(
                     x=row.scale,
-                    y=row.distance.value,
-                    half_width=row.distance.half_width,
+                    y=row.distance,
                     text=f"{row.guidance}: {estimate_text(row.distance)}",
                 )
                 for row in rows
@@ -237,7 +240,7 @@ def _kind_text(row: MeasuredRow) -> str:
 
 
 def _figure(chart: Chart, caption: str) -> Figure:
-    return Figure(content=Markup(chart.svg()), caption=caption)  # charts escape what they are given
+    return Figure(content=Markup(svg(chart)), caption=caption)  # charts escape what they are given
 
 
 def _pictures(folder: Path) -> list[Figure]:

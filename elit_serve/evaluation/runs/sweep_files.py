@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from elit_serve import charts
 from elit_serve.catalogue import cost_table
+from elit_serve.charts import Chart, Drawing, Series
 from elit_serve.engine.checkpoint import write_sampling
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.errors import InvalidInput, MissingPackage
+from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.runs.sweep import (
     PlanEvaluator,
     Point,
@@ -69,7 +71,6 @@ def sweep_to_folder(
 ) -> Quality | None:
     """Measures the grid and writes `quality.json`, `throughput.json` and `front.png`; a part writes nothing: None."""
     plans = _part(options.grid.plans(), options.part)
-    _check_drawable()
     with console.status("measuring") as status:
         points = run_sweep(
             plans,
@@ -143,60 +144,45 @@ def front_table(quality: Quality) -> Table:
 
 def draw_front(points: Sequence[Point], default: Plan, file: Path, *, metric: str, latency: Latency | None) -> None:
     """Quality against FLOPs and, with a latency file, against the time of a picture alone on that device."""
-    from matplotlib.figure import Figure
-
-    axes_wanted = 1 if latency is None else 2
-    figure = Figure(figsize=(7.5 * axes_wanted, 5.5), layout="constrained")
-    axes = figure.subplots(1, axes_wanted, squeeze=False, sharey=True)[0]
-    costs = {point.plan: point.gflops for point in points}
-    _draw(axes[0], points, default, costs, "GFLOP of a picture, both passes")
+    front = pareto_front(points)
+    y_label = f"quality: floor / {metric}"
+    gflops = {point.plan: point.gflops for point in points}
+    drawn = [_front_chart(points, front, default, gflops, ("GFLOP of a picture, both passes", y_label))]
+    drawn[0] = replace(drawn[0], heading=tuple(f"{i}  {plan_name(point.plan)}" for i, point in enumerate(front, 1)))
     if latency is not None:
         times_ms = {point.plan: _alone_ms(point.plan, latency) for point in points}
-        _draw(axes[1], points, default, times_ms, f"milliseconds of a picture alone, {latency.device}")
-    names = [f"{index}  {plan_name(point.plan)}" for index, point in enumerate(pareto_front(points), 1)]
-    axes[0].set_title("\n".join(names), fontsize=7, loc="left")
-    axes[0].set_ylabel(f"quality: floor / {metric}")
-    axes[0].legend(loc="lower right")
-    figure.savefig(file, dpi=120)
+        x_label = f"milliseconds of a picture alone, {latency.device}"
+        drawn.append(_front_chart(points, front, default, times_ms, (x_label, y_label)))
+    Drawing(title="The front of the measured plans", rows=(tuple(drawn),)).save(file)
 
 
-def _draw(axis: object, points: Sequence[Point], default: Plan, costs: Mapping[Plan, float], label: str) -> None:
-    """One panel; `axis` is matplotlib's, which has no types."""
-    front = pareto_front(points)
-    shown = {point.plan for point in front}
-    others = [point for point in points if point.plan not in shown]
-    style = {"fmt": "o", "capsize": 2, "elinewidth": 0.8}
-    for chosen, look in (
-        (others, {"color": "0.7", "markersize": 3, "label": "measured"}),
-        (front, {"color": "tab:blue", "markersize": 6, "label": "front"}),
-        (
-            [point for point in points if point.plan == default],
-            {"color": "tab:red", "markersize": 8, "label": "default"},
-        ),
-    ):
-        axis.errorbar(  # type: ignore[attr-defined]
-            [costs[point.plan] for point in chosen],
-            [point.quality.value for point in chosen],
-            yerr=[point.quality.half_width for point in chosen],
-            **style,
-            **look,
+def _front_chart(
+    points: Sequence[Point],
+    front: Sequence[Point],
+    default: Plan,
+    costs: Mapping[Plan, float],
+    labels: tuple[str, str],
+) -> Chart:
+    """All plans by their cost; those of the front are numbered, and the default stands out."""
+    numbers = {point.plan: str(number) for number, point in enumerate(front, 1)}
+
+    def series(name: str, chosen: Iterable[Point], *, is_muted: bool = False) -> Series:
+        marks = (
+            charts.Point(x=costs[point.plan], y=point.quality, tag=numbers.get(point.plan, "")) for point in chosen
         )
-    for index, point in enumerate(front, 1):
-        place = (costs[point.plan], point.quality.value)
-        axis.annotate(str(index), place, xytext=(-4, 8), textcoords="offset points", fontsize=9)  # type: ignore[attr-defined]
-    _set_log_scale(axis)
-    axis.set_xlabel(label)  # type: ignore[attr-defined]
-    axis.grid(alpha=0.3, which="both")  # type: ignore[attr-defined]
+        return Series(name=name, points=tuple(marks), is_muted=is_muted)
 
-
-def _set_log_scale(axis: object) -> None:
-    """Logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_xscale("log")  # type: ignore[attr-defined]
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # type: ignore[attr-defined]
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
-    axis.xaxis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+    return Chart(
+        title="Quality against cost",
+        x_label=labels[0],
+        y_label=labels[1],
+        series=(
+            series("front", (point for point in front if point.plan != default)),
+            series("default", (point for point in points if point.plan == default)),
+            series("measured", (point for point in points if point.plan not in numbers), is_muted=True),
+        ),
+        log_x=True,
+    )
 
 
 def _alone_ms(plan: Plan, latency: Latency) -> float:
@@ -214,11 +200,3 @@ def _part(plans: Sequence[Plan], part: tuple[int, int]) -> Sequence[Plan]:
     if not 1 <= which <= count:
         raise InvalidInput("part", f"{which}/{count}", "K/N with 1 <= K <= N, as 1/2")
     return plans[which - 1 :: count]
-
-
-def _check_drawable() -> None:
-    """Better to know before hours of measuring than after."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingPackage("matplotlib", "bench") from None
