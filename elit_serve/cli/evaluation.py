@@ -85,7 +85,7 @@ def evaluate(
         levels=integers("levels", levels) if levels else list(pipeline.config.levels),
         repeats=seeds,
         batch_size=batch_size,
-        shown_classes=[pipeline.class_id(readable(name), field="show") for name in show or []],
+        shown_conditions=[pipeline.conditions.named(readable(name), field="show") for name in show or []],
     )
     plan = pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end)))
     extractor = open_features(features, pipeline.device)

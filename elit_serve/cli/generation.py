@@ -131,21 +131,21 @@ def _draw_here(
         raise InvalidInput("attention", str(attention), "--grid makes many pictures, attention is that of one")
     pipeline = Pipeline.load(model, **runtime)
     plan = pipeline.plan(budget=budget, steps=steps, guidance=pipeline.guidance(**guidance))
-    class_ids = [pipeline.class_id(readable(name)) for name in label]
+    conditions = [pipeline.conditions.named(readable(name)) for name in label]
     if grid:
         from elit_serve.evaluation.report.sheets import budget_sheet, shown_levels
 
         trained = pipeline.config.levels
         chosen = [check_level(level, trained) for level in levels or shown_levels(plan.guidance, trained)]
-        save_image(budget_sheet(pipeline, plan, levels=chosen, class_ids=class_ids, seed=seed), output)
+        save_image(budget_sheet(pipeline, plan, levels=chosen, conditions=conditions, seed=seed), output)
     elif attention is not None:
         from elit_serve.evaluation.report.attention_maps import halved_levels, write_attention
 
         read_at = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
-        records = write_attention(pipeline, plan, class_id=class_ids[0], seed=seed, levels=read_at, folder=attention)
+        records = write_attention(pipeline, plan, condition=conditions[0], seed=seed, levels=read_at, folder=attention)
         records[0].picture.save(output)
     else:
-        pipeline.run(class_ids, [seed], plan)[0].save(output)
+        pipeline.run(conditions, [seed], plan)[0].save(output)
 
 
 def _ask_server(url: str, api_key: str | None, output: Path, options: GenerateOptions) -> None:

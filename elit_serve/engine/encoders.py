@@ -9,10 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
-from elit_serve.engine.accepted import AcceptedImage
 from elit_serve.engine.encoding import encode_sample
 from elit_serve.engine.executor.slots import Transfer
-from elit_serve.engine.order import Preview
+from elit_serve.engine.picture import Picture, Preview
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import GenerationFailed
 
@@ -26,16 +25,16 @@ _Samples = list[Tensor | GenerationFailed]
 class Encoders:
     """First in, first out, so that nothing waits for what comes after it.
 
-    on_file: is given each finished image with its file. on_failure: is given the ids of what failed, the error, and
-    `nan` or `encoding`. Both are called on a thread of the pool.
+    on_file: is given each finished picture with its file. on_failure: is given what failed, the error, and `nan` or
+    `encoding`. Both are called on a thread of the pool.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
         *,
-        on_file: Callable[[AcceptedImage, bytes], None],
-        on_failure: Callable[[Sequence[int], Exception, str], None],
+        on_file: Callable[[Picture, bytes], None],
+        on_failure: Callable[[Sequence[Picture], Exception, str], None],
     ) -> None:
         self._pipeline = pipeline
         self._on_file = on_file
@@ -43,53 +42,53 @@ class Encoders:
         num_threads = min(MAX_ENCODERS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="elit-encoder")
 
-    def show(self, images: Sequence[AcceptedImage], transfer: Transfer) -> None:
-        """Previews of these images, as they are after the steps that have been launched."""
+    def show(self, pictures: Sequence[Picture], transfer: Transfer) -> None:
+        """Previews of these, as they are after the steps that have been launched."""
         samples = self._pool.submit(transfer.result)
-        for index, image in enumerate(images):
-            num_steps = len(image.levels)
-            image.shown = self._pool.submit(self._show, image, samples, index, num_steps, image.shown)
+        for index, picture in enumerate(pictures):
+            num_steps, before = len(picture.levels), picture.last_preview
+            picture.last_preview = self._pool.submit(self._show, picture, samples, index, num_steps, before)
 
-    def encode(self, images: Sequence[AcceptedImage], transfer: Transfer, request_ids: Collection[int]) -> None:
-        """The files of those that are among `request_ids`."""
+    def encode(self, pictures: Sequence[Picture], transfer: Transfer, picture_ids: Collection[int]) -> None:
+        """The files of those whose ids are given."""
         samples = self._pool.submit(transfer.result)
-        for index, image in enumerate(images):
-            if image.request_id in request_ids:
-                self._pool.submit(self._encode, image, samples, index)
+        for index, picture in enumerate(pictures):
+            if picture.picture_id in picture_ids:
+                self._pool.submit(self._encode, picture, samples, index)
 
     def close(self) -> None:
         """Drops what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _show(
-        self, image: AcceptedImage, samples: Future[_Samples], index: int, num_steps: int, before: Future[None] | None
+        self, picture: Picture, samples: Future[_Samples], index: int, num_steps: int, before: Future[None] | None
     ) -> None:
-        """before: the image's last preview, which must be out first."""
-        job = image.request.job
+        """before: the picture's last preview, which must be out first."""
+        order = picture.caller.order
         try:
             sample = samples.result()[index]
             if isinstance(sample, GenerationFailed):
                 return
-            file = encode_sample(sample, job.output_format, {"preview_after_steps": num_steps}, job.file_quality)
+            file = encode_sample(sample, order.output_format, {"preview_after_steps": num_steps}, order.file_quality)
             if before is not None:
                 before.result()
-            number = job.preview_steps.index(num_steps)
-            image.request.on_preview(Preview(file=file, seed=image.seed, index=number, num_steps=num_steps))
+            number = order.preview_steps.index(num_steps)
+            picture.caller.on_preview(Preview(file=file, seed=picture.seed, index=number, num_steps=num_steps))
         except Exception:
             logger.warning("a preview could not be shown", exc_info=True)
 
-    def _encode(self, image: AcceptedImage, samples: Future[_Samples], index: int) -> None:
-        job = image.request.job
+    def _encode(self, picture: Picture, samples: Future[_Samples], index: int) -> None:
+        order = picture.caller.order
         try:
             sample = samples.result()[index]
             if isinstance(sample, GenerationFailed):
-                self._on_failure([image.request_id], sample, "nan")
+                self._on_failure([picture], sample, "nan")
                 return
-            facts = self._pipeline.facts(job.class_id, image.seed, job.plan(tuple(image.levels)))
-            file = encode_sample(sample, job.output_format, facts, job.file_quality)
-            if image.shown is not None:
-                image.shown.result()
+            facts = self._pipeline.facts(order.condition, picture.seed, order.plan(picture.levels))
+            file = encode_sample(sample, order.output_format, facts, order.file_quality)
+            if picture.last_preview is not None:
+                picture.last_preview.result()
         except Exception as error:
-            self._on_failure([image.request_id], error, "encoding")
+            self._on_failure([picture], error, "encoding")
             return
-        self._on_file(image, file)
+        self._on_file(picture, file)

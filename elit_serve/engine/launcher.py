@@ -1,26 +1,41 @@
-"""Launches cohorts on an executor, and what belongs right behind a step: previews, and the decoding of the last."""
+"""Launches pictures on an executor, and what belongs right behind a step: previews, and the decoding of the last."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 
-from elit_serve.engine.accepted import AcceptedImage, LaunchedPart
 from elit_serve.engine.encoders import Encoders
-from elit_serve.engine.executor.slots import Executor, Transfer
-from elit_serve.scheduler.requests import Launch
+from elit_serve.engine.executor.slots import Executor, RunningStep, Transfer
+from elit_serve.engine.picture import Picture, StepRun
+from elit_serve.plans.step_kind import StepKind
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LaunchedPart:
+    """Pictures of a launch that run together: all of them, but where memory did not suffice.
+
+    watched: what to tell those who watch, once it has run.
+    last: those whose last step it is; their samples are in `transfer`, in the same order.
+    """
+
+    pictures: Sequence[Picture]
+    running: RunningStep
+    watched: Sequence[tuple[Callable[[StepRun], None], StepRun]]
+    last: Sequence[Picture]
+    transfer: Transfer | None
 
 
 class Launcher:
     """Used by the worker's thread alone; raises only if the device is lost, and everything on it.
 
-    on_failure: is given the ids of what cannot be run, the error, and `step` or `memory`. on_small_memory: is given the
-    largest batch to try from now on.
+    on_failure: is given what cannot be run, the error, and `step` or `memory`. on_small_memory: is given the largest
+    batch to try from now on.
     """
 
     def __init__(
@@ -28,7 +43,7 @@ class Launcher:
         executor: Executor,
         encoders: Encoders,
         *,
-        on_failure: Callable[[Sequence[int], Exception, str], None],
+        on_failure: Callable[[Sequence[Picture], Exception, str], None],
         on_small_memory: Callable[[int], None],
     ) -> None:
         self._executor = executor
@@ -36,61 +51,57 @@ class Launcher:
         self._on_failure = on_failure
         self._on_small_memory = on_small_memory
 
-    def launch(self, launch: Launch, members: dict[int, AcceptedImage]) -> list[LaunchedPart]:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> list[LaunchedPart]:
         """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone."""
-        previewed = [image for image in members.values() if image.is_previewed_next]
+        previewed = [picture for picture in pictures if len(picture.levels) in picture.caller.preview_steps]
         try:
             if previewed:
-                self._executor.watch([image.request_id for image in previewed])
-            running = self._executor.launch(launch)
+                self._executor.watch(previewed)
+            running = self._executor.launch(pictures, kind)
         except torch.AcceleratorError:
             raise  # the device is lost, and everything on it
         except Exception as error:
             failure = error
         else:
-            for request_id in launch.request_ids:
-                members[request_id].levels.append(launch.kind.level)
-            launched = [members[request_id] for request_id in launch.request_ids]
-            watched = tuple((image.request.on_step, image.last_step) for image in launched if image.request.on_step)
-            last = [image for image in launched if image.is_complete]
+            last = [picture for picture in pictures if picture.is_complete]
             self._show_all(previewed)
-            return [LaunchedPart(launch.request_ids, running, watched, tuple(last), self._collect(last))]
-        half = len(launch.request_ids) // 2
+            return [LaunchedPart(pictures, running, _watched(pictures), last, self._collect(last))]
+        half = len(pictures) // 2
         if half and isinstance(failure, torch.OutOfMemoryError):
-            return self._launch_halves(launch, half, members)
-        self._on_failure(launch.request_ids, failure, _cause(failure))
+            logger.warning("a batch of %d does not fit into memory; at most %d from now on", 2 * half, half)
+            self._on_small_memory(half)
+            return [*self.launch(pictures[:half], kind), *self.launch(pictures[half:], kind)]
+        self._on_failure(pictures, failure, _cause(failure))
         return []
 
-    def _launch_halves(self, launch: Launch, half: int, members: dict[int, AcceptedImage]) -> list[LaunchedPart]:
-        logger.warning("a batch of %d does not fit into memory; at most %d from now on", 2 * half, half)
-        self._on_small_memory(half)
-        halves = (launch.request_ids[:half], launch.request_ids[half:])
-        return [part for ids in halves for part in self.launch(replace(launch, request_ids=ids), members)]
-
-    def _collect(self, images: Sequence[AcceptedImage]) -> Transfer | None:
+    def _collect(self, pictures: Sequence[Picture]) -> Transfer | None:
         """Enqueues decoding right behind the last step, so that it need not wait for the step after that."""
-        if not images:
+        if not pictures:
             return None
         try:
-            return self._executor.collect([image.request_id for image in images])
+            return self._executor.collect(pictures)
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            self._on_failure([image.request_id for image in images], error, _cause(error))
+            self._on_failure(pictures, error, _cause(error))
             return None
 
-    def _show_all(self, images: Sequence[AcceptedImage]) -> None:
+    def _show_all(self, pictures: Sequence[Picture]) -> None:
         """Enqueues previews right behind the step; there is none where something goes wrong with it."""
-        if not images:
+        if not pictures:
             return
         try:
-            transfer = self._executor.preview([image.request_id for image in images])
+            transfer = self._executor.preview(pictures)
         except torch.AcceleratorError:
             raise
         except Exception:
-            logger.warning("no preview of %d images", len(images), exc_info=True)
+            logger.warning("no preview of %d images", len(pictures), exc_info=True)
             return
-        self._encoders.show(images, transfer)
+        self._encoders.show(pictures, transfer)
+
+
+def _watched(pictures: Sequence[Picture]) -> list[tuple[Callable[[StepRun], None], StepRun]]:
+    return [(tell, picture.last_step) for picture in pictures if (tell := picture.caller.on_step) is not None]
 
 
 def _cause(error: Exception) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from elit_serve.catalogue import ModelQuality
-from elit_serve.engine.order import Job
 from elit_serve.plans.plan import Plan
-from elit_serve.scheduler import CostTable, PlanMenu, RequestScheduler
+from elit_serve.scheduler import CostTable, PlanMenu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,36 +20,10 @@ class OpenPlans:
     @classmethod
     def of(cls, quality: ModelQuality, cost: CostTable, shape: str) -> OpenPlans:
         """The plans of a model's `quality.json` that servers offer, at what they cost here for pictures of a shape."""
-        plans = {
-            plan.name: Plan(
-                levels=plan.step_levels,
-                guidance=plan.guidance,
-                time_shift=plan.time_shift,
-            )
-            for plan in quality.file.served
-        }
+        plans = {measured.name: measured.plan for measured in quality.file.served}
         return cls(menu=PlanMenu.of(quality.table, cost, shape), plans=plans)
 
     def within(self, max_steps: int) -> OpenPlans | None:
         """Those of at most so many steps; None if there are none."""
         menu = self.menu.within(max_steps)
         return None if menu is None else replace(self, menu=menu)
-
-    def give(self, job: Job, scheduler: RequestScheduler) -> Job:
-        """The job with the plan that suits its target and who is in flight.
-
-        Its steps and guidance are fixed from now on, its levels are not.
-        """
-        option = scheduler.choose_plan(
-            self.menu, latency_ms=job.latency_ms, num_images=len(job.seeds), now_s=job.arrived_s
-        )
-        plan, measured = self.plans[option.plan.name], option.plan
-        return replace(
-            job,
-            guidance=plan.guidance,
-            time_shift=plan.time_shift,
-            weak_caps=measured.weak_caps,
-            ceilings=measured.limits,
-            min_level=measured.min_level,
-            expected_quality=option.quality,
-        )

@@ -1,38 +1,41 @@
-"""What the engine is asked to make, and what it made, as values."""
+"""What was asked of the engine, as a frozen value."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from elit_serve.engine.executor.slots import ImageTask
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.conditions import Condition
+from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
-from elit_serve.plans.shape import Shape
-from elit_serve.sampling import initial_noise
+from elit_serve.scheduler import RequestScheduler
 from elit_serve.scheduler.requests import Demand, Priority
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Images of one class, one for each seed, taken all or none.
+class Order:
+    """Pictures of one condition, one for each seed, taken all or none.
 
+    shape: the name of the samples' shape.
     noise: one [C, H, W] for each seed, drawn by whoever asks, so that the worker's thread need not.
     weak_caps: see `Demand`; one entry per step.
     arrived_s: when the caller asked, on the worker's clock.
     latency_ms: when, after that, the answer should be out; `is_hard` says whether it is promised.
     min_level, max_level: what may be picked; without meaning for a `pinned` level per step.
-    num_previews: of each image while it is made, evenly spread over its steps; fewer if it has few steps.
+    num_previews: of each picture while it is made, evenly spread over its steps; fewer if it has few steps.
     file_quality: of JPEG and lossy WebP, 0 to 100.
     ceilings: one level per step that is not exceeded either, or None.
     owner: for whom; None is nobody in particular.
-    expected_quality: at the levels that are expected when the job is made or given its plan; None is not known.
+    expected_quality: at the levels that are expected when the order is made or given its plan; None is not known.
+    open_plans: it gets one of these in place of its own steps, guidance and levels when it is taken; None keeps them.
     """
 
-    class_id: int
+    condition: Condition
+    shape: str
     seeds: tuple[int, ...]
     noise: tuple[Tensor, ...]
     guidance: Guidance
@@ -51,15 +54,20 @@ class Job:
     ceilings: tuple[int, ...] | None = None
     owner: str | None = None
     expected_quality: float | None = None
+    open_plans: OpenPlans | None = None
 
     @property
     def num_steps(self) -> int:
         return len(self.weak_caps)
 
     @property
-    def shape(self) -> str:
-        """The name of its samples' shape."""
-        return Shape.of(self.noise[0].shape).name
+    def deadline_s(self) -> float:
+        return self.arrived_s + self.latency_ms / 1000
+
+    @property
+    def expected_levels(self) -> tuple[int, ...]:
+        """Of its steps, if nobody else were there."""
+        return self.pinned or self.ceilings or (self.max_level,) * self.num_steps
 
     @property
     def preview_steps(self) -> tuple[int, ...]:
@@ -69,12 +77,12 @@ class Job:
         return tuple(sorted(spread - {0, self.num_steps}))
 
     def demand(self, request_id: int) -> Demand:
-        """One of the images, as the scheduler sees it."""
+        """One of the pictures, as the scheduler sees it."""
         return Demand(
             request_id=request_id,
             shape=self.shape,
             arrived_s=self.arrived_s,
-            deadline_s=self.arrived_s + self.latency_ms / 1000,
+            deadline_s=self.deadline_s,
             weak_caps=self.weak_caps,
             min_level=self.min_level,
             max_level=self.max_level,
@@ -84,86 +92,28 @@ class Job:
             priority=self.priority,
         )
 
-    def task(self, request_id: int, index: int) -> ImageTask:
-        """The image of the seed at `index`, as the executor sees it."""
-        return ImageTask(
-            request_id=request_id,
-            class_id=self.class_id,
-            num_steps=self.num_steps,
-            guidance=self.guidance,
-            time_shift=self.time_shift,
-            noise=self.noise[index],
+    def given(self, scheduler: RequestScheduler) -> Order:
+        """With the one of `open_plans` that suits its target and who is in flight with it, if it leaves that open.
+
+        Its steps and guidance are fixed then, its levels are not.
+        """
+        if self.open_plans is None:
+            return self
+        option = scheduler.choose_plan(
+            self.open_plans.menu, latency_ms=self.latency_ms, num_images=len(self.seeds), now_s=self.arrived_s
+        )
+        plan, measured = self.open_plans.plans[option.plan.name], option.plan
+        return replace(
+            self,
+            guidance=plan.guidance,
+            time_shift=plan.time_shift,
+            weak_caps=measured.weak_caps,
+            ceilings=measured.limits,
+            min_level=measured.min_level,
+            expected_quality=option.quality,
+            open_plans=None,
         )
 
-    def plan(self, levels: tuple[int, ...]) -> Plan:
-        """The plan of an image that was made at these levels."""
-        return Plan(levels=levels, guidance=self.guidance, time_shift=self.time_shift)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preview:
-    """What an unfinished image promises to become: a file as of a finished one.
-
-    index: from 0, of the image's previews. num_steps: how many of its steps have run.
-    """
-
-    file: bytes
-    seed: int
-    index: int
-    num_steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRun:
-    """One step of an image has run. number: from 1."""
-
-    seed: int
-    number: int
-    num_steps: int
-    level: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageOutcome:
-    """A finished image: its file, the level of each of its steps, and where its time went.
-
-    queue_ms: from arrival to the first step. compute_ms: from there to the end of the last step, waits between steps
-    included. encode_ms: from there to the file: decoding, transfer, encoding.
-    """
-
-    file: bytes
-    seed: int
-    levels: tuple[int, ...]
-    queue_ms: float
-    compute_ms: float
-    encode_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One image for each seed of the job, in order. The three times are those of `ImageOutcome` for all of them.
-
-    job: as it was run, with the plan that it was given if it had left that open.
-    """
-
-    job: Job
-    images: tuple[ImageOutcome, ...]
-
-    @property
-    def queue_ms(self) -> float:
-        return min(image.queue_ms for image in self.images)
-
-    @property
-    def compute_ms(self) -> float:
-        return max(image.queue_ms + image.compute_ms for image in self.images) - self.queue_ms
-
-    @property
-    def encode_ms(self) -> float:
-        ended_ms = max(image.queue_ms + image.compute_ms + image.encode_ms for image in self.images)
-        return ended_ms - self.queue_ms - self.compute_ms
-
-
-def draw_noise(seeds: tuple[int, ...], pipeline: Pipeline) -> tuple[Tensor, ...]:
-    """The noise of each seed, [C, H, W], on the host; for a GPU in pinned memory, where copying does not wait."""
-    drawn = (initial_noise([seed], pipeline.config.spec.sample_shape)[0] for seed in seeds)
-    return tuple(noise.pin_memory() if pipeline.device.type == "cuda" else noise for noise in drawn)
+    def plan(self, levels: Sequence[int]) -> Plan:
+        """The plan of a picture that is made at these levels."""
+        return Plan(levels=tuple(levels), guidance=self.guidance, time_shift=self.time_shift)

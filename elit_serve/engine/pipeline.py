@@ -14,9 +14,10 @@ from torch import Tensor
 from elit_serve.catalogue import resolve_model
 from elit_serve.engine.autoencoders import open_autoencoder
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint
-from elit_serve.engine.class_names import ClassNames
+from elit_serve.engine.conditions import ClassConditions, Condition
 from elit_serve.engine.cpu import keep_freed_memory
-from elit_serve.engine.executor.step import class_velocity
+from elit_serve.engine.executor import offline
+from elit_serve.engine.picture import Picture
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
@@ -27,11 +28,12 @@ from elit_serve.plans.bounds import MAX_SEED, MAX_STEPS
 from elit_serve.plans.formats import OutputFormat
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
-from elit_serve.sampling import initial_noise, sample
+from elit_serve.plans.shape import Shape
+from elit_serve.sampling import initial_noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class FinishedPicture:
     """A generated picture and the facts that make it again."""
 
     image: Image.Image
@@ -73,7 +75,8 @@ class Pipeline:
         if quantize is not None:
             quantize_(self.model)
         self._autoencoder = open_autoencoder(self.config.autoencoder, self.path / "autoencoder", device, dtype)
-        self._class_names = ClassNames(self.config.classes, model=self.config.name)
+        self.conditions = ClassConditions(self.config.classes, model=self.config.name)
+        self.shapes = (Shape.of(self.config.spec.sample_shape),)
 
     @classmethod
     def load(
@@ -120,13 +123,9 @@ class Pipeline:
         checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed)
         return cls(checkpoint, device=target, dtype=chosen, quantize=quantize)
 
-    def has_class(self, name: str) -> bool:
-        """Whether a class has exactly this name."""
-        return self._class_names.has(name)
-
-    def class_id(self, label: str | int, *, field: str = "label") -> int:
-        """The index of a class given by name or index; see `ClassNames.id_of`."""
-        return self._class_names.id_of(label, field=field)
+    @property
+    def shape_names(self) -> list[str]:
+        return [shape.name for shape in self.shapes]
 
     def plan(
         self,
@@ -142,7 +141,7 @@ class Pipeline:
         """
         defaults = self.config.sampling
         guidance = guidance or defaults.guidance
-        if guidance.method in ("ag", "ccfg"):
+        if guidance.has_weak_level:
             self.budgets.check(guidance.weak_level, field="guidance.weak_level")
         if levels is not None:
             if budget is not None:
@@ -186,47 +185,59 @@ class Pipeline:
         levels: Sequence[int] | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
-    ) -> Picture:
-        """One picture of a class.
+    ) -> FinishedPicture:
+        """One picture of what `label` names.
 
         >>> load("models/garden64").generate("tulip", budget=0.25, seed=7).save("tulip.png")  # doctest: +SKIP
         """
         plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance)
-        return self.run([self.class_id(label)], [seed], plan)[0]
+        return self.run([self.conditions.named(label)], [seed], plan)[0]
 
     def run(
         self,
-        class_ids: Sequence[int],
+        conditions: Sequence[Condition],
         seeds: Sequence[int],
         plan: Plan,
         on_step: Callable[[int], None] | None = None,
-    ) -> list[Picture]:
-        """A batch of pictures under one plan, one for each class and seed.
+    ) -> list[FinishedPicture]:
+        """A batch of pictures under one plan, one for each condition and seed.
 
         `on_step` is called after each step with the number of steps done.
         """
-        images = to_images(self.sample(class_ids, seeds, plan, on_step))
-        pairs = zip(images, class_ids, seeds, strict=True)
-        return [Picture(image=image, facts=self.facts(class_id, seed, plan)) for image, class_id, seed in pairs]
+        images = to_images(self.sample(conditions, seeds, plan, on_step))
+        pairs = zip(images, conditions, seeds, strict=True)
+        return [FinishedPicture(image=image, facts=self.facts(of, seed, plan)) for image, of, seed in pairs]
 
     @torch.inference_mode()
     def sample(
         self,
-        class_ids: Sequence[int],
+        conditions: Sequence[Condition],
         seeds: Sequence[int],
         plan: Plan,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Decoded pictures [B, 3, H, W] in [0, 1] on the device, float32."""
-        for seed in seeds:
-            if not 0 <= seed <= MAX_SEED:
-                raise InvalidInput("seed", seed, f"between 0 and {MAX_SEED}")
-        noise = initial_noise(seeds, self.config.spec.sample_shape).to(self.device)
-        labels = torch.tensor(class_ids, device=self.device)
-        samples = sample(class_velocity(self.model, labels), noise, plan, on_step)
+        self._check_seeds(seeds)
+        samples = offline.samples_of(self, conditions, seeds, plan, after_step=on_step)
         if not bool(torch.isfinite(samples).all()):
             raise GenerationFailed("the model produced NaN or infinite values")
         return from_signed(self._autoencoder.decode(samples))
+
+    def pictures(self, conditions: Sequence[Condition], seeds: Sequence[int], plan: Plan) -> list[Picture]:
+        """For an executor: to be made under one plan, one for each condition and seed. Their noise is drawn here."""
+        self._check_seeds(seeds)
+        return offline.pictures_of(conditions, seeds, plan, self.shapes[0], self.noise(seeds))
+
+    @staticmethod
+    def _check_seeds(seeds: Sequence[int]) -> None:
+        for seed in seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise InvalidInput("seed", seed, f"between 0 and {MAX_SEED}")
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Of each seed, [B, C, H, W] on the host; for a GPU in pinned memory, where copying does not wait."""
+        noise = initial_noise(seeds, self.shapes[0].size)
+        return noise.pin_memory() if self.device.type == "cuda" else noise
 
     @torch.inference_mode()
     def decode(self, samples: Tensor) -> Tensor:
@@ -247,18 +258,17 @@ class Pipeline:
         """Pixels of a picture per side of a sample's element."""
         return self._autoencoder.factor
 
-    def picture(self, pixels: Tensor, class_id: int, seed: int, plan: Plan) -> Picture:
+    def finished(self, pixels: Tensor, condition: Condition, seed: int, plan: Plan) -> FinishedPicture:
         """One decoded picture, uint8 [H, W, 3] on the CPU, with its facts."""
-        return Picture(image=Image.fromarray(pixels.numpy()), facts=self.facts(class_id, seed, plan))
+        return FinishedPicture(image=Image.fromarray(pixels.numpy()), facts=self.facts(condition, seed, plan))
 
-    def facts(self, class_id: int, seed: int, plan: Plan) -> dict[str, Any]:
+    def facts(self, condition: Condition, seed: int, plan: Plan) -> dict[str, Any]:
         """What makes this picture again."""
         guidance = plan.guidance
         return {
             "model": self.config.name,
             "model_hash": self.model_hash,
-            "label": self.config.classes[class_id],
-            "class_id": class_id,
+            **condition.facts(),
             "seed": seed,
             "steps": plan.num_steps,
             "levels": list(plan.levels),

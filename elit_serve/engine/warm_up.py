@@ -7,32 +7,35 @@ import logging
 import torch
 
 from elit_serve.engine.encoding import encode_sample
-from elit_serve.engine.executor.slots import Executor, ImageTask
+from elit_serve.engine.executor import offline
+from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.formats import answer_formats
 from elit_serve.plans.guidance import Guidance
-from elit_serve.plans.shape import Shape
-from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.requests import Launch
 
 logger = logging.getLogger(__name__)
 
 
-def warm_up(executor: Executor, pipeline: Pipeline, request_id: int) -> None:
+def warm_up(executor: Executor, pipeline: Pipeline, picture_id: int) -> None:
     """One step, its decoding and every encoder. If that fails the first request will show more, unless the device is
     lost: then raises."""
-    plan = pipeline.plan(steps=1)
-    noise = torch.zeros(pipeline.config.spec.sample_shape)
-    task = ImageTask(
-        request_id=request_id, class_id=0, num_steps=1, guidance=Guidance(), time_shift=plan.time_shift, noise=noise
+    plan = pipeline.plan(steps=1, guidance=Guidance())
+    shape = pipeline.shapes[0]
+    picture = Picture.of_plan(
+        picture_id,
+        plan,
+        condition=pipeline.conditions.named(0),
+        shape=shape.name,
+        seed=0,
+        noise=torch.zeros(shape.size),
     )
-    kind = StepKind(Shape.of(noise.shape).name, plan.levels[0])
-    launch = Launch(launch_id=-1, request_ids=(request_id,), kind=kind, predicted_ms=0.0)
     try:
-        executor.add(task)
-        executor.launch(launch).wait()
-        (sample,) = executor.collect([request_id]).result()
+        executor.add(picture)
+        (kind,) = plan.step_kinds(shape.name)
+        offline.advance(executor, [picture], kind).wait()
+        (sample,) = executor.collect([picture]).result()
         if isinstance(sample, GenerationFailed):
             raise sample
         for output_format in answer_formats(pipeline.is_latent):
@@ -41,4 +44,4 @@ def warm_up(executor: Executor, pipeline: Pipeline, request_id: int) -> None:
         raise
     except Exception:
         logger.warning("the warm-up failed; the first request will show more", exc_info=True)
-        executor.remove(request_id)
+        executor.remove(picture)

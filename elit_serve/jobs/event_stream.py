@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from elit_serve.engine.order import StepRun
+from elit_serve.engine.picture import StepRun
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.http.events import EventStream, event
 from elit_serve.jobs.desk import JobDesk

@@ -6,7 +6,7 @@ import secrets
 import threading
 from dataclasses import dataclass, field
 
-from elit_serve.engine.order import Preview, StepRun
+from elit_serve.engine.picture import Preview, StepRun
 from elit_serve.http.events import Mailbox
 
 

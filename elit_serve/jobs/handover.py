@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from elit_serve.engine.order import Preview, StepRun
+from elit_serve.engine.picture import Preview, StepRun
 from elit_serve.jobs.endings import Settled, Started
 from elit_serve.jobs.events import JobEvents
 from elit_serve.jobs.port import PicturePort, PicturesUnderWay

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from elit_serve.engine.order import Preview, StepRun
+from elit_serve.engine.picture import Preview, StepRun
 from elit_serve.errors import ElitError
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import AnswerFormat

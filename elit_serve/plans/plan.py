@@ -9,14 +9,7 @@ from itertools import groupby
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
-
-
-@dataclass(frozen=True, kw_only=True)
-class Branch:
-    """One evaluation of the model at a step: how many latents per group, and whether the condition is dropped."""
-
-    level: int
-    class_dropped: bool = False
+from elit_serve.plans.step_kind import StepKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +38,12 @@ class Plan:
         """When each step starts, and the end: num_steps + 1 times from 0 to 1."""
         return tuple(time_grid(self.num_steps, self.time_shift))
 
-    def branches(self, step: int, t: float) -> tuple[Branch, ...]:
-        """What the model evaluates at a step: the main branch, then the weak one if guidance applies."""
-        main = Branch(level=self.levels[step])
-        if not self.guidance.applies_at(t):
-            return (main,)
-        weak_level = self.guidance.weak_level_at(main.level)
-        return main, Branch(level=weak_level, class_dropped=self.guidance.drops_condition)
+    def step_kinds(self, shape: str) -> list[StepKind]:
+        """What each step is, of a sample of this shape (its name)."""
+        return [
+            StepKind(shape, level, self.guidance.weak_level_at(level) if self.guidance.applies_at(t) else None)
+            for level, t in zip(self.levels, self.times[:-1], strict=True)
+        ]
 
     def weak_caps(self, full_level: int) -> tuple[int | None, ...]:
         """`Guidance.weak_caps` of its steps."""

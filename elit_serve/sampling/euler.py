@@ -1,21 +1,22 @@
-"""Euler's method along the velocity field, with guidance."""
+"""Euler's method along the velocity field, with guidance, for samples that are each at a time of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from elit_serve.plans.grid import time_grid
-from elit_serve.plans.plan import Branch, Plan
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.sampling.shapes import expand_like
 
 
 class Velocity(Protocol):
     """The model as the sampler sees it."""
 
-    def __call__(self, x: Tensor, t: float, branches: Sequence[Branch]) -> Sequence[Tensor]:
-        """x [B, *shape] at time t -> the velocity [B, *shape] of each branch, in order."""
+    def __call__(self, x: Tensor, t: Tensor, condition: Any, level: int | Sequence[int], /) -> Tensor:
+        """x [B, *shape] at t [B], B conditions -> velocity [B, *shape]; of S levels each goes for B / S in a row."""
 
 
 def guided(main: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
@@ -26,24 +27,18 @@ def guided(main: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
     return main + (scale - 1) * (main - weak)
 
 
-def euler_step(velocity: Velocity, x: Tensor, plan: Plan, grid: Sequence[float], step: int) -> Tensor:
-    """x [B, *shape] at grid[step] -> x at grid[step + 1]."""
-    t, t_next = grid[step], grid[step + 1]
-    main, *weak = velocity(x, t, plan.branches(step, t))
-    combined = guided(main, weak[0], plan.guidance.scale) if weak else main
-    return x + (t_next - t) * combined
+def guided_step(
+    velocity: Velocity, x: Tensor, t: Tensor, dt: Tensor, scale: Tensor, condition: Any, kind: StepKind
+) -> Tensor:
+    """One step: x [B, *shape] at t [B] -> x at t + dt [B].
 
-
-def sample(velocity: Velocity, noise: Tensor, plan: Plan, on_step: Callable[[int], None] | None = None) -> Tensor:
-    """Integrates from noise [B, *shape] at t = 0 to samples [B, *shape] at t = 1.
-
-    `on_step` is called with the number of steps done after each of them. The global error is of first order
-    in 1 / num_steps.
+    condition: what the velocity is told, of all B main passes and, where the step is guided, of the B weak ones after
+    them. scale: w of equation 3 [B]. Main and weak passes share one call, so that a model's head and tail run once.
     """
-    grid = time_grid(plan.num_steps, plan.time_shift)
-    x = noise
-    for step in range(plan.num_steps):
-        x = euler_step(velocity, x, plan, grid, step)
-        if on_step is not None:
-            on_step(step + 1)
-    return x
+    if kind.weak_level is None:
+        combined = velocity(x, t, condition, kind.level).to(x.dtype)
+    else:
+        levels = kind.level if kind.weak_level == kind.level else [kind.level, kind.weak_level]
+        main, weak = velocity(torch.cat([x, x]), t.repeat(2), condition, levels).to(x.dtype).chunk(2)
+        combined = guided(main, weak, expand_like(scale, x))
+    return x + expand_like(dt, x) * combined

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from elit_serve.engine.foresight import Alternative, Foresight, alternatives
+from elit_serve.engine.forecast import Alternative, Forecast, alternatives
 from elit_serve.engine.open_plans import OpenPlans
-from elit_serve.engine.order import Job
+from elit_serve.engine.order import Order
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, Infeasible, Overloaded
 from elit_serve.http.faults import retry_after_ms
@@ -18,47 +18,48 @@ from elit_serve.server.schemas import PlanAlternative, PlanCourse, PlanRefusal, 
 
 
 def plan_answer(
-    request: GenerateRequest, foresight: Foresight, open_plans: OpenPlans | None, pipeline: Pipeline, cost: CostTable
+    request: GenerateRequest, foreseen: Forecast, open_plans: OpenPlans | None, pipeline: Pipeline, cost: CostTable
 ) -> PlanResponse:
     """The answer to a dry run."""
-    job, course = foresight.job, foresight.course
-    levels = _levels(job, pipeline, cost)
-    others = alternatives(foresight, open_plans, levels, cost, pipeline.quality)
+    order, course = foreseen.order, foreseen.course
+    levels = _levels(order, pipeline, cost)
+    others = alternatives(foreseen, open_plans, levels, cost, pipeline.quality)
     return PlanResponse(
         model=pipeline.config.name,
-        label=pipeline.config.classes[job.class_id],
-        class_id=job.class_id,
-        n=len(job.seeds),
+        **order.condition.facts(),
+        n=len(order.seeds),
         latency_ms=request.latency_ms,
-        promised=job.is_hard and isinstance(course, Rehearsal),
+        promised=order.is_hard and isinstance(course, Rehearsal),
         accepted=isinstance(course, Rehearsal),
-        course=_course(request, job, course, pipeline, cost) if isinstance(course, Rehearsal) else None,
+        course=_course(request, order, course, pipeline, cost) if isinstance(course, Rehearsal) else None,
         refusal=_refusal(course) if isinstance(course, ElitError) else None,
         alternatives=[_alternative(request, other, pipeline) for other in others],
     )
 
 
-def _levels(job: Job, pipeline: Pipeline, cost: CostTable) -> list[int]:
+def _levels(order: Order, pipeline: Pipeline, cost: CostTable) -> list[int]:
     """Those among which the scheduler would choose, or could if they were not pinned."""
-    usable = usable_levels(job.plan((job.max_level,) * job.num_steps), pipeline.config.levels)
-    bounded = [level for level in usable if job.min_level <= level <= job.max_level]
+    usable = usable_levels(order.plan((order.max_level,) * order.num_steps), pipeline.config.levels)
+    bounded = [level for level in usable if order.min_level <= level <= order.max_level]
     return [level for level in bounded if level in cost.levels] or bounded[:1]
 
 
-def _course(request: GenerateRequest, job: Job, course: Rehearsal, pipeline: Pipeline, cost: CostTable) -> PlanCourse:
+def _course(
+    request: GenerateRequest, order: Order, course: Rehearsal, pipeline: Pipeline, cost: CostTable
+) -> PlanCourse:
     mean_level = fmean(level for levels in course.levels for level in levels)
-    latency_ms = 1000 * (course.ended_s - job.arrived_s) + cost.overhead_ms
+    latency_ms = 1000 * (course.ended_s - order.arrived_s) + cost.overhead_ms
     return PlanCourse(
-        steps=job.num_steps,
-        guidance=guidance_used(job.guidance, pipeline.budgets),
+        steps=order.num_steps,
+        guidance=guidance_used(order.guidance, pipeline.budgets),
         level=whole(mean_level),
         budget=pipeline.budgets.of_level(mean_level),
         levels=[list(levels) for levels in course.levels],
-        queue_ms=round(1000 * (course.started_s - job.arrived_s), 3),
+        queue_ms=round(1000 * (course.started_s - order.arrived_s), 3),
         latency_ms=round(latency_ms, 3),
         deadline_met=None if request.latency_ms is None else latency_ms <= request.latency_ms,
-        quality=rounded(mean_quality(pipeline, job, course.levels)),
-        expected_quality=rounded(job.expected_quality),
+        quality=rounded(mean_quality(pipeline, order, course.levels)),
+        expected_quality=rounded(order.expected_quality),
     )
 
 

@@ -1,4 +1,4 @@
-"""From a request to a job of the engine, and from its outcome to an answer. Nothing here waits."""
+"""From a request to an order of the engine, and from its outcome to an answer. Nothing here waits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from elit_serve.engine.conditions import Condition
 from elit_serve.engine.open_plans import OpenPlans
-from elit_serve.engine.order import ImageOutcome, Job, Outcome, draw_noise
+from elit_serve.engine.order import Order
+from elit_serve.engine.picture import Outcome, Picture
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.http.negotiation import bare_format, check_format, media_type_of
@@ -31,7 +33,6 @@ from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
 from elit_serve.server.settings import Settings
-from elit_serve.text.digits import is_digits
 
 SOFT_SCALE = 3.0  # a request without a target should be answered within so many times what it takes alone
 
@@ -51,7 +52,7 @@ def form_of(accept: str | None, request: GenerateRequest, pipeline: Pipeline) ->
     return Form(output_format=bare or check_format(request.output_format, formats), is_bare=bare is not None)
 
 
-def job_of(
+def order_of(
     request: GenerateRequest,
     form: Form,
     pipeline: Pipeline,
@@ -59,9 +60,13 @@ def job_of(
     settings: Settings,
     *,
     arrived_s: float,
-) -> Job:
-    """What the engine is to do. Raises `InvalidInput` for what cannot be asked of this model."""
-    class_id = _class_id(request, pipeline)
+    open_plans: OpenPlans | None,
+) -> Order:
+    """What the engine is to do, by one of `open_plans` if the request leaves it open how.
+
+    Raises `InvalidInput` for what cannot be asked of this model.
+    """
+    condition = _condition(request, pipeline)
     seeds = _seeds(request, max_images=settings.max_images, is_bare=form.is_bare)
     plan = pipeline.plan(
         budget=request.budget,
@@ -75,14 +80,15 @@ def job_of(
         )
     pinned = plan.levels if request.budget is not None or request.levels is not None else None
     low, high = _bounds(request, plan, pipeline)
-    caps = plan.weak_caps(max(pipeline.config.levels))
+    caps, shape = plan.weak_caps(max(pipeline.config.levels)), pipeline.shapes[0].name
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
-        latency_ms = SOFT_SCALE * cost.alone_ms(cost.shapes[0], pinned or (high,) * plan.num_steps, caps, len(seeds))
-    return Job(
-        class_id=class_id,
+        latency_ms = SOFT_SCALE * cost.alone_ms(shape, pinned or (high,) * plan.num_steps, caps, len(seeds))
+    return Order(
+        condition=condition,
+        shape=shape,
         seeds=seeds,
-        noise=draw_noise(seeds, pipeline),
+        noise=tuple(pipeline.noise(seeds)),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
         weak_caps=caps,
@@ -95,6 +101,7 @@ def job_of(
         priority=Priority(request.priority),
         output_format=form.output_format,
         expected_quality=quality_of(pipeline, replace(plan, levels=pinned or (high,) * plan.num_steps)),
+        open_plans=open_plans_of(request, open_plans, settings),
     )
 
 
@@ -110,28 +117,26 @@ def quality_of(pipeline: Pipeline, plan: Plan) -> float | None:
     return None if pipeline.quality is None else pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
 
 
-def picture_quality(pipeline: Pipeline, job: Job, levels: Sequence[int]) -> float | None:
-    """Measured quality of pictures of this job whose steps run at these levels, foretold or done."""
-    return quality_of(pipeline, job.plan(tuple(levels)))
+def picture_quality(pipeline: Pipeline, order: Order, levels: Sequence[int]) -> float | None:
+    """Measured quality of pictures of this order whose steps run at these levels, foretold or done."""
+    return quality_of(pipeline, order.plan(levels))
 
 
-def mean_quality(pipeline: Pipeline, job: Job, levels: Sequence[Sequence[int]]) -> float | None:
-    """Over the pictures of a job. levels: for each picture one per step."""
-    qualities = [picture_quality(pipeline, job, of_one) for of_one in levels]
+def mean_quality(pipeline: Pipeline, order: Order, levels: Sequence[Sequence[int]]) -> float | None:
+    """Over the pictures of an order. levels: for each picture one per step."""
+    qualities = [picture_quality(pipeline, order, of_one) for of_one in levels]
     known = [quality for quality in qualities if quality is not None]
     return fmean(known) if known else None
 
 
-def _class_id(request: GenerateRequest, pipeline: Pipeline) -> int:
+def _condition(request: GenerateRequest, pipeline: Pipeline) -> Condition:
     if request.label is not None and request.prompt is not None:
         raise InvalidInput("prompt", request.prompt, "label already names the class; leave one of them out")
     if request.label is not None:
-        return pipeline.class_id(request.label)
+        return pipeline.conditions.named(request.label)
     if request.prompt is None:
         raise InvalidInput("label", None, "a class name or id, or a prompt that is exactly a class name")
-    if is_digits(request.prompt.strip()) and not pipeline.has_class(request.prompt):
-        raise InvalidInput("prompt", request.prompt, "exactly a class name; a class id goes into label")
-    return pipeline.class_id(request.prompt, field="prompt")
+    return pipeline.conditions.prompted(request.prompt)
 
 
 def _seeds(request: GenerateRequest, *, max_images: int, is_bare: bool) -> tuple[int, ...]:
@@ -185,27 +190,26 @@ def answer(
     request: GenerateRequest, outcome: Outcome, form: Form, *, pipeline: Pipeline, total_ms: float
 ) -> GenerateResponse:
     """The JSON answer."""
-    job = outcome.job
+    order = outcome.order
     return GenerateResponse(
         model=pipeline.config.name,
         model_hash=pipeline.model_hash,
         dtype=pipeline.precision,
-        label=pipeline.config.classes[job.class_id],
-        class_id=job.class_id,
+        **order.condition.facts(),
         output_format=form.output_format,
-        steps=job.num_steps,
-        guidance=guidance_used(job.guidance, pipeline.budgets),
+        steps=order.num_steps,
+        guidance=guidance_used(order.guidance, pipeline.budgets),
         priority=request.priority,
         latency_ms=request.latency_ms,
-        promised=job.is_hard,
+        promised=order.is_hard,
         deadline_met=None if request.latency_ms is None else total_ms <= request.latency_ms,
         queue_ms=round(outcome.queue_ms, 3),
         compute_ms=round(outcome.compute_ms, 3),
         encode_ms=round(outcome.encode_ms, 3),
         total_ms=round(total_ms, 3),
-        quality=rounded(mean_quality(pipeline, job, [image.levels for image in outcome.images])),
-        expected_quality=rounded(job.expected_quality),
-        images=[_image(image, job, pipeline) for image in outcome.images],
+        quality=rounded(mean_quality(pipeline, order, [picture.levels for picture in outcome.pictures])),
+        expected_quality=rounded(order.expected_quality),
+        images=[_image(picture, order, pipeline) for picture in outcome.pictures],
     )
 
 
@@ -216,18 +220,18 @@ def guidance_used(guidance: Guidance, budgets: Budgets) -> GuidanceUsed:
     )
 
 
-def _image(image: ImageOutcome, job: Job, pipeline: Pipeline) -> GeneratedImage:
-    mean_level = fmean(image.levels)
+def _image(picture: Picture, order: Order, pipeline: Pipeline) -> GeneratedImage:
+    mean_level = fmean(picture.levels)
     return GeneratedImage(
-        b64_json=image.file,
-        seed=image.seed,
+        b64_json=picture.file,
+        seed=picture.seed,
         level=whole(mean_level),
         budget=pipeline.budgets.of_level(mean_level),
-        levels=list(image.levels),
-        quality=rounded(picture_quality(pipeline, job, image.levels)),
-        queue_ms=round(image.queue_ms, 3),
-        compute_ms=round(image.compute_ms, 3),
-        encode_ms=round(image.encode_ms, 3),
+        levels=list(picture.levels),
+        quality=rounded(picture_quality(pipeline, order, picture.levels)),
+        queue_ms=round(picture.queue_ms, 3),
+        compute_ms=round(picture.compute_ms, 3),
+        encode_ms=round(picture.encode_ms, 3),
     )
 
 

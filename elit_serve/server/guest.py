@@ -13,12 +13,12 @@ from typing import Protocol
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 
-from elit_serve.engine.order import Outcome, Preview, StepRun
+from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import AnswerFormat
-from elit_serve.server.generation import form_of, job_of
-from elit_serve.server.service import Service, Taken, admit, facts_of, hand_over
+from elit_serve.server.generation import form_of
+from elit_serve.server.service import Service, Taken, admit, facts_of, hand_over, order_for
 from elit_serve.server.settings import Settings
 
 
@@ -87,7 +87,7 @@ class GuestPort:
         """Raises why such a request can never be taken. One that can counts as an arrival."""
         service = self._service
         form, arrived_s = form_of(None, request, service.pipeline), service.clock.now()
-        order = job_of(request, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
+        order = order_for(service, request, form, arrived_s=arrived_s)
         if request.n > service.settings.max_queue:
             raise InvalidInput("n", request.n, f"at most {service.settings.max_queue}, which may wait for the engine")
         if service.arrival_log is not None:
@@ -117,7 +117,7 @@ class GuestPort:
         """
         service = self._service
         form, arrived_s = form_of(None, request, service.pipeline), service.clock.now() - waited_s
-        order = job_of(request, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
+        order = order_for(service, request, form, arrived_s=arrived_s)
         order = replace(order, owner=owner, num_previews=num_previews)
         send = admit if is_awaited else hand_over
         taken = send(service, request, form, order, on_preview=on_preview, on_step=on_step)

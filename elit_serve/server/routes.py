@@ -20,10 +20,10 @@ from elit_serve.http.problems import Problem
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import ANSWER_FORMATS
 from elit_serve.server.forecast import plan_answer
-from elit_serve.server.generation import bare_answer, form_of, job_of, open_plans_of
+from elit_serve.server.generation import bare_answer, form_of
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
 from elit_serve.server.schemas import Health, PlanResponse, Ready, Version
-from elit_serve.server.service import Service, answer_to, take
+from elit_serve.server.service import Service, answer_to, order_for, take
 from elit_serve.server.watching.metrics import Metrics
 from elit_serve.server.watching.snapshots import Snapshots
 
@@ -76,12 +76,9 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
 )
 def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     service: Service = request.app.state.service
-    pipeline, cost, settings = service.pipeline, service.cost, service.settings
-    form = form_of(None, body, pipeline)
-    job = job_of(body, form, pipeline, cost, settings, arrived_s=service.clock.now())
-    open_plans = open_plans_of(body, service.open_plans, settings)
-    foresight = service.worker.foresee(job, open_plans)
-    return plan_answer(body, foresight, open_plans, pipeline, cost)
+    order = order_for(service, body, form_of(None, body, service.pipeline), arrived_s=service.clock.now())
+    foreseen = service.worker.forecast(order)
+    return plan_answer(body, foreseen, order.open_plans, service.pipeline, service.cost)
 
 
 @router.get("/health", tags=[Group.OPERATIONS], summary="Whether the engine runs", responses={503: _PROBLEM})

@@ -32,7 +32,6 @@ from elit_serve.engine.profile.profiler import device_name, latency_of
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.files.latency import Latency
-from elit_serve.plans.shape import Shape
 from elit_serve.server.app import create_app, num_slots, stop_guests
 from elit_serve.server.guest import Guest
 from elit_serve.server.keys import read_keyring
@@ -127,7 +126,7 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with bind(settings.host, settings.port) as listener:
         pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
-        shape = Shape.of(pipeline.config.spec.sample_shape).name
+        shape = pipeline.shapes[0].name
         app = create_app(pipeline, executor, settings, cost=cost_table(latency, shape), guests=guests)
         where = f"{device_name(pipeline.device)}, {latency.dtype}"
         line = f"elit-serve: {pipeline.config.name} on {where}: {address_line(*listener.getsockname()[:2])}"
@@ -185,8 +184,8 @@ def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:
     """The model with slots for its pictures, and what its steps cost on this device."""
     pipeline = _load(settings)
     executor = open_executor(pipeline, num_slots=num_slots(settings))
-    served = served_steps(pipeline.config, pipeline.device, pipeline.quality)
-    executor.capture(served)
+    served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
+    executor.capture(served.captures)
     return pipeline, executor, latency_of(pipeline, executor, served, clock=MonotonicClock())
 
 

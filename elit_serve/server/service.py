@@ -14,14 +14,15 @@ from fastapi import Request
 
 from elit_serve.clock import Clock
 from elit_serve.engine.open_plans import OpenPlans
-from elit_serve.engine.order import Job, Outcome, Preview, StepRun
+from elit_serve.engine.order import Order
+from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import ElitError, Overloaded, ShareExceeded
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import FILE_QUALITY
 from elit_serve.scheduler import CostTable
-from elit_serve.server.generation import Form, answer, job_of, open_plans_of, picture_quality
+from elit_serve.server.generation import Form, answer, order_of, picture_quality
 from elit_serve.server.middleware.shares import FairShares
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching.arrival_log import ArrivalLog
@@ -83,31 +84,44 @@ async def take(
     arrived_s = service.clock.now()
 
     def taken() -> Taken:
-        job = job_of(body, form, service.pipeline, service.cost, service.settings, arrived_s=arrived_s)
-        job = replace(job, owner=owner, file_quality=file_quality, num_previews=num_previews)
+        order = order_for(service, body, form, arrived_s=arrived_s)
+        order = replace(order, owner=owner, file_quality=file_quality, num_previews=num_previews)
         if service.arrival_log is not None:
-            service.arrival_log.record(body, job, service.pipeline.budgets)
-        return admit(service, body, form, job, on_preview=on_preview)
+            service.arrival_log.record(body, order, service.pipeline.budgets)
+        return admit(service, body, form, order, on_preview=on_preview)
 
     return await to_thread.run_sync(taken, limiter=service.admission)
+
+
+def order_for(service: Service, body: GenerateRequest, form: Form, *, arrived_s: float) -> Order:
+    """What the engine is to do for `body`. Raises `InvalidInput` for what cannot be asked of this model."""
+    return order_of(
+        body,
+        form,
+        service.pipeline,
+        service.cost,
+        service.settings,
+        arrived_s=arrived_s,
+        open_plans=service.open_plans,
+    )
 
 
 def admit(
     service: Service,
     body: GenerateRequest,
     form: Form,
-    job: Job,
+    order: Order,
     *,
     on_preview: Callable[[Preview], None] | None = None,
     on_step: Callable[[StepRun], None] | None = None,
 ) -> Taken:
-    """Has the engine take a job that somebody waits for, or raises why not, which is counted."""
+    """Has the engine take an order that somebody waits for, or raises why not, which is counted."""
     try:
-        _check_share(service, job)
-        return hand_over(service, body, form, job, on_preview=on_preview, on_step=on_step)
+        _check_share(service, order)
+        return hand_over(service, body, form, order, on_preview=on_preview, on_step=on_step)
     except ElitError as error:
         service.metrics.refused(error)
-        _note_full_queue(service, job, error)
+        _note_full_queue(service, order, error)
         raise
 
 
@@ -115,42 +129,41 @@ def hand_over(
     service: Service,
     body: GenerateRequest,
     form: Form,
-    job: Job,
+    order: Order,
     *,
     on_preview: Callable[[Preview], None] | None = None,
     on_step: Callable[[StepRun], None] | None = None,
 ) -> Taken:
-    """Has the engine take a job that can wait, or raises why not."""
-    open_plans = open_plans_of(body, service.open_plans, service.settings)
-    future = service.worker.submit(job, open_plans, on_preview, on_step)
-    return Taken(body=body, form=form, arrived_s=job.arrived_s, future=future)
+    """Has the engine take an order that can wait, or raises why not."""
+    future = service.worker.submit(order, on_preview, on_step)
+    return Taken(body=body, form=form, arrived_s=order.arrived_s, future=future)
 
 
-def _check_share(service: Service, job: Job) -> None:
-    """Raises `ShareExceeded` where the job's owner would crowd out others. It may come back when as many pictures as
+def _check_share(service: Service, order: Order) -> None:
+    """Raises `ShareExceeded` where the order's owner would crowd out others. It may come back when as many pictures as
     it has too many were made, one by one."""
-    if service.shares is None or job.owner is None:
+    if service.shares is None or order.owner is None:
         return
     waiting = service.worker.waiting_by_owner()
-    excess = service.shares.excess(job.owner, len(job.seeds), waiting, service.clock.now())
+    excess = service.shares.excess(order.owner, len(order.seeds), waiting, service.clock.now())
     if excess > 0:
-        levels = job.pinned or (job.max_level,) * job.num_steps
-        raise ShareExceeded(job.owner, excess * service.cost.alone_ms(job.shape, levels, job.weak_caps) / 1000)
+        alone_ms = service.cost.alone_ms(order.shape, order.expected_levels, order.weak_caps)
+        raise ShareExceeded(order.owner, excess * alone_ms / 1000)
 
 
-def _note_full_queue(service: Service, job: Job, error: ElitError) -> None:
+def _note_full_queue(service: Service, order: Order, error: ElitError) -> None:
     """Who was turned away will come back, and others leave room for that."""
-    if service.shares is None or job.owner is None:
+    if service.shares is None or order.owner is None:
         return
     if isinstance(error, Overloaded) and error.reason == "queue_full":
-        service.shares.turned_away(job.owner, error.retry_after_s, service.clock.now())
+        service.shares.turned_away(order.owner, error.retry_after_s, service.clock.now())
 
 
 def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateResponse:
     """The answer, for a request that is done; counts it."""
     total_ms = 1000 * (service.clock.now() - taken.arrived_s)
     facts = answer(taken.body, outcome, taken.form, pipeline=service.pipeline, total_ms=total_ms)
-    qualities = [picture_quality(service.pipeline, outcome.job, image.levels) for image in outcome.images]
+    qualities = [picture_quality(service.pipeline, outcome.order, picture.levels) for picture in outcome.pictures]
     service.metrics.done(outcome, qualities)
     return facts
 
@@ -177,7 +190,7 @@ async def _unless_disconnected(request: Request, future: Future[Outcome]) -> Out
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             return waiting.result()
-        await to_thread.run_sync(future.cancel)  # gives the job up, for which the engine's lock is needed
+        await to_thread.run_sync(future.cancel)  # gives the order up, for which the engine's lock is needed
         return None
     finally:
         waiting.cancel()  # and `future` with it, where this task itself is cancelled

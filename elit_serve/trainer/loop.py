@@ -22,12 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from elit_serve import __version__
 from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.autoencoders import Autoencoder, open_autoencoder
-from elit_serve.engine.executor.step import class_velocity
+from elit_serve.engine.conditions import ClassConditions
+from elit_serve.engine.executor import offline
 from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.errors import DataSetGone, InvalidInput, RunError
 from elit_serve.nn import ElitDiT, build
 from elit_serve.pictures import labelled, level_label
-from elit_serve.sampling import initial_noise, sample
+from elit_serve.plans.shape import Shape
+from elit_serve.sampling import initial_noise
 from elit_serve.text.command_line import readable
 from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
@@ -277,16 +279,20 @@ class Trainer:
         """Samples of the averaged weights: a row per level, a column per class, the same noise in each row."""
         count = min(SHEET_CLASSES, len(self.classes))
         shown = [index * (len(self.classes) // count) for index in range(count)]
-        labels = torch.tensor(shown, device=self.world.device)
-        noise = initial_noise(range(count), self.model.spec.sample_shape).to(self.world.device)
-        velocity = class_velocity(self.ema.model, labels)
+        conditions = ClassConditions(self.classes, model=self.recipe.name)
+        drawing = offline.BareModel(
+            model=self.ema.model,
+            device=self.world.device,
+            conditions=conditions,
+            shapes=(Shape.of(self.model.spec.sample_shape),),
+        )
         rows = []
-        guidance = self.recipe.sampling.guidance
-        lowest = guidance.weak_level + 1 if guidance.method == "ag" else 1  # autoguidance needs a level to spare
+        lowest = self.recipe.sampling.guidance.min_level
         levels = [level for level in reversed(self.shown_levels) if level >= lowest]
         for level in levels:
             with self._precision():
-                samples = sample(velocity, noise, self.recipe.sampling.plan(level))
+                plan = self.recipe.sampling.plan(level)
+                samples = offline.samples_of(drawing, [conditions[index] for index in shown], range(count), plan)
                 rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
         return labelled(
             rows,

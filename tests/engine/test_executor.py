@@ -1,3 +1,5 @@
+"""Pictures side by side on a device, against Euler's method written out for one of them alone."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from elit_serve.engine.executor.slots import Executor, ImageTask
-from elit_serve.engine.executor.step import class_velocity
+from elit_serve.engine.executor import offline
+from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.sampling import euler_step, initial_noise
-from elit_serve.scheduler.requests import Launch
+from elit_serve.sampling import initial_noise
 
 CCFG = Guidance(method="ccfg", scale=2.0, weak_level=1)
 AG = Guidance(method="ag", scale=1.5, weak_level=1)
@@ -34,103 +36,115 @@ def executor(pipeline: Pipeline) -> Executor:
 def add(
     executor: Executor,
     pipeline: Pipeline,
-    request_id: int,
+    seed: int,
     *,
     class_id: int = 0,
     num_steps: int = 4,
     guidance: Guidance = CCFG,
-) -> None:
-    """An image whose seed is its id."""
-    executor.add(
-        ImageTask.draw(
-            request_id=request_id,
-            class_id=class_id,
-            num_steps=num_steps,
-            guidance=guidance,
-            time_shift=1.0,
-            seed=request_id,
-            sample_shape=pipeline.config.spec.sample_shape,
-        )
-    )
+) -> Picture:
+    plan = Plan(levels=(max(pipeline.config.levels),) * num_steps, guidance=guidance)
+    (picture,) = pipeline.pictures([pipeline.conditions[class_id]], [seed], plan)
+    executor.add(picture)
+    return picture
 
 
-def step(executor: Executor, *request_ids: int, level: int, weak_cap: int | None = 1) -> float:
-    kind = StepKind.capped("32x32", level, weak_cap)
-    launch = Launch(launch_id=0, request_ids=request_ids, kind=kind, predicted_ms=1.0)
-    return executor.launch(launch).wait()
+def step(executor: Executor, *pictures: Picture, level: int, weak_level: int | None = 1) -> float:
+    return offline.advance(executor, pictures, StepKind(pictures[0].shape, level, weak_level)).wait()
 
 
-def collected(executor: Executor, *request_ids: int) -> list[Tensor]:
-    samples = executor.collect(request_ids).result()
+def collected(executor: Executor, *pictures: Picture) -> list[Tensor]:
+    samples = executor.collect(pictures).result()
     assert not any(isinstance(sample, GenerationFailed) for sample in samples)
     return [sample for sample in samples if isinstance(sample, Tensor)]
 
 
+@torch.inference_mode()
+def states(pipeline: Pipeline, seed: int, plan: Plan, class_id: int = 0) -> list[Tensor]:
+    """Before the first step, and after each: [1, C, H, W]."""
+    x = initial_noise([seed], pipeline.shapes[0].size)
+    given, none = torch.tensor([class_id]), torch.tensor([len(pipeline.config.classes)])
+    grid, guidance, found = time_grid(plan.num_steps, plan.time_shift), plan.guidance, [x]
+    for level, t, t_next in zip(plan.levels, grid, grid[1:], strict=False):
+        at = torch.tensor([t])
+        velocity = pipeline.model(x, at, given, level)
+        if guidance.method != "none" and guidance.interval[0] <= t <= guidance.interval[1]:
+            weak_level = level if guidance.method == "cfg" else min(guidance.weak_level, level)
+            weak = pipeline.model(x, at, given if guidance.method == "ag" else none, weak_level)
+            velocity = guidance.scale * velocity - (guidance.scale - 1) * weak
+        x = x + (t_next - t) * velocity
+        found.append(x)
+    return found
+
+
 def alone(pipeline: Pipeline, seed: int, plan: Plan, class_id: int = 0) -> Tensor:
-    """The same picture from the offline path, uint8 [H, W, 3]."""
-    images = pipeline.sample([class_id], [seed], plan)[0]
-    return (images * 255).round().to(torch.uint8).permute(1, 2, 0)
+    """uint8 [H, W, 3]"""
+    return pipeline.decode(states(pipeline, seed, plan, class_id)[-1])[0]
 
 
 def assert_same_picture(left: Tensor, right: Tensor) -> None:
     assert int((left.int() - right.int()).abs().max()) <= 1
 
 
-def test_images_join_and_leave_a_cohort_between_steps_and_none_notices(executor: Executor, pipeline: Pipeline) -> None:
-    add(executor, pipeline, 1)
-    step(executor, 1, level=4)
-    step(executor, 1, level=4)
-    add(executor, pipeline, 2, class_id=2, num_steps=3)
-    step(executor, 1, 2, level=2)
-    step(executor, 2, 1, level=3)
-    (first,) = collected(executor, 1)
-    step(executor, 2, level=1)
-    (second,) = collected(executor, 2)
+def test_pictures_join_and_leave_between_steps_and_none_notices(executor: Executor, pipeline: Pipeline) -> None:
+    one = add(executor, pipeline, 1)
+    step(executor, one, level=4)
+    step(executor, one, level=4)
+    other = add(executor, pipeline, 2, class_id=2, num_steps=3)
+    step(executor, one, other, level=2)
+    step(executor, other, one, level=3)
+    (first,) = collected(executor, one)
+    step(executor, other, level=1)
+    (second,) = collected(executor, other)
     assert_same_picture(first, alone(pipeline, 1, Plan(levels=(4, 4, 2, 3), guidance=CCFG)))
     assert_same_picture(second, alone(pipeline, 2, Plan(levels=(2, 3, 1), guidance=CCFG), class_id=2))
 
 
 def test_members_keep_their_own_guidance(executor: Executor, pipeline: Pipeline) -> None:
-    add(executor, pipeline, 1, class_id=1, num_steps=2, guidance=CCFG)
-    add(executor, pipeline, 2, class_id=1, num_steps=2, guidance=AG)  # keeps its class in the weak pass
+    one = add(executor, pipeline, 1, class_id=1, num_steps=2, guidance=CCFG)
+    other = add(executor, pipeline, 2, class_id=1, num_steps=2, guidance=AG)  # keeps its class in the weak pass
     for _ in range(2):
-        step(executor, 1, 2, level=4)
-    first, second = collected(executor, 1, 2)
+        step(executor, one, other, level=4)
+    first, second = collected(executor, one, other)
     assert_same_picture(first, alone(pipeline, 1, Plan(levels=(4, 4), guidance=CCFG), class_id=1))
     assert_same_picture(second, alone(pipeline, 2, Plan(levels=(4, 4), guidance=AG), class_id=1))
 
 
 def test_steps_outside_the_guidance_interval_have_no_weak_pass(executor: Executor, pipeline: Pipeline) -> None:
     late = Guidance(method="ccfg", scale=2.0, weak_level=1, interval=(0.5, 1.0))
-    add(executor, pipeline, 1, num_steps=2, guidance=late)
-    step(executor, 1, level=4, weak_cap=None)
-    step(executor, 1, level=4)
-    (sample,) = collected(executor, 1)
+    picture = add(executor, pipeline, 1, num_steps=2, guidance=late)
+    step(executor, picture, level=4, weak_level=None)
+    step(executor, picture, level=4)
+    (sample,) = collected(executor, picture)
     assert_same_picture(sample, alone(pipeline, 1, Plan(levels=(4, 4), guidance=late)))
 
 
 def test_an_unguided_step_may_ride_in_a_guided_launch(executor: Executor, pipeline: Pipeline) -> None:
     late = Guidance(method="ccfg", scale=3.0, weak_level=1, interval=(0.5, 1.0))
-    add(executor, pipeline, 1, num_steps=2, guidance=late)
-    add(executor, pipeline, 2, num_steps=2, guidance=CCFG)
-    step(executor, 1, 2, level=4)
-    step(executor, 1, 2, level=4)
-    rode, _ = collected(executor, 1, 2)
-    add(executor, pipeline, 1, num_steps=2, guidance=late)
-    step(executor, 1, level=4, weak_cap=None)
-    step(executor, 1, level=4)
-    (alone,) = collected(executor, 1)
-    assert (rode.int() - alone.int()).abs().max() <= 1
+    one = add(executor, pipeline, 1, num_steps=2, guidance=late)
+    other = add(executor, pipeline, 2, num_steps=2, guidance=CCFG)
+    step(executor, one, other, level=4)
+    step(executor, one, other, level=4)
+    rode, _ = collected(executor, one, other)
+    assert_same_picture(rode, alone(pipeline, 1, Plan(levels=(4, 4), guidance=late)))
 
 
-def test_a_slot_is_free_again_after_its_image(executor: Executor, pipeline: Pipeline) -> None:
-    for request_id in range(3):
-        add(executor, pipeline, request_id)
+@pytest.mark.parametrize("guidance", [Guidance(), CCFG, AG, Guidance(method="cfg", scale=3.0)])
+def test_the_offline_path_makes_the_same_pictures(guidance: Guidance, pipeline: Pipeline) -> None:
+    plan = Plan(levels=(2, 4, 3, 4), guidance=guidance)
+    done: list[int] = []
+    pictures = pipeline.run([pipeline.conditions[2], pipeline.conditions[0]], [5, 6], plan, done.append)
+    made = torch.frombuffer(bytearray(pictures[0].image.tobytes()), dtype=torch.uint8).view(32, 32, 3)
+    assert_same_picture(made, alone(pipeline, 5, plan, class_id=2))
+    assert done == [1, 2, 3, 4]
+
+
+def test_a_slot_is_free_again_after_its_picture(executor: Executor, pipeline: Pipeline) -> None:
+    pictures = [add(executor, pipeline, seed) for seed in range(3)]
     assert executor.num_free == 0
-    executor.remove(1)
-    add(executor, pipeline, 7, num_steps=1)
-    step(executor, 7, level=4)
-    (sample,) = collected(executor, 7)
+    executor.remove(pictures[1])
+    late = add(executor, pipeline, 7, num_steps=1)
+    step(executor, late, level=4)
+    (sample,) = collected(executor, late)
     assert executor.num_free == 1
     assert_same_picture(sample, alone(pipeline, 7, Plan(levels=(4,), guidance=CCFG)))
 
@@ -138,10 +152,10 @@ def test_a_slot_is_free_again_after_its_image(executor: Executor, pipeline: Pipe
 def test_a_sample_that_is_not_finite_fails_alone(executor: Executor, pipeline: Pipeline) -> None:
     with torch.inference_mode():
         pipeline.model.class_embed.weight[1] = torch.nan
-    for request_id, class_id in ((1, 0), (2, 1)):
-        add(executor, pipeline, request_id, class_id=class_id, num_steps=1, guidance=Guidance())
-    step(executor, 1, 2, level=4, weak_cap=None)
-    whole, broken = executor.collect((1, 2)).result()
+    one = add(executor, pipeline, 1, class_id=0, num_steps=1, guidance=Guidance())
+    other = add(executor, pipeline, 2, class_id=1, num_steps=1, guidance=Guidance())
+    step(executor, one, other, level=4, weak_level=None)
+    whole, broken = executor.collect([one, other]).result()
     assert isinstance(whole, Tensor)
     assert isinstance(broken, GenerationFailed)
 
@@ -149,10 +163,10 @@ def test_a_sample_that_is_not_finite_fails_alone(executor: Executor, pipeline: P
 def test_a_model_without_autoencoder_answers_its_latent() -> None:
     pipeline = Pipeline.random("elit-dit-s/2", 64, device="cpu")
     executor = Executor(pipeline, num_slots=1)
-    add(executor, pipeline, 1, num_steps=1, guidance=Guidance())
-    step(executor, 1, level=1, weak_cap=None)
-    (latent,) = collected(executor, 1)
-    assert latent.shape == pipeline.config.spec.sample_shape
+    picture = add(executor, pipeline, 1, num_steps=1, guidance=Guidance())
+    step(executor, picture, level=1, weak_level=None)
+    (latent,) = collected(executor, picture)
+    assert latent.shape == pipeline.shapes[0].size
     assert latent.dtype == torch.float32
 
 
@@ -164,26 +178,20 @@ def test_random_weights_leave_no_part_of_the_model_at_zero_and_depend_on_the_see
 
 
 def test_a_preview_is_where_the_last_velocity_leads(executor: Executor, pipeline: Pipeline) -> None:
-    """Against the states of Euler's method: x + (1 - t) v with v from t to t + 1/4, and so the picture at the end."""
-    plan = Plan(levels=(3,) * 4, guidance=CCFG, time_shift=1.0)
-    grid = time_grid(4, 1.0)
-    velocity = class_velocity(pipeline.model, torch.tensor([0]))
-    x = initial_noise([1], pipeline.config.spec.sample_shape)
-    for request_id in (1, 2):
-        add(executor, pipeline, request_id)
+    """x + (1 - t) v with v from t to t + 1/4, and so the picture at the end."""
+    plan = Plan(levels=(3,) * 4, guidance=CCFG)
+    grid, path = time_grid(4), states(pipeline, 1, plan)
+    one, other = (add(executor, pipeline, seed) for seed in (1, 2))
     shown = []
     for number in range(4):
-        with torch.inference_mode():
-            moved = euler_step(velocity, x, plan, grid, number)
-            heading = x + (1 - grid[number]) * (moved - x) / (grid[number + 1] - grid[number])
-        executor.watch([2, 1])
-        step(executor, 1, 2, level=3)
-        _, preview = executor.preview([2, 1]).result()
+        executor.watch([other, one])
+        step(executor, one, other, level=3)
+        _, preview = executor.preview([other, one]).result()
+        heading = path[number] + (1 - grid[number]) * (path[number + 1] - path[number]) / 0.25
         assert isinstance(preview, Tensor)
         assert_same_picture(preview, pipeline.decode(heading)[0])
         shown.append(preview)
-        x = moved
     assert int((shown[0].int() - shown[1].int()).abs().max()) > 1
-    (sample,) = collected(executor, 1)
+    (sample,) = collected(executor, one)
     assert_same_picture(shown[-1], sample)
     assert_same_picture(sample, alone(pipeline, 1, plan))

@@ -25,7 +25,7 @@ def pipeline(tiny_model_dir: Path) -> Pipeline:
 
 
 def served(pipeline: Pipeline) -> StepSet:
-    return served_steps(pipeline.config, pipeline.device)
+    return served_steps(pipeline.config, pipeline.shape_names, pipeline.device)
 
 
 def latency_of(pipeline: Pipeline, cache_folder: Path) -> Latency:
@@ -35,8 +35,10 @@ def latency_of(pipeline: Pipeline, cache_folder: Path) -> Latency:
 
 def here(pipeline: Pipeline, step_ms: float = 1000.0, **changes: object) -> Latency:
     """A measurement of this device that was never made: 1 s a step, which no tiny model takes."""
-    points = [(*point, batch) for point in served(pipeline).points() for batch in served(pipeline).batches]
-    steps = [{"level": level, "weak_level": weak, "batch": batch, "step_ms": step_ms} for level, weak, batch in points]
+    steps = [
+        {"level": kind.level, "weak_level": kind.weak_level, "batch": batch, "step_ms": step_ms}
+        for kind, batch in served(pipeline).costs
+    ]
     fields = {
         "model": "tiny",
         "backbone_hash": pipeline.config.backbone_hash,
@@ -91,7 +93,7 @@ def test_a_first_start_on_a_cpu_measures_few_steps_and_knows_the_cost_of_all(
 ) -> None:
     latency = latency_of(pipeline, tmp_path)
     points = {(step.level, step.weak_level, step.batch) for step in latency.steps}
-    assert points == {(*point, batch) for point in served(pipeline).points() for batch in served(pipeline).batches}
+    assert points == {(kind.level, kind.weak_level, batch) for kind, batch in served(pipeline).costs}
     for batch in (1, 4):
         timed = [step for step in latency.steps if step.batch == batch and not step.is_interpolated]
         assert {(step.level, step.weak_level) for step in timed} == {(1, None), (1, 1), (2, 1), (4, 1)}

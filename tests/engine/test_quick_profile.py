@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from elit_serve.engine.profile.quick_profile import Point, anchors, interpolated
 
 POINTS: list[Point] = [

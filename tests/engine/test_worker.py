@@ -1,4 +1,4 @@
-"""The worker around a real executor and scheduler: jobs in, files out, and everybody is told what became of his."""
+"""The worker around a real executor and scheduler: orders in, files out, and everybody is told what became of his."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
-from elit_serve.engine.executor.slots import Executor, ImageTask, RunningStep, Transfer
-from elit_serve.engine.order import Job, Outcome, Preview, StepRun, draw_noise
+from elit_serve.engine.conditions import ClassCondition
+from elit_serve.engine.executor.slots import Executor, RunningStep, Transfer
+from elit_serve.engine.order import Order
+from elit_serve.engine.picture import Outcome, Picture, Preview, StepRun
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
@@ -44,16 +46,16 @@ class StepByStep(Executor):
 
     def __init__(self, pipeline: Pipeline, *, num_slots: int = 16) -> None:
         super().__init__(pipeline, num_slots=num_slots)
-        self.launches: list[Launch] = []
+        self.launches: list[Sequence[Picture]] = []
         self.may_run = threading.Semaphore(0)
         self.has_started = threading.Semaphore(0)
 
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:  # the warm-up is not held
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:  # the warm-up is not held
             self.has_started.release()
             assert self.may_run.acquire(timeout=60)
-            self.launches.append(launch)
-        return super().launch(launch)
+            self.launches.append(pictures)
+        return super().launch(pictures, kind)
 
 
 class Recorder(Observer):
@@ -103,23 +105,24 @@ def make_worker(pipeline: Pipeline) -> Iterator[StartWorker]:
         worker.stop()
 
 
-def job(
+def order(
     pipeline: Pipeline,
     *,
-    class_id: int = 2,
+    condition: ClassCondition | None = None,
     seeds: Sequence[int] = (7,),
     steps: int = 2,
     latency_ms: float | None = None,
     level: int | None = None,
     arrived_s: float | None = None,
-) -> Job:
+) -> Order:
     """Without `latency_ms` there is no promise; with `level` it is pinned."""
     plan = pipeline.plan(steps=steps)
     arrived_s = CLOCK.now() if arrived_s is None else arrived_s
-    return Job(
-        class_id=class_id,
+    return Order(
+        condition=condition or pipeline.conditions[2],
+        shape=pipeline.shapes[0].name,
         seeds=tuple(seeds),
-        noise=draw_noise(tuple(seeds), pipeline),
+        noise=tuple(pipeline.noise(seeds)),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
         weak_caps=plan.at_level(4).weak_caps(4),
@@ -135,12 +138,12 @@ def job(
 
 
 def file_of(future: Future[Outcome]) -> bytes:
-    (image,) = future.result(60).images
+    (image,) = future.result(60).pictures
     return image.file
 
 
-def offline(pipeline: Pipeline, levels: Sequence[int], seed: int = 7, class_id: int = 2) -> bytes:
-    return pipeline.run([class_id], [seed], pipeline.plan(levels=levels))[0].encode()
+def offline(pipeline: Pipeline, levels: Sequence[int], seed: int = 7) -> bytes:
+    return pipeline.run([pipeline.conditions[2]], [seed], pipeline.plan(levels=levels))[0].encode()
 
 
 def test_an_image_comes_back_as_the_pipeline_makes_it_with_its_levels_and_times(
@@ -149,7 +152,7 @@ def test_an_image_comes_back_as_the_pipeline_makes_it_with_its_levels_and_times(
     worker = make_worker()
     worker.start()
     asked_s = CLOCK.now()
-    (image,) = worker.submit(job(pipeline, steps=3, arrived_s=asked_s)).result(60).images
+    (image,) = worker.submit(order(pipeline, steps=3, arrived_s=asked_s)).result(60).pictures
     elapsed_ms = 1000 * (CLOCK.now() - asked_s)
     assert image.file == offline(pipeline, image.levels)
     assert len(image.levels) == 3
@@ -161,17 +164,17 @@ def test_an_image_comes_back_as_the_pipeline_makes_it_with_its_levels_and_times(
 def test_a_pinned_level_is_run_as_it_is(make_worker: StartWorker, pipeline: Pipeline) -> None:
     worker = make_worker()
     worker.start()
-    futures = {level: worker.submit(job(pipeline, level=level)) for level in LEVELS}
+    futures = {level: worker.submit(order(pipeline, level=level)) for level in LEVELS}
     for level, future in futures.items():
-        assert future.result(60).images[0].levels == (level, level)
+        assert future.result(60).pictures[0].levels == [level, level]
 
 
-def test_images_of_one_job_share_their_steps(make_worker: StartWorker, pipeline: Pipeline) -> None:
+def test_images_of_one_order_share_their_steps(make_worker: StartWorker, pipeline: Pipeline) -> None:
     recorder = Recorder()
     worker = make_worker(observer=recorder)
     worker.start()
-    outcome = worker.submit(job(pipeline, seeds=(1, 2, 3), level=2)).result(60)
-    assert [image.seed for image in outcome.images] == [1, 2, 3]
+    outcome = worker.submit(order(pipeline, seeds=(1, 2, 3), level=2)).result(60)
+    assert [image.seed for image in outcome.pictures] == [1, 2, 3]
     assert [len(step.request_ids) for step in recorder.steps] == [3, 3]
 
 
@@ -179,12 +182,12 @@ def test_an_arrival_joins_at_the_next_step(make_worker: StartWorker, pipeline: P
     executor = StepByStep(pipeline)
     worker = make_worker(executor)
     worker.start()
-    first = worker.submit(job(pipeline, steps=3, level=2))
+    first = worker.submit(order(pipeline, steps=3, level=2))
     executor.has_started.acquire(timeout=60)
-    second = worker.submit(job(pipeline, steps=3, level=2))  # while the first step runs
+    second = worker.submit(order(pipeline, steps=3, level=2))  # while the first step runs
     executor.may_run.release(10)
     assert file_of(first) == file_of(second)
-    assert [len(launch.request_ids) for launch in executor.launches] == [1, 2, 2, 1]
+    assert [len(pictures) for pictures in executor.launches] == [1, 2, 2, 1]
 
 
 class Watched(Executor):
@@ -195,14 +198,14 @@ class Watched(Executor):
         self.num_watched = 0
         self.fails = fails
 
-    def watch(self, request_ids: Sequence[int]) -> None:
-        self.num_watched += len(request_ids)
-        super().watch(request_ids)
+    def watch(self, pictures: Sequence[Picture]) -> None:
+        self.num_watched += len(pictures)
+        super().watch(pictures)
 
-    def preview(self, request_ids: Sequence[int]) -> Transfer:
+    def preview(self, pictures: Sequence[Picture]) -> Transfer:
         if self.fails:
             raise RuntimeError("no room for a preview")
-        return super().preview(request_ids)
+        return super().preview(pictures)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +219,10 @@ def test_previews_are_spread_over_the_steps_and_come_in_order_before_the_picture
     worker = make_worker(executor)
     worker.start()
     events: list[Preview | None] = []
-    asked = replace(job(pipeline, steps=steps), num_previews=num_previews)
+    asked = replace(order(pipeline, steps=steps), num_previews=num_previews)
     future = worker.submit(asked, on_preview=events.append)
     future.add_done_callback(lambda _: events.append(None))
-    assert file_of(future) == offline(pipeline, future.result().images[0].levels)
+    assert file_of(future) == offline(pipeline, future.result().pictures[0].levels)
     *previews, end = events
     assert end is None
     assert [(preview.index, preview.num_steps) for preview in previews if preview] == list(enumerate(after))
@@ -229,8 +232,8 @@ def test_previews_are_spread_over_the_steps_and_come_in_order_before_the_picture
 def test_who_asks_for_no_previews_costs_none(make_worker: StartWorker, pipeline: Pipeline) -> None:
     executor = Watched(pipeline)
     worker = make_worker(executor)
-    first = worker.submit(job(pipeline, steps=4, level=2))
-    second = worker.submit(replace(job(pipeline, steps=4, level=2), num_previews=1), on_preview=lambda _: None)
+    first = worker.submit(order(pipeline, steps=4, level=2))
+    second = worker.submit(replace(order(pipeline, steps=4, level=2), num_previews=1), on_preview=lambda _: None)
     worker.start()
     assert file_of(first) == file_of(second)
     assert executor.num_watched == 1
@@ -240,8 +243,8 @@ def test_a_preview_that_fails_takes_nothing_from_the_picture(make_worker: StartW
     worker = make_worker(Watched(pipeline, fails=True))
     worker.start()
     shown: list[Preview] = []
-    future = worker.submit(replace(job(pipeline, steps=4), num_previews=2), on_preview=shown.append)
-    assert file_of(future) == offline(pipeline, future.result().images[0].levels)
+    future = worker.submit(replace(order(pipeline, steps=4), num_previews=2), on_preview=shown.append)
+    assert file_of(future) == offline(pipeline, future.result().pictures[0].levels)
     assert shown == []
 
 
@@ -252,7 +255,7 @@ def test_who_asks_is_told_of_every_step_once_it_has_run_and_before_the_outcome(
     worker = make_worker(executor)
     worker.start()
     told: queue.Queue[StepRun | None] = queue.Queue()
-    future = worker.submit(job(pipeline, seeds=(7, 8), steps=3, level=2), on_step=told.put)
+    future = worker.submit(order(pipeline, seeds=(7, 8), steps=3, level=2), on_step=told.put)
     future.add_done_callback(lambda _: told.put(None))
     for number in (1, 2, 3):
         executor.has_started.acquire(timeout=60)
@@ -268,53 +271,53 @@ def test_an_impossible_target_is_refused_with_the_smallest_that_works(
 ) -> None:
     worker = make_worker()
     with pytest.raises(Infeasible) as refusal:
-        worker.submit(job(pipeline, latency_ms=100))
+        worker.submit(order(pipeline, latency_ms=100))
     assert refusal.value.value == 100
     assert refusal.value.min_latency_ms >= 1200  # two steps of 100 ms at the lowest level, and the overhead
-    worker.submit(job(pipeline, latency_ms=refusal.value.min_latency_ms + 50))
+    worker.submit(order(pipeline, latency_ms=refusal.value.min_latency_ms + 50))
 
 
 def test_a_target_that_promises_stand_in_the_way_of_is_refused_with_a_time_to_come_back(
     make_worker: StartWorker, pipeline: Pipeline
 ) -> None:
     worker = make_worker()
-    worker.submit(job(pipeline, steps=100, level=4, latency_ms=50_000))
+    worker.submit(order(pipeline, steps=100, level=4, latency_ms=50_000))
     with pytest.raises(Overloaded) as refusal:
-        worker.submit(job(pipeline, steps=100, level=4, latency_ms=50_000))
+        worker.submit(order(pipeline, steps=100, level=4, latency_ms=50_000))
     assert refusal.value.reason == "overloaded"
     assert refusal.value.retry_after_s > 0
 
 
 def test_a_full_queue_refuses_also_those_without_a_target(make_worker: StartWorker, pipeline: Pipeline) -> None:
     worker = make_worker(max_waiting=4)
-    waiting = [worker.submit(job(pipeline)) for _ in range(4)]
+    waiting = [worker.submit(order(pipeline)) for _ in range(4)]
     with pytest.raises(Overloaded) as refusal:
-        worker.submit(job(pipeline))
+        worker.submit(order(pipeline))
     assert refusal.value.reason == "queue_full"
     assert worker.num_waiting == 4
     waiting[0].cancel()
-    worker.submit(job(pipeline))
+    worker.submit(order(pipeline))
 
 
 def test_there_are_never_more_images_than_slots(make_worker: StartWorker, pipeline: Pipeline) -> None:
     worker = make_worker(Executor(pipeline, num_slots=3))
-    futures = [worker.submit(job(pipeline, seeds=(seed,), level=1)) for seed in range(3)]
+    futures = [worker.submit(order(pipeline, seeds=(seed,), level=1)) for seed in range(3)]
     with pytest.raises(Overloaded, match="queue is full"):
-        worker.submit(job(pipeline))
+        worker.submit(order(pipeline))
     worker.start()
-    assert [future.result(60).images[0].seed for future in futures] == [0, 1, 2]
-    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
+    assert [future.result(60).pictures[0].seed for future in futures] == [0, 1, 2]
+    assert file_of(worker.submit(order(pipeline, level=1))) == offline(pipeline, (1, 1))
 
 
 def test_a_caller_who_leaves_frees_the_device_within_a_step(make_worker: StartWorker, pipeline: Pipeline) -> None:
     executor = StepByStep(pipeline)
     worker = make_worker(executor)
     worker.start()
-    unwanted = worker.submit(job(pipeline, steps=50))
+    unwanted = worker.submit(order(pipeline, steps=50))
     executor.has_started.acquire(timeout=60)
     assert unwanted.cancel()
     executor.may_run.release(10)
-    assert file_of(worker.submit(job(pipeline, level=3))) == offline(pipeline, (3, 3))
+    assert file_of(worker.submit(order(pipeline, level=3))) == offline(pipeline, (3, 3))
     assert len(executor.launches) == 3  # one for him who left
     assert executor.num_free == executor.num_slots
 
@@ -325,14 +328,14 @@ def test_a_failing_step_fails_its_own_requests_only(
     recorder = Recorder()
     executor = Executor(pipeline, num_slots=16)
     worker = make_worker(executor, recorder)
-    before, after = worker.submit(job(pipeline, level=2)), worker.submit(job(pipeline, level=4))
-    broken = worker.submit(job(pipeline, class_id=10**6, level=3, seeds=(1, 2)))
+    before, after = worker.submit(order(pipeline, level=2)), worker.submit(order(pipeline, level=4))
+    broken = worker.submit(order(pipeline, condition=ClassCondition(10**6, "nothing"), level=3, seeds=(1, 2)))
     worker.start()
     with pytest.raises(GenerationFailed, match="IndexError"):
         broken.result(60)
     assert file_of(before) == offline(pipeline, (2, 2))
     assert file_of(after) == offline(pipeline, (4, 4))
-    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
+    assert file_of(worker.submit(order(pipeline, level=1))) == offline(pipeline, (1, 1))
     assert recorder.failures == [("step", 2)]
     assert executor.num_free == executor.num_slots
     assert "IndexError" in caplog.text
@@ -345,25 +348,28 @@ class LikeGpu(Executor):
 
     def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
         super().__init__(pipeline, num_slots=num_slots)
-        self.enqueued: queue.Queue[Launch] = queue.Queue()
+        self.enqueued: queue.Queue[list[int]] = queue.Queue()  # the pictures of each launch
         self.may_run = threading.Semaphore(1)  # for the warm-up
         self._stream = ThreadPoolExecutor(1)
 
-    def add(self, task: ImageTask) -> None:
-        self._stream.submit(super().add, task).result()  # after everything that is enqueued
+    def add(self, picture: Picture) -> None:
+        self._stream.submit(super().add, picture).result()  # after everything that is enqueued
 
-    def _run(self, inputs: torch.Tensor, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:
-            self.enqueued.put(launch)
-        return _Enqueued(self._stream.submit(self._run_now, inputs, launch))
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:
+            self.enqueued.put([picture.picture_id for picture in pictures])
+        return super().launch(pictures, kind)
+
+    def _run(self, inputs: torch.Tensor, kind: StepKind) -> RunningStep:
+        return _Enqueued(self._stream.submit(self._run_now, inputs, kind))
 
     @torch.inference_mode()
-    def _run_now(self, inputs: torch.Tensor, launch: Launch) -> float:
+    def _run_now(self, inputs: torch.Tensor, kind: StepKind) -> float:
         assert self.may_run.acquire(timeout=60)
-        return super()._run(inputs, launch).wait()
+        return super()._run(inputs, kind).wait()
 
-    def collect(self, request_ids: Sequence[int]) -> Transfer:
-        return _EnqueuedTransfer(self._stream.submit(super().collect, request_ids))
+    def collect(self, pictures: Sequence[Picture]) -> Transfer:
+        return _EnqueuedTransfer(self._stream.submit(super().collect, pictures))
 
 
 @dataclass(frozen=True)
@@ -391,14 +397,14 @@ def test_where_launching_only_enqueues_the_next_step_is_enqueued_while_one_runs(
     executor = LikeGpu(pipeline, num_slots=16)
     worker = make_worker(executor)
     worker.start()
-    first = worker.submit(job(pipeline, steps=3, level=1))
-    assert executor.enqueued.get(timeout=60).request_ids == executor.enqueued.get(timeout=60).request_ids
+    first = worker.submit(order(pipeline, steps=3, level=1))
+    assert executor.enqueued.get(timeout=60) == executor.enqueued.get(timeout=60)
     assert executor.enqueued.empty()  # one ahead, so that an arrival waits for two steps at most
-    second = worker.submit(job(pipeline, steps=3, level=1, seeds=(8,)))
+    second = worker.submit(order(pipeline, steps=3, level=1, seeds=(8,)))
     executor.may_run.release(100)
     assert file_of(first) == offline(pipeline, (1, 1, 1))
     assert file_of(second) == offline(pipeline, (1, 1, 1), seed=8)
-    assert len(executor.enqueued.get(timeout=60).request_ids) == 2
+    assert len(executor.enqueued.get(timeout=60)) == 2
 
 
 def test_one_who_leaves_while_two_of_his_steps_are_enqueued_does_not_touch_the_next_owner_of_his_slot(
@@ -407,12 +413,12 @@ def test_one_who_leaves_while_two_of_his_steps_are_enqueued_does_not_touch_the_n
     executor = LikeGpu(pipeline, num_slots=1)
     worker = make_worker(executor)
     worker.start()
-    unwanted = worker.submit(job(pipeline, steps=50, level=1))
+    unwanted = worker.submit(order(pipeline, steps=50, level=1))
     for _ in range(2):
         executor.enqueued.get(timeout=60)
     unwanted.cancel()
     executor.may_run.release(100)
-    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
+    assert file_of(worker.submit(order(pipeline, level=1))) == offline(pipeline, (1, 1))
 
 
 class SmallMemory(Executor):
@@ -420,10 +426,10 @@ class SmallMemory(Executor):
 
     room = 2
 
-    def launch(self, launch: Launch) -> RunningStep:
-        if len(launch.request_ids) > self.room:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if len(pictures) > self.room:
             raise torch.OutOfMemoryError("out of memory")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 def test_a_batch_without_room_runs_in_halves_and_none_so_large_comes_after(
@@ -431,11 +437,11 @@ def test_a_batch_without_room_runs_in_halves_and_none_so_large_comes_after(
 ) -> None:
     recorder = Recorder()
     worker = make_worker(SmallMemory(pipeline, num_slots=16), recorder)
-    futures = [worker.submit(job(pipeline, seeds=(seed,), level=2)) for seed in range(8)]
+    futures = [worker.submit(order(pipeline, seeds=(seed,), level=2)) for seed in range(8)]
     worker.start()
     for seed, future in enumerate(futures):
-        assert future.result(60).images[0].levels == (2, 2)
-        assert future.result(60).images[0].seed == seed
+        assert future.result(60).pictures[0].levels == [2, 2]
+        assert future.result(60).pictures[0].seed == seed
     sizes = [len(step.request_ids) for step in recorder.steps]
     assert sizes[0] == 8
     assert max(sizes[1:]) == 2
@@ -450,10 +456,10 @@ def test_an_image_that_does_not_fit_alone_fails(make_worker: StartWorker, pipeli
     worker.wait_until_ready()
     executor.room = 0
     with pytest.raises(GenerationFailed, match="OutOfMemoryError"):
-        worker.submit(job(pipeline)).result(60)
+        worker.submit(order(pipeline)).result(60)
     assert recorder.failures == [("memory", 1)]
     executor.room = 1
-    assert file_of(worker.submit(job(pipeline, level=1))) == offline(pipeline, (1, 1))
+    assert file_of(worker.submit(order(pipeline, level=1))) == offline(pipeline, (1, 1))
 
 
 def test_a_promise_whose_time_has_passed_is_ended_and_a_wish_is_not(
@@ -462,14 +468,14 @@ def test_a_promise_whose_time_has_passed_is_ended_and_a_wish_is_not(
     clock, executor = VirtualClock(), StepByStep(pipeline)
     worker = make_worker(executor, clock=clock)
     worker.start()
-    promised = worker.submit(job(pipeline, level=2, latency_ms=5000, arrived_s=clock.now()))
-    wished = worker.submit(job(pipeline, level=2, arrived_s=clock.now()))
+    promised = worker.submit(order(pipeline, level=2, latency_ms=5000, arrived_s=clock.now()))
+    wished = worker.submit(order(pipeline, level=2, arrived_s=clock.now()))
     executor.has_started.acquire(timeout=60)
     clock.advance(100)  # the device stands still
     executor.may_run.release(10)
     with pytest.raises(DeadlineExceeded, match="5000"):
         promised.result(60)
-    assert wished.result(60).images[0].compute_ms >= 100_000
+    assert wished.result(60).pictures[0].compute_ms >= 100_000
     assert (worker.counters.promised, worker.counters.kept, worker.counters.missed) == (1, 0, 1)
 
 
@@ -477,7 +483,7 @@ def test_a_picture_that_is_encoded_too_late_is_not_delivered(make_worker: StartW
     clock, executor = VirtualClock(), StepByStep(pipeline)
     worker = make_worker(executor, clock=clock)
     worker.start()
-    promised = worker.submit(job(pipeline, steps=1, level=2, latency_ms=5000, arrived_s=clock.now()))
+    promised = worker.submit(order(pipeline, steps=1, level=2, latency_ms=5000, arrived_s=clock.now()))
     executor.has_started.acquire(timeout=60)
     clock.advance(100)
     executor.may_run.release(1)
@@ -492,24 +498,24 @@ def test_draining_finishes_what_was_accepted_and_takes_nothing_more(
     executor = StepByStep(pipeline)
     worker = make_worker(executor)
     worker.start()
-    futures = [worker.submit(job(pipeline, seeds=(seed,))) for seed in range(3)]
+    futures = [worker.submit(order(pipeline, seeds=(seed,))) for seed in range(3)]
     executor.has_started.acquire(timeout=60)
     drain = threading.Thread(target=worker.drain, args=(1e10,))  # longer than a thread can wait
     drain.start()
     while worker.is_ready:
         drain.join(0.01)
     with pytest.raises(EngineStopped):
-        worker.submit(job(pipeline))
+        worker.submit(order(pipeline))
     assert worker.is_alive
     executor.may_run.release(100)
     drain.join(60)
-    assert all(future.result(0).images for future in futures)
+    assert all(future.result(0).pictures for future in futures)
     assert not worker.is_alive
 
 
 def test_draining_ends_at_its_limit(make_worker: StartWorker, pipeline: Pipeline) -> None:
     worker = make_worker()
-    unfinished = worker.submit(job(pipeline))  # it was never started
+    unfinished = worker.submit(order(pipeline))  # it was never started
     worker.drain(0)
     with pytest.raises(EngineStopped):
         unfinished.result(0)
@@ -517,8 +523,8 @@ def test_draining_ends_at_its_limit(make_worker: StartWorker, pipeline: Pipeline
 
 def test_stopping_refuses_what_is_left(make_worker: StartWorker, pipeline: Pipeline) -> None:
     worker = make_worker()
-    queued = [worker.submit(job(pipeline)) for _ in range(3)]
-    given_up = worker.submit(job(pipeline))
+    queued = [worker.submit(order(pipeline)) for _ in range(3)]
+    given_up = worker.submit(order(pipeline))
     given_up.cancel()
     worker.stop()
     for future in queued:
@@ -527,27 +533,27 @@ def test_stopping_refuses_what_is_left(make_worker: StartWorker, pipeline: Pipel
     with pytest.raises(CancelledError):
         given_up.result(0)
     with pytest.raises(EngineStopped):
-        worker.submit(job(pipeline))
+        worker.submit(order(pipeline))
 
 
 class LostDevice(Executor):
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:
             raise torch.AcceleratorError("an illegal memory access was encountered")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 def test_when_the_device_is_lost_the_worker_dies_and_nobody_waits_for_ever(
     make_worker: StartWorker, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = make_worker(LostDevice(pipeline, num_slots=16))
-    futures = [worker.submit(job(pipeline)) for _ in range(3)]
+    futures = [worker.submit(order(pipeline)) for _ in range(3)]
     worker.start()
     for future in futures:
         with pytest.raises(EngineStopped):
             future.result(60)
     with pytest.raises(EngineStopped):
-        worker.submit(job(pipeline))
+        worker.submit(order(pipeline))
     assert not worker.is_alive
     assert "the worker died" in caplog.text
 
@@ -570,9 +576,9 @@ def test_pictures_are_made_though_decisions_fail_and_the_log_tells_of_each_defec
     pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = Worker(pipeline, Executor(pipeline, num_slots=16), RequestScheduler(COST, Defective()), clock=CLOCK)
-    futures = [worker.submit(job(pipeline, seeds=(seed,), steps=4)) for seed in range(3)]
+    futures = [worker.submit(order(pipeline, seeds=(seed,), steps=4)) for seed in range(3)]
     worker.start()
-    files = [future.result(timeout=60).images[0].file for future in futures]
+    files = [future.result(timeout=60).pictures[0].file for future in futures]
     worker.drain(timeout_s=60)
     assert all(files)
     assert worker.counters.decision_errors >= 2
@@ -588,11 +594,11 @@ def test_when_a_full_queue_has_room_is_told_alike_until_somebody_is_taken(
     """Nobody runs: the worker is not started. A picture takes 0.2 s, so there is room within that time."""
     clock = VirtualClock()
     worker = make_worker(max_waiting=4, clock=clock)
-    waiting = [worker.submit(job(pipeline, arrived_s=0.0)) for _ in range(4)]
+    waiting = [worker.submit(order(pipeline, arrived_s=0.0)) for _ in range(4)]
 
     def told_s() -> float:
         with pytest.raises(Overloaded, match="queue is full") as refusal:
-            worker.submit(job(pipeline, arrived_s=clock.now()))
+            worker.submit(order(pipeline, arrived_s=clock.now()))
         return refusal.value.retry_after_s
 
     first_s = told_s()
@@ -600,5 +606,5 @@ def test_when_a_full_queue_has_room_is_told_alike_until_somebody_is_taken(
     clock.advance(first_s / 4)
     assert told_s() == pytest.approx(0.75 * first_s)
     waiting[0].cancel()
-    worker.submit(job(pipeline, arrived_s=clock.now()))
+    worker.submit(order(pipeline, arrived_s=clock.now()))
     assert told_s() == pytest.approx(first_s), "it is found out anew"

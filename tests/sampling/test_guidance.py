@@ -1,4 +1,4 @@
-"""Which branches a plan evaluates at each step, and how they are combined."""
+"""Which passes a plan has at each step, and how they are combined."""
 
 from __future__ import annotations
 
@@ -11,26 +11,21 @@ from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.guidance import Guidance, GuidanceMethod
-from elit_serve.plans.plan import Branch, Plan
-from elit_serve.sampling import euler_step, guided
+from elit_serve.plans.plan import Plan
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.sampling import guided
 
 
-@pytest.mark.parametrize(
-    ("method", "weak"),
-    [
-        ("cfg", Branch(level=8, class_dropped=True)),
-        ("ag", Branch(level=2, class_dropped=False)),
-        ("ccfg", Branch(level=2, class_dropped=True)),
-    ],
-)
-def test_the_weak_branch_of_each_method(method: GuidanceMethod, weak: Branch) -> None:
-    plan = Plan(levels=(8,), guidance=Guidance(method=method, scale=2, weak_level=2))
-    assert plan.branches(0, 0.5) == (Branch(level=8), weak)
+@pytest.mark.parametrize(("method", "weak_level", "drops"), [("cfg", 8, True), ("ag", 2, False), ("ccfg", 2, True)])
+def test_the_weak_pass_of_each_method(method: GuidanceMethod, weak_level: int, drops: bool) -> None:
+    guidance = Guidance(method=method, scale=2, weak_level=2)
+    assert Plan(levels=(8,), guidance=guidance).step_kinds("s") == [StepKind("s", 8, weak_level)]
+    assert guidance.drops_condition is drops
 
 
 def test_the_weak_level_never_exceeds_the_main_one() -> None:
     plan = Plan(levels=(8, 2), guidance=Guidance(method="ccfg", scale=2, weak_level=4))
-    assert [plan.branches(step, 0.5)[1].level for step in (0, 1)] == [4, 2]
+    assert [kind.weak_level for kind in plan.step_kinds("s")] == [4, 2]
 
 
 def test_autoguidance_with_both_levels_equal_is_refused() -> None:
@@ -41,13 +36,13 @@ def test_autoguidance_with_both_levels_equal_is_refused() -> None:
 
 
 @pytest.mark.parametrize("guidance", [Guidance(), Guidance(method="ccfg", scale=1), Guidance(method="none", scale=3)])
-def test_guidance_that_is_off_costs_one_branch(guidance: Guidance) -> None:
-    assert Plan(levels=(8,), guidance=guidance).branches(0, 0.5) == (Branch(level=8),)
+def test_guidance_that_is_off_costs_one_pass(guidance: Guidance) -> None:
+    assert Plan(levels=(8,), guidance=guidance).step_kinds("s") == [StepKind("s", 8, None)]
 
 
 def test_the_interval_is_guided_with_both_ends() -> None:
-    plan = Plan(levels=(8,), guidance=Guidance(method="cfg", scale=2, interval=(0.25, 0.75)))
-    guided_at = {t: len(plan.branches(0, t)) == 2 for t in (0, 0.2499, 0.25, 0.5, 0.75, 0.7501, 1)}
+    guidance = Guidance(method="cfg", scale=2, interval=(0.25, 0.75))
+    guided_at = {t: guidance.applies_at(t) for t in (0, 0.2499, 0.25, 0.5, 0.75, 0.7501, 1)}
     assert guided_at == {0: False, 0.2499: False, 0.25: True, 0.5: True, 0.75: True, 0.7501: False, 1: False}
 
 
@@ -60,12 +55,6 @@ def test_guidance_is_the_papers_combination(scale: float) -> None:
     torch.testing.assert_close(guided(main, weak, torch.tensor([[scale], [1.0], [scale]]))[1], main[1])
     assert torch.equal(guided(main, main, scale), main)
     assert torch.equal(guided(main, weak, 1), main)
-
-
-def test_a_lone_branch_is_taken_as_it_is() -> None:
-    x, main = torch.randn(2, 1, 3)
-    plan = Plan(levels=(8, 8), guidance=Guidance(method="none", scale=7))
-    assert torch.equal(euler_step(lambda *_: [main], x, plan, (0.0, 0.5, 1.0), 0), x + 0.5 * main)
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from elit_serve.engine.executor.slots import (
-    Executor,
-    ImageTask,
-    RunningStep,
-    Transfer,
-    are_finite,
-    split_samples,
-    step_in_place,
-)
-from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.step_set import StepSet
+from elit_serve.engine.executor.slots import Drawing, Executor, RunningStep, Transfer, are_finite, split_samples
+from elit_serve.engine.picture import Picture
 from elit_serve.errors import GenerationFailed
-from elit_serve.scheduler.requests import Launch
+from elit_serve.plans.step_kind import StepKind
 
 # cuDNN's attention is half as fast again as FlashAttention-2 at head size 72 on Hopper; the next takes what it refuses
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -37,11 +28,11 @@ class GraphExecutor(Executor):
 
     is_asynchronous = True
 
-    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
-        super().__init__(pipeline, num_slots=num_slots)
+    def __init__(self, drawing: Drawing, *, num_slots: int) -> None:
+        super().__init__(drawing, num_slots=num_slots)
         self._steps = _stream(self._device)
         self._transfers = _stream(self._device)
-        self._graphs: dict[tuple[int, int | None, int], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[StepKind, int], torch.cuda.CUDAGraph] = {}
         self._static: dict[int, Tensor] = {}  # batch -> inputs [6, batch] that the graphs of this batch read
         self._batches: list[int] = []
         self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
@@ -49,43 +40,43 @@ class GraphExecutor(Executor):
         self._steps.wait_stream(torch.cuda.current_stream(self._device))
 
     @torch.inference_mode()
-    def capture(self, wanted: StepSet, on_progress: Callable[[int, int], None] | None = None) -> None:
+    def capture(
+        self, wanted: Sequence[tuple[StepKind, int]], on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
         """Captures graphs; `on_progress` is told how many of how many are done."""
-        self._batches = sorted({*self._batches, *wanted.batches})
-        keys = wanted.captured_keys()
-        for count, key in enumerate(keys):
-            self._capture(key)
+        self._batches = sorted({*self._batches, *(batch for _, batch in wanted)})
+        for count, (kind, batch) in enumerate(wanted):
+            self._capture(kind, batch)
             if on_progress is not None:
-                on_progress(count + 1, len(keys))
+                on_progress(count + 1, len(wanted))
         torch.cuda.synchronize(self._device)
 
-    def _capture(self, key: tuple[int, int | None, int]) -> None:
-        level, weak_level, batch = key
+    def _capture(self, kind: StepKind, batch: int) -> None:
         inputs = self._static.setdefault(batch, _padding(batch).to(self._device))
         with torch.cuda.stream(self._steps), _attention():
-            step_in_place(self._model, self._state, inputs, level=level, weak_level=weak_level)  # compiles, plans
+            self._step(inputs, kind)  # compiles, plans
             graph = torch.cuda.CUDAGraph()
             graph.capture_begin(pool=self._pool)
             try:
-                step_in_place(self._model, self._state, inputs, level=level, weak_level=weak_level)
+                self._step(inputs, kind)
             finally:
                 graph.capture_end()
-        self._graphs[key] = graph
+        self._graphs[kind, batch] = graph
 
-    def add(self, task: ImageTask) -> None:
+    def add(self, picture: Picture) -> None:
         with torch.cuda.stream(self._steps):
-            super().add(task)
+            super().add(picture)
 
-    def _run(self, inputs: Tensor, launch: Launch) -> RunningStep:
+    def _run(self, inputs: Tensor, kind: StepKind) -> RunningStep:
         with torch.cuda.stream(self._steps), _attention():
             started, ended = _event(), _event()
-            batch, kind = inputs.shape[1], launch.kind
+            batch = inputs.shape[1]
             bucket = next((size for size in self._batches if size >= batch), batch)
-            graph = self._graphs.get((kind.level, kind.weak_level, bucket))
+            graph = self._graphs.get((kind, bucket))
             if graph is None:
                 on_device = self._on_device(inputs)
                 started.record()
-                step_in_place(self._model, self._state, on_device, level=kind.level, weak_level=kind.weak_level)
+                self._step(on_device, kind)
             else:
                 padded = torch.cat([inputs, _padding(bucket - batch)], dim=1).pin_memory()
                 self._static[bucket].copy_(padded, non_blocking=True)
@@ -94,18 +85,18 @@ class GraphExecutor(Executor):
             ended.record()
         return _EnqueuedStep(started, ended)
 
-    def watch(self, request_ids: Sequence[int]) -> None:
+    def watch(self, pictures: Sequence[Picture]) -> None:
         with torch.cuda.stream(self._steps):
-            super().watch(request_ids)
+            super().watch(pictures)
 
-    def preview(self, request_ids: Sequence[int]) -> Transfer:
+    def preview(self, pictures: Sequence[Picture]) -> Transfer:
         with torch.cuda.stream(self._steps):
-            return super().preview(request_ids)
+            return super().preview(pictures)
 
     @torch.inference_mode()
-    def collect(self, request_ids: Sequence[int]) -> Transfer:
+    def collect(self, pictures: Sequence[Picture]) -> Transfer:
         with torch.cuda.stream(self._steps):
-            return super().collect(request_ids)
+            return super().collect(pictures)
 
     def _on_device(self, small: Tensor) -> Tensor:
         """Copied from pinned memory: from any other, the host would wait for all steps that are on their way."""
@@ -114,7 +105,7 @@ class GraphExecutor(Executor):
     def _decode(self, samples: Tensor) -> Transfer:
         self._transfers.wait_stream(self._steps)
         with torch.cuda.stream(self._transfers):
-            on_host = _to_host(self._pipeline.decode(samples))
+            on_host = _to_host(self._drawing.decode(samples))
             finite = _to_host(are_finite(samples))
             done = _event()
             done.record()
@@ -122,9 +113,9 @@ class GraphExecutor(Executor):
         return _EnqueuedTransfer(on_host, finite, done)
 
 
-def open_executor(pipeline: Pipeline, *, num_slots: int) -> Executor:
-    """The executor for this pipeline's device. On a GPU nothing is captured yet."""
-    return (GraphExecutor if pipeline.device.type == "cuda" else Executor)(pipeline, num_slots=num_slots)
+def open_executor(drawing: Drawing, *, num_slots: int) -> Executor:
+    """The executor for this device. On a GPU nothing is captured yet."""
+    return (GraphExecutor if drawing.device.type == "cuda" else Executor)(drawing, num_slots=num_slots)
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,19 @@ from safetensors.torch import save
 import elit_serve
 from elit_serve.catalogue import bundled_models, cost_table
 from elit_serve.clock import Clock, MonotonicClock
+from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.graphs import open_executor
-from elit_serve.engine.executor.slots import Executor, ImageTask
+from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.quick_profile import anchors, interpolated
+from elit_serve.engine.profile.quick import anchors, interpolated
 from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.files.latency import Latency, StepCost, read_latency
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
-from elit_serve.plans.shape import Shape
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.requests import Launch
+from elit_serve.sampling import initial_noise
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def latency_of(
         clock=clock,
         repeats=QUICK_REPEATS if is_quick else None,
         is_quick=is_quick,
-        on_progress=_forecasting(_timed(served, is_quick=is_quick), len(served.batches), clock, on_progress),
+        on_progress=_announcing(_timed(served, is_quick=is_quick), len(served.batches), clock, on_progress),
     )
     _write_cached(cached, latency)
     return latency
@@ -113,7 +114,7 @@ def latency_of(
 
 def known_latency(pipeline: Pipeline, served: StepSet | None = None) -> Latency | None:
     """The measured cost of these steps (default: a server's) on this device in the model directory, or bundled."""
-    served = served or served_steps(pipeline.config, pipeline.device)
+    served = served or served_steps(pipeline.config, pipeline.shape_names, pipeline.device)
     name = file_name(pipeline)
     own = pipeline.path / "latency" / name
     for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
@@ -129,7 +130,7 @@ def profile_to_file(
 ) -> Path:
     """What `elit-serve profile` does: captures, measures, shows progress and a table, and writes the file."""
     file = file or pipeline.path / "latency" / file_name(pipeline)
-    served = served_steps(pipeline.config, pipeline.device, pipeline.quality)
+    served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
     executor = open_executor(pipeline, num_slots=max(served.batches))
     with ProgressBar(console=console, transient=True) as bar:
 
@@ -137,7 +138,7 @@ def profile_to_file(
             task = bar.add_task(what)
             return lambda done, total: bar.update(task, completed=done, total=total)
 
-        executor.capture(served, show("capturing"))
+        executor.capture(served.captures, show("capturing"))
         latency = measure(
             pipeline,
             executor,
@@ -186,10 +187,10 @@ def measure(
     is_quick: times a few steps of each batch only, and reads the others off a line through them.
     """
     repeats = repeats or REPEATS[pipeline.device.type]
-    points = [(*point, batch) for point in _timed(served, is_quick=is_quick) for batch in served.batches]
+    points = [(kind, batch) for kind in _timed(served, is_quick=is_quick) for batch in served.batches]
     steps = []
-    for count, point in enumerate(points):
-        steps.append(_measured(pipeline, executor, point, repeats))
+    for count, (kind, batch) in enumerate(points):
+        steps.append(_measured(pipeline, executor, kind, batch, repeats))
         if on_progress is not None:
             on_progress(count + 1, len(points))
     for batch in served.batches:
@@ -211,17 +212,18 @@ def measure(
     )
 
 
-def _timed(served: StepSet, *, is_quick: bool) -> list[tuple[int, int | None]]:
-    """The (level, weak level) whose steps are measured."""
-    return anchors(served.points()) if is_quick else served.points()
+def _timed(served: StepSet, *, is_quick: bool) -> Sequence[StepKind]:
+    """The kinds of steps that are measured."""
+    if not is_quick:
+        return served.kinds
+    shapes = dict.fromkeys(kind.shape for kind in served.kinds)
+    return [kind for shape in shapes for kind in anchors([kind for kind in served.kinds if kind.shape == shape])]
 
 
-def _forecasting(
-    points: Sequence[tuple[int, int | None]], batches: int, clock: Clock, then: Progress | None
-) -> Progress:
-    """Says about how long measuring takes once the first of the points is measured, at all batch sizes."""
+def _announcing(kinds: Sequence[StepKind], batches: int, clock: Clock, then: Progress | None) -> Progress:
+    """Says about how long measuring takes once the first of the kinds is measured, at all batch sizes."""
     started_s = clock.now()
-    passes = [1 if weak_level is None else 2 for _, weak_level in points]
+    passes = [1 if kind.weak_level is None else 2 for kind in kinds]
 
     def progress(done: int, total: int) -> None:
         if done == batches < total:
@@ -233,48 +235,53 @@ def _forecasting(
     return progress
 
 
-def _measured(pipeline: Pipeline, executor: Executor, point: tuple[int, int | None, int], repeats: int) -> StepCost:
+def _measured(pipeline: Pipeline, executor: Executor, kind: StepKind, batch: int, repeats: int) -> StepCost:
     """The median of `repeats` steps, back to back as under load, after one that is not counted."""
-    level, weak_level, batch = point
-    members = _add_images(pipeline, executor, batch, num_steps=repeats + 1, is_guided=weak_level is not None)
-    kind = StepKind(Shape.of(pipeline.config.spec.sample_shape).name, level, weak_level)
-    launch = Launch(launch_id=0, request_ids=members, kind=kind, predicted_ms=0.0)
-    running = [executor.launch(launch) for _ in range(repeats + 1)]
+    pictures = _pictures(pipeline, kind, batch, num_steps=repeats + 1)
+    for picture in pictures:
+        executor.add(picture)
+    running = [offline.advance(executor, pictures, kind) for _ in range(repeats + 1)]
     took_ms = [step.wait() for step in running][1:]
-    for request_id in members:
-        executor.remove(request_id)
+    for picture in pictures:
+        executor.remove(picture)
     return StepCost(
-        level=level, weak_level=weak_level, batch=batch, step_ms=median(took_ms), spread_ms=_spread_ms(took_ms)
+        level=kind.level,
+        weak_level=kind.weak_level,
+        batch=batch,
+        step_ms=median(took_ms),
+        spread_ms=_spread_ms(took_ms),
     )
 
 
 def _interpolated(steps: Sequence[StepCost], served: StepSet, batch: int) -> list[StepCost]:
     """The steps of a batch that were not measured."""
-    measured = {(step.level, step.weak_level): step.step_ms for step in steps if step.batch == batch}
+    measured = {_kind_of(step, served): step.step_ms for step in steps if step.batch == batch}
     return [
-        StepCost(level=level, weak_level=weak_level, batch=batch, step_ms=step_ms, is_interpolated=True)
-        for (level, weak_level), step_ms in interpolated(measured, served.points()).items()
+        StepCost(level=kind.level, weak_level=kind.weak_level, batch=batch, step_ms=step_ms, is_interpolated=True)
+        for kind, step_ms in interpolated(measured, served.kinds).items()
     ]
 
 
-def _add_images(
-    pipeline: Pipeline, executor: Executor, count: int, *, num_steps: int, is_guided: bool
-) -> tuple[int, ...]:
-    guidance = Guidance(method="ccfg", scale=2.0) if is_guided else Guidance()
-    shape = pipeline.config.spec.sample_shape
-    for request_id in range(count):
-        executor.add(
-            ImageTask.draw(
-                request_id=request_id,
-                class_id=0,
-                num_steps=num_steps,
-                guidance=guidance,
-                time_shift=1.0,
-                seed=request_id,
-                sample_shape=shape,
-            )
+def _kind_of(step: StepCost, served: StepSet) -> StepKind:
+    return StepKind(served.kinds[0].shape, step.level, step.weak_level)
+
+
+def _pictures(pipeline: Pipeline, kind: StepKind, count: int, *, num_steps: int) -> list[Picture]:
+    """Some that steps of this kind can be run of."""
+    guidance = Guidance() if kind.weak_level is None else Guidance(method="ccfg", scale=2.0)
+    plan = Plan(levels=(kind.level,) * num_steps, guidance=guidance)
+    shape = next(shape for shape in pipeline.shapes if shape.name == kind.shape)
+    return [
+        Picture.of_plan(
+            seed,
+            plan,
+            condition=pipeline.conditions.named(0),
+            shape=shape.name,
+            seed=seed,
+            noise=initial_noise([seed], shape.size)[0],
         )
-    return tuple(range(count))
+        for seed in range(count)
+    ]
 
 
 def _spread_ms(took_ms: list[float]) -> float:
@@ -286,17 +293,18 @@ def _spread_ms(took_ms: list[float]) -> float:
 
 def _overhead_ms(pipeline: Pipeline, executor: Executor, clock: Clock, repeats: int) -> float:
     """Median milliseconds from a finished image to its encoded file."""
-    took_ms = []
+    took_ms, kind = [], StepKind(pipeline.shapes[0].name, max(pipeline.config.levels))
     for _ in range(repeats + 1):
-        _add_images(pipeline, executor, 1, num_steps=1, is_guided=False)
+        (picture,) = _pictures(pipeline, kind, 1, num_steps=1)
+        executor.add(picture)
         started_s = clock.now()
-        (sample,) = executor.collect((0,)).result()
+        (sample,) = executor.collect([picture]).result()
         if isinstance(sample, ElitError):
             raise sample
         if pipeline.is_latent:
             save({"latent": sample.contiguous()})
         else:
-            pipeline.picture(sample, 0, 0, Plan(levels=(1,))).encode("png")
+            pipeline.finished(sample, picture.condition, 0, Plan(levels=(1,))).encode("png")
         took_ms.append(1000 * (clock.now() - started_s))
     return median(took_ms[1:])
 
@@ -309,15 +317,16 @@ def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
     """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served."""
     here = (pipeline.config.backbone_hash, device_name(pipeline.device), pipeline.precision, _threads(pipeline))
     of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
-    measured = {(step.level, step.weak_level, step.batch) for step in latency.steps}
-    return of == here and measured == {(*point, batch) for point in served.points() for batch in served.batches}
+    measured = {(_kind_of(step, served), step.batch) for step in latency.steps}
+    return of == here and measured == set(served.costs)
 
 
 def _was_disturbed(latency: Latency, pipeline: Pipeline, executor: Executor) -> bool:
     """Whether its quickest step takes far less now. Something else on the device makes steps slower, never faster, so
     the faster of two measurements is the better one."""
     step = min(latency.steps, key=lambda step: step.step_ms)
-    now = _measured(pipeline, executor, (step.level, step.weak_level, step.batch), QUICK_REPEATS)
+    kind = StepKind(pipeline.shapes[0].name, step.level, step.weak_level)
+    now = _measured(pipeline, executor, kind, step.batch, QUICK_REPEATS)
     was_disturbed = step.step_ms > DISTURBED * now.step_ms
     if was_disturbed:
         logger.warning(

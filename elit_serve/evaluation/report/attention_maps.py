@@ -18,18 +18,18 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from safetensors.torch import save
 from torch import Tensor
 
-from elit_serve.engine.executor.step import class_velocity
-from elit_serve.engine.pipeline import Picture, Pipeline
-from elit_serve.errors import InvalidInput
+from elit_serve.engine.conditions import Condition
+from elit_serve.engine.executor import offline
+from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.pipeline import FinishedPicture, Pipeline
+from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.report.attention import read_probabilities
 from elit_serve.files.writing import check_folder
 from elit_serve.nn import BackboneSpec, ElitDiT
 from elit_serve.nn.interface import unpatchify
 from elit_serve.pictures import labelled
-from elit_serve.plans.grid import time_grid
 from elit_serve.plans.levels import check_level
-from elit_serve.plans.plan import Branch, Plan
-from elit_serve.sampling import initial_noise, sample
+from elit_serve.plans.plan import Plan
 
 SHOWN_STEPS = 5
 HALVINGS = 5  # levels J, J/2, ... J/16
@@ -76,35 +76,36 @@ class ReadMap:
 class ReadRecord:
     """A picture made at one level, and what was read on the way."""
 
-    picture: Picture
+    picture: FinishedPicture
     maps: tuple[ReadMap, ...]
 
 
-def record_reads(pipeline: Pipeline, class_id: int, seed: int, plan: Plan, steps: Sequence[int]) -> ReadRecord:
-    """Makes a picture and records what its main branch reads at each of `steps`, counted from 0.
+def record_reads(pipeline: Pipeline, condition: Condition, seed: int, plan: Plan, steps: Sequence[int]) -> ReadRecord:
+    """Makes a picture and records what its main pass reads at each of `steps`, counted from 0.
 
     Each recorded step costs one more pass of the model; the picture is the one that is made without recording.
     """
-    model = _elastic(pipeline)
-    labels = torch.tensor([class_id], device=pipeline.device)
-    velocity, grid, maps = class_velocity(model, labels), time_grid(plan.num_steps, plan.time_shift), []
+    model, maps = _elastic(pipeline), []
+    executor = Executor(pipeline, num_slots=1)
+    pictures = pipeline.pictures([condition], [seed], plan)
 
-    def recording(x: Tensor, t: float, branches: Sequence[Branch]) -> Sequence[Tensor]:
-        step = grid.index(t)
+    def record(step: int) -> None:
         if step in steps:
-            level = branches[0].level
-            read = read_probabilities(model, x, torch.full((1,), t, device=x.device), labels, level)  # [1, G, H, L, W]
+            level, t = plan.levels[step], plan.times[step]
+            x = executor.samples(pictures)
+            told = executor.conditions_of(pictures)
+            read = read_probabilities(model, x, torch.full((1,), t, device=x.device), told, level)  # [1, G, H, L, W]
             maps.append(ReadMap(level=level, step=step, t=t, probabilities=read[0].mean(dim=1).float().cpu()))
-        return velocity(x, t, branches)
 
-    noise = initial_noise([seed], pipeline.config.spec.sample_shape).to(pipeline.device)
-    with torch.inference_mode():
-        pixels = pipeline.decode(sample(recording, noise, plan))[0].cpu()  # [H, W, 3]
-    return ReadRecord(picture=pipeline.picture(pixels, class_id, seed, plan), maps=tuple(maps))
+    offline.run(executor, pictures, plan, before_step=record)
+    (pixels,) = executor.collect(pictures).result()  # [H, W, 3]
+    if isinstance(pixels, ElitError):
+        raise pixels
+    return ReadRecord(picture=pipeline.finished(pixels, condition, seed, plan), maps=tuple(maps))
 
 
 def write_attention(
-    pipeline: Pipeline, plan: Plan, *, class_id: int, seed: int, levels: Sequence[int], folder: Path
+    pipeline: Pipeline, plan: Plan, *, condition: Condition, seed: int, levels: Sequence[int], folder: Path
 ) -> list[ReadRecord]:
     """Records one picture at each of `levels` and writes everything into `folder`, which is made if need be.
 
@@ -117,7 +118,7 @@ def write_attention(
         check_level(level, pipeline.config.levels)
     check_folder(folder, field="attention")
     steps = evenly_spaced(plan.num_steps, SHOWN_STEPS)
-    records = [record_reads(pipeline, class_id, seed, plan.at_level(level), steps) for level in levels]
+    records = [record_reads(pipeline, condition, seed, plan.at_level(level), steps) for level in levels]
     spec = pipeline.config.spec
     _reads_sheet(records, spec).save(folder / "reads.png")
     _reads_sheet(records, spec, latent=0).save(folder / "first-latent.png")

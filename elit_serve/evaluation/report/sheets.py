@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from elit_serve.engine.conditions import Condition
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.evaluation.metrics.nearest import Nearest
 from elit_serve.photographs import Photograph, decode
@@ -17,16 +18,16 @@ SHOWN_LEVELS = 5
 
 
 def budget_sheet(
-    pipeline: Pipeline, plan: Plan, *, levels: Sequence[int], class_ids: Sequence[int], seed: int = 0
+    pipeline: Pipeline, plan: Plan, *, levels: Sequence[int], conditions: Sequence[Condition], seed: int = 0
 ) -> Image.Image:
-    """A row per level, a column per class; each column has one seed, so it shows one picture at every budget."""
-    seeds = [seed + column for column in range(len(class_ids))]
+    """A row per level, a column per condition; each column has one seed, so it shows one picture at every budget."""
+    seeds = [seed + column for column in range(len(conditions))]
     chosen = sorted(levels, reverse=True)
-    rows = [[picture.image for picture in pipeline.run(class_ids, seeds, plan.at_level(level))] for level in chosen]
+    rows = [[picture.image for picture in pipeline.run(conditions, seeds, plan.at_level(level))] for level in chosen]
     return labelled(
         rows,
         row_labels=[level_label(level, pipeline.config.budgets.of_level(level)) for level in chosen],
-        column_labels=[pipeline.config.classes[class_id] for class_id in class_ids],
+        column_labels=[condition.words for condition in conditions],
     )
 
 
@@ -52,7 +53,7 @@ def nearest_sheet(
     pipeline: Pipeline,
     plan: Plan,
     *,
-    class_ids: Sequence[int],
+    conditions: Sequence[Condition],
     seeds: Sequence[int],
     found: Nearest,
     photographs: Sequence[Photograph],
@@ -60,15 +61,15 @@ def nearest_sheet(
 ) -> Image.Image:
     """Samples above their nearest reference photographs: an even selection, then the closest pairs of all n.
 
-    class_ids, seeds: of the n samples, which are made again by `plan`. found: their nearest of `photographs`.
+    conditions, seeds: of the n samples, which are made again by `plan`. found: their nearest of `photographs`.
     """
     columns = min(columns, len(seeds))
     even = evenly(len(seeds), columns)
     closest: list[int] = found.distances.argsort()[:columns].tolist()
     rows = []
     for samples in (even, closest):
-        classes = [class_ids[i] for i in samples]
-        images = [picture.image for picture in pipeline.run(classes, [seeds[i] for i in samples], plan)]
+        chosen = [conditions[i] for i in samples]
+        images = [picture.image for picture in pipeline.run(chosen, [seeds[i] for i in samples], plan)]
         size = images[0].size
         neighbours = [photographs[int(found.indices[i])] for i in samples]
         rows += [images, [fit(decode(photograph), size[1], size[0]) for photograph in neighbours]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from elit_serve.engine.conditions import Condition
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import InvalidInput
@@ -44,7 +45,7 @@ class EvaluateOptions:
     levels: Sequence[int]
     repeats: int
     batch_size: int | None
-    shown_classes: Sequence[int] = ()
+    shown_conditions: Sequence[Condition] = ()
 
 
 def run_evaluation(
@@ -54,7 +55,7 @@ def run_evaluation(
     levels = [check_level(level, pipeline.config.levels) for level in sorted(set(options.levels), reverse=True)]
     plans = [plan.at_level(level) for level in levels]
     check_folder(options.out)
-    batch_size = options.batch_size or max(served_steps(pipeline.config, pipeline.device).batches)
+    batch_size = options.batch_size or max(served_steps(pipeline.config, pipeline.shape_names, pipeline.device).batches)
     with progress_bar(console) as bar:
         reading = bar.add_task("photographs", total=None)
         reference = open_reference(pipeline, extractor, options, lambda count: bar.advance(reading, count))
@@ -73,7 +74,7 @@ def run_evaluation(
     evaluation.write(options.out)
     table = as_markdown(evaluation)
     (options.out / "table.md").write_text(table, encoding="utf-8")
-    write_sheets(pipeline, evaluator, plans, options.out, shown_classes=options.shown_classes)
+    write_sheets(pipeline, evaluator, plans, options.out, shown=options.shown_conditions)
     return table
 
 
@@ -133,18 +134,18 @@ def _evaluated(
 
 
 def write_sheets(
-    pipeline: Pipeline, evaluator: Evaluator, plans: Sequence[Plan], out: Path, *, shown_classes: Sequence[int] = ()
+    pipeline: Pipeline, evaluator: Evaluator, plans: Sequence[Plan], out: Path, *, shown: Sequence[Condition] = ()
 ) -> None:
     """`budgets.png` and `nearest.png`, which needs the photographs, so that a reference file does without."""
-    classes, reference = pipeline.config.classes, evaluator.reference
-    class_ids = shown_classes or evenly(len(classes), min(SHOWN_CLASSES, len(classes)))
+    known, reference = pipeline.conditions, evaluator.reference
+    shown = shown or [known[index] for index in evenly(len(known), min(SHOWN_CLASSES, len(known)))]
     levels = [plan.levels[0] for plan in plans]
-    budget_sheet(pipeline, plans[0], levels=levels, class_ids=class_ids).save(out / "budgets.png")
+    budget_sheet(pipeline, plans[0], levels=levels, conditions=shown).save(out / "budgets.png")
     if reference.photographs:
         sheet = nearest_sheet(
             pipeline,
             plans[0],
-            class_ids=reference.held_out_classes,
+            conditions=[known[index] for index in reference.held_out_classes],
             seeds=evaluator.seeds(0),
             found=nearest(evaluator.features(plans[0], 0), reference.features),
             photographs=reference.photographs,

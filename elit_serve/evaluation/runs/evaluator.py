@@ -115,14 +115,15 @@ class Evaluator:
 
     def _sample(self, plan: Plan, repeat: int) -> Sampled:
         """Sampling and describing take turns: each would slow the other down, and sampling is timed alone."""
-        class_ids, seeds = self.reference.held_out_classes, self.seeds(repeat)
+        conditions = [self._pipeline.conditions[index] for index in self.reference.held_out_classes]
+        seeds = self.seeds(repeat)
         parts, sampling_s = [], 0.0
         for start in range(0, len(seeds), PICTURES_AT_ONCE):
             chosen = slice(start, start + PICTURES_AT_ONCE)
             self._sampler.prepare(plan, len(seeds[chosen]))
             started_s = time.perf_counter()
             batches = []
-            for pictures in self._sampler.pictures(plan, class_ids[chosen], seeds[chosen]):
+            for pictures in self._sampler.pictures(plan, conditions[chosen], seeds[chosen]):
                 batches.append(pictures)
                 self._report(len(pictures))
             sampling_s += time.perf_counter() - started_s

@@ -162,7 +162,7 @@ def make_reference(
         source = f"every {SPLIT}th reference photograph of each class"
         photographs, held_out = split(photographs)
     sets = {"reference": photographs, "held_out": held_out}
-    class_ids = {field: check_photographs(pipeline, chosen, field) for field, chosen in sets.items()}
+    classes = {field: check_photographs(pipeline, chosen, field) for field, chosen in sets.items()}
     height, width = picture_size(pipeline)
     found = {
         field: photograph_features(
@@ -180,7 +180,7 @@ def make_reference(
         classes=tuple(pipeline.config.classes),
         features=compact(found["reference"].features),
         held_out=compact(found["held_out"].features),
-        held_out_classes=class_ids["held_out"],
+        held_out_classes=classes["held_out"],
         held_out_logits=None if logits is None else compact(logits),
         held_out_source=source,
         photographs=tuple(photographs),
@@ -198,12 +198,13 @@ def check_photographs(pipeline: Pipeline, photographs: Sequence[Photograph], fie
     """The class of each photograph; too few, a strange class or a missing one are refused."""
     if len(photographs) < MIN_PHOTOGRAPHS:
         raise InvalidInput(field, len(photographs), f"at least {MIN_PHOTOGRAPHS} photographs")
-    class_ids = tuple(pipeline.class_id(photograph.label, field=field) for photograph in photographs)
-    missing = [name for index, name in enumerate(pipeline.config.classes) if index not in set(class_ids)]
+    index_of = {condition.words: index for index, condition in enumerate(pipeline.conditions)}
+    found = [pipeline.conditions.named(photograph.label, field=field).words for photograph in photographs]
+    missing = [name for name in index_of if name not in set(found)]
     if missing:
         shown = ", ".join(missing[:5])
         raise InvalidInput(field, f"no photograph of {shown}", f"every class of {pipeline.config.name}")
-    return class_ids
+    return tuple(index_of[name] for name in found)
 
 
 def split(photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[Photograph]]:

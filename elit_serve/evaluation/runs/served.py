@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elit_serve.engine.conditions import Condition
+from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.graphs import open_executor
-from elit_serve.engine.executor.slots import Executor, ImageTask
+from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.features import Described, FeatureExtractor
 from elit_serve.evaluation.metrics.measures import quality_of
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.reference import Reference
-from elit_serve.evaluation.runs.sampler import Step, steps_of
 from elit_serve.evaluation.runs.scoring import Scorer
 from elit_serve.evaluation.runs.sweep import plan_name
 from elit_serve.files.opening import read_text
@@ -36,8 +37,6 @@ from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.sampling import initial_noise
-from elit_serve.scheduler.requests import Launch
 
 MAX_RECORDS_BYTES = 1 << 30
 
@@ -104,9 +103,9 @@ def measure_served(
     plans = [served[index % len(served)] for index in range(reference.num_samples)]
     interpolated = [_interpolated(pipeline, plan) for plan in plans]
     full = [plan.at_level(max(pipeline.config.levels)) for plan in plans]
-    classes, seeds = reference.held_out_classes, evaluator.seeds(0)
-    pictures = remake(pipeline, plans, classes, seeds, batch_size=evaluator.batch_size)
-    best = remake(pipeline, full, classes, seeds, batch_size=evaluator.batch_size)
+    conditions, seeds = [pipeline.conditions[index] for index in reference.held_out_classes], evaluator.seeds(0)
+    pictures = remake(pipeline, plans, conditions, seeds, batch_size=evaluator.batch_size)
+    best = remake(pipeline, full, conditions, seeds, batch_size=evaluator.batch_size)
     features, best_features = (_features(extractor, each, evaluator.batch_size) for each in (pictures, best))
     distance = Scorer(reference, pipeline.device).frechet(Described(features=features))()
     return ServedError(
@@ -123,44 +122,34 @@ def measure_served(
 
 
 def remake(
-    pipeline: Pipeline, plans: Sequence[Plan], class_ids: Sequence[int], seeds: Sequence[int], *, batch_size: int
+    pipeline: Pipeline, plans: Sequence[Plan], conditions: Sequence[Condition], seeds: Sequence[int], *, batch_size: int
 ) -> Tensor:
     """Pictures [n, H, W, 3], uint8 on the CPU, each by its own plan: whoever is at the same level shares a step."""
     executor = open_executor(pipeline, num_slots=len(plans))
-    noise = initial_noise(seeds, pipeline.config.spec.sample_shape)
-    for index, plan in enumerate(plans):
-        executor.add(
-            ImageTask(
-                request_id=index,
-                class_id=class_ids[index],
-                num_steps=plan.num_steps,
-                guidance=plan.guidance,
-                time_shift=plan.time_shift,
-                noise=noise[index],
-            )
-        )
-    steps = [steps_of(plan) for plan in plans]
-    for at in range(max(map(len, steps))):
-        alike: dict[Step, list[int]] = {}
-        for index, own in enumerate(steps):
+    pictures = [
+        pipeline.pictures([condition], [seed], plan)[0]
+        for plan, condition, seed in zip(plans, conditions, seeds, strict=True)
+    ]
+    for picture in pictures:
+        executor.add(picture)
+    kinds = [plan.step_kinds(picture.shape) for plan, picture in zip(plans, pictures, strict=True)]
+    for at in range(max(map(len, kinds))):
+        alike: dict[StepKind, list[Picture]] = {}
+        for picture, own in zip(pictures, kinds, strict=True):
             if at < len(own):
-                alike.setdefault(own[at], []).append(index)
-        for step, members in alike.items():
-            _launch(executor, step, members, batch_size)
-    found = []
-    for start in range(0, len(plans), batch_size):
-        found += executor.collect(range(start, min(start + batch_size, len(plans)))).result()
+                alike.setdefault(own[at], []).append(picture)
+        for kind, members in alike.items():
+            for part in _parts(members, batch_size):
+                offline.advance(executor, part, kind).wait()
+    found = [sample for part in _parts(pictures, batch_size) for sample in executor.collect(part).result()]
     for sample in found:
         if isinstance(sample, ElitError):
             raise sample
     return torch.stack([sample for sample in found if isinstance(sample, Tensor)])
 
 
-def _launch(executor: Executor, step: Step, members: Sequence[int], batch_size: int) -> None:
-    kind = StepKind("only", *step)
-    for start in range(0, len(members), batch_size):
-        ids = tuple(members[start : start + batch_size])
-        executor.launch(Launch(launch_id=0, request_ids=ids, kind=kind, predicted_ms=0.0)).wait()
+def _parts(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
+    return [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
 
 def _check_comparable(pipeline: Pipeline, reference: Reference) -> None:

@@ -17,7 +17,6 @@ from elit_serve.evaluation.metrics.measures import MeasuredSet, quality_of
 from elit_serve.files.quality import PlanQuality
 from elit_serve.nn import BackboneSpec, flops_forward
 from elit_serve.plans.estimate import Estimate
-from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan, runs_of
 
@@ -203,9 +202,8 @@ def _lies_below(means: Mapping[int, float], left: int, middle: int, right: int) 
 
 def plan_gflops(plan: Plan, spec: BackboneSpec) -> float:
     """Of one picture: every step, both passes, counted as this code computes them."""
-    grid = time_grid(plan.num_steps, plan.time_shift)
-    branches = [branch for step in range(plan.num_steps) for branch in plan.branches(step, grid[step])]
-    return sum(flops_forward(spec, branch.level).prefix for branch in branches) / 1e9
+    passes = [level for _, *levels, _ in plan.step_kinds("") for level in levels if level is not None]
+    return sum(flops_forward(spec, level).prefix for level in passes) / 1e9
 
 
 def plan_name(plan: Plan) -> str:

@@ -123,7 +123,9 @@ def open_evaluator(
         batch_size=photographs.batch_size,
     )
     reference = open_reference(pipeline, extractor, wanted)
-    batch_size = photographs.batch_size or max(served_steps(pipeline.config, pipeline.device).batches)
+    batch_size = photographs.batch_size or max(
+        served_steps(pipeline.config, pipeline.shape_names, pipeline.device).batches
+    )
     return Evaluator(pipeline, reference, extractor, batch_size=batch_size, cache=out / "features")
 
 

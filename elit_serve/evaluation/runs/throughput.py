@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from elit_serve.catalogue import cost_table
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import known_latency
-from elit_serve.evaluation.runs.sampler import even_batch, steps_of
+from elit_serve.evaluation.runs.sampler import even_batch
 from elit_serve.files.latency import Latency
 from elit_serve.plans.plan import Plan
-from elit_serve.plans.step_kind import StepKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,7 @@ class SaturatedEngine:
             return None
         costs = cost_table(self.latency)
         batch = min(self.batch, costs.max_batch)
-        kinds = [StepKind(costs.shapes[0], *step) for step in steps_of(plan)]
-        return 1000 * batch / sum(costs.step_ms(kind, batch) for kind in kinds)
+        return 1000 * batch / sum(costs.step_ms(kind, batch) for kind in plan.step_kinds(costs.shapes[0]))
 
     def compared(self, plan: Plan, images_per_second: float) -> Throughput:
         """What was measured of this plan, beside what could be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from statistics import fmean
 
-from elit_serve.engine.order import Preview
+from elit_serve.engine.picture import Preview
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput, ModelNotFound
 from elit_serve.http.negotiation import media_type_of
@@ -48,7 +48,7 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
         raise InvalidInput("partial_images", request.partial_images, "0 or left out, because stream is not true")
     wishes = {name: getattr(request, name) for name in Wishes.model_fields}
     return GenerateRequest(
-        label=pipeline.class_id(request.prompt, field="prompt"),
+        label=pipeline.conditions.named(request.prompt, field="prompt").class_id,
         n=request.n or 1,
         output_format=output_format,
         **{**wishes, "budget": _budget(request)},

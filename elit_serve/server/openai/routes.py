@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from elit_serve.engine.order import Outcome, Preview
+from elit_serve.engine.picture import Outcome, Preview
 from elit_serve.http.bodies import BodyRoute
 from elit_serve.http.callers import owner_of
 from elit_serve.http.events import Mailbox, enter_stream, stream_content

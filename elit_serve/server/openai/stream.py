@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from elit_serve.engine.order import Outcome, Preview
+from elit_serve.engine.picture import Outcome, Preview
 from elit_serve.errors import ElitError
 from elit_serve.http.events import EventStream, Mailbox, event
 from elit_serve.http.faults import fault_of

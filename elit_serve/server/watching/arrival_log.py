@@ -16,7 +16,7 @@ from queue import Full, Queue
 from statistics import fmean
 
 from elit_serve.clock import Clock
-from elit_serve.engine.order import Job
+from elit_serve.engine.order import Order
 from elit_serve.errors import InvalidInput
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.levels import Budgets
@@ -53,14 +53,14 @@ class ArrivalLog:
         with suppress(OSError):  # what a full disk has not taken
             self._writer.close()
 
-    def record(self, request: GenerateRequest, job: Job, budgets: Budgets) -> None:
+    def record(self, request: GenerateRequest, order: Order, budgets: Budgets) -> None:
         """arrived_s is Unix time; budget is what is pinned, as a mean over the steps; null is what was not said."""
         line = {
-            "arrived_s": round(self._epoch_s + job.arrived_s, 6),
+            "arrived_s": round(self._epoch_s + order.arrived_s, 6),
             "latency_ms": request.latency_ms,
             "n": request.n,
-            "class_id": job.class_id,
-            "budget": None if job.pinned is None else budgets.of_level(fmean(job.pinned)),
+            "class_id": order.condition.facts()["class_id"],
+            "budget": None if order.pinned is None else budgets.of_level(fmean(order.pinned)),
             "min_budget": request.min_budget,
             "max_budget": request.max_budget,
             "steps": request.steps,

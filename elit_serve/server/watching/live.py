@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from elit_serve.engine.in_flight import InFlight, PictureInFlight
+from elit_serve.engine.in_flight import InFlight
+from elit_serve.engine.picture import Picture
 from elit_serve.engine.worker import Worker
 from elit_serve.http.events import EventStream, enter_stream, event, stream_content
 from elit_serve.http.groups import Group
@@ -120,7 +121,7 @@ def load_of(service: Service) -> Load:
         queue_limit=service.settings.max_queue,
         correction=now.correction,
         totals=totals,
-        in_flight=[_shown(picture, now, pipeline.config.classes) for picture in now.pictures],
+        in_flight=[_shown(picture, now) for picture in now.pictures],
     )
 
 
@@ -130,16 +131,17 @@ def _status_of(worker: Worker) -> Literal["ok", "draining", "stopped"]:
     return "draining" if worker.is_draining else "ok"
 
 
-def _shown(picture: PictureInFlight, now: InFlight, classes: tuple[str, ...]) -> LivePicture:
+def _shown(picture: Picture, now: InFlight) -> LivePicture:
+    order = picture.caller.order
     return LivePicture(
-        id=picture.request_id,
-        label=classes[picture.class_id],
+        id=picture.picture_id,
+        label=picture.condition.words,
         state=picture.state,
         levels=list(picture.levels),
         steps=picture.num_steps,
-        age_ms=round(1000 * (now.now_s - picture.arrived_s), 1),
-        left_ms=round(1000 * (picture.deadline_s - now.now_s), 1),
-        promised=picture.is_promised,
+        age_ms=round(1000 * (now.now_s - order.arrived_s), 1),
+        left_ms=round(1000 * (order.deadline_s - now.now_s), 1),
+        promised=order.is_hard,
     )
 
 

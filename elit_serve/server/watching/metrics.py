@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from elit_serve.clock import Clock
-from elit_serve.engine.order import Outcome
+from elit_serve.engine.picture import Outcome
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
 from elit_serve.plans.levels import Budgets
@@ -145,13 +145,13 @@ class Metrics(Observer):
     def done(self, outcome: Outcome, qualities: Sequence[float | None]) -> None:
         """A request that got its pictures, each with its measured quality; None is not known."""
         self.generations.labels("done").inc()
-        chooser = "server" if outcome.job.pinned is None else "caller"
-        for image, quality in zip(outcome.images, qualities, strict=True):
-            level = outcome.job.plan(image.levels).mean_level
+        chooser = "server" if outcome.order.pinned is None else "caller"
+        for picture, quality in zip(outcome.pictures, qualities, strict=True):
+            level = outcome.order.plan(picture.levels).mean_level
             self._budget.labels(chooser).observe(self._budgets.of_level(level))
             if quality is not None:
                 self._quality.labels(chooser).observe(quality)
-            for stage, took_ms in zip(STAGES, (image.queue_ms, image.compute_ms, image.encode_ms), strict=True):
+            for stage, took_ms in zip(STAGES, (picture.queue_ms, picture.compute_ms, picture.encode_ms), strict=True):
                 self._image_seconds.labels(stage).observe(took_ms / 1000)
 
     def refused(self, error: ElitError) -> None:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from starlette.types import Scope
 
-from elit_serve.engine.order import Outcome
+from elit_serve.engine.picture import Outcome
 from elit_serve.errors import DeadlineExceeded
 from elit_serve.http.faults import Fault
 from elit_serve.plans.levels import Budgets
@@ -65,11 +65,11 @@ def became(taken: Taken, ended: Outcome | BaseException | None) -> Attributes:
 
 def computed(outcome: Outcome, budgets: Budgets) -> Attributes:
     """Means over the pictures; replans over all of them, as `elit_replans_total` counts."""
-    level = fmean(fmean(image.levels) for image in outcome.images)
-    changes = sum(one != other for image in outcome.images for one, other in pairwise(image.levels))
+    level = fmean(fmean(picture.levels) for picture in outcome.pictures)
+    changes = sum(one != other for picture in outcome.pictures for one, other in pairwise(picture.levels))
     return {
-        "elit.steps": outcome.job.num_steps,
+        "elit.steps": outcome.order.num_steps,
         "elit.level": level,
         "elit.budget": budgets.of_level(level),
-        "elit.replans": changes if outcome.job.pinned is None else 0,
+        "elit.replans": changes if outcome.order.pinned is None else 0,
     }

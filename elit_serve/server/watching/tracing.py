@@ -19,7 +19,7 @@ from starlette.types import Scope
 
 import elit_serve
 from elit_serve.clock import Clock
-from elit_serve.engine.order import Outcome
+from elit_serve.engine.picture import Outcome
 from elit_serve.errors import InvalidInput, MissingPackage
 from elit_serve.plans.levels import Budgets
 from elit_serve.server.service import Taken
@@ -158,7 +158,7 @@ class Tracing:
         stages: dict[str, tuple[float, Attributes]] = {
             "queue": (outcome.queue_ms, {}),
             "compute": (outcome.compute_ms, computed(outcome, self._budgets)),
-            "encode": (outcome.encode_ms, {"elit.format": outcome.job.output_format}),
+            "encode": (outcome.encode_ms, {"elit.format": outcome.order.output_format}),
         }
         for name, (took_ms, attributes) in stages.items():
             span = self._tracer.start_span(name, context, attributes=attributes, start_time=moment.unix_ns_at(at_s))

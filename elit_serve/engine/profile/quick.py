@@ -11,36 +11,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
-Point = tuple[int, int | None]  # level, and weak level or None
+from elit_serve.plans.step_kind import StepKind
 
 
-class _Kind(IntEnum):
+class _Passes(IntEnum):
     UNGUIDED = 0
     EQUAL = 1
     LOWER = 2
 
 
-def anchors(points: Sequence[Point]) -> list[Point]:
-    """The points to measure: the lowest of each kind, and one as high as can be, for the slope."""
+def anchors(points: Sequence[StepKind]) -> list[StepKind]:
+    """The kinds to measure: the lowest of each kind, and one as high as can be, for the slope."""
     kinds = _by_kind(points)
     lowest = [kind[0] for kind in kinds]
     sloped = [kind for kind in kinds if _latents(kind[-1]) > _latents(kind[0])]
     return [*lowest, *(kind[-1] for kind in sloped[-1:])]
 
 
-def interpolated(measured: Mapping[Point, float], points: Sequence[Point]) -> dict[Point, float]:
+def interpolated(measured: Mapping[StepKind, float], points: Sequence[StepKind]) -> dict[StepKind, float]:
     """Milliseconds of the `points` that were not measured; `measured` has the anchors of all points."""
     slope = _slope(measured)
     bases = {_kind(kind[0]): kind[0] for kind in _by_kind(list(measured))}
 
-    def cost_ms(point: Point) -> float:
+    def cost_ms(point: StepKind) -> float:
         base = bases[_kind(point)]
         return measured[base] + slope * (_latents(point) - _latents(base))
 
     return {point: cost_ms(point) for point in points if point not in measured}
 
 
-def _slope(measured: Mapping[Point, float]) -> float:
+def _slope(measured: Mapping[StepKind, float]) -> float:
     """Milliseconds per latent; 0 where noise would make more latents cheaper."""
     ends = [(kind[0], kind[-1]) for kind in _by_kind(list(measured)) if _latents(kind[-1]) > _latents(kind[0])]
     if not ends:
@@ -49,19 +49,17 @@ def _slope(measured: Mapping[Point, float]) -> float:
     return max(0.0, (measured[high] - measured[low]) / (_latents(high) - _latents(low)))
 
 
-def _by_kind(points: Sequence[Point]) -> list[list[Point]]:
+def _by_kind(points: Sequence[StepKind]) -> list[list[StepKind]]:
     """Points of each kind that there is, those with the fewest latents first."""
-    kinds = [sorted((point for point in points if _kind(point) is kind), key=_latents) for kind in _Kind]
+    kinds = [sorted((point for point in points if _kind(point) is kind), key=_latents) for kind in _Passes]
     return [kind for kind in kinds if kind]
 
 
-def _kind(point: Point) -> _Kind:
-    level, weak_level = point
-    if weak_level is None:
-        return _Kind.UNGUIDED
-    return _Kind.EQUAL if weak_level == level else _Kind.LOWER
+def _kind(point: StepKind) -> _Passes:
+    if point.weak_level is None:
+        return _Passes.UNGUIDED
+    return _Passes.EQUAL if point.weak_level == point.level else _Passes.LOWER
 
 
-def _latents(point: Point) -> int:
-    level, weak_level = point
-    return level + (weak_level or 0)
+def _latents(point: StepKind) -> int:
+    return point.level + (point.weak_level or 0)

@@ -1,0 +1,153 @@
+"""What pictures are of, as values: a class today. How words name it, and how the device keeps it beside the samples.
+
+A model has one kind of condition. Nothing outside this module, HTTP schemas and answers knows what a condition is made
+of: it is asked for its facts, and put into the slot of its picture.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from unicodedata import normalize
+
+import torch
+from torch import Tensor
+
+from elit_serve.errors import InvalidInput
+from elit_serve.text.digits import is_digits, whole_number
+from elit_serve.text.spelling import Names
+
+MAX_LENGTH = 200  # of a text that is compared in its folded form: folding takes quadratic time in combining marks
+
+
+class Condition(Protocol):
+    """What one picture is of; a frozen value."""
+
+    @property
+    def words(self) -> str:
+        """For people."""
+
+    def facts(self) -> dict[str, Any]:
+        """What names it again, for answers and for the picture's own metadata."""
+
+
+class ConditionSlots(Protocol):
+    """The conditions of all pictures on a device, by slot, and after them the null condition."""
+
+    @property
+    def null(self) -> int:
+        """The index at which there is no condition: what a weak pass that drops it is told."""
+
+    def put(self, slot: int, condition: Condition) -> None:
+        """From now on in this slot."""
+
+    def at(self, index: Tensor) -> Any:
+        """What the model is told, for each index [B] on the device."""
+
+
+class Conditions(Protocol):
+    """The conditions that a model knows."""
+
+    def named(self, words: str | int, *, field: str = "label") -> Condition:
+        """Raises `InvalidInput` for `field` if it knows none of these words."""
+
+    def slots(self, num_slots: int, device: torch.device) -> ConditionSlots: ...
+
+
+@dataclass(frozen=True)
+class ClassCondition:
+    """One of the classes that a model was trained with."""
+
+    class_id: int
+    name: str
+
+    @property
+    def words(self) -> str:
+        return self.name
+
+    def facts(self) -> dict[str, Any]:
+        return {"label": self.name, "class_id": self.class_id}
+
+
+class ClassSlots:
+    """Class ids, int64 [num_slots + 1]; the last is the model's id for no class."""
+
+    def __init__(self, num_slots: int, null_class: int, device: torch.device) -> None:
+        self._ids = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
+        self._ids[num_slots] = null_class
+
+    @property
+    def null(self) -> int:
+        return len(self._ids) - 1
+
+    def put(self, slot: int, condition: Condition) -> None:
+        assert isinstance(condition, ClassCondition), condition
+        self._ids[slot].fill_(condition.class_id)
+
+    def at(self, index: Tensor) -> Tensor:
+        return self._ids.index_select(0, index)
+
+
+class ClassConditions(Sequence[ClassCondition]):
+    """The classes of a model, by id and by name. model: what errors call it."""
+
+    def __init__(self, names: Sequence[str], *, model: str) -> None:
+        self._classes = tuple(ClassCondition(index, name) for index, name in enumerate(names))
+        self._model = model
+        self._spellings = Names(tuple(names))
+        self._by_name = {each.name: each for each in self._classes}
+        by_fold = [folded(name) for name in names]
+        count = Counter(by_fold)
+        # names that differ in nothing else have to be spelled out
+        self._by_fold = {fold: each for fold, each in zip(by_fold, self._classes, strict=True) if count[fold] == 1}
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._classes[index]
+
+    def slots(self, num_slots: int, device: torch.device) -> ClassSlots:
+        return ClassSlots(num_slots, len(self._classes), device)
+
+    def named(self, words: str | int, *, field: str = "label") -> ClassCondition:
+        """The class that has this name, or this id.
+
+        A name may be in any case and Unicode form, with spaces for hyphens. Raises `InvalidInput` for `field`, with the
+        nearest names.
+        """
+        found = self._of_text(words, field) if isinstance(words, str) else self._of_id(words)
+        if found is None:
+            raise InvalidInput(field, words, f"class ids run from 0 to {len(self._classes) - 1}")
+        return found
+
+    def prompted(self, prompt: str) -> ClassCondition:
+        """The class whose name is this prompt; an id is none."""
+        if is_digits(prompt.strip()) and prompt not in self._by_name:
+            raise InvalidInput("prompt", prompt, "exactly a class name; a class id goes into label")
+        return self.named(prompt, field="prompt")
+
+    def _of_id(self, index: int | None) -> ClassCondition | None:
+        return self._classes[index] if index is not None and 0 <= index < len(self._classes) else None
+
+    def _of_text(self, text: str, field: str) -> ClassCondition | None:
+        """None for a number that is no id."""
+        name = folded(text) if len(text) <= MAX_LENGTH else text
+        found = self._by_name.get(text, self._by_fold.get(name))
+        if found is not None:
+            return found
+        if is_digits(text.strip()):
+            return self._of_id(whole_number(text.strip()))
+        nearest = self._spellings.like(name, at_most=3)
+        shown = nearest or [*(each.name for each in self._classes[:5]), "..."]
+        hint = "the nearest is" if len(nearest) == 1 else "the nearest are" if nearest else "some are"
+        raise InvalidInput(field, text, f"no class of {self._model} has this name; {hint} {', '.join(shown)}")
+
+
+def folded(text: str) -> str:
+    """The same for all spellings of a name: Unicode's caseless match by compatibility (section 3.13, D146), with
+    hyphens for spaces."""
+    form = normalize("NFKC", normalize("NFKC", text).casefold())
+    return form.strip().replace(" ", "-")

@@ -1,0 +1,222 @@
+"""The one record of a picture that is being made, from its acceptance to its file, and who waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from elit_serve.engine.conditions import Condition
+from elit_serve.engine.order import Order
+from elit_serve.errors import ElitError
+from elit_serve.plans.grid import time_grid
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
+
+
+class Picture:
+    """What is being made, how far it is, and where it lies.
+
+    picture_id: unique among those that an executor holds; the scheduler's request id.
+    grid: the times at which its steps start, and 1, where the last one ends.
+    levels: of each step that was decided so far, the one on the device included. Whoever decides the steps appends to
+        it, the scheduler or `offline.advance`, and nobody else counts them.
+    noise [C, H, W]: where it starts, drawn from its seed by whoever asks.
+    caller: who waits for it; None if nobody does. The times and the file are written by the worker.
+    slot, before: the executor's; see there.
+    """
+
+    def __init__(
+        self,
+        picture_id: int,
+        *,
+        condition: Condition,
+        shape: str,
+        seed: int,
+        noise: Tensor,
+        grid: Sequence[float],
+        guidance: Guidance,
+        levels: Sequence[int],
+        caller: Caller | None = None,
+    ) -> None:
+        self.picture_id = picture_id
+        self.condition = condition
+        self.shape = shape
+        self.seed = seed
+        self.noise = noise
+        self.grid = grid
+        self.guidance = guidance
+        self.levels = levels
+        self.slot: int | None = None
+        self.before: Tensor | None = None
+        self._caller = caller
+        self.started_s: float | None = None
+        self.ended_s: float | None = None
+        self.delivered_s: float | None = None
+        self.file = b""
+        self.last_preview: Future[None] | None = None
+
+    @classmethod
+    def of_plan(
+        cls, picture_id: int, plan: Plan, *, condition: Condition, shape: str, seed: int, noise: Tensor
+    ) -> Picture:
+        """One that nobody waits for, and whose steps nobody has decided yet."""
+        return cls(
+            picture_id,
+            condition=condition,
+            shape=shape,
+            seed=seed,
+            noise=noise,
+            grid=plan.times,
+            guidance=plan.guidance,
+            levels=[],
+        )
+
+    @property
+    def has_caller(self) -> bool:
+        return self._caller is not None
+
+    @property
+    def caller(self) -> Caller:
+        assert self._caller is not None, "nobody waits for this picture"
+        return self._caller
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.grid) - 1
+
+    @property
+    def present_step(self) -> int:
+        """The index of the last step that was decided: the one to launch, or on the device."""
+        return len(self.levels) - 1
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its last step was decided."""
+        return len(self.levels) == self.num_steps
+
+    @property
+    def last_step(self) -> StepRun:
+        """The present step, as those are told who watch."""
+        return StepRun(seed=self.seed, number=len(self.levels), num_steps=self.num_steps, level=self.levels[-1])
+
+    @property
+    def state(self) -> Literal["waiting", "running", "finishing"]:
+        if not self.levels:
+            return "waiting"
+        return "finishing" if self.is_complete else "running"
+
+    # Of a picture that is done
+
+    @property
+    def queue_ms(self) -> float:
+        """From arrival to the first step."""
+        assert self.started_s is not None
+        return 1000 * (self.started_s - self.caller.order.arrived_s)
+
+    @property
+    def compute_ms(self) -> float:
+        """From there to the end of the last step, waits between steps included."""
+        assert self.started_s is not None
+        assert self.ended_s is not None
+        return 1000 * (self.ended_s - self.started_s)
+
+    @property
+    def encode_ms(self) -> float:
+        """From there to the file: decoding, transfer, encoding."""
+        assert self.ended_s is not None
+        assert self.delivered_s is not None
+        return 1000 * (self.delivered_s - self.ended_s)
+
+
+class Caller:
+    """Who waits for an order that was taken. on_preview, on_step: see `Worker.submit`."""
+
+    def __init__(
+        self,
+        order: Order,
+        on_preview: Callable[[Preview], None] | None = None,
+        on_step: Callable[[StepRun], None] | None = None,
+    ) -> None:
+        self.order = order
+        self.future: Future[Outcome] = Future()
+        self.on_step = on_step
+        self.on_preview = on_preview or (lambda _: None)
+        self.preview_steps = frozenset(order.preview_steps) if on_preview is not None else frozenset()
+        self.pictures: list[Picture] = []
+
+    def add(self, picture_id: int, levels: Sequence[int]) -> Picture:
+        """The picture of the next seed, which has come as far as `levels` says."""
+        order, index = self.order, len(self.pictures)
+        picture = Picture(
+            picture_id,
+            condition=order.condition,
+            shape=order.shape,
+            seed=order.seeds[index],
+            noise=order.noise[index],
+            grid=time_grid(order.num_steps, order.time_shift),
+            guidance=order.guidance,
+            levels=levels,
+            caller=self,
+        )
+        self.pictures.append(picture)
+        return picture
+
+    def tell(self, result: Outcome | ElitError) -> None:
+        """Unless he has left."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(result, Outcome):
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRun:
+    """One step of a picture has run. number: from 1."""
+
+    seed: int
+    number: int
+    num_steps: int
+    level: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What an unfinished picture promises to become: a file as of a finished one.
+
+    index: from 0, of the picture's previews. num_steps: how many of its steps have run.
+    """
+
+    file: bytes
+    seed: int
+    index: int
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One finished picture for each seed of the order. The three times are those of `Picture` for all of them.
+
+    order: as it was run, with the plan that it was given if it had left that open.
+    """
+
+    order: Order
+    pictures: tuple[Picture, ...]
+
+    @property
+    def queue_ms(self) -> float:
+        return min(picture.queue_ms for picture in self.pictures)
+
+    @property
+    def compute_ms(self) -> float:
+        return max(picture.queue_ms + picture.compute_ms for picture in self.pictures) - self.queue_ms
+
+    @property
+    def encode_ms(self) -> float:
+        ended_ms = max(picture.queue_ms + picture.compute_ms + picture.encode_ms for picture in self.pictures)
+        return ended_ms - self.queue_ms - self.compute_ms
