@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ import pytest
 from fastapi import FastAPI
 
 from elit_serve.engine.executor.slots import Executor, RunningStep
+from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Worker
 from elit_serve.guests import GUESTS
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
-from elit_serve.scheduler.requests import Launch
 from elit_serve.server.app import create_app, num_slots, stop_guests
 from elit_serve.server.run import AnnouncingServer, bind, http_config
 from elit_serve.server.settings import Settings
@@ -46,9 +46,11 @@ COST = CostTable(
 class AsPredicted(Executor):
     """Computes, but says that a step took what was predicted: what is decided then depends on no machine."""
 
-    def launch(self, launch: Launch) -> RunningStep:
-        super().launch(launch)
-        return _Took(launch.predicted_ms)
+    cost: CostTable
+
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        super().launch(pictures, kind)
+        return _Took(self.cost.step_ms(kind, len(pictures)))
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Held(AsPredicted):
         super().__init__(pipeline, num_slots=num_slots)
         self.may_run = threading.Event()
 
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:  # the warm-up is not held
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:  # the warm-up is not held
             assert self.may_run.wait(60)
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 @pytest.fixture
@@ -89,11 +91,11 @@ class Stepwise(Executor):
         self.may_run = threading.Semaphore(0)
         self.num_launched = 0
 
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:  # the warm-up is not held
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:  # the warm-up is not held
             self.num_launched += 1
             assert self.may_run.acquire(timeout=60)
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 @pytest.fixture
@@ -201,6 +203,8 @@ def _listens(port: int) -> bool:
 
 @contextmanager
 def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: CostTable) -> Iterator[RunningServer]:
+    if isinstance(executor, AsPredicted):
+        executor.cost = cost
     app = create_app(pipeline, executor, settings, cost=cost, guests=GUESTS)
     worker = app.state.service.worker
 

@@ -59,7 +59,7 @@ def test_a_class_and_a_budget_give_a_picture_that_can_be_made_again(garden64: Pi
 def test_in_bfloat16_a_picture_does_not_depend_on_its_batch() -> None:
     pipeline = elit_serve.load("garden64", device="cpu", dtype="bfloat16")
     plan = pipeline.plan(budget=1 / 16, steps=8)
-    tulip, rose = pipeline.class_id("tulip"), pipeline.class_id("rose")
+    tulip, rose = pipeline.conditions.named("tulip"), pipeline.conditions.named("rose")
     together = pipeline.sample([rose, tulip], [3, 7], plan)[1]
     alone = pipeline.sample([tulip], [7], plan)[0]
     psnr_db = -10 * torch.log10((together - alone).square().mean().clamp_min(1e-12))

@@ -37,18 +37,18 @@ def psnr_db(first: torch.Tensor, second: torch.Tensor) -> float:
 @pytest.mark.parametrize("method", ["none", "cfg", "ag", "ccfg"])
 def test_a_picture_is_the_same_alone_and_in_a_batch(pipeline: Pipeline, method: str) -> None:
     plan = pipeline.plan(levels=[4, 4, 2, 2], guidance=pipeline.guidance(method=method, scale=1.5, weak_budget=0.25))
-    batch = pipeline.sample([0, 1, 2, 1], [5, 6, 7, 8], plan)
+    batch = pipeline.sample([pipeline.conditions[index] for index in (0, 1, 2, 1)], [5, 6, 7, 8], plan)
     for i, (class_id, seed) in enumerate(zip([0, 1, 2, 1], [5, 6, 7, 8], strict=True)):
-        alone = pipeline.sample([class_id], [seed], plan)[0]
+        alone = pipeline.sample([pipeline.conditions[class_id]], [seed], plan)[0]
         assert float((alone - batch[i]).abs().max()) < 1e-4
 
 
 def test_in_bfloat16_a_batch_changes_a_picture_by_less_than_40_db(shared_tiny_model_dir: Path) -> None:
     pipeline = Pipeline.load(shared_tiny_model_dir, device="cpu", dtype="bfloat16")
     plan = pipeline.plan()
-    batch = pipeline.sample([0, 1, 2], [5, 6, 7], plan)
+    batch = pipeline.sample(pipeline.conditions, [5, 6, 7], plan)
     for i in range(3):
-        assert psnr_db(pipeline.sample([i], [5 + i], plan)[0], batch[i]) >= 40
+        assert psnr_db(pipeline.sample([pipeline.conditions[i]], [5 + i], plan)[0], batch[i]) >= 40
 
 
 def test_repeating_a_request_gives_the_same_bytes(pipeline: Pipeline, shared_tiny_model_dir: Path) -> None:
@@ -73,7 +73,7 @@ def test_seed_class_and_budget_each_change_the_picture(pipeline: Pipeline) -> No
 def test_the_facts_in_a_file_make_its_picture_again(pipeline: Pipeline, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"picture.{suffix}"
     plan = pipeline.plan(levels=[1, 4, 4, 2], guidance=Guidance(method="cfg", scale=1.5, interval=(0.2, 0.9)))
-    picture = pipeline.run([2], [11], plan)[0]
+    picture = pipeline.run([pipeline.conditions[2]], [11], plan)[0]
     picture.save(path)
     facts = read_facts(path.read_bytes())
     assert facts == picture.facts
@@ -92,8 +92,8 @@ def test_the_facts_in_a_file_make_its_picture_again(pipeline: Pipeline, tmp_path
 
 def test_a_picture_has_the_models_size_and_is_rounded_not_cut(pipeline: Pipeline) -> None:
     plan = pipeline.plan()
-    exact = pipeline.sample([0], [0], plan)[0]
-    with Image.open(io.BytesIO(pipeline.run([0], [0], plan)[0].encode())) as image:
+    exact = pipeline.sample(pipeline.conditions[:1], [0], plan)[0]
+    with Image.open(io.BytesIO(pipeline.run(pipeline.conditions[:1], [0], plan)[0].encode())) as image:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     assert exact.shape == pixels.shape == (3, 32, 32)
     assert float((pixels / 255 - exact).abs().max()) <= 0.5 / 255 + 1e-6

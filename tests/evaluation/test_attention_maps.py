@@ -74,8 +74,8 @@ def test_a_budget_is_looked_at_alone(tiny_model_dir: Path, tmp_path: Path) -> No
 
 def test_the_main_branch_is_recorded_not_the_weak_one(pipeline: Pipeline) -> None:
     plan = pipeline.plan(steps=3)
-    assert plan.branches(1, 0.5)[1].level == 1
-    record = record_reads(pipeline, 0, 5, plan, [0, 2])
+    assert plan.step_kinds("s")[1].weak_level == 1
+    record = record_reads(pipeline, pipeline.conditions[0], 5, plan, [0, 2])
     assert [(read.step, read.level, read.probabilities.shape[1]) for read in record.maps] == [(0, 4, 4), (2, 4, 4)]
     assert record.maps[1].t == pytest.approx(2 / 3)
 
@@ -151,7 +151,9 @@ def test_a_model_without_reads_or_pictures_is_refused(
     write_checkpoint(tmp_path / "other", config, build(spec).state_dict())
     other = Pipeline.load(tmp_path / "other", device="cpu")
     with pytest.raises(InvalidInput, match=why) as caught:
-        write_attention(other, other.plan(), class_id=0, seed=0, levels=[1], folder=tmp_path / "reads")
+        write_attention(
+            other, other.plan(), condition=other.conditions[0], seed=0, levels=[1], folder=tmp_path / "reads"
+        )
     assert caught.value.field == "attention"
     assert not (tmp_path / "reads").exists()
 

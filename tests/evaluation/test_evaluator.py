@@ -19,7 +19,7 @@ from elit_serve.evaluation.features.torchscript import TorchScriptFeatures
 from elit_serve.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.reference import Reference, compact, make_reference, split
-from elit_serve.evaluation.runs.sampler import Sampler, even_batch, steps_of
+from elit_serve.evaluation.runs.sampler import Sampler, even_batch
 from elit_serve.photographs import open_data_set
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -177,18 +177,21 @@ PLANS = {
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_the_sampler_makes_the_pictures_that_the_pipeline_makes(pipeline: Pipeline, plan: Plan) -> None:
-    class_ids, seeds = [0, 1, 2, 0, 1], [5, 6, 7, 1_000_000, 1_000_001]
-    batches = list(Sampler(pipeline, batch_size=2).pictures(plan, class_ids, seeds))
+    conditions, seeds = [pipeline.conditions[index] for index in (0, 1, 2, 0, 1)], [5, 6, 7, 1_000_000, 1_000_001]
+    batches = list(Sampler(pipeline, batch_size=2).pictures(plan, conditions, seeds))
     assert [len(batch) for batch in batches] == [2, 2, 1]
-    expected = (pipeline.sample(class_ids, seeds, plan) * 255).permute(0, 2, 3, 1)
+    expected = (pipeline.sample(conditions, seeds, plan) * 255).permute(0, 2, 3, 1)
     assert float((torch.cat(batches).float() - expected).abs().max()) < 0.51  # half a step of 8 bits, and rounding
 
 
 def test_guidance_outside_its_interval_costs_no_weak_pass() -> None:
-    assert steps_of(PLANS["low early"]) == [(1, 1), (2, 1), (4, 1)]
+    def levels(plan: Plan) -> list[tuple[int, int | None]]:
+        return [(kind.level, kind.weak_level) for kind in plan.step_kinds("s")]
+
+    assert levels(PLANS["low early"]) == [(1, 1), (2, 1), (4, 1)]
     uniform = replace(PLANS["interval"], time_shift=1.0)  # at t = 0, 1/3 and 2/3
-    assert steps_of(uniform) == [(4, None), (4, 4), (2, None)]
-    assert steps_of(PLANS["level"]) == [(4, None)] * 3
+    assert levels(uniform) == [(4, None), (4, 4), (2, None)]
+    assert levels(PLANS["level"]) == [(4, None)] * 3
 
 
 @pytest.mark.parametrize(("count", "largest"), [(715, 64), (715, 32), (18, 18), (5, 2), (1, 8), (7, 100)])
@@ -229,7 +232,8 @@ def test_features_are_those_of_the_pictures_a_user_gets(
     pipeline: Pipeline, reference: Reference, extractor: TorchScriptFeatures
 ) -> None:
     plan = pipeline.plan(steps=2)
-    rounded = (pipeline.sample(reference.held_out_classes, range(18), plan) * 255).round() / 255
+    conditions = [pipeline.conditions[index] for index in reference.held_out_classes]
+    rounded = (pipeline.sample(conditions, range(18), plan) * 255).round() / 255
     features = Evaluator(pipeline, reference, extractor, batch_size=18, cache=None).features(plan, 0)
     torch.testing.assert_close(features, extractor(rounded).features, atol=1e-3, rtol=1e-3)
 

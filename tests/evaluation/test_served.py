@@ -109,9 +109,9 @@ def test_pictures_made_again_are_those_of_the_pipeline(tiny_model_dir: Path) -> 
     pipeline = Pipeline.load(tiny_model_dir, device="cpu")
     guidance = Guidance(method="ccfg", scale=2.0, weak_level=1, interval=(0.4, 1.0))
     plans = [Plan(levels=levels, guidance=guidance) for levels in ((1, 4, 2), (4, 4), (1, 2, 2))]
-    made = remake(pipeline, plans, [0, 1, 2], [5, 6, 7], batch_size=2)
+    made = remake(pipeline, plans, pipeline.conditions, [5, 6, 7], batch_size=2)
     for index, plan in enumerate(plans):
-        alone = pipeline.sample([index], [5 + index], plan)[0].permute(1, 2, 0)
+        alone = pipeline.sample([pipeline.conditions[index]], [5 + index], plan)[0].permute(1, 2, 0)
         assert torch.allclose(made[index].float() / 255, alone, atol=1.01 / 255)
 
 

@@ -235,10 +235,10 @@ def test_the_oldest_pictures_go_when_there_are_too_many(start_server: Any, jobs_
 
 def test_a_failure_is_told(start_server: Any, jobs_of: Any) -> None:
     class Broken(Executor):
-        def launch(self, launch: Any) -> Any:
-            if launch.launch_id >= 0:
+        def launch(self, pictures: Any, kind: Any) -> Any:
+            if pictures[0].has_caller:
                 raise RuntimeError("broken")
-            return super().launch(launch)
+            return super().launch(pictures, kind)
 
     jobs = jobs_of(start_server(executor=Broken))
     job = jobs.ended(jobs.accepted())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from elit_serve.engine.executor.slots import Executor, RunningStep
+from elit_serve.engine.picture import Picture
 from elit_serve.errors import ResultsGone
 from elit_serve.jobs.database import Database
 from elit_serve.jobs.results import Results
@@ -22,7 +23,7 @@ from elit_serve.jobs.retention import Retention
 from elit_serve.jobs.runner import MAX_ATTEMPTS
 from elit_serve.jobs.states import JobState, StoredJob, new_id
 from elit_serve.jobs.store import JobStore
-from elit_serve.scheduler.requests import Launch
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.server.settings import Settings
 
 Leave = Callable[..., dict[str, Any]]
@@ -87,10 +88,10 @@ def test_a_job_at_which_servers_ended_too_often_fails(
 class Lost(Executor):
     """Its device is lost at the first step."""
 
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:
             raise torch.AcceleratorError("an illegal memory access was encountered")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 @pytest.mark.parametrize("body", [{}, {"latency_ms": 60_000}], ids=["waiting", "promised"])

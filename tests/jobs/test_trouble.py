@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from elit_serve.engine.executor.slots import Executor, RunningStep
+from elit_serve.engine.picture import Picture
 from elit_serve.errors import InvalidInput
 from elit_serve.jobs.postgres import LOCK
 from elit_serve.jobs.results import SPARE_BYTES, Results
-from elit_serve.scheduler.requests import Launch
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.server.settings import Settings
 
 
@@ -177,10 +178,10 @@ def test_two_servers_do_not_share_a_database(
 class Lost(Executor):
     """Its device is lost at the first step."""
 
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:
             raise torch.AcceleratorError("an illegal memory access was encountered")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 def test_a_dead_engine_leaves_jobs_to_the_next_server(start_server: Any, jobs_of: Any, eventually: Any) -> None:

@@ -84,8 +84,8 @@ class SlowlyDecoded(Executor):
         self.may_decode = threading.Event()
         self.may_decode.set()
 
-    def collect(self, request_ids: Any) -> Transfer:
-        return _Late(super().collect(request_ids), self)
+    def collect(self, pictures: Any) -> Transfer:
+        return _Late(super().collect(pictures), self)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from elit_serve.engine.executor.slots import Executor
 from elit_serve.server import run
 
 class LosesItsDevice(Executor):
-    def launch(self, launch):
+    def launch(self, pictures, kind):
         if os.path.exists(os.environ["LOST"]):
             raise torch.AcceleratorError("an illegal memory access was encountered")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 run.open_executor = LosesItsDevice
 cli.main()

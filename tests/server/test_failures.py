@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from elit_serve.engine.checkpoint import write_checkpoint
 from elit_serve.engine.executor.slots import Executor, RunningStep
+from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.files.config import ModelConfig
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
-from elit_serve.scheduler.requests import Launch
 from elit_serve.server.settings import Settings
 
 CHEAP = CostTable(
@@ -37,11 +37,11 @@ class Held(Executor):
         self.has_started = threading.Semaphore(0)
         self.may_run = threading.Semaphore(0)
 
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:  # the warm-up is not held
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:  # the warm-up is not held
             self.has_started.release()
             assert self.may_run.acquire(timeout=60)
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> None:
@@ -91,10 +91,10 @@ def test_nan_fails_its_own_pictures_only(
 
 
 class FailsAtLevel3(Executor):
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.kind.level == 3:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if kind.level == 3:
             raise RuntimeError("a kernel failed")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 def test_a_failing_step_fails_its_own_requests_only(start_server: Any) -> None:
@@ -105,10 +105,10 @@ def test_a_failing_step_fails_its_own_requests_only(start_server: Any) -> None:
 
 
 class RoomForTwo(Executor):
-    def launch(self, launch: Launch) -> RunningStep:
-        if len(launch.request_ids) > 2:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if len(pictures) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 def test_out_of_memory_halves_the_batch_and_fails_nobody(start_server: Any) -> None:
@@ -120,10 +120,10 @@ def test_out_of_memory_halves_the_batch_and_fails_nobody(start_server: Any) -> N
 
 
 class LostDevice(Executor):
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id >= 0:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:
             raise torch.AcceleratorError("an illegal memory access was encountered")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 def test_a_dead_engine_is_reported_and_takes_nothing(start_server: Any) -> None:

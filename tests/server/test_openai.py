@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,8 +19,9 @@ from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
 from elit_serve.engine.executor.slots import Executor, RunningStep
+from elit_serve.engine.picture import Picture
 from elit_serve.pictures import read_facts
-from elit_serve.scheduler.requests import Launch
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.server.middleware import error_answers
 from elit_serve.server.settings import Settings
 
@@ -257,10 +258,10 @@ def test_what_is_refused_is_refused_before_the_stream_begins(client: OpenAI) -> 
 class Failing(Executor):
     """Cannot run steps after the first of a picture."""
 
-    def launch(self, launch: Launch) -> RunningStep:
-        if launch.launch_id > 0:
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if len(pictures[0].levels) > 1:
             raise RuntimeError("this step cannot be run")
-        return super().launch(launch)
+        return super().launch(pictures, kind)
 
 
 def test_what_fails_in_the_middle_is_an_error_of_the_stream(start_server: Any) -> None:

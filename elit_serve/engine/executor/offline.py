@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elit_serve.engine.conditions import Condition, Conditions
 from elit_serve.engine.executor.slots import Drawing, Executor, RunningStep
 from elit_serve.engine.picture import Picture
+from elit_serve.nn import Backbone
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.step_kind import StepKind
@@ -21,7 +22,7 @@ from elit_serve.sampling import initial_noise
 class BareModel:
     """A model with no pipeline around it, as training has one: what it answers are its samples. See `Drawing`."""
 
-    model: nn.Module
+    model: Backbone
     device: torch.device
     conditions: Conditions
     shapes: tuple[Shape, ...]

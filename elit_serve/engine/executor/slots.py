@@ -17,6 +17,7 @@ from torch import Tensor
 from elit_serve.engine.conditions import Conditions
 from elit_serve.engine.picture import Picture
 from elit_serve.errors import GenerationFailed
+from elit_serve.nn import Backbone
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import guided_step
@@ -31,7 +32,7 @@ class Drawing(Protocol):
     """
 
     @property
-    def model(self) -> torch.nn.Module: ...
+    def model(self) -> Backbone: ...
     @property
     def device(self) -> torch.device: ...
     @property
