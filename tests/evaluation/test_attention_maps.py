@@ -144,7 +144,7 @@ def test_a_model_without_reads_or_pictures_is_refused(
             "levels": (1,),
             "autoencoder": tiny_config.autoencoder.model_copy(update={"kind": autoencoder}),
             "sampling": tiny_config.sampling.model_copy(
-                update={"guidance": tiny_config.sampling.guidance.model_copy(update={"method": "none", "scale": 1.0})}
+                update={"guidance": replace(tiny_config.sampling.guidance, method="none", scale=1.0)}
             ),
         }
     )
