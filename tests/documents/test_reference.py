@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from elit_serve.http.faults import KINDS
 from elit_serve.server.settings import Settings
 
 
@@ -36,3 +37,13 @@ def test_the_table_of_routes_has_what_a_server_has(reference: str, server: str) 
         assert method == "GET"
         with httpx.stream("GET", f"http://{server}{path.format(name='main.js')}") as answer:
             assert answer.status_code == 200, path
+
+
+def test_every_field_of_a_request_is_explained(reference: str, server: str) -> None:
+    schemas = httpx.get(f"http://{server}/openapi.json").json()["components"]["schemas"]
+    fields = {name for schema in ("GenerateRequest", "JobRequest") for name in schemas[schema]["properties"]}
+    assert not [name for name in sorted(fields) if f"`{name}`" not in reference]
+
+
+def test_every_problem_is_explained(reference: str) -> None:
+    assert not [kind.name for kind in KINDS.values() if f"{kind.status} `{kind.name}`" not in reference]
