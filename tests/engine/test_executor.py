@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from elit_serve.errors import GenerationFailed
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.shape import Shape
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import initial_noise
 
@@ -136,6 +138,31 @@ def test_the_offline_path_makes_the_same_pictures(guidance: Guidance, pipeline: 
     made = torch.frombuffer(bytearray(pictures[0].image.tobytes()), dtype=torch.uint8).view(32, 32, 3)
     assert_same_picture(made, alone(pipeline, 5, plan, class_id=2))
     assert done == [1, 2, 3, 4]
+
+
+def test_pictures_of_several_shapes_are_made_side_by_side(pipeline: Pipeline) -> None:
+    shapes = (pipeline.shapes[0], Shape.of((3, 16, 24)))
+    model = offline.BareModel(
+        model=pipeline.model, device=pipeline.device, conditions=pipeline.conditions, shapes=shapes
+    )
+    executor, plan = Executor(model, num_slots=4), Plan(levels=(4, 2, 4), guidance=CCFG)
+    made = {}
+    for seed, shape in enumerate(shapes):
+        made[shape] = offline.pictures_of(
+            pipeline.conditions[:2], [seed, seed], plan, shape, initial_noise([seed, seed], shape.size)
+        )
+        for picture in made[shape]:
+            executor.add(picture)
+    for step in range(plan.num_steps):
+        for shape in shapes:
+            offline.advance(executor, made[shape], plan.step_kinds(shape.name)[step])
+    for shape in shapes:
+        samples = executor.samples(made[shape])
+        alone = offline.samples_of(
+            replace(model, shapes=(shape,)), pipeline.conditions[:2], [picture.seed for picture in made[shape]], plan
+        )
+        assert samples.shape == (2, *shape.size)
+        torch.testing.assert_close(samples, alone)
 
 
 def test_a_slot_is_free_again_after_its_picture(executor: Executor, pipeline: Pipeline) -> None:

@@ -194,7 +194,7 @@ def measure(
         if on_progress is not None:
             on_progress(count + 1, len(points))
     for batch in served.batches:
-        steps += _interpolated(steps, served, batch)
+        steps += _interpolated(pipeline, steps, served, batch)
     return Latency(
         model=pipeline.config.name,
         backbone_hash=pipeline.config.backbone_hash,
@@ -244,26 +244,36 @@ def _measured(pipeline: Pipeline, executor: Executor, kind: StepKind, batch: int
     took_ms = [step.wait() for step in running][1:]
     for picture in pictures:
         executor.remove(picture)
+    return _cost(pipeline, kind, batch, step_ms=median(took_ms), spread_ms=_spread_ms(took_ms))
+
+
+def _cost(
+    pipeline: Pipeline, kind: StepKind, batch: int, *, step_ms: float, spread_ms: float = 0.0, is_guess: bool = False
+) -> StepCost:
+    """As the file has it, which names a shape only where there are several."""
     return StepCost(
         level=kind.level,
         weak_level=kind.weak_level,
         batch=batch,
-        step_ms=median(took_ms),
-        spread_ms=_spread_ms(took_ms),
+        step_ms=step_ms,
+        spread_ms=spread_ms,
+        is_interpolated=is_guess,
+        shape=kind.shape if len(pipeline.shapes) > 1 else None,
     )
 
 
-def _interpolated(steps: Sequence[StepCost], served: StepSet, batch: int) -> list[StepCost]:
+def _interpolated(pipeline: Pipeline, steps: Sequence[StepCost], served: StepSet, batch: int) -> list[StepCost]:
     """The steps of a batch that were not measured."""
-    measured = {_kind_of(step, served): step.step_ms for step in steps if step.batch == batch}
-    return [
-        StepCost(level=kind.level, weak_level=kind.weak_level, batch=batch, step_ms=step_ms, is_interpolated=True)
-        for kind, step_ms in interpolated(measured, served.kinds).items()
-    ]
+    measured = {_kind_of(step, pipeline): step.step_ms for step in steps if step.batch == batch}
+    found: dict[StepKind, float] = {}
+    for shape in pipeline.shape_names:
+        of_shape = {kind: step_ms for kind, step_ms in measured.items() if kind.shape == shape}
+        found |= interpolated(of_shape, [kind for kind in served.kinds if kind.shape == shape])
+    return [_cost(pipeline, kind, batch, step_ms=step_ms, is_guess=True) for kind, step_ms in found.items()]
 
 
-def _kind_of(step: StepCost, served: StepSet) -> StepKind:
-    return StepKind(served.kinds[0].shape, step.level, step.weak_level)
+def _kind_of(step: StepCost, pipeline: Pipeline) -> StepKind:
+    return StepKind(step.shape or pipeline.shapes[0].name, step.level, step.weak_level)
 
 
 def _pictures(pipeline: Pipeline, kind: StepKind, count: int, *, num_steps: int) -> list[Picture]:
@@ -317,7 +327,7 @@ def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
     """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served."""
     here = (pipeline.config.backbone_hash, device_name(pipeline.device), pipeline.precision, _threads(pipeline))
     of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
-    measured = {(_kind_of(step, served), step.batch) for step in latency.steps}
+    measured = {(_kind_of(step, pipeline), step.batch) for step in latency.steps}
     return of == here and measured == set(served.costs)
 
 
@@ -325,7 +335,7 @@ def _was_disturbed(latency: Latency, pipeline: Pipeline, executor: Executor) -> 
     """Whether its quickest step takes far less now. Something else on the device makes steps slower, never faster, so
     the faster of two measurements is the better one."""
     step = min(latency.steps, key=lambda step: step.step_ms)
-    kind = StepKind(pipeline.shapes[0].name, step.level, step.weak_level)
+    kind = _kind_of(step, pipeline)
     now = _measured(pipeline, executor, kind, step.batch, QUICK_REPEATS)
     was_disturbed = step.step_ms > DISTURBED * now.step_ms
     if was_disturbed:
