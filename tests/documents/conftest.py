@@ -87,7 +87,8 @@ def documents() -> list[Path]:
     )  # fmt: skip
     if listed.returncode == 0:
         return sorted({ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()})
-    return sorted(path for path in ROOT.rglob("*.md") if not {".venv", "node_modules"} & set(path.parts))
+    found = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
+    return sorted(ROOT / path for path in found if not any(part.startswith(".") for part in path.parts))
 
 
 def blocks_of(document: Path) -> list[Block]:
