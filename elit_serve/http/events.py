@@ -68,7 +68,8 @@ class Mailbox(Generic[T]):
         """Until the end, whatever comes as `written` writes it, on a thread; and comments while nothing does."""
         while True:
             try:
-                item = await asyncio.wait_for(self._queue.get(), KEEP_ALIVE_S)
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    item = await self._queue.get()
             except TimeoutError:
                 yield KEEPALIVE_COMMENT
                 continue

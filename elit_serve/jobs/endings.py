@@ -46,7 +46,7 @@ class Interrupted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ending:
+class JobEnd:
     """An end that is to be stored. result, error: see `StoredJob`. files: its pictures, in a format of this suffix."""
 
     job_id: str
@@ -57,17 +57,17 @@ class Ending:
     suffix: str = ""
 
 
-Report = Started | Settled | Cancelled | Interrupted | Ending
+Report = Started | Settled | Cancelled | Interrupted | JobEnd
 
 
-def ending_of(settled: Settled, port: PicturePort) -> Ending | Cancelled | Interrupted:
+def ending_of(settled: Settled, port: PicturePort) -> JobEnd | Cancelled | Interrupted:
     """To be called once."""
     job = settled.job
     try:
         made = settled.submitted.answer()
         if made is None:
             return Cancelled(job.id)
-        return Ending(
+        return JobEnd(
             job_id=job.id,
             state=JobState.DONE,
             result=job_result(job.id, made).model_dump_json(),
@@ -82,12 +82,12 @@ def ending_of(settled: Settled, port: PicturePort) -> Ending | Cancelled | Inter
         return surprise(job.id, error)
 
 
-def failure(job_id: str, error: ElitError) -> Ending:
+def failure(job_id: str, error: ElitError) -> JobEnd:
     state = JobState.EXPIRED if isinstance(error, DeadlineExceeded) else JobState.FAILED
-    return Ending(job_id=job_id, state=state, error=problem_json(fault_of(error)))
+    return JobEnd(job_id=job_id, state=state, error=problem_json(fault_of(error)))
 
 
-def surprise(job_id: str, error: Exception) -> Ending:
+def surprise(job_id: str, error: Exception) -> JobEnd:
     """The job ends by a fault of ours, and no others with it."""
     logger.error("job %s could not be made", job_id, exc_info=error)
     return failure(job_id, GenerationFailed(f"the server failed with {type(error).__name__}"))

@@ -27,8 +27,8 @@ from elit_serve.errors import (
 from elit_serve.jobs.database import in_full
 from elit_serve.jobs.endings import (
     Cancelled,
-    Ending,
     Interrupted,
+    JobEnd,
     Report,
     Settled,
     Started,
@@ -143,7 +143,7 @@ class Runner:
             self._write(report)
             self._reports.popleft()
 
-    def _write(self, report: Started | Cancelled | Interrupted | Ending) -> None:
+    def _write(self, report: Started | Cancelled | Interrupted | JobEnd) -> None:
         if isinstance(report, Started):
             self._write_start(report)
         elif isinstance(report, Cancelled):
@@ -163,7 +163,7 @@ class Runner:
             self._store.give_back(report.job_id, attempts=report.attempts)
         self.handover.forget(report.job_id)
 
-    def _write_end(self, ending: Ending) -> None:
+    def _write_end(self, ending: JobEnd) -> None:
         job_id, state = ending.job_id, ending.state
         num_bytes = self._results.write(job_id, ending.files, ending.suffix) if ending.files else 0
         values = {"result": ending.result, "error": ending.error, "result_bytes": num_bytes}
@@ -216,7 +216,7 @@ class Runner:
             self._settle(surprise(job.id, error))
         return True
 
-    def _settle(self, report: Interrupted | Ending) -> bool:
+    def _settle(self, report: Interrupted | JobEnd) -> bool:
         """What becomes of a job that the engine did not take is written down like everything else."""
         self._reports.append(report)
         self._write_reports()
