@@ -112,9 +112,10 @@ def _arrivals(trace: str | None, burstiness: float | None) -> str:
 def _load(options: LoadOptions, records: Path | None, policy: str | None) -> tuple[dict[str, object], list[Table]]:
     """What came of it, beside the simulation of a policy if one is named."""
     from elit_serve.bench.load.report import summary_table
-    from elit_serve.bench.load.run import record_lines, run_load
+    from elit_serve.bench.load.run import run_load
     from elit_serve.bench.simulate.compare import check_comparable, comparison, comparison_table, simulated
     from elit_serve.clock import MonotonicClock
+    from elit_serve.files.records import write_records
 
     if records is not None and not records.parent.is_dir():  # found out before the run, not after it
         raise InvalidInput("records", str(records), "a file in a folder that exists")
@@ -122,7 +123,7 @@ def _load(options: LoadOptions, records: Path | None, policy: str | None) -> tup
         check_comparable(options, policy)
     report = run_load(options, clock=MonotonicClock())
     if records is not None:
-        records.write_text("".join(json.dumps(line) + "\n" for line in record_lines(report.records)), encoding="utf-8")
+        write_records(records, report.records)
     table = summary_table(f"{report.target.model.id} at {options.url}", report.summary)
     if policy is None:
         return report.as_dict(), [table]

@@ -10,7 +10,7 @@ import pytest
 from elit_serve.bench.load.plan import Capacity, open_calls
 from elit_serve.bench.load.report import Summary
 from elit_serve.bench.load.run import LoadOptions
-from elit_serve.bench.load.sender import Call
+from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.bench.simulate.compare import (
     POLICIES,
@@ -41,13 +41,13 @@ WISH = Wish(shape="32x32", weak_caps=(1, 1, 1, None), levels=(1, 2, 4))
 COMPARABLE = LoadOptions(url="http://127.0.0.1:1", cost=Path("some.json"))
 
 
-def simulated(calls: list[Call], wish: Wish = WISH, policy: str = "fixed") -> Summary:
+def simulated(calls: list[PlannedCall], wish: Wish = WISH, policy: str = "fixed") -> Summary:
     scheduler = RequestScheduler(TABLE, POLICIES[policy](TABLE))
     return predicted(calls, wish, scheduler=scheduler, table=TABLE, latents_per_group=4)
 
 
-def call(at_s: float, latency_ms: float) -> Call:
-    return Call(at_s=at_s, label=0, seed=0, latency_ms=latency_ms)
+def call(at_s: float, latency_ms: float) -> PlannedCall:
+    return PlannedCall(at_s=at_s, label=0, seed=0, latency_ms=latency_ms)
 
 
 def test_lonely_requests_take_what_the_table_says() -> None:

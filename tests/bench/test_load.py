@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from elit_serve.bench.load.plan import closed_calls
-from elit_serve.bench.load.sender import Call, Ending, Record, ending_of, replay, saturate
+from elit_serve.bench.load.sender import PlannedCall, ending_of, replay, saturate
 from elit_serve.client import AsyncClient
 from elit_serve.clock import MonotonicClock
 from elit_serve.errors import ServerProblem
+from elit_serve.files.records import RequestEnding, RequestRecord
 
 Reply = tuple[int, dict[str, str], bytes]
 PATIENCE_S = 20.0  # how long a server waits for what must come; reached only when a test fails
@@ -29,16 +30,16 @@ def picture(body: bytes) -> Reply:
     return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 
 
-def replayed(url: str, calls: list[Call]) -> tuple[Record, ...]:
-    async def run() -> tuple[Record, ...]:
+def replayed(url: str, calls: list[PlannedCall]) -> tuple[RequestRecord, ...]:
+    async def run() -> tuple[RequestRecord, ...]:
         async with AsyncClient(url) as client:
             return await replay(client, calls, {"budget": 0.5}, clock=MonotonicClock())
 
     return asyncio.run(run())
 
 
-def saturated(url: str, *, callers: int, total: int) -> tuple[Record, ...]:
-    async def run() -> tuple[Record, ...]:
+def saturated(url: str, *, callers: int, total: int) -> tuple[RequestRecord, ...]:
+    async def run() -> tuple[RequestRecord, ...]:
         async with AsyncClient(url) as client:
             calls = closed_calls(num_classes=3, seed=0)
             return await saturate(client, calls, {}, callers=callers, total=total, clock=MonotonicClock())
@@ -60,8 +61,8 @@ def together(parties: int) -> Callable[[str, bytes], Reply]:
 def test_arrivals_do_not_wait_for_answers(start_http: Any) -> None:
     """The server stalls until the last request is there, far more than any default pool of connections would let in."""
     url = start_http(together(150))
-    records = replayed(url, [Call(at_s=index / 1000, label=0, seed=index) for index in range(150)])
-    assert [record.ending for record in records] == [Ending.DONE] * 150
+    records = replayed(url, [PlannedCall(at_s=index / 1000, label=0, seed=index) for index in range(150)])
+    assert [record.ending for record in records] == [RequestEnding.DONE] * 150
 
 
 def test_requests_are_sent_as_planned_and_records_come_in_their_order(start_http: Any) -> None:
@@ -75,9 +76,9 @@ def test_requests_are_sent_as_planned_and_records_come_in_their_order(start_http
             second_is_out.wait(PATIENCE_S)
         return picture(body)
 
-    async def run(url: str) -> tuple[Record, ...]:
+    async def run(url: str) -> tuple[RequestRecord, ...]:
         async with AsyncClient(url) as client:
-            calls = [Call(at_s=0.0, label=0, seed=5), Call(at_s=0.02, label=2, seed=6, latency_ms=1e6)]
+            calls = [PlannedCall(at_s=0.0, label=0, seed=5), PlannedCall(at_s=0.02, label=2, seed=6, latency_ms=1e6)]
             replaying = asyncio.create_task(replay(client, calls, {"budget": 0.5}, clock=MonotonicClock()))
             async with asyncio.timeout(PATIENCE_S):
                 while len(bodies) < 2:
@@ -116,20 +117,20 @@ def test_each_end_is_told_apart_with_its_reason(start_http: Any) -> None:
         status, members = problems[label]
         return status, {"Content-Type": "application/problem+json"}, json.dumps(members).encode()
 
-    records = replayed(start_http(answer), [Call(at_s=0.0, label=label, seed=0) for label in range(7)])
+    records = replayed(start_http(answer), [PlannedCall(at_s=0.0, label=label, seed=0) for label in range(7)])
     assert [(record.ending, record.reason) for record in records] == [
-        (Ending.REFUSED, "infeasible"),
-        (Ending.REFUSED, "queue_full"),
-        (Ending.EXPIRED, "expired"),
-        (Ending.FAILED, "generation-failed"),
-        (Ending.FAILED, "invalid-input"),
-        (Ending.FAILED, "unreachable"),
-        (Ending.DONE, None),
+        (RequestEnding.REFUSED, "infeasible"),
+        (RequestEnding.REFUSED, "queue_full"),
+        (RequestEnding.EXPIRED, "expired"),
+        (RequestEnding.FAILED, "generation-failed"),
+        (RequestEnding.FAILED, "invalid-input"),
+        (RequestEnding.FAILED, "unreachable"),
+        (RequestEnding.DONE, None),
     ]
 
 
 def test_a_rate_limit_is_a_refusal() -> None:
-    assert ending_of(ServerProblem(status=429, code="rate-limited", detail="")) is Ending.REFUSED
+    assert ending_of(ServerProblem(status=429, code="rate-limited", detail="")) is RequestEnding.REFUSED
 
 
 def test_a_closed_loop_keeps_its_callers_in_flight(start_http: Any) -> None:
@@ -147,7 +148,7 @@ def test_a_closed_loop_keeps_its_callers_in_flight(start_http: Any) -> None:
         return reply
 
     records = saturated(start_http(answer), callers=4, total=12)
-    assert [record.ending for record in records] == [Ending.DONE] * 12
+    assert [record.ending for record in records] == [RequestEnding.DONE] * 12
     assert most == 4
 
 

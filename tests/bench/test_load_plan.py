@@ -9,7 +9,7 @@ import pytest
 
 from elit_serve.bench.load.plan import Capacity, level_of, open_calls, pictures, weak_caps_of
 from elit_serve.bench.load.run import burstiness_trace
-from elit_serve.bench.load.sender import Call
+from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.client import GuidanceInfo, LevelInfo, Model, SamplingInfo
 from elit_serve.errors import InvalidInput
@@ -31,7 +31,7 @@ LEVELS = tuple(LevelInfo(level=level, budget=level / 4, latency_ms=50.0 * level)
 MODEL = Model(id="m", classes=("a", "b", "c"), levels=LEVELS, sampling=SamplingInfo(steps=10))
 
 
-def calls(**changes: Any) -> tuple[Call, ...]:
+def calls(**changes: Any) -> tuple[PlannedCall, ...]:
     asked = {"count": 50, "rate_per_s": 2.0, "targets_ms": (100.0, 200.0), "num_classes": 3, "seed": 0, **changes}
     return open_calls(open_arrivals("poisson"), **asked)
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from elit_serve.bench.load.report import Spread, closed_summary, open_summary, summary_table
-from elit_serve.bench.load.sender import Ending, Record
+from elit_serve.files.records import RequestEnding, RequestRecord
 
-DONE = Record(
+
+def changed(record: RequestRecord, **fields: object) -> RequestRecord:
+    return record.model_copy(update=fields)
+
+
+DONE = RequestRecord(
     planned_s=10.0,
     sent_s=10.01,
     ended_s=10.2,
     latency_ms=300.0,
-    ending=Ending.DONE,
+    ending=RequestEnding.DONE,
     budget=0.5,
     queue_ms=20.0,
     compute_ms=100.0,
     encode_ms=25.0,
     total_ms=150.0,
 )
-UNTOLD = replace(DONE, budget=None, queue_ms=None, compute_ms=None, encode_ms=None, total_ms=None)
-LATE = replace(DONE, planned_s=11.0, sent_s=11.0, ended_s=11.4, budget=1.0, compute_ms=200.0, total_ms=370.0)
-REFUSED = replace(UNTOLD, planned_s=12.0, sent_s=12.0, ended_s=12.1, ending=Ending.REFUSED, reason="overloaded")
-EXPIRED = replace(UNTOLD, planned_s=13.0, sent_s=13.0, ended_s=14.0, ending=Ending.EXPIRED, reason="expired")
-FAILED = replace(UNTOLD, planned_s=13.5, sent_s=13.5, ended_s=13.6, ending=Ending.FAILED, reason="unreachable")
+UNTOLD = changed(DONE, budget=None, queue_ms=None, compute_ms=None, encode_ms=None, total_ms=None)
+LATE = changed(DONE, planned_s=11.0, sent_s=11.0, ended_s=11.4, budget=1.0, compute_ms=200.0, total_ms=370.0)
+REFUSED = changed(UNTOLD, planned_s=12.0, sent_s=12.0, ended_s=12.1, ending=RequestEnding.REFUSED, reason="overloaded")
+EXPIRED = changed(UNTOLD, planned_s=13.0, sent_s=13.0, ended_s=14.0, ending=RequestEnding.EXPIRED, reason="expired")
+FAILED = changed(UNTOLD, planned_s=13.5, sent_s=13.5, ended_s=13.6, ending=RequestEnding.FAILED, reason="unreachable")
 
 
 def test_latency_runs_from_the_planned_arrival() -> None:
@@ -41,13 +44,13 @@ def test_latency_runs_from_the_planned_arrival() -> None:
     [
         (DONE, True),
         (LATE, False),
-        (replace(LATE, latency_ms=None), True),  # without a target nothing is late
-        (replace(DONE, planned_s=9.8), False),  # sent too late by this client, which counts
+        (changed(LATE, latency_ms=None), True),  # without a target nothing is late
+        (changed(DONE, planned_s=9.8), False),  # sent too late by this client, which counts
         (REFUSED, False),
         (FAILED, False),
     ],
 )
-def test_on_time_is_done_within_the_target(record: Record, is_on_time: bool) -> None:
+def test_on_time_is_done_within_the_target(record: RequestRecord, is_on_time: bool) -> None:
     assert record.is_on_time is is_on_time
 
 
@@ -72,7 +75,7 @@ def test_figures_of_an_open_loop() -> None:
 
 def test_a_closed_loop_is_measured_from_the_last_end_of_its_warm_up() -> None:
     ends_s = [0.5, 1.0, 2.0, 2.0, 3.0, 3.0]
-    records = [replace(UNTOLD, planned_s=0.0, ended_s=end_s, latency_ms=None) for end_s in ends_s]
+    records = [changed(UNTOLD, planned_s=0.0, ended_s=end_s, latency_ms=None) for end_s in ends_s]
     summary = closed_summary(records, warm_up=2)
     assert summary.duration_s == pytest.approx(2.0)
     assert summary.offered == 4
@@ -81,7 +84,7 @@ def test_a_closed_loop_is_measured_from_the_last_end_of_its_warm_up() -> None:
 
 
 def test_refusals_do_not_count_as_throughput() -> None:
-    records = [replace(UNTOLD, ended_s=10.0), *(replace(REFUSED, ended_s=11.0 + index) for index in range(4))]
+    records = [changed(UNTOLD, ended_s=10.0), *(changed(REFUSED, ended_s=11.0 + index) for index in range(4))]
     assert closed_summary(records, warm_up=1).request_throughput == 0
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from elit_serve.bench.load.run import LoadOptions, LoadReport, run_load
-from elit_serve.bench.load.sender import Ending
 from elit_serve.clock import MonotonicClock
 from elit_serve.errors import InvalidInput, ServerUnreachable
 from elit_serve.files.latency import Latency, StepCost
+from elit_serve.files.records import RequestEnding
 
 PLENTY = 10_000.0  # times the latency alone: met whatever the machine does meanwhile
 
@@ -56,7 +56,7 @@ def cost(tmp_path: Path) -> Path:
 
 def test_targets_that_leave_room_are_all_met(tiny_server_url: str) -> None:
     report = run(LoadOptions(url=tiny_server_url, rate=40.0, requests=12, slo_scales=(PLENTY,)))
-    assert [record.ending for record in report.records] == [Ending.DONE] * 12
+    assert [record.ending for record in report.records] == [RequestEnding.DONE] * 12
     assert report.summary.slo_attainment_rate == 1
     assert report.summary.overhead_ms.median is not None
     assert report.summary.overhead_ms.median > 0

@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from elit_serve.bench.load.sender import Ending
 from elit_serve.bench.soak.callers import LEFT, Tally
 from elit_serve.bench.soak.ledger import quantile, unaccounted
 from elit_serve.bench.soak.report import soak_tables
 from elit_serve.bench.soak.soak import MIX, SoakOptions, SoakReport, run_soak
 from elit_serve.clock import MonotonicClock
+from elit_serve.files.records import RequestEnding
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def report(tiny_server_url: str) -> SoakReport:
 
 
 def test_everybody_is_answered_refused_or_gone(report: SoakReport) -> None:
-    assert report.mix.of(Ending.FAILED) == 0, report.mix.reasons
+    assert report.mix.of(RequestEnding.FAILED) == 0, report.mix.reasons
     assert {kind for kind, _ in report.mix.endings} == set(MIX)
-    for ending in (Ending.DONE, Ending.REFUSED, LEFT):
+    for ending in (RequestEnding.DONE, RequestEnding.REFUSED, LEFT):
         assert report.mix.of(ending) > 0
 
 
@@ -46,7 +46,7 @@ def counted(**outcomes: int) -> dict[str, float]:
     return samples | {'elit_requests_total{outcome="ok",route="/v1/generate"}': float(sum(endings.values()))}
 
 
-TALLY = Tally(seconds=1, endings=Counter({("pinned", Ending.DONE): 5, ("leaving", LEFT): 2}))
+TALLY = Tally(seconds=1, endings=Counter({("pinned", RequestEnding.DONE): 5, ("leaving", LEFT): 2}))
 
 
 @pytest.mark.parametrize("outcomes", [{"done": 5}, {"done": 6, "cancelled": 1}, {"done": 5, "refused": 2}])

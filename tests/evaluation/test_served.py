@@ -26,6 +26,7 @@ from elit_serve.evaluation.runs.sweep_command import (
     run_sweep_command,
 )
 from elit_serve.files.quality import Quality
+from elit_serve.files.records import RequestEnding, RequestRecord, write_records
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 
@@ -63,9 +64,10 @@ def swept(tiny_model_dir: Path, tmp_path: Path, photographs: PhotographOptions, 
     return quality
 
 
-def record(plan: Any, levels: list[int], ending: str = "done") -> str:
+def record(plan: Any, levels: list[int]) -> RequestRecord:
     guidance = {**asdict(plan.guidance), "weak_budget": 0.25}
-    return json.dumps({"ending": ending, "levels": [levels], "guidance": guidance})
+    done = {"planned_s": 5.0, "sent_s": 5.0, "ended_s": 5.5, "latency_ms": 700.0, "ending": "done"}
+    return RequestRecord.model_validate({**done, "levels": [levels], "guidance": guidance})
 
 
 def test_served_levels_are_made_again_and_compared(
@@ -74,8 +76,8 @@ def test_served_levels_are_made_again_and_compared(
     pipeline = Pipeline.load(tiny_model_dir, device="cpu")
     plan = next(plan for plan in swept.plans if plan.steps == 2 and plan.guidance.method == "ccfg")
     file = tmp_path / "records.jsonl"
-    refused = json.dumps({"ending": "refused", "levels": None, "guidance": None})
-    file.write_text("\n".join([record(plan, [1, 4]), refused, record(plan, [2, 2]), record(plan, [4, 4])]))
+    refused = record(plan, [1, 1]).model_copy(update={"ending": RequestEnding.REFUSED, "levels": None})
+    write_records(file, [record(plan, [1, 4]), refused, record(plan, [2, 2]), record(plan, [4, 4])])
     served = read_served(file, pipeline)
     assert [each.levels for each in served] == [(1, 4), (2, 2), (4, 4)]
     extractor = open_features(f"torchscript:{feature_file}", pipeline.device)
@@ -87,7 +89,7 @@ def test_served_levels_are_made_again_and_compared(
     assert 20 < found.psnr_db < 54.2
     full = measure_served(pipeline, evaluator, extractor, served[2:])
     assert full.feature_distance == 0
-    own = evaluator.measure(served[2], repeats=1).frechet.value
+    own = evaluator.measure(served[2], repeats=1).scores.frechet.value
     assert full.distance.value == pytest.approx(own, rel=1e-4)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from elit_serve.bench.load.sender import Call
+from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
 from elit_serve.bench.simulate.workload import draw_targets
 from elit_serve.client import Model, SamplingInfo
@@ -93,7 +93,7 @@ def open_calls(
     num_classes: int,
     seed: int,
     recorded_targets: bool = False,
-) -> tuple[Call, ...]:
+) -> tuple[PlannedCall, ...]:
     """`count` calls in order of arrival, at this mean rate. targets_ms: one is drawn for each; none is no target.
 
     recorded_targets: the source's own targets instead.
@@ -105,14 +105,14 @@ def open_calls(
     if recorded_targets:
         targets = recorded_targets_ms(source, count=count, seed=seed)
     return tuple(
-        Call(at_s=at_s, label=label, seed=image_seed, latency_ms=target)
+        PlannedCall(at_s=at_s, label=label, seed=image_seed, latency_ms=target)
         for at_s, target, (label, image_seed) in zip(arrivals, targets, pictures(num_classes, seed), strict=False)
     )
 
 
-def closed_calls(num_classes: int, seed: int) -> Iterator[Call]:
+def closed_calls(num_classes: int, seed: int) -> Iterator[PlannedCall]:
     """Calls without end, to be sent whenever there is room."""
-    return (Call(at_s=0.0, label=label, seed=image_seed) for label, image_seed in pictures(num_classes, seed))
+    return (PlannedCall(at_s=0.0, label=label, seed=image_seed) for label, image_seed in pictures(num_classes, seed))
 
 
 def pictures(num_classes: int, seed: int) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 from rich.table import Table
 
-from elit_serve.bench.load.sender import Ending, Record
+from elit_serve.files.records import RequestEnding, RequestRecord
 
 UNITS = {
     "_ms": "ms",
@@ -80,30 +80,30 @@ class Summary:
         return fields
 
 
-def open_summary(records: Sequence[Record]) -> Summary:
+def open_summary(records: Sequence[RequestRecord]) -> Summary:
     """Of an open loop: it lasts from the first planned arrival to the last end."""
     began_s = min(record.planned_s for record in records)
     return summarise(records, duration_s=max(record.ended_s for record in records) - began_s)
 
 
-def closed_summary(records: Sequence[Record], *, warm_up: int) -> Summary:
+def closed_summary(records: Sequence[RequestRecord], *, warm_up: int) -> Summary:
     """Of a closed loop, without the first `warm_up` ends (at least one), from the last of which it lasts."""
     assert 0 < warm_up < len(records), (warm_up, len(records))
     began_s = records[warm_up - 1].ended_s
     return summarise(records[warm_up:], duration_s=records[-1].ended_s - began_s)
 
 
-def summarise(records: Sequence[Record], *, duration_s: float) -> Summary:
+def summarise(records: Sequence[RequestRecord], *, duration_s: float) -> Summary:
     done = [record for record in records if record.is_done]
     on_time = sum(record.is_on_time for record in records)
-    num_refused = sum(record.ending is Ending.REFUSED for record in records)
+    num_refused = sum(record.ending is RequestEnding.REFUSED for record in records)
     has_targets = any(record.latency_ms is not None for record in records)
     return Summary(
         offered=len(records),
         completed=len(done),
-        refused=_reasons(records, Ending.REFUSED),
-        expired=sum(record.ending is Ending.EXPIRED for record in records),
-        failed=_reasons(records, Ending.FAILED),
+        refused=_reasons(records, RequestEnding.REFUSED),
+        expired=sum(record.ending is RequestEnding.EXPIRED for record in records),
+        failed=_reasons(records, RequestEnding.FAILED),
         duration_s=duration_s,
         request_throughput=len(done) / duration_s,
         request_goodput=on_time / duration_s,
@@ -149,7 +149,7 @@ def shown(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def _reasons(records: Iterable[Record], ending: Ending) -> dict[str, int]:
+def _reasons(records: Iterable[RequestRecord], ending: RequestEnding) -> dict[str, int]:
     """How often which reason was given, the commonest first."""
     reasons = Counter(record.reason or "unknown" for record in records if record.ending is ending)
     return dict(reasons.most_common())

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from elit_serve.bench.load.plan import Capacity, closed_calls, open_calls, weak_caps_of
 from elit_serve.bench.load.report import Summary, closed_summary, open_summary
-from elit_serve.bench.load.sender import Call, Record, replay, saturate
+from elit_serve.bench.load.sender import PlannedCall, replay, saturate
 from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.catalogue import cost_table
 from elit_serve.client import AsyncClient, Client, GenerateOptions, Model
 from elit_serve.clock import Clock
 from elit_serve.errors import InvalidInput
 from elit_serve.files.latency import read_latency
+from elit_serve.files.records import RequestRecord
 from elit_serve.scheduler.cost import CostTable
 
 WARM_UP_ROUNDS = 2  # requests per caller before a closed loop is measured, unless told otherwise
@@ -100,8 +101,8 @@ class LoadReport:
 
     facts: Mapping[str, object]
     target: Target
-    calls: tuple[Call, ...]
-    records: tuple[Record, ...]
+    calls: tuple[PlannedCall, ...]
+    records: tuple[RequestRecord, ...]
     summary: Summary
 
     def as_dict(self) -> dict[str, object]:
@@ -138,7 +139,7 @@ def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
         recorded_targets=options.recorded_targets,
     )
 
-    async def drive() -> tuple[Record, ...]:
+    async def drive() -> tuple[RequestRecord, ...]:
         async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
             return await replay(client, calls, options.common, clock=clock)
 
@@ -161,7 +162,7 @@ def _closed_run(options: LoadOptions, target: Target, clock: Clock) -> LoadRepor
     counted = _rounded_up(options.requests, callers)
     common: GenerateOptions = {**options.common, "budget": 1.0 if options.budget is None else options.budget}
 
-    async def drive() -> tuple[Record, ...]:
+    async def drive() -> tuple[RequestRecord, ...]:
         calls = closed_calls(len(target.model.classes), options.seed)
         async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
             return await saturate(client, calls, common, callers=callers, total=warm_up + counted, clock=clock)
@@ -189,17 +190,3 @@ def _facts(options: LoadOptions, target: Target) -> dict[str, object]:
         "sampling": model.sampling.model_dump(mode="json"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def record_lines(records: Sequence[Record]) -> list[dict[str, object]]:
-    """Every record with its derived figures, times relative to the first planned arrival."""
-    start_s = min(record.planned_s for record in records)
-    return [
-        {
-            **asdict(record),
-            **{name: getattr(record, name) - start_s for name in ("planned_s", "sent_s", "ended_s")},
-            "e2el_ms": record.e2el_ms,
-            "is_on_time": record.is_on_time,
-        }
-        for record in records
-    ]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.table import Table
 
 from elit_serve.bench.load.plan import level_of
 from elit_serve.bench.load.report import Summary, open_summary, shown, unit_of
 from elit_serve.bench.load.run import LoadOptions, LoadReport
-from elit_serve.bench.load.sender import Call, Ending, Record
+from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Outcome, simulate
 from elit_serve.errors import InvalidInput
+from elit_serve.files.records import RequestEnding, RequestRecord
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.elastic import ElasticPolicy
@@ -58,7 +59,7 @@ class Wish:
     pinned_level: int | None = None
     is_hard: bool = True
 
-    def demand(self, request_id: int, call: Call) -> Demand:
+    def demand(self, request_id: int, call: PlannedCall) -> Demand:
         assert call.latency_ms is not None, "attainment is of targets"
         return Demand(
             request_id=request_id,
@@ -104,7 +105,7 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
 
 
 def predicted(
-    calls: Sequence[Call], wish: Wish, *, scheduler: Scheduler, table: CostTable, latents_per_group: int
+    calls: Sequence[PlannedCall], wish: Wish, *, scheduler: Scheduler, table: CostTable, latents_per_group: int
 ) -> Summary:
     """Figures of a run against a device that takes exactly what the cost table says, and a client without delay."""
     demands = [wish.demand(index, call) for index, call in enumerate(calls)]
@@ -112,23 +113,31 @@ def predicted(
     return open_summary([_record(outcome, latents_per_group) for outcome in run.outcomes])
 
 
-def _record(outcome: Outcome, latents_per_group: int) -> Record:
+def _record(outcome: Outcome, latents_per_group: int) -> RequestRecord:
     demand = outcome.demand
-    record = Record(
+    record = RequestRecord(
         planned_s=demand.arrived_s,
         sent_s=demand.arrived_s,
         ended_s=demand.arrived_s,
         latency_ms=1000 * (demand.deadline_s - demand.arrived_s),
-        ending=Ending.REFUSED,
+        ending=RequestEnding.REFUSED,
         reason=outcome.refusal.reason if outcome.refusal else None,
     )
     if outcome.refusal:
         return record
     if outcome.answered_s is None:
-        return replace(record, ended_s=demand.deadline_s, ending=Ending.EXPIRED, reason="expired")
+        return record.model_copy(
+            update={"ended_s": demand.deadline_s, "ending": RequestEnding.EXPIRED, "reason": "expired"}
+        )
     # An answer at the very deadline is on time, however sums of seconds are rounded.
     ended_s = min(outcome.answered_s, demand.deadline_s) if outcome.is_on_time else outcome.answered_s
-    return replace(record, ended_s=ended_s, ending=Ending.DONE, budget=outcome.mean_level / latents_per_group)
+    return record.model_copy(
+        update={
+            "ended_s": ended_s,
+            "ending": RequestEnding.DONE,
+            "budget": outcome.mean_level / latents_per_group,
+        }
+    )
 
 
 def comparison(measured: Summary, expected: Summary, policy: str) -> dict[str, object]:

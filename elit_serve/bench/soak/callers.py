@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from elit_serve.bench.load.sender import Ending, ending_of
+from elit_serve.bench.load.sender import ending_of
 from elit_serve.client import AsyncClient, GenerateOptions, Generation
 from elit_serve.client.options import Wishes
 from elit_serve.clock import Clock
 from elit_serve.errors import ServerProblem, ServerUnreachable
+from elit_serve.files.records import RequestEnding
 
 REFUSED_WAIT_S = 1.0  # where the server does not say
 PINNED_BUDGETS = (0.25, 0.5, 1.0)
@@ -23,8 +24,8 @@ LEFT = "left"  # the caller did not wait for the answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A request after its end. ending: of `Ending`, or `LEFT`. images: that it got."""
+class EndedRequest:
+    """A request after its end. ending: of `RequestEnding`, or `LEFT`. images: that it got."""
 
     ending: str
     images: int = 0
@@ -63,7 +64,7 @@ class Callers:
         self._solo_ms = solo_ms
         self._random = random.Random(seed)
         self._clock = clock
-        self._kinds: Mapping[str, Callable[[], Awaitable[Asked]]] = {
+        self._kinds: Mapping[str, Callable[[], Awaitable[EndedRequest]]] = {
             "promised": self._promised,
             "best_effort": self._best_effort,
             "pinned": self._pinned,
@@ -105,43 +106,43 @@ class Callers:
             wait_s = asked.retry_after_s * self._random.uniform(1, 1.5)
             await asyncio.sleep(max(0.0, min(wait_s, until_s - self._clock.now())))
 
-    async def _told(self, request: Callable[[], Awaitable[Asked]]) -> Asked:
+    async def _told(self, request: Callable[[], Awaitable[EndedRequest]]) -> EndedRequest:
         try:
             return await request()
         except ServerProblem as problem:
             wait_s = REFUSED_WAIT_S if problem.retry_after_s is None else problem.retry_after_s
-            return Asked(ending=ending_of(problem), reason=problem.reason, retry_after_s=wait_s)
+            return EndedRequest(ending=ending_of(problem), reason=problem.reason, retry_after_s=wait_s)
         except ServerUnreachable as error:
-            return Asked(ending=Ending.FAILED, reason=str(error))
+            return EndedRequest(ending=RequestEnding.FAILED, reason=str(error))
 
-    async def _promised(self) -> Asked:
+    async def _promised(self) -> EndedRequest:
         return await self._generate(latency_ms=self._solo_ms * self._random.uniform(*PROMISE_SCALES))
 
-    async def _best_effort(self) -> Asked:
+    async def _best_effort(self) -> EndedRequest:
         latency_ms = self._solo_ms * self._random.uniform(*PROMISE_SCALES)
         return await self._generate(latency_ms=latency_ms, best_effort=True, n=2)
 
-    async def _pinned(self) -> Asked:
+    async def _pinned(self) -> EndedRequest:
         return await self._generate(budget=self._random.choice(PINNED_BUDGETS))
 
-    async def _same(self) -> Asked:
+    async def _same(self) -> EndedRequest:
         """Always the same work, whatever the load."""
         return await self._generate(budget=1.0)
 
-    async def _leaving(self) -> Asked:
+    async def _leaving(self) -> EndedRequest:
         try:
             async with asyncio.timeout(self._random.uniform(0, 2 * self._solo_ms) / 1000):
                 return await self._pinned()
         except TimeoutError:
-            return Asked(ending=LEFT)
+            return EndedRequest(ending=LEFT)
 
-    async def _stream(self) -> Asked:
+    async def _stream(self) -> EndedRequest:
         async with aclosing(self._client.stream(**self._subject(), partial_images=2)) as events:
             *_, last = [event async for event in events]
         assert isinstance(last, Generation)
-        return Asked(ending=Ending.DONE, images=len(last.images))
+        return EndedRequest(ending=RequestEnding.DONE, images=len(last.images))
 
-    async def _job(self) -> Asked:
+    async def _job(self) -> EndedRequest:
         job = await self._client.jobs.create(**self._subject())
         if self._random.random() < CANCELLED_JOBS:
             job = await self._client.jobs.cancel(job.id)
@@ -151,12 +152,12 @@ class Callers:
             await self._client.jobs.cancel(job.id)  # which would be made otherwise
             raise
         ending = LEFT if job.state == "cancelled" else job.state
-        return Asked(ending=ending, images=len(job.result.images) if job.result else 0)
+        return EndedRequest(ending=ending, images=len(job.result.images) if job.result else 0)
 
-    async def _generate(self, **options: object) -> Asked:
+    async def _generate(self, **options: object) -> EndedRequest:
         asked: GenerateOptions = {**self._subject(), **options}  # type: ignore[typeddict-item]
         generation = await self._client.generate(**asked)
-        return Asked(ending=Ending.DONE, images=len(generation.images))
+        return EndedRequest(ending=RequestEnding.DONE, images=len(generation.images))
 
     def _subject(self) -> Wishes:
         return {"label": self._random.randrange(self._num_classes), "seed": self._random.randrange(1 << 32)}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from elit_serve.bench.load.sender import Ending
 from elit_serve.bench.soak.callers import LEFT, Tally
+from elit_serve.files.records import RequestEnding
 
 Samples = Mapping[str, float]  # by name and labels, as `elit_requests_total{outcome="ok",route="/v1/generate"}`
 JOB = "job"
@@ -40,7 +40,7 @@ def unaccounted(tally: Tally, counted: Samples) -> list[str]:
     left = tally.of(LEFT)
     checks = [
         (f"generations {ending}", counted[f'elit_generations_total{{outcome="{ending}"}}'], tally.of(ending), left)
-        for ending in Ending
+        for ending in RequestEnding
     ]
     checks += [
         ("generations", _total(counted, "elit_generations_total"), tally.sent() - left, left),

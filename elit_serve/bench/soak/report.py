@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from elit_serve.bench.load.report import shown
-from elit_serve.bench.load.sender import Ending
 from elit_serve.bench.soak.callers import LEFT
 from elit_serve.bench.soak.soak import SoakReport
+from elit_serve.files.records import RequestEnding
 
 
 def soak_tables(report: SoakReport) -> Iterator[Table]:
@@ -24,7 +24,7 @@ def _requests(report: SoakReport) -> Table:
     reasons = ", ".join(f"{reason} {count}" for reason, count in mix.reasons.most_common())
     table = Table(title="Requests of the mix", caption=f"reasons: {reasons}" if reasons else None)
     table.add_column("kind")
-    endings = (*Ending, LEFT)
+    endings = (*RequestEnding, LEFT)
     for ending in endings:
         table.add_column(ending, justify="right")
     for kind in sorted({kind for kind, _ in mix.endings}):

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from elit_serve.bench.load.sender import Ending
 from elit_serve.bench.soak.callers import LEFT, Callers, Tally
 from elit_serve.bench.soak.ledger import Samples, increase, quantile, read_samples, unaccounted
 from elit_serve.client import AsyncClient
 from elit_serve.clock import Clock
+from elit_serve.files.records import RequestEnding
 
 MIX: Mapping[str, float] = {
     "promised": 0.3,
@@ -72,7 +72,7 @@ class SoakReport:
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        failed = self.mix.of(Ending.FAILED)
+        failed = self.mix.of(RequestEnding.FAILED)
         of_mix = _ratio(self.mix.images_per_s, self.few_mix.images_per_s)
         of_same = _ratio(self.same, self.few_same)
         growth = self.resident[1] / self.resident[0]
@@ -160,7 +160,7 @@ def _at_most(name: str, value: float, most: float) -> Check:
 
 
 def _told(tally: Tally) -> dict[str, object]:
-    endings = {ending: tally.of(ending) for ending in (*Ending, LEFT)}
+    endings = {ending: tally.of(ending) for ending in (*RequestEnding, LEFT)}
     return {
         "seconds": tally.seconds,
         "requests": tally.sent(),

@@ -10,8 +10,7 @@ Letters: n pictures, H x W, F features.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -32,13 +31,11 @@ from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.scoring import Scorer
 from elit_serve.evaluation.runs.sweep import plan_name
-from elit_serve.files.opening import read_text
+from elit_serve.files.records import read_records
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
-
-MAX_RECORDS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +68,15 @@ class ServedError:
 
 def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
     """How each picture in the records was made."""
+    time_shift = pipeline.config.sampling.time_shift
     try:
-        lines = [json.loads(line) for line in read_text(file, MAX_RECORDS_BYTES).splitlines() if line.strip()]
         served = [
-            Plan(
-                levels=tuple(levels),
-                guidance=_guidance(record["guidance"], pipeline),
-                time_shift=pipeline.config.sampling.time_shift,
-            )
-            for record in lines
-            if record["ending"] == "done"
-            for levels in record["levels"]
+            Plan(levels=levels, guidance=_guidance(record.guidance or {}, pipeline), time_shift=time_shift)
+            for record in read_records(file)
+            if record.is_done
+            for levels in record.levels or ()
         ]
-    except OSError as error:
-        raise InvalidInput("records", str(file), f"it cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise InvalidInput("records", str(file), "a file of elit-serve bench --records") from None
     strange = sorted({level for plan in served for level in plan.levels}.difference(pipeline.config.levels))
     if not served or strange:
@@ -173,7 +164,7 @@ def _interpolated(pipeline: Pipeline, plan: Plan) -> float:
     return quality
 
 
-def _guidance(facts: dict[str, Any], pipeline: Pipeline) -> Guidance:
+def _guidance(facts: Mapping[str, Any], pipeline: Pipeline) -> Guidance:
     """As an answer tells it."""
     start, end = facts["interval"]
     return pipeline.guidance(
