@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from elit_serve.charts import LIGHT, Chart, Drawing, Point, Series, check_file, style, svg
+from elit_serve.charts import LIGHT, Chart, ChartGrid, Point, Series, check_file, style, svg
 from elit_serve.charts.chart import log_ticks, ticks
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.estimate import Estimate
@@ -78,7 +78,7 @@ def test_ticks_are_round_and_inside() -> None:
 
 @pytest.mark.parametrize("name", ["drawn.png", "drawn.svg", "drawn.pdf"])
 def test_a_drawing_is_saved_as_its_name_ends(name: str, tmp_path: Path) -> None:
-    drawing = Drawing(title="both < one", rows=((CHART, CHART), (CHART, CHART)), shows_title=True)
+    drawing = ChartGrid(title="both < one", rows=((CHART, CHART), (CHART, CHART)), shows_title=True)
     check_file(tmp_path / name, field="plot")
     drawing.save(tmp_path / name)
     content = (tmp_path / name).read_bytes()

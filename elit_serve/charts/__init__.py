@@ -2,13 +2,13 @@
 
     chart = Chart(title="Quality", x_label="level", y_label="quality", series=(Series(name="model", points=points),))
     svg(chart)                                                # for a page, together with `style`
-    Drawing(title="Both", rows=((chart, other),)).save(Path("both.png"))
+    ChartGrid(title="Both", rows=((chart, other),)).save(Path("both.png"))
 
 Nothing but Pillow is needed.
 """
 
 from elit_serve.charts.canvas import DARK, LIGHT, style
 from elit_serve.charts.chart import Chart, Point, Series
-from elit_serve.charts.drawing import FILE_KINDS, Drawing, check_file, svg
+from elit_serve.charts.grid import FILE_KINDS, ChartGrid, check_file, svg
 
-__all__ = ["DARK", "FILE_KINDS", "LIGHT", "Chart", "Drawing", "Point", "Series", "check_file", "style", "svg"]
+__all__ = ["DARK", "FILE_KINDS", "LIGHT", "Chart", "ChartGrid", "Point", "Series", "check_file", "style", "svg"]

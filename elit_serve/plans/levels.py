@@ -8,7 +8,7 @@ everything inside works with.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from elit_serve.errors import InvalidInput
@@ -23,6 +23,12 @@ class Budgets:
 
     levels: tuple[int, ...]
     latents_per_group: int
+
+    @classmethod
+    def told(cls, budgets: Mapping[int, float]) -> Budgets:
+        """From level -> budget, as a server tells them."""
+        levels = tuple(sorted(budgets))
+        return cls(levels=levels, latents_per_group=round(levels[-1] / budgets[levels[-1]]))
 
     @property
     def full_level(self) -> int:

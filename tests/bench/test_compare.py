@@ -23,6 +23,7 @@ from elit_serve.bench.simulate.compare import (
 )
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.levels import Budgets
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.cost import CostTable
@@ -38,12 +39,13 @@ TABLE = CostTable(
     overhead_ms=2.0,
 )
 WISH = Wish(shape="32x32", weak_caps=(1, 1, 1, None), levels=(1, 2, 4))
+BUDGETS = Budgets(levels=(1, 2, 4), latents_per_group=4)
 COMPARABLE = LoadOptions(url="http://127.0.0.1:1", cost=Path("some.json"))
 
 
 def simulated(calls: list[PlannedCall], wish: Wish = WISH, policy: str = "fixed") -> Summary:
     scheduler = RequestScheduler(TABLE, POLICIES[policy](TABLE))
-    return predicted(calls, wish, scheduler=scheduler, table=TABLE, latents_per_group=4)
+    return predicted(calls, wish, scheduler=scheduler, table=TABLE, budgets=BUDGETS)
 
 
 def call(at_s: float, latency_ms: float) -> PlannedCall:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elit_serve.bench.load.plan import Capacity, level_of, open_calls, pictures, weak_caps_of
+from elit_serve.bench.load.plan import Capacity, budgets_of, full_plan, open_calls, pictures
 from elit_serve.bench.load.run import burstiness_trace
 from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.arrivals import open_arrivals
@@ -68,18 +68,18 @@ def test_guided_steps_are_those_that_the_sampler_guides(
     wanted = [guidance.weak_level_at(4) if guidance.applies_at(t) else None for t in time_grid(40, shift)[:-1]]
     told = GuidanceInfo(method=method, scale=scale, weak_level=2, interval=interval)
     sampling = SamplingInfo(steps=40, time_shift=shift, guidance=told)
-    assert list(weak_caps_of(sampling, 40, full_level=4)) == wanted
+    assert list(full_plan(sampling, 40, full_level=4).weak_caps(4)) == wanted
 
 
-@pytest.mark.parametrize(("budget", "level"), [(1.0, 4), (0.75, 4), (0.7, 2), (0.375, 2), (0.01, 1)])
-def test_a_budget_is_the_nearest_level(budget: float, level: int) -> None:
-    assert level_of(MODEL, budget) == level
+@pytest.mark.parametrize(("budget", "level"), [(1.0, 4), (0.75, 4), (0.7, 4), (0.6, 2), (0.375, 2), (0.01, 1)])
+def test_a_budget_is_the_level_that_the_server_makes_of_it(budget: float, level: int) -> None:
+    assert budgets_of(MODEL).level_of(budget) == level
 
 
 @pytest.mark.parametrize("budget", [0.0, 1.5, float("nan")])
 def test_a_budget_out_of_range_is_named(budget: float) -> None:
     with pytest.raises(InvalidInput, match="budget"):
-        level_of(MODEL, budget)
+        budgets_of(MODEL).level_of(budget)
 
 
 def test_calls_come_at_their_rate_with_targets_and_classes_of_those_given() -> None:

@@ -15,8 +15,9 @@ from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded
 from elit_serve.bench.simulate.workload import draw_targets
 from elit_serve.client import Model, SamplingInfo
 from elit_serve.errors import InvalidInput
-from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.levels import Budgets
+from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.cost import CostTable
 
@@ -37,14 +38,11 @@ class Capacity:
     @classmethod
     def measured(cls, table: CostTable, weak_caps: Sequence[int | None]) -> Capacity:
         """From a latency file."""
-
-        kinds = [StepKind.capped(table.shapes[0], table.levels[-1], cap) for cap in weak_caps]
-
-        def steps_ms(batch: int) -> float:
-            return sum(table.step_ms(kind, batch) for kind in kinds)
-
+        shape, full_level = table.shapes[0], table.levels[-1]
+        kinds = [StepKind.capped(shape, full_level, cap) for cap in weak_caps]
         return cls(
-            solo_ms=steps_ms(1) + table.overhead_ms, rate_per_s=1000 * table.max_batch / steps_ms(table.max_batch)
+            solo_ms=table.alone_ms(shape, (full_level,) * len(kinds), weak_caps),
+            rate_per_s=1000 * table.max_batch / sum(table.step_ms(kind, table.max_batch) for kind in kinds),
         )
 
     @classmethod
@@ -68,20 +66,15 @@ class Capacity:
         return load * self.rate_per_s
 
 
-def weak_caps_of(sampling: SamplingInfo, num_steps: int, full_level: int) -> tuple[int | None, ...]:
-    """The guided pass of every step, as `Demand.weak_caps` has it."""
-    advised = sampling.guidance
-    guidance = Guidance(
-        method=advised.method, scale=advised.scale, weak_level=advised.weak_level, interval=advised.interval
-    )
-    return guidance.weak_caps(time_grid(num_steps, sampling.time_shift)[:-1], full_level)
+def full_plan(sampling: SamplingInfo, num_steps: int, full_level: int) -> Plan:
+    """How a request is made that leaves everything but its steps to the server, and has the full budget."""
+    guidance = Guidance(**sampling.guidance.model_dump())
+    return Plan(levels=(full_level,) * num_steps, guidance=guidance, time_shift=sampling.time_shift)
 
 
-def level_of(model: Model, budget: float) -> int:
-    """The model's level nearest to a budget, the higher one of two."""
-    if not 0 < budget <= 1:
-        raise InvalidInput("budget", budget, "a budget is a fraction above 0 and at most 1")
-    return min(model.levels, key=lambda info: (abs(info.budget - budget), -info.level)).level
+def budgets_of(model: Model) -> Budgets:
+    """Between the model's budgets and its levels, as the server has it."""
+    return Budgets.told({info.level: info.budget for info in model.levels})
 
 
 def open_calls(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from elit_serve.bench.load.plan import Capacity, closed_calls, open_calls, weak_caps_of
+from elit_serve.bench.load.plan import Capacity, budgets_of, closed_calls, full_plan, open_calls
 from elit_serve.bench.load.report import Summary, closed_summary, open_summary
 from elit_serve.bench.load.sender import PlannedCall, replay, saturate
 from elit_serve.bench.simulate.arrivals import open_arrivals
@@ -19,6 +19,7 @@ from elit_serve.clock import Clock
 from elit_serve.errors import InvalidInput
 from elit_serve.files.latency import read_latency
 from elit_serve.files.records import RequestRecord
+from elit_serve.plans.plan import Plan
 from elit_serve.scheduler.cost import CostTable
 
 WARM_UP_ROUNDS = 2  # requests per caller before a closed loop is measured, unless told otherwise
@@ -84,11 +85,15 @@ def burstiness_trace(burstiness: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The server's model, as far as a run must know it, with the cost table if one is given."""
+    """The server's model, as far as a run must know it, with the cost table if one is given. plan: at full budget."""
 
     model: Model
     table: CostTable | None
-    weak_caps: tuple[int | None, ...]
+    plan: Plan
+
+    @property
+    def weak_caps(self) -> tuple[int | None, ...]:
+        return self.plan.weak_caps(self.plan.levels[0])
 
     @property
     def capacity(self) -> Capacity:
@@ -119,11 +124,11 @@ def _target(options: LoadOptions) -> Target:
     table = cost_table(read_latency(options.cost)) if options.cost else None
     with Client(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
         model = client.models()[0]
-    full_level = max(info.level for info in model.levels)
+    full_level = budgets_of(model).full_level
     num_steps = options.steps or model.sampling.steps
     if table is None and options.slo_scales and num_steps != model.sampling.steps:
         raise InvalidInput("steps", num_steps, "without --cost, targets are known for the model's own steps only")
-    return Target(model=model, table=table, weak_caps=weak_caps_of(model.sampling, num_steps, full_level))
+    return Target(model=model, table=table, plan=full_plan(model.sampling, num_steps, full_level))
 
 
 def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
@@ -182,7 +187,7 @@ def _facts(options: LoadOptions, target: Target) -> dict[str, object]:
     asked = {name: value for name, value in asdict(options).items() if name != "api_key"}
     return {
         **{name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},
-        "steps": len(target.weak_caps),
+        "steps": target.plan.num_steps,
         "model": model.id,
         "model_hash": model.hash,
         "device": model.device,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from elit_serve.bench.load.plan import level_of
+from elit_serve.bench.load.plan import budgets_of
 from elit_serve.bench.load.report import Summary, open_summary, shown, unit_of
 from elit_serve.bench.load.run import LoadOptions, LoadReport
 from elit_serve.bench.load.sender import PlannedCall
@@ -15,6 +15,7 @@ from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Outcome, simulate
 from elit_serve.errors import InvalidInput
 from elit_serve.files.records import RequestEnding, RequestRecord
+from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.cost import CostTable
 from elit_serve.scheduler.elastic import ElasticPolicy
@@ -89,31 +90,29 @@ def check_comparable(options: LoadOptions, policy: str) -> None:
 def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
     """The figures that the simulator predicts for a run, with a policy of this name."""
     check_comparable(options, policy)
-    table, model = report.target.table, report.target.model
+    table, budgets = report.target.table, budgets_of(report.target.model)
     assert table is not None
     wish = Wish(
         shape=table.shapes[0],
         weak_caps=report.target.weak_caps,
         levels=table.levels,
-        pinned_level=None if options.budget is None else level_of(model, options.budget),
+        pinned_level=None if options.budget is None else budgets.level_of(options.budget),
         is_hard=not options.best_effort,
     )
-    full = max(model.levels, key=lambda info: info.level)
     scheduler = RequestScheduler(table, POLICIES[policy](table))
-    latents_per_group = round(full.level / full.budget)
-    return predicted(report.calls, wish, scheduler=scheduler, table=table, latents_per_group=latents_per_group)
+    return predicted(report.calls, wish, scheduler=scheduler, table=table, budgets=budgets)
 
 
 def predicted(
-    calls: Sequence[PlannedCall], wish: Wish, *, scheduler: Scheduler, table: CostTable, latents_per_group: int
+    calls: Sequence[PlannedCall], wish: Wish, *, scheduler: Scheduler, table: CostTable, budgets: Budgets
 ) -> Summary:
     """Figures of a run against a device that takes exactly what the cost table says, and a client without delay."""
     demands = [wish.demand(index, call) for index, call in enumerate(calls)]
     run = simulate(scheduler, demands, SimulatedDevice(table))
-    return open_summary([_record(outcome, latents_per_group) for outcome in run.outcomes])
+    return open_summary([_record(outcome, budgets) for outcome in run.outcomes])
 
 
-def _record(outcome: Outcome, latents_per_group: int) -> RequestRecord:
+def _record(outcome: Outcome, budgets: Budgets) -> RequestRecord:
     demand = outcome.demand
     record = RequestRecord(
         planned_s=demand.arrived_s,
@@ -135,7 +134,7 @@ def _record(outcome: Outcome, latents_per_group: int) -> RequestRecord:
         update={
             "ended_s": ended_s,
             "ending": RequestEnding.DONE,
-            "budget": outcome.mean_level / latents_per_group,
+            "budget": budgets.of_level(outcome.mean_level),
         }
     )
 

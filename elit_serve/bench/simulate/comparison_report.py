@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from elit_serve.bench.simulate.comparison import Row
-from elit_serve.charts import Chart, Drawing, Point, Series
+from elit_serve.charts import Chart, ChartGrid, Point, Series
 from elit_serve.plans.estimate import Estimate
 
 BESIDE = 0.012  # of the width, between the lines of two policies
@@ -50,7 +50,7 @@ def draw_comparison(rows: Sequence[Row], file: Path, title: str) -> None:
     """
     curves = list(dict.fromkeys(row.quality_curve for row in rows))
     has_bars = any(row.regret.has_interval for row in rows)
-    Drawing(
+    ChartGrid(
         title=f"{title}; bars: 95 % over the windows" if has_bars else title,
         rows=(
             tuple(_chart(rows, curve, "regret", "regret against the clairvoyant bound, %") for curve in curves),

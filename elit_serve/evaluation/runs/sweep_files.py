@@ -13,7 +13,7 @@ from rich.table import Table
 
 from elit_serve import charts
 from elit_serve.catalogue import cost_table
-from elit_serve.charts import Chart, Drawing, Series
+from elit_serve.charts import Chart, ChartGrid, Series
 from elit_serve.engine.checkpoint import write_sampling
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
@@ -153,7 +153,7 @@ def draw_front(points: Sequence[Point], default: Plan, file: Path, *, metric: st
         times_ms = {point.plan: _alone_ms(point.plan, latency) for point in points}
         x_label = f"milliseconds of a picture alone, {latency.device}"
         drawn.append(_front_chart(points, front, default, times_ms, (x_label, y_label)))
-    Drawing(title="The front of the measured plans", rows=(tuple(drawn),)).save(file)
+    ChartGrid(title="The front of the measured plans", rows=(tuple(drawn),)).save(file)
 
 
 def _front_chart(

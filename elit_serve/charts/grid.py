@@ -1,4 +1,4 @@
-"""Charts side by side, with one legend: inside a page, or in a file of their own."""
+"""A grid of charts with one legend: inside a page, or in a file of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TITLE_LINE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class ChartGrid:
     """rows: of charts, all of the same length; the legend is that of the first. title: written above if it is shown."""
 
     title: str
@@ -69,7 +69,7 @@ class Drawing:
 
 def svg(chart: Chart) -> str:
     """A chart alone, as an `svg` element for a page that has the `style`."""
-    return Drawing(title=chart.title, rows=((chart,),)).svg()
+    return ChartGrid(title=chart.title, rows=((chart,),)).svg()
 
 
 def check_file(file: Path, *, field: str) -> None:
