@@ -114,7 +114,7 @@ class Executor:
 
     def _run(self, inputs: Tensor, kind: StepKind) -> RunningStep:
         started_s = time.perf_counter()
-        self._step(inputs, kind)
+        self._step(self._on_device(inputs), kind)
         return _DoneStep(1000 * (time.perf_counter() - started_s))
 
     def _step(self, inputs: Tensor, kind: StepKind) -> None:
