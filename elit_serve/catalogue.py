@@ -23,7 +23,7 @@ from elit_serve.files.quality import PlanQuality, Quality, read_quality
 from elit_serve.files.validation import MAX_PROBLEMS, problems_in
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
 logger = logging.getLogger(__name__)

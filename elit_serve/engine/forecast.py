@@ -12,8 +12,8 @@ from elit_serve.engine.order import Order
 from elit_serve.errors import ElitError, Infeasible, Overloaded
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable, RequestScheduler
+from elit_serve.scheduler.forecast import Course, course_of, retry_after_s
 from elit_serve.scheduler.menu import Crowd, Duration
-from elit_serve.scheduler.rehearsal import Rehearsal, rehearse, retry_after_s
 from elit_serve.scheduler.requests import Demand, Refusal
 
 DRIFT = 1.01  # how far the correction of predictions moves between a refusal and the next try
@@ -30,7 +30,7 @@ class Forecast:
 
     order: Order
     crowd: Crowd
-    course: Rehearsal | ElitError
+    course: Course | ElitError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ def forecast(order: Order, num_slots: int, scheduler: RequestScheduler, now_s: f
     """See `Worker.forecast`. num_slots: pictures that may be in flight at most. Uses up the scheduler: give a copy."""
     given = order.given(scheduler)
     crowd = scheduler.crowd_with(len(given.seeds), now_s)
-    course: Rehearsal | Refusal = FULL
+    course: Course | Refusal = FULL
     if has_room(order, num_slots, scheduler.num_waiting + scheduler.num_running):
-        course = rehearse(scheduler, _demands(given), now_s)
+        course = course_of(scheduler, _demands(given), now_s)
     if isinstance(course, Refusal):
         return Forecast(order=given, crowd=crowd, course=_error_of(course, order, num_slots, scheduler, now_s))
     return Forecast(order=given, crowd=crowd, course=course)

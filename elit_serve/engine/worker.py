@@ -9,7 +9,6 @@ which nobody holds while waiting for the device.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import Counter, deque
@@ -38,7 +37,7 @@ from elit_serve.errors import (
 )
 from elit_serve.scheduler.core import Counters, RequestScheduler
 from elit_serve.scheduler.replay import as_text
-from elit_serve.scheduler.requests import Launch, Refusal, Wait
+from elit_serve.scheduler.requests import Launch, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +243,7 @@ class Worker:
         decision, members = self._decide()
         if isinstance(decision, Launch):
             self._launch(decision, members)
-        if len(self._running) == self._depth or (self._running and isinstance(decision, Wait)):
+        if len(self._running) == self._depth or (self._running and decision is None):
             self._finish(*self._running.popleft())
 
     def _sleep_until_almost_free(self) -> None:
@@ -258,7 +257,7 @@ class Worker:
         if _are_done(parts):
             self._free_s = self._clock.now()
 
-    def _decide(self) -> tuple[Launch | Wait, list[Picture]]:
+    def _decide(self) -> tuple[Launch | None, list[Picture]]:
         """The next launch and its members. If there is nothing at all to do, waits for something to change."""
         with self._changed:
             now_s = self._clock.now()
@@ -270,8 +269,7 @@ class Worker:
             else:
                 members = []
                 if not (self._running or self._vacated or self._stopping):
-                    until_s = math.inf if decision.until_s is None else decision.until_s
-                    self._changed.wait(min(max(0.0, until_s - now_s), threading.TIMEOUT_MAX))  # three centuries
+                    self._changed.wait()
             vacated, self._vacated = self._vacated, []
         for picture in vacated:
             self._executor.remove(picture)

@@ -8,7 +8,7 @@ from math import exp, inf
 from elit_serve.scheduler.requests import Demand
 
 
-class Arrivals:
+class RecentArrivals:
     """memory: how long arrivals count, relative to the mean target: older ones by exp(-age / that time)."""
 
     def __init__(self, memory: float) -> None:

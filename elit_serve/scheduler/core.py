@@ -5,20 +5,19 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from math import inf
 from typing import Self
 
-from elit_serve.scheduler.arrivals import Arrivals
-from elit_serve.scheduler.corrected import CorrectedCosts
-from elit_serve.scheduler.cost import CostTable
-from elit_serve.scheduler.fixed import FixedPolicy
+from elit_serve.scheduler.arrivals import RecentArrivals
+from elit_serve.scheduler.costs import CorrectedCosts, CostTable
 from elit_serve.scheduler.menu import Crowd, Option, PlanMenu
-from elit_serve.scheduler.policy_view import Choice, Policy, Tracked, View
-from elit_serve.scheduler.requests import ENDED, TRANSITIONS, Demand, Launch, Refusal, State, Wait
-from elit_serve.scheduler.shared import Shared
+from elit_serve.scheduler.policy.fixed import FixedPolicy
+from elit_serve.scheduler.policy.view import Choice, Policy, View
+from elit_serve.scheduler.requests import Demand, Launch, Refusal
+from elit_serve.scheduler.state import ENDED, TRANSITIONS, State, Tracked
 
 ARRIVALS_MEMORY = 1.0  # of the arrival rate that plans are chosen by, relative to the mean target
 
@@ -46,7 +45,7 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Defect(Shared):
+class Defect:
     """An error of the policy's, and a copy of the scheduler from then."""
 
     error: Exception
@@ -54,7 +53,7 @@ class Defect(Shared):
 
 
 class RequestScheduler:
-    """Implements `interface.Scheduler` with one of the policies.
+    """Implements `drive.Scheduler` with one of the policies.
 
     Launches are reported by `finished` in the order in which they were decided; several may be outstanding.
     """
@@ -64,7 +63,7 @@ class RequestScheduler:
         self._policy = policy
         self._max_batch = table.max_batch
         self._requests: dict[int, Tracked] = {}
-        self._arrivals = Arrivals(ARRIVALS_MEMORY)
+        self._arrivals = RecentArrivals(ARRIVALS_MEMORY)
         self._hard_deadlines: list[tuple[float, int]] = []
         self._outstanding: deque[Launch] = deque()
         self._num_launches = 0
@@ -80,11 +79,11 @@ class RequestScheduler:
     def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
         """Takes all of these images, or none and says why."""
         newcomers = self._newcomers(demands, now_s)
-        assert not any(newcomer.request_id in self._requests for newcomer in newcomers), "request ids are unique"
+        assert not any(newcomer.demand.request_id in self._requests for newcomer in newcomers), "request ids are unique"
         self._arrivals.saw(now_s, demands)
         view = self._view(now_s, max(now_s, self._busy_until_s))
         try:
-            refusal = self._policy.admit(newcomers, view)
+            refusal = self._policy.admit([newcomer.demand for newcomer in newcomers], view)
         except Exception as error:
             self._note(error)
             self._begin_afresh(view, otherwise=self._stand_in(view))
@@ -97,7 +96,9 @@ class RequestScheduler:
     def would_take(self, demands: Sequence[Demand], now_s: float) -> bool:
         """Whether `submit` would take these images now; they are not counted as having arrived."""
         newcomers = self._newcomers(demands, now_s)
-        return self._policy.would_admit(newcomers, self._view(now_s, max(now_s, self._busy_until_s)))
+        return self._policy.would_admit(
+            [newcomer.demand for newcomer in newcomers], self._view(now_s, max(now_s, self._busy_until_s))
+        )
 
     def choose_plan(self, menu: PlanMenu, *, latency_ms: float, num_images: int, now_s: float) -> Option:
         """What images that leave their plan open get if they are submitted now, with this target."""
@@ -117,21 +118,22 @@ class RequestScheduler:
                 expired.append(request_id)
         return tuple(expired)
 
-    def decide(self, start_s: float) -> Launch | Wait:
-        """What the device runs next if it is free from `start_s`."""
+    def decide(self, start_s: float) -> Launch | None:
+        """What the device runs next if it is free from `start_s`; None is nothing, until something is submitted."""
         view = self._view(start_s, start_s)
         try:
             choice = self._policy.choose(view)
         except Exception as error:
             return self._decide_without_policy(error, view)
-        return Wait() if choice is None else self._launch(choice, start_s)
+        return None if choice is None else self._launch(choice, start_s)
 
     def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:
         """A launch has run; names the requests that it finished (now FINISHING). Ended ones are not among them."""
         done = self._outstanding.popleft()
         assert done.launch_id == launch_id, "launches finish in the order in which they were decided"
         if observed_ms is not None:
-            self._costs.observe(self._costs.table.step_ms(done.kind, len(done.request_ids)), observed_ms)
+            table_ms = self._costs.table.step_ms(done.kind, len(done.request_ids))
+            self._costs.observe(table_ms, observed_ms)
         self._busy_until_s = now_s + sum(other.predicted_ms for other in self._outstanding) / 1000
         complete = tuple([request_id for request_id in done.request_ids if self._is_complete(request_id)])
         for request_id in complete:
@@ -175,7 +177,13 @@ class RequestScheduler:
 
     def copy(self) -> Self:
         """A scheduler in the same state; what is done to one of them is not seen by the other."""
-        return deepcopy(self)
+        twin = copy(self)
+        twin._costs, twin._arrivals, twin._policy = copy(self._costs), copy(self._arrivals), self._policy.copy()
+        twin._requests = {request_id: request.copy() for request_id, request in self._requests.items()}
+        twin._hard_deadlines, twin._outstanding = self._hard_deadlines.copy(), self._outstanding.copy()
+        twin._num_in, twin._counted = self._num_in.copy(), self._counted.copy()
+        twin._defects, twin._known_defects = self._defects.copy(), self._known_defects.copy()
+        return twin
 
     def crowd_with(self, num_images: int, now_s: float) -> Crowd:
         """How busy the device would be with so many images more."""
@@ -224,12 +232,6 @@ class RequestScheduler:
     def counters(self) -> Counters:
         return Counters(**self._counted)
 
-    @property
-    def mean_granted_level(self) -> float | None:
-        """Over all free steps so far; None before the first."""
-        steps = self._counted["granted_steps"]
-        return self._counted["granted_levels"] / steps if steps else None
-
     def progress_of(self, request_id: int) -> Sequence[int]:
         """The level of each step decided so far, those on the device included: a list that goes on growing while the
         request runs, and is only ever appended to. Whoever wants to know how far a picture is reads it here."""
@@ -264,13 +266,13 @@ class RequestScheduler:
             num_waiting=self.num_waiting,
         )
 
-    def _decide_without_policy(self, error: Exception, view: View) -> Launch | Wait:
+    def _decide_without_policy(self, error: Exception, view: View) -> Launch | None:
         """A decision in place of one that failed; then the policy begins afresh with what is there. So a defect in it
         costs some quality, or a promise, and not everybody's pictures."""
         self._note(error)
         stand_in = self._stand_in(view)
         choice = stand_in.choose(view)
-        decision = Wait() if choice is None else self._launch(choice, view.start_s)
+        decision = None if choice is None else self._launch(choice, view.start_s)
         self._begin_afresh(view, otherwise=stand_in)
         return decision
 
@@ -293,29 +295,29 @@ class RequestScheduler:
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (key := f"{type(error).__name__} {place.filename}:{place.lineno}") not in self._known_defects:
             self._known_defects.add(key)
-            self._defects.append(Defect(error, self.copy()))
+            as_it_was = deepcopy(self, {id(self._defects): []})  # whatever is wrong with it: `copy` trusts it
+            self._defects.append(Defect(error, as_it_was))
 
     def _unfinished(self) -> list[Tracked]:
         """Requests with steps to decide."""
         return [request for request in self._requests.values() if request.state not in ENDED and request.steps_left]
 
     def _take(self, newcomer: Tracked) -> None:
-        self._requests[newcomer.request_id] = newcomer
+        self._requests[newcomer.demand.request_id] = newcomer
         self._num_in[State.WAITING] += 1
         if newcomer.demand.is_hard:
             self._counted["promised"] += 1
-            heappush(self._hard_deadlines, (newcomer.demand.deadline_s, newcomer.request_id))
+            heappush(self._hard_deadlines, (newcomer.demand.deadline_s, newcomer.demand.request_id))
 
     def _launch(self, choice: Choice, start_s: float) -> Launch:
         self._advance(choice)
-        batch = len(choice.members)
+        batch = len(choice.request_ids)
         assert 1 <= batch <= self._max_batch, batch
-        table_ms = self._costs.table.step_ms(choice.kind, batch)
         launch = Launch(
             launch_id=self._num_launches,
-            request_ids=tuple([member.request_id for member in choice.members]),
+            request_ids=tuple(choice.request_ids),
             kind=choice.kind,
-            predicted_ms=self._costs.correction * table_ms,
+            predicted_ms=self._costs.correction * self._costs.table.step_ms(choice.kind, batch),
         )
         self._num_launches += 1
         self._outstanding.append(launch)
@@ -323,12 +325,13 @@ class RequestScheduler:
         return launch
 
     def _advance(self, choice: Choice) -> None:
-        level = choice.kind.level
-        free = [member.executed for member in choice.members if member.is_free]
+        level, requests = choice.kind.level, self._requests
+        members = [requests[request_id] for request_id in choice.request_ids]
+        free = [member.executed for member in members if member.is_free]
         self._counted["granted_levels"] += level * len(free)
         self._counted["granted_steps"] += len(free)
         self._counted["replans"] += len([executed for executed in free if executed and executed[-1] != level])
-        for member in choice.members:
+        for member in members:
             if not member.executed:
                 self._move(member, State.RUNNING)
             member.executed.append(level)
@@ -352,7 +355,7 @@ class RequestScheduler:
 
     def _drop(self, request: Tracked, now_s: float) -> None:
         try:
-            self._policy.drop(request)
+            self._policy.drop(request.demand.request_id)
         except Exception as error:
             self._note(error)
             view = self._view(now_s, max(now_s, self._busy_until_s))

@@ -14,7 +14,7 @@ from itertools import accumulate, repeat
 from math import ceil, inf
 
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
 CUSHION_STEPS = 2.0  # of `ElasticSettings`: what fits only without them is refused

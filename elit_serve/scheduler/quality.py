@@ -10,7 +10,7 @@ from itertools import pairwise
 from math import log
 from statistics import fmean
 
-from elit_serve.scheduler.shared import Shared
+LOWEST_LEVEL_QUALITY = 0.75  # a guess, where nothing is measured: of a picture at the lowest level, 1 being the highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class MeasuredPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityTable(Shared):
+class QualityTable:
     """Quality at some levels (more is better), linear in the mean level of a picture's steps between them.
 
     levels: level -> quality of the default plan, with at least one level. It must not fall with the level, and each
@@ -134,3 +134,11 @@ def logarithmic(levels: Sequence[int], *, lowest: float) -> dict[int, float]:
     if low == high:
         return {low: 1.0}
     return {level: lowest + (1 - lowest) * log(level / low) / log(high / low) for level in levels}
+
+
+def placeholder_quality(levels: Sequence[int]) -> QualityTable:
+    """A stated guess until a model directory brings a measured `quality.json`; nothing of it is measured.
+
+    An assumed concave curve over these levels: 0.75 at the lowest, 1 at the highest, the same for every doubling.
+    """
+    return QualityTable(levels=logarithmic(levels, lowest=LOWEST_LEVEL_QUALITY))

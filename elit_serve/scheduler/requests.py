@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.shared import Shared
 
 
 class Priority(StrEnum):
@@ -18,30 +16,8 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
-class State(StrEnum):
-    """Where a request is; `TRANSITIONS` says where it may go from there."""
-
-    WAITING = "waiting"  # accepted, no step run yet
-    RUNNING = "running"  # at least one step launched
-    FINISHING = "finishing"  # all steps run; it is being decoded and encoded
-    DONE = "done"
-    FAILED = "failed"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-
-
-ENDED = frozenset({State.DONE, State.FAILED, State.EXPIRED, State.CANCELLED})
-
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.RUNNING, State.FAILED, State.EXPIRED, State.CANCELLED}),
-    State.RUNNING: frozenset({State.FINISHING, State.FAILED, State.EXPIRED, State.CANCELLED}),
-    State.FINISHING: frozenset({State.DONE, State.FAILED, State.EXPIRED, State.CANCELLED}),
-    **dict.fromkeys(ENDED, frozenset()),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
-class Demand(Shared):
+class Demand:
     """One image: when it must be there, and what may be done to it.
 
     request_id: unique for the life of the scheduler.
@@ -90,7 +66,7 @@ class Demand(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Why a request was not taken. When it would be, `rehearsal.retry_after_s` finds out.
+    """Why a request was not taken. When it would be, `forecast.retry_after_s` finds out.
 
     min_latency_ms: the smallest target that would do on an idle device; set when the target is impossible even alone.
     pace: how many times as long as measured steps take at present, on which that rests.
@@ -102,7 +78,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch(Shared):
+class Launch:
     """One denoising step of a cohort: the executor runs the next step of each of these requests.
 
     kind: of the step, the same for all members; but unguided steps may ride in a guided launch, at scale 1.
@@ -113,10 +89,3 @@ class Launch(Shared):
     request_ids: tuple[int, ...]
     kind: StepKind
     predicted_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wait:
-    """Nothing to run now. until_s: when to ask again if nothing arrives before; None is when something arrives."""
-
-    until_s: float | None = None

@@ -26,7 +26,7 @@ from elit_serve.http import groups
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.shape import Shape
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
-from elit_serve.scheduler.placeholder_quality import placeholder_quality
+from elit_serve.scheduler.quality import placeholder_quality
 from elit_serve.server import openapi_document
 from elit_serve.server.guest import Guest, GuestPort, OpenGuest
 from elit_serve.server.keys import read_keyring

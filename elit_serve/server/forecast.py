@@ -12,7 +12,7 @@ from elit_serve.errors import ElitError, Infeasible, Overloaded
 from elit_serve.http.faults import retry_after_ms
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.scheduler import CostTable
-from elit_serve.scheduler.rehearsal import Rehearsal
+from elit_serve.scheduler.forecast import Course
 from elit_serve.server.generation import guidance_used, mean_quality, rounded, usable_levels, whole
 from elit_serve.server.schemas import PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
 
@@ -29,9 +29,9 @@ def plan_answer(
         **order.condition.facts(),
         n=len(order.seeds),
         latency_ms=request.latency_ms,
-        promised=order.is_hard and isinstance(course, Rehearsal),
-        accepted=isinstance(course, Rehearsal),
-        course=_course(request, order, course, pipeline, cost) if isinstance(course, Rehearsal) else None,
+        promised=order.is_hard and isinstance(course, Course),
+        accepted=isinstance(course, Course),
+        course=_course(request, order, course, pipeline, cost) if isinstance(course, Course) else None,
         refusal=_refusal(course) if isinstance(course, ElitError) else None,
         alternatives=[_alternative(request, other, pipeline) for other in others],
     )
@@ -44,9 +44,7 @@ def _levels(order: Order, pipeline: Pipeline, cost: CostTable) -> list[int]:
     return [level for level in bounded if level in cost.levels] or bounded[:1]
 
 
-def _course(
-    request: GenerateRequest, order: Order, course: Rehearsal, pipeline: Pipeline, cost: CostTable
-) -> PlanCourse:
+def _course(request: GenerateRequest, order: Order, course: Course, pipeline: Pipeline, cost: CostTable) -> PlanCourse:
     mean_level = fmean(level for levels in course.levels for level in levels)
     latency_ms = 1000 * (course.ended_s - order.arrived_s) + cost.overhead_ms
     return PlanCourse(

@@ -15,7 +15,7 @@ from elit_serve.bench.simulate.arrivals import Gamma, Ramp, Recorded, arrival_ti
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 
 
 def test_an_azure_trace_is_read_by_its_timestamps(tmp_path: Path) -> None:

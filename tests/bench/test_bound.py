@@ -137,7 +137,7 @@ def test_no_policy_beats_the_bound(setting: Setting, policy: str, load: float, s
     quality = QualityTable(levels={1: lowest, 8: 1.0})
     demands = draw_workload(setting, Gamma(cv=1.5), load=load, slo_scales=(0.8, 1.5, 4), count=12, seed=seed)
     run = simulate(CONTENDERS[policy].make(setting, quality), demands, SimulatedDevice(setting.table))
-    reached = sum(quality.at(outcome.mean_level) for outcome in run.outcomes if outcome.is_on_time) / 12
+    reached = sum(quality.at(fate.mean_level) for fate in run.fates if fate.is_on_time) / 12
     assert reached <= ClairvoyantBound(setting, quality).mean_quality(demands) + 1e-9
 
 

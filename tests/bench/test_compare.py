@@ -26,7 +26,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.core import RequestScheduler
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 
 # A step takes 2.5 ms per level alone, and half of that per image in a batch of 4; an answer takes 2 ms more.
 TABLE = CostTable(

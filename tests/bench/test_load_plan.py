@@ -16,7 +16,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance, GuidanceMethod
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 
 # Milliseconds: a full step takes 8 alone and 16 for a batch of 4, without guidance 4 and 10.
 TABLE = CostTable(

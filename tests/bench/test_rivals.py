@@ -13,7 +13,7 @@ from elit_serve.bench.rivals.base import Rival
 from elit_serve.bench.simulate.arrivals import Gamma
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.policies import CONTENDERS
-from elit_serve.bench.simulate.simulation import Run, simulate
+from elit_serve.bench.simulate.simulation import SimulatedRun, simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, QualityTable
@@ -43,20 +43,20 @@ def asks(*times_ms: tuple[float, float]) -> list[Demand]:
     ]
 
 
-def served(rival: type[Rival], *times_ms: tuple[float, float]) -> Run:
+def served(rival: type[Rival], *times_ms: tuple[float, float]) -> SimulatedRun:
     return simulate(rival(SETTING), asks(*times_ms), SimulatedDevice(TABLE))
 
 
-def launches(run: Run) -> list[tuple[int, int]]:
-    return [(level, batch) for level, batch, _ in run.launches]
+def launches(run: SimulatedRun) -> list[tuple[int, int]]:
+    return [(launch.kind.level, len(launch.request_ids)) for launch, _, _ in run.launches]
 
 
-def answers_ms(run: Run) -> list[float | None]:
-    return [None if outcome.answered_s is None else round(1000 * outcome.answered_s, 6) for outcome in run.outcomes]
+def answers_ms(run: SimulatedRun) -> list[float | None]:
+    return [None if fate.answered_s is None else round(1000 * fate.answered_s, 6) for fate in run.fates]
 
 
-def levels(run: Run) -> list[Sequence[int]]:
-    return [outcome.levels for outcome in run.outcomes]
+def levels(run: SimulatedRun) -> list[Sequence[int]]:
+    return [fate.levels for fate in run.fates]
 
 
 def test_dynamic_batching_makes_newcomers_wait_for_the_whole_batch_before_them() -> None:
@@ -73,7 +73,7 @@ def test_joining_at_steps_takes_newcomers_in_at_the_next_step() -> None:
 
 def test_first_come_first_served_ignores_deadlines() -> None:
     run = served(StepFifo, *[(0, 1000)] * 4, (0, 14))
-    assert not run.outcomes[4].is_on_time
+    assert not run.fates[4].is_on_time
     assert answers_ms(run)[4] == 36 + 12 + 1
 
 
@@ -86,8 +86,8 @@ def test_slackfit_takes_the_slowest_choice_that_the_most_urgent_has_time_for() -
 def test_slackfit_drops_who_cannot_make_it() -> None:
     run = served(SlackFit, (0, 100), (1, 6.5), (1, 100))
     assert levels(run) == [(4, 4), (), (4, 4)]
-    assert run.outcomes[1].refusal is None
-    assert not run.outcomes[1].is_on_time
+    assert run.fates[1].refusal is None
+    assert not run.fates[1].is_on_time
 
 
 def test_slackfit_never_changes_the_level_of_an_image() -> None:
@@ -105,7 +105,7 @@ def test_slackfit_at_steps_lowers_the_level_of_who_is_in_flight() -> None:
 
 def test_slackfit_at_steps_refuses_whom_even_the_lowest_level_cannot_save() -> None:
     run = served(StepSlackFit, *[(0, 11.5)] * 4)
-    assert [outcome.refusal is None for outcome in run.outcomes] == [True, True, True, False]
+    assert [fate.refusal is None for fate in run.fates] == [True, True, True, False]
     assert answers_ms(run) == [11, 11, 11, None]
 
 
@@ -117,7 +117,7 @@ def test_a_budget_fixed_at_admission_is_the_highest_that_keeps_everybody_in_time
 
 def test_a_budget_fixed_at_admission_leaves_no_room_for_the_next() -> None:
     run = served(BudgetAtAdmission, (0, 26), (0, 26), (0, 26))
-    assert [outcome.refusal is None for outcome in run.outcomes] == [True, True, False]
+    assert [fate.refusal is None for fate in run.fates] == [True, True, False]
 
 
 def test_a_global_budget_follows_the_arrival_rate() -> None:
@@ -138,11 +138,11 @@ def test_every_policy_accounts_for_every_request(policy: str, seed: int, load: f
     demands = draw_workload(SETTING, Gamma(cv=cv), load=load, slo_scales=(1.2, 2, 5), count=30, seed=seed)
     scheduler = CONTENDERS[policy].make(SETTING, QualityTable(levels={1: 0.5, 4: 1.0}))
     run = simulate(scheduler, demands, SimulatedDevice(TABLE, noise=0.1, seed=seed))
-    for outcome in run.outcomes:
-        assert len(outcome.levels) <= 2
-        assert (outcome.answered_s is not None) <= (len(outcome.levels) == 2)
-        assert outcome.refusal is None or not outcome.levels
-    assert sum(batch for _, batch, _ in run.launches) == sum(len(outcome.levels) for outcome in run.outcomes)
+    for fate in run.fates:
+        assert len(fate.levels) <= 2
+        assert (fate.answered_s is not None) <= (len(fate.levels) == 2)
+        assert fate.refusal is None or not fate.levels
+    assert sum(len(launch.request_ids) for launch, _, _ in run.launches) == sum(len(fate.levels) for fate in run.fates)
     assert all(scheduler.state(demand.request_id) is None for demand in demands)
 
 

@@ -22,8 +22,8 @@ from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, RequestScheduler
-from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.scheduler.policy_view import Choice, View
+from elit_serve.scheduler.policy.view import Choice, View
+from elit_serve.scheduler.quality import placeholder_quality
 from elit_serve.scheduler.requests import Launch, Priority
 
 CLOCK = MonotonicClock()

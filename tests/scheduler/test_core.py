@@ -7,7 +7,8 @@ from random import Random
 import pytest
 
 from elit_serve.scheduler import CostTable, ElasticPolicy, FixedPolicy, QualityTable, RequestScheduler
-from elit_serve.scheduler.requests import Demand, Launch, State, Wait
+from elit_serve.scheduler.requests import Demand, Launch
+from elit_serve.scheduler.state import State
 
 
 def image(
@@ -58,7 +59,7 @@ def test_decided_launches_count_as_run_before_they_are_reported(scheduler: Reque
     first = decided(scheduler, 0.0)
     second = decided(scheduler, scheduler.busy_until_s)
     assert scheduler.busy_until_s == pytest.approx((first.predicted_ms + second.predicted_ms) / 1000)
-    assert scheduler.decide(scheduler.busy_until_s) == Wait()
+    assert scheduler.decide(scheduler.busy_until_s) is None
     assert scheduler.finished(first.launch_id, 0.006) == (), "its last step is still on the device"
     assert scheduler.finished(second.launch_id, 0.012) == (1,)
 
@@ -213,7 +214,7 @@ def test_promises_made_after_the_correction_hold_on_the_slower_device(table: Cos
             scheduler.submit([image(next_id, within_s=rng.choice([0.1, 0.3]), arrived_s=now_s, steps=10)], now_s)
             next_id += 1
         launch = scheduler.decide(now_s)
-        if isinstance(launch, Wait):
+        if launch is None:
             now_s += 0.01
             continue
         observed_ms = slow.step_ms(launch.kind, len(launch.request_ids))

@@ -8,9 +8,10 @@ from random import Random
 import pytest
 
 from elit_serve.scheduler import CostTable, ElasticPolicy, QualityTable, RequestScheduler
-from elit_serve.scheduler.policy_view import Choice, Tracked, View
+from elit_serve.scheduler.policy.view import Choice, View
 from elit_serve.scheduler.replay import as_text, from_text
-from elit_serve.scheduler.requests import Demand, Launch, Priority, State
+from elit_serve.scheduler.requests import Demand, Launch, Priority
+from elit_serve.scheduler.state import State, Tracked
 
 
 class Defective(ElasticPolicy):
@@ -81,11 +82,11 @@ def test_each_defect_is_told_once_with_the_state_in_which_it_showed(table: CostT
     policy = ElasticPolicy(quality)
     scheduler = RequestScheduler(table, policy)
     scheduler.submit([image(1)], 0.0)
-    policy._promises.certificate._ends = [None]  # type: ignore[list-item]
+    policy._promises.certificate._works = [None]  # type: ignore[list-item]
     assert isinstance(scheduler.decide(0.0), Launch)
     defect = scheduler.take_defect()
     assert defect is not None
-    assert isinstance(defect.error, TypeError)
+    assert isinstance(defect.error, AttributeError)
     assert scheduler.take_defect() is None
     state = as_text(defect.scheduler)
     elsewhere = from_text(state)

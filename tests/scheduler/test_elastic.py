@@ -9,8 +9,9 @@ import pytest
 
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, QualityTable, RequestScheduler
-from elit_serve.scheduler.rehearsal import retry_after_s
-from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal, State, Wait
+from elit_serve.scheduler.forecast import retry_after_s
+from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal
+from elit_serve.scheduler.state import State
 
 NO_CUSHION = ElasticSettings(cushion_steps=0.0)
 UNGUIDED_10 = (None,) * 10
@@ -55,7 +56,7 @@ def test_a_request_in_flight_gives_compute_back_when_others_arrive(table: CostTa
 
 
 def test_nothing_to_run_is_a_wait_for_the_next_arrival(table: CostTable, quality: QualityTable) -> None:
-    assert scheduler_of(table, quality).decide(0.0) == Wait(until_s=None)
+    assert scheduler_of(table, quality).decide(0.0) is None
 
 
 def test_what_is_impossible_alone_is_refused_with_a_target_that_is_then_accepted(
@@ -76,7 +77,7 @@ def test_several_images_are_taken_together_or_not_at_all(table: CostTable, quali
     refusal = scheduler.submit([image(i, within_s=0.05) for i in range(8)], 0.0)
     assert refusal is not None
     assert refusal.min_latency_ms == pytest.approx(10 + 10 * (2 + 8), abs=1)
-    assert scheduler.decide(0.0) == Wait()
+    assert scheduler.decide(0.0) is None
     assert scheduler.submit([image(i, within_s=0.111) for i in range(8)], 0.0) is None
 
 
@@ -182,9 +183,9 @@ def test_admission_for_quality_takes_fewer_than_admission_for_most(table: CostTa
     assert taken["quality"] < taken["most"]
 
 
-def test_hundreds_of_promises_are_planned_and_kept_in_blocks(table: CostTable, quality: QualityTable) -> None:
+def test_hundreds_of_promises_are_planned_and_kept(table: CostTable, quality: QualityTable) -> None:
     """Saturated at the lowest level, 8 images take 100 ms, so 200 take 2.5 s."""
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most", num_urgent=(16,)))
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most"))
     taken = [i for i in range(250) if scheduler.submit([image(i, within_s=2.6)], 0.0) is None]
     assert 195 <= len(taken) < 250
     now_s = 0.0
@@ -194,30 +195,29 @@ def test_hundreds_of_promises_are_planned_and_kept_in_blocks(table: CostTable, q
     assert all(len(scheduler.progress_of(i)) == 10 for i in taken)
 
 
-def test_promises_in_blocks_run_beside_urgent_ones(table: CostTable, quality: QualityTable) -> None:
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, num_urgent=(2,)))
+def test_promises_that_are_due_later_run_beside_urgent_ones(table: CostTable, quality: QualityTable) -> None:
+    scheduler = scheduler_of(table, quality)
     assert all(scheduler.submit([image(i, within_s=1.0)], 0.0) is None for i in range(6))
     launch, _ = run_next(scheduler, 0.0)
     assert launch.request_ids == (0, 1, 2, 3, 4, 5)
 
 
-def test_what_fits_only_one_by_one_is_planned_so(table: CostTable, quality: QualityTable) -> None:
-    """Eight side by side take 100 ms at the lowest level; two and then a block of six take 40 and 80."""
-    for num_urgent, num_taken in (((2,), 6), ((2, 8), 8)):
-        scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most", num_urgent=num_urgent))
-        assert sum(scheduler.submit([image(i, within_s=0.111)], 0.0) is None for i in range(9)) == num_taken
+def test_as_many_are_taken_as_fit_side_by_side(table: CostTable, quality: QualityTable) -> None:
+    """Eight side by side take 100 ms at the lowest level, and nine would take their turns."""
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most"))
+    assert sum(scheduler.submit([image(i, within_s=0.111)], 0.0) is None for i in range(9)) == 8
 
 
-@pytest.mark.parametrize(("blocks", "soft"), [(1, 1), (5, 6), (8, 3)])
+@pytest.mark.parametrize(("later", "soft"), [(1, 1), (5, 6), (8, 3)])
 def test_promises_that_have_all_ended_stand_in_nobodys_way(
-    table: CostTable, quality: QualityTable, blocks: int, soft: int
+    table: CostTable, quality: QualityTable, later: int, soft: int
 ) -> None:
-    """Those of a block may end before those planned one by one; soft work then goes on as if nothing was promised."""
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, num_urgent=(2,), admission="most"))
+    """Those that are due later may end before the others; soft work then goes on as if nothing was promised."""
+    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most"))
     assert scheduler.submit([image(i, within_s=3.0) for i in range(2)], 0.0) is None
     short = {"weak_caps": (None,)}
-    assert scheduler.submit([image(i, within_s=3.1, **short) for i in range(10, 10 + blocks)], 0.0) is None
-    for i in range(10, 10 + blocks):
+    assert scheduler.submit([image(i, within_s=3.1, **short) for i in range(10, 10 + later)], 0.0) is None
+    for i in range(10, 10 + later):
         scheduler.cancel(i, 0.0)
     now_s = 0.0
     while scheduler.num_waiting + scheduler.num_running:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
 from elit_serve.scheduler.quality import logarithmic
-from elit_serve.scheduler.requests import ENDED, Demand, Launch, Priority, State
+from elit_serve.scheduler.requests import Demand, Launch, Priority
+from elit_serve.scheduler.state import ENDED, State
 
 LEVELS = (2, 4, 8, 16)
 
@@ -207,12 +208,11 @@ def assert_all_accounted_for(scheduler: RequestScheduler, story: Story) -> None:
     max_batch=st.sampled_from([8, 8, 3, 1]),
     admission=st.sampled_from(["most", "quality"]),
     max_waiting=st.sampled_from([None, None, 4]),
-    num_urgent=st.sampled_from([(64,), (8,), (3,), (2, 6), (1,)]),
 )
-def test_every_promise_is_kept(table, traffic, depth, max_batch, admission, max_waiting, num_urgent) -> None:  # type: ignore[no-untyped-def]
+def test_every_promise_is_kept(table, traffic, depth, max_batch, admission, max_waiting) -> None:  # type: ignore[no-untyped-def]
     scheduler = elastic(
         table,
-        ElasticSettings(admission=admission, max_waiting=max_waiting, num_urgent=num_urgent, cushion_steps=1e-3),
+        ElasticSettings(admission=admission, max_waiting=max_waiting, cushion_steps=1e-3),
     )
     scheduler.limit_batch(max_batch)
     story = Driver(scheduler, table, depth=depth).run(traffic)

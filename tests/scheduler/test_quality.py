@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from elit_serve.scheduler import MeasuredPlan, QualityTable
-from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.scheduler.quality import logarithmic
+from elit_serve.scheduler.quality import logarithmic, placeholder_quality
 
 
 def test_quality_is_linear_in_the_mean_level_between_measured_ones() -> None:

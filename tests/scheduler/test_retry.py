@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, QualityTable, RequestScheduler
-from elit_serve.scheduler.rehearsal import retry_after_s
+from elit_serve.scheduler.forecast import retry_after_s
 from elit_serve.scheduler.requests import Demand, Launch, Refusal
 
 LATE_S = 0.003  # how much later than told a caller is back

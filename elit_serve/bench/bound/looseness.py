@@ -95,7 +95,7 @@ def looseness_table(found: Sequence[Looseness]) -> Table:
 
 def _policy_quality(name: str, setting: Setting, quality: QualityTable, window: Sequence[Demand]) -> float:
     run = simulate(contender(name).make(setting, quality), window, SimulatedDevice(setting.table))
-    return sum(quality.at(outcome.mean_level) for outcome in run.outcomes if outcome.is_on_time) / len(window)
+    return sum(quality.at(fate.mean_level) for fate in run.fates if fate.is_on_time) / len(window)
 
 
 class _Search:

@@ -19,7 +19,7 @@ from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 
 SEEDS = 1 << 32
 

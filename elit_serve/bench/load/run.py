@@ -20,7 +20,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.files.latency import read_latency
 from elit_serve.files.records import RequestRecord
 from elit_serve.plans.plan import Plan
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 
 WARM_UP_ROUNDS = 2  # requests per caller before a closed loop is measured, unless told otherwise
 

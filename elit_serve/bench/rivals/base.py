@@ -7,22 +7,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from elit_serve.bench.rivals.pace import Need, all_in_time
 from elit_serve.bench.simulate.workload import Setting
-from elit_serve.scheduler.requests import ENDED, Demand, Launch, Refusal, State, Wait
+from elit_serve.scheduler.requests import Demand, Launch, Refusal
+from elit_serve.scheduler.state import ENDED, State
 
 
 @dataclass(kw_only=True)
-class Job:
-    """level: for rules that choose it once for the whole image; 0 until they have."""
+class Ticket:
+    """A request that a rival has taken. executed: the level of each step decided so far.
+
+    level: for rules that choose it once for the whole image; 0 until they have.
+    """
 
     demand: Demand
-    steps_left: int
     state: State = State.WAITING
+    executed: list[int] = field(default_factory=list)
     level: int = 0
+
+    @property
+    def steps_left(self) -> int:
+        return self.demand.num_steps - len(self.executed)
 
     @property
     def deadline_s(self) -> float:
@@ -33,7 +41,7 @@ class Job:
 class Cohort:
     """What to run next."""
 
-    jobs: Sequence[Job]
+    tickets: Sequence[Ticket]
     level: int
 
 
@@ -42,48 +50,50 @@ class Rival(ABC):
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._jobs: dict[int, Job] = {}
+        self._tickets: dict[int, Ticket] = {}
         self._launches: dict[int, tuple[int, ...]] = {}
         self._launch_ids = count()
         self._busy_until_s = float("-inf")
 
     @abstractmethod
-    def choose(self, jobs: Sequence[Job], now_s: float) -> Cohort | None:
-        """One step for some of `jobs` (never empty; in order of arrival), or None to wait for the next event."""
+    def choose(self, tickets: Sequence[Ticket], now_s: float) -> Cohort | None:
+        """One step for some of `tickets` (never empty; in order of arrival), or None to wait for the next event."""
 
-    def refusal(self, newcomer: Job, now_s: float) -> Refusal | None:  # noqa: ARG002
+    def refusal(self, newcomer: Ticket, now_s: float) -> Refusal | None:  # noqa: ARG002
         """Whether to take a request; if so, its level may be fixed."""
         return None
 
-    def is_hopeless(self, job: Job, now_s: float) -> bool:  # noqa: ARG002
+    def is_hopeless(self, ticket: Ticket, now_s: float) -> bool:  # noqa: ARG002
         """Whether to give an accepted request up."""
         return False
 
     def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
         (demand,) = demands
-        newcomer = Job(demand=demand, steps_left=demand.num_steps)
+        newcomer = Ticket(demand=demand)
         refusal = self.refusal(newcomer, now_s)
         if refusal is None:
-            self._jobs[demand.request_id] = newcomer
+            self._tickets[demand.request_id] = newcomer
         return refusal
 
-    def decide(self, start_s: float) -> Launch | Wait:
-        jobs = self.unfinished()
-        cohort = self.choose(jobs, start_s) if jobs else None
-        return Wait() if cohort is None else self._launch(cohort, start_s)
+    def decide(self, start_s: float) -> Launch | None:
+        tickets = self.unfinished()
+        cohort = self.choose(tickets, start_s) if tickets else None
+        return None if cohort is None else self._launch(cohort, start_s)
 
     def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:  # noqa: ARG002
-        members = [self._jobs[request_id] for request_id in self._launches.pop(launch_id) if request_id in self._jobs]
-        done = [job for job in members if job.state is State.RUNNING and job.steps_left == 0]
-        for job in done:
-            job.state = State.FINISHING
-        return tuple(job.demand.request_id for job in done)
+        members = [
+            self._tickets[request_id] for request_id in self._launches.pop(launch_id) if request_id in self._tickets
+        ]
+        done = [ticket for ticket in members if ticket.state is State.RUNNING and ticket.steps_left == 0]
+        for ticket in done:
+            ticket.state = State.FINISHING
+        return tuple(ticket.demand.request_id for ticket in done)
 
     def expire(self, now_s: float) -> tuple[int, ...]:
-        hopeless = [job for job in self.unfinished() if self.is_hopeless(job, now_s)]
-        for job in hopeless:
-            job.state = State.EXPIRED
-        return tuple(job.demand.request_id for job in hopeless)
+        hopeless = [ticket for ticket in self.unfinished() if self.is_hopeless(ticket, now_s)]
+        for ticket in hopeless:
+            ticket.state = State.EXPIRED
+        return tuple(ticket.demand.request_id for ticket in hopeless)
 
     def cancel(self, request_id: int, now_s: float) -> bool:  # noqa: ARG002
         return self._end(request_id, State.CANCELLED)
@@ -95,46 +105,49 @@ class Rival(ABC):
     def delivered(self, request_id: int, now_s: float) -> None:  # noqa: ARG002
         self._end(request_id, State.DONE)
 
+    def progress_of(self, request_id: int) -> Sequence[int]:
+        return self._tickets[request_id].executed
+
     def state(self, request_id: int) -> State | None:
-        return self._jobs[request_id].state if request_id in self._jobs else None
+        return self._tickets[request_id].state if request_id in self._tickets else None
 
     def forget(self, request_id: int) -> None:
         assert self.state(request_id) in ENDED
-        del self._jobs[request_id]
+        del self._tickets[request_id]
 
-    def unfinished(self) -> list[Job]:
+    def unfinished(self) -> list[Ticket]:
         """Accepted requests with steps to run, in order of arrival."""
-        return [job for job in self._jobs.values() if job.steps_left and job.state not in ENDED]
+        return [ticket for ticket in self._tickets.values() if ticket.steps_left and ticket.state not in ENDED]
 
     def lowest_step_s(self) -> float:
         """The shortest step there is: the lowest level, alone."""
         return self._setting.step_s(self._setting.levels[0], 1)
 
-    def can_still_make_it(self, job: Job, now_s: float) -> bool:
+    def can_still_make_it(self, ticket: Ticket, now_s: float) -> bool:
         """Alone, at the lowest level, from now on."""
-        return now_s + job.steps_left * self.lowest_step_s() + self._setting.overhead_s <= job.deadline_s
+        return now_s + ticket.steps_left * self.lowest_step_s() + self._setting.overhead_s <= ticket.deadline_s
 
-    def need(self, job: Job, level: int = 0) -> Need:
+    def need(self, ticket: Ticket, level: int = 0) -> Need:
         """What is left of a request, at its own level or at another."""
-        due_s = job.deadline_s - self._setting.overhead_s
-        return Need(due_s=due_s, steps_left=job.steps_left, level=level or job.level)
+        due_s = ticket.deadline_s - self._setting.overhead_s
+        return Need(due_s=due_s, steps_left=ticket.steps_left, level=level or ticket.level)
 
-    def would_be_in_time(self, newcomer: Job, level: int, now_s: float, *, others_at: int = 0) -> bool:
+    def would_be_in_time(self, newcomer: Ticket, level: int, now_s: float, *, others_at: int = 0) -> bool:
         """Whether a newcomer and everybody accepted would be, from the end of the launch that is running."""
-        needs = [self.need(job, others_at) for job in self.unfinished()]
+        needs = [self.need(ticket, others_at) for ticket in self.unfinished()]
         needs.append(self.need(newcomer, level))
         start_s = max(now_s, self._busy_until_s)
         return all_in_time(needs, start_s, self._setting.table.max_batch, self._setting.step_s)
 
     def _launch(self, cohort: Cohort, start_s: float) -> Launch:
-        for job in cohort.jobs:
-            job.steps_left -= 1
-            job.state = State.RUNNING
+        for ticket in cohort.tickets:
+            ticket.executed.append(cohort.level)
+            ticket.state = State.RUNNING
         launch = Launch(
             launch_id=next(self._launch_ids),
-            request_ids=tuple(job.demand.request_id for job in cohort.jobs),
+            request_ids=tuple(ticket.demand.request_id for ticket in cohort.tickets),
             kind=self._setting.kind(cohort.level),
-            predicted_ms=1000 * self._setting.step_s(cohort.level, len(cohort.jobs)),
+            predicted_ms=1000 * self._setting.step_s(cohort.level, len(cohort.tickets)),
         )
         self._launches[launch.launch_id] = launch.request_ids
         self._busy_until_s = start_s + launch.predicted_ms / 1000
@@ -143,9 +156,9 @@ class Rival(ABC):
     def _end(self, request_id: int, state: State) -> bool:
         if self.state(request_id) is None or self.state(request_id) in ENDED:
             return False
-        self._jobs[request_id].state = state
+        self._tickets[request_id].state = state
         return True
 
 
-def by_deadline(jobs: Sequence[Job]) -> list[Job]:
-    return sorted(jobs, key=lambda job: (job.deadline_s, job.demand.request_id))
+def by_deadline(tickets: Sequence[Ticket]) -> list[Ticket]:
+    return sorted(tickets, key=lambda ticket: (ticket.deadline_s, ticket.demand.request_id))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import exp
 
-from elit_serve.bench.rivals.base import Cohort, Job, Rival, by_deadline
+from elit_serve.bench.rivals.base import Cohort, Rival, Ticket, by_deadline
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.scheduler.requests import Refusal
 
@@ -25,21 +25,21 @@ class EwmaBudget(Rival):
         self._target_s = setting.solo_s
         self._seen_s = float("-inf")
 
-    def refusal(self, newcomer: Job, now_s: float) -> Refusal | None:
+    def refusal(self, newcomer: Ticket, now_s: float) -> Refusal | None:
         """Refuses nobody; notes that somebody came."""
         self._rate_per_s = self._rate_at(now_s) + 1 / MEMORY_S
         self._target_s += (newcomer.deadline_s - now_s - self._target_s) * 0.1
         self._seen_s = now_s
         return None
 
-    def is_hopeless(self, job: Job, now_s: float) -> bool:
-        return not self.can_still_make_it(job, now_s)
+    def is_hopeless(self, ticket: Ticket, now_s: float) -> bool:
+        return not self.can_still_make_it(ticket, now_s)
 
-    def choose(self, jobs: Sequence[Job], now_s: float) -> Cohort:
+    def choose(self, tickets: Sequence[Ticket], now_s: float) -> Cohort:
         wanted_per_s = HEADROOM * self._rate_at(now_s)
         enough = [level for level in self._setting.levels if self._throughput_per_s(level) >= wanted_per_s]
         level = max(enough, default=self._setting.levels[0])
-        return Cohort(jobs=by_deadline(jobs)[: self._batch(level)], level=level)
+        return Cohort(tickets=by_deadline(tickets)[: self._batch(level)], level=level)
 
     def _rate_at(self, now_s: float) -> float:
         return self._rate_per_s * exp((self._seen_s - now_s) / MEMORY_S)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from elit_serve.bench.rivals.base import Cohort, Job, Rival, by_deadline
+from elit_serve.bench.rivals.base import Cohort, Rival, Ticket, by_deadline
 from elit_serve.bench.rivals.pace import largest_in_pace
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.scheduler.requests import Refusal
@@ -19,20 +19,20 @@ class SlackFit(Rival):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self._batch: list[Job] = []
+        self._batch: list[Ticket] = []
         self._level = 0
 
-    def is_hopeless(self, job: Job, now_s: float) -> bool:
-        return job not in self._batch and not self.can_still_make_it(job, now_s)
+    def is_hopeless(self, ticket: Ticket, now_s: float) -> bool:
+        return ticket not in self._batch and not self.can_still_make_it(ticket, now_s)
 
-    def choose(self, jobs: Sequence[Job], now_s: float) -> Cohort:
-        self._batch = [job for job in self._batch if job in jobs]
+    def choose(self, tickets: Sequence[Ticket], now_s: float) -> Cohort:
+        self._batch = [ticket for ticket in self._batch if ticket in tickets]
         if not self._batch:
-            queue = by_deadline(jobs)
+            queue = by_deadline(tickets)
             slack_s = self.need(queue[0]).due_s - now_s
             size, self._level = self._best_fit(slack_s / self._setting.num_steps, len(queue))
             self._batch = queue[:size]
-        return Cohort(jobs=self._batch, level=self._level)
+        return Cohort(tickets=self._batch, level=self._level)
 
     def _best_fit(self, step_slack_s: float, num_queued: int) -> tuple[int, int]:
         """(batch, level) from the highest bucket below the slack."""
@@ -57,22 +57,22 @@ class StepSlackFit(Rival):
     unless everybody accepted can be in time at the lowest level.
     """
 
-    def refusal(self, newcomer: Job, now_s: float) -> Refusal | None:
+    def refusal(self, newcomer: Ticket, now_s: float) -> Refusal | None:
         lowest = self._setting.levels[0]
         return (
             None if self.would_be_in_time(newcomer, lowest, now_s, others_at=lowest) else Refusal(reason="overloaded")
         )
 
-    def is_hopeless(self, job: Job, now_s: float) -> bool:
-        return not self.can_still_make_it(job, now_s)
+    def is_hopeless(self, ticket: Ticket, now_s: float) -> bool:
+        return not self.can_still_make_it(ticket, now_s)
 
-    def choose(self, jobs: Sequence[Job], now_s: float) -> Cohort:
-        queue = by_deadline(jobs)
-        needs, lowest = [self.need(job) for job in queue], self._setting.levels[0]
+    def choose(self, tickets: Sequence[Ticket], now_s: float) -> Cohort:
+        queue = by_deadline(tickets)
+        needs, lowest = [self.need(ticket) for ticket in queue], self._setting.levels[0]
         size = largest_in_pace(
             needs, now_s, self._setting.table.max_batch, lambda batch: self._setting.step_s(lowest, batch)
         )
         size = max(size, 1)
         pace_s = min(need.pace_s(now_s) for need in needs[:size])
         fitting = [level for level in self._setting.levels if self._setting.step_s(level, size) <= pace_s]
-        return Cohort(jobs=queue[:size], level=max(fitting, default=lowest))
+        return Cohort(tickets=queue[:size], level=max(fitting, default=lowest))

@@ -12,17 +12,17 @@ from elit_serve.bench.load.report import Summary, open_summary, shown, unit_of
 from elit_serve.bench.load.run import LoadOptions, LoadReport
 from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.device import SimulatedDevice
-from elit_serve.bench.simulate.simulation import Outcome, simulate
+from elit_serve.bench.simulate.simulation import Fate, simulate
 from elit_serve.errors import InvalidInput
 from elit_serve.files.records import RequestEnding, RequestRecord
 from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.core import RequestScheduler
-from elit_serve.scheduler.cost import CostTable
-from elit_serve.scheduler.elastic import ElasticPolicy
-from elit_serve.scheduler.fixed import FixedPolicy
-from elit_serve.scheduler.interface import Scheduler
-from elit_serve.scheduler.placeholder_quality import placeholder_quality
-from elit_serve.scheduler.policy_view import Policy
+from elit_serve.scheduler.costs import CostTable
+from elit_serve.scheduler.drive import Scheduler
+from elit_serve.scheduler.policy.elastic import ElasticPolicy
+from elit_serve.scheduler.policy.fixed import FixedPolicy
+from elit_serve.scheduler.policy.view import Policy
+from elit_serve.scheduler.quality import placeholder_quality
 from elit_serve.scheduler.requests import Demand
 
 COMPARED = (
@@ -109,32 +109,32 @@ def predicted(
     """Figures of a run against a device that takes exactly what the cost table says, and a client without delay."""
     demands = [wish.demand(index, call) for index, call in enumerate(calls)]
     run = simulate(scheduler, demands, SimulatedDevice(table))
-    return open_summary([_record(outcome, budgets) for outcome in run.outcomes])
+    return open_summary([_record(fate, budgets) for fate in run.fates])
 
 
-def _record(outcome: Outcome, budgets: Budgets) -> RequestRecord:
-    demand = outcome.demand
+def _record(fate: Fate, budgets: Budgets) -> RequestRecord:
+    demand = fate.demand
     record = RequestRecord(
         planned_s=demand.arrived_s,
         sent_s=demand.arrived_s,
         ended_s=demand.arrived_s,
         latency_ms=1000 * (demand.deadline_s - demand.arrived_s),
         ending=RequestEnding.REFUSED,
-        reason=outcome.refusal.reason if outcome.refusal else None,
+        reason=fate.refusal.reason if fate.refusal else None,
     )
-    if outcome.refusal:
+    if fate.refusal:
         return record
-    if outcome.answered_s is None:
+    if fate.answered_s is None:
         return record.model_copy(
             update={"ended_s": demand.deadline_s, "ending": RequestEnding.EXPIRED, "reason": "expired"}
         )
     # An answer at the very deadline is on time, however sums of seconds are rounded.
-    ended_s = min(outcome.answered_s, demand.deadline_s) if outcome.is_on_time else outcome.answered_s
+    ended_s = min(fate.answered_s, demand.deadline_s) if fate.is_on_time else fate.answered_s
     return record.model_copy(
         update={
             "ended_s": ended_s,
             "ending": RequestEnding.DONE,
-            "budget": budgets.of_level(outcome.mean_level),
+            "budget": budgets.of_level(fate.mean_level),
         }
     )
 

@@ -15,7 +15,7 @@ from elit_serve.bench.bound.programme import package
 from elit_serve.bench.simulate.arrivals import Arrivals
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.policies import contender
-from elit_serve.bench.simulate.simulation import Run, simulate
+from elit_serve.bench.simulate.simulation import SimulatedRun, simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.plans.estimate import Estimate
 from elit_serve.scheduler.quality import QualityTable
@@ -89,7 +89,7 @@ class Comparison:
         contenders = {name: contender(name) for name in self.policies}
         for load in self.loads:
             windows = [self.window(load, seed) for seed in range(self.seeds)]
-            blind: dict[str, list[Run]] = {}
+            blind: dict[str, list[SimulatedRun]] = {}
             for curve, quality in self.curves.items():
                 progress(f"load {load:g}, {curve}: bound")
                 bounds = [self._bounds[curve].mean_quality(window) for window in windows]
@@ -122,20 +122,20 @@ class Comparison:
         )
         return {name: ClairvoyantBound(actual, quality) for name, quality in self.curves.items()}
 
-    def _run(self, policy: str, quality: QualityTable, seed: int, window: Sequence[Demand]) -> Run:
+    def _run(self, policy: str, quality: QualityTable, seed: int, window: Sequence[Demand]) -> SimulatedRun:
         device = SimulatedDevice(self.setting.table, noise=self.noise, bias=self.bias, seed=seed)
         return simulate(contender(policy).make(self.setting, quality), window, device)
 
 
 def _row(
-    policy: str, load: float, curve: str, quality: QualityTable, runs: Sequence[Run], bounds: Sequence[float]
+    policy: str, load: float, curve: str, quality: QualityTable, runs: Sequence[SimulatedRun], bounds: Sequence[float]
 ) -> Row:
-    on_time = [[outcome for outcome in run.outcomes if outcome.is_on_time] for run in runs]
-    offered = [len(run.outcomes) for run in runs]
-    accepted = [sum(outcome.refusal is None for outcome in run.outcomes) for run in runs]
-    worth = [[quality.at(outcome.mean_level) for outcome in done] for done in on_time]
+    on_time = [[fate for fate in run.fates if fate.is_on_time] for run in runs]
+    offered = [len(run.fates) for run in runs]
+    accepted = [sum(fate.refusal is None for fate in run.fates) for run in runs]
+    worth = [[quality.at(fate.mean_level) for fate in done] for done in on_time]
     effective = [sum(values) / count for values, count in zip(worth, offered, strict=True)]
-    latencies_ms = [1000 * s for run in runs for outcome in run.outcomes if (s := outcome.latency_s) is not None]
+    latencies_ms = [1000 * s for run in runs for fate in run.fates if (s := fate.latency_s) is not None]
     decisions_us = [1e6 * seconds for run in runs for seconds in run.decision_s]
     return Row(
         policy=policy,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 from statistics import fmean, median
-from time import thread_time
 
 import numpy as np
 from rich import box
@@ -19,9 +18,11 @@ from rich.table import Table
 
 from elit_serve.bench.simulate.comparison import Comparison
 from elit_serve.bench.simulate.device import SimulatedDevice
+from elit_serve.bench.simulate.simulation import Timed
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.scheduler import ElasticPolicy, QualityTable, RequestScheduler
-from elit_serve.scheduler.requests import Demand, Launch, Priority
+from elit_serve.scheduler.drive import Driver
+from elit_serve.scheduler.requests import Demand, Priority
 
 WARM_UP = 100  # decisions before any is counted
 TARGET_SHARES = (0.5, 2.0)  # targets are drawn between these shares of what the crowd takes at full budget
@@ -94,11 +95,12 @@ class _Crowd:
     def __init__(
         self, situation: Situation, setting: Setting, quality: QualityTable, device: SimulatedDevice, seed: int
     ) -> None:
-        self._situation, self._setting, self._device, self._seed = situation, setting, device, seed
+        self._situation, self._setting, self._seed = situation, setting, seed
         self._scheduler = RequestScheduler(setting.table, ElasticPolicy(quality))
+        self._timed = Timed(self._scheduler)
+        self._driver = Driver(self._timed, device)
         self._rng = Random(f"crowd {seed}")
         self._ids = count()
-        self._now_s = 0.0
 
     def measure(self, decisions: int) -> DecisionTimes:
         self._complete()
@@ -123,23 +125,15 @@ class _Crowd:
 
     def _decide(self) -> tuple[float, int]:
         """(Seconds of one decision, requests in its launch); then runs the launch and replaces whoever ended."""
-        began_s = thread_time()
-        launch = self._scheduler.decide(self._now_s)
-        took_s = thread_time() - began_s
-        assert isinstance(launch, Launch), "a crowd always has work"
-        observed_ms = self._device.run_ms(launch)
-        self._now_s += observed_ms / 1000
-        for request_id in self._scheduler.finished(launch.launch_id, self._now_s, observed_ms):
-            self._scheduler.delivered(request_id, self._now_s)
-            self._scheduler.forget(request_id)
-        for request_id in self._scheduler.expire(self._now_s):
-            self._scheduler.forget(request_id)
+        started = self._driver.start()
+        assert started is not None, "a crowd always has work"
+        self._driver.finish()
         self._complete()
-        return took_s, len(launch.request_ids)
+        return self._timed.decision_s[-1], len(started.launch.request_ids)
 
     def _complete(self) -> None:
         while self._situation.counted(self._scheduler) < self._situation.size:
-            self._scheduler.submit([self._drawn()], self._now_s)
+            self._driver.submit([self._drawn()])
 
     def _drawn(self) -> Demand:
         setting, rng = self._setting, self._rng
@@ -150,8 +144,8 @@ class _Crowd:
         return Demand(
             request_id=next(self._ids),
             shape=setting.shape,
-            arrived_s=self._now_s,
-            deadline_s=self._now_s + target_s,
+            arrived_s=self._driver.now_s,
+            deadline_s=self._driver.now_s + target_s,
             weak_caps=(None,) * unguided + (setting.weak_cap,) * (steps - unguided),
             min_level=setting.levels[0],
             max_level=setting.full_level,

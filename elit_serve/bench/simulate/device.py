@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.requests import Launch
 
 NOISE_LIMIT = 3.0  # standard deviations; without it a rare draw would decide a run

@@ -9,7 +9,7 @@ from elit_serve.bench.rivals import BatchedFifo, BudgetAtAdmission, EwmaBudget, 
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.errors import InvalidInput
 from elit_serve.scheduler import ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
-from elit_serve.scheduler.interface import Scheduler
+from elit_serve.scheduler.drive import Scheduler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from elit_serve.bench.simulate.comparison import Comparison, over_seeds
 from elit_serve.bench.simulate.device import SimulatedDevice
-from elit_serve.bench.simulate.simulation import Outcome, simulate
+from elit_serve.bench.simulate.simulation import Fate, simulate
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.estimate import Estimate
@@ -115,14 +115,14 @@ def _worth(
         device = SimulatedDevice(setting.table, noise=comparison.noise, bias=comparison.bias, seed=seed)
         run = simulate(scheduler, comparison.window(load, seed), device)
         plans = planning.plans if planning else {}
-        windows.append([_quality(outcome, quality, plans.get(outcome.demand.request_id)) for outcome in run.outcomes])
+        windows.append([_quality(fate, quality, plans.get(fate.demand.request_id)) for fate in run.fates])
     return windows
 
 
-def _quality(outcome: Outcome, quality: QualityTable, plan: MeasuredPlan | None) -> float:
+def _quality(fate: Fate, quality: QualityTable, plan: MeasuredPlan | None) -> float:
     """What a picture is worth: 0 if it is late."""
-    if not outcome.is_on_time:
+    if not fate.is_on_time:
         return 0.0
     if plan is None:
-        return quality.at(outcome.mean_level)
-    return quality.of_plan(plan, outcome.levels)
+        return quality.at(fate.mean_level)
+    return quality.of_plan(plan, fate.levels)

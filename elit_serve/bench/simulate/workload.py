@@ -9,7 +9,7 @@ from random import Random
 from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.requests import Demand
 
 SOFT_SCALE = 3.0  # a server wishes to answer a request without a target in so many times what it takes alone

@@ -15,7 +15,7 @@ from elit_serve.files.quality import Quality, read_quality
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan, runs_of
-from elit_serve.scheduler.cost import CostTable
+from elit_serve.scheduler.costs import CostTable
 
 
 @dataclass(frozen=True, kw_only=True)

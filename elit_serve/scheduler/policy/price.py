@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from elit_serve.scheduler.corrected import CorrectedCosts
-from elit_serve.scheduler.lane import Lane
+from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.policy.pace import Ladder
 from elit_serve.scheduler.quality import QualityTable
 
 
@@ -13,14 +13,19 @@ class Rates:
     best_s: at the level with the most quality per second. throughput: work (as `Work.solo_s`) done there per second.
     """
 
-    def __init__(self, quality: QualityTable, costs: CorrectedCosts, batch: int, lane: Lane) -> None:
-        self._quality = quality
-        self.cost_s = {level: costs.row_s(lane.at(level))[batch] / batch for level in costs.levels}
+    def __init__(self, quality: QualityTable, costs: CorrectedCosts, batch: int, ladder: Ladder) -> None:
+        self._quality, self._costs, self._ladder = quality, costs, ladder
+        self._rows_s = {level: costs.row_s(ladder.at(level)) for level in costs.levels}
+        self.cost_s = {level: row_s[batch] / batch for level, row_s in self._rows_s.items()}
         self._lowest, self._highest = costs.levels[0], costs.levels[-1]
         width = max(self._highest - self._lowest, 1)
         self._slope_s = (self.cost_s[self._highest] - self.cost_s[self._lowest]) / width
         self._most, self.best_s = max((quality.at(level) / cost_s, cost_s) for level, cost_s in self.cost_s.items())
-        self.throughput = costs.row_s(lane.at(self._lowest))[1] / self.best_s
+        self.throughput = self._rows_s[self._lowest][1] / self.best_s
+
+    def row_s(self, level: int) -> tuple[float, ...]:
+        """As `CorrectedCosts.row_s`, at any level."""
+        return self._rows_s.get(level) or self._costs.row_s(self._ladder.at(level))
 
     def price(self, affordable_s: float) -> float:
         """Quality per second of the table: what the level that can be afforded for all would gain from more."""

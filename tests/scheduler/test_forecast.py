@@ -1,4 +1,4 @@
-"""A rehearsal foretells what then happens, and leaves no trace."""
+"""A forecast foretells what then happens, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from random import Random
 import pytest
 
 from elit_serve.scheduler import CostTable, ElasticPolicy, FixedPolicy, QualityTable, RequestScheduler
-from elit_serve.scheduler.rehearsal import Rehearsal, rehearse
-from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal, State, Wait
+from elit_serve.scheduler.forecast import Course, course_of
+from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal
+from elit_serve.scheduler.state import State
 
 MakeScheduler = Callable[[], RequestScheduler]
 
@@ -42,7 +43,7 @@ def run(scheduler: RequestScheduler, start_s: float, launches: int) -> tuple[flo
     decided = []
     for _ in range(launches):
         decision = scheduler.decide(start_s)
-        if isinstance(decision, Wait):
+        if decision is None:
             break
         decided.append(decision)
         start_s += decision.predicted_ms / 1000
@@ -51,7 +52,7 @@ def run(scheduler: RequestScheduler, start_s: float, launches: int) -> tuple[flo
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_rehearsed_is_what_happens_when_nobody_else_comes(make_scheduler: MakeScheduler, seed: int) -> None:
+def test_what_is_forecast_is_what_happens_when_nobody_else_comes(make_scheduler: MakeScheduler, seed: int) -> None:
     random, scheduler, now_s = Random(seed), make_scheduler(), 0.0
     for request_id in range(8):
         scheduler.submit([image(request_id, now_s, random)], now_s)
@@ -59,7 +60,7 @@ def test_what_is_rehearsed_is_what_happens_when_nobody_else_comes(make_scheduler
     if isinstance(launch := scheduler.decide(now_s), Launch):  # one is on the device meanwhile
         assert scheduler.outstanding == (launch,)
     newcomer = image(99, now_s, random)
-    foreseen = rehearse(scheduler.copy(), [newcomer], now_s)
+    foreseen = course_of(scheduler.copy(), [newcomer], now_s)
     refusal = scheduler.submit([newcomer], now_s)
     if isinstance(foreseen, Refusal):
         assert refusal == foreseen
@@ -75,16 +76,16 @@ def test_what_is_rehearsed_is_what_happens_when_nobody_else_comes(make_scheduler
         started_s = now_s if started_s is None and 99 in decision.request_ids else started_s
         now_s += decision.predicted_ms / 1000
         scheduler.finished(decision.launch_id, now_s)
-    assert foreseen == Rehearsal(levels=(tuple(scheduler.progress_of(99)),), started_s=started_s or 0.0, ended_s=now_s)
+    assert foreseen == Course(levels=(tuple(scheduler.progress_of(99)),), started_s=started_s or 0.0, ended_s=now_s)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_rehearsals_change_nothing(make_scheduler: MakeScheduler, seed: int) -> None:
+def test_forecasts_change_nothing(make_scheduler: MakeScheduler, seed: int) -> None:
     random, now_s = Random(seed), 0.0
     plain, watched = make_scheduler(), make_scheduler()
     for request_id in range(16):
         demand = image(request_id, now_s, random)
-        rehearse(watched.copy(), [image(-1, now_s, Random(request_id)), image(-2, now_s, Random(1))], now_s)
+        course_of(watched.copy(), [image(-1, now_s, Random(request_id)), image(-2, now_s, Random(1))], now_s)
         assert watched.submit([demand], now_s) == plain.submit([demand], now_s)
         launches = random.randint(0, 6)
         ended_s, decided = run(plain, now_s, launches)
@@ -98,7 +99,7 @@ def test_a_refusal_is_foreseen(make_scheduler: MakeScheduler) -> None:
     impossible = Demand(
         shape="32x32", request_id=0, arrived_s=0.0, deadline_s=0.001, weak_caps=(None,) * 4, min_level=4, max_level=16
     )
-    foreseen = rehearse(make_scheduler(), [impossible], 0.0)
+    foreseen = course_of(make_scheduler(), [impossible], 0.0)
     assert isinstance(foreseen, Refusal)
     assert foreseen == make_scheduler().submit([impossible], 0.0)
     assert foreseen.reason == "infeasible"

@@ -18,21 +18,20 @@ from copy import copy
 from dataclasses import dataclass
 from math import inf
 from operator import attrgetter
-from typing import Literal
+from typing import Literal, Self
 
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.arrivals import Arrivals
-from elit_serve.scheduler.certificate import ROUNDING_S
-from elit_serve.scheduler.corrected import CorrectedCosts
-from elit_serve.scheduler.lane import Lane
-from elit_serve.scheduler.policy_view import Choice, Tracked, View
-from elit_serve.scheduler.price import Rates
-from elit_serve.scheduler.promises import REPLAN_PAUSE, Block, Holding, Promises, hold
+from elit_serve.scheduler.arrivals import RecentArrivals
+from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
+from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
+from elit_serve.scheduler.policy.price import Rates
+from elit_serve.scheduler.policy.promises import Promises, plan_for
+from elit_serve.scheduler.policy.view import Choice, View
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
-from elit_serve.scheduler.work import Work
+from elit_serve.scheduler.state import Tracked
 
-REPLAN_SLOWDOWN = 1.2  # a new plan is made with this to spare, so that it serves several decisions
 PROBE_ABOVE = 1.5  # where the correction exceeds this, a request that it alone refuses is taken now and then
 PROBE_PAUSE_S = 10.0  # so often at most, and only while nothing else is there
 
@@ -51,7 +50,6 @@ class ElasticSettings:
     leisure: see admission.
     burst: memory of the arrivals that make a burst, relative to the mean target of late.
     cushion_steps: steps are planned to end so many times a solo full-level step before the deadline: covers noise.
-    cushion_share: or by this share of the target, if more: covers errors that grow with the length of a promise.
     batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
         every step took 1 / (1 - batch_reserve) times as long.
     ageing_s: soft work of the batch class goes as if its deadline were so much later.
@@ -65,8 +63,6 @@ class ElasticSettings:
     memory: of the arrival rate that the price expects to go on, relative to the mean target.
     horizon: how far ahead arrivals are expected, and held_back: how much of that is already known, both relative to
         the mean target.
-    num_urgent: promised requests that are planned one by one; those due later are planned in blocks, which is coarser,
-        but a decision does not take longer for them. Of several numbers the first that leaves a way counts.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
@@ -74,7 +70,6 @@ class ElasticSettings:
     leisure: float = 0.48
     burst: float = 0.85
     cushion_steps: float = 2.0
-    cushion_share: float = 0.0
     batch_reserve: float = 0.2
     ageing_s: float = 30.0
     soft_yield: float = 4.0
@@ -84,7 +79,6 @@ class ElasticSettings:
     memory: float = 5.0
     horizon: float = 1.0
     held_back: float = 0.4
-    num_urgent: tuple[int, ...] = (16, 40)
     scan: int = 2
 
 
@@ -94,21 +88,20 @@ class ElasticPolicy:
     def __init__(self, quality: QualityTable, settings: ElasticSettings | None = None) -> None:
         self._quality = quality
         self._settings = settings or ElasticSettings()
-        self._promises = Promises(self._settings.num_urgent[0])
+        self._promises = Promises()
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
         self._worths: dict[int, float] = {}
-        self._rates: dict[tuple[int, Lane], Rates] = {}
-        self._replan_pause = 0
+        self._rates: dict[tuple[int, Ladder], Rates] = {}
         self._planned_for = 1.0  # the correction
         self._probed_s = -inf
         self._next_turn_s = -inf  # of overdue soft work
-        self._arrivals = Arrivals(self._settings.memory)
-        self._burst = Arrivals(self._settings.burst)
+        self._arrivals = RecentArrivals(self._settings.memory)
+        self._burst = RecentArrivals(self._settings.burst)
 
     # Admission
 
-    def admit(self, newcomers: Sequence[Tracked], view: View) -> Refusal | None:
+    def admit(self, newcomers: Sequence[Demand], view: View) -> Refusal | None:
         works = self._seen(newcomers, view)
         hard = _promised(works)
         found = self._considered(works, hard, view)
@@ -117,12 +110,11 @@ class ElasticPolicy:
         if isinstance(found, str):
             return Refusal(reason=found)
         if found is not None:
-            self._promises.keep(found)
-            self._replan_pause = 0
+            self._promises.keep(_merged(self._promises.works, hard), found)
         self._take(works)
         return None
 
-    def would_admit(self, newcomers: Sequence[Tracked], view: View) -> bool:
+    def would_admit(self, newcomers: Sequence[Demand], view: View) -> bool:
         kept = self._arrivals, self._burst, self._probed_s
         self._arrivals, self._burst = copy(self._arrivals), copy(self._burst)
         works = self._seen(newcomers, view)
@@ -131,76 +123,86 @@ class ElasticPolicy:
         return not isinstance(found, str)
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
-        self._promises, self._soft, self._works = Promises(self._settings.num_urgent[0]), [], {}
-        works = [self._work(request, view.costs).after(len(request.executed)) for request in requests]
-        kept: list[Work] = []
+        self._promises, self._soft, self._works = Promises(), [], {}
+        works = [self._work(request.demand, view.costs).after(len(request.executed)) for request in requests]
         for work in _promised(works):
-            holding = self._hold([*kept, work], view.start_s, view)
-            if holding is None:
+            kept = [*self._promises.works, work]
+            found = plan_for(kept, view.start_s, view)
+            if found is None:
                 work.is_promised = False  # there is no way to be in time with it, so it is made when there is room
             else:
-                self._promises.keep(holding)
-                kept.append(work)
+                self._promises.keep(kept, found)
         self._take(works)
 
-    def drop(self, request: Tracked) -> None:
-        work = self._works.pop(request.request_id)
+    def drop(self, request_id: int) -> None:
+        work = self._works.pop(request_id)
         work.left = 0
         if work.is_promised:
             self._promises.let_go([work])
-            self._replan_pause = 0
+            self._promises.try_again()
         else:
             self._soft.remove(work)
+
+    def copy(self) -> Self:
+        twin = copy(self)  # what it remembers of costs and quality is true of both
+        twin._works = works = {request_id: copy(work) for request_id, work in self._works.items()}
+        twin._soft = [works[work.request_id] for work in self._soft]
+        twin._promises = self._promises.copy(works)
+        twin._arrivals, twin._burst = copy(self._arrivals), copy(self._burst)
+        return twin
 
     # Decision
 
     def choose(self, view: View) -> Choice | None:
-        self._promises.refill(view)
+        self._promises.certificate.follow(view.costs.correction)
         self._give_turn(view)
         order = self._in_order(view)
         if not order:
             return None
-        members, level = self._preferred(order, view)
-        lane = members[0].lane
-        granted = self._granted_level(members, level, view)
+        ladder = order[0].ladder
+        rates = self._rates_of(len(order), ladder, view)
+        members, level = self._preferred(order, rates, view)
+        granted = self._granted_level(members, level, rates, view)
         if granted is None:
-            members, kind = self._certified(view) or (members, members[0].lane.at(level))
+            members, kind = self._certified(view) or (members, ladder.at(level))
             self._advance(members)
         else:
-            kind = lane.at(granted)
+            kind = ladder.at(granted)
         self._settle(members)
-        return Choice(members=[work.request for work in members], kind=kind)
+        return Choice(request_ids=[work.request_id for work in members], kind=kind)
 
     def _give_turn(self, view: View) -> None:
         """Promises an end to the soft work that has waited longest, see `soft_share`."""
         if not self._soft or view.start_s < self._next_turn_s or not self._is_starving(self._soft[0], view):
             return
-        promised = self._promises.all()
+        promised = self._promises.works
         if not promised:
             return
-        starving = [work for work in self._soft if work.kind == self._soft[0].kind and self._is_starving(work, view)]
-        members = starving[: view.max_batch]
-        length_s = view.costs.correction * Block.of(members).length_s
+        kind = self._soft[0].kind
+        members = [work for work in self._soft if work.kind == kind and self._is_starving(work, view)][: view.max_batch]
+        rounds = max(work.solo_s / work.row[1] for work in members)
+        length_s = view.costs.correction * rounds * members[0].row[len(members)]
         share_s = length_s / self._settings.soft_share
         self._next_turn_s = view.start_s + share_s
         for due_s in (view.start_s + share_s, max(view.start_s, promised[-1].due_s) + 2 * length_s):
             turn = [work.promised(due_s) for work in members]
-            holding = self._hold(_merged(promised, turn), view.start_s, view)
-            if holding is not None:
-                self._promises.keep(holding)
-                self._works |= {work.request.request_id: work for work in turn}
+            kept = _merged(promised, turn)
+            found = plan_for(kept, view.start_s, view)
+            if found is not None:
+                self._promises.keep(kept, found)
+                self._works |= {work.request_id: work for work in turn}
                 self._soft = [work for work in self._soft if work not in members]
                 return
 
     def _is_starving(self, work: Work, view: View) -> bool:
-        target_s = work.due_s - work.request.demand.arrived_s
+        target_s = work.due_s - work.demand.arrived_s
         patience_s = max(target_s, self._settings.soft_yield * view.costs.correction * work.solo_s)
         return view.start_s > work.order + patience_s
 
     def _in_order(self, view: View) -> list[Work]:
         """The first requests to look at, most urgent first; soft ones are never more urgent than `soft_yield` lets."""
         limit = self._settings.scan * view.max_batch
-        urgent = self._promises.first(limit)
+        urgent = self._promises.works[:limit]
         if not self._soft:
             return urgent
         soft = self._soft[:limit]
@@ -212,39 +214,44 @@ class ElasticPolicy:
         rest = sorted([*urgent[before:], *soft[overdue:]], key=_order)
         return [*urgent[:before], *soft[:overdue], *rest][:limit]
 
-    def _preferred(self, order: Sequence[Work], view: View) -> tuple[list[Work], int]:
+    def _preferred(self, order: Sequence[Work], rates: Rates, view: View) -> tuple[list[Work], int]:
         """Whom to run, and at which level, if no promise stood in the way."""
         head = order[0]
-        lane = head.lane
+        ladder = head.ladder
         levels = view.costs.levels_within(head.lowest, head.highest)
-        rates = self._rates_of(len(order), lane, view)
         price = rates.price(self._stretch(order, view) * head.row[1])
         gains = [self._worth(level) - price * rates.cost_s.get(level, 0.0) for level in levels]
         level = levels[gains.index(max(gains))]
-        members = [work for work in order if work.lane == lane and work.lowest <= level <= work.highest]
+        members = [
+            work
+            for work in order
+            if (work.ladder is ladder or work.ladder == ladder) and work.lowest <= level <= work.highest
+        ]
         del members[view.max_batch :]
-        return self._at_pace(members, levels[: levels.index(level) + 1], price, view)
+        return self._at_pace(members, levels[: levels.index(level) + 1], price, rates, view)
 
-    def _at_pace(self, members: list[Work], levels: Sequence[int], price: float, view: View) -> tuple[list[Work], int]:
+    def _at_pace(
+        self, members: list[Work], levels: Sequence[int], price: float, rates: Rates, view: View
+    ) -> tuple[list[Work], int]:
         """Lowers the level, or leaves out who can wait, whichever costs less, until no promise falls behind its pace.
 
         levels: from the lowest that may be to the one to begin with.
         """
-        costs, lane, kept = view.costs, members[0].lane, len(members)
-        paces_s = _paces_s(members, view)
-        promised_s = [pace_s for pace_s, work in zip(paces_s, members, strict=True) if work.is_promised]
+        kept = len(members)
+        pace_of = paces_s(members, view)
+        promised_s = [pace_s for pace_s, work in zip(pace_of, members, strict=True) if work.is_promised]
         tightest_s = min(promised_s, default=inf)
-        step_s = costs.row_s(lane.at(levels[-1]))[kept]
+        step_s = rates.row_s(levels[-1])[kept]
         if step_s <= tightest_s:
             return members, levels[-1]
-        lax, at = sorted(range(1, kept), key=paces_s.__getitem__), len(levels) - 1
+        lax, at = sorted(range(1, kept), key=pace_of.__getitem__), len(levels) - 1
         while kept > 1 and step_s > tightest_s:
-            spare = (paces_s[lax[-1]] / step_s - 1) * members[lax[-1]].left
+            spare = (pace_of[lax[-1]] / step_s - 1) * members[lax[-1]].left
             parking = 1 / (1 + spare) if spare > 0 else inf
             lowering = inf
             if at:
                 lost = kept * (self._worth(levels[at]) - self._worth(levels[at - 1]))
-                lowering = lost - price * (step_s - costs.row_s(lane.at(levels[at - 1]))[kept])
+                lowering = lost - price * (step_s - rates.row_s(levels[at - 1])[kept])
             if parking == lowering == inf:
                 break
             if parking < lowering:
@@ -252,9 +259,9 @@ class ElasticPolicy:
                 kept -= 1
             else:
                 at -= 1
-            step_s = costs.row_s(lane.at(levels[at]))[kept]
+            step_s = rates.row_s(levels[at])[kept]
         staying = [members[index] for index in (0, *sorted(lax))]
-        return [work for work in staying if _allows(work, levels[at])], levels[at]
+        return [work for work in staying if work.allows(levels[at])], levels[at]
 
     def _worth(self, level: int) -> float:
         """The quality of a level, remembered."""
@@ -262,12 +269,12 @@ class ElasticPolicy:
             self._worths[level] = self._quality.at(level)
         return self._worths[level]
 
-    def _rates_of(self, count: int, lane: Lane, view: View) -> Rates:
+    def _rates_of(self, count: int, ladder: Ladder, view: View) -> Rates:
         """For a batch as large as requests can fill where so many are there; remembered."""
         batch = min(count, self._settings.pricing_batch, view.max_batch)
-        rates = self._rates.get((batch, lane))
+        rates = self._rates.get((batch, ladder))
         if rates is None:
-            rates = self._rates[batch, lane] = Rates(self._quality, view.costs, batch, lane)
+            rates = self._rates[batch, ladder] = Rates(self._quality, view.costs, batch, ladder)
         return rates
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
@@ -289,80 +296,69 @@ class ElasticPolicy:
         stretch /= correction
         horizon_s = self._settings.horizon * self._arrivals.mean_target_s
         known_s = self._settings.held_back * self._arrivals.mean_target_s
-        taken = self._rates_of(view.max_batch, order[0].lane, view).throughput / correction
+        taken = self._rates_of(view.max_batch, order[0].ladder, view).throughput / correction
         coming_s = min(self._arrivals.rate(view.start_s), taken) / 2 * (horizon_s - known_s)
         return min(stretch, horizon_s / correction / (work_s + coming_s)) if horizon_s else stretch
 
-    def _granted_level(self, members: Sequence[Work], level: int, view: View) -> int | None:
+    def _granted_level(self, members: Sequence[Work], level: int, rates: Rates, view: View) -> int | None:
         """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
         levels = view.costs.levels_within(max([work.lowest for work in members]), level)
-        lane, granted = members[0].lane, None
+        granted = None
         self._advance(members)
         try:
-            granted = self._safe_level(members, levels, lane, view)
+            granted = self._safe_level(members, levels, rates, view)
         finally:
             if granted is None:
                 for work in members:
                     work.retreat()
         return granted
 
-    def _safe_level(self, members: Sequence[Work], levels: Sequence[int], lane: Lane, view: View) -> int | None:
+    def _safe_level(self, members: Sequence[Work], levels: Sequence[int], rates: Rates, view: View) -> int | None:
         """The highest of `levels` at which these, who count as run, leave every promise a way to be kept."""
-        costs, batch = view.costs, len(members)
+        correction, batch = view.costs.correction, len(members)
         due_s = min([work.due_s for work in members if not work.left and work.is_promised], default=inf)
-        may_wait_until_s = self._promises.certificate.latest_start_s(costs.correction)
+        may_wait_until_s = self._promises.certificate.latest_start_s(correction)
         has_tried = False
         for candidate in reversed(levels):
-            end_s = view.start_s + costs.correction * costs.row_s(lane.at(candidate))[batch]
+            end_s = view.start_s + correction * rates.row_s(candidate)[batch]
             if end_s > due_s:
                 continue
-            if end_s <= may_wait_until_s + ROUNDING_S or (not has_tried and self._has_replanned(end_s, view)):
+            if end_s <= may_wait_until_s + ROUNDING_S or (
+                not has_tried and self._promises.replan_with_slack(end_s, view)
+            ):
                 return candidate
             has_tried = True
         return None
-
-    def _has_replanned(self, start_s: float, view: View) -> bool:
-        """Whether there is a new plan, with time to spare, for what is left at `start_s`; not looked for every time."""
-        if self._replan_pause:
-            self._replan_pause -= 1
-            return False
-        found = self._promises.replan(start_s, view, slowdown=REPLAN_SLOWDOWN)
-        if not found:
-            self._replan_pause = REPLAN_PAUSE
-        return found
 
     def _certified(self, view: View) -> tuple[list[Work], StepKind] | None:
         """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises. None
         where nothing is promised."""
         self._repair(view)
-        urgent = self._promises.urgent
-        if not urgent:
+        promised = self._promises.works
+        if not promised:
             return None
-        members = self._promises.certificate.next_members() or [work for work in urgent if work.kind == urgent[0].kind]
+        members = self._promises.certificate.next_members()
+        members = members or [work for work in promised if work.kind == promised[0].kind]
         return members[: view.max_batch], members[0].kind
 
     # State
 
-    def _work(self, newcomer: Tracked, costs: CorrectedCosts) -> Work:
-        demand = newcomer.demand
+    def _work(self, demand: Demand, costs: CorrectedCosts) -> Work:
         due_s = demand.arrived_s + self._usable_s(demand, demand.deadline_s - demand.arrived_s, costs)
         ages = demand.priority is Priority.BATCH and not demand.is_hard
-        return Work(newcomer, costs, due_s=due_s, order=due_s + (self._settings.ageing_s if ages else 0.0))
+        return Work(demand, costs, due_s=due_s, order=due_s + (self._settings.ageing_s if ages else 0.0))
 
     def _usable_s(self, demand: Demand, target_s: float, costs: CorrectedCosts) -> float:
         """What a target leaves for steps: overhead and cushion come off."""
         kinds = [StepKind.capped(demand.shape, costs.levels[-1], cap) for cap in set(demand.weak_caps)]
         step_s = max(costs.row_s(kind)[1] for kind in kinds)
-        cushion_s = max(
-            self._settings.cushion_steps * costs.correction * step_s, self._settings.cushion_share * target_s
-        )
-        return target_s - costs.overhead_s - cushion_s
+        return target_s - costs.overhead_s - self._settings.cushion_steps * costs.correction * step_s
 
     def _take(self, works: Iterable[Work]) -> None:
         for work in works:
             if not work.is_promised:
                 insort(self._soft, work, key=_order)
-            self._works[work.request.request_id] = work
+            self._works[work.request_id] = work
 
     def _advance(self, members: Iterable[Work]) -> None:
         for work in members:
@@ -372,10 +368,10 @@ class ElasticPolicy:
         """Lets those go that need no more steps."""
         done = [work for work in members if not work.left]
         if done:
-            self._promises.let_go(done)
+            self._promises.let_go(work for work in done if work.is_promised)
             self._soft = [work for work in self._soft if work.left]
             for work in done:
-                del self._works[work.request.request_id]
+                del self._works[work.request_id]
 
     def _repair(self, view: View) -> None:
         """A new plan for what is promised, if a correction has broken the one at hand."""
@@ -385,18 +381,18 @@ class ElasticPolicy:
             if self._promises.certificate.latest_start_s(correction) < view.start_s - ROUNDING_S:
                 self._promises.replan(view.start_s, view)
 
-    def _seen(self, newcomers: Sequence[Tracked], view: View) -> list[Work]:
+    def _seen(self, newcomers: Sequence[Demand], view: View) -> list[Work]:
         """What is asked for, noted as arrived."""
         works = [self._work(newcomer, view.costs) for newcomer in newcomers]
-        demands, work_s = [work.request.demand for work in works], sum([work.solo_s for work in works])
+        work_s = sum([work.solo_s for work in works])
         for arrivals in (self._arrivals, self._burst):
-            arrivals.saw(view.now_s, demands, work_s)
+            arrivals.saw(view.now_s, newcomers, work_s)
         return works
 
-    def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Holding | str | None:
-        """A way to keep what is promised and the newcomers (None if they need no promise), or why there is none."""
+    def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Certificate | str | None:
+        """A plan for what is promised and the newcomers (None if they need no promise), or why there is none."""
         slowdown = self._slowdown(hard)
-        if hard and self._hold(hard, view.now_s, view, slowdown) is None:
+        if hard and plan_for(hard, view.now_s, view, slowdown) is None:
             if not self._may_probe(hard, view, slowdown):
                 return "infeasible"
             self._probed_s = view.now_s
@@ -406,30 +402,26 @@ class ElasticPolicy:
             return "queue_full"
         if not hard:
             return None
-        return self._admissible(self._promises.all(), hard, view, slowdown) or "overloaded"
+        return self._admissible(hard, view, slowdown) or "overloaded"
 
     def _slowdown(self, hard: Sequence[Work]) -> float:
-        is_batch = any(work.request.demand.priority is Priority.BATCH for work in hard)
+        is_batch = any(work.demand.priority is Priority.BATCH for work in hard)
         return 1 / (1 - self._settings.batch_reserve) if is_batch else 1.0
 
-    def _admissible(
-        self, promised: Sequence[Work], hard: Sequence[Work], view: View, slowdown: float
-    ) -> Holding | None:
-        """A way to keep what is promised and the newcomers, if the setting of `admission` lets them in."""
+    def _admissible(self, hard: Sequence[Work], view: View, slowdown: float) -> Certificate | None:
+        """A plan for what is promised and the newcomers, if the setting of `admission` lets them in."""
+        promised = self._promises.works
         if self._settings.admission == "quality" and promised:
-            slowdown *= self._leisure(hard[0].lane, view)
-        return self._hold(_merged(promised, hard), view.start_s, view, slowdown)
+            slowdown *= self._leisure(hard[0].ladder, view)
+        return plan_for(_merged(promised, hard), view.start_s, view, slowdown)
 
-    def _leisure(self, lane: Lane, view: View) -> float:
+    def _leisure(self, ladder: Ladder, view: View) -> float:
         """How much more has just arrived than the device can take at the level with the most quality per millisecond,
         at least 1, and at most what that level takes of the lowest one's time and `leisure` more."""
-        rates = self._rates_of(view.max_batch, lane, view)
+        rates = self._rates_of(view.max_batch, ladder, view)
         excess = view.costs.correction * self._burst.rate(view.now_s) / rates.throughput
         most = rates.best_s / rates.cost_s[view.costs.levels[0]] + self._settings.leisure
         return max(1.0, min(excess, most))
-
-    def _hold(self, works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Holding | None:
-        return hold(works, start_s, view, num_urgent=self._settings.num_urgent, slowdown=slowdown)
 
     def _may_probe(self, hard: Sequence[Work], view: View, slowdown: float) -> bool:
         """Whether to take these although the correction says that they cannot be in time: it may be out of date, and
@@ -437,7 +429,7 @@ class ElasticPolicy:
         correction = view.costs.correction
         if correction <= PROBE_ABOVE or self._works or view.now_s < self._probed_s + PROBE_PAUSE_S:
             return False
-        return self._hold(hard, view.now_s, view, slowdown / correction) is not None
+        return plan_for(hard, view.now_s, view, slowdown / correction) is not None
 
     # Refusals
 
@@ -459,9 +451,10 @@ class ElasticPolicy:
         return enough_ms
 
     def _fits_idle(self, hard: Sequence[Work], latency_ms: float, view: View, slowdown: float) -> bool:
-        due_s = [view.now_s + self._usable_s(work.request.demand, latency_ms / 1000, view.costs) for work in hard]
-        works = [work.later(due - work.due_s) for work, due in zip(hard, due_s, strict=True)]
-        return self._hold(sorted(works, key=lambda work: work.due_s), view.now_s, view, slowdown) is not None
+        works = [copy(work) for work in hard]
+        for work in works:
+            work.due_s = view.now_s + self._usable_s(work.demand, latency_ms / 1000, view.costs)
+        return plan_for(_promised(works), view.now_s, view, slowdown) is not None
 
 
 def _promised(works: Iterable[Work]) -> list[Work]:
@@ -471,13 +464,3 @@ def _promised(works: Iterable[Work]) -> list[Work]:
 
 def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:
     return sorted([*first, *second], key=_order) if first and second else list(first or second)
-
-
-def _paces_s(works: Iterable[Work], view: View) -> list[float]:
-    """How long their steps may take by the table, those of the present lane at least, for each to end in time."""
-    start_s, correction = view.start_s, view.costs.correction
-    return [(work.due_s - start_s) / correction * work.row[1] / work.solo_s for work in works]
-
-
-def _allows(work: Work, level: int) -> bool:
-    return work.lowest <= level <= work.highest

@@ -1,0 +1,196 @@
+"""The one loop around a scheduler that is no server: simulator, forecast, decision bench and tests drive it so.
+
+The server's worker makes the same calls in the same order, on a real clock. A launch is decided for the moment it will
+start, which may lie ahead: while one runs on the device, the next may be decided for its predicted end. A decided
+launch counts as run for every decision after it. Before each decision, late requests are told to expire.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple, Protocol
+
+from elit_serve.scheduler.requests import Demand, Launch, Refusal
+from elit_serve.scheduler.state import State
+
+
+class Scheduler(Protocol):
+    """Pure: it reads no clock, and answers depend on earlier calls and `now_s` alone."""
+
+    def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
+        """Takes all of these images, or none and says why."""
+
+    def cancel(self, request_id: int, now_s: float) -> bool:
+        """Ends a request that has not ended; False if it had, or is not known."""
+
+    def expire(self, now_s: float) -> tuple[int, ...]:
+        """Ends the requests whose hard deadline has passed, and names them."""
+
+    def decide(self, start_s: float) -> Launch | None:
+        """What the device runs next if it is free from `start_s`; None is nothing, until something is submitted."""
+
+    def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:
+        """A launch has run; names the requests that it finished (now FINISHING). Cancelled ones are not among them.
+
+        observed_ms: what it took on the device, from which predictions are corrected; None tells nothing.
+        """
+
+    def failed(self, request_ids: Sequence[int], now_s: float) -> None:
+        """These could not be run (or decoded); they end as FAILED. A launch they were in still needs `finished`."""
+
+    def delivered(self, request_id: int, now_s: float) -> None:
+        """The picture is out: FINISHING becomes DONE."""
+
+    def progress_of(self, request_id: int) -> Sequence[int]:
+        """The levels of its steps decided so far: a list that goes on growing, and is only ever appended to."""
+
+    def state(self, request_id: int) -> State | None:
+        """Where a request is; None when it is not known, or ended and forgotten."""
+
+    def forget(self, request_id: int) -> None:
+        """Drops an ended request from memory, once its caller has been told."""
+
+
+class Device(Protocol):
+    """What runs launches, on a virtual clock."""
+
+    @property
+    def overhead_s(self) -> float:
+        """From the end of an image's last step to its answer; overlaps with the next step."""
+
+    def run_ms(self, launch: Launch) -> float:
+        """How long a launch takes; asked once for each."""
+
+
+class AsPredicted:
+    """A device that takes for each step what is predicted for it, and nothing for an answer."""
+
+    overhead_s = 0.0
+
+    def run_ms(self, launch: Launch) -> float:
+        return launch.predicted_ms
+
+
+class Launched(NamedTuple):
+    """A launch on a device. took_ms: it ends so long after `start_s`."""
+
+    launch: Launch
+    start_s: float
+    took_ms: float
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + self.took_ms / 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What became of a request that was taken. levels: of the steps that were run for it."""
+
+    state: State
+    at_s: float
+    levels: tuple[int, ...]
+
+
+class Driver:
+    """A scheduler on a device.
+
+    now_s: of the virtual clock. depth: how many launches may be on the device at a time, one running and the others
+        behind it. foretells: how it would go on, so that nothing is learnt from what launches take, and nobody expires.
+    endings: of requests that have ended, by id; the scheduler has forgotten them. launches: all, in order.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, device: Device, *, now_s: float = 0.0, depth: int = 1, foretells: bool = False
+    ) -> None:
+        self.scheduler, self.now_s = scheduler, now_s
+        self.endings: dict[int, Ended] = {}
+        self.launches: list[Launched] = []
+        self._device, self._depth, self._foretells = device, depth, foretells
+        self._running: deque[Launched] = deque()
+        self._delivering: deque[tuple[float, int]] = deque()  # (when, request), in order of time
+
+    def submit(self, demands: Sequence[Demand]) -> Refusal | None:
+        """As `Scheduler.submit`, now."""
+        return self.scheduler.submit(demands, self.now_s)
+
+    def cancel(self, request_id: int) -> None:
+        """As `Scheduler.cancel`, now."""
+        if self.scheduler.cancel(request_id, self.now_s):
+            self._end(request_id)
+
+    def advance_to(self, until_s: float) -> None:
+        """Lets everything happen that happens before then; with infinity, until nothing is left to run."""
+        if until_s <= self.now_s:
+            return  # others may be submitted now, before anything is decided
+        self._start_all()
+        while (event_s := self._next_event_s()) < until_s:
+            self._happen(event_s)
+            self._start_all()
+        if until_s < inf:
+            self.now_s = max(self.now_s, until_s)
+
+    def next_launch(self) -> Launched | None:
+        """Goes on until one more launch is decided; None if nothing is left to run."""
+        while (started := self.start()) is None and (event_s := self._next_event_s()) < inf:
+            self._happen(event_s)
+        return started
+
+    def start(self) -> Launched | None:
+        """Starts what the scheduler decides now, if the device takes one more; None if there is nothing to run."""
+        if len(self._running) == self._depth:
+            return None
+        if not self._foretells:
+            for request_id in self.scheduler.expire(self.now_s):
+                self._end(request_id)
+        start_s = max(self.now_s, self._running[-1].end_s if self._running else self.now_s)
+        launch = self.scheduler.decide(start_s)
+        if launch is None:
+            return None
+        started = Launched(launch, start_s, self._device.run_ms(launch))
+        self._running.append(started)
+        self.launches.append(started)
+        return started
+
+    def finish(self) -> None:
+        """Lets everything happen up to the end of the oldest launch on the device."""
+        end_s = self._running[0].end_s
+        while self._running and self._running[0].end_s <= end_s:
+            self._happen(self._next_event_s())
+
+    def ran(self, launch: Launch) -> None:
+        """A launch has run, which is now to be reported; for whoever makes some of them fail."""
+
+    def _start_all(self) -> None:
+        while self.start() is not None:
+            pass
+
+    def _next_event_s(self) -> float:
+        running_s = self._running[0].end_s if self._running else inf
+        return min(running_s, self._delivering[0][0] if self._delivering else inf)
+
+    def _happen(self, event_s: float) -> None:
+        """The next event, at this time: an answer, or the end of a launch."""
+        self.now_s = max(self.now_s, event_s)
+        if self._delivering and self._delivering[0][0] <= event_s:
+            _, request_id = self._delivering.popleft()
+            if request_id not in self.endings:
+                self.scheduler.delivered(request_id, self.now_s)
+                self._end(request_id)
+            return
+        launch, _, took_ms = self._running.popleft()
+        self.ran(launch)
+        observed_ms = None if self._foretells else took_ms
+        for request_id in self.scheduler.finished(launch.launch_id, self.now_s, observed_ms):
+            self._delivering.append((self.now_s + self._device.overhead_s, request_id))
+
+    def _end(self, request_id: int) -> None:
+        state = self.scheduler.state(request_id)
+        assert state is not None, request_id
+        assert request_id not in self.endings, "a request ends once"
+        levels = tuple(self.scheduler.progress_of(request_id))
+        self.endings[request_id] = Ended(state=state, at_s=self.now_s, levels=levels)
+        self.scheduler.forget(request_id)

@@ -1,0 +1,272 @@
+"""A plan that keeps every promise at the lowest allowed levels: as long as one exists, nothing promised can be late.
+
+`plan_plain` says in a few lines what such a plan is; here it is made fast, and followed.
+
+The plan runs in rounds. A round is one step of every request in the batch: a launch for each kind of step in it.
+Requests join in order of their deadlines, as soon as there is room and nobody in the batch would fall behind the pace
+that it needs; they stay until they are done. Whoever ends later than its due time makes the plan void.
+
+Anything may run before the rest of the plan does, as long as that can then still start in time; a request that ran
+meanwhile sits out its next round. So most decisions need no new plan. Neither does a correction: a plan is made in
+seconds of the cost table from its start, and until when it may wait follows for whatever those take on the device.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from heapq import heappop, heappush, heapreplace
+from itertools import compress
+from math import inf
+
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler.policy.pace import Work
+
+ROUNDING_S = 1e-9
+DRIFT = 1.2  # corrections that differ by no more are looked ahead for together: 3 places of 1,000 then decide
+
+
+class Certificate:
+    """A feasible plan. How far it has been followed shows in what its requests have left.
+
+    works: everybody in it, in the order in which they join. joins, ends, ends_s: the first round in which each runs,
+        the first without it, and when that begins; here and elsewhere in seconds of the table since the plan began.
+    times_s: (round, when it begins) wherever the length of a round changes, and where all ends.
+    """
+
+    def __init__(
+        self,
+        works: Sequence[Work],
+        joins: Sequence[int],
+        ends: Sequence[int],
+        ends_s: Sequence[float],
+        times_s: Sequence[tuple[int, float]],
+    ) -> None:
+        self._works, self._joins, self._ends, self._ends_s = works, joins, ends, ends_s
+        self._times_s = times_s
+        self._deciding: list[tuple[Work, float]] = []
+        self._corrections = 0.0, 0.0  # between which those in `_deciding` alone decide until when the plan may wait
+
+    @classmethod
+    def of_nothing(cls) -> Certificate:
+        return cls([], [], [], [], [(0, 0.0)])
+
+    def copy(self, works: Mapping[int, Work]) -> Certificate:
+        """The same plan for copies of its requests, by their ids."""
+        self._forget_ended()
+        own = [works[work.request_id] for work in self._works]
+        return Certificate(own, self._joins, self._ends, self._ends_s, self._times_s)
+
+    def follow(self, correction: float) -> None:
+        """To be called, while nothing is tried out, before `latest_start_s` is asked for this correction."""
+        low, high = self._corrections
+        if not (low <= correction <= high and self._is_decided):
+            self._find_deciding(correction / DRIFT, correction * DRIFT)
+
+    def latest_start_s(self, correction: float) -> float:
+        """Until when the rest of the plan may wait.
+
+        correction: seconds on the device for each of the table.
+        """
+        deciding = self._deciding if self._is_decided else zip(self._works, self._ends_s, strict=True)
+        begins_s = [work.due_s - correction * end_s for work, end_s in deciding if work.left]
+        return min(begins_s) + correction * self._done_s() if begins_s else inf
+
+    def next_members(self) -> list[Work]:
+        """The next launch of the plan, all of one kind; none when all is done."""
+        _, pending = self._present_round()
+        return [work for work in pending if work.kind == pending[0].kind]
+
+    @property
+    def _is_decided(self) -> bool:
+        """Whether those by which others were left out of `_deciding` still have something to run."""
+        deciding = self._deciding
+        return bool(deciding) and deciding[0][0].left > 0 and deciding[1][0].left > 0
+
+    def _find_deciding(self, low: float, high: float) -> None:
+        """Keeps those that alone decide at any correction from `low` to `high`: due - correction * end is linear in
+        the correction, so whoever lies above another one at both ends lies above it everywhere between."""
+        self._forget_ended()
+        self._corrections, self._deciding = (low, high), []
+        if not self._works:
+            return
+        places = list(zip(self._works, self._ends_s, strict=True))
+        at_low = [work.due_s - low * end_s for work, end_s in places]
+        at_high = [work.due_s - high * end_s for work, end_s in places]
+        first, last = at_low.index(min(at_low)), at_high.index(min(at_high))
+        most_low, most_high = at_low[last], at_high[first]
+        begins = zip(places, at_low, at_high, strict=True)
+        between = [place for place, low_s, high_s in begins if low_s <= most_low and high_s <= most_high]
+        self._deciding = [places[first], places[last], *between]
+
+    def _forget_ended(self) -> None:
+        left = [bool(work.left) for work in self._works]
+        if not all(left):
+            self._works, self._joins = list(compress(self._works, left)), list(compress(self._joins, left))
+            self._ends, self._ends_s = list(compress(self._ends, left)), list(compress(self._ends_s, left))
+
+    def _present_round(self) -> tuple[int, list[Work]]:
+        """The first round in which somebody has yet to run, and who."""
+        pending: list[Work] = []
+        at = self._times_s[-1][0]
+        for work, joins, ends in zip(self._works, self._joins, self._ends, strict=True):
+            if joins > at:
+                break
+            when = ends - work.left
+            if when > at or not work.left:
+                continue
+            if when < at:
+                at, pending = when, []
+            pending.append(work)
+        return at, pending
+
+    def _done_s(self) -> float:
+        """How much shorter the rest of the plan is than the whole; of the present round the rest runs by itself."""
+        at, pending = self._present_round()
+        if not pending:
+            return self._times_s[-1][1]
+        segment = bisect_right(self._times_s, (at, inf))
+        (first, begin_s), (after, end_s) = self._times_s[segment - 1 : segment + 1]
+        return begin_s + (at + 1 - first) * (end_s - begin_s) / (after - first) - launches_s(pending)
+
+
+def launches_s(works: Sequence[Work]) -> float:
+    """What one step of each costs, in a launch for every kind."""
+    rows = {work.kind: work.row for work in works}
+    kinds = [work.kind for work in works]
+    return sum([row[kinds.count(kind)] for kind, row in rows.items()])
+
+
+def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: float = 1.0) -> Certificate | None:
+    """A plan for `works` (in order of their deadlines) on a device that is free from `start_s`, or None.
+
+    correction: seconds that every step takes for each of the table.
+    """
+    rounds = _Rounds(works, [(work.due_s - start_s) / correction for work in works], max_batch)
+    return rounds.certificate() if rounds.run() else None
+
+
+class _Count:
+    """How many requests of a round share a launch, and what that costs at every count."""
+
+    __slots__ = ("count", "row")
+
+    def __init__(self, row: tuple[float, ...]) -> None:
+        self.count = 0
+        self.row = row
+
+
+class _Rounds:
+    """Makes a plan; the state is that of the present round. All times are seconds of the table since the plan began.
+
+    dues_s: when each must have ended.
+    changes: heap of (round before which the kind of a request's steps changes, its index, its run, the old count).
+    limits: heap of (how long a round may take for a request to keep its pace, index); outdated ones lie too low.
+    """
+
+    def __init__(self, works: Sequence[Work], dues_s: Sequence[float], max_batch: int) -> None:
+        self._works, self._dues_s, self._max_batch = works, dues_s, max_batch
+        self._counts: dict[StepKind, _Count] = {}
+        self._changes: list[tuple[int, int, int, _Count]] = []
+        self._limits: list[tuple[float, int]] = []
+        self._round = 0
+        self._round_s = 0.0
+        self._time_s = 0.0
+        self._joins: list[int] = []
+        self._ends: list[int] = []
+        self._ends_s = [0.0] * len(works)
+        self._times_s = [(0, 0.0)]
+
+    def run(self) -> bool:
+        """Whether everybody ends in time."""
+        index = self._take_from(0)
+        while index < len(self._works):
+            if not self._changes or not self._run_until_a_change():
+                return False
+            if self._dues_s[index] - self._time_s < self._works[index].solo_s - ROUNDING_S:
+                return False
+            index = self._take_from(index)
+        while self._changes:
+            if not self._run_until_a_change():
+                return False
+        return True
+
+    def certificate(self) -> Certificate:
+        """After `run`."""
+        return Certificate(list(self._works), self._joins, self._ends, self._ends_s, self._times_s)
+
+    def _take_from(self, first: int) -> int:
+        """Lets more into the batch while everybody then keeps pace; the index of the next that has to wait.
+
+        Most of the time of a decision goes by here, hence the local names.
+        """
+        works, dues_s, counts, limits, changes = self._works, self._dues_s, self._counts, self._limits, self._changes
+        at, time_s, round_s = self._round, self._time_s, self._round_s
+        index, last = first, min(len(works), first + self._max_batch - len(changes))
+        while index < last:
+            work = works[index]
+            alike = counts.get(work.kind)
+            if alike is None:
+                alike = counts[work.kind] = _Count(work.row)
+            row, count = alike.row, alike.count
+            longer_s = round_s + row[count + 1] - row[count]
+            limit_s = (dues_s[index] - time_s) * row[1] / work.solo_s
+            needed_s = longer_s - ROUNDING_S
+            if needed_s > limit_s or (limits and needed_s > limits[0][0] and self._is_too_slow(needed_s)):
+                break
+            round_s = longer_s
+            alike.count = count + 1
+            self._joins.append(at)
+            self._ends.append(at + work.left)
+            heappush(limits, (limit_s, index))
+            heappush(changes, (at + work.run_left, index, work.run, alike))
+            index += 1
+        self._round_s = round_s
+        return index
+
+    def _is_too_slow(self, round_s: float) -> bool:
+        """Whether somebody would fall behind if rounds took so long; brings outdated limits up to date on the way."""
+        limits = self._limits
+        while limits and limits[0][0] < round_s:
+            index = limits[0][1]
+            left = self._ends[index] - self._round
+            if left <= 0:
+                heappop(limits)
+                continue
+            work = self._works[index]
+            limit_s = (self._dues_s[index] - self._time_s) / left * (work.row[1] * work.left / work.solo_s)
+            if limit_s < round_s:
+                return True
+            heapreplace(limits, (limit_s, index))
+        return False
+
+    def _run_until_a_change(self) -> bool:
+        """Runs rounds until the kind of somebody's step changes; False if one ends too late."""
+        changes, ends, round_s = self._changes, self._ends, self._round_s
+        until = changes[0][0]
+        time_s = self._time_s = self._time_s + (until - self._round) * round_s
+        self._round = until
+        self._times_s.append((until, time_s))
+        while changes and changes[0][0] == until:
+            _, index, run, alike = heappop(changes)
+            row, count = alike.row, alike.count - 1
+            alike.count = count
+            round_s -= row[count + 1] - row[count]
+            if until < ends[index]:
+                round_s += self._enter_next_run(index, run + 1)
+            elif time_s > self._dues_s[index] + ROUNDING_S:
+                return False
+            else:
+                self._ends_s[index] = time_s
+        self._round_s = round_s
+        return True
+
+    def _enter_next_run(self, index: int, run: int) -> float:
+        """By how much that lengthens a round."""
+        _, kind, _, row, steps = self._works[index].runs[run]
+        alike = self._counts.get(kind)
+        if alike is None:
+            alike = self._counts[kind] = _Count(row)
+        alike.count += 1
+        heappush(self._changes, (self._round + steps, index, run, alike))
+        return alike.row[alike.count] - alike.row[alike.count - 1]

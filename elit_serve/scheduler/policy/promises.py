@@ -1,0 +1,75 @@
+"""Everything that was promised, and the certificate that all of it can be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from elit_serve.scheduler.policy.pace import Work
+from elit_serve.scheduler.policy.plan import Certificate, plan
+from elit_serve.scheduler.policy.view import View
+
+REPLAN_PAUSE = 4  # decisions without a search for a new plan after one that found none
+REPLAN_SLOWDOWN = 1.3  # a new plan is made with this to spare, so that it serves several decisions
+
+
+class Promises:
+    """Promised requests that have steps to run, and a plan that is valid as long as predictions are right.
+
+    works: in order of their deadlines. All of them may run at any time, whatever the plan says of them.
+    """
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+        self.certificate = Certificate.of_nothing()
+        self._pause = 0
+
+    def copy(self, works: Mapping[int, Work]) -> Promises:
+        """The same with copies of the requests, by their ids."""
+        twin = Promises()
+        twin.works = [works[work.request_id] for work in self.works]
+        twin.certificate = self.certificate.copy(works)
+        twin._pause = self._pause
+        return twin
+
+    def keep(self, works: list[Work], certificate: Certificate) -> None:
+        """From now on all of these, by this plan."""
+        self.works, self.certificate, self._pause = works, certificate, 0
+
+    def let_go(self, ended: Iterable[Work]) -> None:
+        """Forgets these, which have nothing left."""
+        for work in ended:
+            self.works.remove(work)
+
+    def try_again(self) -> None:
+        """There may be a new plan where there was none."""
+        self._pause = 0
+
+    def replan(self, start_s: float, view: View) -> bool:
+        """Looks for a new plan from `start_s` on; False if the old one stays."""
+        found = plan_for([work for work in self.works if work.left], start_s, view)
+        if found is not None:
+            self.certificate = found
+        return found is not None
+
+    def replan_with_slack(self, start_s: float, view: View) -> bool:
+        """The same for a plan with time to spare, which is not looked for every time."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        found = plan_for([work for work in self.works if work.left], start_s, view, REPLAN_SLOWDOWN)
+        if found is None:
+            self._pause = REPLAN_PAUSE
+            return False
+        self.certificate = found
+        return True
+
+
+def plan_for(works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:
+    """A plan for these (in order of their deadlines) on the device as it is, free from `start_s`, or None.
+
+    slowdown: as if every step took so many times as long.
+    """
+    found = plan(works, start_s, max_batch=view.max_batch, correction=slowdown * view.costs.correction)
+    if found is not None:
+        found.follow(view.costs.correction)
+    return found

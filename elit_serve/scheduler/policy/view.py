@@ -1,0 +1,55 @@
+"""What a policy is told and what it answers: all that policies and the core share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
+
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.requests import Demand, Refusal
+from elit_serve.scheduler.state import Tracked
+
+
+class View(NamedTuple):
+    """What is known when a decision is made.
+
+    now_s: the moment of the call; start_s: from when the device is free.
+    max_batch: the largest batch that may run, which may lie below the table's.
+    num_waiting: requests that were taken and have not started.
+    """
+
+    now_s: float
+    start_s: float
+    costs: CorrectedCosts
+    max_batch: int
+    num_waiting: int
+
+
+class Choice(NamedTuple):
+    """One step of this kind for these requests."""
+
+    request_ids: Sequence[int]
+    kind: StepKind
+
+
+class Policy(Protocol):
+    """Whom to take, and who runs next. Pure: no clock, no device."""
+
+    def admit(self, newcomers: Sequence[Demand], view: View) -> Refusal | None:
+        """Takes all of these from now on, or none."""
+
+    def would_admit(self, newcomers: Sequence[Demand], view: View) -> bool:
+        """Whether `admit` would take these; changes nothing."""
+
+    def choose(self, view: View) -> Choice | None:
+        """What runs next, which counts as run for every later call; None if nothing is left to run."""
+
+    def resume(self, requests: Sequence[Tracked], view: View) -> None:
+        """Forgets everything and goes on with these, whatever of them has run. All have steps left."""
+
+    def drop(self, request_id: int) -> None:
+        """A request that was taken and has steps left ends early; it must not be chosen again."""
+
+    def copy(self) -> Self:
+        """A policy in the same state; what is done to one of them is not seen by the other."""

@@ -1,0 +1,54 @@
+"""Where a request is, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from elit_serve.scheduler.requests import Demand
+
+
+class State(StrEnum):
+    """Where a request is; `TRANSITIONS` says where it may go from there."""
+
+    WAITING = "waiting"  # accepted, no step run yet
+    RUNNING = "running"  # at least one step launched
+    FINISHING = "finishing"  # all steps run; it is being decoded and encoded
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({State.DONE, State.FAILED, State.EXPIRED, State.CANCELLED})
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.RUNNING, State.FAILED, State.EXPIRED, State.CANCELLED}),
+    State.RUNNING: frozenset({State.FINISHING, State.FAILED, State.EXPIRED, State.CANCELLED}),
+    State.FINISHING: frozenset({State.DONE, State.FAILED, State.EXPIRED, State.CANCELLED}),
+    **dict.fromkeys(ENDED, frozenset()),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Tracked:
+    """A request and how far it is. executed: the level of each step decided so far; those count as run.
+
+    is_free: whether its levels are the policy's to choose.
+    """
+
+    demand: Demand
+    state: State = State.WAITING
+    executed: list[int] = field(default_factory=list)
+    is_free: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_free = self.demand.pinned is None
+
+    @property
+    def steps_left(self) -> int:
+        return self.demand.num_steps - len(self.executed)
+
+    def copy(self) -> Tracked:
+        return Tracked(demand=self.demand, state=self.state, executed=self.executed.copy())
