@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files.config import ModelConfig
+from elit_serve.files.config import BackboneCheck, ModelConfig
 from elit_serve.files.latency import Latency
 from elit_serve.files.opening import read_file
 from elit_serve.files.quality import PlanQuality, Quality, read_quality
@@ -129,11 +129,11 @@ def read_offer(path: Path) -> Offer:
     return Offer(path=path, config=config, quality=quality)
 
 
-def read_config(path: Path) -> ModelConfig:
-    """`config.json` of a model directory."""
+def read_config(path: Path, check_backbone: BackboneCheck | None = None) -> ModelConfig:
+    """`config.json` of a model directory. check_backbone: for whoever will build it, see `files.BackboneConfig`."""
     file = path / "config.json"
     try:
-        return ModelConfig.model_validate_json(read_file(file, MAX_CONFIG_BYTES))
+        return ModelConfig.read(read_file(file, MAX_CONFIG_BYTES), check_backbone)
     except OSError as error:
         raise CheckpointError(path, [f"config.json cannot be read: {error.strerror}"]) from None
     except ValidationError as error:

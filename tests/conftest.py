@@ -23,14 +23,14 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels are tested without
 import torch
 
 from elit_serve.catalogue import read_config
-from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.checkpoint import spec_of, write_checkpoint
 from elit_serve.files.config import (
-    BackboneConfig,
+    ClassesConfig,
     ModelConfig,
     SamplingConfig,
     WeightsConfig,
 )
-from elit_serve.nn import BackboneSpec, InterfaceSpec, build
+from elit_serve.nn import ElitDiTSpec, InterfaceSpec, build
 from elit_serve.plans.guidance import Guidance
 
 pytest_plugins = ("serving",)  # servers on loopback ports, for whoever asks one
@@ -39,7 +39,7 @@ pytest_plugins = ("serving",)  # servers on loopback ports, for whoever asks one
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """32x32 pixels, 4 levels, 3 classes, 4 steps of CCFG."""
-    spec = BackboneSpec(
+    spec = ElitDiTSpec(
         channels=3,
         height=32,
         width=32,
@@ -52,9 +52,9 @@ def tiny_config() -> ModelConfig:
     )
     return ModelConfig(
         name="tiny",
-        backbone=BackboneConfig.of(spec),
+        **spec.config_fields(),
         levels=(1, 2, 3, 4),
-        classes=("daisy", "rose", "tulip"),
+        conditions=ClassesConfig(names=("daisy", "rose", "tulip")),
         sampling=SamplingConfig(steps=4, guidance=Guidance(method="ccfg", scale=2.0, weak_level=1)),
         weights=WeightsConfig(dtype="float32", files={"model.safetensors": "0" * 64}),
     )
@@ -77,7 +77,7 @@ def shared_tiny_model_dir(tiny_config: ModelConfig, tmp_path_factory: pytest.Tem
     path = tmp_path_factory.mktemp("models") / "tiny"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build(tiny_config.spec)
+        model = build(spec_of(tiny_config))
         for parameter in model.parameters():  # also those that start at zero: every level must matter
             parameter.data.add_(torch.randn_like(parameter) * 0.02)
     write_checkpoint(path, tiny_config, model.state_dict())

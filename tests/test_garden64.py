@@ -11,7 +11,6 @@ from PIL import Image
 import elit_serve
 from elit_serve.catalogue import resolve_model
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.nn import flops_forward
 from elit_serve.pictures import read_facts
 
 
@@ -35,11 +34,8 @@ def test_it_names_its_photographs_authors() -> None:
 def test_guided_sampling_at_the_lowest_level_takes_less_than_half_the_flops_of_the_full_one(
     garden64: Pipeline,
 ) -> None:
-    spec, weak = garden64.config.spec, garden64.config.sampling.guidance.weak_level
-    costs = [
-        flops_forward(spec, level).prefix + flops_forward(spec, min(weak, level)).prefix
-        for level in garden64.config.levels
-    ]
+    spec, weak = garden64.spec, garden64.config.sampling.guidance.weak_level
+    costs = [spec.flops(level).prefix + spec.flops(min(weak, level)).prefix for level in garden64.config.levels]
     assert costs == sorted(costs)
     assert costs[0] <= 0.4 * costs[-1]
 

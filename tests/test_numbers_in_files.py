@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from elit_serve.catalogue import ModelQuality, bundled_models, cost_table, read_config
+from elit_serve.catalogue import ModelQuality, bundled_models, cost_table
+from elit_serve.engine.checkpoint import read_spec
 from elit_serve.errors import ElitError
 from elit_serve.evaluation.report.folder import read_measurements
 from elit_serve.files.latency import read_latency
@@ -49,8 +50,8 @@ def with_number(document: Any, place: Place, value: object) -> Any:
 
 
 def use_config(folder: Path) -> None:
-    config = read_config(folder)
-    build_empty(config.spec)
+    config, spec = read_spec(folder)
+    build_empty(spec)
     sampling = config.sampling
     grid = time_grid(sampling.steps, sampling.time_shift)
     assert grid == sorted(grid)

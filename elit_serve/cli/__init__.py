@@ -206,20 +206,21 @@ for command in (generate, evaluate, sweep, served, bench, soak, simulate, key):
 
 def _spec_of(model: str, resolution: int | None) -> tuple[str, BackboneSpec, Sequence[int]]:
     """(name, spec, levels) of a model directory or a preset."""
-    from elit_serve.catalogue import read_config, resolve_model
+    from elit_serve.catalogue import resolve_model
+    from elit_serve.engine.checkpoint import read_spec
     from elit_serve.nn import preset, preset_names
 
     if model in preset_names():
         spec = preset(model, 256 if resolution is None else resolution)
-        return model, spec, range(1, spec.latents_per_group + 1)
+        return model, spec, spec.levels
     try:
         path = resolve_model(model)
     except InvalidInput:
         raise InvalidInput("model", model, f"a model directory, or one of {', '.join(preset_names())}") from None
     if resolution is not None:
         raise InvalidInput("resolution", resolution, "a model directory has its own; leave it out")
-    config = read_config(path)
-    return config.name, config.spec, config.levels
+    config, spec = read_spec(path)
+    return config.name, spec, config.levels
 
 
 def _description_table(description: Description) -> Table:

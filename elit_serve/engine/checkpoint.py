@@ -12,9 +12,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,10 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elit_serve.catalogue import ModelQuality, at_most, measured_quality, read_config
+from elit_serve.engine.autoencoders import kind_of
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
 from elit_serve.files.opening import open_file, regular
-from elit_serve.nn import Backbone, BackboneSpec, build_empty
+from elit_serve.files.validation import FieldProblem
+from elit_serve.nn import Backbone, BackboneSpec, InvalidSpec, build_empty, parse_spec
 
 MAX_SHARD_BYTES = 4 << 30
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file
@@ -58,13 +61,59 @@ class Checkpoint:
         return self.config.model_hash
 
 
+def read_spec(path: Path) -> tuple[ModelConfig, BackboneSpec]:
+    """`config.json` of a model directory, and the backbone that it describes.
+
+    Raises one `CheckpointError` that lists all that is wrong with both.
+    """
+    config = read_config(path, spec_problems)
+    spec = spec_of(config)
+    problems = [f"config.json: {problem}" for problem in _disagreements(config, spec)]
+    if problems:
+        raise CheckpointError(path, problems)
+    return config, spec
+
+
+def spec_of(config: ModelConfig) -> BackboneSpec:
+    """The backbone of a configuration. Raises `InvalidSpec`."""
+    return parse_spec(config.backbone.kind, config.backbone.fields)
+
+
+def spec_problems(kind: str, fields: Mapping[str, Any]) -> Sequence[FieldProblem]:
+    """What is wrong with the fields of a backbone, a `files.BackboneCheck`."""
+    try:
+        parse_spec(kind, fields)
+    except InvalidSpec as error:
+        return error.problems
+    return ()
+
+
+def _disagreements(config: ModelConfig, spec: BackboneSpec) -> Iterator[str]:
+    """Where what a reader without torch is told is not what the backbone is, and an autoencoder that nobody knows."""
+    try:
+        kind_of(config.autoencoder)
+    except InvalidInput as error:
+        yield str(error)
+    if config.latents_per_group != spec.latents_per_group:
+        yield f"latents_per_group is {config.latents_per_group}, and the backbone has {spec.latents_per_group}"
+    for name, size in config.shapes.items():
+        channels = spec.sample_shape[0]
+        if len(size) != len(spec.sample_shape) or size[0] != channels:
+            yield f"shapes.{name}: the backbone's samples have {len(spec.sample_shape)} dimensions, {channels} channels"
+            continue
+        try:
+            spec.check_size(*size[1:])
+        except InvalidInput as error:
+            yield f"shapes.{name}: {error}"
+
+
 def load_checkpoint(path: Path, *, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Validates everything, then loads the weights on the CPU in `dtype`.
 
     Raises one `CheckpointError` that lists all that is wrong.
     """
-    config = read_config(path)
-    model = build_empty(config.spec)
+    config, spec = read_spec(path)
+    model = build_empty(spec)
     quality, quality_problems = measured_quality(path, config)
     problems = [*_weight_problems(path, config.weights, model), *quality_problems]
     if problems:
@@ -160,7 +209,7 @@ def write_checkpoint(
     """
     if path.exists() and not replace:
         raise InvalidInput("path", str(path), "it exists already")
-    _check_weights(path, config.spec, weights)
+    _check_weights(path, spec_of(config), weights)
     dtype = TORCH_DTYPES[config.weights.dtype]
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))

@@ -72,11 +72,12 @@ class Pipeline:
         self.dtype = dtype
         self.precision = precision_name(dtype, quantize)
         self.model = checkpoint.model.to(device, dtype)
+        self.spec = self.model.spec
         if quantize is not None:
             quantize_(self.model)
         self._autoencoder = open_autoencoder(self.config.autoencoder, self.path / "autoencoder", device, dtype)
         self.conditions = ClassConditions(self.config.classes, model=self.config.name)
-        self.shapes = (Shape.of(self.config.spec.sample_shape),)
+        self.shapes = tuple(Shape(name, size) for name, size in self.config.shapes.items())
 
     @classmethod
     def load(
@@ -251,12 +252,12 @@ class Pipeline:
     @property
     def is_latent(self) -> bool:
         """Whether there is no autoencoder, so that the answer is the latent."""
-        return self.config.autoencoder.kind == "none"
+        return not self._autoencoder.makes_pictures
 
     @property
-    def pixels_per_element(self) -> int:
-        """Pixels of a picture per side of a sample's element."""
-        return self._autoencoder.factor
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of its pictures in pixels."""
+        return self._autoencoder.picture_size(self.config.default_shape.size)
 
     def finished(self, pixels: Tensor, condition: Condition, seed: int, plan: Plan) -> FinishedPicture:
         """One decoded picture, uint8 [H, W, 3] on the CPU, with its facts."""

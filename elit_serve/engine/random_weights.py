@@ -8,7 +8,7 @@ from elit_serve.catalogue import bundled_models
 from elit_serve.engine.checkpoint import Checkpoint
 from elit_serve.files.config import (
     AutoencoderConfig,
-    BackboneConfig,
+    ClassesConfig,
     ModelConfig,
     SamplingConfig,
     WeightsConfig,
@@ -17,12 +17,13 @@ from elit_serve.nn import Backbone, BackboneSpec, build, preset
 from elit_serve.plans.guidance import Guidance
 
 SPREAD = 0.02  # of the tensors that training would start at zero
+NUM_CLASSES = 1000  # as of ImageNet
 LOWEST_SHARE = 16  # the weak pass of guidance keeps one latent in 16 (paper, section 3.4)
 
 
 def random_checkpoint(preset_name: str, resolution: int, *, device: torch.device, seed: int) -> Checkpoint:
     """Weights drawn on `device` from `seed`, with the classes named by their numbers and CCFG as the default."""
-    spec = preset(preset_name, resolution)
+    spec = preset(preset_name, resolution, num_classes=NUM_CLASSES)
     return Checkpoint(
         path=bundled_models() / "recipes",
         config=_config(preset_name, resolution, spec),
@@ -31,15 +32,16 @@ def random_checkpoint(preset_name: str, resolution: int, *, device: torch.device
 
 
 def _config(preset_name: str, resolution: int, spec: BackboneSpec) -> ModelConfig:
-    weak_level = max(1, spec.latents_per_group // LOWEST_SHARE)
-    guidance = Guidance(method="ccfg", scale=2.0, weak_level=weak_level)
+    weak_level = max(1, spec.levels[-1] // LOWEST_SHARE)
+    is_elastic = len(spec.levels) > 1
+    guidance = Guidance(method="ccfg" if is_elastic else "cfg", scale=2.0, weak_level=weak_level)
     return ModelConfig(
         name=f"{preset_name.replace('/', '-')}-{resolution}-random",
-        backbone=BackboneConfig.of(spec),
-        levels=tuple(range(1, spec.latents_per_group + 1)),
-        classes=tuple(str(index) for index in range(spec.num_classes)),
+        **spec.config_fields(),
+        levels=spec.levels,
+        conditions=ClassesConfig(names=tuple(str(index) for index in range(NUM_CLASSES))),
         autoencoder=AutoencoderConfig(kind="none"),
-        sampling=SamplingConfig(guidance=guidance if spec.interface else Guidance(method="cfg", scale=2.0)),
+        sampling=SamplingConfig(guidance=guidance),
         weights=WeightsConfig(dtype="float32", files={"random.safetensors": "0" * 64}),
     )
 

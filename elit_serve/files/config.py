@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic_core import from_json
 
 from elit_serve.files.guidance import WrittenGuidance
-from elit_serve.plans.bounds import (
-    MAX_STEPS,
-    MAX_TIME_SHIFT,
-    MAX_TOKENS,
-    MIN_TIME_SHIFT,
-)
+from elit_serve.files.measured import ShapeName
+from elit_serve.files.validation import FieldProblem, as_validation_error
+from elit_serve.files.version_1 import FIRST_KINDS, MISSING, UNWRITTEN, upgraded
+from elit_serve.plans.bounds import MAX_LEVEL, MAX_STEPS, MAX_TIME_SHIFT, MIN_TIME_SHIFT
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.shape import Shape
 
-if TYPE_CHECKING:
-    from elit_serve.nn import BackboneSpec
-
-Positions = Literal["rope", "learned"]
+BackboneCheck = Callable[[str, Mapping[str, Any]], Sequence[FieldProblem]]  # of a kind and its fields
 WeightDtype = Literal["float32", "bfloat16", "float16"]
 WeightFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", max_length=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Strict(BaseModel):
@@ -35,63 +33,51 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Side = Annotated[int, Field(ge=1, le=4096)]
+class BackboneConfig(BaseModel):
+    """A backbone in a file: its kind, and the fields of that kind's spec, which only the table in `nn.backbones` knows.
 
+    Whoever reads a file to build the model gives a `BackboneCheck` as the context's "check_backbone", so that what is
+    wrong with these fields is told with all else.
+    """
 
-class InterfaceConfig(Strict):
-    """`InterfaceSpec` in a file."""
+    model_config = ConfigDict(extra="allow", frozen=True)
 
-    window: tuple[Side, Side]
-    head: int = Field(ge=0, le=512)
-    core: int = Field(ge=1, le=512)
-    tail: int = Field(ge=0, le=512)
+    kind: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
 
-
-class BackboneShape(Strict):
-    """A backbone in a file, without its classes. Without `interface` it is a plain DiT."""
-
-    channels: int = Field(ge=1, le=1024)
-    height: int = Field(ge=1, le=4096)
-    width: int = Field(ge=1, le=4096)
-    patch: int = Field(ge=1, le=64)
-    dim: int = Field(ge=4, le=16384)
-    depth: int = Field(ge=1, le=512)
-    num_heads: int = Field(ge=1, le=512)
-    interface: InterfaceConfig | None = None
-    positions: Positions = "rope"
-    padding: int = Field(default=0, ge=0, le=4096)
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All but the kind."""
+        return dict(self.model_extra or {})
 
     @model_validator(mode="after")
-    def _is_of_bearable_size(self) -> Self:
-        rows, columns = ((size + 2 * self.padding) // self.patch for size in (self.height, self.width))
-        if rows * columns > MAX_TOKENS:
-            size = f"{self.height} x {self.width} in patches of {self.patch} with padding {self.padding}"
-            raise ValueError(f"{size} is {rows * columns} tokens; at most {MAX_TOKENS} are allowed")
+    def _is_possible(self, info: ValidationInfo) -> Self:
+        check: BackboneCheck | None = (info.context or {}).get("check_backbone")
+        if check is not None and (problems := check(self.kind, self.fields)):
+            raise as_validation_error("backbone", problems)
         return self
 
 
-class BackboneConfig(BackboneShape):
-    """`BackboneSpec` in a file."""
+class ClassesConfig(Strict):
+    """Pictures are of one of some classes, by name; a class is its place among them."""
 
-    kind: Literal["dit"] = "dit"
-    num_classes: int = Field(ge=1, le=1_000_000)
+    kind: Literal["class"] = "class"
+    names: tuple[str, ...] = Field(min_length=1, max_length=1_000_000)
 
-    def spec(self) -> BackboneSpec:
-        from elit_serve.nn import BackboneSpec, InterfaceSpec
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("class names must differ")
+        return self
 
-        fields = self.model_dump(exclude={"kind", "interface"})
-        interface = InterfaceSpec(**self.interface.model_dump()) if self.interface else None
-        return BackboneSpec(**fields, interface=interface)
+    @property
+    def backbone_fields(self) -> dict[str, Any]:
+        """What a backbone's spec must know of them."""
+        return {"num_classes": len(self.names)}
 
-    @classmethod
-    def of(cls, spec: BackboneSpec) -> BackboneConfig:
-        fields = {name: getattr(spec, name) for name in cls.model_fields if name not in ("kind", "interface")}
-        interface = None
-        if spec.interface:
-            interface = InterfaceConfig(
-                **{name: getattr(spec.interface, name) for name in InterfaceConfig.model_fields}
-            )
-        return cls(**fields, interface=interface)
+    def misfits(self, backbone: Mapping[str, Any]) -> list[str]:
+        """Why a backbone of these fields is not for them."""
+        known, count = backbone.get("num_classes"), len(self.names)
+        return [] if known == count else [f"{count} classes are named, the backbone has {known}"]
 
 
 class AutoencoderConfig(Strict):
@@ -101,7 +87,7 @@ class AutoencoderConfig(Strict):
     the model directory, in diffusers' format. `none`: there is no way to pixels, and the answer is the sample itself.
     """
 
-    kind: Literal["pixels", "diffusers", "none"] = "pixels"
+    kind: str = Field(default="pixels", pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
 
 
 class SamplingConfig(Strict):
@@ -123,30 +109,45 @@ class WeightsConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """Everything a server must know of a model before it reads a weight."""
+    """Everything that can be known of a model before a weight is read.
 
-    format_version: Literal[1] = 1
+    shapes: the sizes of samples that it serves, channels first, by name; the first is what it does by itself.
+    latents_per_group: J, which the budget 1 stands for. levels: those it was trained at.
+    """
+
+    format_version: Literal[2] = 2
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     backbone: BackboneConfig
+    shapes: dict[ShapeName, tuple[Side, ...]] = Field(min_length=1)
+    latents_per_group: int = Field(ge=1, le=MAX_LEVEL)
     levels: tuple[int, ...] = Field(min_length=1)
-    classes: tuple[str, ...]
+    conditions: ClassesConfig
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     sampling: SamplingConfig = SamplingConfig()
     provenance: dict[str, Any] = Field(default_factory=dict)
     weights: WeightsConfig
 
+    @classmethod
+    def read(cls, text: bytes, check_backbone: BackboneCheck | None = None) -> ModelConfig:
+        """From the text of a `config.json` of this version or an earlier one. Raises pydantic's `ValidationError`."""
+        content = cls._json(text)
+        return cls.model_validate(upgraded(content), context={"check_backbone": check_backbone})
+
+    @classmethod
+    def _json(cls, text: bytes) -> Any:
+        try:
+            return from_json(text)
+        except ValueError as error:
+            raise as_validation_error("config.json", [((), None, f"Invalid JSON: {error}")]) from None
+
     @model_validator(mode="after")
     def _parts_agree(self) -> ModelConfig:
         problems = []
-        largest = self.backbone.spec().latents_per_group
         if sorted(set(self.levels)) != list(self.levels):
             problems.append("levels must rise without repeats")
-        if min(self.levels) < 1 or max(self.levels) > largest:
-            problems.append(f"levels must lie in 1..{largest}, the latents per group")
-        if len(self.classes) != self.backbone.num_classes:
-            problems.append(f"{len(self.classes)} classes are named, the backbone has {self.backbone.num_classes}")
-        if len(set(self.classes)) != len(self.classes):
-            problems.append("class names must differ")
+        if min(self.levels) < 1 or max(self.levels) > self.latents_per_group:
+            problems.append(f"levels must lie in 1..{self.latents_per_group}, the latents per group")
+        problems += self.conditions.misfits(self.backbone.fields)
         guidance = self.sampling.guidance
         if guidance.has_weak_level and guidance.weak_level not in self.levels:
             problems.append(f"sampling.guidance.weak_level {guidance.weak_level} is not a trained level")
@@ -157,23 +158,40 @@ class ModelConfig(Strict):
         return self
 
     @property
-    def spec(self) -> BackboneSpec:
-        return self.backbone.spec()
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes."""
+        return self.conditions.names
 
     @property
-    def model_hash(self) -> str:
-        """Twelve hex digits that change with the weights or with what they are loaded into."""
-        return _digest({"backbone": self.backbone.model_dump(exclude_defaults=True), "weights": self.weights.files})
-
-    @property
-    def backbone_hash(self) -> str:
-        """Twelve hex digits of what a step costs depends on: the backbone's shape, whatever its weights."""
-        return _digest(self.backbone.model_dump(exclude={"num_classes"}, exclude_defaults=True))
+    def default_shape(self) -> Shape:
+        """The first of its shapes, which is what it does where nobody says another."""
+        name = next(iter(self.shapes))
+        return Shape(name, self.shapes[name])
 
     @property
     def budgets(self) -> Budgets:
         """Between this model's budgets and its levels."""
-        return Budgets(levels=self.levels, latents_per_group=self.spec.latents_per_group)
+        return Budgets(levels=self.levels, latents_per_group=self.latents_per_group)
+
+    @property
+    def model_hash(self) -> str:
+        """Twelve hex digits that change with the weights or with what they are loaded into."""
+        return _digest({"backbone": hashed_backbone(self.backbone), "weights": self.weights.files})
+
+    @property
+    def backbone_hash(self) -> str:
+        """Twelve hex digits of what a step costs depends on: the backbone's fields, whatever its weights."""
+        fields = hashed_backbone(self.backbone)
+        return _digest({name: value for name, value in fields.items() if name not in self.conditions.backbone_fields})
+
+
+def hashed_backbone(backbone: BackboneConfig) -> dict[str, Any]:
+    """A backbone as hashes have it: as version 1 did, so that they stay as they were.
+
+    It wrote no kind, as there were two that their fields tell apart, and no default.
+    """
+    kind = {} if backbone.kind in FIRST_KINDS else {"kind": backbone.kind}
+    return kind | {name: value for name, value in backbone.fields.items() if UNWRITTEN.get(name, MISSING) != value}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

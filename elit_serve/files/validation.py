@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from elit_serve.errors import shown
 
 MAX_PROBLEMS = 12
+FieldProblem = tuple[tuple[str, ...], object, str]  # where it is, what is there (None: a whole table), what is wrong
+
+
+def as_validation_error(title: str, problems: Sequence[FieldProblem]) -> ValidationError:
+    """What somebody else found wrong, as pydantic would tell it, to be raised in a validator of a part of a file."""
+    return ValidationError.from_exception_data(
+        title,
+        [
+            InitErrorDetails(type=PydanticCustomError("value_error", "{what}", {"what": what}), loc=place, input=value)
+            for place, value, what in problems
+        ],
+    )
 
 
 def problems_in(error: ValidationError, root: str = "file") -> list[str]:

@@ -1,21 +1,33 @@
 """Elastic diffusion transformers in plain torch; knows nothing of files, requests or servers."""
 
-from elit_serve.nn.backbones.dit import Backbone, DiT, ElitDiT
-from elit_serve.nn.flops import Flops, flops_forward
-from elit_serve.nn.registry import build, build_empty, count_parameters, preset, preset_names
-from elit_serve.nn.spec import BackboneSpec, InterfaceSpec
+from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
+from elit_serve.nn.backbones.dit import DiT, DiTSpec
+from elit_serve.nn.backbones.elit_dit import ElitDiT, ElitDiTSpec, InterfaceSpec
+from elit_serve.nn.backbones.table import (
+    build,
+    build_empty,
+    count_parameters,
+    parse_spec,
+    preset,
+    preset_names,
+)
+from elit_serve.nn.fields import InvalidSpec
+from elit_serve.nn.flops import Flops
 
 __all__ = [
     "Backbone",
     "BackboneSpec",
     "DiT",
+    "DiTSpec",
     "ElitDiT",
+    "ElitDiTSpec",
     "Flops",
     "InterfaceSpec",
+    "InvalidSpec",
     "build",
     "build_empty",
     "count_parameters",
-    "flops_forward",
+    "parse_spec",
     "preset",
     "preset_names",
 ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from elit_serve.nn.flops import Flops, flops_forward, flops_iteration, flops_multi_budget
-from elit_serve.nn.registry import count_parameters
-from elit_serve.nn.spec import BackboneSpec
+from elit_serve.nn.backbones.backbone import BackboneSpec
+from elit_serve.nn.backbones.table import count_parameters
+from elit_serve.nn.flops import Flops, flops_iteration, flops_multi_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Description:
 
 def describe(name: str, spec: BackboneSpec, levels: Sequence[int], batch: int) -> Description:
     """Counts `spec` without allocating a weight."""
-    full = flops_forward(spec, spec.latents_per_group)
+    full = spec.flops(spec.latents_per_group)
     return Description(
         name=name,
         params=count_parameters(spec),
@@ -64,7 +64,7 @@ def describe(name: str, spec: BackboneSpec, levels: Sequence[int], batch: int) -
 
 
 def _level_cost(spec: BackboneSpec, level: int, batch: int) -> LevelCost:
-    forward = flops_forward(spec, level)
+    forward = spec.flops(level)
     return LevelCost(
         level=level,
         tokens=spec.num_groups * level,

@@ -1,7 +1,6 @@
-"""FLOPs of a forward pass, counted from the spec (paper, appendix D, figure 10).
+"""FLOPs of forward passes and training iterations (paper, appendix D, figure 10); each spec counts its own.
 
-Two FLOPs per multiply-add; transformer blocks, Read and Write only, as in the paper's tables. With n
-tokens of width d a block costs 24 n d^2 + 4 n^2 d. Two conventions:
+Two FLOPs per multiply-add; transformer blocks, Read and Write only, as in the paper's tables. Two conventions:
 
 - `prefix`: Read and Write touch only the latents that are kept. This is what the code does.
 - `all_latents`: Read and Write touch all J latents of a group and only the core drops the tail. This is
@@ -12,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-from elit_serve.nn.spec import BackboneSpec
+if TYPE_CHECKING:
+    from elit_serve.nn.backbones.backbone import BackboneSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +28,9 @@ class Flops:
         return Flops(prefix=self.prefix * factor, all_latents=self.all_latents * factor)
 
 
-def flops_forward(spec: BackboneSpec, level: int) -> Flops:
-    """FLOPs of one forward pass of one sample at `level`."""
-    if spec.interface is None:
-        total = spec.depth * _block(spec.num_tokens, spec.dim)
-        return Flops(prefix=total, all_latents=total)
-    spatial = (spec.interface.head + spec.interface.tail) * _block(spec.num_tokens, spec.dim)
-    core = spec.interface.core * _block(spec.num_groups * level, spec.dim)
-    blocks = spatial + core
-    return Flops(
-        prefix=blocks + _read_and_write(spec, level),
-        all_latents=blocks + _read_and_write(spec, spec.latents_per_group),
-    )
-
-
 def flops_multi_budget(spec: BackboneSpec) -> Flops:
     """The mean over levels drawn uniformly from 1..J, as multi-budget training draws them (section 3.4)."""
-    counts = [flops_forward(spec, level) for level in range(1, spec.latents_per_group + 1)]
+    counts = [spec.flops(level) for level in spec.levels]
     return Flops(prefix=fmean(c.prefix for c in counts), all_latents=fmean(c.all_latents for c in counts))
 
 
@@ -52,13 +39,6 @@ def flops_iteration(forward: Flops, batch: int) -> Flops:
     return forward.scaled(3 * batch)
 
 
-def _block(tokens: int, dim: int) -> float:
+def block_flops(tokens: int, dim: int) -> float:
+    """A transformer block over n tokens of width d: 24 n d^2 + 4 n^2 d."""
     return 24 * tokens * dim**2 + 4 * tokens**2 * dim
-
-
-def _read_and_write(spec: BackboneSpec, latents_per_group: int) -> float:
-    dim, tokens, latents = spec.dim, spec.num_tokens, spec.num_groups * latents_per_group
-    projections = 4 * dim**2 * (tokens + latents)
-    attention = 4 * latents_per_group * tokens * dim
-    read_mlp, write_mlp = 4 * dim**2 * latents, 4 * dim**2 * tokens
-    return 2 * (projections + attention) + read_mlp + write_mlp

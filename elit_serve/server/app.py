@@ -24,7 +24,6 @@ from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
 from elit_serve.http import groups
 from elit_serve.plans.levels import Budgets
-from elit_serve.plans.shape import Shape
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.quality import placeholder_quality
 from elit_serve.server import openapi_document
@@ -80,7 +79,7 @@ def create_app(
     quality = pipeline.quality
     scheduler = open_scheduler(settings, cost, quality)
     worker = Worker(pipeline, executor, scheduler, clock=clock, observer=metrics)
-    shape = Shape.of(pipeline.config.spec.sample_shape).name
+    shape = pipeline.config.default_shape.name
     open_plans = OpenPlans.of(quality, cost, shape) if quality is not None and settings.policy == "elastic" else None
     model = {"model": pipeline.config.name, "hash": pipeline.model_hash, "dtype": pipeline.precision}
     model |= {"device": str(pipeline.device), "version": elit_serve.__version__}

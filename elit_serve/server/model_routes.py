@@ -39,7 +39,7 @@ def model_info(service: Service) -> ModelInfo:
         hash=service.pipeline.model_hash,
         classes=list(config.classes),
         levels=_levels(service),
-        sample_shape=config.spec.sample_shape,
+        sample_shape=config.default_shape.size,
         sampling=config.sampling.model_dump(mode="json"),
         device=str(service.pipeline.device),
         dtype=service.pipeline.precision,

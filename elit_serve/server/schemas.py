@@ -91,7 +91,7 @@ class ModelInfo(BaseModel):
     hash: str
     classes: list[str]
     levels: list[LevelInfo]
-    sample_shape: tuple[int, int, int]
+    sample_shape: tuple[int, ...]
     sampling: dict[str, Any]
     device: str
     dtype: str

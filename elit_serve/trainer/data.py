@@ -25,10 +25,10 @@ from elit_serve.trainer.draws import seed_of
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """images [B, 3, H, W] uint8, labels [B] int64, and the damaged pictures met on the way."""
+    """images [B, 3, H, W] uint8, condition [B] int64 (of classes), and the damaged pictures met on the way."""
 
     images: Tensor
-    labels: Tensor
+    condition: Tensor
     damaged: tuple[str, ...] = ()
 
 
@@ -167,14 +167,14 @@ class MemoryData:
         if not images:
             raise DataError(f"none of {len(wanted)} photographs can be read")
         self.images = torch.stack(images).to(device)
-        self.labels = torch.tensor([pictures.label(index) for index in kept], device=device)
+        self.condition = torch.tensor([pictures.label(index) for index in kept], device=device)
 
     def batches(self, run_order: RunOrder, first_step: int) -> Iterator[Batch]:
         order = run_order.build(len(self.images))
         step = first_step
         while True:
             indices = run_order.mine(order.indices(step)).to(self.images.device)
-            yield Batch(images=self.images[indices], labels=self.labels[indices])
+            yield Batch(images=self.images[indices], condition=self.condition[indices])
             step += 1
 
 
@@ -255,6 +255,6 @@ def _collate(items: list[_Sample | DataError]) -> Batch | DataError:
     images, labels, damaged = zip(*samples, strict=True)
     return Batch(
         images=torch.stack(images),
-        labels=torch.tensor(labels),
+        condition=torch.tensor(labels),
         damaged=tuple(name for names in damaged for name in names),
     )

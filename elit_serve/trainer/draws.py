@@ -24,11 +24,11 @@ def seed_of(*parts: object) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDraws:
-    """noise [B, C, h, w], t [B], class_dropped [B] bool, flipped [B] bool, shift [B, 2] int in pixels."""
+    """noise [B, C, h, w], t [B], dropped [B] bool (of the condition), flipped [B] bool, shift [B, 2] int in pixels."""
 
     noise: Tensor
     t: Tensor
-    class_dropped: Tensor
+    dropped: Tensor
     flipped: Tensor
     shift: Tensor
 
@@ -38,7 +38,7 @@ class StepDraws:
 
 
 def draw_step(
-    step: int, sample_shape: tuple[int, int, int], training: Training, data: Data, device: torch.device
+    step: int, sample_shape: tuple[int, ...], training: Training, data: Data, device: torch.device
 ) -> StepDraws:
     """The draws of a step for the global batch. t is logit-normal (Esser et al. 2024)."""
     generator = torch.Generator(device).manual_seed(seed_of(training.seed, "step", step))
@@ -54,7 +54,7 @@ def draw_step(
     return StepDraws(
         noise=normal(batch, *sample_shape),
         t=torch.sigmoid(training.time_mean + training.time_std * normal(batch)),
-        class_dropped=uniform() < training.class_dropout,
+        dropped=uniform() < training.class_dropout,
         flipped=(uniform() < 0.5) & data.flip,
         shift=shift,
     )

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, write_checkpoint
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files.config import BackboneConfig, ModelConfig, WeightDtype, WeightsConfig
+from elit_serve.files.config import ClassesConfig, ModelConfig, WeightDtype, WeightsConfig
 from elit_serve.trainer.run import RunDirectory, RunFacts
+from elit_serve.trainer.sources import check_folder_given
 
 UNWRITTEN_DIGEST = "0" * 64  # replaced by the real ones as the files are written
 
@@ -31,9 +32,7 @@ def export(
     """
     run = RunDirectory(run_path)
     facts, snapshot = run.facts(), run.load(step)
-    kind = facts.recipe.autoencoder.kind
-    if (kind == "diffusers") != (autoencoder is not None):
-        raise InvalidInput("--autoencoder", autoencoder, f"this recipe's autoencoder is {kind}")
+    check_folder_given(facts.recipe, autoencoder)
     if autoencoder is not None and not (autoencoder / "config.json").is_file():
         raise InvalidInput("--autoencoder", str(autoencoder), "a folder in diffusers' format; it has no config.json")
     try:
@@ -49,7 +48,7 @@ def export(
 
 
 def _config(name: str, facts: RunFacts, step: int, dtype: WeightDtype) -> ModelConfig:
-    recipe = facts.recipe
+    recipe, conditions = facts.recipe, ClassesConfig(names=facts.classes)
     provenance = {
         **recipe.provenance,
         "data": facts.data.model_dump(),
@@ -59,9 +58,9 @@ def _config(name: str, facts: RunFacts, step: int, dtype: WeightDtype) -> ModelC
     }
     return ModelConfig(
         name=name,
-        backbone=BackboneConfig.of(recipe.backbone.spec(len(facts.classes))),
+        **recipe.backbone.spec(conditions).config_fields(),
         levels=recipe.levels,
-        classes=facts.classes,
+        conditions=conditions,
         autoencoder=recipe.autoencoder,
         sampling=recipe.sampling,
         provenance=provenance,

@@ -18,22 +18,22 @@ WARM_UPS = 3  # runs before a capture: they compile, and pick their kernels
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """images [B, 3, H, W] uint8, labels [B] int64; permutation [J] int64 of the latents under random drop, or None."""
+    """images [B, 3, H, W] uint8, condition [B, ...]; permutation [J] int64 of latents under random drop, or None."""
 
     images: Tensor
-    labels: Tensor
+    condition: Tensor
     draws: StepDraws
     permutation: Tensor | None
 
     def tensors(self) -> list[Tensor]:
         extra = [] if self.permutation is None else [self.permutation]
-        return [self.images, self.labels, *vars(self.draws).values(), *extra]
+        return [self.images, self.condition, *vars(self.draws).values(), *extra]
 
     def clone(self) -> MicroBatch:
         """A copy in memory of its own."""
         return MicroBatch(
             images=self.images.clone(),
-            labels=self.labels.clone(),
+            condition=self.condition.clone(),
             draws=StepDraws(**{name: value.clone() for name, value in vars(self.draws).items()}),
             permutation=None if self.permutation is None else self.permutation.clone(),
         )

@@ -26,10 +26,11 @@ from elit_serve.engine.conditions import ClassConditions
 from elit_serve.engine.executor import offline
 from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.errors import DataSetGone, InvalidInput, RunError
-from elit_serve.nn import ElitDiT, build
+from elit_serve.files.config import ClassesConfig
+from elit_serve.nn import build
 from elit_serve.pictures import labelled, level_label
 from elit_serve.plans.shape import Shape
-from elit_serve.sampling import initial_noise
+from elit_serve.sampling import expand_like, initial_noise
 from elit_serve.text.command_line import readable
 from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
@@ -43,7 +44,7 @@ from elit_serve.trainer.progress import Reporter, say
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.resume import opened
 from elit_serve.trainer.run import DataFacts, RunDirectory, RunFacts, Snapshot, TrainState
-from elit_serve.trainer.sources import about, fits_memory, open_data
+from elit_serve.trainer.sources import about, check_folder_given, fits_memory, open_data
 
 VALIDATION_PICTURES = 512
 SHEET_CLASSES = 8
@@ -71,7 +72,7 @@ class Trainer:
         self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
         self.validation = MemoryData(validation, self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
         torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
-        self.model = build(recipe.backbone.spec(len(self.classes))).to(world.device)
+        self.model = build(recipe.backbone.spec(ClassesConfig(names=self.classes))).to(world.device)
         self.ema = Ema(self.model, recipe.optimizer.ema)
         self.optimizer = self._make_optimizer()
         self.step = 0
@@ -103,8 +104,8 @@ class Trainer:
         with _ending_gracefully() as asked_to_end:
             for batch in self._batches():
                 self._report_damage(batch.damaged, reporter)
-                images, labels = batch.images.to(self.world.device), batch.labels.to(self.world.device)
-                self._train_step(model, add_gradient, images, labels)
+                images, condition = batch.images.to(self.world.device), batch.condition.to(self.world.device)
+                self._train_step(model, add_gradient, images, condition)
                 self._after_step(reporter)
                 if self.step == self.recipe.training.steps:
                     break
@@ -141,10 +142,11 @@ class Trainer:
 
         def add_gradient(micro: MicroBatch, level: int) -> Tensor:
             data = self._encode(augment(micro.images, micro.draws))
-            label = torch.where(micro.draws.class_dropped, self.model.null_class, micro.labels)
+            dropped = expand_like(micro.draws.dropped, micro.condition)
+            condition = torch.where(dropped, self.model.null_like(micro.condition), micro.condition)
             with self._precision():
                 loss = rectified_flow_loss(
-                    model, data, micro.draws.noise, micro.draws.t, label, level, self._latents(micro.permutation)
+                    model, data, micro.draws.noise, micro.draws.t, condition, level, micro.permutation
                 )
                 torch.autograd.backward(loss / self.recipe.training.accumulation)
             return loss.detach()
@@ -154,15 +156,15 @@ class Trainer:
             return GraphedGradient(add_gradient, list(self.model.parameters()))
         return add_gradient
 
-    def _train_step(self, model: nn.Module, add_gradient: AddGradient, images: Tensor, labels: Tensor) -> None:
-        """images [B / ranks, 3, H, W] uint8, labels [B / ranks]."""
+    def _train_step(self, model: nn.Module, add_gradient: AddGradient, images: Tensor, condition: Tensor) -> None:
+        """images [B / ranks, 3, H, W] uint8, condition [B / ranks, ...]."""
         recipe = self.recipe
         level = draw_level(self.step, recipe.budget, recipe.levels, recipe.training.seed)
         learning_rate = self.recipe.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=False)  # graphs add to the very memory that they were captured with
-        parts = self._micro_batches(images, labels)
+        parts = self._micro_batches(images, condition)
         for index, micro in enumerate(parts):
             with self._synchronising(model, index == len(parts) - 1):
                 self.window_loss += add_gradient(micro, level) / len(parts)
@@ -172,31 +174,24 @@ class Trainer:
         self.window_steps += 1
         self.ema.update(self.model, self.step)
 
-    def _micro_batches(self, images: Tensor, labels: Tensor) -> list[MicroBatch]:
+    def _micro_batches(self, images: Tensor, condition: Tensor) -> list[MicroBatch]:
         """The step's batch of this rank, in as many parts as are accumulated."""
         training, device = self.recipe.training, self.world.device
         draws = draw_step(self.step, self.model.spec.sample_shape, training, self.recipe.data, device)
         mine, count = draws.part(self.world.rank, self.world.size), training.accumulation
         permutation = self._permutation()
         return [
-            MicroBatch(images=part, labels=label, draws=mine.part(index, count), permutation=permutation)
-            for index, (part, label) in enumerate(zip(images.chunk(count), labels.chunk(count), strict=True))
+            MicroBatch(images=pictures, condition=shown, draws=mine.part(index, count), permutation=permutation)
+            for index, (pictures, shown) in enumerate(zip(images.chunk(count), condition.chunk(count), strict=True))
         ]
 
     def _permutation(self) -> Tensor | None:
         """This step's order of the learned latents under random drop; otherwise None."""
         if self.recipe.budget.drawing != "random-drop":
             return None
-        assert isinstance(self.model, ElitDiT), type(self.model)
-        permutation = draw_permutation(self.step, len(self.model.latents), self.recipe.training.seed)
+        count = self.model.spec.droppable_latents
+        permutation = draw_permutation(self.step, count, self.recipe.training.seed)
         return permutation.to(self.world.device)
-
-    def _latents(self, permutation: Tensor | None) -> Tensor | None:
-        """The learned latents in this order, or None: as they are."""
-        if permutation is None:
-            return None
-        assert isinstance(self.model, ElitDiT), type(self.model)
-        return self.model.latents[permutation]
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
@@ -259,7 +254,7 @@ class Trainer:
     def validate(self) -> dict[int, float]:
         """The loss of the averaged weights on held-out pictures, at fixed noise and times, by level."""
         recipe, spec = self.recipe, self.model.spec
-        images, labels = self.validation.images, self.validation.labels
+        images, condition = self.validation.images, self.validation.condition
         times = validation_times(len(images), recipe.training.time_mean, recipe.training.time_std, self.world.device)
         noise = initial_noise(range(len(images)), spec.sample_shape).to(self.world.device)
         losses = {}
@@ -269,7 +264,7 @@ class Trainer:
             for part in torch.split(torch.arange(len(images), device=self.world.device), batch):
                 with self._precision():
                     data = self.autoencoder.encode(to_unit(images[part]))
-                    loss = rectified_flow_loss(self.ema.model, data, noise[part], times[part], labels[part], level)
+                    loss = rectified_flow_loss(self.ema.model, data, noise[part], times[part], condition[part], level)
                 total += loss * len(part)
             losses[level] = float(total / len(images))
         return losses
@@ -296,7 +291,7 @@ class Trainer:
                 rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
         return labelled(
             rows,
-            row_labels=[level_label(level, level / self.model.spec.latents_per_group) for level in levels],
+            row_labels=[level_label(level, self.model.spec.budgets.of_level(level)) for level in levels],
             column_labels=[self.classes[index] for index in shown],
         )
 
@@ -363,16 +358,16 @@ def train(
     Without `validation` the recipe's holdout fraction of the data serves for the validation loss. `autoencoder` is a
     folder in diffusers' format for recipes that need one. Under torchrun each process is a rank.
     """
-    if (recipe.autoencoder.kind == "diffusers") != (autoencoder is not None):
-        raise InvalidInput("--autoencoder", autoencoder, f"this recipe's autoencoder is {recipe.autoencoder.kind}")
+    check_folder_given(recipe, autoencoder)
     with join_world(device) as world:
         check_world(recipe, world)
         run = RunDirectory(out)
         dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
         coder = open_autoencoder(recipe.autoencoder, autoencoder or out, world.device, dtype)
-        if coder.channels != recipe.backbone.channels:
-            raise InvalidInput("backbone.channels", recipe.backbone.channels, f"the autoencoder has {coder.channels}")
-        training, held_out = open_data(recipe, coder.factor, data, validation)
+        channels = recipe.backbone.sketch.sample_shape[0]
+        if coder.channels != channels:
+            raise InvalidInput("backbone.channels", channels, f"the autoencoder has {coder.channels}")
+        training, held_out = open_data(recipe, coder, data, validation)
         _check_batch(recipe, training)
         facts = _facts(recipe, training, data) if world.is_main else None
         with opened(run, facts, resume=resume, world=world) as snapshot:

@@ -6,18 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit_serve.sampling import expand_like
+
 
 def rectified_flow_loss(
-    model: nn.Module, data: Tensor, noise: Tensor, t: Tensor, label: Tensor, level: int, latents: Tensor | None = None
+    model: nn.Module,
+    data: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    condition: Tensor,
+    level: int,
+    latent_order: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity at X_t = (1 - t) X_0 + t X_1 against X_1 - X_0.
 
-    data X_1 and noise X_0 [B, C, h, w], t [B], label [B] -> scalar. `latents` [J, D] replaces the learned ones.
+    data X_1 and noise X_0 [B, *], t [B], condition [B, ...] -> scalar. `latent_order`: see `Backbone.forward`.
     """
-    time = t.view(-1, 1, 1, 1)
+    time = expand_like(t, data)
     noisy = (1 - time) * noise + time * data
-    extra = {} if latents is None else {"latents": latents}
-    velocity = model(noisy, t, label, level, **extra)
+    extra = {} if latent_order is None else {"latent_order": latent_order}
+    velocity = model(noisy, t, condition, level, **extra)
     return F.mse_loss(velocity.float(), data - noise)
 
 

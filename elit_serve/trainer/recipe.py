@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from elit_serve.catalogue import bundled_models
+from elit_serve.engine.autoencoders import kind_of
 from elit_serve.errors import InvalidInput, RecipeError
-from elit_serve.files.config import AutoencoderConfig, BackboneConfig, BackboneShape, SamplingConfig
+from elit_serve.files.config import AutoencoderConfig, BackboneConfig, ClassesConfig, SamplingConfig
 from elit_serve.files.opening import parse_toml, read_toml
-from elit_serve.files.validation import problems_in
-from elit_serve.nn import BackboneSpec
+from elit_serve.files.validation import as_validation_error, problems_in
+from elit_serve.files.version_1 import with_kind
+from elit_serve.nn import BackboneSpec, InvalidSpec, parse_spec
+from elit_serve.nn.fields import Problem, as_table
 from elit_serve.plans.bounds import MAX_LEVEL
 
 MAX_STEPS = 10**9
+ANY_CLASSES = ClassesConfig(names=("any",))
+FROM_DATA = tuple(ANY_CLASSES.backbone_fields)  # fields of a spec that no recipe has
 
 
 class Section(BaseModel):
@@ -25,19 +30,42 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Backbone(BackboneShape):
-    """The model; its classes come from the data."""
+class RecipeBackbone(BackboneConfig):
+    """The model: a kind of the table in `nn.backbones` and the fields of its spec, without what the data decides.
 
-    @model_validator(mode="after")
-    def _is_possible(self) -> Backbone:
+    Without `kind` it is an `elit-dit` where there is an `interface`, and otherwise a `dit`.
+    """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_written_in_full(cls, content: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Two recipes that mean the same backbone are equal, whatever they leave out."""
+        named = with_kind(content.model_dump() if isinstance(content, BackboneConfig) else content)
+        if not isinstance(named, Mapping) or not isinstance(named.get("kind"), str):
+            return read(named)
         try:
-            self.spec(num_classes=1)
-        except InvalidInput as error:
-            raise ValueError(str(error)) from None
-        return self
+            spec = _parsed(named, ANY_CLASSES)
+            given = [Problem((name,), None, "the data decides it; leave it out") for name in FROM_DATA if name in named]
+            if given:
+                raise InvalidSpec(given)
+        except InvalidSpec as error:
+            raise as_validation_error("backbone", error.problems) from None
+        fields = as_table(spec, in_full=True)
+        return read({"kind": spec.kind, **{name: fields[name] for name in fields if name not in FROM_DATA}})
 
-    def spec(self, num_classes: int) -> BackboneSpec:
-        return BackboneConfig(**self.model_dump(), num_classes=num_classes).spec()
+    def spec(self, conditions: ClassesConfig) -> BackboneSpec:
+        """For pictures of these."""
+        return _parsed(self.model_dump(), conditions)
+
+    @property
+    def sketch(self) -> BackboneSpec:
+        """The spec as far as the recipe alone decides it."""
+        return self.spec(ANY_CLASSES)
+
+
+def _parsed(backbone: Mapping[str, Any], conditions: ClassesConfig) -> BackboneSpec:
+    fields = {name: value for name, value in backbone.items() if name != "kind"}
+    return parse_spec(backbone["kind"], fields | conditions.backbone_fields)
 
 
 class Data(Section):
@@ -118,7 +146,7 @@ class Recipe(Section):
     """Everything that decides a run but the data's place."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    backbone: Backbone
+    backbone: RecipeBackbone
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     data: Data = Data()
     budget: Budget = Budget()
@@ -133,23 +161,32 @@ class Recipe(Section):
         problems = self._budget_problems() or self._guidance_problems()
         if self.training.batch % self.training.accumulation:
             problems.append("training.batch must be a multiple of training.accumulation")
-        if self.autoencoder.kind == "pixels" and self.backbone.channels != 3:
-            problems.append(f"pictures have 3 channels; a model of {self.backbone.channels} needs an autoencoder")
+        problems += self._autoencoder_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def _budget_problems(self) -> list[str]:
-        spec, budget = self.backbone.spec(num_classes=1), self.budget
-        largest = budget.max_level or spec.latents_per_group
+        spec, budget = self.backbone.sketch, self.budget
+        largest = budget.max_level or spec.levels[-1]
         problems = []
-        if largest > spec.latents_per_group:
-            problems.append(f"budget.max_level {largest} exceeds {spec.latents_per_group} latents per group")
+        if largest > spec.levels[-1]:
+            problems.append(f"budget.max_level {largest} exceeds {spec.levels[-1]} latents per group")
         if budget.min_level > largest:
             problems.append(f"budget.min_level {budget.min_level} exceeds the largest level, {largest}")
-        if budget.drawing == "random-drop" and spec.interface is None:
+        if budget.drawing == "random-drop" and not spec.droppable_latents:
             problems.append("budget.drawing random-drop needs backbone.interface; a plain DiT has no latents to drop")
         return problems
+
+    def _autoencoder_problems(self) -> list[str]:
+        try:
+            wanted = kind_of(self.autoencoder).channels
+        except InvalidInput as error:
+            return [str(error)]
+        channels = self.backbone.sketch.sample_shape[0]
+        if wanted in (None, channels):
+            return []
+        return [f"pictures have {wanted} channels; a model of {channels} needs an autoencoder"]
 
     def _guidance_problems(self) -> list[str]:
         guidance = self.sampling.guidance
@@ -164,7 +201,7 @@ class Recipe(Section):
     @property
     def levels(self) -> tuple[int, ...]:
         """The levels that this recipe trains."""
-        largest = self.budget.max_level or self.backbone.spec(num_classes=1).latents_per_group
+        largest = self.budget.max_level or self.backbone.sketch.levels[-1]
         return (largest,) if self.budget.drawing == "fixed" else tuple(range(self.budget.min_level, largest + 1))
 
     def learning_rate(self, step: int) -> float:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from elit_serve.engine.autoencoders import Autoencoder, kind_of
 from elit_serve.errors import InvalidInput
 from elit_serve.trainer.data import PictureSet
 from elit_serve.trainer.recipe import Recipe
 
 
-def open_data(recipe: Recipe, factor: int, data: Path, validation: Path | None) -> tuple[PictureSet, PictureSet]:
-    """(training, validation) pictures at the size that the model's samples have as pictures.
+def check_folder_given(recipe: Recipe, autoencoder: Path | None) -> None:
+    """Raises `InvalidInput` unless a folder for the autoencoder is given exactly if the recipe's has files."""
+    if kind_of(recipe.autoencoder).has_files != (autoencoder is not None):
+        raise InvalidInput("--autoencoder", autoencoder, f"this recipe's autoencoder is {recipe.autoencoder.kind}")
 
-    `factor` is the autoencoder's: pixels per side of a sample's element.
-    """
-    height, width = recipe.backbone.height * factor, recipe.backbone.width * factor
+
+def open_data(
+    recipe: Recipe, autoencoder: Autoencoder, data: Path, validation: Path | None
+) -> tuple[PictureSet, PictureSet]:
+    """(training, validation) pictures at the size that the model's samples have as pictures."""
+    height, width = autoencoder.picture_size(recipe.backbone.sketch.sample_shape)
     if recipe.data.shift >= min(height, width):
         raise InvalidInput("data.shift", recipe.data.shift, f"less than the picture, {height} x {width}")
     pictures = PictureSet.open(data, height, width)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elit_serve.catalogue import read_config, resolve_model
-from elit_serve.engine.checkpoint import load_checkpoint, write_checkpoint
+from elit_serve.engine.checkpoint import load_checkpoint, spec_of, write_checkpoint
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, WeightsConfig
 from elit_serve.nn import build
@@ -23,7 +23,7 @@ from elit_serve.nn import build
 
 @pytest.fixture
 def weights(tiny_config: ModelConfig) -> dict[str, Tensor]:
-    return build(tiny_config.spec).state_dict()
+    return build(spec_of(tiny_config)).state_dict()
 
 
 def edit_config(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -253,16 +253,25 @@ def test_file_names_cannot_leave_the_directory(tiny_model_dir: Path, name: str) 
         (lambda c: c.update(colour="red"), "colour"),
         (lambda c: c["backbone"].update(window=4), "backbone.window"),
         (lambda c: c["sampling"]["guidance"].update(weight=4), "sampling.guidance.weight"),
-        (lambda c: c.update(format_version=2), "format_version"),
-        (lambda c: c.pop("classes"), "classes"),
+        (lambda c: c.update(format_version=3), "format_version"),
+        (lambda c: c.pop("conditions"), "conditions"),
         (lambda c: c.update(levels=[1, 2, 9]), "levels must lie in 1..4"),
         (lambda c: c.update(levels=[2, 1]), "levels must rise"),
         (lambda c: c.update(levels=[]), "levels"),
-        (lambda c: c.update(classes=["daisy", "rose"]), "2 classes are named"),
-        (lambda c: c.update(classes=["daisy", "rose", "rose"]), "class names must differ"),
+        (lambda c: c["conditions"].update(names=["daisy", "rose"]), "2 classes are named"),
+        (lambda c: c["conditions"].update(names=["daisy", "rose", "rose"]), "class names must differ"),
         (lambda c: c["backbone"].update(height=33), "multiple of 8"),
         (lambda c: c["backbone"].update(dim=10**9), "backbone.dim"),
         (lambda c: c["backbone"]["interface"].update(core=7), "add up to depth"),
+        (lambda c: c["backbone"].update(kind="mamba"), "backbone.kind: 'mamba' is not allowed; one of dit, elit-dit"),
+        (lambda c: c["backbone"].pop("interface"), "backbone.interface: Field required"),
+        (lambda c: c["backbone"]["interface"].update(window=[2, "2"]), "backbone.interface.window"),
+        (lambda c: c.update(latents_per_group=9), "latents_per_group is 9, and the backbone has 4"),
+        (lambda c: c.update(shapes={"32x33": [3, 32, 33]}), "shapes.32x33: width: 33 is not allowed"),
+        (lambda c: c.update(shapes={"32x32": [4, 32, 32]}), "shapes.32x32: the backbone's samples have"),
+        (lambda c: c.update(shapes={}), "shapes"),
+        (lambda c: c["conditions"].update(kind="text"), "conditions.kind"),
+        (lambda c: c["autoencoder"].update(kind="wavelets"), "autoencoder.kind: 'wavelets' is not allowed; one of"),
         (lambda c: c["weights"].update(dtype="int8"), "weights.dtype"),
         (lambda c: c["weights"].update(files={}), "weights.files"),
         (lambda c: c["sampling"]["guidance"].update(scale=0.2), "guidance.scale"),

@@ -15,29 +15,21 @@ from elit_serve.evaluation.report.attention import (
     read_shares,
     self_attention_shares,
     self_probabilities,
-    spatial_blocks,
     token_mask,
 )
-from elit_serve.nn import BackboneSpec, DiT, ElitDiT, InterfaceSpec, build
+from elit_serve.nn import DiT, DiTSpec, ElitDiT, ElitDiTSpec, InterfaceSpec, build
+from elit_serve.nn.backbones.transformer import TransformerSpec
 from elit_serve.nn.layers import GroupedCrossAttention, SelfAttention, rope_table
 
 DIM, HEADS, GROUPS, WINDOW, LEVEL = 32, 2, 4, 6, 3
 TOKENS = 16  # of the two models below
 
 
-def spec(interface: InterfaceSpec | None) -> BackboneSpec:
+def spec(interface: InterfaceSpec | None) -> TransformerSpec:
     """16x16 pixels in 4x4 tokens."""
-    return BackboneSpec(
-        channels=3,
-        height=16,
-        width=16,
-        patch=4,
-        dim=DIM,
-        depth=4,
-        num_heads=HEADS,
-        num_classes=2,
-        interface=interface,
-    )
+    fields = {"channels": 3, "height": 16, "width": 16, "patch": 4}
+    fields |= {"dim": DIM, "depth": 4, "num_heads": HEADS, "num_classes": 2}
+    return DiTSpec(**fields) if interface is None else ElitDiTSpec(**fields, interface=interface)
 
 
 def drawn(module: torch.nn.Module) -> torch.nn.Module:
@@ -51,14 +43,14 @@ def drawn(module: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.fixture
 def elit() -> ElitDiT:
-    model = drawn(ElitDiT(spec(InterfaceSpec(window=(2, 2), head=1, core=1, tail=2))))
+    model = drawn(build(spec(InterfaceSpec(window=(2, 2), head=1, core=1, tail=2))))
     assert isinstance(model, ElitDiT)
     return model
 
 
 @pytest.fixture
 def dit() -> DiT:
-    model = drawn(DiT(spec(None)))
+    model = drawn(build(spec(None)))
     assert isinstance(model, DiT)
     return model
 
@@ -163,7 +155,7 @@ def test_read_shares_are_the_mass_on_the_marked_tokens(elit: ElitDiT) -> None:
 
 
 def test_the_spatial_blocks_of_an_elastic_model_are_its_head_and_tail(elit: ElitDiT) -> None:
-    assert spatial_blocks(elit) == [*elit.head, *elit.tail]
+    assert elit.spatial_blocks() == [*elit.head, *elit.tail]
     everyone = torch.ones(TOKENS).bool()
     assert len(self_attention_shares(elit, *inputs(), queries=everyone, keys=everyone, level=2)) == 3
 

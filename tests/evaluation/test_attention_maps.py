@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.checkpoint import spec_of, write_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.attention_maps import (
@@ -24,8 +24,8 @@ from elit_serve.evaluation.report.attention_maps import (
     record_reads,
     write_attention,
 )
-from elit_serve.files.config import BackboneConfig, ModelConfig
-from elit_serve.nn import BackboneSpec, InterfaceSpec, build
+from elit_serve.files.config import ModelConfig
+from elit_serve.nn import DiTSpec, ElitDiTSpec, InterfaceSpec, build
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_main_branch_is_recorded_not_the_weak_one(pipeline: Pipeline) -> Non
 
 
 def test_a_token_that_is_read_most_lights_its_own_pixels(pipeline: Pipeline) -> None:
-    spec = pipeline.config.spec  # 8 x 8 tokens in windows of 2 x 2, drawn 24 pixels wide each
+    spec = pipeline.spec  # 8 x 8 tokens in windows of 2 x 2, drawn 24 pixels wide each
     picture = Image.new("RGB", (32, 32), (100, 100, 100))
     relative = torch.ones(64)
     relative[4 + 3] = 4.0  # the last token of the second group: row 1, column 3
@@ -103,8 +103,8 @@ def test_a_token_that_is_read_most_lights_its_own_pixels(pipeline: Pipeline) -> 
 def test_a_model_that_pads_its_samples_shows_the_padding_around_the_picture(
     tiny_config: ModelConfig, tmp_path: Path, positions: str
 ) -> None:
-    spec = replace(tiny_config.spec, padding=4, positions=positions)  # 10 x 10 tokens, 25 groups of 4
-    config = tiny_config.model_copy(update={"backbone": BackboneConfig.of(spec)})
+    spec = replace(spec_of(tiny_config), padding=4, positions=positions)  # 10 x 10 tokens, 25 groups of 4
+    config = ModelConfig.model_validate({**tiny_config.model_dump(), **spec.config_fields()})
     write_checkpoint(tmp_path / "padded", config, build(spec).state_dict())
     done = run(tmp_path / "padded", "--label", "rose", "-o", tmp_path / "a.png", "--attention", tmp_path / "reads")
     assert done.returncode == 0, done.stderr
@@ -136,11 +136,20 @@ def test_a_model_without_reads_or_pictures_is_refused(
     tiny_config: ModelConfig, tmp_path: Path, autoencoder: str, elastic: bool, why: str
 ) -> None:
     interface = InterfaceSpec(window=(2, 2), head=1, core=1, tail=0)
-    spec = BackboneSpec(channels=3, height=8, width=8, patch=2, dim=16, depth=2, num_heads=1, num_classes=3,
-                        interface=interface if elastic else None)  # fmt: skip
+    fields = {
+        "channels": 3,
+        "height": 8,
+        "width": 8,
+        "patch": 2,
+        "dim": 16,
+        "depth": 2,
+        "num_heads": 1,
+        "num_classes": 3,
+    }
+    spec = ElitDiTSpec(**fields, interface=interface) if elastic else DiTSpec(**fields)
     config = tiny_config.model_copy(
         update={
-            "backbone": BackboneConfig.of(spec),
+            **vars(ModelConfig.model_validate({**tiny_config.model_dump(), **spec.config_fields(), "levels": [1]})),
             "levels": (1,),
             "autoencoder": tiny_config.autoencoder.model_copy(update={"kind": autoencoder}),
             "sampling": tiny_config.sampling.model_copy(

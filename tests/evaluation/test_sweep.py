@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from elit_serve.catalogue import ModelQuality
-from elit_serve.engine.checkpoint import load_checkpoint
+from elit_serve.engine.checkpoint import load_checkpoint, spec_of
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.runs.sweep import (
@@ -32,7 +32,6 @@ from elit_serve.evaluation.runs.sweep_command import guidance_of, pair_of, part_
 from elit_serve.evaluation.runs.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
 from elit_serve.files.config import ModelConfig
 from elit_serve.files.quality import read_quality
-from elit_serve.nn import flops_forward
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -67,7 +66,7 @@ class Formula:
 
 
 def swept(config: ModelConfig, evaluator: Formula, first_repeat: int = 0, budget: int = 200) -> tuple[Point, ...]:
-    return run_sweep(GRID.plans(), evaluator, config.spec, max_repeats=4, budget=budget, first_repeat=first_repeat)
+    return run_sweep(GRID.plans(), evaluator, spec_of(config), max_repeats=4, budget=budget, first_repeat=first_repeat)
 
 
 def test_the_grid_has_every_combination_once() -> None:
@@ -78,9 +77,9 @@ def test_the_grid_has_every_combination_once() -> None:
 
 
 def test_flops_count_both_passes_of_guided_steps(tiny_config: ModelConfig) -> None:
-    spec = tiny_config.spec
+    spec = spec_of(tiny_config)
     late = Plan(levels=(4, 4), guidance=Guidance(method="ccfg", scale=2.0, weak_level=1, interval=(0.5, 1)))
-    wanted = 2 * flops_forward(spec, 4).prefix + flops_forward(spec, 1).prefix
+    wanted = 2 * spec.flops(4).prefix + spec.flops(1).prefix
     assert plan_gflops(late, spec) == pytest.approx(wanted / 1e9)
     assert plan_name(late) == "2 steps at 4, ccfg 2/1 in 0.5-1"
 

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.bench.soak.ledger import read_samples
-from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.checkpoint import spec_of, write_checkpoint
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.files.config import BackboneConfig, ModelConfig
+from elit_serve.files.config import ModelConfig
 from elit_serve.http.bodies import MAX_CONTAINERS, known_part, num_containers
 from elit_serve.jobs.schemas import JobRequest
 from elit_serve.nn import build
@@ -80,9 +80,11 @@ def test_unknown_fields_that_no_answer_shows_are_left_out_and_counted() -> None:
 
 @pytest.fixture
 def pipeline_of_many_classes(tiny_config: ModelConfig, tmp_path: Path) -> Pipeline:
-    spec = replace(tiny_config.spec, num_classes=100_000)
+    spec = replace(spec_of(tiny_config), num_classes=100_000)
     names = tuple(f"flower-number-{i:06}" for i in range(100_000))
-    config = tiny_config.model_copy(update={"backbone": BackboneConfig.of(spec), "classes": names})
+    config = ModelConfig.model_validate(
+        {**tiny_config.model_dump(), **spec.config_fields(), "conditions": {"names": names}}
+    )
     write_checkpoint(tmp_path / "many", config, build(spec).state_dict())
     return Pipeline.load(tmp_path / "many", device="cpu")
 

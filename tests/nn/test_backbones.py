@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn import Backbone, BackboneSpec, ElitDiT, InterfaceSpec, build
+from elit_serve.nn import BackboneSpec, DiTSpec, ElitDiT, ElitDiTSpec, InterfaceSpec, InvalidSpec, build, parse_spec
+from elit_serve.nn.fields import as_table
 
-ELIT = BackboneSpec(
+ELIT = ElitDiTSpec(
     channels=3,
     height=16,
     width=16,
@@ -23,11 +27,18 @@ ELIT = BackboneSpec(
     num_classes=5,
     interface=InterfaceSpec(window=(2, 2), head=1, core=2, tail=1),
 )
-PLAIN = replace(ELIT, interface=None)
+
+
+def plain(spec: ElitDiTSpec) -> DiTSpec:
+    """The same without its interface."""
+    return DiTSpec(**{name: value for name, value in vars(spec).items() if name != "interface"})
+
+
+PLAIN = plain(ELIT)
 LEVELS = range(1, 5)
 
 
-def randomised(spec: BackboneSpec) -> Backbone:
+def randomised(spec: BackboneSpec) -> Any:
     """A model none of whose parameters are zero, so that everything matters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -87,17 +98,20 @@ def test_a_batch_equals_its_samples_alone(elit: ElitDiT) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_level_does_not_depend_on_the_latents_that_it_drops(elit: ElitDiT, level: int) -> None:
-    kept = elit.latents.clone()
-    kept[level:] = torch.randn(4 - level, 64)
-    assert torch.equal(elit(*inputs(), level, kept), elit(*inputs(), level))
+    other = copy.deepcopy(elit)
+    other.latents[level:] = torch.randn(4 - level, 64)
+    assert torch.equal(other(*inputs(), level), elit(*inputs(), level))
     if level < 4:
-        assert not torch.equal(elit(*inputs(), 4, kept), elit(*inputs(), 4))
+        assert not torch.equal(other(*inputs(), 4), elit(*inputs(), 4))
 
 
-def test_given_latents_replace_the_learned_ones(elit: ElitDiT) -> None:
-    permuted = elit.latents[[2, 0, 3, 1]]
-    torch.testing.assert_close(elit(*inputs(), 4, permuted), elit(*inputs(), 4), atol=1e-5, rtol=1e-4)  # a set
-    assert not torch.allclose(elit(*inputs(), 2, permuted), elit(*inputs(), 2), atol=1e-4)  # another prefix
+def test_another_order_of_the_latents_keeps_other_ones(elit: ElitDiT) -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(elit(*inputs(), 4, order), elit(*inputs(), 4), atol=1e-5, rtol=1e-4)  # a set
+    assert not torch.allclose(elit(*inputs(), 2, order), elit(*inputs(), 2), atol=1e-4)  # another prefix
+    permuted = copy.deepcopy(elit)
+    permuted.latents.copy_(elit.latents[order])
+    assert torch.equal(elit(*inputs(), 2, order), permuted(*inputs(), 2))
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 32), (24, 20), (4, 4)])
@@ -122,7 +136,7 @@ def test_time_class_and_every_pixel_matter(spec: BackboneSpec) -> None:
     base = model(x, t, label, 1)
     corner = x.clone()
     corner[..., 0, 0] += 1
-    null = torch.full_like(label, model.null_class)
+    null = model.null_like(label)
     for changed in (model(x, t + 0.1, label, 1), model(x, t, null, 1), model(corner, t, label, 1)):
         assert not torch.allclose(base, changed, atol=1e-4)
 
@@ -158,7 +172,7 @@ def test_bfloat16_stays_near_float32(elit: ElitDiT) -> None:
         ({"depth": 5}, "split"),
         ({"height": 18}, "height"),
         ({"channels": 0}, "channels"),
-        ({"interface": None, "num_classes": 0}, "num_classes"),
+        ({"num_classes": 0}, "num_classes"),
     ],
 )
 def test_specs_that_cannot_be_are_refused_by_name(change: dict[str, int], field: str) -> None:
@@ -176,7 +190,7 @@ def test_interfaces_that_cannot_be_are_refused(window: tuple[int, int], split: t
 PADDED = replace(ELIT, padding=8, positions="learned")
 
 
-@pytest.mark.parametrize("spec", [PADDED, replace(PADDED, interface=None)])
+@pytest.mark.parametrize("spec", [PADDED, plain(PADDED)])
 def test_padding_adds_tokens_and_is_cut_off_again(spec: BackboneSpec) -> None:
     model = randomised(spec)
     assert spec.num_tokens == 4 * ELIT.num_tokens
@@ -221,3 +235,27 @@ def test_impossible_padding_and_positions_are_named(change: dict[str, object], m
 def test_learned_positions_fit_one_size() -> None:
     with pytest.raises(InvalidInput, match="positions are learned for"):
         randomised(PADDED)(*inputs(height=32, width=32), 1)
+
+
+@pytest.mark.parametrize("spec", [ELIT, PLAIN, PADDED, plain(PADDED)])
+def test_a_spec_survives_the_way_through_a_file(spec: BackboneSpec) -> None:
+    written = json.loads(json.dumps(spec.config_fields()))
+    fields = written["backbone"]
+    assert parse_spec(fields.pop("kind"), fields) == spec
+    assert written["shapes"] == {"16x16": [3, 16, 16]}
+    assert written["latents_per_group"] == spec.latents_per_group
+
+
+def test_everything_wrong_with_the_fields_of_a_spec_is_told_at_once() -> None:
+    fields = {**as_table(ELIT), "dim": "wide", "colour": "red", "interface": {"window": [2], "head": 1, "core": True}}
+    del fields["patch"]
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec("elit-dit", fields)
+    assert {".".join(problem.place): problem.what for problem in caught.value.problems} == {
+        "colour": "Extra inputs are not permitted",
+        "patch": "Field required",
+        "dim": "a whole number from 4 to 16384",
+        "interface.window": "two whole numbers from 1 to 4096",
+        "interface.core": "a whole number from 1 to 512",
+        "interface.tail": "Field required",
+    }

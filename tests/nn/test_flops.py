@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn import BackboneSpec, InterfaceSpec, build, count_parameters, flops_forward, preset, preset_names
+from elit_serve.nn import ElitDiTSpec, InterfaceSpec, build, count_parameters, preset, preset_names
 from elit_serve.nn.flops import flops_iteration, flops_multi_budget
 
 
 @pytest.mark.parametrize(("resolution", "tflops"), [(256, 181.8), (512, 805.3)])
 def test_dit_xl_costs_what_the_paper_says(resolution: int, tflops: float) -> None:
-    iteration = flops_iteration(flops_forward(preset("dit-xl/2", resolution), 1), batch=256)
+    iteration = flops_iteration(preset("dit-xl/2", resolution).flops(1), batch=256)
     assert iteration.prefix / 1e12 == pytest.approx(tflops, rel=0.005)
     assert iteration.all_latents == iteration.prefix
 
@@ -23,7 +23,7 @@ def test_dit_xl_costs_what_the_paper_says(resolution: int, tflops: float) -> Non
 @pytest.mark.parametrize(("resolution", "tflops"), [(256, 188.1), (512, 830.8)])
 def test_elit_dit_xl_at_full_budget(resolution: int, tflops: float) -> None:
     spec = preset("elit-dit-xl/2", resolution)
-    iteration = flops_iteration(flops_forward(spec, spec.latents_per_group), batch=256)
+    iteration = flops_iteration(spec.flops(spec.latents_per_group), batch=256)
     assert iteration.prefix / 1e12 == pytest.approx(tflops, rel=0.005)
     assert iteration.all_latents == iteration.prefix
 
@@ -37,10 +37,10 @@ def test_multi_budget_training_in_both_conventions(resolution: int, prefix: floa
 
 def test_a_quarter_and_a_sixteenth_of_the_tokens_at_512() -> None:
     spec = preset("elit-dit-xl/2", 512)
-    quarter = flops_iteration(flops_forward(spec, 16), batch=256)
+    quarter = flops_iteration(spec.flops(16), batch=256)
     assert quarter.prefix / 1e12 == pytest.approx(375.7, rel=0.005)
     assert quarter.all_latents / 1e12 == pytest.approx(385.5, rel=0.005)
-    lowest, full = flops_forward(spec, 4), flops_forward(spec, 64)
+    lowest, full = spec.flops(4), spec.flops(64)
     assert lowest.prefix / full.prefix == pytest.approx(0.331, rel=0.005)
     assert lowest.all_latents / full.all_latents == pytest.approx(0.346, rel=0.005)
 
@@ -51,7 +51,7 @@ def test_parameters_are_counted_without_allocating_them(name: str, millions: flo
 
 
 def test_the_meta_count_is_the_built_count() -> None:
-    spec = BackboneSpec(
+    spec = ElitDiTSpec(
         channels=3,
         height=16,
         width=16,
@@ -68,9 +68,9 @@ def test_the_meta_count_is_the_built_count() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_has_sixteen_groups_and_a_cost_that_falls_with_the_level(name: str) -> None:
     spec = preset(name, 512)
-    costs = [flops_forward(spec, level).prefix for level in range(1, spec.latents_per_group + 1)]
+    costs = [spec.flops(level).prefix for level in range(1, spec.latents_per_group + 1)]
     assert costs == sorted(set(costs))
-    if spec.interface:
+    if isinstance(spec, ElitDiTSpec):
         assert spec.num_groups == 16
 
 
@@ -83,7 +83,7 @@ def test_every_preset_has_sixteen_groups_and_a_cost_that_falls_with_the_level(na
 def test_cost_rises_strictly_with_the_level(
     window: tuple[int, int], groups: tuple[int, int], split: tuple[int, int, int], dim: int
 ) -> None:
-    spec = BackboneSpec(
+    spec = ElitDiTSpec(
         channels=3,
         height=2 * window[0] * groups[0],
         width=2 * window[1] * groups[1],
@@ -94,7 +94,7 @@ def test_cost_rises_strictly_with_the_level(
         num_classes=10,
         interface=InterfaceSpec(window=window, head=split[0], core=split[1], tail=split[2]),
     )
-    costs = [flops_forward(spec, level) for level in range(1, spec.latents_per_group + 1)]
+    costs = [spec.flops(level) for level in range(1, spec.latents_per_group + 1)]
     for lower, higher in pairwise(costs):
         assert lower.prefix < higher.prefix
         assert lower.all_latents < higher.all_latents

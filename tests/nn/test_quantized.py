@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn import BackboneSpec, InterfaceSpec, build, fused
+from elit_serve.nn import ElitDiTSpec, InterfaceSpec, build, fused
 from elit_serve.nn.quantized import Fp8Linear, quantize_
 
 STEP = 2.0**-3  # between neighbours of float8, relative; Triton's interpreter cuts where a GPU rounds to nearest
@@ -73,7 +73,7 @@ def test_a_quantised_model_predicts_nearly_the_same_velocity() -> None:
     interface = InterfaceSpec(window=(2, 2), head=1, core=2, tail=1)
     torch.manual_seed(0)
     model = build(
-        BackboneSpec(
+        ElitDiTSpec(
             channels=3, height=32, width=32, patch=4, dim=64, depth=4, num_heads=2, num_classes=3, interface=interface
         )
     ).eval()

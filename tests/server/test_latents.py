@@ -43,7 +43,7 @@ def test_the_bare_file_holds_the_latent_and_the_facts(server: Any) -> None:
     assert answer.headers["Content-Type"] == SAFETENSORS
     assert answer.headers["X-Elit-Levels"] == "2,2,2,2"
     latent = load(answer.content)["latent"]
-    assert latent.shape == server.pipeline.config.spec.sample_shape
+    assert latent.shape == server.pipeline.config.default_shape.size
     assert latent.dtype == torch.float32
     facts = facts_of(answer.content)
     assert facts == server.pipeline.facts(2, 7, server.pipeline.plan(budget=0.5))

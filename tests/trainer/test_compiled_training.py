@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from elit_serve.files.config import ClassesConfig
 from elit_serve.nn import ElitDiT, build
 from elit_serve.trainer.compiling import compile_blocks
 from elit_serve.trainer.loss import rectified_flow_loss
@@ -35,7 +36,8 @@ def eager(make_recipe: Callable[..., Recipe]) -> ElitDiT:
     """4 groups of 16 latents and no weight that is zero."""
     interface = {"window": [4, 4], "head": 1, "core": 1, "tail": 1}
     torch.manual_seed(0)
-    model = build(make_recipe(backbone={"patch": 2, "interface": interface}).backbone.spec(num_classes=3))
+    recipe = make_recipe(backbone={"patch": 2, "interface": interface})
+    model = build(recipe.backbone.spec(ClassesConfig(names=("daisy", "rose", "tulip"))))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)

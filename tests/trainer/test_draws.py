@@ -98,7 +98,7 @@ def test_noise_is_standard_normal_and_flips_drops_and_shifts_have_their_rates() 
     assert draws.noise.shape == (10_000, *SHAPE)
     assert draws.noise.mean().item() == pytest.approx(0, abs=0.01)
     assert draws.noise.std().item() == pytest.approx(1, abs=0.01)
-    assert draws.class_dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert draws.dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
     assert draws.flipped.float().mean().item() == pytest.approx(0.5, abs=0.03)
     for axis in range(2):
         counts = Counter(draws.shift[:, axis].tolist())
@@ -110,7 +110,7 @@ def still(count: int = 1) -> StepDraws:
     """Draws that leave pictures as they are."""
     zeros = torch.zeros(count)
     return StepDraws(
-        noise=zeros, t=zeros, class_dropped=zeros.bool(), flipped=zeros.bool(), shift=torch.zeros(count, 2).long()
+        noise=zeros, t=zeros, dropped=zeros.bool(), flipped=zeros.bool(), shift=torch.zeros(count, 2).long()
     )
 
 

@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from elit_serve.errors import InvalidInput, RecipeError
-from elit_serve.nn.flops import flops_forward, flops_iteration, flops_multi_budget
-from elit_serve.nn.registry import count_parameters, preset
+from elit_serve.files.config import ClassesConfig
+from elit_serve.nn import count_parameters, preset
+from elit_serve.nn.flops import flops_iteration, flops_multi_budget
 from elit_serve.trainer.recipe import Recipe, read_recipe
 from elit_serve.trainer.run import RunDirectory
 
@@ -40,12 +41,12 @@ def test_the_imagenet_recipes_are_the_papers(
     resolution: int, latents: int, full: float, multi_budget: float, paper: float
 ) -> None:
     recipe = read_recipe(RECIPES / f"imagenet{resolution}-elit-dit-xl2.toml")
-    spec = recipe.backbone.spec(num_classes=1000)
+    spec = recipe.backbone.spec(ClassesConfig(names=tuple(map(str, range(1000)))))
     assert spec == preset("elit-dit-xl/2", resolution)
     assert count_parameters(spec) == pytest.approx(698e6, rel=0.01)
     assert recipe.levels == tuple(range(1, latents + 1))
 
-    at_256 = flops_iteration(flops_forward(spec, latents), 256).prefix / 1e12
+    at_256 = flops_iteration(spec.flops(latents), 256).prefix / 1e12
     iteration = flops_iteration(flops_multi_budget(spec), recipe.training.batch)
     assert at_256 == pytest.approx(full, rel=0.005)
     assert iteration.prefix / 1e12 == pytest.approx(multi_budget, rel=0.005)
@@ -195,7 +196,7 @@ def test_values_can_be_changed_without_another_file() -> None:
     recipe, changed = read_recipe(path), read_recipe(path, changes)
     assert (changed.training.steps, changed.name) == (7, "mine")
     assert changed.backbone.interface is not None
-    assert (changed.backbone.interface.head, changed.backbone.interface.tail) == (2, 1)
+    assert (changed.backbone.interface["head"], changed.backbone.interface["tail"]) == (2, 1)
     assert changed.training.batch == recipe.training.batch
 
 

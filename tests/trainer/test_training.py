@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from elit_serve.engine.autoencoders import Pixels
+from elit_serve.engine.autoencoders.pixels import Pixels
 from elit_serve.errors import RunError
+from elit_serve.files.config import ClassesConfig
 from elit_serve.nn import ElitDiT, build
 from elit_serve.trainer.distributed import World
 from elit_serve.trainer.draws import draw_level, draw_permutation
@@ -53,7 +54,7 @@ def test_validation_times_are_the_quantiles_of_the_logit_normal_distribution() -
 
 
 def test_the_average_follows_its_closed_form_and_warms_up(make_recipe: Callable[..., Recipe]) -> None:
-    model = build(make_recipe().backbone.spec(3))
+    model = build(make_recipe().backbone.spec(ClassesConfig(names=("daisy", "rose", "tulip"))))
     ema = Ema(model, decay=0.5)
     start = [parameter.clone() for parameter in model.parameters()]
     expected, value = 0.0, 0.0
@@ -114,7 +115,7 @@ def test_a_few_pictures_are_learned(
 
 def trainer_with_signal(recipe: Recipe, photographs: Path, folder: Path) -> Trainer:
     """A trainer whose weights are all away from zero, so that every parameter in use has a gradient."""
-    training, held_out = open_data(recipe, 1, photographs, None)
+    training, held_out = open_data(recipe, Pixels(), photographs, None)
     trainer = Trainer(recipe, training, held_out, World(device=CPU), RunDirectory(folder), Pixels())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

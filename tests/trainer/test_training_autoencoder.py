@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from elit_serve.engine.autoencoders import DiffusersAutoencoder, Pixels, open_autoencoder
+from elit_serve.engine.autoencoders import open_autoencoder
+from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder
+from elit_serve.engine.autoencoders.pixels import Pixels
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import AutoencoderConfig
@@ -62,7 +64,7 @@ def latent_recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
 def test_pictures_become_scaled_and_shifted_latents_and_pictures_again(autoencoder: Path) -> None:
     coder = open_autoencoder(AutoencoderConfig(kind="diffusers"), autoencoder, CPU, torch.float32)
     assert isinstance(coder, DiffusersAutoencoder)
-    assert (coder.channels, coder.factor) == (4, 4)
+    assert (coder.channels, coder.picture_size((4, 8, 6))) == (4, (32, 24))
     images = torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     samples = coder.encode(images)
     assert samples.shape == (2, 4, 8, 6)
@@ -79,7 +81,7 @@ def test_pictures_become_scaled_and_shifted_latents_and_pictures_again(autoencod
 def test_pixels_are_their_own_autoencoder() -> None:
     coder = open_autoencoder(AutoencoderConfig(), Path("unused"), CPU, torch.float32)
     assert isinstance(coder, Pixels)
-    assert (coder.channels, coder.factor) == (3, 1)
+    assert (coder.channels, coder.picture_size((3, 8, 6))) == (3, (8, 6))
     images = torch.rand(1, 3, 4, 4)
     assert coder.decode(coder.encode(images)) is images
 

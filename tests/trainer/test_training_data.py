@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from elit_serve.engine.autoencoders.pixels import Pixels
 from elit_serve.errors import DataError, InvalidInput
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, SampleOrder, StreamedData
 from elit_serve.trainer.recipe import Recipe
@@ -33,7 +34,7 @@ def take(batches: Iterator[Batch], count: int) -> list[Batch]:
 def assert_same_batches(ours: list[Batch], theirs: list[Batch]) -> None:
     for mine, expected in zip(ours, theirs, strict=True):
         assert torch.equal(mine.images, expected.images)
-        assert torch.equal(mine.labels, expected.labels)
+        assert torch.equal(mine.condition, expected.condition)
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_the_ranks_batches_together_are_the_batch_of_one(photographs: Path) -> N
     ranks = [take(data.batches(RunOrder(batch=8, seed=1, rank=rank, world=4), 0), 3) for rank in range(4)]
     for step, batch in enumerate(whole):
         assert torch.equal(torch.cat([parts[step].images for parts in ranks]), batch.images)
-        assert torch.equal(torch.cat([parts[step].labels for parts in ranks]), batch.labels)
+        assert torch.equal(torch.cat([parts[step].condition for parts in ranks]), batch.condition)
 
 
 def test_each_pass_over_the_data_takes_every_sample_once_in_a_new_order() -> None:
@@ -158,13 +159,13 @@ def test_a_validation_set_may_lack_classes_but_not_have_others(
     photographs: Path, make_photographs: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     fewer = make_photographs(tmp_path / "fewer", per_class=2, classes=("rose",))
-    training, validation = open_data(make_recipe(), 1, photographs, fewer)
+    training, validation = open_data(make_recipe(), Pixels(), photographs, fewer)
     assert len(training) == 24
     assert validation.classes == training.classes
     assert [validation.label(index) for index in range(2)] == [1, 1]
     other = make_photographs(tmp_path / "other", per_class=2, classes=("rose", "thistle"))
     with pytest.raises(DataError, match="has classes that the training data lacks: thistle"):
-        open_data(make_recipe(), 1, photographs, other)
+        open_data(make_recipe(), Pixels(), photographs, other)
 
 
 def test_of_one_tar_with_splits_one_is_trained_on_and_the_other_validated_with(
@@ -175,10 +176,10 @@ def test_of_one_tar_with_splits_one_is_trained_on_and_the_other_validated_with(
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         tar.add(tmp_path / "set", arcname="set")
     for source in (tmp_path / "set", tmp_path / "set.tar"):
-        training, validation = open_data(make_recipe(), 1, source, source)
+        training, validation = open_data(make_recipe(), Pixels(), source, source)
         assert (len(training), len(validation)) == (9, 6)
         assert training.note == f"{source}: left out pictures of val/: 6"
-        assert len(open_data(make_recipe(), 1, source, None)[0]) == 7  # two of the nine are held out
+        assert len(open_data(make_recipe(), Pixels(), source, None)[0]) == 7  # two of the nine are held out
 
 
 def test_a_source_that_is_no_data_set_is_one_clear_error(tmp_path: Path, photographs: Path) -> None:
@@ -208,4 +209,4 @@ def test_pictures_of_which_none_can_be_read_are_one_clear_error(tmp_path: Path) 
 
 def test_a_shift_beyond_the_picture_is_refused(make_recipe: Callable[..., Recipe], photographs: Path) -> None:
     with pytest.raises(InvalidInput, match=r"data\.shift: 16 is not allowed; less than the picture, 16 x 16"):
-        open_data(make_recipe(data={"shift": 16}), 1, photographs, None)
+        open_data(make_recipe(data={"shift": 16}), Pixels(), photographs, None)

@@ -9,7 +9,7 @@ Letters: B batch, N spatial tokens, G groups, W tokens in a window, L latents ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn import Backbone, BackboneSpec, DiT, ElitDiT
+from elit_serve.nn import Backbone
+from elit_serve.nn.backbones.transformer import TransformerSpec
 from elit_serve.nn.fused import norm_rotate
 from elit_serve.nn.interface import patchify
-from elit_serve.nn.layers import Block, GroupedCrossAttention, SelfAttention
+from elit_serve.nn.layers import GroupedCrossAttention, SelfAttention
 
 
 def self_probabilities(attention: SelfAttention, x: Tensor, rope: Tensor) -> Tensor:
@@ -52,12 +53,16 @@ def _probabilities(q: Tensor, k: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def read_probabilities(model: ElitDiT, x: Tensor, t: Tensor, label: Tensor, level: int) -> Tensor:
-    """What the latents read in one forward pass at x [B, C, H, W], t [B], label [B]. -> [B, G, H, L, W]"""
+def read_probabilities(model: Backbone, x: Tensor, t: Tensor, condition: Tensor, level: int) -> Tensor:
+    """What the latents read in one forward pass at x [B, C, H, W], t [B], condition [B, ...]. -> [B, G, H, L, W]
+
+    The model must have a `latent_reader`.
+    """
     seen: list[Tensor] = []
-    attention = model.read.attention
+    attention = model.latent_reader()
+    assert attention is not None, model.spec.kind
     with _observed(attention, lambda *inputs: seen.append(grouped_probabilities(attention, *inputs))):
-        model(x, t, label, level)
+        model(x, t, condition, level)
     (probabilities,) = seen
     return probabilities
 
@@ -80,10 +85,10 @@ class ReadShares:
         return float(self.share[has_choice].mean()), float(self.area[has_choice].mean())
 
 
-def read_shares(model: ElitDiT, x: Tensor, t: Tensor, label: Tensor, level: int, *, keys: Tensor) -> ReadShares:
+def read_shares(model: Backbone, x: Tensor, t: Tensor, condition: Tensor, level: int, *, keys: Tensor) -> ReadShares:
     """Share of Read's attention on the tokens marked in `keys`, a mask [N], group by group as `token_mask` gives."""
     _check_mask("keys", keys, x, model)
-    probabilities = read_probabilities(model, x, t, label, level)  # [B, G, H, L, W]
+    probabilities = read_probabilities(model, x, t, condition, level)  # [B, G, H, L, W]
     marked = keys.to(probabilities).view(probabilities.shape[1], -1)  # [G, W]
     share = torch.einsum("bghlw,gw->g", probabilities, marked) / probabilities[:, 0, :, :, 0].numel()
     return ReadShares(share=share.cpu(), area=marked.mean(dim=1).cpu())
@@ -91,13 +96,13 @@ def read_shares(model: ElitDiT, x: Tensor, t: Tensor, label: Tensor, level: int,
 
 @torch.inference_mode()
 def self_attention_shares(
-    model: Backbone, x: Tensor, t: Tensor, label: Tensor, *, queries: Tensor, keys: Tensor, level: int = 1
+    model: Backbone, x: Tensor, t: Tensor, condition: Tensor, *, queries: Tensor, keys: Tensor, level: int = 1
 ) -> tuple[float, ...]:
     """For each block over spatial tokens, the share of their attention that some tokens give to others.
 
-    queries, keys: masks [N] as `token_mask` gives; uniform attention would give keys.float().mean(). The blocks are all
-    those of a `DiT`, and head and tail of an `ElitDiT`, in order. A share is the mean over samples and heads of
-    x [B, C, H, W] at t [B], label [B]; each block takes B * H * N * N floats for a moment.
+    queries, keys: masks [N] as `token_mask` gives; uniform attention would give keys.float().mean(). The blocks are
+    the model's `spatial_blocks`, in order. A share is the mean over samples and heads of
+    x [B, C, H, W] at t [B], condition [B, ...]; each block takes B * H * N * N floats for a moment.
     """
     for name, mask in (("queries", queries), ("keys", keys)):
         _check_mask(name, mask, x, model)
@@ -113,36 +118,24 @@ def self_attention_shares(
         return observe
 
     with ExitStack() as stack:
-        for block in spatial_blocks(model):
+        for block in model.spatial_blocks():
             stack.enter_context(_observed(block.attention, share_of(block.attention)))
-        model(x, t, label, level)
+        model(x, t, condition, level)
     return tuple(shares)
 
 
-def spatial_blocks(model: Backbone) -> Sequence[Block]:
-    """The blocks whose tokens are patches of the sample, in the order in which they run."""
-    if isinstance(model, ElitDiT):
-        return _blocks(model.head) + _blocks(model.tail)
-    assert isinstance(model, DiT), type(model)
-    return _blocks(model.blocks)
-
-
-def _blocks(modules: nn.ModuleList) -> list[Block]:
-    return [module for module in modules if isinstance(module, Block)]
-
-
-def token_mask(spec: BackboneSpec, mask: Tensor, *, marks_padding: bool = False) -> Tensor:
+def token_mask(spec: TransformerSpec, mask: Tensor, *, marks_padding: bool = False) -> Tensor:
     """Tokens whose whole patch is marked: mask [H, W] over the sample -> [N], in the order of the model's tokens.
 
     marks_padding: whether the model's own padding around the sample counts as marked.
     """
-    window = spec.interface.window if spec.interface else (1, 1)
     spec.check_size(*mask.shape)
     padded = F.pad(mask.float(), (spec.padding,) * 4, value=float(marks_padding))
-    return patchify(padded[None, None], patch=spec.patch, window=window)[0].bool().all(dim=-1)
+    return patchify(padded[None, None], patch=spec.patch, window=spec.window)[0].bool().all(dim=-1)
 
 
 def _check_mask(name: str, mask: Tensor, x: Tensor, model: Backbone) -> None:
+    assert isinstance(model.spec, TransformerSpec), model.spec.kind
     num_tokens = math.prod(model.spec.token_grid(*x.shape[2:]))
     if mask.dtype != torch.bool or tuple(mask.shape) != (num_tokens,):
         raise InvalidInput(

@@ -25,7 +25,8 @@ from elit_serve.engine.pipeline import FinishedPicture, Pipeline
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.report.attention import read_probabilities
 from elit_serve.files.writing import check_folder
-from elit_serve.nn import BackboneSpec, ElitDiT
+from elit_serve.nn import Backbone
+from elit_serve.nn.backbones.transformer import TransformerSpec
 from elit_serve.nn.interface import unpatchify
 from elit_serve.pictures import labelled
 from elit_serve.plans.levels import check_level
@@ -85,7 +86,7 @@ def record_reads(pipeline: Pipeline, condition: Condition, seed: int, plan: Plan
 
     Each recorded step costs one more pass of the model; the picture is the one that is made without recording.
     """
-    model, maps = _elastic(pipeline), []
+    (model, _), maps = _elastic(pipeline), []
     executor = Executor(pipeline, num_slots=1)
     pictures = pipeline.pictures([condition], [seed], plan)
 
@@ -113,13 +114,12 @@ def write_attention(
     latent that every level keeps. `latents.png`: the first latents of the highest level, one by one. Beside these a
     picture for each level and step, `maps.safetensors` with the probabilities [G, L, W] of each, and `attention.json`.
     """
-    _elastic(pipeline)
+    _, spec = _elastic(pipeline)
     for level in levels:
         check_level(level, pipeline.config.levels)
     check_folder(folder, field="attention")
     steps = evenly_spaced(plan.num_steps, SHOWN_STEPS)
     records = [record_reads(pipeline, condition, seed, plan.at_level(level), steps) for level in levels]
-    spec = pipeline.config.spec
     _reads_sheet(records, spec).save(folder / "reads.png")
     _reads_sheet(records, spec, latent=0).save(folder / "first-latent.png")
     _latents_sheet(max(records, key=lambda record: record.maps[0].level), spec).save(folder / "latents.png")
@@ -147,16 +147,15 @@ def evenly_spaced(num_steps: int, wanted: int) -> list[int]:
     return sorted({round(i * (num_steps - 1) / (wanted - 1)) for i in range(wanted)})
 
 
-def overlay(picture: Image.Image, relative: Tensor, spec: BackboneSpec) -> Image.Image:
+def overlay(picture: Image.Image, relative: Tensor, spec: TransformerSpec) -> Image.Image:
     """The picture in grey, orange where tokens are read more than uniformly and blue where less.
 
     relative: [N], 1 being uniform, which leaves the picture as it is; the colour grows with the logarithm. Tokens of
     the model's padding are drawn around the picture.
     Small pictures are enlarged by a whole factor; thin lines part the groups.
     """
-    assert spec.interface is not None
     rows, columns = spec.token_grid(spec.height, spec.width)
-    window = spec.interface.window
+    window = spec.window
     grid = unpatchify(relative.view(1, -1, 1), patch=1, window=window, height=rows, width=columns)[0, 0]  # [rows, cols]
     grey = ImageOps.grayscale(_enlarged(picture, spec))
     size = grey.size
@@ -183,7 +182,7 @@ def _tinted(grey: np.ndarray[Any, Any], strength: np.ndarray[Any, Any]) -> np.nd
     return tinted.round().astype(np.uint8)
 
 
-def _reads_sheet(records: Sequence[ReadRecord], spec: BackboneSpec, latent: int | None = None) -> Image.Image:
+def _reads_sheet(records: Sequence[ReadRecord], spec: TransformerSpec, latent: int | None = None) -> Image.Image:
     """A row for each level: the picture, then what was read at each step, by all latents or by one."""
     rows = [
         [
@@ -203,7 +202,7 @@ def _reads_sheet(records: Sequence[ReadRecord], spec: BackboneSpec, latent: int 
     )
 
 
-def _latents_sheet(record: ReadRecord, spec: BackboneSpec) -> Image.Image:
+def _latents_sheet(record: ReadRecord, spec: TransformerSpec) -> Image.Image:
     """A row for each step, a column for each of the first latents."""
     count = min(SHOWN_LATENTS, record.maps[0].level)
     rows = [[overlay(record.picture.image, m.relative(latent), spec) for latent in range(count)] for m in record.maps]
@@ -217,7 +216,7 @@ def _latents_sheet(record: ReadRecord, spec: BackboneSpec) -> Image.Image:
     )
 
 
-def _enlarged(picture: Image.Image, spec: BackboneSpec) -> Image.Image:
+def _enlarged(picture: Image.Image, spec: TransformerSpec) -> Image.Image:
     """At least `MIN_SIDE_PX` wide, inside a border where the model computes on padding."""
     border = spec.padding * picture.width // spec.width
     whole = ImageOps.expand(picture, border, fill=PADDING)
@@ -270,9 +269,10 @@ def _facts(records: Sequence[ReadRecord]) -> dict[str, Any]:
     }
 
 
-def _elastic(pipeline: Pipeline) -> ElitDiT:
-    """The model, if it has a Read to look at and makes pictures to draw on."""
-    if not isinstance(pipeline.model, ElitDiT):
+def _elastic(pipeline: Pipeline) -> tuple[Backbone, TransformerSpec]:
+    """The model, if it has a Read to look at and makes pictures to draw on, and how its tokens lie."""
+    spec = pipeline.spec
+    if pipeline.model.latent_reader() is None or not isinstance(spec, TransformerSpec):
         raise InvalidInput(
             "attention", pipeline.config.name, "a model with a latent interface; a plain DiT has no Read"
         )
@@ -280,4 +280,4 @@ def _elastic(pipeline: Pipeline) -> ElitDiT:
         raise InvalidInput(
             "attention", pipeline.config.name, "a model that decodes pictures; this one has no autoencoder"
         )
-    return pipeline.model
+    return pipeline.model, spec

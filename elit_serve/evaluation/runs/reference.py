@@ -234,5 +234,4 @@ def picture_size(pipeline: Pipeline) -> tuple[int, int]:
     """(H, W) of the model's pictures."""
     if pipeline.is_latent:
         raise InvalidInput("model", pipeline.config.name, "a model with an autoencoder: this one makes no pictures")
-    spec = pipeline.config.spec
-    return spec.height * pipeline.pixels_per_element, spec.width * pipeline.pixels_per_element
+    return pipeline.picture_size

@@ -15,7 +15,7 @@ from typing import Protocol
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.metrics.measures import MeasuredSet, quality_of
 from elit_serve.files.quality import PlanQuality
-from elit_serve.nn import BackboneSpec, flops_forward
+from elit_serve.nn import BackboneSpec
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan, runs_of
@@ -203,7 +203,7 @@ def _lies_below(means: Mapping[int, float], left: int, middle: int, right: int) 
 def plan_gflops(plan: Plan, spec: BackboneSpec) -> float:
     """Of one picture: every step, both passes, counted as this code computes them."""
     passes = [level for _, *levels, _ in plan.step_kinds("") for level in levels if level is not None]
-    return sum(flops_forward(spec, level).prefix for level in passes) / 1e9
+    return sum(spec.flops(level).prefix for level in passes) / 1e9
 
 
 def plan_name(plan: Plan) -> str:

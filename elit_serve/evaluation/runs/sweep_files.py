@@ -75,7 +75,7 @@ def sweep_to_folder(
         points = run_sweep(
             plans,
             evaluator,
-            pipeline.config.spec,
+            pipeline.spec,
             max_repeats=options.max_repeats,
             budget=options.max_measurements,
             first_repeat=options.first_repeat,
@@ -84,7 +84,7 @@ def sweep_to_folder(
     if options.part[1] > 1:
         return None
     usual = pipeline.config.sampling.plan(max(pipeline.config.levels))
-    default = recommended(points, plan_gflops(usual, pipeline.config.spec))
+    default = recommended(points, plan_gflops(usual, pipeline.spec))
     quality = quality_of(pipeline, points, default.plan, evaluator, facts)
     options.out.mkdir(parents=True, exist_ok=True)
     text = quality.model_dump_json(indent=1) + "\n"

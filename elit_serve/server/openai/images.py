@@ -57,8 +57,8 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
 
 def size_of(pipeline: Pipeline) -> str:
     """Width and height of the model's pictures in pixels, as OpenAI writes them."""
-    spec, scale = pipeline.config.spec, pipeline.pixels_per_element
-    return f"{spec.width * scale}x{spec.height * scale}"
+    height, width = pipeline.picture_size
+    return f"{width}x{height}"
 
 
 def images_response(
@@ -119,7 +119,7 @@ def completed_event(answer: ImagesResponse) -> CompletedEvent:
 
 def usage_of(budgets: list[float], pipeline: Pipeline) -> Usage:
     """Of pictures that got these budgets."""
-    output_tokens = sum(round(budget * pipeline.config.spec.num_tokens) for budget in budgets)
+    output_tokens = sum(round(budget * pipeline.spec.num_tokens) for budget in budgets)
     return Usage(
         input_tokens=1,
         input_tokens_details=InputTokensDetails(text_tokens=1, image_tokens=0),

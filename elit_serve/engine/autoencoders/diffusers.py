@@ -1,44 +1,19 @@
-"""Between pictures and the samples that a model works on."""
+"""Autoencoders of diffusers, from a folder in its format."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from elit_serve.engine.autoencoders.autoencoder import AutoencoderKind
 from elit_serve.errors import CheckpointError, MissingPackage
-from elit_serve.files.config import AutoencoderConfig
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
 from elit_serve.files.validation import problems_in
-
-
-class Autoencoder(Protocol):
-    """channels: C of its samples. factor: pixels of a picture per side of a sample's element."""
-
-    channels: int
-    factor: int
-
-    def encode(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] in [-1, 1] -> samples [B, C, h, w] of about unit variance."""
-
-    def decode(self, samples: Tensor) -> Tensor:
-        """samples [B, C, h, w] -> images [B, 3, H, W], about [-1, 1]."""
-
-
-class Pixels:
-    """The sample is the picture."""
-
-    channels, factor = 3, 1
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images
-
-    def decode(self, samples: Tensor) -> Tensor:
-        return samples
-
 
 Channels = Annotated[int, Field(ge=1, le=16384)]
 
@@ -59,7 +34,12 @@ class _Numbers(BaseModel):
 
 
 class DiffusersAutoencoder:
-    """An AutoencoderKL (FLUX, SD 3, ...) from a local folder in diffusers' format, safetensors only."""
+    """An AutoencoderKL (FLUX, SD 3, ...) from a local folder in diffusers' format, safetensors only.
+
+    factor: pixels of a picture per side of a sample's element.
+    """
+
+    makes_pictures = True
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         try:
@@ -82,6 +62,10 @@ class DiffusersAutoencoder:
         self.channels = int(vae.config.latent_channels)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
+    def picture_size(self, sample_shape: Sequence[int]) -> tuple[int, int]:
+        _, height, width = sample_shape
+        return height * self.factor, width * self.factor
+
     def encode(self, images: Tensor) -> Tensor:
         latents = self._vae.encode(images.to(self._vae.dtype)).latent_dist.mode()
         samples: Tensor = (latents - self._shift) * self._scale
@@ -93,8 +77,4 @@ class DiffusersAutoencoder:
         return images.float()
 
 
-def open_autoencoder(config: AutoencoderConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    """The autoencoder that `config` names; `folder` is where a diffusers one lies."""
-    if config.kind in ("pixels", "none"):
-        return Pixels()
-    return DiffusersAutoencoder(folder, device, dtype)
+KIND = AutoencoderKind(open=DiffusersAutoencoder, has_files=True)

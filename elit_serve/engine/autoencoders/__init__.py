@@ -1,0 +1,6 @@
+"""Between pictures and the samples that a model works on: one file for each kind, and a table of them."""
+
+from elit_serve.engine.autoencoders.autoencoder import Autoencoder
+from elit_serve.engine.autoencoders.table import KINDS, kind_of, open_autoencoder
+
+__all__ = ["KINDS", "Autoencoder", "kind_of", "open_autoencoder"]

@@ -1,0 +1,15 @@
+"""There is no way to pixels: the answer is the sample itself."""
+
+from __future__ import annotations
+
+from elit_serve.engine.autoencoders.autoencoder import AutoencoderKind
+from elit_serve.engine.autoencoders.pixels import Pixels
+
+
+class Nothing(Pixels):
+    """Samples are neither made from pictures nor turned into them."""
+
+    makes_pictures = False
+
+
+KIND = AutoencoderKind(open=lambda _folder, _device, _dtype: Nothing())

@@ -1,0 +1,130 @@
+"""What every backbone is to those who train, run, measure and look at it. A kind is a spec and a module of these.
+
+Letters: B batch, * the size of one sample (its channels first), J latents per group, L level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn.fields import Checked, as_table
+from elit_serve.nn.flops import Flops
+from elit_serve.nn.layers import Block, GroupedCrossAttention
+from elit_serve.plans.levels import Budgets
+from elit_serve.plans.shape import Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec(Checked):
+    """A backbone as a value: enough to build it, to count its FLOPs, and to check a checkpoint.
+
+    kind: its name in the table. The fields are those of each kind, made by `nn.fields`; a kind that knows classes has a
+    field `num_classes`.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The size of one sample, channels first; the one that it is trained at, where it runs at several."""
+        raise NotImplementedError
+
+    @property
+    def latents_per_group(self) -> int:
+        """J: the highest level. 1 for what has no levels."""
+        return 1
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens a sample is."""
+        raise NotImplementedError
+
+    @property
+    def num_groups(self) -> int:
+        """G: at level L it keeps G x L latents."""
+        return self.num_tokens // self.latents_per_group
+
+    @property
+    def droppable_latents(self) -> int:
+        """How many learned latents a group has, for training that drops random ones; 0 for what has none."""
+        return 0
+
+    def flops(self, level: int) -> Flops:
+        """Of one forward pass of one sample at a level."""
+        raise NotImplementedError
+
+    def check_size(self, *size: int) -> None:
+        """Raises `InvalidInput` unless a sample may have these sides, channels left out."""
+        if size != self.sample_shape[1:]:
+            raise InvalidInput("size", size, f"this model takes {self.sample_shape[1:]}")
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """All at which it runs, lowest first."""
+        return tuple(range(1, self.latents_per_group + 1))
+
+    @property
+    def budgets(self) -> Budgets:
+        """Between budgets and levels, if it is trained at all of them."""
+        return Budgets(levels=self.levels, latents_per_group=self.latents_per_group)
+
+    @property
+    def shape(self) -> Shape:
+        """`sample_shape` and how files and costs call it."""
+        return Shape.of(self.sample_shape)
+
+    def config_fields(self) -> dict[str, Any]:
+        """What a model's `config.json` says of it: fields of `files.ModelConfig`."""
+        return {
+            "backbone": {"kind": self.kind, **as_table(self)},
+            "shapes": {self.shape.name: self.sample_shape},
+            "latents_per_group": self.latents_per_group,
+        }
+
+
+class Backbone(nn.Module):
+    """A velocity field at several levels of compute: samples in, velocity X_1 - X_0 out (paper, section 3.1)."""
+
+    spec: BackboneSpec
+    side_stream: torch.cuda.Stream | None = None  # with one, independent parts of a pass may run side by side
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        level: int | Sequence[int] = 1,
+        latent_order: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity [B, *] at x [B, *], t [B] in [0, 1], under condition [B, ...], at one level or at several.
+
+        With S levels the batch is S equal parts, and part i runs at level[i]. latent_order: [J] int64, the order in
+        which a kind with `droppable_latents` keeps its learned latents; None is their own.
+        """
+        raise NotImplementedError
+
+    def null_like(self, condition: Tensor) -> Tensor:
+        """What stands for no condition, in place of each of these: condition [B, ...] -> [B, ...]."""
+        raise NotImplementedError
+
+    def compilable(self) -> list[nn.Module]:
+        """The modules worth compiling, one by one."""
+        return []
+
+    def spatial_blocks(self) -> list[Block]:
+        """The blocks whose tokens are patches of the sample, in the order in which they run."""
+        return []
+
+    def latent_reader(self) -> GroupedCrossAttention | None:
+        """The attention through which latents read the tokens of their group, if there is one."""
+        return None

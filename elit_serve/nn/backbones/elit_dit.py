@@ -1,0 +1,187 @@
+"""ELIT-DiT: a DiT with a latent interface, so that its core can run on fewer tokens (paper, section 3.3).
+
+Letters: B batch, C channels, H x W sample size, N spatial tokens, G groups, J latents per group, L level (J̃), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.transformer import (
+    PRESETS,
+    SIZES,
+    Layout,
+    Transformer,
+    TransformerSpec,
+    blocks_of,
+    preset_fields,
+)
+from elit_serve.nn.fields import Checked, nested, pair, whole
+from elit_serve.nn.flops import Flops, block_flops
+from elit_serve.nn.interface import Read, Write, initial_latents, latent_rope
+from elit_serve.nn.layers import Block, GroupedCrossAttention, settled
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterfaceSpec(Checked):
+    """The latent interface of ELIT (paper, section 3.3).
+
+    window: (rows, columns) of tokens in a group; their product is J, the latents per group.
+    head, core, tail: transformer blocks before Read, between Read and Write, and after Write.
+    """
+
+    window: tuple[int, int] = pair(1, 4096)
+    head: int = whole(0, 512)
+    core: int = whole(1, 512)
+    tail: int = whole(0, 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElitDiTSpec(TransformerSpec):
+    """A DiT of `depth` blocks in all, split by its interface."""
+
+    kind: ClassVar[str] = "elit-dit"
+    interface: InterfaceSpec = nested(InterfaceSpec)  # noqa: RUF009 (it makes a field)
+
+    def check(self) -> None:
+        interface = self.interface
+        if interface.head + interface.core + interface.tail != self.depth:
+            split = f"{interface.head}-{interface.core}-{interface.tail}"
+            raise InvalidInput("split", split, f"head, core and tail must add up to depth {self.depth}")
+        super().check()
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return self.interface.window
+
+    @property
+    def latents_per_group(self) -> int:
+        """J."""
+        return self.window[0] * self.window[1]
+
+    @property
+    def droppable_latents(self) -> int:
+        return self.latents_per_group
+
+    def flops(self, level: int) -> Flops:
+        """Head and tail over all tokens, the core over the latents that are kept, Read and Write in between."""
+        spatial = (self.interface.head + self.interface.tail) * block_flops(self.num_tokens, self.dim)
+        blocks = spatial + self.interface.core * block_flops(self.num_groups * level, self.dim)
+        return Flops(
+            prefix=blocks + self._read_and_write_flops(level),
+            all_latents=blocks + self._read_and_write_flops(self.latents_per_group),
+        )
+
+    def _read_and_write_flops(self, latents_per_group: int) -> float:
+        dim, tokens, latents = self.dim, self.num_tokens, self.num_groups * latents_per_group
+        projections = 4 * dim**2 * (tokens + latents)
+        attention = 4 * latents_per_group * tokens * dim
+        read_mlp, write_mlp = 4 * dim**2 * latents, 4 * dim**2 * tokens
+        return 2 * (projections + attention) + read_mlp + write_mlp
+
+
+class ElitDiT(Transformer):
+    """ELIT-DiT: a spatial head, a core on a prefix of the latents, a spatial tail."""
+
+    spec: ElitDiTSpec
+
+    def make_blocks(self) -> None:
+        spec, interface = self.spec, self.spec.interface
+
+        def blocks(count: int) -> nn.ModuleList:
+            return nn.ModuleList(Block(spec.dim, spec.num_heads) for _ in range(count))
+
+        self.head = blocks(interface.head)
+        self.latents = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim))  # [J, D]
+        self.read = Read(spec.dim, spec.num_heads)
+        self.core = blocks(interface.core)
+        self.write = Write(spec.dim, spec.num_heads)
+        self.tail = blocks(interface.tail)
+
+    def compilable(self) -> list[nn.Module]:
+        return [*self.head, self.read, *self.core, self.write, *self.tail]
+
+    def spatial_blocks(self) -> list[Block]:
+        return [*blocks_of(self.head), *blocks_of(self.tail)]
+
+    def latent_reader(self) -> GroupedCrossAttention:
+        return self.read.attention
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        level: int | Sequence[int] = 1,
+        latent_order: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity at a level, or at several levels in one call.
+
+        x [B, C, H, W], t [B], class ids [B] -> [B, C, H, W]. With a sequence of S levels the batch is S equal
+        parts and part i runs at level[i]: head and tail run once over all of them, which costs less
+        than S calls. `latent_order` [J] permutes the learned latents (training with random drop does).
+        """
+        layout = self.layout(x.shape[2], x.shape[3], x.device)
+        latents = self.latents if latent_order is None else self.latents[latent_order]
+        levels = [level] if isinstance(level, int) else list(level)
+        tokens, c = self.embed(x, t, condition)  # [B, N, D], [B, D]
+        modulations = self.modulations([*self.head, self.read, *self.core, *self.tail, self.final], c)
+        for block in self.head:
+            tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
+        core = [next(modulations) for _ in (self.read, *self.core)]  # [B, 6D] each
+        tokens = self._through_latents(settled(tokens), core, levels, latents, layout)  # [B, N, D]
+        for block in self.tail:
+            tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
+        return self.unembed(tokens, next(modulations), layout)  # [B, C, H, W]
+
+    def _through_latents(
+        self, tokens: Tensor, modulations: Sequence[Tensor], levels: Sequence[int], latents: Tensor, layout: Layout
+    ) -> Tensor:
+        """Equal parts of the batch, each at its level: tokens [B, N, D] -> [B, N, D].
+
+        A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
+        """
+        count = len(levels)
+        parts = zip(tokens.chunk(count), zip(*(m.chunk(count) for m in modulations), strict=True), levels, strict=True)
+        main, *weak = parts
+        with self.beside():
+            weak_tokens = [self._part_through_latents(*part, latents, layout) for part in weak]
+        main_tokens = self._part_through_latents(*main, latents, layout)
+        self.join()
+        return torch.cat([main_tokens, *weak_tokens]) if weak else main_tokens
+
+    def _part_through_latents(
+        self, tokens: Tensor, modulations: Sequence[Tensor], level: int, latents: Tensor, layout: Layout
+    ) -> Tensor:
+        """Read, core and Write with the first `level` latents of each group: tokens [B, N, D] -> [B, N, D]."""
+        assert 1 <= level <= self.spec.latents_per_group, level
+        groups = layout.num_groups
+        rope = latent_rope(layout.group_rope, level)  # [2, G * L, 1, E/2]
+        z = initial_latents(latents, level, len(tokens), groups)  # [B, G * L, D]
+        z = self.read(z, tokens, modulations[0], rope, layout.token_rope, groups)  # [B, G * L, D]
+        for block, modulation in zip(self.core, modulations[1:], strict=True):
+            z = block(z, modulation, rope)  # [B, G * L, D]
+        return self.write(tokens, settled(z), layout.token_rope, rope, groups)  # [B, N, D]
+
+
+def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitDiTSpec:
+    sized = SIZES[size]
+    fields, window = preset_fields(f"elit-dit-{size}/{patch}", sized, patch, resolution, channels, num_classes)
+    head, core, tail = sized.split
+    interface = InterfaceSpec(window=(window, window), head=head, core=core, tail=tail)
+    return ElitDiTSpec(**fields, interface=interface)
+
+
+KIND = BackboneKind(
+    spec=ElitDiTSpec,
+    module=ElitDiT,
+    presets={f"elit-dit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
+)

@@ -1,0 +1,23 @@
+"""What the table of backbones knows of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
+
+Preset = Callable[[int, int, int], BackboneSpec]  # of (resolution in pixels, channels, number of classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneKind:
+    """spec: its fields, under the name `spec.kind`. module: a spec -> the network, freshly initialised.
+
+    presets: specs by name, for descriptions and measurements before anything is learned.
+    """
+
+    spec: type[BackboneSpec]
+    module: Callable[[Any], Backbone]
+    presets: Mapping[str, Preset] = field(default_factory=dict)

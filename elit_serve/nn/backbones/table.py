@@ -1,0 +1,74 @@
+"""All backbones by kind. To add one: a file with its spec, module and presets, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones import dit, elit_dit
+from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
+from elit_serve.nn.backbones.kind import BackboneKind, Preset
+from elit_serve.nn.fields import InvalidSpec, Problem, parse
+
+KINDS: dict[str, BackboneKind] = {
+    dit.DiTSpec.kind: dit.KIND,
+    elit_dit.ElitDiTSpec.kind: elit_dit.KIND,
+}
+
+
+def parse_spec(kind: str, fields: Mapping[str, object]) -> BackboneSpec:
+    """The spec of a kind from the fields of a file. Raises `InvalidSpec` with all that is wrong."""
+    if kind not in KINDS:
+        raise InvalidSpec([Problem(("kind",), kind, f"one of {', '.join(KINDS)}")])
+    return parse(KINDS[kind].spec, fields)
+
+
+def build(spec: BackboneSpec) -> Backbone:
+    """The module that `spec` describes, freshly initialised."""
+    return KINDS[spec.kind].module(spec)
+
+
+def build_empty(spec: BackboneSpec) -> Backbone:
+    """The module that `spec` describes on the meta device: names and shapes, no memory."""
+    with torch.device("meta"), _SkipDraws():
+        return build(spec)
+
+
+def count_parameters(spec: BackboneSpec) -> int:
+    """Parameters of `spec`, without allocating any."""
+    return sum(parameter.numel() for parameter in build_empty(spec).parameters())
+
+
+def preset_names() -> list[str]:
+    """As `elit-dit-xl/2`: kind, size and patch."""
+    return list(_presets())
+
+
+def preset(name: str, resolution: int, *, channels: int = 16, num_classes: int = 1000) -> BackboneSpec:
+    """The spec of a preset for square images of `resolution` pixels behind an 8x autoencoder."""
+    if name not in _presets():
+        raise InvalidInput("model", name, f"a preset is one of {', '.join(preset_names())}")
+    return _presets()[name](resolution, channels, num_classes)
+
+
+def _presets() -> dict[str, Preset]:
+    return {name: made for kind in KINDS.values() for name, made in kind.presets.items()}
+
+
+class _SkipDraws(TorchFunctionMode):
+    """Leaves tensors as they are where a module would initialise itself.
+
+    On the meta device that would change nothing, but torch would import its compiler for it: 1.4 s at each start.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -1,0 +1,238 @@
+"""What DiT and ELIT-DiT share: their fields, patches in and velocity out, class and time as condition, and presets.
+
+Letters: B batch, C channels, H x W sample size, P patch, N spatial tokens, G groups, J latents per group, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
+from elit_serve.nn.fields import one_of, whole
+from elit_serve.nn.fused import Residual
+from elit_serve.nn.interface import Read, group_centres, patchify, token_positions, unpatchify
+from elit_serve.nn.layers import Block, FinalLayer, TimestepEmbedder, initialise, rope_table
+from elit_serve.plans.bounds import MAX_TOKENS
+
+MAX_SIDE = 4096  # of a sample
+AUTOENCODER_FACTOR = 8  # pixels per latent side of the FLUX autoencoder that the paper uses
+GROUPS_PER_SIDE = 4  # the paper keeps G = 16 at every resolution
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSpec(BackboneSpec):
+    """A class-conditional diffusion transformer.
+
+    channels, height, width: the sample the model works on (pixels, or an autoencoder's latent).
+    patch: side of a square patch. dim: token width d. num_classes excludes the null class.
+    positions: `rope`, or `learned` for an embedding of each token instead, which ties the model to one sample size.
+    padding: zeros around the sample, in its elements, that the model computes on and its output lacks: tokens that
+        nobody needs, for the experiment of the paper's section 3.2.
+    """
+
+    channels: int = whole(1, 1024)
+    height: int = whole(1, MAX_SIDE)
+    width: int = whole(1, MAX_SIDE)
+    patch: int = whole(1, 64)
+    dim: int = whole(4, 16384)
+    depth: int = whole(1, 512)
+    num_heads: int = whole(1, 512)
+    num_classes: int = whole(1, 1_000_000)
+    positions: str = one_of(("rope", "learned"), "rope")
+    padding: int = whole(0, MAX_SIDE, 0)
+
+    def check(self) -> None:
+        if self.dim % (4 * self.num_heads):
+            needed = f"2D RoPE needs dim / num_heads divisible by 4, and dim is {self.dim}"
+            raise InvalidInput("num_heads", self.num_heads, needed)
+        rows, columns = self.token_grid(self.height, self.width)
+        if rows * columns > MAX_TOKENS:
+            size = f"{self.height} x {self.width} in patches of {self.patch} with padding {self.padding}"
+            allowed = f"{size} is {rows * columns} tokens; at most {MAX_TOKENS} are allowed"
+            raise InvalidInput("height, width", (self.height, self.width), allowed)
+        self.check_size(self.height, self.width)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Rows and columns of tokens in a group; without groups each token stands alone."""
+        return 1, 1
+
+    def check_size(self, *size: int) -> None:
+        """Raises unless a sample of this size, padded, splits into whole windows of whole patches."""
+        (height, width), (rows, columns) = size, self.window
+        for name, side, step in (("height", height, rows * self.patch), ("width", width, columns * self.patch)):
+            padded = side + 2 * self.padding
+            if padded < step or padded % step:
+                raise InvalidInput(name, padded, f"it must be a multiple of {step} (window x patch)")
+        if self.positions == "learned" and (height, width) != (self.height, self.width):
+            raise InvalidInput("height, width", (height, width), f"positions are learned for {self.height, self.width}")
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of a sample of this size, padding included."""
+        return (height + 2 * self.padding) // self.patch, (width + 2 * self.padding) // self.patch
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        return self.channels, self.height, self.width
+
+    @property
+    def num_tokens(self) -> int:
+        """N, spatial tokens after patchify, padding included."""
+        rows, columns = self.token_grid(self.height, self.width)
+        return rows * columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Everything that depends on the sample size alone: RoPE tables and the number of groups. Padding is included."""
+
+    height: int
+    width: int
+    num_groups: int
+    token_rope: Tensor  # [2, N, 1, E/2]
+    group_rope: Tensor  # [2, G, 1, E/2]
+
+
+class Transformer(Backbone):
+    """Patches in, velocity out, class and time as condition; a kind adds its blocks and how tokens run through them."""
+
+    spec: TransformerSpec
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        super().__init__(spec)
+        self.window = spec.window
+        self.patch_embed = nn.Linear(spec.channels * spec.patch**2, spec.dim)
+        self.time_embed = TimestepEmbedder(spec.dim)
+        self.class_embed = nn.Embedding(spec.num_classes + 1, spec.dim)  # the last one means "no class"
+        self.positions = nn.Parameter(torch.empty(spec.num_tokens, spec.dim)) if spec.positions == "learned" else None
+        self.make_blocks()
+        self.final = FinalLayer(spec.dim, spec.channels * spec.patch**2)
+        self._layouts: dict[tuple[int, int, torch.device], Layout] = {}
+        initialise(self)
+
+    def make_blocks(self) -> None:
+        """Registers the kind's own modules, between the embeddings and the final layer."""
+        raise NotImplementedError
+
+    def null_like(self, condition: Tensor) -> Tensor:
+        """What stands for no condition, in place of each of these: class ids [B] -> [B]."""
+        return torch.full_like(condition, self.spec.num_classes)
+
+    def layout(self, height: int, width: int, device: torch.device) -> Layout:
+        """RoPE tables for a sample size, computed once per size and device."""
+        key = (height, width, device)
+        if key not in self._layouts:
+            with torch.inference_mode(False):  # sampling may come first, and training must be able to use them too
+                self._layouts[key] = self._make_layout(height, width, device)
+        return self._layouts[key]
+
+    def _make_layout(self, height: int, width: int, device: torch.device) -> Layout:
+        self.spec.check_size(height, width)
+        height, width = height + 2 * self.spec.padding, width + 2 * self.spec.padding
+        head_size = self.spec.dim // self.spec.num_heads
+        rows, columns = height // self.spec.patch, width // self.spec.patch
+        positions = token_positions(rows, columns, self.window, device)
+        if self.positions is not None:
+            positions = torch.zeros_like(positions)  # all in one place: RoPE then turns nothing
+        centres = group_centres(positions, self.window[0] * self.window[1])
+        return Layout(
+            height=height,
+            width=width,
+            num_groups=len(centres),
+            token_rope=rope_table(positions, head_size),
+            group_rope=rope_table(centres, head_size),
+        )
+
+    def embed(self, x: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, C, H, W], t [B] in [0, 1], class ids [B] -> tokens [B, N, D] and activated condition [B, D]."""
+        x = F.pad(x.to(self.patch_embed.weight.dtype), (self.spec.padding,) * 4)
+        tokens = self.patch_embed(patchify(x, patch=self.spec.patch, window=self.window))
+        if self.positions is not None:
+            tokens = tokens + self.positions
+        return tokens, F.silu(self.time_embed(t) + self.class_embed(condition))
+
+    def modulations(self, modules: Sequence[Block | Read | FinalLayer], c: Tensor) -> Iterator[Tensor]:
+        """`modulation(c)` of each module in turn, for c [B, D].
+
+        They read a quarter of the weights and compute next to nothing: beside the first module's work, all others cost
+        no time of their own.
+        """
+        first = modules[0].modulation(c)
+        with self.beside():
+            others = [module.modulation(c) for module in modules[1:]]
+        return self._after_joining(first, others)
+
+    def _after_joining(self, first: Tensor, others: Sequence[Tensor]) -> Iterator[Tensor]:
+        yield first
+        self.join()
+        yield from others
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is done inside may run beside what follows on a GPU, until `join`."""
+        if self.side_stream is None:
+            yield
+            return
+        self.side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side_stream):
+            yield
+
+    def join(self) -> None:
+        """Whatever follows sees all that was done `beside`."""
+        if self.side_stream is not None:
+            torch.cuda.current_stream().wait_stream(self.side_stream)
+
+    def unembed(self, residual: Tensor | Residual, modulation: Tensor, layout: Layout) -> Tensor:
+        """A stream of tokens [B, N, D], `modulation(c)` [B, 2D] -> velocity [B, C, H, W]."""
+        patches = self.final(residual, modulation)  # [B, N, C * P * P]
+        padded = unpatchify(
+            patches, patch=self.spec.patch, window=self.window, height=layout.height, width=layout.width
+        )
+        inside = slice(self.spec.padding, -self.spec.padding or None)
+        return padded[:, :, inside, inside]
+
+
+def blocks_of(modules: nn.ModuleList) -> list[Block]:
+    """Its modules, which are all blocks."""
+    return [module for module in modules if isinstance(module, Block)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Width, depth and head-core-tail split of a preset (paper, section 4.1 and appendix B)."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    split: tuple[int, int, int]
+
+
+SIZES = {
+    "s": Size(dim=384, depth=12, num_heads=6, split=(2, 8, 2)),
+    "b": Size(dim=768, depth=12, num_heads=12, split=(2, 8, 2)),
+    "xl": Size(dim=1152, depth=28, num_heads=16, split=(4, 20, 4)),
+}
+PATCHES = (1, 2, 4, 8)
+PRESETS = {f"{size}/{patch}": (size, patch) for size in SIZES for patch in PATCHES}  # what follows the kind's name
+
+
+def preset_fields(
+    name: str, size: Size, patch: int, resolution: int, channels: int, num_classes: int
+) -> tuple[dict[str, Any], int]:
+    """The fields of a preset for square images of `resolution` pixels behind an 8x autoencoder, and its window."""
+    step = AUTOENCODER_FACTOR * patch * GROUPS_PER_SIDE
+    if resolution < step or resolution % step:
+        raise InvalidInput("resolution", resolution, f"{name} takes multiples of {step}")
+    latent = resolution // AUTOENCODER_FACTOR
+    fields = {"dim": size.dim, "depth": size.depth, "num_heads": size.num_heads, "patch": patch}
+    sample = {"channels": channels, "height": latent, "width": latent, "num_classes": num_classes}
+    return {**sample, **fields}, latent // patch // GROUPS_PER_SIDE
