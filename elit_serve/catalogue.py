@@ -22,6 +22,7 @@ from elit_serve.files.opening import read_file
 from elit_serve.files.quality import PlanQuality, Quality, read_quality
 from elit_serve.files.validation import MAX_PROBLEMS, problems_in
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
@@ -63,6 +64,12 @@ def cost_table(latency: Latency, only_shape: str = "only") -> CostTable:
         overhead_ms=latency.overhead_ms,
         pads_batches=latency.graphs,
     )
+
+
+def alone_ms(latency: Latency, plan: Plan) -> float:
+    """Of one picture by this plan on an idle device, from its first step to its encoded file."""
+    costs = cost_table(latency)
+    return costs.alone_ms(costs.shapes[0], plan.levels, plan.weak_caps(max(plan.levels)))
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from elit_serve.engine.checkpoint import spec_of, write_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.attention_maps import (
-    evenly_spaced,
     halved_levels,
     overlay,
     record_reads,
     write_attention,
 )
+from elit_serve.evaluation.report.sheets import evenly
 from elit_serve.files.config import ModelConfig
 from elit_serve.nn import DiTSpec, ElitDiTSpec, InterfaceSpec, build
 
@@ -124,9 +124,9 @@ def test_a_model_that_pads_its_samples_shows_the_padding_around_the_picture(
 def test_halves_and_steps() -> None:
     assert halved_levels(range(1, 17)) == [16, 8, 4, 2, 1]
     assert halved_levels([12, 6, 4]) == [12, 6]
-    assert evenly_spaced(40, 5) == [0, 10, 20, 29, 39]
-    assert evenly_spaced(3, 5) == [0, 1, 2]
-    assert evenly_spaced(1, 5) == [0]
+    assert evenly(40, 5) == [0, 10, 20, 29, 39]
+    assert evenly(3, 5) == [0, 1, 2]
+    assert evenly(1, 5) == [0]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from elit_serve.evaluation.metrics.nearest import nearest, nearest_ratio
+from elit_serve.evaluation.features import Described
+from elit_serve.evaluation.metrics import Scorer
+from elit_serve.evaluation.metrics.nearest import nearest
 
 
 def test_each_sample_finds_its_nearest_photograph() -> None:
@@ -27,6 +29,6 @@ def test_new_samples_score_about_one_and_copies_about_zero() -> None:
     generator = torch.Generator().manual_seed(0)
     training, held_out, fresh = (torch.randn(300, 8, generator=generator) for _ in range(3))
     copies = training[:100] + 0.001 * torch.randn(100, 8, generator=generator)
-    unseen = nearest(held_out, training)
-    assert nearest_ratio(nearest(fresh, training), unseen) == pytest.approx(1, abs=0.15)
-    assert nearest_ratio(nearest(copies, training), unseen) < 0.01
+    scorer = Scorer(training, Described(features=held_out), torch.device("cpu"))
+    assert scorer.score(Described(features=fresh)).nearest_ratio.value == pytest.approx(1, abs=0.15)
+    assert scorer.score(Described(features=copies)).nearest_ratio.value < 0.01

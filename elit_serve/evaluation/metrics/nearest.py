@@ -30,11 +30,3 @@ def nearest(samples: Tensor, photographs: Tensor, *, chunk: int = 1024) -> Neare
     return Nearest(
         distances=torch.cat([part.values for part in found]), indices=torch.cat([part.indices for part in found])
     )
-
-
-def nearest_ratio(samples: Nearest, held_out: Nearest) -> float:
-    """Median nearest-training distance of samples over that of held-out photographs.
-
-    About 1 when samples are as new as unseen photographs; towards 0 when they are copies.
-    """
-    return samples.median_distance / held_out.median_distance

@@ -24,6 +24,7 @@ from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import FinishedPicture, Pipeline
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.report.attention import read_probabilities
+from elit_serve.evaluation.report.sheets import evenly
 from elit_serve.files.writing import check_folder
 from elit_serve.nn import Backbone
 from elit_serve.nn.backbones.transformer import TransformerSpec
@@ -118,7 +119,7 @@ def write_attention(
     for level in levels:
         check_level(level, pipeline.config.levels)
     check_folder(folder, field="attention")
-    steps = evenly_spaced(plan.num_steps, SHOWN_STEPS)
+    steps = evenly(plan.num_steps, SHOWN_STEPS)
     records = [record_reads(pipeline, condition, seed, plan.at_level(level), steps) for level in levels]
     _reads_sheet(records, spec).save(folder / "reads.png")
     _reads_sheet(records, spec, latent=0).save(folder / "first-latent.png")
@@ -136,15 +137,6 @@ def halved_levels(levels: Sequence[int]) -> list[int]:
     """The highest of the trained levels, half of it, and so on while these are trained, the highest first."""
     halves = [max(levels) >> power for power in range(HALVINGS)]
     return [level for level in halves if level in levels]
-
-
-def evenly_spaced(num_steps: int, wanted: int) -> list[int]:
-    """At most `wanted` of the steps 0..num_steps - 1, with the first and the last.
-
-    >>> evenly_spaced(40, 5)
-    [0, 10, 20, 29, 39]
-    """
-    return sorted({round(i * (num_steps - 1) / (wanted - 1)) for i in range(wanted)})
 
 
 def overlay(picture: Image.Image, relative: Tensor, spec: TransformerSpec) -> Image.Image:

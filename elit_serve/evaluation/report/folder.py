@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elit_serve.catalogue import cost_table
+from elit_serve.catalogue import alone_ms
 from elit_serve.errors import DataError, InvalidInput
 from elit_serve.files.evaluation import EvaluatedPlan, Evaluation, Scores, read_evaluation
 from elit_serve.files.latency import Latency, read_latency
@@ -15,7 +15,6 @@ from elit_serve.files.quality import Quality, read_quality
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan, runs_of
-from elit_serve.scheduler.costs import CostTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +155,6 @@ def _evaluated_row(measured: EvaluatedPlan) -> MeasuredRow:
 
 def _swept_rows(quality: Quality, latency: Latency | None) -> tuple[MeasuredRow, ...]:
     """Cheapest first."""
-    full_level = max(max(plan.step_levels) for plan in quality.plans)
-    costs = cost_table(latency) if latency else None
     return tuple(
         MeasuredRow(
             plan=plan.plan,
@@ -165,15 +162,11 @@ def _swept_rows(quality: Quality, latency: Latency | None) -> tuple[MeasuredRow,
             name=plan.name,
             quality=plan.quality,
             gflops=plan.gflops,
-            time_ms=_alone_ms(plan.plan, full_level, costs) if costs else None,
+            time_ms=alone_ms(latency, plan.plan) if latency else None,
             on_front=plan.on_front,
         )
         for plan in sorted(quality.plans, key=lambda plan: plan.gflops)
     )
-
-
-def _alone_ms(plan: Plan, full_level: int, costs: CostTable) -> float:
-    return costs.alone_ms(costs.shapes[0], plan.levels, plan.weak_caps(full_level))
 
 
 def guidance_text(guidance: Guidance) -> str:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from elit_serve.engine.conditions import Condition
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.evaluation.metrics.nearest import Nearest
+from elit_serve.evaluation.metrics import Nearest
 from elit_serve.photographs import Photograph, decode
 from elit_serve.pictures import fit, labelled, level_label
 from elit_serve.plans.guidance import Guidance
@@ -77,9 +77,10 @@ def nearest_sheet(
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """`wanted` of the indices 0..count - 1, evenly spaced.
+    """`wanted` of the indices 0..count - 1, evenly spaced, with the first and the last; or all, of fewer.
 
     >>> evenly(10, 4)
     [0, 3, 6, 9]
     """
+    wanted = min(wanted, count)
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)] if wanted > 1 else [0][:wanted]

@@ -15,8 +15,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
-from elit_serve.evaluation.metrics.measures import INTERVALS, PlanMeasures
-from elit_serve.evaluation.metrics.nearest import nearest
+from elit_serve.evaluation.metrics import INTERVALS, PlanMeasures, nearest
 from elit_serve.evaluation.report.sheets import budget_sheet, evenly, nearest_sheet
 from elit_serve.evaluation.report.table import as_markdown
 from elit_serve.evaluation.runs.evaluator import SEEDS_PER_REPEAT, Evaluator
@@ -138,7 +137,7 @@ def write_sheets(
 ) -> None:
     """`budgets.png` and `nearest.png`, which needs the photographs, so that a reference file does without."""
     known, reference = pipeline.conditions, evaluator.reference
-    shown = shown or [known[index] for index in evenly(len(known), min(SHOWN_CLASSES, len(known)))]
+    shown = shown or [known[index] for index in evenly(len(known), SHOWN_CLASSES)]
     levels = [plan.levels[0] for plan in plans]
     budget_sheet(pipeline, plans[0], levels=levels, conditions=shown).save(out / "budgets.png")
     if reference.photographs:

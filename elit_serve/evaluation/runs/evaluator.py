@@ -15,11 +15,10 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import device_name
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import Described, FeatureCache, FeatureExtractor, Sampled
-from elit_serve.evaluation.metrics.measures import MeasuredSet, PlanMeasures
+from elit_serve.evaluation.metrics import MeasuredSet, PlanMeasures
 from elit_serve.evaluation.runs.background import in_background
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.sampler import Sampler
-from elit_serve.evaluation.runs.scoring import Scorer
 from elit_serve.files.evaluation import Scores
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
@@ -56,7 +55,7 @@ class Evaluator:
         self._sampler = Sampler(pipeline, batch_size=batch_size)
         self._cache = None if cache is None else FeatureCache(cache)
         self._on_pictures = on_pictures
-        self._scorer = Scorer(reference, pipeline.device)
+        self._scorer = reference.scorer(pipeline.device)
 
     @cached_property
     def floor(self) -> Estimate:

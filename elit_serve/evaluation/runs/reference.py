@@ -20,9 +20,8 @@ from torch import Tensor
 
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features import FeatureExtractor, photograph_features
-from elit_serve.evaluation.metrics.nearest import nearest
-from elit_serve.evaluation.metrics.precision_recall import NEIGHBOURS
+from elit_serve.evaluation.features import Described, FeatureExtractor, photograph_features
+from elit_serve.evaluation.metrics import NEIGHBOURS, Scorer, nearest
 from elit_serve.files.opening import regular
 from elit_serve.files.validation import problems_in
 from elit_serve.photographs import Photograph
@@ -84,6 +83,10 @@ class Reference:
         """Samples of each class, by name."""
         counts = Counter(self.held_out_classes)
         return {name: counts[index] for index, name in enumerate(self.classes)}
+
+    def scorer(self, device: torch.device) -> Scorer:
+        """What measures pictures against these photographs."""
+        return Scorer(self.features, Described(features=self.held_out, logits=self.held_out_logits), device)
 
     def save(self, file: Path) -> None:
         """Writes safetensors with the facts as JSON in their header."""

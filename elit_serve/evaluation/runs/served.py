@@ -26,10 +26,9 @@ from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.features import Described, FeatureExtractor
-from elit_serve.evaluation.metrics.measures import quality_of
+from elit_serve.evaluation.metrics import quality_of
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.reference import Reference
-from elit_serve.evaluation.runs.scoring import Scorer
 from elit_serve.evaluation.runs.sweep import plan_name
 from elit_serve.files.records import read_records
 from elit_serve.plans.estimate import Estimate
@@ -98,7 +97,7 @@ def measure_served(
     pictures = remake(pipeline, plans, conditions, seeds, batch_size=evaluator.batch_size)
     best = remake(pipeline, full, conditions, seeds, batch_size=evaluator.batch_size)
     features, best_features = (_features(extractor, each, evaluator.batch_size) for each in (pictures, best))
-    distance = Scorer(reference, pipeline.device).frechet(Described(features=features))()
+    distance = reference.scorer(pipeline.device).frechet(Described(features=features))()
     return ServedError(
         num_served=len(served),
         num_plans=len(set(served)),

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Protocol
 
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.metrics.measures import MeasuredSet, quality_of
+from elit_serve.evaluation.metrics import MeasuredSet, quality_of
 from elit_serve.files.quality import PlanQuality
 from elit_serve.nn import BackboneSpec
 from elit_serve.plans.estimate import Estimate

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elit_serve import charts
-from elit_serve.catalogue import cost_table
+from elit_serve.catalogue import alone_ms
 from elit_serve.charts import Chart, ChartGrid, Series
 from elit_serve.engine.checkpoint import write_sampling
 from elit_serve.engine.pipeline import Pipeline
@@ -150,7 +150,7 @@ def draw_front(points: Sequence[Point], default: Plan, file: Path, *, metric: st
     drawn = [_front_chart(points, front, default, gflops, ("GFLOP of a picture, both passes", y_label))]
     drawn[0] = replace(drawn[0], heading=tuple(f"{i}  {plan_name(point.plan)}" for i, point in enumerate(front, 1)))
     if latency is not None:
-        times_ms = {point.plan: _alone_ms(point.plan, latency) for point in points}
+        times_ms = {point.plan: alone_ms(latency, point.plan) for point in points}
         x_label = f"milliseconds of a picture alone, {latency.device}"
         drawn.append(_front_chart(points, front, default, times_ms, (x_label, y_label)))
     ChartGrid(title="The front of the measured plans", rows=(tuple(drawn),)).save(file)
@@ -183,11 +183,6 @@ def _front_chart(
         ),
         log_x=True,
     )
-
-
-def _alone_ms(plan: Plan, latency: Latency) -> float:
-    table = cost_table(latency)
-    return table.alone_ms(table.shapes[0], plan.levels, plan.weak_caps(table.levels[-1]))
 
 
 def _sampling_of(plan: Plan) -> SamplingConfig:

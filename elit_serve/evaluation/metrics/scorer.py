@@ -15,21 +15,25 @@ from elit_serve.evaluation.metrics.kernel import KernelReference
 from elit_serve.evaluation.metrics.measures import from_halves, whole_and_halves
 from elit_serve.evaluation.metrics.nearest import nearest
 from elit_serve.evaluation.metrics.precision_recall import ManifoldReference
-from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.files.evaluation import Scores
 from elit_serve.plans.estimate import Estimate
 
 
 class Scorer:
-    """The reference's side of every metric, computed once, when it is first asked for."""
+    """The photographs' side of every metric, computed once, when it is first asked for.
 
-    def __init__(self, reference: Reference, device: torch.device) -> None:
-        self._reference = reference
+    features: of the reference photographs [m, F]. held_out: photographs that nothing was made from, whose scores are
+    the floor: real against real, at the n of the samples.
+    """
+
+    def __init__(self, features: Tensor, held_out: Described, device: torch.device) -> None:
+        self.held_out = held_out
+        self._features = features
         self._device = device
 
     @cached_property
     def _photographs(self) -> Tensor:
-        return self._reference.features.to(self._device).double()
+        return self._features.to(self._device).double()
 
     @cached_property
     def _frechet(self) -> FrechetReference:
@@ -45,12 +49,7 @@ class Scorer:
 
     @cached_property
     def _held_out_nearest(self) -> float:
-        return nearest(self._reference.held_out.to(self._device), self._photographs).median_distance
-
-    @property
-    def held_out(self) -> Described:
-        """The held-out photographs, whose scores are the floor: real against real, at the n of the samples."""
-        return Described(features=self._reference.held_out, logits=self._reference.held_out_logits)
+        return nearest(self.held_out.features.to(self._device), self._photographs).median_distance
 
     def frechet(self, described: Described) -> Callable[[], Estimate]:
         """The Fréchet distance, with an interval from random halves of the pictures.
