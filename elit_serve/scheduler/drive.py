@@ -100,7 +100,8 @@ class Driver:
 
     now_s: of the virtual clock. depth: how many launches may be on the device at a time, one running and the others
         behind it. foretells: how it would go on, so that nothing is learnt from what launches take, and nobody expires.
-    endings: of requests that have ended, by id; the scheduler has forgotten them. launches: all, in order.
+    endings: of requests that have ended, by id; the scheduler has forgotten them. launches: all, in order; running:
+        those that are on the device.
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class Driver:
         self.scheduler, self.now_s = scheduler, now_s
         self.endings: dict[int, Ended] = {}
         self.launches: list[Launched] = []
+        self.running: deque[Launched] = deque()
         self._device, self._depth, self._foretells = device, depth, foretells
-        self._running: deque[Launched] = deque()
         self._delivering: deque[tuple[float, int]] = deque()  # (when, request), in order of time
 
     def submit(self, demands: Sequence[Demand]) -> Refusal | None:
@@ -121,6 +122,13 @@ class Driver:
         """As `Scheduler.cancel`, now."""
         if self.scheduler.cancel(request_id, self.now_s):
             self._end(request_id)
+
+    def fail(self, request_ids: Sequence[int]) -> None:
+        """As `Scheduler.failed`, now."""
+        self.scheduler.failed(request_ids, self.now_s)
+        for request_id in request_ids:
+            if request_id not in self.endings:
+                self._end(request_id)
 
     def advance_to(self, until_s: float) -> None:
         """Lets everything happen that happens before then; with infinity, until nothing is left to run."""
@@ -141,24 +149,24 @@ class Driver:
 
     def start(self) -> Launched | None:
         """Starts what the scheduler decides now, if the device takes one more; None if there is nothing to run."""
-        if len(self._running) == self._depth:
+        if len(self.running) == self._depth:
             return None
         if not self._foretells:
             for request_id in self.scheduler.expire(self.now_s):
                 self._end(request_id)
-        start_s = max(self.now_s, self._running[-1].end_s if self._running else self.now_s)
+        start_s = max(self.now_s, self.running[-1].end_s if self.running else self.now_s)
         launch = self.scheduler.decide(start_s)
         if launch is None:
             return None
         started = Launched(launch, start_s, self._device.run_ms(launch))
-        self._running.append(started)
+        self.running.append(started)
         self.launches.append(started)
         return started
 
     def finish(self) -> None:
         """Lets everything happen up to the end of the oldest launch on the device."""
-        end_s = self._running[0].end_s
-        while self._running and self._running[0].end_s <= end_s:
+        end_s = self.running[0].end_s
+        while self.running and self.running[0].end_s <= end_s:
             self._happen(self._next_event_s())
 
     def ran(self, launch: Launch) -> None:
@@ -169,7 +177,7 @@ class Driver:
             pass
 
     def _next_event_s(self) -> float:
-        running_s = self._running[0].end_s if self._running else inf
+        running_s = self.running[0].end_s if self.running else inf
         return min(running_s, self._delivering[0][0] if self._delivering else inf)
 
     def _happen(self, event_s: float) -> None:
@@ -181,7 +189,7 @@ class Driver:
                 self.scheduler.delivered(request_id, self.now_s)
                 self._end(request_id)
             return
-        launch, _, took_ms = self._running.popleft()
+        launch, _, took_ms = self.running.popleft()
         self.ran(launch)
         observed_ms = None if self._foretells else took_ms
         for request_id in self.scheduler.finished(launch.launch_id, self.now_s, observed_ms):

@@ -27,13 +27,13 @@ MAPPINGS = {kind.__name__: kind for kind in (dict, Counter)}
 
 def as_text(scheduler: RequestScheduler) -> str:
     """The whole state of a scheduler in base64, some ten thousand characters long."""
-    return b64encode(zlib.compress(json.dumps(_Writer().written(scheduler)).encode())).decode()
+    return b64encode(zlib.compress(json.dumps(_StateWriter().written(scheduler)).encode())).decode()
 
 
 def from_text(text: str) -> RequestScheduler:
     """The scheduler that `as_text` was given. Raises `ValueError` for any other text."""
     try:
-        scheduler = _Reader().read(json.loads(zlib.decompress(b64decode(text, validate=True))))
+        scheduler = _StateReader().read(json.loads(zlib.decompress(b64decode(text, validate=True))))
     except (ValueError, zlib.error, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"no scheduler's state: {error}") from error
     if not isinstance(scheduler, RequestScheduler):
@@ -41,7 +41,7 @@ def from_text(text: str) -> RequestScheduler:
     return scheduler
 
 
-class _Writer:
+class _StateWriter:
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._kept: list[object] = []  # so that no other object gets the identity of one that was written
@@ -69,7 +69,7 @@ class _Writer:
         return {"class": name, "fields": {field: self.written(part) for field, part in _fields(value)}}
 
 
-class _Reader:
+class _StateReader:
     def __init__(self) -> None:
         self._objects: dict[int, Any] = {}
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from math import inf
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
+from elit_serve.scheduler.drive import Driver
 from elit_serve.scheduler.quality import logarithmic
 from elit_serve.scheduler.requests import Demand, Launch, Priority
-from elit_serve.scheduler.state import ENDED, State
+from elit_serve.scheduler.state import State
 
 LEVELS = (2, 4, 8, 16)
+SHAPES = ("32x32", "64x64")
 
 
 @dataclass
@@ -27,96 +30,32 @@ class Traffic:
     failing_launches: frozenset[int] = frozenset()
 
 
-@dataclass
-class Story:
-    """What became of each request."""
+class Failing(Driver):
+    """A driver some of whose launches fail, by their ids."""
 
-    accepted: dict[int, Demand] = field(default_factory=dict)
-    answered_s: dict[int, float] = field(default_factory=dict)
-    ended: dict[int, State] = field(default_factory=dict)
-    levels: dict[int, list[int]] = field(default_factory=dict)
+    failing: frozenset[int] = frozenset()
 
-
-class Driver:
-    """A device that takes `truth` for every step, with up to `depth` launches decided ahead, as a worker drives it."""
-
-    def __init__(self, scheduler: RequestScheduler, truth: CostTable, *, depth: int = 1) -> None:
-        self.scheduler, self.truth, self.depth = scheduler, truth, depth
-        self.story = Story()
-        self.running: deque[tuple[float, Launch]] = deque()
-        self.decoding: deque[tuple[float, int]] = deque()
-
-    def run(self, traffic: Traffic) -> Story:
-        outside = [(at_s, 0, index, demands) for index, (at_s, demands) in enumerate(traffic.submissions)]
-        outside += [(at_s, 1, index, [request_id]) for index, (at_s, request_id) in enumerate(traffic.cancellations)]
-        self.failing = traffic.failing_launches
-        for at_s, is_cancellation, _, what in sorted(outside, key=lambda event: event[:3]):
-            self.run_until(at_s)
-            if is_cancellation:
-                self.cancel(what[0], at_s)
-            else:
-                self.submit(what, at_s)
-            self.fill(at_s)
-        self.run_until(float("inf"))
-        return self.story
-
-    def submit(self, demands: Sequence[Demand], now_s: float) -> None:
-        if self.scheduler.submit(demands, now_s) is None:
-            for demand in demands:
-                self.story.accepted[demand.request_id] = demand
-                self.story.levels[demand.request_id] = []
-
-    def cancel(self, request_id: int, now_s: float) -> None:
-        if self.scheduler.cancel(request_id, now_s):
-            self.end(request_id)
-
-    def run_until(self, until_s: float) -> None:
-        while (now_s := min([at_s for at_s, _ in [*self.running, *self.decoding]], default=until_s)) < until_s:
-            if self.running and self.running[0][0] == now_s:
-                self.finish(now_s)
-            else:
-                _, request_id = self.decoding.popleft()
-                self.scheduler.delivered(request_id, now_s)
-                if self.scheduler.state(request_id) is State.DONE:
-                    self.story.answered_s[request_id] = now_s
-                    self.end(request_id)
-            for request_id in self.scheduler.expire(now_s):
-                self.end(request_id)
-            self.fill(now_s)
-
-    def finish(self, now_s: float) -> None:
-        _, launch = self.running.popleft()
+    def ran(self, launch: Launch) -> None:
         if launch.launch_id in self.failing:
-            self.scheduler.failed(launch.request_ids, now_s)
-            for request_id in launch.request_ids:
-                if request_id not in self.story.ended:
-                    self.end(request_id)
-        took_ms = self.truth.step_ms(launch.kind, len(launch.request_ids))
-        for request_id in self.scheduler.finished(launch.launch_id, now_s, took_ms):
-            self.decoding.append((now_s + self.truth.overhead_ms / 1000, request_id))
+            self.fail(launch.request_ids)
 
-    def fill(self, now_s: float) -> None:
-        while len(self.running) < self.depth:
-            start_s = max(now_s, self.running[-1][0] if self.running else now_s)
-            launch = self.scheduler.decide(start_s)
-            if not isinstance(launch, Launch):
-                return
-            for request_id in launch.request_ids:
-                levels, demand = self.story.levels[request_id], self.story.accepted[request_id]
-                caps = [demand.weak_caps[len(levels)], *demand.weak_caps]
-                own, *others = [StepKind.capped(demand.shape, launch.kind.level, cap) for cap in caps]
-                rides = own.weak_level is None and launch.kind in others
-                assert own == launch.kind or rides, "a step runs in a launch of its kind; unguided ones may ride"
-                levels.append(launch.kind.level)
-            took_ms = self.truth.step_ms(launch.kind, len(launch.request_ids))
-            self.running.append((start_s + took_ms / 1000, launch))
 
-    def end(self, request_id: int) -> None:
-        state = self.scheduler.state(request_id)
-        assert state in ENDED
-        assert request_id not in self.story.ended, "a request ends once"
-        self.story.ended[request_id] = state
-        self.scheduler.forget(request_id)
+def drive(
+    scheduler: RequestScheduler, truth: CostTable, traffic: Traffic, *, depth: int = 1
+) -> tuple[Driver, dict[int, Demand]]:
+    """Lets the traffic meet a device that takes `truth` for every step. Also what was accepted, by id."""
+    driver, accepted = Failing(scheduler, SimulatedDevice(truth), depth=depth), {}
+    driver.failing = traffic.failing_launches
+    outside = [(at_s, 0, index, demands) for index, (at_s, demands) in enumerate(traffic.submissions)]
+    outside += [(at_s, 1, index, [request_id]) for index, (at_s, request_id) in enumerate(traffic.cancellations)]
+    for at_s, is_cancellation, _, what in sorted(outside, key=lambda event: event[:3]):
+        driver.advance_to(at_s)
+        if is_cancellation:
+            driver.cancel(what[0])
+        elif driver.submit(what) is None:
+            accepted |= {demand.request_id: demand for demand in what}
+    driver.advance_to(inf)
+    return driver, accepted
 
 
 @st.composite
@@ -130,13 +69,11 @@ def tables(draw: st.DrawFn) -> CostTable:
     size = [1 + sum(per_batch[1 : i + 1]) for i in range(len(batches))]
     fixed_ms, weak_share = draw(st.floats(0.1, 5.0)), draw(st.floats(0.0, 1.0))
     steps_ms: dict[tuple[StepKind, int], float] = {}
-    for i, level in enumerate(LEVELS):
-        for b, batch in enumerate(batches):
-            steps_ms[StepKind("32x32", level), batch] = fixed_ms + main[i] * size[b]
-            for j, weak in enumerate(LEVELS[: i + 1]):
-                steps_ms[StepKind("32x32", level, weak), batch] = (
-                    steps_ms[StepKind("32x32", level), batch] + weak_share * main[j] * size[b]
-                )
+    for (i, level), (b, batch), shape in product(enumerate(LEVELS), enumerate(batches), SHAPES):
+        image_ms = size[b] * (1 + SHAPES.index(shape))
+        steps_ms[StepKind(shape, level), batch] = fixed_ms + main[i] * image_ms
+        for j, weak in enumerate(LEVELS[: i + 1]):
+            steps_ms[StepKind(shape, level, weak), batch] = fixed_ms + (main[i] + weak_share * main[j]) * image_ms
     if draw(st.booleans()):  # measured with noise: neither a larger batch nor a higher level need cost more
         random = draw(st.randoms(use_true_random=False))
         steps_ms = {key: cost * random.uniform(0.5, 2.0) for key, cost in steps_ms.items()}
@@ -153,7 +90,7 @@ def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
     pins = st.one_of(st.none(), st.none(), st.integers(1, 18).map(lambda level: (level,) * num_steps))
     replays = st.lists(st.sampled_from(LEVELS), min_size=num_steps, max_size=num_steps).map(tuple)
     return Demand(
-        shape="32x32",
+        shape=draw(st.sampled_from([SHAPES[0], *SHAPES])),
         request_id=request_id,
         arrived_s=arrived_s,
         deadline_s=arrived_s + draw(st.floats(0.01, 1.5)),
@@ -185,12 +122,12 @@ def elastic(table: CostTable, elastic_settings: ElasticSettings | None = None) -
     return RequestScheduler(table, ElasticPolicy(quality, elastic_settings))
 
 
-def assert_all_accounted_for(scheduler: RequestScheduler, story: Story) -> None:
-    assert story.ended.keys() == story.accepted.keys(), "every accepted request ends"
-    assert scheduler.num_waiting == scheduler.num_running == 0
-    for request_id, demand in story.accepted.items():
-        levels = story.levels[request_id]
-        if story.ended[request_id] is State.DONE:
+def assert_all_accounted_for(driver: Driver, accepted: dict[int, Demand]) -> None:
+    assert driver.endings.keys() == accepted.keys(), "every accepted request ends"
+    assert driver.scheduler.num_waiting == driver.scheduler.num_running == 0
+    for request_id, demand in accepted.items():
+        levels = driver.endings[request_id].levels
+        if driver.endings[request_id].state is State.DONE:
             assert len(levels) == demand.num_steps, "every step runs once"
         if demand.pinned is not None:
             assert tuple(levels) == demand.pinned[: len(levels)]
@@ -198,6 +135,19 @@ def assert_all_accounted_for(scheduler: RequestScheduler, story: Story) -> None:
             ceilings = demand.ceilings or (demand.max_level,) * demand.num_steps
             assert all(demand.min_level <= level <= demand.max_level for level in levels)
             assert all(level <= ceiling for level, ceiling in zip(levels, ceilings, strict=False))
+    assert_launches_are_of_one_kind(driver, accepted)
+
+
+def assert_launches_are_of_one_kind(driver: Driver, accepted: dict[int, Demand]) -> None:
+    step = dict.fromkeys(accepted, 0)
+    for launch, _, _ in driver.launches:
+        for request_id in launch.request_ids:
+            demand = accepted[request_id]
+            caps = [demand.weak_caps[step[request_id]], *demand.weak_caps]
+            own, *others = [StepKind.capped(demand.shape, launch.kind.level, cap) for cap in caps]
+            rides = own.weak_level is None and launch.kind in others
+            assert own == launch.kind or rides, "a step runs in a launch of its kind; unguided ones may ride"
+            step[request_id] += 1
 
 
 @settings(max_examples=300, deadline=None)
@@ -215,15 +165,16 @@ def test_every_promise_is_kept(table, traffic, depth, max_batch, admission, max_
         ElasticSettings(admission=admission, max_waiting=max_waiting, cushion_steps=1e-3),
     )
     scheduler.limit_batch(max_batch)
-    story = Driver(scheduler, table, depth=depth).run(traffic)
-    assert_all_accounted_for(scheduler, story)
+    driver, accepted = drive(scheduler, table, traffic, depth=depth)
+    assert_all_accounted_for(driver, accepted)
     assert scheduler.counters.decision_errors == 0
-    for request_id, demand in story.accepted.items():
-        if story.ended[request_id] is State.CANCELLED:
+    for request_id, demand in accepted.items():
+        ending = driver.endings[request_id]
+        if ending.state is State.CANCELLED:
             continue
-        assert story.ended[request_id] is State.DONE
+        assert ending.state is State.DONE
         if demand.is_hard:
-            assert story.answered_s[request_id] <= demand.deadline_s
+            assert ending.at_s <= demand.deadline_s
     assert scheduler.counters.missed == 0
 
 
@@ -231,6 +182,6 @@ def test_every_promise_is_kept(table, traffic, depth, max_batch, admission, max_
 @given(table=tables(), traffic=traffics(fails=True), depth=st.integers(1, 2), bias=st.sampled_from([0.5, 1.0, 2.0]))
 def test_all_are_accounted_for_when_steps_fail_and_predictions_are_wrong(table, traffic, depth, bias) -> None:  # type: ignore[no-untyped-def]
     for scheduler in (elastic(table), RequestScheduler(table, FixedPolicy(max_waiting=5))):
-        story = Driver(scheduler, table.scaled(bias), depth=depth).run(traffic)
-        assert_all_accounted_for(scheduler, story)
+        driver, accepted = drive(scheduler, table.scaled(bias), traffic, depth=depth)
+        assert_all_accounted_for(driver, accepted)
         assert scheduler.counters.decision_errors == 0

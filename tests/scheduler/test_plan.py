@@ -1,0 +1,137 @@
+"""The fast planner against the plain one, and both against the truth: every order of launches that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import combinations
+from random import Random
+
+import pytest
+
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler import CostTable
+from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.policy import plan_plain
+from elit_serve.scheduler.policy.pace import Work
+from elit_serve.scheduler.policy.plan import plan
+from elit_serve.scheduler.requests import Demand
+
+LEVELS = (2, 4, 8)
+SHAPES = ("32x32", "64x64")
+SLACK = 0.01  # share of what the fast planner accepts that the plain one accepts beyond it
+ROUNDING_S = 1e-7
+
+
+def drawn_table(random: Random) -> CostTable:
+    """Costs that rise with level, weak level and batch, and in half of the tables not even that."""
+    fixed_ms, noise = random.uniform(0.1, 5), random.choice([0.0, 0.5])
+    steps_ms = {
+        (StepKind(shape, level, weak), batch): (fixed_ms + batch * (level + (weak or 0)) * (1 + SHAPES.index(shape)))
+        * random.uniform(1 - noise, 1 + noise)
+        for shape in SHAPES
+        for level in LEVELS
+        for weak in {None, 2, level}
+        for batch in (1, 2, 3, 8)
+    }
+    return CostTable(steps_ms=steps_ms, overhead_ms=0.0, pads_batches=random.random() < 0.5)
+
+
+def drawn_works(random: Random, count: int, max_steps: int) -> list[Work]:
+    """In order of their deadlines, and none of them hopeless alone."""
+    costs, works = CorrectedCosts(drawn_table(random)), []
+    mixed, crowd = random.random() < 0.6, random.uniform(1.0, 1.0 + 3 * count)
+    for request_id in range(count):
+        steps = random.randint(1, max_steps)
+        guided_from = random.choice([0, steps, steps // 2]) if mixed else 0
+        low = random.choice(LEVELS) if mixed else 2
+        demand = Demand(
+            request_id=request_id,
+            shape=random.choice(SHAPES) if mixed else SHAPES[0],
+            arrived_s=0.0,
+            deadline_s=1.0,
+            weak_caps=(None,) * guided_from + (random.choice([2, 8]),) * (steps - guided_from),
+            min_level=low,
+            max_level=8,
+        )
+        work = Work(demand, costs, due_s=0.0, order=0.0)
+        work.due_s = work.order = work.solo_s * random.uniform(crowd**0.5, crowd)
+        works.append(work)
+    return sorted(works, key=lambda work: work.due_s)
+
+
+def assert_in_time_when_followed(works: Sequence[Work], max_batch: int) -> None:
+    """Runs a plan launch by launch, each for as long as the table says."""
+    certificate, now_s = plan(works, 0.0, max_batch=max_batch), 0.0
+    assert certificate is not None
+    while members := certificate.next_members():
+        assert len(members) <= max_batch
+        assert len({work.kind for work in members}) == 1, "a launch is of one kind"
+        assert certificate.latest_start_s(1.0) >= now_s - ROUNDING_S, "the rest can still be in time"
+        now_s += members[0].row[len(members)]
+        for work in members:
+            work.advance()
+            assert work.left or now_s <= work.due_s + ROUNDING_S, "it ends in time"
+    assert not any(work.left for work in works), "everybody is done"
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_whoever_follows_a_plan_is_in_time_with_everybody(seed: int) -> None:
+    random = Random(seed)
+    works = drawn_works(random, random.choice([2, 5, 12, 40]), random.choice([2, 8, 20]))
+    max_batch = random.choice([1, 3, 8])
+    if plan(works, 0.0, max_batch=max_batch) is not None:
+        assert_in_time_when_followed(works, max_batch)
+
+
+def is_possible(works: Sequence[Work], max_batch: int) -> bool:
+    """Whether any order of launches at the lowest levels has everybody in time: all are tried."""
+    kinds = [[run for run in work.runs for _ in range(run.steps)] for work in works]
+
+    @cache
+    def can_end(done: tuple[int, ...], now_s: float) -> bool:
+        if any(now_s > work.due_s + ROUNDING_S for work, steps in zip(works, done, strict=True) if steps < work.left):
+            return False
+        nexts = {i: kinds[i][steps] for i, steps in enumerate(done) if steps < works[i].left}
+        for size in range(1, min(len(nexts), max_batch) + 1):
+            for members in combinations(nexts, size):
+                if len({nexts[i].kind for i in members}) > 1:
+                    continue
+                end_s = now_s + nexts[members[0]].row[size]
+                after = tuple(steps + (i in members) for i, steps in enumerate(done))
+                late = any(after[i] == works[i].left and end_s > works[i].due_s + ROUNDING_S for i in members)
+                if not late and can_end(after, round(end_s, 9)):
+                    return True
+        return not nexts
+
+    return can_end((0,) * len(works), 0.0)
+
+
+def test_no_plan_is_found_where_no_order_of_launches_is_in_time_and_some_where_one_is() -> None:
+    possible, found = 0, 0
+    for seed in range(400):
+        random = Random(seed)
+        works = drawn_works(random, random.choice([2, 3]), 3)
+        max_batch = random.choice([1, 2, 3])
+        truth = is_possible(works, max_batch)
+        for planned in (plan(works, 0.0, max_batch=max_batch), plan_plain.plan(works, 0.0, max_batch=max_batch)):
+            assert truth or planned is None, f"seed {seed}: what is planned is impossible"
+        possible += truth
+        found += plan(works, 0.0, max_batch=max_batch) is not None
+    assert possible >= 150
+    assert found >= 0.95 * possible, f"{found} of {possible}"
+
+
+def test_the_fast_planner_accepts_what_the_plain_one_accepts_but_for_a_hundredth() -> None:
+    """It looks for who may join only when somebody in the batch ends or goes on with another kind of step; the plain
+    one looks before every round, and now and then somebody gains time enough in between."""
+    accepted, only_plain = 0, 0
+    for seed in range(1500):
+        random = Random(seed)
+        works = drawn_works(random, random.choice([2, 5, 12, 30]), random.choice([2, 8, 20]))
+        max_batch = random.choice([1, 3, 8])
+        fast = plan(works, 0.0, max_batch=max_batch) is not None
+        accepted += fast
+        only_plain += not fast and plan_plain.plan(works, 0.0, max_batch=max_batch) is not None
+    assert 500 <= accepted <= 1300
+    assert only_plain <= SLACK * accepted, f"{only_plain} of {accepted}"
