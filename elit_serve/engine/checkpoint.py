@@ -94,8 +94,10 @@ def _disagreements(config: ModelConfig, spec: BackboneSpec) -> Iterator[str]:
         kind_of(config.autoencoder)
     except InvalidInput as error:
         yield str(error)
-    if config.latents_per_group != spec.latents_per_group:
-        yield f"latents_per_group is {config.latents_per_group}, and the backbone has {spec.latents_per_group}"
+    for name, value in spec.config_fields().items():
+        told = getattr(config, name)
+        if isinstance(value, int) and told != value:
+            yield f"{name} is {told}, and the backbone has {value}"
     for name, size in config.shapes.items():
         channels = spec.sample_shape[0]
         if len(size) != len(spec.sample_shape) or size[0] != channels:

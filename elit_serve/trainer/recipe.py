@@ -175,7 +175,7 @@ class Recipe(Section):
         if budget.min_level > largest:
             problems.append(f"budget.min_level {budget.min_level} exceeds the largest level, {largest}")
         if budget.drawing == "random-drop" and not spec.droppable_latents:
-            problems.append("budget.drawing random-drop needs backbone.interface; a plain DiT has no latents to drop")
+            problems.append(f"budget.drawing random-drop needs learned latents; a {spec.kind} has no latents to drop")
         return problems
 
     def _autoencoder_problems(self) -> list[str]:

@@ -103,7 +103,7 @@ def test_everything_that_is_wrong_is_listed(
         ({"budget": {"min_level": 3, "max_level": 2}}, "budget.min_level 3 exceeds the largest level, 2"),
         ({"training": {"accumulation": 3}}, "training.batch must be a multiple of training.accumulation"),
         ({"backbone": {"channels": 4}}, "a model of 4 needs an autoencoder"),
-        ({"backbone": {"interface": None}, "budget": {"drawing": "random-drop"}}, "a plain DiT has no latents to drop"),
+        ({"backbone": {"interface": None}, "budget": {"drawing": "random-drop"}}, "a dit has no latents to drop"),
         ({"budget": {"min_level": 2}}, "weak_level 1 is not a level that the recipe trains"),
         ({"sampling": {"guidance": {"method": "ag", "weak_level": 4}}}, "must lie below the largest level for ag"),
         ({"backbone": {"height": 20}}, "height: 20 is not allowed; it must be a multiple of 8"),
