@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,8 @@ from elit_serve.engine.worker import Worker
 from elit_serve.guests import GUESTS
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
-from elit_serve.server.app import create_app, num_slots, stop_guests
+from elit_serve.server.app import create_app, stop_guests
+from elit_serve.server.engines import Engines, LoadedModel, num_slots
 from elit_serve.server.run import AnnouncingServer, bind, http_config
 from elit_serve.server.settings import Settings
 
@@ -129,9 +131,9 @@ class RunningServer:
 
     @property
     def worker(self) -> Worker:
-        worker = self.app.state.service.worker
-        assert isinstance(worker, Worker)
-        return worker
+        engines = self.app.state.service.engines
+        assert isinstance(engines, Engines)
+        return engines.default.worker
 
     def generate(self, body: object, accept: str = "application/json") -> httpx.Response:
         return self.client.post("/v1/generate", json=body, headers={"Accept": accept})
@@ -140,9 +142,13 @@ class RunningServer:
         return dict(self.client.get("/health").json())
 
     def metric(self, name: str) -> float:
-        """The value of one sample, spelled with its labels; 0 when it is not there yet."""
-        lines = self.client.get("/metrics").text.splitlines()
-        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == name), 0.0)
+        """The sum over all models of a sample that is spelled with its other labels; 0 when it is not there yet."""
+        samples = (line.rsplit(" ", 1) for line in self.client.get("/metrics").text.splitlines())
+        return sum(float(value) for sample, value in samples if _without_model(sample) == name)
+
+
+def _without_model(sample: str) -> str:
+    return re.sub(r',?model="[^"]*"', "", sample).replace("{,", "{").replace("{}", "")
 
 
 StartServer = Callable[..., RunningServer]
@@ -205,11 +211,17 @@ def _listens(port: int) -> bool:
 def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: CostTable) -> Iterator[RunningServer]:
     if isinstance(executor, AsPredicted):
         executor.cost = cost
-    app = create_app(pipeline, executor, settings, cost=cost, guests=GUESTS)
-    worker = app.state.service.worker
+    with running_models([LoadedModel(pipeline=pipeline, executor=executor, cost=cost)], settings) as server:
+        yield server
+
+
+@contextmanager
+def running_models(models: Sequence[LoadedModel], settings: Settings) -> Iterator[RunningServer]:
+    app = create_app(models, settings, guests=GUESTS)
+    engines = app.state.service.engines
 
     def drain() -> None:
-        worker.drain(settings.drain_seconds)
+        engines.drain(settings.drain_seconds)
         stop_guests(app)
 
     ready = threading.Event()
@@ -218,7 +230,7 @@ def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: Co
             http_config(app, settings),
             on_ready=ready.set,
             drain=drain,
-            stop=worker.stop,
+            stop=engines.stop,
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -226,10 +238,11 @@ def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: Co
             assert ready.wait(60)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             with httpx.Client(base_url=url, timeout=60) as client:
-                yield RunningServer(url=url, client=client, pipeline=pipeline, app=app, executor=executor)
+                first = models[0]
+                yield RunningServer(url=url, client=client, pipeline=first.pipeline, app=app, executor=first.executor)
         finally:
             server.should_exit = True
-            worker.stop()
+            engines.stop()
             stop_guests(app)
             thread.join(60)
 

@@ -45,7 +45,9 @@ class GuidanceRequest(RequestBody):
 
 
 class Subject(RequestBody):
-    """What the pictures show, and how many there are."""
+    """What the pictures show, how many there are, and who makes them."""
+
+    model: str | None = Field(default=None, max_length=200, description="One of `/v1/models`; the first if left out.")
 
     label: Annotated[str, Field(max_length=200)] | int | None = Field(
         default=None, description="A class name or a class id; give this or `prompt`."

@@ -104,7 +104,7 @@ class JobDesk:
             webhook_host = None if body.webhook is None else self._policy.receiver(body.webhook.url).name
             self._check(body)
             job = _new_job(body, owner, idempotency_key, fingerprint, webhook_host)
-            self._store_waiting(job) if body.latency_ms is None else self._store_promised(job)
+            self._store_waiting(job, body) if body.latency_ms is None else self._store_promised(job)
         self._metrics.accepted.inc()
         return self._info(job)
 
@@ -149,10 +149,10 @@ class JobDesk:
         self._results.check_room()
         self._port.check(body)
 
-    def _store_waiting(self, job: StoredJob) -> None:
+    def _store_waiting(self, job: StoredJob, body: JobRequest) -> None:
         if self._store.num_waiting() >= self._settings.max_jobs:
-            error = Overloaded("queue_full", self._port.picture_s)
-            self._port.refused(error)
+            error = Overloaded("queue_full", self._port.picture_s(body))
+            self._port.refused(body, error)
             raise error
         self._store.add(job)
         self._runner.wake()

@@ -37,15 +37,14 @@ class PicturePort(Protocol):
 
     @property
     def has_died(self) -> bool:
-        """Whether the engine ended by an error."""
+        """Whether an engine ended by an error."""
 
     @property
     def max_batch(self) -> int:
         """Pictures that are made at a time."""
 
-    @property
-    def picture_s(self) -> float:
-        """Seconds that a picture takes, as a rule."""
+    def picture_s(self, request: GenerateRequest) -> float:
+        """Seconds that a picture of its model takes, as a rule."""
 
     def output_format(self, request: GenerateRequest) -> AnswerFormat:
         """Of the files that a request gets."""
@@ -53,7 +52,7 @@ class PicturePort(Protocol):
     def check(self, request: GenerateRequest) -> None:
         """Raises why such a request can never be taken."""
 
-    def refused(self, error: ElitError) -> None:
+    def refused(self, request: GenerateRequest, error: ElitError) -> None:
         """Counts a request that was not taken by jobs themselves."""
 
     def submit(

@@ -42,6 +42,7 @@ FULL = documented("There is no room on disk.")
             "headers": {"Location": {"schema": {"type": "string"}}},
         },
         400: documented("The body is not JSON."),
+        404: documented("Other models are served."),
         409: documented("The first request with this `Idempotency-Key` has no answer yet."),
         413: documented("The body is too large."),
         422: documented(

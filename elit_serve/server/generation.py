@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from statistics import fmean
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
+from elit_serve.server.engines import Engine
 from elit_serve.server.settings import Settings
 
 SOFT_SCALE = 3.0  # a request without a target should be answered within so many times what it takes alone
@@ -43,6 +45,17 @@ class Form:
 
     output_format: AnswerFormat
     is_bare: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A request that an engine has taken. Cancelling `future` gives it up."""
+
+    engine: Engine
+    body: GenerateRequest
+    form: Form
+    arrived_s: float
+    future: Future[Outcome]
 
 
 def form_of(accept: str | None, request: GenerateRequest, pipeline: Pipeline) -> Form:

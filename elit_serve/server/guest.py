@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from fastapi import APIRouter
@@ -17,8 +18,8 @@ from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import AnswerFormat
-from elit_serve.server.generation import form_of
-from elit_serve.server.service import Service, Taken, admit, facts_of, hand_over, order_for
+from elit_serve.server.generation import Taken, form_of
+from elit_serve.server.service import Service, admit, facts_of, hand_over, order_for
 from elit_serve.server.settings import Settings
 
 
@@ -50,52 +51,52 @@ class GuestPort:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._engines = service.engines
 
     @property
     def is_open(self) -> bool:
         """Whether more work is taken."""
-        return self._service.worker.is_alive and not self._service.worker.is_draining
+        return self._engines.are_alive and not self._engines.are_draining
 
     @property
     def is_ready(self) -> bool:
         """Whether it is, and run without delay."""
-        return self._service.worker.is_ready
+        return self._engines.are_ready
 
     @property
     def has_died(self) -> bool:
-        """Whether the engine ended by an error: what was under way then failed with `EngineStopped`."""
-        return self._service.worker.has_died
+        """Whether an engine ended by an error: what was under way then failed with `EngineStopped`."""
+        return self._engines.have_died
 
     @property
     def max_batch(self) -> int:
-        """Pictures that a step has room for."""
-        most = self._service.cost.max_batch
+        """Pictures that a step has room for, whichever engine runs it."""
+        most = min(engine.cost.max_batch for engine in self._engines.values())
         return min(self._service.settings.max_batch or most, most)
 
-    @property
-    def picture_s(self) -> float:
-        """Seconds that the engine takes for a picture of the recommended kind."""
-        plan = self._service.pipeline.plan()
-        cost = self._service.cost
+    def picture_s(self, request: GenerateRequest) -> float:
+        """Seconds that its engine takes for a picture of the recommended kind."""
+        engine = self._engines.of(request.model)
+        plan, cost = engine.pipeline.plan(), engine.cost
         return cost.alone_ms(cost.shapes[0], plan.levels, (None,) * plan.num_steps) / 1000
 
     def output_format(self, request: GenerateRequest) -> AnswerFormat:
         """Of the files that a request gets."""
-        return form_of(None, request, self._service.pipeline).output_format
+        return form_of(None, request, self._engines.of(request.model).pipeline).output_format
 
     def check(self, request: GenerateRequest) -> None:
         """Raises why such a request can never be taken. One that can counts as an arrival."""
-        service = self._service
-        form, arrived_s = form_of(None, request, service.pipeline), service.clock.now()
-        order = order_for(service, request, form, arrived_s=arrived_s)
+        service, engine = self._service, self._engines.of(request.model)
+        form, arrived_s = form_of(None, request, engine.pipeline), service.clock.now()
+        order = order_for(engine, request, form, arrived_s=arrived_s)
         if request.n > service.settings.max_queue:
             raise InvalidInput("n", request.n, f"at most {service.settings.max_queue}, which may wait for the engine")
         if service.arrival_log is not None:
-            service.arrival_log.record(request, order, service.pipeline.budgets)
+            service.arrival_log.record(request, order, engine.pipeline.budgets)
 
-    def refused(self, error: ElitError) -> None:
+    def refused(self, request: GenerateRequest, error: ElitError) -> None:
         """Counts a request that the guest itself has not taken."""
-        self._service.metrics.refused(error)
+        self._service.metrics.of(self._engines.of(request.model).name).refused(error)
 
     def submit(
         self,
@@ -115,12 +116,12 @@ class GuestPort:
         came. is_awaited: somebody waits to hear whether it is taken, so that counts, as does its owner's share.
         num_previews, on_step, on_preview: see `Worker.submit`.
         """
-        service = self._service
-        form, arrived_s = form_of(None, request, service.pipeline), service.clock.now() - waited_s
-        order = order_for(service, request, form, arrived_s=arrived_s)
+        service, engine = self._service, self._engines.of(request.model)
+        form, arrived_s = form_of(None, request, engine.pipeline), service.clock.now() - waited_s
+        order = order_for(engine, request, form, arrived_s=arrived_s)
         order = replace(order, owner=owner, num_previews=num_previews)
-        send = admit if is_awaited else hand_over
-        taken = send(service, request, form, order, on_preview=on_preview, on_step=on_step)
+        send = partial(admit, service) if is_awaited else hand_over
+        taken = send(engine, request, form, order, on_preview=on_preview, on_step=on_step)
         return Submission(service, name, taken)
 
 
@@ -141,15 +142,16 @@ class Submission:
         """What was made, or None if it was given up, once the future is done. Raises why it was not made. To be called
         once, for it is counted and traced."""
         service, taken = self._service, self._taken
+        metrics = service.metrics.of(taken.engine.name)
         if service.tracing is not None:
             service.tracing.job_ended(self._name, taken)
         if taken.future.cancelled():
-            service.metrics.generations.labels("cancelled").inc()
+            metrics.cancelled()
             return None
         try:
             return facts_of(service, taken, taken.future.result())
         except EngineStopped:
             raise  # it may be made by the next server
         except ElitError as error:
-            service.metrics.ended(error)
+            metrics.ended(error)
             raise

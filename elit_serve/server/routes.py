@@ -9,7 +9,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import elit_serve
-from elit_serve.engine.worker import Worker
 from elit_serve.errors import EngineStopped
 from elit_serve.http import problems
 from elit_serve.http.bodies import BodyRoute
@@ -19,6 +18,7 @@ from elit_serve.http.negotiation import media_type_of
 from elit_serve.http.problems import Problem
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import ANSWER_FORMATS
+from elit_serve.server.engines import Engines
 from elit_serve.server.forecast import plan_answer
 from elit_serve.server.generation import bare_answer, form_of
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
@@ -44,6 +44,7 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
             "content": {media_type_of(name): _FILE for name in ANSWER_FORMATS},
         },
         400: {**_PROBLEM, "description": "The body is not JSON."},
+        404: {**_PROBLEM, "description": "Other models are served."},
         406: {**_PROBLEM, "description": "`Accept` names nothing that this model can answer with."},
         413: {**_PROBLEM, "description": "The body is too large."},
         422: {**_PROBLEM, "description": "A field is not valid, or the target cannot be met; see `min_latency_ms`."},
@@ -54,8 +55,9 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 )
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
-    form = form_of(request.headers.get("accept"), body, service.pipeline)
-    facts = await answer_to(request, service, await take(service, body, form, owner=owner_of(request)))
+    engine = service.engines.of(body.model)
+    form = form_of(request.headers.get("accept"), body, engine.pipeline)
+    facts = await answer_to(request, service, await take(service, engine, body, form, owner=owner_of(request)))
     if facts is None:
         return Response(status_code=CLIENT_GONE)
     if form.is_bare:
@@ -69,6 +71,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
     summary="What would become of a request: a dry run of /v1/generate that takes nothing and promises nothing",
     responses={
         400: {**_PROBLEM, "description": "The body is not JSON."},
+        404: {**_PROBLEM, "description": "Other models are served."},
         413: {**_PROBLEM, "description": "The body is too large."},
         422: {**_PROBLEM, "description": "A field is not valid. A target that cannot be met is an answer: `refusal`."},
         503: {**_PROBLEM, "description": "The engine is down, or has no room for a single picture more."},
@@ -76,19 +79,21 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
 )
 def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     service: Service = request.app.state.service
-    order = order_for(service, body, form_of(None, body, service.pipeline), arrived_s=service.clock.now())
-    foreseen = service.worker.forecast(order)
-    return plan_answer(body, foreseen, order.open_plans, service.pipeline, service.cost)
+    engine = service.engines.of(body.model)
+    form = form_of(None, body, engine.pipeline)
+    order = order_for(engine, body, form, arrived_s=service.clock.now())
+    foreseen = engine.worker.forecast(order)
+    return plan_answer(body, foreseen, order.open_plans, engine.pipeline, engine.cost)
 
 
 @router.get("/health", tags=[Group.OPERATIONS], summary="Whether the engine runs", responses={503: _PROBLEM})
 async def health(request: Request) -> Health:
-    worker = _living_worker(request)
+    engines = _living_engines(request)
     return Health(
-        status="draining" if worker.is_draining else "ok",
-        model=request.app.state.service.pipeline.config.name,
-        queue_length=worker.num_waiting,
-        running=worker.num_running,
+        status="draining" if engines.are_draining else "ok",
+        model=engines.default.name,
+        queue_length=engines.num_waiting,
+        running=engines.num_running,
     )
 
 
@@ -97,7 +102,7 @@ async def health(request: Request) -> Health:
 )
 @router.get("/v2/health/live", include_in_schema=False)
 async def liveness(request: Request) -> Ready:
-    _living_worker(request)
+    _living_engines(request)
     return Ready()
 
 
@@ -109,7 +114,7 @@ async def liveness(request: Request) -> Ready:
 )
 @router.get("/v2/health/ready", include_in_schema=False)
 async def readiness(request: Request) -> Ready:
-    if not _living_worker(request).is_ready:
+    if not _living_engines(request).are_ready:
         raise EngineStopped("the engine takes no more work")
     return Ready()
 
@@ -125,8 +130,8 @@ async def metrics(request: Request) -> Response:
     return Response(await rendered.fresh(), headers={"Content-Type": Metrics.content_type})
 
 
-def _living_worker(request: Request) -> Worker:
-    worker: Worker = request.app.state.service.worker
-    if not worker.is_alive:
+def _living_engines(request: Request) -> Engines:
+    service: Service = request.app.state.service
+    if not service.engines.are_alive:
         raise EngineStopped("the engine is not running")
-    return worker
+    return service.engines

@@ -26,13 +26,12 @@ from uvicorn.server import HANDLED_SIGNALS
 from elit_serve.catalogue import cost_table
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.graphs import open_executor
-from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import device_name, latency_of
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
-from elit_serve.files.latency import Latency
-from elit_serve.server.app import create_app, num_slots, stop_guests
+from elit_serve.server.app import create_app, stop_guests
+from elit_serve.server.engines import Engines, LoadedModel, num_slots
 from elit_serve.server.guest import Guest
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.middleware.connections import ImpatientProtocol
@@ -125,15 +124,14 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with bind(settings.host, settings.port) as listener:
-        pipeline, executor, latency = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
-        shape = pipeline.shapes[0].name
-        app = create_app(pipeline, executor, settings, cost=cost_table(latency, shape), guests=guests)
-        where = f"{device_name(pipeline.device)}, {latency.dtype}"
-        line = f"elit-serve: {pipeline.config.name} on {where}: {address_line(*listener.getsockname()[:2])}"
-        worker = app.state.service.worker
+        model = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
+        app = create_app([model], settings, guests=guests)
+        where = f"{device_name(model.pipeline.device)}, {model.pipeline.precision}"
+        line = f"elit-serve: {model.name} on {where}: {address_line(*listener.getsockname()[:2])}"
+        engines: Engines = app.state.service.engines
 
         def drain() -> None:
-            worker.drain(settings.drain_seconds)
+            engines.drain(settings.drain_seconds)
             stop_guests(app)
 
         def ready() -> None:
@@ -141,7 +139,7 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
             announce(logs.announcement(settings, line))
 
         def leave_if_dead(_: Future[None]) -> None:
-            if worker.has_died:
+            if engines.have_died:
                 stop_guests(app)
                 server.leave()
 
@@ -149,13 +147,14 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
             http_config(app, settings),
             on_ready=ready,
             drain=drain,
-            stop=worker.stop,
+            stop=engines.stop,
         )
-        worker.ended.add_done_callback(leave_if_dead)
+        for engine in engines.values():
+            engine.worker.ended.add_done_callback(leave_if_dead)
         server.run(sockets=[listener])
         if not server.started:
             raise EngineStopped("the server did not start")
-        if worker.has_died:
+        if engines.have_died:
             raise EngineStopped("the engine died, see the log; a supervisor should start this server again")
 
 
@@ -180,13 +179,15 @@ def default_results(port: int) -> Path:
     return user_state_path("elit-serve") / f"jobs-{port}"
 
 
-def load_and_measure(settings: Settings) -> tuple[Pipeline, Executor, Latency]:
+def load_and_measure(settings: Settings) -> LoadedModel:
     """The model with slots for its pictures, and what its steps cost on this device."""
     pipeline = _load(settings)
     executor = open_executor(pipeline, num_slots=num_slots(settings))
     served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
     executor.capture(served.captures)
-    return pipeline, executor, latency_of(pipeline, executor, served, clock=MonotonicClock())
+    latency = latency_of(pipeline, executor, served, clock=MonotonicClock())
+    cost = cost_table(latency, pipeline.shapes[0].name)
+    return LoadedModel(pipeline=pipeline, executor=executor, cost=cost)
 
 
 def _load(settings: Settings) -> Pipeline:

@@ -13,17 +13,13 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
 from elit_serve.clock import Clock
-from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome, Preview, StepRun
-from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.worker import Worker
 from elit_serve.errors import ElitError, Overloaded, ShareExceeded
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import FILE_QUALITY
-from elit_serve.scheduler import CostTable
-from elit_serve.server.generation import Form, answer, order_of, picture_quality
-from elit_serve.server.middleware.shares import FairShares
+from elit_serve.server.engines import Engine, Engines
+from elit_serve.server.generation import Form, Taken, answer, order_of, picture_quality
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching.arrival_log import ArrivalLog
 from elit_serve.server.watching.metrics import Metrics
@@ -34,21 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What the routes share. open_plans: for requests that leave it open how they are made; None without measurements,
-    and under the fixed policy. shares: of the keys in the queue; None where no keys are set. started_at: Unix time in
-    seconds.
+    """What the routes share. started_at: Unix time in seconds.
 
     admission: a thread, one request at a time. Behind a long queue a decision takes milliseconds, in which the event
     loop would answer nobody; and on many threads they would only take turns with the engine's.
     """
 
-    pipeline: Pipeline
+    engines: Engines
     settings: Settings
-    cost: CostTable
-    open_plans: OpenPlans | None
-    worker: Worker
     metrics: Metrics
-    shares: FairShares | None
     arrival_log: ArrivalLog | None
     tracing: Tracing | None
     clock: Clock
@@ -56,18 +46,9 @@ class Service:
     admission: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """A request that the engine has taken. Cancelling `future` gives it up."""
-
-    body: GenerateRequest
-    form: Form
-    arrived_s: float
-    future: Future[Outcome]
-
-
 async def take(
     service: Service,
+    engine: Engine,
     body: GenerateRequest,
     form: Form,
     *,
@@ -84,30 +65,31 @@ async def take(
     arrived_s = service.clock.now()
 
     def taken() -> Taken:
-        order = order_for(service, body, form, arrived_s=arrived_s)
+        order = order_for(engine, body, form, arrived_s=arrived_s)
         order = replace(order, owner=owner, file_quality=file_quality, num_previews=num_previews)
         if service.arrival_log is not None:
-            service.arrival_log.record(body, order, service.pipeline.budgets)
-        return admit(service, body, form, order, on_preview=on_preview)
+            service.arrival_log.record(body, order, engine.pipeline.budgets)
+        return admit(service, engine, body, form, order, on_preview=on_preview)
 
     return await to_thread.run_sync(taken, limiter=service.admission)
 
 
-def order_for(service: Service, body: GenerateRequest, form: Form, *, arrived_s: float) -> Order:
-    """What the engine is to do for `body`. Raises `InvalidInput` for what cannot be asked of this model."""
+def order_for(engine: Engine, body: GenerateRequest, form: Form, *, arrived_s: float) -> Order:
+    """What the engine is to do for `body`. Raises `InvalidInput` for what cannot be asked of its model."""
     return order_of(
         body,
         form,
-        service.pipeline,
-        service.cost,
-        service.settings,
+        engine.pipeline,
+        engine.cost,
+        engine.settings,
         arrived_s=arrived_s,
-        open_plans=service.open_plans,
+        open_plans=engine.open_plans,
     )
 
 
 def admit(
     service: Service,
+    engine: Engine,
     body: GenerateRequest,
     form: Form,
     order: Order,
@@ -117,16 +99,16 @@ def admit(
 ) -> Taken:
     """Has the engine take an order that somebody waits for, or raises why not, which is counted."""
     try:
-        _check_share(service, order)
-        return hand_over(service, body, form, order, on_preview=on_preview, on_step=on_step)
+        _check_share(service, engine, order)
+        return hand_over(engine, body, form, order, on_preview=on_preview, on_step=on_step)
     except ElitError as error:
-        service.metrics.refused(error)
-        _note_full_queue(service, order, error)
+        service.metrics.of(engine.name).refused(error)
+        _note_full_queue(service, engine, order, error)
         raise
 
 
 def hand_over(
-    service: Service,
+    engine: Engine,
     body: GenerateRequest,
     form: Form,
     order: Order,
@@ -135,49 +117,51 @@ def hand_over(
     on_step: Callable[[StepRun], None] | None = None,
 ) -> Taken:
     """Has the engine take an order that can wait, or raises why not."""
-    future = service.worker.submit(order, on_preview, on_step)
-    return Taken(body=body, form=form, arrived_s=order.arrived_s, future=future)
+    future = engine.worker.submit(order, on_preview, on_step)
+    return Taken(engine=engine, body=body, form=form, arrived_s=order.arrived_s, future=future)
 
 
-def _check_share(service: Service, order: Order) -> None:
+def _check_share(service: Service, engine: Engine, order: Order) -> None:
     """Raises `ShareExceeded` where the order's owner would crowd out others. It may come back when as many pictures as
     it has too many were made, one by one."""
-    if service.shares is None or order.owner is None:
+    if engine.shares is None or order.owner is None:
         return
-    waiting = service.worker.waiting_by_owner()
-    excess = service.shares.excess(order.owner, len(order.seeds), waiting, service.clock.now())
+    waiting = engine.worker.waiting_by_owner()
+    excess = engine.shares.excess(order.owner, len(order.seeds), waiting, service.clock.now())
     if excess > 0:
-        alone_ms = service.cost.alone_ms(order.shape, order.expected_levels, order.weak_caps)
+        alone_ms = engine.cost.alone_ms(order.shape, order.expected_levels, order.weak_caps)
         raise ShareExceeded(order.owner, excess * alone_ms / 1000)
 
 
-def _note_full_queue(service: Service, order: Order, error: ElitError) -> None:
+def _note_full_queue(service: Service, engine: Engine, order: Order, error: ElitError) -> None:
     """Who was turned away will come back, and others leave room for that."""
-    if service.shares is None or order.owner is None:
+    if engine.shares is None or order.owner is None:
         return
     if isinstance(error, Overloaded) and error.reason == "queue_full":
-        service.shares.turned_away(order.owner, error.retry_after_s, service.clock.now())
+        engine.shares.turned_away(order.owner, error.retry_after_s, service.clock.now())
 
 
 def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateResponse:
     """The answer, for a request that is done; counts it."""
+    pipeline = taken.engine.pipeline
     total_ms = 1000 * (service.clock.now() - taken.arrived_s)
-    facts = answer(taken.body, outcome, taken.form, pipeline=service.pipeline, total_ms=total_ms)
-    qualities = [picture_quality(service.pipeline, outcome.order, picture.levels) for picture in outcome.pictures]
-    service.metrics.done(outcome, qualities)
+    facts = answer(taken.body, outcome, taken.form, pipeline=pipeline, total_ms=total_ms)
+    qualities = [picture_quality(pipeline, outcome.order, picture.levels) for picture in outcome.pictures]
+    service.metrics.of(taken.engine.name).done(outcome, qualities)
     return facts
 
 
 async def answer_to(request: Request, service: Service, taken: Taken) -> GenerateResponse | None:
     """The answer once it is there; None, with the work given up, when the caller has left."""
     request.state.taken = taken
+    metrics = service.metrics.of(taken.engine.name)
     try:
         outcome = await _unless_disconnected(request, taken.future)
     except ElitError as error:
-        service.metrics.ended(error)
+        metrics.ended(error)
         raise
     if outcome is None:
-        service.metrics.generations.labels("cancelled").inc()
+        metrics.cancelled()
         return None
     return facts_of(service, taken, outcome)
 

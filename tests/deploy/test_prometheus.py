@@ -71,12 +71,14 @@ def alert_rules(deploy_dir: Path) -> list[dict[str, Any]]:
 def panel_queries(dashboard: dict[str, Any]) -> dict[str, list[str]]:
     """By panel, with what Grafana fills in."""
     return {
-        panel["title"]: [
-            target["expr"].replace("$instance", ".*").replace("$__rate_interval", "1m") for target in panel["targets"]
-        ]
+        panel["title"]: [_filled_in(target["expr"]) for target in panel["targets"]]
         for panel in dashboard["panels"]
         if panel["type"] != "row"
     }
+
+
+def _filled_in(query: str) -> str:
+    return query.replace("$instance", ".*").replace("$model", ".*").replace("$__rate_interval", "1m")
 
 
 def variables(dashboard: dict[str, Any]) -> dict[str, Any]:
@@ -202,12 +204,13 @@ def test_panels_show_what_happened(watched: Prometheus, dashboard: dict[str, Any
     assert any(max(watched.values(query)) > 0 for query in panel_queries(dashboard)[panel])
 
 
-def test_the_choice_of_servers_and_the_annotations_can_be_asked_for(
+def test_the_choice_of_servers_and_models_and_the_annotations_can_be_asked_for(
     watched: Prometheus, dashboard: dict[str, Any]
 ) -> None:
-    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variables(dashboard)["instance"]["query"]["query"])
-    assert asked
-    assert len(watched.ask(f"label/{asked[2]}/values", **{"match[]": asked[1]})) == 1
+    for name in ("instance", "model"):
+        asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variables(dashboard)[name]["query"]["query"])
+        assert asked
+        assert len(watched.ask(f"label/{asked[2]}/values", **{"match[]": asked[1]})) == 1
     (annotation,) = dashboard["annotations"]["list"]
     watched.ask("query", query=annotation["expr"])
 

@@ -252,7 +252,7 @@ def test_one_key_cannot_crowd_out_another(
     assert refused.json()["type"] == "urn:elit-serve:share-exceeded"
     assert int(refused.headers["retry-after"]) >= 1
     assert (full.status_code, full.json()["reason"]) == (503, "queue_full")
-    assert server.app.state.service.metrics.refusals.labels("share")._value.get() == 1
+    assert server.app.state.service.metrics.of(server.pipeline.config.name).refusals["share"] == 1
 
 
 def test_the_document_tells_of_keys_where_there_are_keys(guarded: Any, server: Any) -> None:

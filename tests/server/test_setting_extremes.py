@@ -17,7 +17,8 @@ from elit_serve.errors import InvalidInput
 from elit_serve.guests import GUESTS
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
-from elit_serve.server.app import create_app, num_slots
+from elit_serve.server.app import create_app
+from elit_serve.server.engines import LoadedModel, num_slots
 from elit_serve.server.run import bind, load_and_measure
 from elit_serve.server.setting_sources import read_settings
 from elit_serve.server.settings import Settings
@@ -145,10 +146,9 @@ def test_a_path_or_address_that_cannot_be_used_is_refused_by_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = read_settings({setting: text})
+    executor = Executor(tiny_pipeline, num_slots=num_slots(settings))
     with pytest.raises(InvalidInput) as refusal:
-        create_app(
-            tiny_pipeline, Executor(tiny_pipeline, num_slots=num_slots(settings)), settings, cost=COST, guests=GUESTS
-        )
+        create_app([LoadedModel(pipeline=tiny_pipeline, executor=executor, cost=COST)], settings, guests=GUESTS)
     assert refusal.value.field == setting
 
 

@@ -86,10 +86,11 @@ def test_the_server_says_what_it_serves_and_whether_it_takes_requests(start_serv
 
 def test_what_has_not_happened_yet_is_counted_as_0(server: Any) -> None:
     text = server.client.get("/metrics").text
+    model = f'model="{server.pipeline.config.name}"'
     for series in (
-        'elit_refusals_total{reason="queue_full"} ',
-        'elit_generations_total{outcome="expired"} ',
-        'elit_image_failures_total{cause="nan"} ',
+        f'elit_refusals_total{{{model},reason="queue_full"}} ',
+        f'elit_generations_total{{{model},outcome="expired"}} ',
+        f'elit_image_failures_total{{cause="nan",{model}}} ',
         'elit_requests_total{outcome="failed",route="/v1/generate"} ',
     ):
         assert f"\n{series}" in text
@@ -142,14 +143,14 @@ def test_the_openapi_document_has_an_example_that_works(server: Any) -> None:
     answers = document["paths"]["/v1/generate"]["post"]["responses"]
     bare = {"image/png", "image/jpeg", "image/webp", "application/x-safetensors"}
     assert set(answers["200"]["content"]) == {"application/json", *bare}
-    assert set(answers) == {"200", "400", "406", "413", "422", "500", "503", "504"}
+    assert set(answers) == {"200", "400", "404", "406", "413", "422", "500", "503", "504"}
 
 
 def test_the_examples_can_be_planned_and_the_statuses_of_a_plan_are_documented(server: Any) -> None:
     document = server.client.get("/openapi.json").json()
     for example in document["components"]["schemas"]["GenerateRequest"]["examples"]:
         assert server.client.post("/v1/plan", json=example).status_code == 200
-    assert set(document["paths"]["/v1/plan"]["post"]["responses"]) == {"200", "400", "413", "422", "503"}
+    assert set(document["paths"]["/v1/plan"]["post"]["responses"]) == {"200", "400", "404", "413", "422", "503"}
 
 
 def test_the_examples_for_openai_s_route_work_and_its_statuses_are_documented(server: Any) -> None:

@@ -21,10 +21,10 @@ from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.plans.levels import Budgets
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
-from elit_serve.server.app import create_app, num_slots
+from elit_serve.server.app import create_app
+from elit_serve.server.engines import LoadedModel, num_slots
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching import tracing
 
@@ -329,7 +329,8 @@ def test_variables_hold_and_what_is_left_is_sent_at_the_end(
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "studio")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
-    app = create_app(tiny_pipeline, Executor(tiny_pipeline, num_slots=num_slots(settings)), settings, cost=CHEAP)
+    executor = Executor(tiny_pipeline, num_slots=num_slots(settings))
+    app = create_app([LoadedModel(pipeline=tiny_pipeline, executor=executor, cost=CHEAP)], settings)
 
     async def live() -> None:
         transport = httpx.ASGITransport(app)
@@ -353,7 +354,6 @@ def test_without_the_extra_the_start_says_in_one_line_what_to_install() -> None:
 
 
 def test_variables_that_cannot_be_used_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    budgets = Budgets(levels=(1, 2, 3, 4), latents_per_group=4)
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
     with pytest.raises(InvalidInput, match=r"^otlp_endpoint: .*an OTEL_ variable is wrong: max_export_batch_size"):
-        tracing.Tracing("http://localhost:4318", clock=MonotonicClock(), budgets=budgets)
+        tracing.Tracing("http://localhost:4318", clock=MonotonicClock())

@@ -15,12 +15,13 @@ STREAM = "stream"
 
 
 def read_samples(text: str) -> Samples:
-    """Every sample of a scrape."""
-    samples = {}
+    """Every sample of a scrape, summed over models: what was sent is not counted by model."""
+    samples: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
-            samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()) if name != "model")
+            name = f"{sample.name}{{{labels}}}" if labels else sample.name
+            samples[name] = samples.get(name, 0.0) + sample.value
     return samples
 
 

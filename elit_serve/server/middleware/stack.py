@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from elit_serve.clock import Clock
-from elit_serve.engine.worker import Worker
 from elit_serve.http.events import StreamLimits
+from elit_serve.server.engines import Engines
 from elit_serve.server.keys import Keyring
 from elit_serve.server.middleware.auth import Auth
 from elit_serve.server.middleware.draining import Draining
@@ -33,7 +33,7 @@ def add_all(
     app: FastAPI,
     settings: Settings,
     *,
-    worker: Worker,
+    engines: Engines,
     metrics: Metrics,
     routes: Sequence[str],
     keyring: Keyring | None,
@@ -70,6 +70,6 @@ def add_all(
     app.add_middleware(SecurityHeaders)
     if tracing is not None:
         app.add_middleware(TracedRequests, tracing=tracing)
-    app.add_middleware(Draining, worker=worker)
+    app.add_middleware(Draining, engines=engines)
     app.add_middleware(RequestContext, clock=clock)
     app.add_middleware(FarSide, prefix=settings.root_path or "", trusted_proxies=settings.trusted_proxy or THIS_MACHINE)

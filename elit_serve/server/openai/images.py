@@ -7,7 +7,7 @@ from statistics import fmean
 
 from elit_serve.engine.picture import Preview
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.errors import InvalidInput, ModelNotFound
+from elit_serve.errors import InvalidInput
 from elit_serve.http.negotiation import media_type_of
 from elit_serve.http.schemas import GeneratedImage, GenerateRequest, GenerateResponse, ImageFacts, Wishes
 from elit_serve.plans.formats import OUTPUT_FORMATS, OutputFormat
@@ -28,8 +28,6 @@ LEGACY_QUALITIES: dict[str, QualityPreset] = {"standard": "medium", "hd": "high"
 
 def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequest:
     """The same request for `/v1/generate`. Raises `InvalidInput` for what this model cannot do."""
-    if request.model not in (None, pipeline.config.name):
-        raise ModelNotFound(str(request.model), pipeline.config.name)
     if pipeline.is_latent:
         raise InvalidInput("model", pipeline.config.name, "without an autoencoder it has no pictures; see /v1/generate")
     size = size_of(pipeline)

@@ -16,6 +16,7 @@ from elit_serve.http.events import Mailbox, enter_stream, stream_content
 from elit_serve.http.groups import Group
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS
+from elit_serve.server.engines import Engine
 from elit_serve.server.generation import Form
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
 from elit_serve.server.openai.images import completed_event, generate_request, images_response, partial_image_event
@@ -64,13 +65,14 @@ _ERROR: dict[str, Any] = {"model": OpenAIError}
 )
 async def images_generations(request: Request, body: ImagesRequest) -> Response:
     service: Service = request.app.state.service
-    asked = generate_request(body, service.pipeline)
+    engine = service.engines.of(body.model)
+    asked = generate_request(body, engine.pipeline)
     assert asked.output_format is not None
     form = Form(output_format=asked.output_format, is_bare=False)
     file_quality = FILE_QUALITY if body.output_compression is None else body.output_compression
     if body.stream:
-        return await _stream(request, service, body, asked, form, file_quality)
-    taken = await take(service, asked, form, owner=owner_of(request), file_quality=file_quality)
+        return await _stream(request, service, engine, body, asked, form, file_quality)
+    taken = await take(service, engine, asked, form, owner=owner_of(request), file_quality=file_quality)
     facts = await answer_to(request, service, taken)
     if facts is None:
         return Response(status_code=CLIENT_GONE)
@@ -78,19 +80,26 @@ async def images_generations(request: Request, body: ImagesRequest) -> Response:
 
     def written() -> str:  # with files in base64, which takes a while
         with_urls = body.response_format == "url"
-        return images_response(facts, service.pipeline, created=made, with_urls=with_urls).model_dump_json()
+        return images_response(facts, engine.pipeline, created=made, with_urls=with_urls).model_dump_json()
 
     return Response(await run_in_threadpool(written), media_type="application/json")
 
 
 async def _stream(
-    request: Request, service: Service, body: ImagesRequest, asked: GenerateRequest, form: Form, file_quality: int
+    request: Request,
+    service: Service,
+    engine: Engine,
+    body: ImagesRequest,
+    asked: GenerateRequest,
+    form: Form,
+    file_quality: int,
 ) -> Response:
     """What is refused is refused as ever; events come once the request is taken."""
     enter_stream(request)
     previews: Mailbox[Preview] = Mailbox()
     taken = await take(
         service,
+        engine,
         asked,
         form,
         owner=owner_of(request),
@@ -101,16 +110,16 @@ async def _stream(
 
     def preview_event(preview: Preview) -> PartialImageEvent:
         output_format = body.output_format or OUTPUT_FORMATS[0]
-        return partial_image_event(body, preview, output_format, service.pipeline, created=int(time.time()))
+        return partial_image_event(body, preview, output_format, engine.pipeline, created=int(time.time()))
 
     def end_event(outcome: Outcome) -> CompletedEvent:
         facts = facts_of(service, taken, outcome)
-        return completed_event(images_response(facts, service.pipeline, created=int(time.time())))
+        return completed_event(images_response(facts, engine.pipeline, created=int(time.time())))
 
     return ImageStream(
         taken,
         previews,
         preview_event=preview_event,
         end_event=end_event,
-        metrics=service.metrics,
+        metrics=service.metrics.of(engine.name),
     )

@@ -11,10 +11,10 @@ from elit_serve.engine.picture import Outcome, Preview
 from elit_serve.errors import ElitError
 from elit_serve.http.events import EventStream, Mailbox, event
 from elit_serve.http.faults import fault_of
+from elit_serve.server.generation import Taken
 from elit_serve.server.openai.errors import error_json
 from elit_serve.server.openai.schemas import CompletedEvent, PartialImageEvent
-from elit_serve.server.service import Taken
-from elit_serve.server.watching.metrics import Metrics
+from elit_serve.server.watching.metrics import EngineMetrics
 
 
 class ImageStream(EventStream):
@@ -27,7 +27,7 @@ class ImageStream(EventStream):
         *,
         preview_event: Callable[[Preview], PartialImageEvent],
         end_event: Callable[[Outcome], CompletedEvent],
-        metrics: Metrics,
+        metrics: EngineMetrics,
     ) -> None:
         super().__init__(self._events())
         self._taken = taken
@@ -45,7 +45,7 @@ class ImageStream(EventStream):
         finally:
             if not self._has_ended:
                 self._taken.future.cancel()
-                self._metrics.generations.labels("cancelled").inc()
+                self._metrics.cancelled()
 
     async def _events(self) -> AsyncIterator[bytes]:
         async for preview in self._previews.events(lambda preview: _written(self._preview_event(preview))):

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
-from prometheus_client import Counter, Histogram
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -18,10 +17,15 @@ from starlette.responses import Response
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.picture import Picture
 from elit_serve.engine.worker import Worker
+from elit_serve.http import problems
 from elit_serve.http.events import EventStream, enter_stream, event, stream_content
 from elit_serve.http.groups import Group
+from elit_serve.http.problems import Problem
+from elit_serve.server.engines import Engine
 from elit_serve.server.middleware.lane import Kind, Lane
 from elit_serve.server.service import Service
+from elit_serve.server.watching.metrics import EngineMetrics
+from elit_serve.server.watching.snapshots import Snapshots
 
 PERIOD_S = 0.25
 MAX_PICTURES = 64  # told one by one; the rest is in the numbers
@@ -98,9 +102,9 @@ class LiveFeed:
             return self._number, self._event, self._is_over
 
 
-def load_of(service: Service) -> Load:
+def load_of(engine: Engine, metrics: EngineMetrics) -> Load:
     """A snapshot."""
-    pipeline, worker, metrics = service.pipeline, service.worker, service.metrics
+    pipeline, worker = engine.pipeline, engine.worker
     now = worker.in_flight(MAX_PICTURES)
     counters = now.counters
     totals = Totals(
@@ -109,8 +113,8 @@ def load_of(service: Service) -> Load:
         promises_missed=counters.missed,
         granted_steps=counters.granted_steps,
         granted_budget=pipeline.budgets.of_level(counters.granted_levels),
-        device_s=_sum_of(metrics.step_seconds),
-        refusals=_counts_of(metrics.refusals),
+        device_s=metrics.device_s,
+        refusals=metrics.refusals,
     )
     return Load(
         status=_status_of(worker),
@@ -118,7 +122,7 @@ def load_of(service: Service) -> Load:
         server_load=now.num_pictures,
         running=now.num_running,
         queue_length=now.num_waiting,
-        queue_limit=service.settings.max_queue,
+        queue_limit=engine.settings.max_queue,
         correction=now.correction,
         totals=totals,
         in_flight=[_shown(picture, now) for picture in now.pictures],
@@ -145,24 +149,33 @@ def _shown(picture: Picture, now: InFlight) -> LivePicture:
     )
 
 
-def _sum_of(histogram: Histogram) -> float:
-    return next(
-        sample.value for family in histogram.collect() for sample in family.samples if sample.name.endswith("_sum")
-    )
+class Watched:
+    """An engine as those see it who watch."""
 
-
-def _counts_of(counter: Counter) -> dict[str, int]:
-    """By the value of its only label."""
-    samples = [sample for family in counter.collect() for sample in family.samples]
-    return {next(iter(s.labels.values())): int(s.value) for s in samples if s.name.endswith("_total")}
+    def __init__(self, engine: Engine, metrics: EngineMetrics) -> None:
+        self.feed = LiveFeed(lambda: load_of(engine, metrics))
+        self.load = Snapshots(lambda: load_of(engine, metrics).model_dump_json())
 
 
 router = APIRouter(tags=[Group.OPERATIONS])
 
+Model = Annotated[str | None, Query(max_length=200, description="One of `/v1/models`; the first if left out.")]
 
-@router.get("/load", summary="What the server is doing now, and what it has counted", response_model=Load)
-async def load(request: Request) -> Response:
-    return Response(await request.app.state.load.fresh(), media_type="application/json")
+_INVALID: dict[str, Any] = {"model": Problem, "content": {problems.MEDIA_TYPE: {}}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {**_INVALID, "description": "Other models are served."},
+    422: {**_INVALID, "description": "The query is not valid."},
+}
+
+
+@router.get(
+    "/load",
+    summary="What the server is doing now, and what it has counted",
+    response_model=Load,
+    responses=_ERRORS,
+)
+async def load(request: Request, model: Model = None) -> Response:
+    return Response(await _watched(request, model).load.fresh(), media_type="application/json")
 
 
 @router.get(
@@ -173,12 +186,21 @@ async def load(request: Request) -> Response:
         200: {
             "description": "Events named `load`, whose data are those of `/load`, until the engine has stopped.",
             "content": stream_content({"load": Load}),
-        }
+        },
+        **_ERRORS,
     },
 )
-async def live(request: Request) -> EventStream:
+async def live(request: Request, model: Model = None) -> EventStream:
+    watched = _watched(request, model)
     enter_stream(request)
-    return EventStream(_in_turn(request.app.state.live_feed, request.app.state.lane))
+    return EventStream(_in_turn(watched.feed, request.app.state.lane))
+
+
+def _watched(request: Request, model: str | None) -> Watched:
+    """The engine that is asked for. Raises `ModelNotFound`."""
+    service: Service = request.app.state.service
+    watched: Watched = request.app.state.watched[service.engines.of(model).name]
+    return watched
 
 
 async def _in_turn(feed: LiveFeed, lane: Lane) -> AsyncIterator[bytes]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
+from operator import attrgetter
 from typing import TypeVar
 
 from prometheus_client import (
@@ -25,6 +27,7 @@ from elit_serve.engine.picture import Outcome
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
 from elit_serve.plans.levels import Budgets
+from elit_serve.scheduler.core import Counters
 from elit_serve.scheduler.requests import Launch
 from elit_serve.server.middleware.answer_status import CLIENT_GONE, AnswerStatus
 
@@ -54,16 +57,16 @@ STAGES = ("queue", "compute", "encode")
 OTHER_ROUTE = "other"
 
 
-class Metrics(Observer):
-    """The metrics of one app; `watch` adds those that are read off its worker.
+class Metrics:
+    """The metrics of one app: its HTTP requests, and for each of its engines what `of` that engine is told.
 
     Every series is there from the start, at 0: Prometheus sees no increase in the first value of a series that appears.
     """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, *, budgets: Budgets, routes: Sequence[str]) -> None:
-        self._budgets = budgets
+    def __init__(self, *, models: Mapping[str, Budgets], routes: Sequence[str]) -> None:
+        """models: those that are served, by name, which is their label."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         labelled_routes = (*routes, OTHER_ROUTE)
@@ -76,91 +79,92 @@ class Metrics(Observer):
             SECONDS_BUCKETS,
             route=labelled_routes,
         )
-        self.generations = self._counter(
-            "elit_generations_total", "Valid requests for pictures by what became of them.", outcome=ENDINGS
-        )
-        self.refusals = self._counter(
-            "elit_refusals_total", "Valid requests for pictures that were not taken, by reason.", reason=REASONS
-        )
         self.loop_lag = self._histogram(
             "elit_event_loop_lag_seconds", "Seconds that what becomes ready waits for the event loop.", LAG_BUCKETS
         )
-        self._budget = self._histogram(
+        self._add_families_of_requests(tuple(models))
+        self._add_families_of_steps(models)
+        self._of = {model: EngineMetrics(self, model, budgets) for model, budgets in models.items()}
+
+    def of(self, model: str) -> EngineMetrics:
+        """The metrics of the engine that has this model."""
+        return self._of[model]
+
+    def _add_families_of_requests(self, models: Sequence[str]) -> None:
+        self.generations = self._counter(
+            "elit_generations_total",
+            "Valid requests for pictures by what became of them.",
+            model=models,
+            outcome=ENDINGS,
+        )
+        self.refusals = self._counter(
+            "elit_refusals_total",
+            "Valid requests for pictures that were not taken, by reason.",
+            model=models,
+            reason=REASONS,
+        )
+        self.budget = self._histogram(
             "elit_granted_budget",
             "Mean share of the latents of each finished picture, by who chose it.",
             BUDGET_BUCKETS,
+            model=models,
             chosen_by=CHOOSERS,
         )
-        self._quality = self._histogram(
+        self.quality = self._histogram(
             "elit_granted_quality",
             "Measured quality of what was done for each finished picture, by who chose its budget.",
             QUALITY_BUCKETS,
+            model=models,
             chosen_by=CHOOSERS,
         )
-        self._image_seconds = self._histogram(
+        self.image_seconds = self._histogram(
             "elit_image_seconds",
             "Seconds of each finished picture before its first step, in its steps, and in encoding.",
             SECONDS_BUCKETS,
+            model=models,
             stage=STAGES,
         )
-        self._step_level = self._histogram(
-            "elit_step_level", "Level of each step of a cohort.", _thinned(budgets.levels)
+        self.failures = self._counter(
+            "elit_image_failures_total", "Pictures that failed, by cause.", model=models, cause=CAUSES
         )
-        self._cohort = self._histogram("elit_cohort_size", "Pictures in each step.", COHORT_BUCKETS)
+
+    def _add_families_of_steps(self, models: Mapping[str, Budgets]) -> None:
+        names = tuple(models)
+        levels = sorted({level for budgets in models.values() for level in budgets.levels})
+        self.step_level = self._histogram(
+            "elit_step_level", "Level of each step of a cohort.", _thinned(levels), model=names
+        )
+        self.cohort = self._histogram("elit_cohort_size", "Pictures in each step.", COHORT_BUCKETS, model=names)
         self.step_seconds = self._histogram(
-            "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS
+            "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS, model=names
         )
-        self._cost_ratio = self._histogram(
-            "elit_cost_ratio", "Observed time of each step over what was predicted for it.", RATIO_BUCKETS
+        self.cost_ratio = self._histogram(
+            "elit_cost_ratio",
+            "Observed time of each step over what was predicted for it.",
+            RATIO_BUCKETS,
+            model=names,
         )
-        self._failures = self._counter("elit_image_failures_total", "Pictures that failed, by cause.", cause=CAUSES)
 
-    def watch(self, worker: Worker, *, queue_limit: int, model: Mapping[str, str]) -> None:
-        """Adds what is read off the worker whenever it is asked for, and what never changes.
+    def watch(self, workers: Mapping[str, Worker], *, queue_limit: int, facts: Mapping[str, Mapping[str, str]]) -> None:
+        """Adds what is read off the workers whenever it is asked for, and what never changes; both by model.
 
-        queue_limit: pictures that may wait. model: what is served, as labels.
+        queue_limit: pictures that may wait for each. facts: what is served, as labels.
         """
-        gauges = {
-            "elit_ready": ("1 while new requests are taken: warm, not draining, alive.", lambda: worker.is_ready),
-            "elit_queue_length": ("Pictures that wait for their first step.", lambda: worker.num_waiting),
-            "elit_queue_limit": ("Pictures that may wait; more are refused.", lambda: queue_limit),
-            "elit_running": ("Pictures between their first and their last step.", lambda: worker.num_running),
-            "elit_cost_correction": ("Observed over measured step times, smoothed.", lambda: worker.correction),
+        gauges: dict[str, tuple[str, Callable[[Worker], float]]] = {
+            "elit_ready": ("1 while new requests are taken: warm, not draining, alive.", lambda of: of.is_ready),
+            "elit_queue_length": ("Pictures that wait for their first step.", lambda of: of.num_waiting),
+            "elit_queue_limit": ("Pictures that may wait; more are refused.", lambda _: queue_limit),
+            "elit_running": ("Pictures between their first and their last step.", lambda of: of.num_running),
+            "elit_cost_correction": ("Observed over measured step times, smoothed.", lambda of: of.correction),
         }
         for name, (text, read) in gauges.items():
-            Gauge(name, text, registry=self.registry).set_function(read)
-        Info("elit_model", "What is served.", registry=self.registry).info(dict(model))
-        self.registry.register(_SchedulerCounters(worker))
-
-    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
-        self._cohort.observe(len(launch.request_ids))
-        self._step_level.observe(launch.kind.level)
-        if observed_ms is not None:
-            self.step_seconds.observe(observed_ms / 1000)
-            self._cost_ratio.observe(observed_ms / launch.predicted_ms)
-
-    def images_failed(self, cause: str, num_images: int) -> None:
-        self._failures.labels(cause).inc(num_images)
-
-    def done(self, outcome: Outcome, qualities: Sequence[float | None]) -> None:
-        """A request that got its pictures, each with its measured quality; None is not known."""
-        self.generations.labels("done").inc()
-        chooser = "server" if outcome.order.pinned is None else "caller"
-        for picture, quality in zip(outcome.pictures, qualities, strict=True):
-            level = outcome.order.plan(picture.levels).mean_level
-            self._budget.labels(chooser).observe(self._budgets.of_level(level))
-            if quality is not None:
-                self._quality.labels(chooser).observe(quality)
-            for stage, took_ms in zip(STAGES, (picture.queue_ms, picture.compute_ms, picture.encode_ms), strict=True):
-                self._image_seconds.labels(stage).observe(took_ms / 1000)
-
-    def refused(self, error: ElitError) -> None:
-        self.generations.labels("refused").inc()
-        self.refusals.labels(_reason(error)).inc()
-
-    def ended(self, error: ElitError) -> None:
-        """A request that was taken and got no pictures."""
-        self.generations.labels("expired" if isinstance(error, DeadlineExceeded) else "failed").inc()
+            gauge = Gauge(name, text, ["model"], registry=self.registry)
+            for model, worker in workers.items():
+                gauge.labels(model).set_function(partial(read, worker))
+        served = Info("elit_model", "What is served.", ["model"], registry=self.registry)
+        for model, labels in facts.items():
+            served.labels(model).info(dict(labels))
+        self.registry.register(_SchedulerCounters(workers))
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -173,6 +177,72 @@ class Metrics(Observer):
         return _with_series(Histogram(name, text, list(values), buckets=buckets, registry=self.registry), values)
 
 
+class EngineMetrics(Observer):
+    """What is counted of one engine, and of the requests for its pictures."""
+
+    def __init__(self, metrics: Metrics, model: str, budgets: Budgets) -> None:
+        self._model = model
+        self._budgets = budgets
+        self._all = metrics
+        self._step_level = metrics.step_level.labels(model)  # those of steps found once, for the engine's thread
+        self._cohort = metrics.cohort.labels(model)
+        self._step_seconds = metrics.step_seconds.labels(model)
+        self._cost_ratio = metrics.cost_ratio.labels(model)
+
+    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
+        self._cohort.observe(len(launch.request_ids))
+        self._step_level.observe(launch.kind.level)
+        if observed_ms is not None:
+            self._step_seconds.observe(observed_ms / 1000)
+            self._cost_ratio.observe(observed_ms / launch.predicted_ms)
+
+    def images_failed(self, cause: str, num_images: int) -> None:
+        self._all.failures.labels(self._model, cause).inc(num_images)
+
+    def done(self, outcome: Outcome, qualities: Sequence[float | None]) -> None:
+        """A request that got its pictures, each with its measured quality; None is not known."""
+        self._ended_as("done")
+        chooser = "server" if outcome.order.pinned is None else "caller"
+        for picture, quality in zip(outcome.pictures, qualities, strict=True):
+            level = outcome.order.plan(picture.levels).mean_level
+            self._all.budget.labels(self._model, chooser).observe(self._budgets.of_level(level))
+            if quality is not None:
+                self._all.quality.labels(self._model, chooser).observe(quality)
+            for stage, took_ms in zip(STAGES, (picture.queue_ms, picture.compute_ms, picture.encode_ms), strict=True):
+                self._all.image_seconds.labels(self._model, stage).observe(took_ms / 1000)
+
+    def refused(self, error: ElitError) -> None:
+        self._ended_as("refused")
+        self._all.refusals.labels(self._model, _reason(error)).inc()
+
+    def ended(self, error: ElitError) -> None:
+        """A request that was taken and got no pictures."""
+        self._ended_as("expired" if isinstance(error, DeadlineExceeded) else "failed")
+
+    def cancelled(self) -> None:
+        """A request whose caller has left, or given it up."""
+        self._ended_as("cancelled")
+
+    def _ended_as(self, ending: str) -> None:
+        self._all.generations.labels(self._model, ending).inc()
+
+    @property
+    def device_s(self) -> float:
+        """Seconds that the device ran steps."""
+        samples = [sample for family in self._step_seconds.collect() for sample in family.samples]
+        return next(sample.value for sample in samples if sample.name.endswith("_sum"))
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """Requests that were not taken, by reason."""
+        return {reason: _count_of(self._all.refusals.labels(self._model, reason)) for reason in REASONS}
+
+
+def _count_of(counter: Counter) -> int:
+    samples = [sample for family in counter.collect() for sample in family.samples]
+    return int(next(sample.value for sample in samples if sample.name.endswith("_total")))
+
+
 def _with_series(metric: AnyMetric, values: Mapping[str, Sequence[str]]) -> AnyMetric:
     """The metric with all its series, which are the combinations of its labels' values."""
     if values:
@@ -182,22 +252,30 @@ def _with_series(metric: AnyMetric, values: Mapping[str, Sequence[str]]) -> AnyM
 
 
 class _SchedulerCounters(Collector):
-    """What the scheduler counts itself."""
+    """What the schedulers count themselves."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, workers: Mapping[str, Worker]) -> None:
+        self._workers = dict(workers)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        counters = self._worker.counters
-        yield CounterMetricFamily(
-            "elit_replans", "Times that a picture's level changed from one step to the next.", counters.replans
-        )
-        yield CounterMetricFamily("elit_promised", "Pictures accepted with a promised deadline.", counters.promised)
-        yield CounterMetricFamily("elit_promises_kept", "Promised pictures that were made in time.", counters.kept)
-        yield CounterMetricFamily("elit_promises_missed", "Promised pictures that were not.", counters.missed)
-        yield CounterMetricFamily(
-            "elit_decision_errors", "Decisions that failed and were made by the fixed policy.", counters.decision_errors
-        )
+        counters = {model: worker.counters for model, worker in self._workers.items()}
+        for name, (text, read) in _SCHEDULER_COUNTERS.items():
+            family = CounterMetricFamily(name, text, labels=["model"])
+            for model, of_one in counters.items():
+                family.add_metric([model], read(of_one))
+            yield family
+
+
+_SCHEDULER_COUNTERS: dict[str, tuple[str, Callable[[Counters], float]]] = {
+    "elit_replans": ("Times that a picture's level changed from one step to the next.", attrgetter("replans")),
+    "elit_promised": ("Pictures accepted with a promised deadline.", attrgetter("promised")),
+    "elit_promises_kept": ("Promised pictures that were made in time.", attrgetter("kept")),
+    "elit_promises_missed": ("Promised pictures that were not.", attrgetter("missed")),
+    "elit_decision_errors": (
+        "Decisions that failed and were made by the fixed policy.",
+        attrgetter("decision_errors"),
+    ),
+}
 
 
 def _reason(error: ElitError) -> str:

@@ -11,7 +11,7 @@ from elit_serve.engine.picture import Outcome
 from elit_serve.errors import DeadlineExceeded
 from elit_serve.http.faults import Fault
 from elit_serve.plans.levels import Budgets
-from elit_serve.server.service import Taken
+from elit_serve.server.generation import Taken
 
 Attributes = dict[str, str | bool | int | float]
 

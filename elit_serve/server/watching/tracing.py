@@ -21,8 +21,7 @@ import elit_serve
 from elit_serve.clock import Clock
 from elit_serve.engine.picture import Outcome
 from elit_serve.errors import InvalidInput, MissingPackage
-from elit_serve.plans.levels import Budgets
-from elit_serve.server.service import Taken
+from elit_serve.server.generation import Taken
 from elit_serve.server.watching.span_attributes import Attributes, asked, became, computed, of_request, route_of
 
 try:
@@ -66,9 +65,8 @@ class Tracing:
     endpoint: of a collector, as http://localhost:4318. Raises `InvalidInput` for variables that cannot be used.
     """
 
-    def __init__(self, endpoint: str, *, clock: Clock, budgets: Budgets) -> None:
+    def __init__(self, endpoint: str, *, clock: Clock) -> None:
         self._clock = clock
-        self._budgets = budgets
         self._creators: OrderedDict[str, SpanContext] = OrderedDict()  # by the id of the job
         us = Resource.create({"service.name": "elit-serve", "service.version": elit_serve.__version__})
         try:
@@ -147,17 +145,17 @@ class Tracing:
         )
         ended_s = self._clock.now()
         if isinstance(ended, Outcome):
-            ended_s = self._add_stages(span, taken.arrived_s, ended, moment)
+            ended_s = self._add_stages(span, taken, ended, moment)
         elif ended is not None:
             span.set_status(StatusCode.ERROR, str(ended))
         span.end(moment.unix_ns_at(ended_s))
 
-    def _add_stages(self, generation: Span, arrived_s: float, outcome: Outcome, moment: Moment) -> float:
+    def _add_stages(self, generation: Span, taken: Taken, outcome: Outcome, moment: Moment) -> float:
         """When the last one has ended, on the clock."""
-        context, at_s = set_span_in_context(generation, Context()), arrived_s
+        context, at_s = set_span_in_context(generation, Context()), taken.arrived_s
         stages: dict[str, tuple[float, Attributes]] = {
             "queue": (outcome.queue_ms, {}),
-            "compute": (outcome.compute_ms, computed(outcome, self._budgets)),
+            "compute": (outcome.compute_ms, computed(outcome, taken.engine.pipeline.budgets)),
             "encode": (outcome.encode_ms, {"elit.format": outcome.order.output_format}),
         }
         for name, (took_ms, attributes) in stages.items():

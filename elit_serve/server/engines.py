@@ -1,0 +1,186 @@
+"""Engines, held by the names of their models: what a server has of each, and how it starts one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import elit_serve
+from elit_serve.catalogue import ModelQuality
+from elit_serve.clock import Clock
+from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.open_plans import OpenPlans
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.worker import Observer, Worker
+from elit_serve.errors import InvalidInput, ModelNotFound
+from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
+from elit_serve.scheduler.quality import placeholder_quality
+from elit_serve.server.settings import Settings
+from elit_serve.server.shares import FairShares
+
+STARTED_SLOTS = 256  # beside those that wait: more pictures than a device runs at a time
+
+
+def num_slots(settings: Settings) -> int:
+    """Pictures that an executor must have room for."""
+    return settings.max_queue + STARTED_SLOTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model on its device, and what its steps cost there, before anything drives it."""
+
+    pipeline: Pipeline
+    executor: Executor
+    cost: CostTable
+
+    @property
+    def name(self) -> str:
+        return self.pipeline.config.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One model with the worker that makes its pictures.
+
+    cost: with what HTTP adds. open_plans: for requests that leave it open how they are made; None without
+    measurements, and under the fixed policy. shares: of the keys in its queue; None where no keys are set.
+    """
+
+    pipeline: Pipeline
+    settings: Settings
+    cost: CostTable
+    open_plans: OpenPlans | None
+    worker: Worker
+    shares: FairShares | None
+
+    @classmethod
+    def of(
+        cls,
+        model: LoadedModel,
+        settings: Settings,
+        *,
+        shares: FairShares | None,
+        observer: Observer,
+        clock: Clock,
+    ) -> Engine:
+        """The engine of a model, whose worker has not been started."""
+        pipeline, quality = model.pipeline, model.pipeline.quality
+        cost = replace(model.cost, overhead_ms=model.cost.overhead_ms + settings.response_ms)
+        scheduler = open_scheduler(settings, cost, quality)
+        is_elastic, shape = settings.policy == "elastic", pipeline.config.default_shape.name
+        return cls(
+            pipeline=pipeline,
+            settings=settings,
+            cost=cost,
+            open_plans=OpenPlans.of(quality, cost, shape) if quality is not None and is_elastic else None,
+            worker=Worker(pipeline, model.executor, scheduler, clock=clock, observer=observer),
+            shares=shares,
+        )
+
+    @property
+    def name(self) -> str:
+        return self.pipeline.config.name
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is served, beside its name."""
+        pipeline = self.pipeline
+        return {
+            "hash": pipeline.model_hash,
+            "dtype": pipeline.precision,
+            "device": str(pipeline.device),
+            "version": elit_serve.__version__,
+        }
+
+
+class Engines(Mapping[str, Engine]):
+    """All engines of a server, in the order in which they were given; the first is the default."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = {engine.name: engine for engine in engines}
+
+    def __getitem__(self, name: str) -> Engine:
+        return self._engines[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._engines)
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    @property
+    def default(self) -> Engine:
+        return next(iter(self._engines.values()))
+
+    def of(self, model: str | None) -> Engine:
+        """The engine that a request names, or the default one. Raises `ModelNotFound`."""
+        if model is None:
+            return self.default
+        if model not in self._engines:
+            raise ModelNotFound(model, ", ".join(self._engines))
+        return self._engines[model]
+
+    @property
+    def num_waiting(self) -> int:
+        """Pictures of which no step has run."""
+        return sum(engine.worker.num_waiting for engine in self.values())
+
+    @property
+    def num_running(self) -> int:
+        """Pictures between their first and their last step."""
+        return sum(engine.worker.num_running for engine in self.values())
+
+    @property
+    def are_alive(self) -> bool:
+        """Whether every one is: a server with a dead engine is to be started again."""
+        return all(engine.worker.is_alive for engine in self.values())
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether every one takes requests and runs them without delay."""
+        return all(engine.worker.is_ready for engine in self.values())
+
+    @property
+    def have_died(self) -> bool:
+        """Whether one has ended by an error."""
+        return any(engine.worker.has_died for engine in self.values())
+
+    @property
+    def are_draining(self) -> bool:
+        """Whether no more requests are taken."""
+        return any(engine.worker.is_draining for engine in self.values())
+
+    def drain(self, seconds: float) -> None:
+        """Takes no more requests, and waits until all that were accepted have ended, at most for so long."""
+        with ThreadPoolExecutor(len(self)) as pool:
+            for engine in self.values():
+                pool.submit(engine.worker.drain, seconds)
+
+    def stop(self) -> None:
+        """Ends what is being made; from any thread."""
+        for engine in self.values():
+            engine.worker.stop()
+
+
+def check_names(models: Sequence[LoadedModel]) -> None:
+    """Raises `InvalidInput` for models that cannot be told apart."""
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput("model", name, "models of different names, by which requests choose one")
+
+
+def open_scheduler(settings: Settings, cost: CostTable, quality: ModelQuality | None) -> RequestScheduler:
+    """The scheduler that the settings ask for; without measured quality it works with a stated guess."""
+    policy: ElasticPolicy | FixedPolicy
+    if settings.policy == "elastic":
+        table = placeholder_quality(cost.levels) if quality is None else quality.table
+        policy = ElasticPolicy(table, ElasticSettings(max_waiting=settings.max_queue))
+    else:
+        policy = FixedPolicy(max_waiting=settings.max_queue)
+    scheduler = RequestScheduler(cost, policy)
+    if settings.max_batch is not None:
+        scheduler.limit_batch(settings.max_batch)
+    return scheduler
