@@ -53,7 +53,6 @@ class Painter:
     is_open = is_ready = True
     has_died = False
     max_batch = 2
-    picture_s = 1.0
 
     def __init__(self) -> None:
         self.owners: list[str | None] = []
@@ -65,7 +64,10 @@ class Painter:
     def check(self, _: GenerateRequest) -> None:
         pass
 
-    def refused(self, _: Exception) -> None:
+    def picture_s(self, _: GenerateRequest) -> float:
+        return 1.0
+
+    def refused(self, request: GenerateRequest, error: Exception) -> None:
         pass
 
     def submit(

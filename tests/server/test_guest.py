@@ -14,11 +14,17 @@ from starlette.responses import Response
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.http.schemas import GenerateRequest
-from elit_serve.server.app import create_app, num_slots
+from elit_serve.server.app import create_app
+from elit_serve.server.engines import LoadedModel, num_slots
 from elit_serve.server.guest import Guest, GuestPort
 from elit_serve.server.settings import Settings
 
 router = APIRouter()
+
+
+def loaded(pipeline: Pipeline, settings: Settings) -> LoadedModel:
+    executor = Executor(pipeline, num_slots=num_slots(settings))
+    return LoadedModel(pipeline=pipeline, executor=executor, cost=COST)
 
 
 @router.get("/v1/postcards/{label}")
@@ -59,8 +65,7 @@ class Postcards:
 def test_a_guest_has_routes_of_its_own_and_lives_with_the_engine(tiny_pipeline: Pipeline) -> None:
     settings = Settings(response_ms=0)
     guest = Guest(name="postcards", router=router, open=lambda port, settings, registry: Postcards(port))  # noqa: ARG005
-    executor = Executor(tiny_pipeline, num_slots=num_slots(settings))
-    app = create_app(tiny_pipeline, executor, settings, cost=COST, guests=[guest])
+    app = create_app([loaded(tiny_pipeline, settings)], settings, guests=[guest])
 
     async def visit() -> None:
         transport = httpx.ASGITransport(app)
@@ -69,7 +74,10 @@ def test_a_guest_has_routes_of_its_own_and_lives_with_the_engine(tiny_pipeline: 
             assert (postcard.status_code, postcard.headers["Content-Type"]) == (200, "image/png")
             refused = await client.get("http://server/v1/postcards/oak")
             assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "label")
-            assert 'elit_generations_total{outcome="done"} 1.0' in (await client.get("http://server/metrics")).text
+            assert (
+                'elit_generations_total{model="tiny",outcome="done"} 1.0'
+                in (await client.get("http://server/metrics")).text
+            )
 
     asyncio.run(visit())
     assert app.state.postcards.log == ["start", "stop", "close"]
@@ -78,6 +86,5 @@ def test_a_guest_has_routes_of_its_own_and_lives_with_the_engine(tiny_pipeline: 
 
 def test_a_server_needs_no_guests(tiny_pipeline: Pipeline) -> None:
     settings = Settings(response_ms=0)
-    executor = Executor(tiny_pipeline, num_slots=num_slots(settings))
-    app = create_app(tiny_pipeline, executor, settings, cost=COST)
+    app = create_app([loaded(tiny_pipeline, settings)], settings)
     assert not any(path.startswith("/v1/jobs") for path in app.openapi()["paths"])
