@@ -63,7 +63,7 @@ def sweep(
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
-    from elit_serve.evaluation.runs.sweep_command import PhotographOptions, SweepWords, run_sweep_command
+    from elit_serve.evaluation.runs.sweep.command import PhotographOptions, SweepWords, run_sweep_command
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
     words = SweepWords(
@@ -105,7 +105,7 @@ def served(
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.runs.served import measure_served, read_served
-    from elit_serve.evaluation.runs.sweep_command import PhotographOptions, open_evaluator
+    from elit_serve.evaluation.runs.sweep.command import PhotographOptions, open_evaluator
     from elit_serve.files.writing import check_folder
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)

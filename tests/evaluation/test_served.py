@@ -17,7 +17,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.runs.served import measure_served, read_served, remake
-from elit_serve.evaluation.runs.sweep_command import (
+from elit_serve.evaluation.runs.sweep.command import (
     PhotographOptions,
     SweepWords,
     guidance_of,

@@ -17,9 +17,11 @@ from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.checkpoint import load_checkpoint, spec_of
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.runs.sweep import (
-    Point,
+from elit_serve.evaluation.runs.sweep.command import guidance_of, pair_of, part_of
+from elit_serve.evaluation.runs.sweep.outcome import SweepFacts, SweepOptions, sweep_to_folder
+from elit_serve.evaluation.runs.sweep.search import (
     SweepGrid,
+    SweptPlan,
     concave_majorant,
     in_doubt,
     pareto_front,
@@ -28,8 +30,6 @@ from elit_serve.evaluation.runs.sweep import (
     recommended,
     run_sweep,
 )
-from elit_serve.evaluation.runs.sweep_command import guidance_of, pair_of, part_of
-from elit_serve.evaluation.runs.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
 from elit_serve.files.config import ModelConfig
 from elit_serve.files.quality import read_quality
 from elit_serve.plans.estimate import Estimate
@@ -65,7 +65,7 @@ class Formula:
             yield Measures(Estimate(value=drawn, half_width=2 * self.noise), images_per_second=8 / plan.num_steps)
 
 
-def swept(config: ModelConfig, evaluator: Formula, first_repeat: int = 0, budget: int = 200) -> tuple[Point, ...]:
+def swept(config: ModelConfig, evaluator: Formula, first_repeat: int = 0, budget: int = 200) -> tuple[SweptPlan, ...]:
     return run_sweep(GRID.plans(), evaluator, spec_of(config), max_repeats=4, budget=budget, first_repeat=first_repeat)
 
 
@@ -110,9 +110,9 @@ def test_the_budget_is_kept_and_must_suffice_for_one_round(tiny_config: ModelCon
         swept(tiny_config, evaluator, budget=29)
 
 
-def point(gflops: float, quality: float, half_width: float = 0.0, levels: tuple[int, ...] = (4,)) -> Point:
+def point(gflops: float, quality: float, half_width: float = 0.0, levels: tuple[int, ...] = (4,)) -> SweptPlan:
     figure = Estimate(value=quality, half_width=half_width)
-    return Point(
+    return SweptPlan(
         plan=Plan(levels=levels), gflops=gflops, repeats=1, distance=figure, quality=figure, images_per_second=1
     )
 

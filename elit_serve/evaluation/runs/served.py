@@ -29,7 +29,7 @@ from elit_serve.evaluation.features import Described, FeatureExtractor
 from elit_serve.evaluation.metrics import quality_of
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.reference import Reference
-from elit_serve.evaluation.runs.sweep import plan_name
+from elit_serve.evaluation.runs.sweep.search import plan_name
 from elit_serve.files.records import read_records
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance

@@ -17,8 +17,8 @@ from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.runs.evaluate import EvaluateOptions, open_reference
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.provenance import provenance
-from elit_serve.evaluation.runs.sweep import SweepGrid
-from elit_serve.evaluation.runs.sweep_files import SweepFacts, SweepOptions, sweep_to_folder
+from elit_serve.evaluation.runs.sweep.outcome import SweepFacts, SweepOptions, sweep_to_folder
+from elit_serve.evaluation.runs.sweep.search import SweepGrid
 from elit_serve.files.latency import Latency, read_latency
 from elit_serve.files.quality import Quality
 from elit_serve.files.writing import check_folder

@@ -11,16 +11,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from elit_serve import charts
 from elit_serve.catalogue import alone_ms
-from elit_serve.charts import Chart, ChartGrid, Series
+from elit_serve.charts import Chart, ChartGrid, Point, Series
 from elit_serve.engine.checkpoint import write_sampling
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.runs.sweep import (
+from elit_serve.evaluation.runs.sweep.search import (
     PlanEvaluator,
-    Point,
     SweepGrid,
+    SweptPlan,
     level_curve,
     pareto_front,
     plan_gflops,
@@ -98,7 +97,7 @@ def sweep_to_folder(
     return quality
 
 
-def write_throughput(pipeline: Pipeline, points: Sequence[Point], facts: SweepFacts, options: SweepOptions) -> None:
+def write_throughput(pipeline: Pipeline, points: Sequence[SweptPlan], facts: SweepFacts, options: SweepOptions) -> None:
     """`throughput.json`: how fast each plan's pictures were sampled, against an engine that never waits."""
     engine = SaturatedEngine.of(
         pipeline, num_samples=facts.num_samples, batch_size=facts.batch_size, latency=options.latency
@@ -109,7 +108,7 @@ def write_throughput(pipeline: Pipeline, points: Sequence[Point], facts: SweepFa
 
 
 def quality_of(
-    pipeline: Pipeline, points: Sequence[Point], default: Plan, evaluator: PlanEvaluator, facts: SweepFacts
+    pipeline: Pipeline, points: Sequence[SweptPlan], default: Plan, evaluator: PlanEvaluator, facts: SweepFacts
 ) -> Quality:
     """The measurements as a model directory holds them."""
     front = {point.plan for point in pareto_front(points)}
@@ -142,7 +141,7 @@ def front_table(quality: Quality) -> Table:
     return table
 
 
-def draw_front(points: Sequence[Point], default: Plan, file: Path, *, metric: str, latency: Latency | None) -> None:
+def draw_front(points: Sequence[SweptPlan], default: Plan, file: Path, *, metric: str, latency: Latency | None) -> None:
     """Quality against FLOPs and, with a latency file, against the time of a picture alone on that device."""
     front = pareto_front(points)
     y_label = f"quality: floor / {metric}"
@@ -157,8 +156,8 @@ def draw_front(points: Sequence[Point], default: Plan, file: Path, *, metric: st
 
 
 def _front_chart(
-    points: Sequence[Point],
-    front: Sequence[Point],
+    points: Sequence[SweptPlan],
+    front: Sequence[SweptPlan],
     default: Plan,
     costs: Mapping[Plan, float],
     labels: tuple[str, str],
@@ -166,10 +165,8 @@ def _front_chart(
     """All plans by their cost; those of the front are numbered, and the default stands out."""
     numbers = {point.plan: str(number) for number, point in enumerate(front, 1)}
 
-    def series(name: str, chosen: Iterable[Point], *, is_muted: bool = False) -> Series:
-        marks = (
-            charts.Point(x=costs[point.plan], y=point.quality, tag=numbers.get(point.plan, "")) for point in chosen
-        )
+    def series(name: str, chosen: Iterable[SweptPlan], *, is_muted: bool = False) -> Series:
+        marks = (Point(x=costs[point.plan], y=point.quality, tag=numbers.get(point.plan, "")) for point in chosen)
         return Series(name=name, points=tuple(marks), is_muted=is_muted)
 
     return Chart(

@@ -62,7 +62,7 @@ class SweepGrid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class SweptPlan:
     """A measured plan. quality is floor / distance, at most 1, without the uncertainty of the floor.
 
     images_per_second: of sampling alone.
@@ -75,7 +75,7 @@ class Point:
     quality: Estimate
     images_per_second: float
 
-    def with_more(self, other: Point) -> Point:
+    def with_more(self, other: SweptPlan) -> SweptPlan:
         """The mean with another measurement of the plan, by other seeds."""
         repeats = self.repeats + other.repeats
         weights = self.repeats, other.repeats
@@ -98,7 +98,7 @@ def run_sweep(
     budget: int,
     first_repeat: int = 0,
     tell: Told = lambda _: None,
-) -> tuple[Point, ...]:
+) -> tuple[SweptPlan, ...]:
     """Every plan measured, the doubtful ones up to `max_repeats` times.
 
     budget: measurements of one plan with one set of seeds, in all; the first round needs one for each plan.
@@ -107,12 +107,12 @@ def run_sweep(
     if budget < len(plans):
         raise InvalidInput("max_measurements", budget, f"at least {len(plans)}, one for each plan")
 
-    def measured(plans: Sequence[tuple[Plan, int]]) -> Iterator[Point]:
+    def measured(plans: Sequence[tuple[Plan, int]]) -> Iterator[SweptPlan]:
         sets = evaluator.distances((plan, first_repeat + repeat) for plan, repeat in plans)
         for (plan, _), found in zip(plans, sets, strict=True):
             yield _point(plan, found, evaluator.floor.value, spec)
 
-    points: dict[Plan, Point] = {}
+    points: dict[Plan, SweptPlan] = {}
     for point in measured([(plan, 0) for plan in plans]):
         points[point.plan] = point
         tell(f"{len(points)} of {len(plans)} plans")
@@ -129,7 +129,7 @@ def run_sweep(
     return tuple(points.values())
 
 
-def in_doubt(points: Sequence[Point]) -> list[Point]:
+def in_doubt(points: Sequence[SweptPlan]) -> list[SweptPlan]:
     """Those that may lie on the front: nothing as cheap is surely better."""
     surely, found = 0.0, []
     for point in sorted(points, key=lambda point: (point.gflops, -point.quality.value)):
@@ -139,19 +139,19 @@ def in_doubt(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def pareto_front(points: Sequence[Point]) -> list[Point]:
+def pareto_front(points: Sequence[SweptPlan]) -> list[SweptPlan]:
     """Those better than every cheaper one by more than the uncertainty of the difference, cheapest first.
 
     So their order holds when they are measured again with other seeds, but for one in twenty neighbours.
     """
-    front: list[Point] = []
+    front: list[SweptPlan] = []
     for point in sorted(points, key=lambda point: (point.gflops, -point.quality.value)):
         if all(point.quality.is_surely_above(other.quality) for other in front):
             front.append(point)
     return front
 
 
-def recommended(points: Sequence[Point], usual_gflops: float) -> Point:
+def recommended(points: Sequence[SweptPlan], usual_gflops: float) -> SweptPlan:
     """The best plan of the front that keeps one level throughout and costs at most what the model's own sampling does
     at full budget; if there is none, the cheapest on the front that keeps one level."""
     constant = [point for point in pareto_front(points) if len(set(point.plan.levels)) == 1]
@@ -161,7 +161,7 @@ def recommended(points: Sequence[Point], usual_gflops: float) -> Point:
     return affordable[-1] if affordable else constant[0]
 
 
-def level_curve(points: Sequence[Point], default: Plan) -> dict[int, float]:
+def level_curve(points: Sequence[SweptPlan], default: Plan) -> dict[int, float]:
     """level -> quality of the default plan at this level: the least concave majorant of the means that never falls."""
     means = {
         point.plan.levels[0]: point.quality.value
@@ -217,7 +217,7 @@ def plan_name(plan: Plan) -> str:
     return f"{plan.num_steps} steps at {levels}, {guidance.method} {guidance.scale:g}{weak} in {start:g}-{end:g}"
 
 
-def record_of(point: Point, *, on_front: bool) -> PlanQuality:
+def record_of(point: SweptPlan, *, on_front: bool) -> PlanQuality:
     """A point as `quality.json` holds it."""
     return PlanQuality(
         name=plan_name(point.plan),
@@ -232,9 +232,9 @@ def record_of(point: Point, *, on_front: bool) -> PlanQuality:
     )
 
 
-def _point(plan: Plan, found: MeasuredSet, floor: float, spec: BackboneSpec) -> Point:
+def _point(plan: Plan, found: MeasuredSet, floor: float, spec: BackboneSpec) -> SweptPlan:
     """One set of pictures."""
-    return Point(
+    return SweptPlan(
         plan=plan,
         gflops=plan_gflops(plan, spec),
         repeats=1,
