@@ -40,47 +40,46 @@ SOFT_SCALE = 3.0  # a request without a target should be answered within so many
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """How to answer: a bare file, or JSON around it."""
-
-    output_format: AnswerFormat
-    is_bare: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Taken:
     """A request that an engine has taken. Cancelling `future` gives it up."""
 
     engine: Engine
     body: GenerateRequest
-    form: Form
-    arrived_s: float
+    order: Order
     future: Future[Outcome]
 
 
-def form_of(accept: str | None, request: GenerateRequest, pipeline: Pipeline) -> Form:
-    """What `Accept` and `output_format` ask for. Raises `InvalidInput`, or a 406."""
-    formats = answer_formats(pipeline.is_latent)
-    bare = bare_format(accept, request.output_format, formats)
-    return Form(output_format=bare or check_format(request.output_format, formats), is_bare=bare is not None)
+def format_of(request: GenerateRequest, pipeline: Pipeline) -> AnswerFormat:
+    """Of the files in a JSON answer. Raises `InvalidInput`."""
+    return check_format(request.output_format, answer_formats(pipeline.is_latent))
+
+
+def bare_format_of(accept: str | None, request: GenerateRequest, pipeline: Pipeline) -> AnswerFormat | None:
+    """Of the bare file that `Accept` asks for, or None if it is JSON. Raises `InvalidInput`, or a 406."""
+    bare = bare_format(accept, request.output_format, answer_formats(pipeline.is_latent))
+    if bare is not None and request.n != 1:
+        raise InvalidInput("n", request.n, "1, because Accept asks for a bare picture")
+    return bare
 
 
 def order_of(
     request: GenerateRequest,
-    form: Form,
     pipeline: Pipeline,
     cost: CostTable,
     settings: Settings,
     *,
     arrived_s: float,
     open_plans: OpenPlans | None,
+    output_format: AnswerFormat | None = None,
 ) -> Order:
     """What the engine is to do, by one of `open_plans` if the request leaves it open how.
+
+    output_format: of the files; None leaves it to the request.
 
     Raises `InvalidInput` for what cannot be asked of this model.
     """
     condition = _condition(request, pipeline)
-    seeds = _seeds(request, max_images=settings.max_images, is_bare=form.is_bare)
+    seeds = _seeds(request, max_images=settings.max_images)
     plan = pipeline.plan(
         budget=request.budget,
         levels=request.levels,
@@ -112,7 +111,7 @@ def order_of(
         max_level=high,
         pinned=pinned,
         priority=Priority(request.priority),
-        output_format=form.output_format,
+        output_format=output_format or format_of(request, pipeline),
         expected_quality=quality_of(pipeline, replace(plan, levels=pinned or (high,) * plan.num_steps)),
         open_plans=open_plans_of(request, open_plans, settings),
     )
@@ -152,9 +151,7 @@ def _condition(request: GenerateRequest, pipeline: Pipeline) -> Condition:
     return pipeline.conditions.prompted(request.prompt)
 
 
-def _seeds(request: GenerateRequest, *, max_images: int, is_bare: bool) -> tuple[int, ...]:
-    if is_bare and request.n != 1:
-        raise InvalidInput("n", request.n, "1, because Accept asks for a bare picture")
+def _seeds(request: GenerateRequest, *, max_images: int) -> tuple[int, ...]:
     if request.n > max_images:
         raise InvalidInput("n", request.n, f"between 1 and {max_images}")
     first = secrets.randbelow(RANDOM_SEEDS) if request.seed is None else request.seed
@@ -199,9 +196,7 @@ def _bounds(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> tuple[i
     return low, high
 
 
-def answer(
-    request: GenerateRequest, outcome: Outcome, form: Form, *, pipeline: Pipeline, total_ms: float
-) -> GenerateResponse:
+def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, total_ms: float) -> GenerateResponse:
     """The JSON answer."""
     order = outcome.order
     return GenerateResponse(
@@ -209,7 +204,7 @@ def answer(
         model_hash=pipeline.model_hash,
         dtype=pipeline.precision,
         **order.condition.facts(),
-        output_format=form.output_format,
+        output_format=order.output_format,
         steps=order.num_steps,
         guidance=guidance_used(order.guidance, pipeline.budgets),
         priority=request.priority,

@@ -18,7 +18,7 @@ from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import AnswerFormat
-from elit_serve.server.generation import Taken, form_of
+from elit_serve.server.generation import Taken, format_of
 from elit_serve.server.service import Service, admit, facts_of, hand_over, order_for
 from elit_serve.server.settings import Settings
 
@@ -82,13 +82,12 @@ class GuestPort:
 
     def output_format(self, request: GenerateRequest) -> AnswerFormat:
         """Of the files that a request gets."""
-        return form_of(None, request, self._engines.of(request.model).pipeline).output_format
+        return format_of(request, self._engines.of(request.model).pipeline)
 
     def check(self, request: GenerateRequest) -> None:
         """Raises why such a request can never be taken. One that can counts as an arrival."""
         service, engine = self._service, self._engines.of(request.model)
-        form, arrived_s = form_of(None, request, engine.pipeline), service.clock.now()
-        order = order_for(engine, request, form, arrived_s=arrived_s)
+        order = order_for(engine, request, arrived_s=service.clock.now())
         if request.n > service.settings.max_queue:
             raise InvalidInput("n", request.n, f"at most {service.settings.max_queue}, which may wait for the engine")
         if service.arrival_log is not None:
@@ -117,11 +116,10 @@ class GuestPort:
         num_previews, on_step, on_preview: see `Worker.submit`.
         """
         service, engine = self._service, self._engines.of(request.model)
-        form, arrived_s = form_of(None, request, engine.pipeline), service.clock.now() - waited_s
-        order = order_for(engine, request, form, arrived_s=arrived_s)
+        order = order_for(engine, request, arrived_s=service.clock.now() - waited_s)
         order = replace(order, owner=owner, num_previews=num_previews)
         send = partial(admit, service) if is_awaited else hand_over
-        taken = send(engine, request, form, order, on_preview=on_preview, on_step=on_step)
+        taken = send(engine, request, order, on_preview=on_preview, on_step=on_step)
         return Submission(service, name, taken)
 
 

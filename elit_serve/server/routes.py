@@ -20,7 +20,7 @@ from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import ANSWER_FORMATS
 from elit_serve.server.engines import Engines
 from elit_serve.server.forecast import plan_answer
-from elit_serve.server.generation import bare_answer, form_of
+from elit_serve.server.generation import bare_answer, bare_format_of
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
 from elit_serve.server.schemas import Health, PlanResponse, Ready, Version
 from elit_serve.server.service import Service, answer_to, order_for, take
@@ -56,11 +56,12 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)
-    form = form_of(request.headers.get("accept"), body, engine.pipeline)
-    facts = await answer_to(request, service, await take(service, engine, body, form, owner=owner_of(request)))
+    bare = bare_format_of(request.headers.get("accept"), body, engine.pipeline)
+    taken = await take(service, engine, body, output_format=bare, owner=owner_of(request))
+    facts = await answer_to(request, service, taken)
     if facts is None:
         return Response(status_code=CLIENT_GONE)
-    if form.is_bare:
+    if bare is not None:
         return bare_answer(facts)
     return Response(await run_in_threadpool(facts.model_dump_json), media_type="application/json")
 
@@ -80,8 +81,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
 def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)
-    form = form_of(None, body, engine.pipeline)
-    order = order_for(engine, body, form, arrived_s=service.clock.now())
+    order = order_for(engine, body, arrived_s=service.clock.now())
     foreseen = engine.worker.forecast(order)
     return plan_answer(body, foreseen, order.open_plans, engine.pipeline, engine.cost)
 

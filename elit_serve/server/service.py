@@ -17,9 +17,9 @@ from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import ElitError, Overloaded, ShareExceeded
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
-from elit_serve.plans.formats import FILE_QUALITY
+from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
 from elit_serve.server.engines import Engine, Engines
-from elit_serve.server.generation import Form, Taken, answer, order_of, picture_quality
+from elit_serve.server.generation import Taken, answer, order_of, picture_quality
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching.arrival_log import ArrivalLog
 from elit_serve.server.watching.metrics import Metrics
@@ -50,8 +50,8 @@ async def take(
     service: Service,
     engine: Engine,
     body: GenerateRequest,
-    form: Form,
     *,
+    output_format: AnswerFormat | None = None,
     owner: str | None = None,
     file_quality: int = FILE_QUALITY,
     num_previews: int = 0,
@@ -59,31 +59,34 @@ async def take(
 ) -> Taken:
     """Has the engine make what `body` asks for, or raises why not.
 
-    owner: the name of the caller's key, if keys are set. file_quality: of JPEG and lossy WebP, 0 to 100.
+    output_format: of the files; None leaves it to `body`. owner: the name of the caller's key, if keys are set.
+    file_quality: of JPEG and lossy WebP, 0 to 100.
     on_preview: see `Worker.submit`.
     """
     arrived_s = service.clock.now()
 
     def taken() -> Taken:
-        order = order_for(engine, body, form, arrived_s=arrived_s)
+        order = order_for(engine, body, arrived_s=arrived_s, output_format=output_format)
         order = replace(order, owner=owner, file_quality=file_quality, num_previews=num_previews)
         if service.arrival_log is not None:
             service.arrival_log.record(body, order, engine.pipeline.budgets)
-        return admit(service, engine, body, form, order, on_preview=on_preview)
+        return admit(service, engine, body, order, on_preview=on_preview)
 
     return await to_thread.run_sync(taken, limiter=service.admission)
 
 
-def order_for(engine: Engine, body: GenerateRequest, form: Form, *, arrived_s: float) -> Order:
+def order_for(
+    engine: Engine, body: GenerateRequest, *, arrived_s: float, output_format: AnswerFormat | None = None
+) -> Order:
     """What the engine is to do for `body`. Raises `InvalidInput` for what cannot be asked of its model."""
     return order_of(
         body,
-        form,
         engine.pipeline,
         engine.cost,
         engine.settings,
         arrived_s=arrived_s,
         open_plans=engine.open_plans,
+        output_format=output_format,
     )
 
 
@@ -91,7 +94,6 @@ def admit(
     service: Service,
     engine: Engine,
     body: GenerateRequest,
-    form: Form,
     order: Order,
     *,
     on_preview: Callable[[Preview], None] | None = None,
@@ -100,7 +102,7 @@ def admit(
     """Has the engine take an order that somebody waits for, or raises why not, which is counted."""
     try:
         _check_share(service, engine, order)
-        return hand_over(engine, body, form, order, on_preview=on_preview, on_step=on_step)
+        return hand_over(engine, body, order, on_preview=on_preview, on_step=on_step)
     except ElitError as error:
         service.metrics.of(engine.name).refused(error)
         _note_full_queue(service, engine, order, error)
@@ -110,7 +112,6 @@ def admit(
 def hand_over(
     engine: Engine,
     body: GenerateRequest,
-    form: Form,
     order: Order,
     *,
     on_preview: Callable[[Preview], None] | None = None,
@@ -118,7 +119,7 @@ def hand_over(
 ) -> Taken:
     """Has the engine take an order that can wait, or raises why not."""
     future = engine.worker.submit(order, on_preview, on_step)
-    return Taken(engine=engine, body=body, form=form, arrived_s=order.arrived_s, future=future)
+    return Taken(engine=engine, body=body, order=order, future=future)
 
 
 def _check_share(service: Service, engine: Engine, order: Order) -> None:
@@ -144,8 +145,8 @@ def _note_full_queue(service: Service, engine: Engine, order: Order, error: Elit
 def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateResponse:
     """The answer, for a request that is done; counts it."""
     pipeline = taken.engine.pipeline
-    total_ms = 1000 * (service.clock.now() - taken.arrived_s)
-    facts = answer(taken.body, outcome, taken.form, pipeline=pipeline, total_ms=total_ms)
+    total_ms = 1000 * (service.clock.now() - taken.order.arrived_s)
+    facts = answer(taken.body, outcome, pipeline=pipeline, total_ms=total_ms)
     qualities = [picture_quality(pipeline, outcome.order, picture.levels) for picture in outcome.pictures]
     service.metrics.of(taken.engine.name).done(outcome, qualities)
     return facts

@@ -24,7 +24,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
-from elit_serve.server.generation import Form, order_of
+from elit_serve.server.generation import order_of
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching import arrival_log
 from elit_serve.server.watching.arrival_log import ArrivalLog
@@ -40,11 +40,11 @@ Record = Callable[..., None]  # of a log, when in the clock's seconds, and the f
 
 @pytest.fixture
 def record(tiny_pipeline: Pipeline) -> Record:
-    form, budgets = Form(output_format="png", is_bare=False), tiny_pipeline.budgets
+    budgets = tiny_pipeline.budgets
 
     def record(log: ArrivalLog, arrived_s: float, **fields: object) -> None:
         request = GenerateRequest.model_validate({"label": "tulip", **fields})
-        order = order_of(request, form, tiny_pipeline, COST, Settings(), arrived_s=arrived_s, open_plans=None)
+        order = order_of(request, tiny_pipeline, COST, Settings(), arrived_s=arrived_s, open_plans=None)
         log.record(request, order, budgets)
 
     return record

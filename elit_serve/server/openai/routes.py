@@ -17,7 +17,6 @@ from elit_serve.http.groups import Group
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS
 from elit_serve.server.engines import Engine
-from elit_serve.server.generation import Form
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
 from elit_serve.server.openai.images import completed_event, generate_request, images_response, partial_image_event
 from elit_serve.server.openai.schemas import (
@@ -67,12 +66,10 @@ async def images_generations(request: Request, body: ImagesRequest) -> Response:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)
     asked = generate_request(body, engine.pipeline)
-    assert asked.output_format is not None
-    form = Form(output_format=asked.output_format, is_bare=False)
     file_quality = FILE_QUALITY if body.output_compression is None else body.output_compression
     if body.stream:
-        return await _stream(request, service, engine, body, asked, form, file_quality)
-    taken = await take(service, engine, asked, form, owner=owner_of(request), file_quality=file_quality)
+        return await _stream(request, service, engine, body, asked, file_quality)
+    taken = await take(service, engine, asked, owner=owner_of(request), file_quality=file_quality)
     facts = await answer_to(request, service, taken)
     if facts is None:
         return Response(status_code=CLIENT_GONE)
@@ -91,7 +88,6 @@ async def _stream(
     engine: Engine,
     body: ImagesRequest,
     asked: GenerateRequest,
-    form: Form,
     file_quality: int,
 ) -> Response:
     """What is refused is refused as ever; events come once the request is taken."""
@@ -101,7 +97,6 @@ async def _stream(
         service,
         engine,
         asked,
-        form,
         owner=owner_of(request),
         file_quality=file_quality,
         num_previews=body.partial_images or 0,

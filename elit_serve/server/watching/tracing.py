@@ -141,7 +141,7 @@ class Tracing:
             Context() if parent is None else set_span_in_context(parent, Context()),
             attributes={**(attributes or {}), **asked(taken), **became(taken, ended)},
             links=links,
-            start_time=moment.unix_ns_at(taken.arrived_s),
+            start_time=moment.unix_ns_at(taken.order.arrived_s),
         )
         ended_s = self._clock.now()
         if isinstance(ended, Outcome):
@@ -152,7 +152,7 @@ class Tracing:
 
     def _add_stages(self, generation: Span, taken: Taken, outcome: Outcome, moment: Moment) -> float:
         """When the last one has ended, on the clock."""
-        context, at_s = set_span_in_context(generation, Context()), taken.arrived_s
+        context, at_s = set_span_in_context(generation, Context()), taken.order.arrived_s
         stages: dict[str, tuple[float, Attributes]] = {
             "queue": (outcome.queue_ms, {}),
             "compute": (outcome.compute_ms, computed(outcome, taken.engine.pipeline.budgets)),
