@@ -369,7 +369,7 @@ def train(
             raise InvalidInput("backbone.channels", channels, f"the autoencoder has {coder.channels}")
         training, held_out = open_data(recipe, coder, data, validation)
         _check_batch(recipe, training)
-        facts = _facts(recipe, training, data) if world.is_main else None
+        facts = _facts(recipe, training, held_out, data) if world.is_main else None
         with opened(run, facts, resume=resume, world=world) as snapshot:
             if world.is_main:
                 for line in about(recipe, training, held_out):
@@ -404,13 +404,14 @@ def _check_batch(recipe: Recipe, training: PictureSet) -> None:
         raise InvalidInput("training.batch", recipe.training.batch, allowed)
 
 
-def _facts(recipe: Recipe, training: PictureSet, data: Path) -> RunFacts:
+def _facts(recipe: Recipe, training: PictureSet, held_out: PictureSet, data: Path) -> RunFacts:
     return RunFacts(
         recipe=recipe,
         classes=training.classes,
         data=DataFacts(
             source=readable(data.name),
             sha256=content_digest(training.photographs),
+            held_out_sha256=content_digest(held_out.photographs),
             training_pictures=len(training),
             classes=len(training.classes),
         ),

@@ -89,6 +89,9 @@ def _data_changes(before: RunFacts, now: RunFacts) -> list[str]:
     if before.data.sha256 != now.data.sha256:
         ours, theirs = (f"{facts.data.training_pictures} ({facts.data.sha256[:12]})" for facts in (now, before))
         return [f"the photographs are others: {ours} here and {theirs} in the run"]
+    held_out, known = now.data.held_out_sha256, before.data.held_out_sha256
+    if known is not None and held_out != known:
+        return ["the held-out photographs are others, so that losses before and after could not be compared"]
     return []
 
 

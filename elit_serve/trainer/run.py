@@ -42,10 +42,15 @@ class _Written(BaseModel):
 
 
 class DataFacts(_Written):
-    """The photographs that are trained on. source: a name for people. sha256: of their content, see `identity`."""
+    """The photographs that are trained on.
+
+    source: a name for people. sha256: of their content, see `identity`; held_out_sha256: of those that are validated
+    on. A run that was begun before these were noted has none.
+    """
 
     source: str
     sha256: Sha256
+    held_out_sha256: Sha256 | None = None
     training_pictures: int = Field(ge=1)
     classes: int = Field(ge=1)
 

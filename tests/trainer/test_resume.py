@@ -294,6 +294,25 @@ def test_exchanged_photographs_of_the_same_names_are_refused(
         train_here(recipe, data=exchanged, resume=True)
 
 
+def test_exchanged_held_out_photographs_are_refused(
+    make_recipe: Callable[..., Recipe], photographs: Path, train_here: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    recipe = make_recipe(training={"steps": 3})
+    run = train_here(recipe)
+    exchanged = Path(shutil.copytree(photographs, tmp_path / "photographs"))
+    refusals = []
+    for file in sorted(exchanged.glob("rose/*.png")):
+        whole = file.read_bytes()
+        file.write_bytes(whole + b"longer")
+        with pytest.raises(RunError, match="photographs are others") as refusal:
+            train_here(recipe, data=exchanged, resume=True)
+        refusals.append(str(refusal.value))
+        file.write_bytes(whole)
+    assert run.steps()
+    assert any("the held-out photographs are others" in refusal for refusal in refusals)
+    train_here(recipe, data=exchanged, resume=True)
+
+
 def test_other_classes_are_named(
     make_recipe: Callable[..., Recipe],
     make_photographs: Callable[..., Path],
