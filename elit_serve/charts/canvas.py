@@ -17,7 +17,7 @@ XY = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
 PILLOW_ANCHORS: Mapping[Anchor, str] = {"start": "lm", "middle": "mm", "end": "rm"}
 
-MARK = 5  # half the size of a mark
+MARK, MUTED_MARK = 5, 3  # half the size of a mark
 TEXT_PX, NOTE_PX = 15, 12
 SCALE, SMOOTHING = 2, 2  # pixels for each unit of a drawing; drawn so many times larger first, as lines have no edges
 MUTED = "muted"  # a series that others stand out from
@@ -126,9 +126,9 @@ class SvgCanvas:
         self._parts.append(f'<path class="{" ".join(filter(None, (kind, name)))}" d="M{through}"/>')
 
     def mark(self, at: XY, kind: str, shape: int, text: str = "") -> None:
-        x, y = at
-        corners = "L".join(f"{x + MARK * dx:.1f} {y + MARK * dy:.1f}" for dx, dy in SHAPES[shape])
-        drawn = f'<path d="M{corners}z"/>' if corners else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{MARK}"/>'
+        (x, y), size = at, _mark_size(kind)
+        corners = "L".join(f"{x + size * dx:.1f} {y + size * dy:.1f}" for dx, dy in SHAPES[shape])
+        drawn = f'<path d="M{corners}z"/>' if corners else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}"/>'
         self._parts.append(f'<g class="{kind}"><title>{escape(text)}</title>{drawn}</g>')
 
     def words(self, at: XY, text: str, anchor: Anchor, *, is_note: bool = False, turned: bool = False) -> None:
@@ -168,12 +168,12 @@ class PixelCanvas:
             self._draw.line([self._at(point) for point in part], fill=colour, width=width, joint="curve")
 
     def mark(self, at: XY, kind: str, shape: int, text: str = "") -> None:  # noqa: ARG002 (no pointer rests on pixels)
-        x, y = at
+        (x, y), size = at, _mark_size(kind)
         if SHAPES[shape]:
-            corners = [self._at((x + MARK * dx, y + MARK * dy)) for dx, dy in SHAPES[shape]]
+            corners = [self._at((x + size * dx, y + size * dy)) for dx, dy in SHAPES[shape]]
             self._draw.polygon(corners, fill=LIGHT[kind])
         else:
-            self._draw.ellipse([self._at((x - MARK, y - MARK)), self._at((x + MARK, y + MARK))], fill=LIGHT[kind])
+            self._draw.ellipse([self._at((x - size, y - size)), self._at((x + size, y + size))], fill=LIGHT[kind])
 
     def words(self, at: XY, text: str, anchor: Anchor, *, is_note: bool = False, turned: bool = False) -> None:
         font = ImageFont.load_default((NOTE_PX if is_note else TEXT_PX) * self._scale)
@@ -195,6 +195,10 @@ class PixelCanvas:
 
     def _at(self, point: XY) -> XY:
         return point[0] * self._scale, point[1] * self._scale
+
+
+def _mark_size(kind: str) -> int:
+    return MUTED_MARK if kind == MUTED else MARK
 
 
 def _dashes(points: Sequence[XY], dash: float = 6, gap: float = 4) -> list[Sequence[XY]]:

@@ -111,9 +111,9 @@ def _arrivals(trace: str | None, burstiness: float | None) -> str:
 
 def _load(options: LoadOptions, records: Path | None, policy: str | None) -> tuple[dict[str, object], list[Table]]:
     """What came of it, beside the simulation of a policy if one is named."""
+    from elit_serve.bench.load.compare import check_comparable, comparison, comparison_table, simulated
     from elit_serve.bench.load.report import summary_table
     from elit_serve.bench.load.run import run_load
-    from elit_serve.bench.simulate.compare import check_comparable, comparison, comparison_table, simulated
     from elit_serve.clock import MonotonicClock
     from elit_serve.files.records import write_records
 

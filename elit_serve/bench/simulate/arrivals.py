@@ -23,9 +23,10 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from elit_serve.errors import InvalidInput
+from elit_serve.files.arrival_log import LoggedRequest
 from elit_serve.files.opening import read_text
 
 TIMESTAMP = "TIMESTAMP"
@@ -102,14 +103,6 @@ class Ramp:
         area, rise = share * (self.start + self.end) / 2, self.end - self.start
         root = math.sqrt(max(0.0, self.start**2 + 2 * rise * area))
         return 2 * area / (self.start + root) if area else 0.0
-
-
-class LoggedRequest(BaseModel):
-    """A line of a server's arrival log, as far as it is replayed. arrived_s: in Unix time. n: pictures."""
-
-    arrived_s: float = Field(allow_inf_nan=False)
-    n: int = Field(default=1, ge=1, le=1024)
-    latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 def open_arrivals(spec: str) -> Arrivals:

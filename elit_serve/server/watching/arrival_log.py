@@ -5,7 +5,6 @@ A thread of its own writes the lines, so no answer waits for a disk. Where a dis
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -18,6 +17,7 @@ from statistics import fmean
 from elit_serve.clock import Clock
 from elit_serve.engine.order import Order
 from elit_serve.errors import InvalidInput
+from elit_serve.files.arrival_log import LoggedRequest
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.levels import Budgets
 
@@ -54,20 +54,20 @@ class ArrivalLog:
             self._writer.close()
 
     def record(self, request: GenerateRequest, order: Order, budgets: Budgets) -> None:
-        """arrived_s is Unix time; budget is what is pinned, as a mean over the steps; null is what was not said."""
-        line = {
-            "arrived_s": round(self._epoch_s + order.arrived_s, 6),
-            "latency_ms": request.latency_ms,
-            "n": request.n,
-            "class_id": order.condition.facts()["class_id"],
-            "budget": None if order.pinned is None else budgets.of_level(fmean(order.pinned)),
-            "min_budget": request.min_budget,
-            "max_budget": request.max_budget,
-            "steps": request.steps,
-            "best_effort": request.best_effort,
-            "priority": request.priority,
-        }
-        self._sender.handle(logging.makeLogRecord({"msg": json.dumps(line)}))
+        """Without its texts: a picture is told by what its condition says of it."""
+        logged = LoggedRequest(
+            arrived_s=round(self._epoch_s + order.arrived_s, 6),
+            latency_ms=request.latency_ms,
+            n=request.n,
+            budget=None if order.pinned is None else budgets.of_level(fmean(order.pinned)),
+            min_budget=request.min_budget,
+            max_budget=request.max_budget,
+            steps=request.steps,
+            best_effort=request.best_effort,
+            priority=request.priority,
+            **order.condition.facts(),
+        )
+        self._sender.handle(logging.makeLogRecord({"msg": logged.line}))
 
 
 class _Writer(RotatingFileHandler):

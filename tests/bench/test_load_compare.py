@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elit_serve.bench.load.plan import Capacity, open_calls
-from elit_serve.bench.load.report import Summary
-from elit_serve.bench.load.run import LoadOptions
-from elit_serve.bench.load.sender import PlannedCall
-from elit_serve.bench.simulate.arrivals import open_arrivals
-from elit_serve.bench.simulate.compare import (
+from elit_serve.bench.load.compare import (
     POLICIES,
     Wish,
     attainment_points,
@@ -21,6 +16,11 @@ from elit_serve.bench.simulate.compare import (
     comparison_table,
     predicted,
 )
+from elit_serve.bench.load.plan import Capacity, open_calls
+from elit_serve.bench.load.report import Summary
+from elit_serve.bench.load.run import LoadOptions
+from elit_serve.bench.load.sender import PlannedCall
+from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.levels import Budgets
