@@ -14,7 +14,6 @@ from elit_serve.evaluation.metrics.kernel import KernelReference
 from elit_serve.evaluation.metrics.measures import from_halves, whole_and_halves
 from elit_serve.evaluation.metrics.nearest import nearest
 from elit_serve.evaluation.metrics.precision_recall import ManifoldReference
-from elit_serve.plans.estimate import Estimate
 
 CPU = torch.device("cpu")
 of_torchmetrics = pytest.mark.filterwarnings("ignore:Metric `:UserWarning", "ignore:std\\(\\):UserWarning")
@@ -124,8 +123,3 @@ def test_subsets_are_everybody_and_then_distinct_halves() -> None:
     assert member.sum(dim=1).tolist() == [9, 5, 5, 5, 5]
     assert torch.equal(member, whole_and_halves(9, CPU, num_halves=4))
     assert len({tuple(row) for row in member.tolist()}) > 2
-
-
-def test_the_mean_of_repeats_is_surer_than_each() -> None:
-    both = Estimate.mean([Estimate(value=1.0, half_width=0.3), Estimate(value=2.0, half_width=0.4)])
-    assert both == Estimate(value=1.5, half_width=pytest.approx(0.25))

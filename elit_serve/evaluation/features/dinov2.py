@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elit_serve.errors import InvalidInput, MissingPackage
-from elit_serve.evaluation.features.extractor import Described, checked, digest_of
+from elit_serve.evaluation.features.extractor import Described, checked, weights_digest
 from elit_serve.files.opening import regular_folder
 
 PUBLISHED = "facebook/dinov2-large"  # ViT-L/14
@@ -42,7 +42,7 @@ class DinoV2Features:
             reason = str(error).strip().splitlines()[0]
             raise InvalidInput("features", self._source, f"weights of a DINOv2 in safetensors: {reason}") from None
         self._model = model.to(device).eval().requires_grad_(False)
-        self.fingerprint = digest_of(dict(sorted(self._model.state_dict().items())))
+        self.fingerprint = weights_digest(dict(sorted(self._model.state_dict().items())))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Described:

@@ -58,7 +58,7 @@ def checked(source: str, images: Tensor, features: object, logits: object = None
     return Described(features=features.float(), logits=logits.float() if isinstance(logits, Tensor) else None)
 
 
-def digest_of(weights: Mapping[str, Tensor]) -> str:
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """A fingerprint of names and values, in their order."""
     digest = hashlib.sha256()
     for name, tensor in weights.items():

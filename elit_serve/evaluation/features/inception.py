@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.features.extractor import Described, checked, digest_of
+from elit_serve.evaluation.features.extractor import Described, checked, weights_digest
 from elit_serve.files.opening import regular
 
 PUBLISHED = (
@@ -51,7 +51,7 @@ class InceptionFeatures:
         self._source = source
         self._device = device
         self._network = network.to(device).eval().requires_grad_(False)
-        self.fingerprint = digest_of(network.state_dict())
+        self.fingerprint = weights_digest(network.state_dict())
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Described:

@@ -84,7 +84,7 @@ def sweep_to_folder(
         return None
     usual = pipeline.config.sampling.plan(max(pipeline.config.levels))
     default = recommended(points, plan_gflops(usual, pipeline.spec))
-    quality = quality_of(pipeline, points, default.plan, evaluator, facts)
+    quality = measured_quality(pipeline, points, default.plan, evaluator, facts)
     options.out.mkdir(parents=True, exist_ok=True)
     text = quality.model_dump_json(indent=1) + "\n"
     (options.out / "quality.json").write_text(text, encoding="utf-8")
@@ -107,7 +107,7 @@ def write_throughput(pipeline: Pipeline, points: Sequence[SweptPlan], facts: Swe
     (options.out / "throughput.json").write_text(text + "\n", encoding="utf-8")
 
 
-def quality_of(
+def measured_quality(
     pipeline: Pipeline, points: Sequence[SweptPlan], default: Plan, evaluator: PlanEvaluator, facts: SweepFacts
 ) -> Quality:
     """The measurements as a model directory holds them."""
