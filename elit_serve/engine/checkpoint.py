@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit_serve.catalogue import ModelQuality, at_most, measured_quality, read_config
+from elit_serve.catalogue import Offer, at_most, measured_quality, read_config
 from elit_serve.engine.autoencoders import kind_of
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
@@ -48,13 +48,10 @@ def weight_dtype(name: str) -> WeightDtype:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A validated model directory: configuration, weights on the CPU, and measured quality if it has any."""
+class Checkpoint(Offer):
+    """A validated model directory: what it offers, and its weights, on the CPU."""
 
-    path: Path
-    config: ModelConfig
     model: Backbone
-    quality: ModelQuality | None = None
 
     @property
     def model_hash(self) -> str:

@@ -29,7 +29,6 @@ from elit_serve.errors import DataSetGone, InvalidInput, RunError
 from elit_serve.files.config import ClassesConfig
 from elit_serve.nn import build
 from elit_serve.pictures import labelled, level_label
-from elit_serve.plans.shape import Shape
 from elit_serve.sampling import expand_like, initial_noise
 from elit_serve.text.command_line import readable
 from elit_serve.trainer.compiling import compile_if_possible, is_wanted
@@ -279,7 +278,7 @@ class Trainer:
             model=self.ema.model,
             device=self.world.device,
             conditions=conditions,
-            shapes=(Shape.of(self.model.spec.sample_shape),),
+            shapes=(self.model.spec.shape,),
         )
         rows = []
         lowest = self.recipe.sampling.guidance.min_level

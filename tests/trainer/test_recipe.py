@@ -206,3 +206,15 @@ def test_a_change_can_be_wrong_too() -> None:
         read_recipe(path, ["training.stepz=7"])
     with pytest.raises(InvalidInput, match="a key and a TOML value"):
         read_recipe(path, ["training.steps"])
+
+
+@pytest.mark.parametrize("interface", [None, {"window": [2, 2], "head": 1, "core": 1, "tail": 1}])
+def test_a_backbone_means_the_same_whatever_is_left_out(
+    make_recipe: Callable[..., Recipe], interface: dict[str, Any] | None
+) -> None:
+    """As in the run.json of earlier versions, which had no kinds and spelled out every default."""
+    short = make_recipe(backbone={"interface": interface})
+    long = make_recipe(backbone={"interface": interface, "positions": "rope", "padding": 0})
+    named = make_recipe(backbone={"interface": interface} if interface is None else {"kind": "elit-dit"})
+    assert short == long == named
+    assert short.backbone.kind == ("dit" if interface is None else "elit-dit")

@@ -29,12 +29,12 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderKind:
-    """open: of the folder where its files lie, for a device and a dtype.
+    """make: of the folder where its files lie, for a device and a dtype.
 
     has_files: whether it is read from a folder, which a model directory holds as `autoencoder/`.
     channels: of its samples, where that is known before it is opened.
     """
 
-    open: Callable[[Path, torch.device, torch.dtype], Autoencoder]
+    make: Callable[[Path, torch.device, torch.dtype], Autoencoder]
     has_files: bool = False
     channels: int | None = None

@@ -77,4 +77,4 @@ class DiffusersAutoencoder:
         return images.float()
 
 
-KIND = AutoencoderKind(open=DiffusersAutoencoder, has_files=True)
+KIND = AutoencoderKind(make=DiffusersAutoencoder, has_files=True)

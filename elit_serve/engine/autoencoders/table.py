@@ -27,4 +27,4 @@ def kind_of(config: AutoencoderConfig) -> AutoencoderKind:
 
 def open_autoencoder(config: AutoencoderConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """The autoencoder that `config` names; `folder` is where its files lie, if it has any."""
-    return kind_of(config).open(folder, device, dtype)
+    return kind_of(config).make(folder, device, dtype)
