@@ -91,7 +91,6 @@ class ElasticPolicy:
         self._promises = Promises()
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
-        self._worths: dict[int, float] = {}
         self._rates: dict[tuple[int, Ladder], Rates] = {}
         self._planned_for = 1.0  # the correction
         self._probed_s = -inf
@@ -220,8 +219,7 @@ class ElasticPolicy:
         ladder = head.ladder
         levels = view.costs.levels_within(head.lowest, head.highest)
         price = rates.price(self._stretch(order, view) * head.row[1])
-        gains = [self._worth(level) - price * rates.cost_s.get(level, 0.0) for level in levels]
-        level = levels[gains.index(max(gains))]
+        level = rates.best_level(levels, price)
         members = [
             work
             for work in order
@@ -237,20 +235,18 @@ class ElasticPolicy:
 
         levels: from the lowest that may be to the one to begin with.
         """
-        kept = len(members)
-        pace_of = paces_s(members, view)
-        promised_s = [pace_s for pace_s, work in zip(pace_of, members, strict=True) if work.is_promised]
-        tightest_s = min(promised_s, default=inf)
-        step_s = rates.row_s(levels[-1])[kept]
+        kept, step_s = len(members), rates.row_s(levels[-1])[len(members)]
+        tightest_s = min(paces_s([work for work in members if work.is_promised], view), default=inf)
         if step_s <= tightest_s:
             return members, levels[-1]
+        pace_of = paces_s(members, view)
         lax, at = sorted(range(1, kept), key=pace_of.__getitem__), len(levels) - 1
         while kept > 1 and step_s > tightest_s:
             spare = (pace_of[lax[-1]] / step_s - 1) * members[lax[-1]].left
             parking = 1 / (1 + spare) if spare > 0 else inf
             lowering = inf
             if at:
-                lost = kept * (self._worth(levels[at]) - self._worth(levels[at - 1]))
+                lost = kept * (rates.worth(levels[at]) - rates.worth(levels[at - 1]))
                 lowering = lost - price * (step_s - rates.row_s(levels[at - 1])[kept])
             if parking == lowering == inf:
                 break
@@ -262,12 +258,6 @@ class ElasticPolicy:
             step_s = rates.row_s(levels[at])[kept]
         staying = [members[index] for index in (0, *sorted(lax))]
         return [work for work in staying if work.allows(levels[at])], levels[at]
-
-    def _worth(self, level: int) -> float:
-        """The quality of a level, remembered."""
-        if level not in self._worths:
-            self._worths[level] = self._quality.at(level)
-        return self._worths[level]
 
     def _rates_of(self, count: int, ladder: Ladder, view: View) -> Rates:
         """For a batch as large as requests can fill where so many are there; remembered."""

@@ -90,14 +90,14 @@ class Certificate:
         self._corrections, self._deciding = (low, high), []
         if not self._works:
             return
-        places = list(zip(self._works, self._ends_s, strict=True))
-        at_low = [work.due_s - low * end_s for work, end_s in places]
-        at_high = [work.due_s - high * end_s for work, end_s in places]
+        dues_s = [work.due_s for work in self._works]
+        at_low = [due_s - low * end_s for due_s, end_s in zip(dues_s, self._ends_s, strict=True)]
+        at_high = [due_s - high * end_s for due_s, end_s in zip(dues_s, self._ends_s, strict=True)]
         first, last = at_low.index(min(at_low)), at_high.index(min(at_high))
         most_low, most_high = at_low[last], at_high[first]
-        begins = zip(places, at_low, at_high, strict=True)
-        between = [place for place, low_s, high_s in begins if low_s <= most_low and high_s <= most_high]
-        self._deciding = [places[first], places[last], *between]
+        begins = enumerate(zip(at_low, at_high, strict=True))
+        between = [index for index, (low_s, high_s) in begins if low_s <= most_low and high_s <= most_high]
+        self._deciding = [(self._works[index], self._ends_s[index]) for index in (first, last, *between)]
 
     def _forget_ended(self) -> None:
         left = [bool(work.left) for work in self._works]
@@ -132,8 +132,10 @@ class Certificate:
 
 def launches_s(works: Sequence[Work]) -> float:
     """What one step of each costs, in a launch for every kind."""
-    rows = {work.kind: work.row for work in works}
     kinds = [work.kind for work in works]
+    if kinds.count(kinds[0]) == len(kinds):
+        return works[0].row[len(kinds)]
+    rows = {work.kind: work.row for work in works}
     return sum([row[kinds.count(kind)] for kind, row in rows.items()])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.policy.pace import Ladder
 from elit_serve.scheduler.quality import QualityTable
@@ -17,11 +19,25 @@ class Rates:
         self._quality, self._costs, self._ladder = quality, costs, ladder
         self._rows_s = {level: costs.row_s(ladder.at(level)) for level in costs.levels}
         self.cost_s = {level: row_s[batch] / batch for level, row_s in self._rows_s.items()}
+        self._worths = {level: quality.at(level) for level in costs.levels}
         self._lowest, self._highest = costs.levels[0], costs.levels[-1]
         width = max(self._highest - self._lowest, 1)
         self._slope_s = (self.cost_s[self._highest] - self.cost_s[self._lowest]) / width
         self._most, self.best_s = max((quality.at(level) / cost_s, cost_s) for level, cost_s in self.cost_s.items())
         self.throughput = self._rows_s[self._lowest][1] / self.best_s
+
+    def worth(self, level: int) -> float:
+        """As `QualityTable.at`."""
+        found = self._worths.get(level)
+        return self._quality.at(level) if found is None else found
+
+    def best_level(self, levels: Sequence[int], price: float) -> int:
+        """The one with the most quality less what it costs an image at this price."""
+        if len(levels) == 1:
+            return levels[0]  # the only one that may be, and perhaps none of the table's
+        worths, cost_s = self._worths, self.cost_s
+        gains = [worths[level] - price * cost_s[level] for level in levels]
+        return levels[gains.index(max(gains))]
 
     def row_s(self, level: int) -> tuple[float, ...]:
         """As `CorrectedCosts.row_s`, at any level."""
