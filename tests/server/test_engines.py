@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.checkpoint import spec_of, write_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import ModelConfig
@@ -36,7 +36,7 @@ def orchard(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) 
     config = tiny_config.model_copy(update={"name": "orchard", "classes": FRUITS})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        write_checkpoint(path, config, build(config.spec).state_dict())
+        write_checkpoint(path, config, build(spec_of(config)).state_dict())
     return Pipeline.load(path, device="cpu")
 
 
