@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
+from elit_serve.http.access import access
 from elit_serve.http.bodies import BodyRoute
 from elit_serve.http.callers import owner_of
 from elit_serve.http.events import enter_stream, stream_content
@@ -52,6 +53,7 @@ FULL = documented("There is no room on disk.")
         507: FULL,
     },
 )
+@access(needs="generate", work="jobs")
 async def accept(
     request: Request,
     body: JobRequest,
@@ -67,6 +69,7 @@ async def accept(
 
 
 @router.get("", summary="Jobs, the newest first", response_model=JobList, responses={422: INVALID, 503: UNAVAILABLE})
+@access(needs="generate", work="jobs")
 async def page(
     request: Request,
     state: Annotated[JobState | None, Query(description="Only those in this state.")] = None,
@@ -79,6 +82,7 @@ async def page(
 
 
 @router.get("/{job_id}", summary="A job", responses={404: NOT_FOUND, 422: INVALID, 503: UNAVAILABLE})
+@access(needs="generate", work="jobs")
 async def get(request: Request, job_id: str) -> JobInfo:
     desk = _desk(request)
     return await desk.run(desk.get, job_id, _owner(request))
@@ -89,6 +93,7 @@ async def get(request: Request, job_id: str) -> JobInfo:
     summary="Cancel a job, unless it has ended",
     responses={404: NOT_FOUND, 422: INVALID, 503: UNAVAILABLE, 507: FULL},
 )
+@access(needs="generate", work="jobs")
 async def cancel(request: Request, job_id: str) -> JobInfo:
     desk = _desk(request)
     return await desk.run(desk.cancel, job_id, _owner(request))
@@ -112,6 +117,7 @@ async def cancel(request: Request, job_id: str) -> JobInfo:
         503: UNAVAILABLE,
     },
 )
+@access(needs="generate", work="jobs")
 async def picture(request: Request, job_id: str, index: Annotated[int, Path(ge=0)]) -> Response:
     desk = _desk(request)
     file, media_type = await desk.run(desk.picture, job_id, _owner(request), index)
@@ -142,6 +148,7 @@ async def picture(request: Request, job_id: str, index: Annotated[int, Path(ge=0
         503: UNAVAILABLE,
     },
 )
+@access(needs="generate", work="jobs")
 async def events(
     request: Request, job_id: str, last_event_id: Annotated[str | None, Header(description="Go on after it.")] = None
 ) -> Response:

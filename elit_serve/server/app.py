@@ -17,6 +17,7 @@ import elit_serve
 from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.errors import EngineStopped
 from elit_serve.http import groups
+from elit_serve.http.access import Access, AccessTable, Need, declare
 from elit_serve.server import openapi_document
 from elit_serve.server.engines import Engine, Engines, LoadedModel, check_names
 from elit_serve.server.guest import Guest, GuestPort, OpenGuest
@@ -24,6 +25,7 @@ from elit_serve.server.keys import read_keyring
 from elit_serve.server.middleware import error_answers, stack
 from elit_serve.server.middleware.lane import Lane
 from elit_serve.server.model_routes import router as model_router
+from elit_serve.server.openai.errors import is_openai
 from elit_serve.server.openai.routes import router as openai_router
 from elit_serve.server.page.page import page_router
 from elit_serve.server.routes import router
@@ -89,16 +91,18 @@ def create_app(
     app.state.watched = {name: Watched(engine, metrics.of(name)) for name, engine in engines.items()}
     app.state.rendered_metrics = Snapshots(metrics.render)
     app.state.lane = Lane(lambda: engines.num_waiting + engines.num_running > 0)
+    app.state.access = access = AccessTable([*app.routes, *all_routes], _unknown)
     for routes in routers:
         app.include_router(routes)
     error_answers.install(app, all_routes)
-    openapi_document.complete(app, has_keys=keyring is not None)
+    openapi_document.complete(app, access, has_keys=keyring is not None)
     stack.add_all(
         app,
         settings,
         engines=engines,
         metrics=metrics,
         routes=paths,
+        access=access,
         keyring=keyring,
         tracing=tracing,
         lane=app.state.lane,
@@ -122,7 +126,7 @@ def stop_guests(app: FastAPI) -> None:
 
 def new_app() -> FastAPI:
     """With its documentation and no routes."""
-    return FastAPIOffline(
+    app: FastAPI = FastAPIOffline(
         title="elit-serve",
         description=DESCRIPTION,
         version=elit_serve.__version__,
@@ -131,6 +135,17 @@ def new_app() -> FastAPI:
         redoc_url=None,
         swagger_ui_parameters={"validatorUrl": None},  # otherwise the page asks an outside host
     )
+    declare(app.routes, Access(needs="any key"))
+    declare([route for route in app.routes if isinstance(route, APIRoute)], Access(needs="any key", has_scripts=True))
+    return app
+
+
+def _unknown(path: str) -> Access:
+    """What holds where there is no route. A prefix without the slash behind it is redirected to the page, and that the
+    page has no such file may be known."""
+    is_of_page = path == "" or path.startswith("/static/")
+    needs: Need = "nothing" if is_of_page else "generate" if path.startswith("/v1/") else "admin"
+    return Access(needs=needs, errors="openai" if is_openai(path) else "problem")
 
 
 @asynccontextmanager

@@ -11,15 +11,15 @@ import secrets
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elit_serve.errors import InvalidInput
+from elit_serve.http.access import Scope
 from elit_serve.server.setting_sources import read_named_toml
 from elit_serve.server.settings import Settings
 
-Scope = Literal["generate", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEY_PREFIX = "elit-"  # so that scanners for leaked secrets can find them
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from elit_serve.http.access import access
 from elit_serve.http.groups import Group
 from elit_serve.server.engines import Engine
 from elit_serve.server.generation import quality_of, usable_levels
@@ -19,12 +20,14 @@ _NOT_FOUND: dict[str, Any] = {"model": OpenAIError, "description": "Another mode
 
 
 @router.get("/v1/models", summary="The models, their classes and what their levels cost here")
+@access(needs="generate", errors="openai")
 def models(request: Request) -> ModelList:
     service: Service = request.app.state.service
     return ModelList(data=[model_info(engine, service.started_at) for engine in service.engines.values()])
 
 
 @router.get("/v1/models/{name}", summary="One of them by its name", responses={404: _NOT_FOUND})
+@access(needs="generate", errors="openai")
 def model(request: Request, name: str) -> ModelInfo:
     service: Service = request.app.state.service
     return model_info(service.engines.of(name), service.started_at)

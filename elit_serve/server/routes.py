@@ -11,6 +11,7 @@ from starlette.responses import Response
 import elit_serve
 from elit_serve.errors import EngineStopped
 from elit_serve.http import problems
+from elit_serve.http.access import access
 from elit_serve.http.bodies import BodyRoute
 from elit_serve.http.callers import owner_of
 from elit_serve.http.groups import Group
@@ -53,6 +54,7 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
         504: {**_PROBLEM, "description": "The request was taken, but its target has passed."},
     },
 )
+@access(needs="generate", work="pictures")
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)
@@ -78,6 +80,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
         503: {**_PROBLEM, "description": "The engine is down, or has no room for a single picture more."},
     },
 )
+@access(needs="generate", work="plans")
 def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)
@@ -87,6 +90,7 @@ def plan(request: Request, body: GenerateRequest) -> PlanResponse:
 
 
 @router.get("/health", tags=[Group.OPERATIONS], summary="Whether the engine runs", responses={503: _PROBLEM})
+@access(needs="nothing", work="health")
 async def health(request: Request) -> Health:
     engines = _living_engines(request)
     return Health(
@@ -101,6 +105,7 @@ async def health(request: Request) -> Health:
     "/liveness", tags=[Group.OPERATIONS], summary="Whether this process should live on", responses={503: _PROBLEM}
 )
 @router.get("/v2/health/live", include_in_schema=False)
+@access(needs="nothing", work="health")
 async def liveness(request: Request) -> Ready:
     _living_engines(request)
     return Ready()
@@ -113,6 +118,7 @@ async def liveness(request: Request) -> Ready:
     responses={503: _PROBLEM},
 )
 @router.get("/v2/health/ready", include_in_schema=False)
+@access(needs="nothing", work="health")
 async def readiness(request: Request) -> Ready:
     if not _living_engines(request).are_ready:
         raise EngineStopped("the engine takes no more work")
@@ -120,11 +126,13 @@ async def readiness(request: Request) -> Ready:
 
 
 @router.get("/version", tags=[Group.OPERATIONS], summary="The server's version")
+@access(needs="any key")
 async def version() -> Version:
     return Version(version=elit_serve.__version__)
 
 
 @router.get("/metrics", tags=[Group.OPERATIONS], summary="Prometheus metrics", response_class=Response)
+@access(needs="metrics", work="metrics")
 async def metrics(request: Request) -> Response:
     rendered: Snapshots[bytes] = request.app.state.rendered_metrics  # writing it takes 7 ms
     return Response(await rendered.fresh(), headers={"Content-Type": Metrics.content_type})

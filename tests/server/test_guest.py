@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.http.access import access
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.server.app import create_app
 from elit_serve.server.engines import LoadedModel, num_slots
@@ -28,6 +29,7 @@ def loaded(pipeline: Pipeline, settings: Settings) -> LoadedModel:
 
 
 @router.get("/v1/postcards/{label}")
+@access(needs="nothing")
 async def postcard(request: Request, label: str) -> Response:
     port: GuestPort = request.app.state.postcards.port
     submitted = port.submit(

@@ -189,5 +189,5 @@ def test_scrapes_are_answered_from_snapshots(server: Any) -> None:
         ("GET", "/openapi.json", Kind.OTHERS),
     ],
 )
-def test_only_requests_for_pictures_need_no_turn(method: str, path: str, kind: Kind | None) -> None:
-    assert kind_of(method, path) is kind
+def test_only_requests_for_pictures_need_no_turn(server: Any, method: str, path: str, kind: Kind | None) -> None:
+    assert kind_of(server.app.state.access.of(method, path).work) is kind

@@ -18,11 +18,14 @@ from fastapi.testclient import TestClient
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
+from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.picture import Picture
+from elit_serve.http.access import AccessTable, access
 from elit_serve.pictures import read_facts
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.server.middleware import error_answers
+from elit_serve.server.middleware.request_context import RequestContext
 from elit_serve.server.settings import Settings
 
 
@@ -196,8 +199,11 @@ def test_refusals_by_status_are_openai_s_and_keep_their_headers(
     error_answers.install(app)
 
     @app.post("/v1/images/generations")
+    @access(needs="nothing", errors="openai")
     def refuse() -> None:
         raise HTTPException(status, "no", headers={"Retry-After": "7"})
+
+    app.add_middleware(RequestContext, access=AccessTable(app.routes), clock=MonotonicClock())
 
     given = TestClient(app).post("/v1/images/generations")
     url = start_http(lambda *_: (given.status_code, dict(given.headers), given.content))

@@ -1,45 +1,20 @@
-"""Who may call what: every route needs a key with the right scope, but for the few that are listed as open.
+"""Who may call what: every route needs the key that it declares.
 
-Only in place where keys are set; otherwise everything is open. What is not listed needs `admin`, so a new route is
-closed until it is.
+Only in place where keys are set; otherwise everything is open. A route that declares nothing needs `admin`, so a new
+one is closed until it does.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from elit_serve.clock import Clock
 from elit_serve.errors import ElitError, InvalidKey, MissingScope, RateLimited
+from elit_serve.http.access import Need
 from elit_serve.http.faults import fault_of
-from elit_serve.server import keys
-from elit_serve.server.keys import Key, Keyring
-from elit_serve.server.middleware.error_answers import error_answer
-from elit_serve.server.middleware.lane import HEALTH_PATHS
+from elit_serve.server.keys import SCOPES, Key, Keyring
+from elit_serve.server.middleware.error_answers import asked_of, error_answer
 from elit_serve.server.middleware.rate_limit import TokenBucket
-
-Need = Literal["nothing", "any key"] | keys.Scope
-
-PATHS: dict[str, Need] = {
-    **dict.fromkeys(HEALTH_PATHS, "nothing"),
-    "/": "nothing",
-    "": "nothing",  # a prefix without the slash behind it, which is redirected to the page
-    "/metrics": "metrics",
-    "/load": "metrics",
-    "/v1/live": "metrics",  # it shows what others ask for
-    "/version": "any key",
-    "/docs": "any key",
-    "/docs/oauth2-redirect": "any key",
-    "/openapi.json": "any key",
-}
-PREFIXES: dict[str, Need] = {"/static/": "nothing", "/static-offline-docs/": "any key", "/v1/": "generate"}
-
-
-def need_of(path: str) -> Need:
-    """What a caller needs for a path."""
-    prefix = next((prefix for prefix in PREFIXES if path.startswith(prefix)), "")
-    return PATHS.get(path) or PREFIXES.get(prefix, "admin")
 
 
 class Auth:
@@ -56,9 +31,9 @@ class Auth:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # there are none, and none shall come past this
             return
-        if scope["type"] == "http" and (need := need_of(scope["path"])) != "nothing":
+        if scope["type"] == "http" and asked_of(scope).needs != "nothing":
             try:
-                self._admit(scope, need)
+                self._admit(scope, asked_of(scope).needs)
             except ElitError as error:
                 await error_answer(fault_of(error), scope)(scope, receive, send)
                 return
@@ -70,7 +45,7 @@ class Auth:
         if key is None:
             raise InvalidKey(was_sent=token is not None)
         scope["state"] |= {"key_name": key.name, "key_scopes": key.scopes}
-        if need in keys.SCOPES and not key.allows(need):
+        if need in SCOPES and not key.allows(need):
             raise MissingScope(need)
         bucket = self._buckets.get(key.name)
         if bucket is not None and scope["method"] == "POST":  # looking and cancelling are free

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from elit_serve.errors import ElitError
+from elit_serve.http.access import Access, access_of
 from elit_serve.http.faults import Fault, fault_of, fault_of_body
 from elit_serve.http.problems import problem
 from elit_serve.http.schemas import RequestBody
@@ -20,23 +20,19 @@ from elit_serve.server.middleware.head_requests import with_head
 from elit_serve.server.middleware.prefix import route_path
 from elit_serve.server.openai.errors import openai_error
 
-OPENAI_PATH = re.compile(  # as OpenAI's client of November 2026 asks for them
-    "/v1/(agents|assistants|audio|batches|chat|chatkit|completions|containers|conversations|embeddings|evals|files|"
-    "fine_tuning|images|models|moderations|organization|projects|realtime|responses|skills|threads|uploads|vaults|"
-    "vector_stores|videos)(/.*)?",
-    re.DOTALL,
-)
 
-
-def is_openai(path: str) -> bool:
-    """Whether it is one of OpenAI's routes, those that are not served included."""
-    return OPENAI_PATH.fullmatch(path) is not None
+def asked_of(scope: Scope) -> Access:
+    """What the route of a request declares, which `RequestContext` has looked up."""
+    found: Access = scope["state"]["access"]
+    return found
 
 
 def error_answer(fault: Fault, scope: Scope) -> Response:
-    """OpenAI's shape on OpenAI's routes; RFC 9457 elsewhere. The fault goes into the request's state."""
+    """In the shape of the route. The fault goes into the request's state."""
     scope["state"]["fault"] = fault
-    return openai_error(fault) if is_openai(route_path(scope)) else problem(fault, scope["state"]["request_id"])
+    if asked_of(scope).errors == "openai":
+        return openai_error(fault)
+    return problem(fault, scope["state"]["request_id"])
 
 
 def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
@@ -56,7 +52,7 @@ def install(app: FastAPI, routes: Sequence[APIRoute] = ()) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         path, status = route_path(request.scope), error.status_code
         allowed = _allowed(path, routes) if status == 405 else {}
-        is_missing = status in (404, 405) and is_openai(path)
+        is_missing = status in (404, 405) and asked_of(request.scope).errors == "openai"
         detail = f"{error.detail}: {_openai_routes(routes)}" if is_missing else error.detail
         fault = Fault(status=status, detail=detail, headers={**(error.headers or {}), **allowed})
         return error_answer(fault, request.scope)
@@ -71,6 +67,7 @@ def _allowed(path: str, routes: Sequence[APIRoute]) -> dict[str, str]:
 
 def _openai_routes(routes: Sequence[APIRoute]) -> str:
     """Those that there are, for who has asked for another."""
-    served = {route.path.replace("{name}", "NAME"): route.methods or () for route in routes if is_openai(route.path)}
+    ours = (route for route in routes if (declared := access_of(route)) and declared.errors == "openai")
+    served = {route.path.replace("{name}", "NAME"): route.methods or () for route in ours}
     named = [f"{method} {path}" for path, methods in served.items() for method in methods if method != "HEAD"]
     return f"of OpenAI's routes this server has {', '.join(sorted(named))}"

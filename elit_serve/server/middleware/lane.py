@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from elit_serve.errors import Overloaded
+from elit_serve.http.access import Work
 
 SHARE = 0.2  # of the time that the lane may take while the engine has work: its steps take a quarter longer then
 IDLE_SHARE = 0.5  # and otherwise: a request for pictures that comes must get through
@@ -43,22 +44,19 @@ class Kind(Enum):
         self.most_s = most_s
 
 
-ENGINE_PATHS = frozenset({"/v1/generate", "/v1/images/generations"})
-HEALTH_PATHS = frozenset({"/health", "/liveness", "/readiness", "/v2/health/live", "/v2/health/ready"})
-METRICS_PATHS = frozenset({"/metrics", "/load"})
-
-
-def kind_of(method: str, path: str) -> Kind | None:
+def kind_of(work: Work) -> Kind | None:
     """None for what the engine is to do."""
-    if path in ENGINE_PATHS and method == "POST":
-        return None
-    if path in HEALTH_PATHS:
-        return Kind.HEALTH
-    if path in METRICS_PATHS:
-        return Kind.METRICS
-    if path == "/v1/plan":
-        return Kind.PLANS
-    return Kind.JOBS if path.startswith("/v1/jobs") else Kind.OTHERS
+    return _BY_WORK[work]
+
+
+_BY_WORK: dict[Work, Kind | None] = {
+    "pictures": None,
+    "health": Kind.HEALTH,
+    "metrics": Kind.METRICS,
+    "plans": Kind.PLANS,
+    "jobs": Kind.JOBS,
+    "others": Kind.OTHERS,
+}
 
 
 @dataclass(eq=False, kw_only=True)

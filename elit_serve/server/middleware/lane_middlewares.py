@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.errors import Overloaded
 from elit_serve.http.faults import fault_of
-from elit_serve.server.middleware.error_answers import error_answer
+from elit_serve.server.middleware.error_answers import asked_of, error_answer
 from elit_serve.server.middleware.lane import Kind, Lane, kind_of
 
 PATIENCE_S = 2.0  # with the queue of what must have its turn before the work
@@ -25,7 +25,7 @@ class WorkTurns:
         self._lane = lane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = None if scope["type"] != "http" else kind_of(scope["method"], scope["path"])
+        kind = None if scope["type"] != "http" else kind_of(asked_of(scope).work)
         if kind is None or kind in ANSWER_S:
             await self._app(scope, receive, send)
             return
@@ -62,7 +62,7 @@ class AnswerTurns:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        kind = kind_of(scope["method"], scope["path"])
+        kind = kind_of(asked_of(scope).work)
         held: list[Message] = []
         holds = False
 

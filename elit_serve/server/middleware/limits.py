@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.errors import Overloaded
 from elit_serve.http.faults import KINDS, Fault
-from elit_serve.server.middleware.error_answers import error_answer
+from elit_serve.server.middleware.error_answers import asked_of, error_answer
 from elit_serve.server.middleware.lane import Kind, kind_of
 
 DRAIN_BYTES = 16 << 20  # of a refused body that is read and thrown away, so that its sender reads the answer
@@ -34,7 +34,7 @@ class RequestLimits:
         self._of_pictures, self._of_metrics, self._of_others = (_Places(max_requests) for _ in range(3))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = None if scope["type"] != "http" else kind_of(scope["method"], scope["path"])
+        kind = None if scope["type"] != "http" else kind_of(asked_of(scope).work)
         if scope["type"] != "http" or kind is Kind.HEALTH:
             await self._app(scope, receive, send)
             return

@@ -9,6 +9,7 @@ import secrets
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.clock import Clock
+from elit_serve.http.access import AccessTable
 from elit_serve.http.faults import Fault
 from elit_serve.server.middleware.answer_status import CLIENT_GONE
 from elit_serve.server.middleware.error_answers import error_answer
@@ -21,13 +22,15 @@ SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContext:
-    """Gives every request an id: its `X-Request-Id` if that is sane, else a new one. The answer has it, the state has
-    it as `request_id`, beside `key_name`, None unless keys are set; `taken`, `job_id` and `fault` come as they become
-    known. Logs method, path, status and time, nothing else.
+    """Gives every request an id: its `X-Request-Id` if that is sane, else a new one, which the answer has too.
+
+    The state has it as `request_id`, what the route declares as `access`, and `key_name`, None unless keys are set;
+    `taken`, `job_id` and `fault` come as they become known. Logs method, path, status and time, nothing else.
     """
 
-    def __init__(self, app: ASGIApp, *, clock: Clock) -> None:
+    def __init__(self, app: ASGIApp, *, access: AccessTable, clock: Clock) -> None:
         self._app = app
+        self._access = access
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,7 +39,8 @@ class RequestContext:
             return
         request_id = _request_id(scope)
         state = scope.setdefault("state", {})
-        state |= {"request_id": request_id, "key_name": None}
+        declared = self._access.of(scope["method"], scope["path"])
+        state |= {"request_id": request_id, "key_name": None, "access": declared}
         REQUEST_ID.set(request_id)  # each request runs in a task of its own, so nothing has to be put back
         header = (b"x-request-id", request_id.encode())
         started_s = self._clock.now()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from elit_serve.server.middleware.error_answers import asked_of
+
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
 # Swagger UI is started by a script inside its page, and writes styles into it; it shows nothing that callers have sent
 DOCS_POLICY = f"{POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
-DOCS_PATHS = frozenset({"/docs", "/docs/oauth2-redirect"})
 
 COMMON = (
     (b"x-content-type-options", b"nosniff"),
@@ -31,7 +32,7 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = DOCS_HEADERS if scope["path"] in DOCS_PATHS else HEADERS
+        headers = DOCS_HEADERS if asked_of(scope).has_scripts else HEADERS
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from elit_serve.clock import Clock
+from elit_serve.http.access import AccessTable
 from elit_serve.http.events import StreamLimits
 from elit_serve.server.engines import Engines
 from elit_serve.server.keys import Keyring
@@ -36,6 +37,7 @@ def add_all(
     engines: Engines,
     metrics: Metrics,
     routes: Sequence[str],
+    access: AccessTable,
     keyring: Keyring | None,
     tracing: Tracing | None,
     lane: Lane,
@@ -71,5 +73,5 @@ def add_all(
     if tracing is not None:
         app.add_middleware(TracedRequests, tracing=tracing)
     app.add_middleware(Draining, engines=engines)
-    app.add_middleware(RequestContext, clock=clock)
+    app.add_middleware(RequestContext, access=access, clock=clock)
     app.add_middleware(FarSide, prefix=settings.root_path or "", trusted_proxies=settings.trusted_proxy or THIS_MACHINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from starlette.responses import Response
 
@@ -22,6 +23,19 @@ _STATUS_CODES = {
     413: "request_too_large",
     429: "rate_limit_exceeded",
 }
+
+
+OPENAI_PATH = re.compile(  # as OpenAI's client of November 2026 asks for them
+    "/v1/(agents|assistants|audio|batches|chat|chatkit|completions|containers|conversations|embeddings|evals|files|"
+    "fine_tuning|images|models|moderations|organization|projects|realtime|responses|skills|threads|uploads|vaults|"
+    "vector_stores|videos)(/.*)?",
+    re.DOTALL,
+)
+
+
+def is_openai(path: str) -> bool:
+    """Whether it is one of OpenAI's routes, those that are not served included."""
+    return OPENAI_PATH.fullmatch(path) is not None
 
 
 def openai_error(fault: Fault) -> Response:

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from elit_serve.engine.picture import Outcome, Preview
+from elit_serve.http.access import access
 from elit_serve.http.bodies import BodyRoute
 from elit_serve.http.callers import owner_of
 from elit_serve.http.events import Mailbox, enter_stream, stream_content
@@ -62,6 +63,7 @@ _ERROR: dict[str, Any] = {"model": OpenAIError}
         "default": {**_ERROR, "description": "Whatever else goes wrong has the same shape."},
     },
 )
+@access(needs="generate", work="pictures", errors="openai")
 async def images_generations(request: Request, body: ImagesRequest) -> Response:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)

@@ -11,6 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from elit_serve.http.access import access
+
 MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -36,10 +38,12 @@ def page_router() -> APIRouter:
     static = dict(_static_files())
 
     @router.get("/")
+    @access(needs="nothing")
     async def index(request: Request) -> Response:
         return _answer(request, static["index.html"])
 
     @router.get("/static/{name}")
+    @access(needs="nothing")
     async def file(request: Request, name: str) -> Response:
         if name not in static:
             raise HTTPException(404, "there is no such file")

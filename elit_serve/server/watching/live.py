@@ -18,6 +18,7 @@ from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.picture import Picture
 from elit_serve.engine.worker import Worker
 from elit_serve.http import problems
+from elit_serve.http.access import access
 from elit_serve.http.events import EventStream, enter_stream, event, stream_content
 from elit_serve.http.groups import Group
 from elit_serve.http.problems import Problem
@@ -174,6 +175,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     response_model=Load,
     responses=_ERRORS,
 )
+@access(needs="metrics", work="metrics")
 async def load(request: Request, model: Model = None) -> Response:
     return Response(await _watched(request, model).load.fresh(), media_type="application/json")
 
@@ -190,6 +192,7 @@ async def load(request: Request, model: Model = None) -> Response:
         **_ERRORS,
     },
 )
+@access(needs="metrics")
 async def live(request: Request, model: Model = None) -> EventStream:
     watched = _watched(request, model)
     enter_stream(request)
