@@ -44,9 +44,9 @@ class Promises:
         """There may be a new plan where there was none."""
         self._pause = 0
 
-    def replan(self, start_s: float, view: View) -> bool:
-        """Looks for a new plan from `start_s` on; False if the old one stays."""
-        found = plan_for([work for work in self.works if work.left], start_s, view)
+    def replan(self, start_s: float, view: View, slowdown: float = 1.0) -> bool:
+        """Looks for a new plan from `start_s` on; False if the old one stays. slowdown: as in `plan_for`."""
+        found = plan_for([work for work in self.works if work.left], start_s, view, slowdown)
         if found is not None:
             self.certificate = found
         return found is not None
@@ -56,12 +56,10 @@ class Promises:
         if self._pause:
             self._pause -= 1
             return False
-        found = plan_for([work for work in self.works if work.left], start_s, view, REPLAN_SLOWDOWN)
-        if found is None:
+        has_found = self.replan(start_s, view, REPLAN_SLOWDOWN)
+        if not has_found:
             self._pause = REPLAN_PAUSE
-            return False
-        self.certificate = found
-        return True
+        return has_found
 
 
 def plan_for(works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:
