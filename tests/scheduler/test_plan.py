@@ -84,6 +84,24 @@ def test_whoever_follows_a_plan_is_in_time_with_everybody(seed: int) -> None:
         assert_in_time_when_followed(works, max_batch)
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_the_few_that_are_remembered_decide_as_all_do_until_when_a_plan_may_wait(seed: int) -> None:
+    random = Random(seed)
+    works = drawn_works(random, random.choice([5, 12, 40]), 20)
+    certificate = plan(works, 0.0, max_batch=8)
+    if certificate is None:
+        return
+    ids = {work.request_id: work for work in works}
+    while any(work.left for work in works):
+        certificate.follow(correction=1.0)
+        for correction in (0.85, 0.99, 1.0, 1.02, 1.19):
+            looked_at_all = certificate.copy(ids).latest_start_s(correction)
+            assert certificate.latest_start_s(correction) == looked_at_all
+        for work in certificate.next_members() if random.random() < 0.7 else works:
+            if work.left:
+                work.advance()
+
+
 def is_possible(works: Sequence[Work], max_batch: int) -> bool:
     """Whether any order of launches at the lowest levels has everybody in time: all are tried."""
     kinds = [[run for run in work.runs for _ in range(run.steps)] for work in works]
