@@ -72,19 +72,19 @@ def evaluate(
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.runs.evaluate import EvaluateOptions, run_evaluation
+    from elit_serve.evaluation.runs.opening import PhotographOptions
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
     start = chosen.interval[0] if interval_start is None else interval_start
     end = chosen.interval[1] if interval_end is None else interval_end
     options = EvaluateOptions(
-        reference=reference,
-        held_out=held_out,
-        save_reference=save_reference,
+        photographs=PhotographOptions(
+            reference=reference, held_out=held_out, save_reference=save_reference, batch_size=batch_size
+        ),
         out=out,
         levels=integers("levels", levels) if levels else list(pipeline.config.levels),
         repeats=seeds,
-        batch_size=batch_size,
         shown_conditions=[pipeline.conditions.named(readable(name), field="show") for name in show or []],
     )
     plan = pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end)))

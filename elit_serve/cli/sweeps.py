@@ -63,7 +63,8 @@ def sweep(
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
-    from elit_serve.evaluation.runs.sweep.command import PhotographOptions, SweepWords, run_sweep_command
+    from elit_serve.evaluation.runs.opening import PhotographOptions
+    from elit_serve.evaluation.runs.sweep.command import SweepWords, run_sweep_command
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
     words = SweepWords(
@@ -104,8 +105,8 @@ def served(
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
+    from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
     from elit_serve.evaluation.runs.served import measure_served, read_served
-    from elit_serve.evaluation.runs.sweep.command import PhotographOptions, open_evaluator
     from elit_serve.files.writing import check_folder
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)

@@ -16,12 +16,11 @@ from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import open_features
+from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
 from elit_serve.evaluation.runs.served import measure_served, read_served, remake
 from elit_serve.evaluation.runs.sweep.command import (
-    PhotographOptions,
     SweepWords,
     guidance_of,
-    open_evaluator,
     part_of,
     run_sweep_command,
 )

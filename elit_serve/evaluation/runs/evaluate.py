@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,38 +11,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from elit_serve.engine.conditions import Condition
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.step_set import served_steps
-from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.metrics import INTERVALS, PlanMeasures, nearest
 from elit_serve.evaluation.report.sheets import budget_sheet, evenly, nearest_sheet
 from elit_serve.evaluation.report.table import as_markdown
 from elit_serve.evaluation.runs.evaluator import SEEDS_PER_REPEAT, Evaluator
+from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
 from elit_serve.evaluation.runs.provenance import provenance
-from elit_serve.evaluation.runs.reference import Reference, make_reference
 from elit_serve.evaluation.runs.throughput import SaturatedEngine
 from elit_serve.files.evaluation import EvaluatedPlan, Evaluation, PictureSize
 from elit_serve.files.writing import check_folder
-from elit_serve.photographs import Part, Photograph, open_data_set
 from elit_serve.plans.levels import check_level
 from elit_serve.plans.plan import Plan
-
-logger = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """reference: photographs, or a .safetensors file of `save_reference`. batch_size: None is the engine's largest."""
+    """out: the folder for what is found. repeats: sets of pictures at each level, each with seeds of its own."""
 
-    reference: Path
-    held_out: Path | None
-    save_reference: Path | None
+    photographs: PhotographOptions
     out: Path
     levels: Sequence[int]
     repeats: int
-    batch_size: int | None
     shown_conditions: Sequence[Condition] = ()
 
 
@@ -54,20 +45,19 @@ def run_evaluation(
     levels = [check_level(level, pipeline.config.levels) for level in sorted(set(options.levels), reverse=True)]
     plans = [plan.at_level(level) for level in levels]
     check_folder(options.out)
-    batch_size = options.batch_size or max(served_steps(pipeline.config, pipeline.shape_names, pipeline.device).batches)
     with progress_bar(console) as bar:
         reading = bar.add_task("photographs", total=None)
-        reference = open_reference(pipeline, extractor, options, lambda count: bar.advance(reading, count))
-        bar.remove_task(reading)
-        sampling = bar.add_task("samples", total=len(plans) * options.repeats * reference.num_samples)
-        evaluator = Evaluator(
+        sampling = bar.add_task("samples", total=None, visible=False)
+        evaluator = open_evaluator(
             pipeline,
-            reference,
             extractor,
-            batch_size=batch_size,
-            cache=options.out / "features",
+            options.photographs,
+            options.out,
+            on_photographs=lambda count: bar.advance(reading, count),
             on_pictures=lambda count: bar.advance(sampling, count),
         )
+        bar.remove_task(reading)
+        bar.update(sampling, total=len(plans) * options.repeats * evaluator.reference.num_samples, visible=True)
         measured = [evaluator.measure(each, repeats=options.repeats) for each in plans]
     evaluation = evaluation_of(pipeline, evaluator, measured)
     evaluation.write(options.out)
@@ -150,31 +140,3 @@ def write_sheets(
             photographs=reference.photographs,
         )
         sheet.save(out / "nearest.png")
-
-
-def open_reference(
-    pipeline: Pipeline,
-    extractor: FeatureExtractor,
-    options: EvaluateOptions,
-    on_batch: Callable[[int], None] | None = None,
-) -> Reference:
-    """The reference of a file, or one made of photographs, and saved if that is asked for."""
-    if options.reference.suffix == ".safetensors":
-        for field in ("held_out", "save_reference"):
-            if getattr(options, field) is not None:
-                raise InvalidInput(field, str(getattr(options, field)), "a reference file has it all; leave it out")
-        return Reference.load(options.reference)
-    held_out = None if options.held_out is None else _photographs(options.held_out, "held out")
-    photographs = _photographs(options.reference, "training")
-    reference = make_reference(pipeline, extractor, photographs, held_out, on_batch=on_batch)
-    if options.save_reference is not None:
-        reference.save(options.save_reference)
-    return reference
-
-
-def _photographs(source: Path, part: Part) -> Sequence[Photograph]:
-    """Those of a folder or tar; what is left out of them is said."""
-    found = open_data_set(source, part)
-    if found.note:
-        logger.warning(found.note)
-    return found.photographs

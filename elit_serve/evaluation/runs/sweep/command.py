@@ -11,11 +11,9 @@ import torch
 from rich.console import Console
 
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
-from elit_serve.evaluation.runs.evaluate import EvaluateOptions, open_reference
-from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
 from elit_serve.evaluation.runs.provenance import provenance
 from elit_serve.evaluation.runs.sweep.outcome import SweepFacts, SweepOptions, sweep_to_folder
 from elit_serve.evaluation.runs.sweep.search import SweepGrid
@@ -30,16 +28,6 @@ GUIDANCE = re.compile(
     r"(?P<method>cfg|ag|ccfg):(?P<scale>[0-9.]+)(?:/(?P<weak>[0-9]{1,9}))?(?:@(?P<start>[0-9.]+)-(?P<end>[0-9.]+))?"
 )
 GUIDANCE_SPELLING = "none, or METHOD:SCALE, METHOD:SCALE/WEAK_LEVEL and either with @START-END, as ccfg:4.5/1@0.1-1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotographOptions:
-    """What pictures are measured against, see `command.open_reference`. batch_size: None is the engine's largest."""
-
-    reference: Path
-    held_out: Path | None
-    save_reference: Path | None
-    batch_size: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +80,7 @@ def run_sweep_command(
         reference=f"{photographs.reference.name}: {len(evaluator.reference.features)} photographs",
         num_samples=evaluator.reference.num_samples,
         batch_size=evaluator.batch_size,
-        provenance={
-            name: value if isinstance(value, str | int | float) else str(value)
-            for name, value in provenance(pipeline, evaluator.batch_size).items()
-        },
+        provenance=provenance(pipeline, evaluator.batch_size),
     )
     return sweep_to_folder(pipeline, evaluator, facts, options, console=console)
 
@@ -107,26 +92,6 @@ def share_cores(num_parts: int) -> None:
     parts could not use theirs.
     """
     torch.set_num_threads(max(1, torch.get_num_threads() // num_parts))
-
-
-def open_evaluator(
-    pipeline: Pipeline, extractor: FeatureExtractor, photographs: PhotographOptions, out: Path
-) -> Evaluator:
-    """An evaluator that keeps its features in `out`."""
-    wanted = EvaluateOptions(
-        reference=photographs.reference,
-        held_out=photographs.held_out,
-        save_reference=photographs.save_reference,
-        out=out,
-        levels=(),
-        repeats=1,
-        batch_size=photographs.batch_size,
-    )
-    reference = open_reference(pipeline, extractor, wanted)
-    batch_size = photographs.batch_size or max(
-        served_steps(pipeline.config, pipeline.shape_names, pipeline.device).batches
-    )
-    return Evaluator(pipeline, reference, extractor, batch_size=batch_size, cache=out / "features")
 
 
 def grid_of(pipeline: Pipeline, words: SweepWords) -> SweepGrid:
