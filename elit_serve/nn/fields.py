@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 from elit_serve.errors import ElitError, InvalidInput
 
 
-class Problem(NamedTuple):
+class SpecProblem(NamedTuple):
     """place: the keys down to a value. value: what is there, None where nothing or a whole table is. what: is wrong."""
 
     place: tuple[str, ...]
@@ -24,7 +24,7 @@ class Problem(NamedTuple):
 class InvalidSpec(ElitError):
     """A table that is no spec; `problems` has all that is wrong."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[SpecProblem]) -> None:
         super().__init__("; ".join(f"{'.'.join(problem.place)}: {problem.what}" for problem in problems))
         self.problems = tuple(problems)
 
@@ -107,29 +107,29 @@ class Checked:
 
 def parse(kind: type[S], table: Mapping[str, object]) -> S:
     """The spec that a table of a file describes. Raises `InvalidSpec` with all that is wrong."""
-    problems: list[Problem] = []
+    problems: list[SpecProblem] = []
     known = {each.name: each for each in fields(kind)}
-    problems += [Problem((name,), None, "Extra inputs are not permitted") for name in table if name not in known]
+    problems += [SpecProblem((name,), None, "Extra inputs are not permitted") for name in table if name not in known]
     values = {}
     for name, each in known.items():
         if name not in table:
             if each.default is MISSING:
-                problems.append(Problem((name,), None, "Field required"))
+                problems.append(SpecProblem((name,), None, "Field required"))
             continue
         try:
             values[name] = each.metadata["read"](table[name])
         except InvalidSpec as inner:
-            problems += [Problem((name, *place), value, what) for place, value, what in inner.problems]
+            problems += [SpecProblem((name, *place), value, what) for place, value, what in inner.problems]
         except InvalidInput as error:
-            problems.append(Problem((name,), None, str(error)))
+            problems.append(SpecProblem((name,), None, str(error)))
         except ValueError as error:
-            problems.append(Problem((name,), table[name], str(error)))
+            problems.append(SpecProblem((name,), table[name], str(error)))
     if problems:
         raise InvalidSpec(problems)
     try:
         return kind(**values)
     except InvalidInput as error:
-        raise InvalidSpec([Problem((), None, str(error))]) from None
+        raise InvalidSpec([SpecProblem((), None, str(error))]) from None
 
 
 def as_table(spec: _Checked, *, in_full: bool = False) -> dict[str, Any]:

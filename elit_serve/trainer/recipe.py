@@ -16,11 +16,11 @@ from elit_serve.files.opening import parse_toml, read_toml
 from elit_serve.files.validation import as_validation_error, problems_in
 from elit_serve.files.version_1 import with_kind
 from elit_serve.nn import BackboneSpec, InvalidSpec, parse_spec
-from elit_serve.nn.fields import Problem, as_table
+from elit_serve.nn.fields import SpecProblem, as_table
 from elit_serve.plans.bounds import MAX_LEVEL
 
 MAX_STEPS = 10**9
-ANY_CLASSES = ClassesConfig(names=("any",))
+ANY_CLASSES = ClassesConfig(names=("any",))  # in place of those of the data, which a recipe does not know
 FROM_DATA = tuple(ANY_CLASSES.backbone_fields)  # fields of a spec that no recipe has
 
 
@@ -45,7 +45,9 @@ class RecipeBackbone(BackboneConfig):
             return read(named)
         try:
             spec = _parsed(named, ANY_CLASSES)
-            given = [Problem((name,), None, "the data decides it; leave it out") for name in FROM_DATA if name in named]
+            given = [
+                SpecProblem((name,), None, "the data decides it; leave it out") for name in FROM_DATA if name in named
+            ]
             if given:
                 raise InvalidSpec(given)
         except InvalidSpec as error:

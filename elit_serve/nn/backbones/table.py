@@ -12,7 +12,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones import dit, elit_dit
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 from elit_serve.nn.backbones.kind import BackboneKind, Preset
-from elit_serve.nn.fields import InvalidSpec, Problem, parse
+from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse
 
 KINDS: dict[str, BackboneKind] = {
     dit.DiTSpec.kind: dit.KIND,
@@ -23,7 +23,7 @@ KINDS: dict[str, BackboneKind] = {
 def parse_spec(kind: str, fields: Mapping[str, object]) -> BackboneSpec:
     """The spec of a kind from the fields of a file. Raises `InvalidSpec` with all that is wrong."""
     if kind not in KINDS:
-        raise InvalidSpec([Problem(("kind",), kind, f"one of {', '.join(KINDS)}")])
+        raise InvalidSpec([SpecProblem(("kind",), kind, f"one of {', '.join(KINDS)}")])
     return parse(KINDS[kind].spec, fields)
 
 
