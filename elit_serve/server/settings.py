@@ -102,7 +102,7 @@ RootPath = Annotated[str, Field(max_length=1024), AfterValidator(_root_path)]
 
 
 class Settings(BaseModel):
-    """All settings of `elit-serve serve`; the descriptions are its help, and the README's table.
+    """All settings of `elit-serve serve`; the descriptions are its help, and the table in README.md beside this.
 
     Every number has bounds within which a server works: what is beyond them would end it, or mean nothing, later.
     """
