@@ -28,8 +28,9 @@ from elit_serve.guests import GUESTS
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.app import create_app, stop_guests
+from elit_serve.server.connections import AnnouncingServer, http_config
 from elit_serve.server.engines import Engines, LoadedModel, num_slots
-from elit_serve.server.run import AnnouncingServer, bind, http_config
+from elit_serve.server.run import bind
 from elit_serve.server.settings import Settings
 
 # A second of overhead, which is far above what the tiny model takes, and half a second for each level: a picture of

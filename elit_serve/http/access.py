@@ -20,8 +20,8 @@ from starlette.routing import BaseRoute, Mount, Route
 
 Scope = Literal["generate", "metrics", "admin"]
 Need = Literal["nothing", "any key"] | Scope
-Work = Literal["pictures", "plans", "jobs", "health", "metrics", "others"]
-Shape = Literal["problem", "openai"]
+WorkKind = Literal["pictures", "plans", "jobs", "health", "metrics", "others"]
+ErrorShape = Literal["problem", "openai"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -34,15 +34,15 @@ class Access:
     """
 
     needs: Need
-    work: Work = "others"
-    errors: Shape = "problem"
+    work: WorkKind = "others"
+    errors: ErrorShape = "problem"
     has_scripts: bool = False
 
 
 UNDECLARED = Access(needs="admin")
 
 
-def access(*, needs: Need, work: Work = "others", errors: Shape = "problem") -> Callable[[F], F]:
+def access(*, needs: Need, work: WorkKind = "others", errors: ErrorShape = "problem") -> Callable[[F], F]:
     """Declares it for the route that is below its router's own decorator. See `Access`."""
 
     def declare(endpoint: F) -> F:

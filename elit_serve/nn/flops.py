@@ -9,12 +9,10 @@ Two FLOPs per multiply-add; transformer blocks, Read and Write only, as in the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from elit_serve.nn.backbones.backbone import BackboneSpec
+from typing import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,15 @@ class Flops:
         return Flops(prefix=self.prefix * factor, all_latents=self.all_latents * factor)
 
 
-def flops_multi_budget(spec: BackboneSpec) -> Flops:
+class Counted(Protocol):
+    """A spec that counts its own."""
+
+    @property
+    def levels(self) -> Sequence[int]: ...
+    def flops(self, level: int) -> Flops: ...
+
+
+def flops_multi_budget(spec: Counted) -> Flops:
     """The mean over levels drawn uniformly from 1..J, as multi-budget training draws them (section 3.4)."""
     counts = [spec.flops(level) for level in spec.levels]
     return Flops(prefix=fmean(c.prefix for c in counts), all_latents=fmean(c.all_latents for c in counts))

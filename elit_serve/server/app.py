@@ -20,20 +20,19 @@ from elit_serve.http import groups
 from elit_serve.http.access import Access, AccessTable, Need, declare
 from elit_serve.server import openapi_document
 from elit_serve.server.engines import Engine, Engines, LoadedModel, check_names
+from elit_serve.server.fairness import FairShares
 from elit_serve.server.guest import Guest, GuestPort, OpenGuest
-from elit_serve.server.keys import read_keyring
+from elit_serve.server.keys import Keyring, read_keyring
+from elit_serve.server.lane import Lane
 from elit_serve.server.middleware import error_answers, stack
-from elit_serve.server.middleware.lane import Lane
-from elit_serve.server.model_routes import router as model_router
 from elit_serve.server.openai.errors import is_openai
 from elit_serve.server.openai.routes import router as openai_router
 from elit_serve.server.page.page import page_router
 from elit_serve.server.routes import router
 from elit_serve.server.service import Service
 from elit_serve.server.settings import Settings
-from elit_serve.server.shares import FairShares
 from elit_serve.server.watching.arrival_log import ArrivalLog
-from elit_serve.server.watching.live import Watched
+from elit_serve.server.watching.live import LiveView
 from elit_serve.server.watching.live import router as live_router
 from elit_serve.server.watching.loop_lag import loop_lag_measured
 from elit_serve.server.watching.metrics import Metrics
@@ -52,29 +51,12 @@ def create_app(
     """The application around these models, of which the first is the default, with its guests; its workers run from its
     start-up to its shutdown."""
     clock = clock or MonotonicClock()
-    check_names(models)
     keyring = read_keyring(settings)
-    routers = (router, model_router, openai_router, *(guest.router for guest in guests), live_router, page_router())
+    routers = (router, openai_router, *(guest.router for guest in guests), live_router, page_router())
     all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     paths = [route.path for route in all_routes]
     metrics = Metrics(models={model.name: model.pipeline.budgets for model in models}, routes=paths)
-    engines = Engines(
-        [
-            Engine.of(
-                model,
-                settings,
-                shares=None if keyring is None else FairShares(keyring.shares, places=settings.max_queue),
-                observer=metrics.of(model.name),
-                clock=clock,
-            )
-            for model in models
-        ]
-    )
-    metrics.watch(
-        {name: engine.worker for name, engine in engines.items()},
-        queue_limit=settings.max_queue,
-        facts={name: engine.facts for name, engine in engines.items()},
-    )
+    engines = open_engines(models, settings, keyring, metrics, clock)
     tracing = open_tracing(settings, clock)
 
     app = new_app()
@@ -88,7 +70,7 @@ def create_app(
     )
     app.state.parsing = CapacityLimiter(1)  # of large bodies, one at a time
     app.state.guests = [_opened(guest, app, metrics) for guest in guests]
-    app.state.watched = {name: Watched(engine, metrics.of(name)) for name, engine in engines.items()}
+    app.state.live = LiveView(engines, metrics)
     app.state.rendered_metrics = Snapshots(metrics.render)
     app.state.lane = Lane(lambda: engines.num_waiting + engines.num_running > 0)
     app.state.access = access = AccessTable([*app.routes, *all_routes], _unknown)
@@ -109,6 +91,31 @@ def create_app(
         clock=clock,
     )
     return app
+
+
+def open_engines(
+    models: Sequence[LoadedModel], settings: Settings, keyring: Keyring | None, metrics: Metrics, clock: Clock
+) -> Engines:
+    """An engine for each model, of which the metrics are told. Raises `InvalidInput` for two models of one name."""
+    check_names(models)
+    engines = Engines(
+        [
+            Engine.of(
+                model,
+                settings,
+                shares=None if keyring is None else FairShares(keyring.shares, places=settings.max_queue),
+                observer=metrics.of(model.name),
+                clock=clock,
+            )
+            for model in models
+        ]
+    )
+    metrics.watch(
+        {name: engine.worker for name, engine in engines.items()},
+        queue_limit=settings.max_queue,
+        facts={name: engine.facts for name, engine in engines.items()},
+    )
+    return engines
 
 
 def _opened(guest: Guest, app: FastAPI, metrics: Metrics) -> OpenGuest:

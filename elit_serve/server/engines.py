@@ -16,8 +16,8 @@ from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import InvalidInput, ModelNotFound
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.quality import placeholder_quality
+from elit_serve.server.fairness import FairShares
 from elit_serve.server.settings import Settings
-from elit_serve.server.shares import FairShares
 
 STARTED_SLOTS = 256  # beside those that wait: more pictures than a device runs at a time
 

@@ -1,4 +1,4 @@
-"""Routes that are our own: pictures and their plans, and how the server is."""
+"""Routes that are our own: pictures and their plans, models (which OpenAI's clients list too), and health."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from elit_serve.http.negotiation import media_type_of
 from elit_serve.http.problems import Problem
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import ANSWER_FORMATS
-from elit_serve.server.engines import Engines
+from elit_serve.server.answer_status import CLIENT_GONE
+from elit_serve.server.engines import Engine, Engines
 from elit_serve.server.forecast import plan_answer
-from elit_serve.server.generation import bare_answer, bare_format_of
-from elit_serve.server.middleware.answer_status import CLIENT_GONE
-from elit_serve.server.schemas import Health, PlanResponse, Ready, Version
+from elit_serve.server.generation import bare_answer, bare_format_of, quality_of, usable_levels
+from elit_serve.server.openai.schemas import OpenAIError
+from elit_serve.server.schemas import Health, LevelInfo, ModelInfo, ModelList, PlanResponse, Ready, Version
 from elit_serve.server.service import Service, answer_to, order_for, take
 from elit_serve.server.watching.metrics import Metrics
 from elit_serve.server.watching.snapshots import Snapshots
@@ -31,6 +32,7 @@ from elit_serve.server.watching.snapshots import Snapshots
 router = APIRouter(route_class=BodyRoute)
 
 _PROBLEM: dict[str, Any] = {"model": Problem, "content": {problems.MEDIA_TYPE: {}}}
+_NOT_FOUND: dict[str, Any] = {"model": OpenAIError, "description": "Another model is served."}
 _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -87,6 +89,55 @@ def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     order = order_for(engine, body, arrived_s=service.clock.now())
     foreseen = engine.worker.forecast(order)
     return plan_answer(body, foreseen, order.open_plans, engine.pipeline, engine.cost)
+
+
+@router.get("/v1/models", tags=[Group.MODELS], summary="The models, their classes and what their levels cost here")
+@access(needs="generate", errors="openai")
+def models(request: Request) -> ModelList:
+    service: Service = request.app.state.service
+    return ModelList(data=[model_info(engine, service.started_at) for engine in service.engines.values()])
+
+
+@router.get("/v1/models/{name}", tags=[Group.MODELS], summary="One of them by its name", responses={404: _NOT_FOUND})
+@access(needs="generate", errors="openai")
+def model(request: Request, name: str) -> ModelInfo:
+    service: Service = request.app.state.service
+    return model_info(service.engines.of(name), service.started_at)
+
+
+def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
+    """loaded_at: Unix time in seconds."""
+    pipeline, config = engine.pipeline, engine.pipeline.config
+    return ModelInfo(
+        id=config.name,
+        created=loaded_at,
+        hash=pipeline.model_hash,
+        classes=list(config.classes),
+        levels=_levels(engine),
+        sample_shape=config.default_shape.size,
+        sampling=config.sampling.model_dump(mode="json"),
+        device=str(pipeline.device),
+        dtype=pipeline.precision,
+    )
+
+
+def _levels(engine: Engine) -> list[LevelInfo]:
+    config = engine.pipeline.config
+    plan = engine.pipeline.plan()
+    caps = plan.weak_caps(max(config.levels))
+    costs_ms = {
+        level: engine.cost.alone_ms(engine.cost.shapes[0], (level,) * plan.num_steps, caps)
+        for level in usable_levels(plan, config.levels)
+    }
+    return [
+        LevelInfo(
+            level=level,
+            budget=engine.pipeline.budgets.of_level(level),
+            latency_ms=costs_ms.get(level),
+            quality=quality_of(engine.pipeline, plan.at_level(level)),
+        )
+        for level in config.levels
+    ]
 
 
 @router.get("/health", tags=[Group.OPERATIONS], summary="Whether the engine runs", responses={503: _PROBLEM})

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 import torch
-import uvicorn
-from fastapi import FastAPI
 from platformdirs import user_state_path
-from uvicorn.server import HANDLED_SIGNALS
 
 from elit_serve.catalogue import cost_table
 from elit_serve.clock import MonotonicClock
@@ -31,10 +23,10 @@ from elit_serve.engine.profile.profiler import device_name, latency_of
 from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.server.app import create_app, stop_guests
+from elit_serve.server.connections import AnnouncingServer, http_config
 from elit_serve.server.engines import Engines, LoadedModel, num_slots
 from elit_serve.server.guest import Guest
 from elit_serve.server.keys import read_keyring
-from elit_serve.server.middleware.connections import ImpatientProtocol
 from elit_serve.server.process import limit_arenas, raise_descriptor_limit, settle_heap
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching import logs
@@ -45,68 +37,6 @@ logger = logging.getLogger(__name__)
 SWITCH_SECONDS = 0.0005  # Python's 5 ms would let the device idle while the worker waits for its turn behind a request
 RANDOM_RESOLUTION = 256
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and the one that a browser on this machine uses
-SHUTDOWN_SECONDS = 10  # for answers that are under way when the worker has stopped
-
-
-class AnnouncingServer(uvicorn.Server):
-    """A server that calls `on_ready` once it listens, and does not stop listening before `drain` has returned.
-
-    From then on the first SIGTERM or SIGINT drains: health routes say so, and new work is refused with a reason. A
-    second one calls `stop`, which must make `drain` return. Before, while a model is loaded and the device warms up,
-    nothing is accepted that could be finished, and signals do what they do to any process.
-    """
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        *,
-        on_ready: Callable[[], None],
-        drain: Callable[[], None],
-        stop: Callable[[], None],
-    ) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-        self._ways_out = iter([drain])
-        self._stop = stop
-        self._leaving: set[asyncio.Task[None]] = set()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-        if self.started:
-            if threading.current_thread() is threading.main_thread():  # no other one may
-                for number in HANDLED_SIGNALS:
-                    signal.signal(number, self.handle_exit)
-            self._on_ready()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own would take signals before there is anything that could drain."""
-        before = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
-        try:
-            yield
-        finally:
-            if self.started and threading.current_thread() is threading.main_thread():
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """uvicorn's own notes the signal and raises it again at the end, which would not end in exit code 0."""
-        self._loop.call_soon_threadsafe(self._leave)  # a signal handler may not wait for anything
-
-    def _leave(self) -> None:
-        self._leaving.add(asyncio.create_task(self._exit_after(next(self._ways_out, self._stop))))
-
-    async def _exit_after(self, work: Callable[[], None]) -> None:
-        try:
-            await asyncio.to_thread(work)
-        except Exception:
-            logger.exception("the server ends without having drained")
-        self.leave()
-
-    def leave(self) -> None:
-        """Ends when the answers under way are out; from any thread."""
-        self.should_exit = True
 
 
 def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequence[Guest] = ()) -> None:
@@ -156,22 +86,6 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
             raise EngineStopped("the server did not start")
         if engines.have_died:
             raise EngineStopped("the engine died, see the log; a supervisor should start this server again")
-
-
-def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How the application is served."""
-    return uvicorn.Config(
-        app,
-        http=ImpatientProtocol,
-        ws="none",
-        log_level=settings.log_level,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=settings.idle_seconds,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        server_header=False,
-        proxy_headers=False,  # a middleware believes them, which must know who the proxy is
-    )
 
 
 def default_results(port: int) -> Path:

@@ -13,7 +13,7 @@ import torch
 from elit_serve.engine.checkpoint import spec_of, write_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.files.config import ModelConfig
+from elit_serve.files.config import ClassesConfig, ModelConfig
 from elit_serve.nn import build
 from elit_serve.server.app import create_app
 from elit_serve.server.engines import LoadedModel, num_slots
@@ -33,7 +33,7 @@ def loaded(pipeline: Pipeline, settings: Settings) -> LoadedModel:
 def orchard(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Another tiny model, of fruits."""
     path = tmp_path_factory.mktemp("models") / "orchard"
-    config = tiny_config.model_copy(update={"name": "orchard", "classes": FRUITS})
+    config = tiny_config.model_copy(update={"name": "orchard", "conditions": ClassesConfig(names=FRUITS)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         write_checkpoint(path, config, build(spec_of(config)).state_dict())

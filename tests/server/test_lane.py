@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from elit_serve.errors import Overloaded
-from elit_serve.server.middleware.lane import HTTP_S, IDLE_SHARE, SHARE, Kind, Lane, kind_of
+from elit_serve.server.lane import HTTP_S, IDLE_SHARE, SHARE, Kind, Lane, kind_of
 from elit_serve.server.watching.snapshots import BURST, Snapshots
 
 ASKING = Path(__file__).with_name("asking.py")

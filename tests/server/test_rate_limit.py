@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elit_serve.server.middleware.rate_limit import TokenBucket
+from elit_serve.server.fairness import TokenBucket
 
 
 def test_a_burst_is_taken_at_once_and_then_one_waits_for_each() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from elit_serve.server.shares import GRACE_S, FairShares
+from elit_serve.server.fairness import GRACE_S, FairShares
 
 
 def test_alone_a_key_may_fill_the_queue() -> None:

@@ -177,7 +177,8 @@ def test_a_killed_server_leaves_nobody_waiting_and_its_port_and_files_to_the_nex
 
 BROKEN = """
 import uvicorn
-from elit_serve.server.run import AnnouncingServer, bind
+from elit_serve.server.connections import AnnouncingServer
+from elit_serve.server.run import bind
 
 async def app(scope, receive, send): ...
 

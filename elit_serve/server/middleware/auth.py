@@ -12,9 +12,9 @@ from elit_serve.clock import Clock
 from elit_serve.errors import ElitError, InvalidKey, MissingScope, RateLimited
 from elit_serve.http.access import Need
 from elit_serve.http.faults import fault_of
+from elit_serve.server.fairness import TokenBucket
 from elit_serve.server.keys import SCOPES, Key, Keyring
 from elit_serve.server.middleware.error_answers import asked_of, error_answer
-from elit_serve.server.middleware.rate_limit import TokenBucket
 
 
 class Auth:

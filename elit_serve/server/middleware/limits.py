@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.errors import Overloaded
 from elit_serve.http.faults import KINDS, Fault
+from elit_serve.server.lane import Kind, kind_of
 from elit_serve.server.middleware.error_answers import asked_of, error_answer
-from elit_serve.server.middleware.lane import Kind, kind_of
 
 DRAIN_BYTES = 16 << 20  # of a refused body that is read and thrown away, so that its sender reads the answer
 DRAIN_SECONDS = 2.0

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from elit_serve.clock import Clock
 from elit_serve.http.access import AccessTable
 from elit_serve.http.faults import Fault
-from elit_serve.server.middleware.answer_status import CLIENT_GONE
+from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.middleware.error_answers import error_answer
 from elit_serve.server.watching.logs import REQUEST_ID
 

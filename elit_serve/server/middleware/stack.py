@@ -13,18 +13,17 @@ from elit_serve.http.access import AccessTable
 from elit_serve.http.events import StreamLimits
 from elit_serve.server.engines import Engines
 from elit_serve.server.keys import Keyring
+from elit_serve.server.lane import Lane
+from elit_serve.server.middleware.answer_headers import Draining, SecurityHeaders
 from elit_serve.server.middleware.auth import Auth
-from elit_serve.server.middleware.draining import Draining
 from elit_serve.server.middleware.head_requests import HeadRequests
-from elit_serve.server.middleware.lane import Lane
-from elit_serve.server.middleware.lane_middlewares import AnswerTurns, WorkTurns
 from elit_serve.server.middleware.limits import RequestLimits
 from elit_serve.server.middleware.prefix import THIS_MACHINE, FarSide, NearSide
 from elit_serve.server.middleware.request_context import Failures, RequestContext
-from elit_serve.server.middleware.security_headers import SecurityHeaders
-from elit_serve.server.middleware.traced_requests import TracedRequests
+from elit_serve.server.middleware.turns import AnswerTurns, WorkTurns
+from elit_serve.server.middleware.watched_requests import CountedRequests, TracedRequests
 from elit_serve.server.settings import Settings
-from elit_serve.server.watching.metrics import Metrics, MetricsMiddleware
+from elit_serve.server.watching.metrics import Metrics
 
 if TYPE_CHECKING:
     from elit_serve.server.watching.tracing import Tracing
@@ -68,7 +67,7 @@ def add_all(
             expose_headers=["*"],
         )
     app.add_middleware(AnswerTurns, lane=lane, max_held=settings.max_concurrent_requests)
-    app.add_middleware(MetricsMiddleware, metrics=metrics, routes=routes, clock=clock)
+    app.add_middleware(CountedRequests, metrics=metrics, routes=routes, clock=clock)
     app.add_middleware(SecurityHeaders)
     if tracing is not None:
         app.add_middleware(TracedRequests, tracing=tracing)

@@ -17,8 +17,8 @@ from elit_serve.http.events import Mailbox, enter_stream, stream_content
 from elit_serve.http.groups import Group
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS
+from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.engines import Engine
-from elit_serve.server.middleware.answer_status import CLIENT_GONE
 from elit_serve.server.openai.images import completed_event, generate_request, images_response, partial_image_event
 from elit_serve.server.openai.schemas import (
     CompletedEvent,

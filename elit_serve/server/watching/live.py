@@ -22,10 +22,9 @@ from elit_serve.http.access import access
 from elit_serve.http.events import EventStream, enter_stream, event, stream_content
 from elit_serve.http.groups import Group
 from elit_serve.http.problems import Problem
-from elit_serve.server.engines import Engine
-from elit_serve.server.middleware.lane import Kind, Lane
-from elit_serve.server.service import Service
-from elit_serve.server.watching.metrics import EngineMetrics
+from elit_serve.server.engines import Engine, Engines
+from elit_serve.server.lane import Kind, Lane
+from elit_serve.server.watching.metrics import EngineMetrics, Metrics
 from elit_serve.server.watching.snapshots import Snapshots
 
 PERIOD_S = 0.25
@@ -158,6 +157,18 @@ class Watched:
         self.load = Snapshots(lambda: load_of(engine, metrics).model_dump_json())
 
 
+class LiveView:
+    """All engines of a server, for those who watch."""
+
+    def __init__(self, engines: Engines, metrics: Metrics) -> None:
+        self._engines = engines
+        self._watched = {name: Watched(engine, metrics.of(name)) for name, engine in engines.items()}
+
+    def of(self, model: str | None) -> Watched:
+        """The engine that is asked for, by default the first. Raises `ModelNotFound`."""
+        return self._watched[self._engines.of(model).name]
+
+
 router = APIRouter(tags=[Group.OPERATIONS])
 
 Model = Annotated[str | None, Query(max_length=200, description="One of `/v1/models`; the first if left out.")]
@@ -200,10 +211,8 @@ async def live(request: Request, model: Model = None) -> EventStream:
 
 
 def _watched(request: Request, model: str | None) -> Watched:
-    """The engine that is asked for. Raises `ModelNotFound`."""
-    service: Service = request.app.state.service
-    watched: Watched = request.app.state.watched[service.engines.of(model).name]
-    return watched
+    view: LiveView = request.app.state.live
+    return view.of(model)
 
 
 async def _in_turn(feed: LiveFeed, lane: Lane) -> AsyncIterator[bytes]:

@@ -20,16 +20,13 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from elit_serve.clock import Clock
 from elit_serve.engine.picture import Outcome
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
 from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.core import Counters
 from elit_serve.scheduler.requests import Launch
-from elit_serve.server.middleware.answer_status import CLIENT_GONE, AnswerStatus
 
 AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
 
@@ -284,43 +281,6 @@ def _reason(error: ElitError) -> str:
     if isinstance(error, ShareExceeded):
         return "share"
     return error.reason if isinstance(error, Overloaded) else "stopped"
-
-
-class MetricsMiddleware:
-    """Counts and times every HTTP request; routes that do not exist are counted together as `other`."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: Sequence[str], clock: Clock) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._routes = frozenset(routes)
-        self._clock = clock
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started_s = self._clock.now()
-        status = AnswerStatus()
-        try:
-            await status.of(self._app, scope, receive, send)
-        finally:
-            path = getattr(scope.get("route"), "path", scope["path"])  # as a template, if it has parameters
-            route = path if path in self._routes else OTHER_ROUTE
-            self._metrics.requests.labels(route, outcome_of(status.value)).inc()
-            self._metrics.seconds.labels(route).observe(self._clock.now() - started_s)
-
-
-def outcome_of(status: int) -> str:
-    """A status as one of six words."""
-    if status == CLIENT_GONE:
-        return "cancelled"
-    if status in (429, 503):
-        return "refused"
-    if status == 504:
-        return "expired"
-    if status >= 500:
-        return "failed"
-    return "invalid" if status >= 400 else "ok"
 
 
 def _thinned(levels: Sequence[int]) -> list[float]:

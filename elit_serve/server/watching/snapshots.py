@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from elit_serve.server.middleware.rate_limit import TokenBucket
+from elit_serve.server.fairness import TokenBucket
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from elit_serve.errors import Overloaded
-from elit_serve.http.access import Work
+from elit_serve.http.access import WorkKind
 
 SHARE = 0.2  # of the time that the lane may take while the engine has work: its steps take a quarter longer then
 IDLE_SHARE = 0.5  # and otherwise: a request for pictures that comes must get through
@@ -44,12 +44,12 @@ class Kind(Enum):
         self.most_s = most_s
 
 
-def kind_of(work: Work) -> Kind | None:
+def kind_of(work: WorkKind) -> Kind | None:
     """None for what the engine is to do."""
     return _BY_WORK[work]
 
 
-_BY_WORK: dict[Work, Kind | None] = {
+_BY_WORK: dict[WorkKind, Kind | None] = {
     "pictures": None,
     "health": Kind.HEALTH,
     "metrics": Kind.METRICS,

@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit_serve.errors import Overloaded
 from elit_serve.http.faults import fault_of
+from elit_serve.server.lane import Kind, Lane, kind_of
 from elit_serve.server.middleware.error_answers import asked_of, error_answer
-from elit_serve.server.middleware.lane import Kind, Lane, kind_of
 
 PATIENCE_S = 2.0  # with the queue of what must have its turn before the work
 ANSWER_S = {Kind.HEALTH: 0.0005, Kind.METRICS: 0.001, Kind.REFUSALS: 0.002}  # Python's time for each, without HTTP

@@ -1,4 +1,5 @@
-"""What a connection may cost before anybody knows who has opened it: the one place that reaches into uvicorn.
+"""What a connection may cost before anybody knows who has opened it, and when a server begins and ends: the one place
+that reaches into uvicorn.
 
 uvicorn leaves all this open: heads have no bounds, a request that offers an upgrade loses its body, a connection that
 stands still is kept, and whatever one sends at once is begun at once. It promises nothing about its insides, so its
@@ -9,25 +10,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
-from collections.abc import Callable
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
+from types import FrameType
 from typing import cast
 
 import httptools
+import uvicorn
+from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import HANDLED_SIGNALS
 
 from elit_serve.http.faults import Fault
 from elit_serve.http.problems import problem
+from elit_serve.server.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 << 10  # of a request's head or trailers; and so much more of chunks' heads than of what is in them
 MAX_HEAD_LINES = 100  # of a request's head and its trailers together
 MAX_QUEUED = 16  # requests of a connection that wait for the one before; what is sent beyond them is not yet parsed
 PIECE_BYTES = 1 << 10  # parsed at a time: what is not part of a body is counted as exactly as this
 LINGER_SECONDS = 2.0  # in which a refused caller may read why, before the connection is closed on what he still sends
+SHUTDOWN_SECONDS = 10  # for answers that are under way when the worker has stopped
 MIN_READ_BYTES = 16 << 10  # of an answer that waits for its reader, in the time that a connection may stand still
 
 
@@ -296,3 +309,80 @@ class _Timer:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+
+
+class AnnouncingServer(uvicorn.Server):
+    """A server that calls `on_ready` once it listens, and does not stop listening before `drain` has returned.
+
+    From then on the first SIGTERM or SIGINT drains: health routes say so, and new work is refused with a reason. A
+    second one calls `stop`, which must make `drain` return. Before, while a model is loaded and the device warms up,
+    nothing is accepted that could be finished, and signals do what they do to any process.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_ready: Callable[[], None],
+        drain: Callable[[], None],
+        stop: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+        self._ways_out = iter([drain])
+        self._stop = stop
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            if threading.current_thread() is threading.main_thread():  # no other one may
+                for number in HANDLED_SIGNALS:
+                    signal.signal(number, self.handle_exit)
+            self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would take signals before there is anything that could drain."""
+        before = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            if self.started and threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """uvicorn's own notes the signal and raises it again at the end, which would not end in exit code 0."""
+        self._loop.call_soon_threadsafe(self._leave)  # a signal handler may not wait for anything
+
+    def _leave(self) -> None:
+        self._leaving.add(asyncio.create_task(self._exit_after(next(self._ways_out, self._stop))))
+
+    async def _exit_after(self, work: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(work)
+        except Exception:
+            logger.exception("the server ends without having drained")
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends when the answers under way are out; from any thread."""
+        self.should_exit = True
+
+
+def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the application is served."""
+    return uvicorn.Config(
+        app,
+        http=ImpatientProtocol,
+        ws="none",
+        log_level=settings.log_level,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=settings.idle_seconds,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        server_header=False,
+        proxy_headers=False,  # a middleware believes them, which must know who the proxy is
+    )
