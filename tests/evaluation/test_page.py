@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from elit_serve.charts import VARIABLES
 from elit_serve.cli import main
 from elit_serve.errors import CheckpointError, DataError, ElitError, InvalidInput
 from elit_serve.evaluation.report.folder import read_measurements
@@ -137,9 +138,24 @@ def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href"):
-            assert (attributes.get(name) or "data:").startswith("data:")
-    assert "url(" not in (folder / "report.html").read_text()
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    source = (folder / "report.html").read_text()
+    assert "url(" not in source
+    assert "http" not in source
     assert page.named("html")[0]["lang"] == "en"
+
+
+def test_drawings_have_colours_for_the_dark_and_ids_of_their_own(folder: Path) -> None:
+    page = Page(write_page(folder))
+    source = (folder / "report.html").read_text()
+    dark = source.partition("prefers-color-scheme: dark")[2].partition("}")[0]
+    drawn = set(re.findall(r"var\((--\w+), #", source))
+    assert {"--text", "--soft", "--line", "--muted", "--s0", "--s1"} <= drawn
+    for colour in VARIABLES.values():
+        assert f"{colour}: #" in dark
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {mark["href"] for mark in page.named("use")} <= {f"#{name}" for name in ids}
 
 
 def test_what_comes_from_files_is_escaped(folder: Path) -> None:

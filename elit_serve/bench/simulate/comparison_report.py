@@ -9,8 +9,9 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from elit_serve import charts
 from elit_serve.bench.simulate.comparison import Row
-from elit_serve.charts import Chart, ChartGrid, Point, Series
+from elit_serve.charts import Chart, Point, Series
 from elit_serve.plans.estimate import Estimate
 
 BESIDE = 0.012  # of the width, between the lines of two policies
@@ -50,14 +51,9 @@ def draw_comparison(rows: Sequence[Row], file: Path, title: str) -> None:
     """
     curves = list(dict.fromkeys(row.quality_curve for row in rows))
     has_bars = any(row.regret.has_interval for row in rows)
-    ChartGrid(
-        title=f"{title}; bars: 95 % over the windows" if has_bars else title,
-        rows=(
-            tuple(_chart(rows, curve, "regret", "regret against the clairvoyant bound, %") for curve in curves),
-            tuple(_chart(rows, curve, "attainment", "requests answered in time, %") for curve in curves),
-        ),
-        shows_title=True,
-    ).save(file)
+    figures = {"regret": "regret against the clairvoyant bound, %", "attainment": "requests answered in time, %"}
+    grid = [[_chart(rows, curve, name, y_label) for curve in curves] for name, y_label in figures.items()]
+    charts.save(grid, file, title=f"{title}; bars: 95 % over the windows" if has_bars else title)
 
 
 def _chart(rows: Sequence[Row], curve: str, figure: str, y_label: str) -> Chart:

@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 import elit_serve
-from elit_serve.charts import DARK, LIGHT, Chart, Point, Series, style, svg
+from elit_serve.charts import Chart, Point, Series, inline_svg
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.folder import MeasuredRow, Measurements, read_measurements
 from elit_serve.files.opening import read_file
@@ -70,7 +70,6 @@ def render(measured: Measurements, pictures: Sequence[Figure] = ()) -> str:
         pictures=pictures,
         shown=measured.evaluated or measured.swept,
         version=elit_serve.__version__,
-        chart_style=Markup(style(LIGHT, DARK)),
     )
 
 
@@ -240,7 +239,7 @@ def _kind_text(row: MeasuredRow) -> str:
 
 
 def _figure(chart: Chart, caption: str) -> Figure:
-    return Figure(content=Markup(svg(chart)), caption=caption)  # charts escape what they are given
+    return Figure(content=Markup(inline_svg(chart)), caption=caption)  # charts escape what they are given
 
 
 def _pictures(folder: Path) -> list[Figure]:

@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from elit_serve import charts
 from elit_serve.catalogue import alone_ms
-from elit_serve.charts import Chart, ChartGrid, Point, Series
+from elit_serve.charts import Chart, Point, Series
 from elit_serve.engine.checkpoint import write_sampling
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
@@ -70,6 +71,7 @@ def sweep_to_folder(
 ) -> Quality | None:
     """Measures the grid and writes `quality.json`, `throughput.json` and `front.png`; a part writes nothing: None."""
     plans = _part(options.grid.plans(), options.part)
+    charts.check_package()  # better to know before hours of measuring than after
     with console.status("measuring") as status:
         points = run_sweep(
             plans,
@@ -152,7 +154,7 @@ def draw_front(points: Sequence[SweptPlan], default: Plan, file: Path, *, metric
         times_ms = {point.plan: alone_ms(latency, point.plan) for point in points}
         x_label = f"milliseconds of a picture alone, {latency.device}"
         drawn.append(_front_chart(points, front, default, times_ms, (x_label, y_label)))
-    ChartGrid(title="The front of the measured plans", rows=(tuple(drawn),)).save(file)
+    charts.save([drawn], file)
 
 
 def _front_chart(
