@@ -13,7 +13,8 @@ from elit_serve.http.faults import retry_after_ms
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.forecast import Course
-from elit_serve.server.generation import guidance_used, mean_quality, rounded, usable_levels, whole
+from elit_serve.server.answers import guidance_used, mean_quality, rounded, whole
+from elit_serve.server.orders import usable_levels
 from elit_serve.server.schemas import PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
 
 

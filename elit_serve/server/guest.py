@@ -18,7 +18,7 @@ from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import AnswerFormat
-from elit_serve.server.generation import Taken, format_of
+from elit_serve.server.orders import Taken, format_of
 from elit_serve.server.service import Service, admit, facts_of, hand_over, order_for
 from elit_serve.server.settings import Settings
 

@@ -20,10 +20,11 @@ from elit_serve.http.problems import Problem
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import ANSWER_FORMATS
 from elit_serve.server.answer_status import CLIENT_GONE
+from elit_serve.server.answers import bare_answer
 from elit_serve.server.engines import Engine, Engines
 from elit_serve.server.forecast import plan_answer
-from elit_serve.server.generation import bare_answer, bare_format_of, quality_of, usable_levels
 from elit_serve.server.openai.schemas import OpenAIError
+from elit_serve.server.orders import bare_format_of, quality_of, usable_levels
 from elit_serve.server.schemas import Health, LevelInfo, ModelInfo, ModelList, PlanResponse, Ready, Version
 from elit_serve.server.service import Service, answer_to, order_for, take
 from elit_serve.server.watching.metrics import Metrics

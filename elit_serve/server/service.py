@@ -18,8 +18,9 @@ from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import ElitError, Overloaded, ShareExceeded
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
+from elit_serve.server.answers import answer, picture_quality
 from elit_serve.server.engines import Engine, Engines
-from elit_serve.server.generation import Taken, answer, order_of, picture_quality
+from elit_serve.server.orders import Taken, order_of
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching.arrival_log import ArrivalLog
 from elit_serve.server.watching.metrics import Metrics

@@ -24,7 +24,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
-from elit_serve.server.generation import order_of
+from elit_serve.server.orders import order_of
 from elit_serve.server.settings import Settings
 from elit_serve.server.watching import arrival_log
 from elit_serve.server.watching.arrival_log import ArrivalLog

@@ -11,9 +11,9 @@ from elit_serve.engine.picture import Outcome, Preview
 from elit_serve.errors import ElitError
 from elit_serve.http.events import EventStream, Mailbox, event
 from elit_serve.http.faults import fault_of
-from elit_serve.server.generation import Taken
 from elit_serve.server.openai.errors import error_json
 from elit_serve.server.openai.schemas import CompletedEvent, PartialImageEvent
+from elit_serve.server.orders import Taken
 from elit_serve.server.watching.metrics import EngineMetrics
 
 

@@ -25,7 +25,7 @@ from elit_serve.engine.picture import Outcome
 from elit_serve.errors import DeadlineExceeded, InvalidInput, MissingPackage
 from elit_serve.http.faults import Fault
 from elit_serve.plans.levels import Budgets
-from elit_serve.server.generation import Taken
+from elit_serve.server.orders import Taken
 
 try:
     from opentelemetry.context import Context

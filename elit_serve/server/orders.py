@@ -1,4 +1,4 @@
-"""From a request to an order of the engine, and from its outcome to an answer. Nothing here waits."""
+"""From a request to an order of the engine, by what the model and the settings allow. Nothing here waits."""
 
 from __future__ import annotations
 
@@ -6,30 +6,22 @@ import secrets
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from statistics import fmean
-from urllib.parse import quote
-
-from starlette.responses import Response
 
 from elit_serve.engine.conditions import Condition
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.order import Order
-from elit_serve.engine.picture import Outcome, Picture
+from elit_serve.engine.picture import Outcome
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.http.negotiation import bare_format, check_format, media_type_of
+from elit_serve.http.negotiation import bare_format, check_format
 from elit_serve.http.schemas import (
     RANDOM_SEEDS,
-    GeneratedImage,
     GenerateRequest,
-    GenerateResponse,
     GuidanceRequest,
-    GuidanceUsed,
 )
 from elit_serve.plans.bounds import MAX_SEED
 from elit_serve.plans.formats import AnswerFormat, answer_formats
 from elit_serve.plans.guidance import Guidance
-from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
@@ -129,18 +121,6 @@ def quality_of(pipeline: Pipeline, plan: Plan) -> float | None:
     return None if pipeline.quality is None else pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
 
 
-def picture_quality(pipeline: Pipeline, order: Order, levels: Sequence[int]) -> float | None:
-    """Measured quality of pictures of this order whose steps run at these levels, foretold or done."""
-    return quality_of(pipeline, order.plan(levels))
-
-
-def mean_quality(pipeline: Pipeline, order: Order, levels: Sequence[Sequence[int]]) -> float | None:
-    """Over the pictures of an order. levels: for each picture one per step."""
-    qualities = [picture_quality(pipeline, order, of_one) for of_one in levels]
-    known = [quality for quality in qualities if quality is not None]
-    return fmean(known) if known else None
-
-
 def _condition(request: GenerateRequest, pipeline: Pipeline) -> Condition:
     if request.label is not None and request.prompt is not None:
         raise InvalidInput("prompt", request.prompt, "label already names the class; leave one of them out")
@@ -194,88 +174,3 @@ def _bounds(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> tuple[i
     if low > high:
         raise InvalidInput("min_budget", request.min_budget, f"at most max_budget, {request.max_budget}")
     return low, high
-
-
-def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, total_ms: float) -> GenerateResponse:
-    """The JSON answer."""
-    order = outcome.order
-    return GenerateResponse(
-        model=pipeline.config.name,
-        model_hash=pipeline.model_hash,
-        dtype=pipeline.precision,
-        **order.condition.facts(),
-        output_format=order.output_format,
-        steps=order.num_steps,
-        guidance=guidance_used(order.guidance, pipeline.budgets),
-        priority=request.priority,
-        latency_ms=request.latency_ms,
-        promised=order.is_hard,
-        deadline_met=None if request.latency_ms is None else total_ms <= request.latency_ms,
-        queue_ms=round(outcome.queue_ms, 3),
-        compute_ms=round(outcome.compute_ms, 3),
-        encode_ms=round(outcome.encode_ms, 3),
-        total_ms=round(total_ms, 3),
-        quality=rounded(mean_quality(pipeline, order, [picture.levels for picture in outcome.pictures])),
-        expected_quality=rounded(order.expected_quality),
-        images=[_image(picture, order, pipeline) for picture in outcome.pictures],
-    )
-
-
-def guidance_used(guidance: Guidance, budgets: Budgets) -> GuidanceUsed:
-    weak_budget = budgets.of_level(guidance.weak_level) if guidance.has_weak_level else None
-    return GuidanceUsed(
-        method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=list(guidance.interval)
-    )
-
-
-def _image(picture: Picture, order: Order, pipeline: Pipeline) -> GeneratedImage:
-    mean_level = fmean(picture.levels)
-    return GeneratedImage(
-        b64_json=picture.file,
-        seed=picture.seed,
-        level=whole(mean_level),
-        budget=pipeline.budgets.of_level(mean_level),
-        levels=list(picture.levels),
-        quality=rounded(picture_quality(pipeline, order, picture.levels)),
-        queue_ms=round(picture.queue_ms, 3),
-        compute_ms=round(picture.compute_ms, 3),
-        encode_ms=round(picture.encode_ms, 3),
-    )
-
-
-def bare_answer(facts: GenerateResponse) -> Response:
-    """The file of the only picture, with the facts of the JSON answer in `X-Elit-` headers."""
-    image = facts.images[0]
-    headers = {
-        "Model": facts.model,
-        "Model-Hash": facts.model_hash,
-        "Dtype": facts.dtype,
-        "Label": quote(facts.label, safe=" "),  # a header is ASCII
-        "Class-Id": facts.class_id,
-        "Seed": image.seed,
-        "Level": image.level,
-        "Budget": image.budget,
-        "Levels": ",".join(map(str, image.levels)),
-        "Steps": facts.steps,
-        "Guidance": facts.guidance.model_dump_json(),
-        "Priority": facts.priority,
-        "Latency-Ms": facts.latency_ms,
-        "Promised": str(facts.promised).lower(),
-        "Deadline-Met": None if facts.deadline_met is None else str(facts.deadline_met).lower(),
-        "Queue-Ms": facts.queue_ms,
-        "Compute-Ms": facts.compute_ms,
-        "Encode-Ms": facts.encode_ms,
-        "Total-Ms": facts.total_ms,
-        "Expected-Quality": facts.expected_quality,
-        "Quality": image.quality,
-    }
-    named = {f"X-Elit-{name}": str(value) for name, value in headers.items() if value is not None}
-    return Response(image.b64_json, media_type=media_type_of(facts.output_format), headers=named)
-
-
-def rounded(quality: float | None) -> float | None:
-    return None if quality is None else round(quality, 4)
-
-
-def whole(value: float) -> int | float:
-    return int(value) if value.is_integer() else value

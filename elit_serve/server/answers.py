@@ -1,0 +1,120 @@
+"""From an outcome of the engine to an answer: JSON, or a bare file with the same facts in its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from elit_serve.engine.order import Order
+from elit_serve.engine.picture import Outcome, Picture
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.http.negotiation import media_type_of
+from elit_serve.http.schemas import (
+    GeneratedImage,
+    GenerateRequest,
+    GenerateResponse,
+    GuidanceUsed,
+)
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.levels import Budgets
+from elit_serve.server.orders import quality_of
+
+
+def picture_quality(pipeline: Pipeline, order: Order, levels: Sequence[int]) -> float | None:
+    """Measured quality of pictures of this order whose steps run at these levels, foretold or done."""
+    return quality_of(pipeline, order.plan(levels))
+
+
+def mean_quality(pipeline: Pipeline, order: Order, levels: Sequence[Sequence[int]]) -> float | None:
+    """Over the pictures of an order. levels: for each picture one per step."""
+    qualities = [picture_quality(pipeline, order, of_one) for of_one in levels]
+    known = [quality for quality in qualities if quality is not None]
+    return fmean(known) if known else None
+
+
+def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, total_ms: float) -> GenerateResponse:
+    """The JSON answer."""
+    order = outcome.order
+    return GenerateResponse(
+        model=pipeline.config.name,
+        model_hash=pipeline.model_hash,
+        dtype=pipeline.precision,
+        **order.condition.facts(),
+        output_format=order.output_format,
+        steps=order.num_steps,
+        guidance=guidance_used(order.guidance, pipeline.budgets),
+        priority=request.priority,
+        latency_ms=request.latency_ms,
+        promised=order.is_hard,
+        deadline_met=None if request.latency_ms is None else total_ms <= request.latency_ms,
+        queue_ms=round(outcome.queue_ms, 3),
+        compute_ms=round(outcome.compute_ms, 3),
+        encode_ms=round(outcome.encode_ms, 3),
+        total_ms=round(total_ms, 3),
+        quality=rounded(mean_quality(pipeline, order, [picture.levels for picture in outcome.pictures])),
+        expected_quality=rounded(order.expected_quality),
+        images=[_image(picture, order, pipeline) for picture in outcome.pictures],
+    )
+
+
+def guidance_used(guidance: Guidance, budgets: Budgets) -> GuidanceUsed:
+    weak_budget = budgets.of_level(guidance.weak_level) if guidance.has_weak_level else None
+    return GuidanceUsed(
+        method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=list(guidance.interval)
+    )
+
+
+def _image(picture: Picture, order: Order, pipeline: Pipeline) -> GeneratedImage:
+    mean_level = fmean(picture.levels)
+    return GeneratedImage(
+        b64_json=picture.file,
+        seed=picture.seed,
+        level=whole(mean_level),
+        budget=pipeline.budgets.of_level(mean_level),
+        levels=list(picture.levels),
+        quality=rounded(picture_quality(pipeline, order, picture.levels)),
+        queue_ms=round(picture.queue_ms, 3),
+        compute_ms=round(picture.compute_ms, 3),
+        encode_ms=round(picture.encode_ms, 3),
+    )
+
+
+def bare_answer(facts: GenerateResponse) -> Response:
+    """The file of the only picture, with the facts of the JSON answer in `X-Elit-` headers."""
+    image = facts.images[0]
+    headers = {
+        "Model": facts.model,
+        "Model-Hash": facts.model_hash,
+        "Dtype": facts.dtype,
+        "Label": quote(facts.label, safe=" "),  # a header is ASCII
+        "Class-Id": facts.class_id,
+        "Seed": image.seed,
+        "Level": image.level,
+        "Budget": image.budget,
+        "Levels": ",".join(map(str, image.levels)),
+        "Steps": facts.steps,
+        "Guidance": facts.guidance.model_dump_json(),
+        "Priority": facts.priority,
+        "Latency-Ms": facts.latency_ms,
+        "Promised": str(facts.promised).lower(),
+        "Deadline-Met": None if facts.deadline_met is None else str(facts.deadline_met).lower(),
+        "Queue-Ms": facts.queue_ms,
+        "Compute-Ms": facts.compute_ms,
+        "Encode-Ms": facts.encode_ms,
+        "Total-Ms": facts.total_ms,
+        "Expected-Quality": facts.expected_quality,
+        "Quality": image.quality,
+    }
+    named = {f"X-Elit-{name}": str(value) for name, value in headers.items() if value is not None}
+    return Response(image.b64_json, media_type=media_type_of(facts.output_format), headers=named)
+
+
+def rounded(quality: float | None) -> float | None:
+    return None if quality is None else round(quality, 4)
+
+
+def whole(value: float) -> int | float:
+    return int(value) if value.is_integer() else value
