@@ -183,7 +183,7 @@ def test_a_drawing_needs_a_folder_and_a_known_ending(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_imported_when_a_chart_is_drawn() -> None:
-    users = "elit_serve.charts, elit_serve.bench.simulate.command, elit_serve.evaluation.report.page"
+    users = "elit_serve.charts, elit_serve.bench.comparison.command, elit_serve.evaluation.report.page"
     program = f"import sys, {users}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 

@@ -194,7 +194,7 @@ def simulate(
 
     With each other, and with a bound that no schedule can beat.
     """
-    from elit_serve.bench.simulate.command import (
+    from elit_serve.bench.comparison.command import (
         SimulateOptions,
         decision_times,
         looseness_by_window,

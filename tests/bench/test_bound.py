@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from elit_serve.bench.bound.bound import ClairvoyantBound
 from elit_serve.bench.bound.hull import cost_planes
-from elit_serve.bench.bound.looseness import best_schedule
 from elit_serve.bench.bound.programme import Programme
+from elit_serve.bench.comparison.looseness import best_schedule
+from elit_serve.bench.comparison.policies import CONTENDERS
 from elit_serve.bench.simulate.arrivals import Gamma
 from elit_serve.bench.simulate.device import SimulatedDevice
-from elit_serve.bench.simulate.policies import CONTENDERS
 from elit_serve.bench.simulate.simulation import simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.plans.step_kind import StepKind

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elit_serve.bench.comparison.policies import CONTENDERS
 from elit_serve.bench.rivals import BatchedFifo, BudgetAtAdmission, EwmaBudget, SlackFit, StepFifo, StepSlackFit
 from elit_serve.bench.rivals.base import Rival
 from elit_serve.bench.simulate.arrivals import Gamma
 from elit_serve.bench.simulate.device import SimulatedDevice
-from elit_serve.bench.simulate.policies import CONTENDERS
 from elit_serve.bench.simulate.simulation import SimulatedRun, simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.plans.step_kind import StepKind

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from elit_serve.bench.simulate.command import (
+from elit_serve.bench.comparison.command import (
     SimulateOptions,
     decision_times,
     looseness_by_window,
     plan_table,
     run_comparison,
 )
-from elit_serve.bench.simulate.comparison import over_seeds
-from elit_serve.bench.simulate.policies import CONTENDERS
+from elit_serve.bench.comparison.policies import CONTENDERS
+from elit_serve.bench.comparison.side_by_side import over_seeds
 from elit_serve.errors import InvalidInput
 
 QUIET = Console(file=StringIO())

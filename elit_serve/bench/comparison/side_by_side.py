@@ -12,9 +12,9 @@ import numpy as np
 
 from elit_serve.bench.bound.bound import ClairvoyantBound
 from elit_serve.bench.bound.programme import package
+from elit_serve.bench.comparison.policies import contender
 from elit_serve.bench.simulate.arrivals import Arrivals
 from elit_serve.bench.simulate.device import SimulatedDevice
-from elit_serve.bench.simulate.policies import contender
 from elit_serve.bench.simulate.simulation import SimulatedRun, simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.plans.estimate import Estimate

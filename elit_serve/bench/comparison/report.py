@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from elit_serve import charts
-from elit_serve.bench.simulate.comparison import Row
+from elit_serve.bench.comparison.side_by_side import Row
 from elit_serve.charts import Chart, Point, Series
 from elit_serve.plans.estimate import Estimate
 

@@ -16,7 +16,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from elit_serve.bench.simulate.comparison import Comparison
+from elit_serve.bench.comparison.side_by_side import Comparison
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Timed
 from elit_serve.bench.simulate.workload import Setting

@@ -12,7 +12,7 @@ from statistics import fmean
 from rich import box
 from rich.table import Table
 
-from elit_serve.bench.simulate.comparison import Comparison, over_seeds
+from elit_serve.bench.comparison.side_by_side import Comparison, over_seeds
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Fate, simulate
 from elit_serve.bench.simulate.workload import Setting

@@ -10,14 +10,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from elit_serve.bench.bound.looseness import looseness_table, measure_looseness
+from elit_serve.bench.comparison.decisions import decision_table, time_decisions
+from elit_serve.bench.comparison.looseness import looseness_table, measure_looseness
+from elit_serve.bench.comparison.policies import CONTENDERS, contender
+from elit_serve.bench.comparison.report import comparison_table, draw_comparison
+from elit_serve.bench.comparison.richer_plans import menu_rows, menu_table
+from elit_serve.bench.comparison.side_by_side import Comparison
 from elit_serve.bench.simulate.arrivals import open_arrivals
-from elit_serve.bench.simulate.comparison import Comparison
-from elit_serve.bench.simulate.comparison_report import comparison_table, draw_comparison
-from elit_serve.bench.simulate.decisions import decision_table, time_decisions
-from elit_serve.bench.simulate.policies import CONTENDERS, contender
 from elit_serve.bench.simulate.quality_file import read_quality, stated_curve
-from elit_serve.bench.simulate.richer_plans import menu_rows, menu_table
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.catalogue import cost_table
 from elit_serve.charts import check_file

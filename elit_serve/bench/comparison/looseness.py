@@ -16,9 +16,9 @@ from random import Random
 from rich.table import Table
 
 from elit_serve.bench.bound.bound import ClairvoyantBound
-from elit_serve.bench.simulate.comparison import Comparison
+from elit_serve.bench.comparison.policies import contender
+from elit_serve.bench.comparison.side_by_side import Comparison
 from elit_serve.bench.simulate.device import SimulatedDevice
-from elit_serve.bench.simulate.policies import contender
 from elit_serve.bench.simulate.simulation import simulate
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.errors import InvalidInput
