@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from elit_serve.server.run import SHUTDOWN_SECONDS
+from elit_serve.server.connections import SHUTDOWN_SECONDS
 from elit_serve.server.settings import Settings
 
 Manifest = dict[str, Any]
