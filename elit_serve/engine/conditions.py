@@ -1,7 +1,7 @@
 """What pictures are of, as values: a class today. How words name it, and how the device keeps it beside the samples.
 
-A model has one kind of condition. Nothing outside this module, HTTP schemas and answers knows what a condition is made
-of: it is asked for its facts, and put into the slot of its picture.
+A model has one kind of condition. Who draws pictures knows no more of a condition than this: it is asked for its facts,
+and put into the slot of its picture. HTTP's schemas and answers have fields of their own for a class.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Alternative:
 
 def forecast(order: Order, num_slots: int, scheduler: RequestScheduler, now_s: float) -> Forecast:
     """See `Worker.forecast`. num_slots: pictures that may be in flight at most. Uses up the scheduler: give a copy."""
-    given = order.given(scheduler)
+    given = order.given(scheduler, now_s)
     crowd = scheduler.crowd_with(len(given.seeds), now_s)
     course: Course | Refusal = FULL
     if has_room(order, num_slots, scheduler.num_waiting + scheduler.num_running):
@@ -80,7 +80,7 @@ def overloaded(refusal: Refusal, order: Order, num_slots: int, scheduler: Reques
         """Whether it would be if it came then, with as much time as it has."""
         if not has_room(order, num_slots, scheduler.num_waiting + scheduler.num_running):
             return False
-        return scheduler.would_take(_demands(replace(order, arrived_s=at_s).given(scheduler)), at_s)
+        return scheduler.would_take(_demands(replace(order, arrived_s=at_s).given(scheduler, at_s)), at_s)
 
     return Overloaded(refusal.reason, retry_after_s(scheduler, is_taken, now_s))
 

@@ -21,7 +21,7 @@ class LaunchedPart:
     """Pictures of a launch that run together: all of them, but where memory did not suffice.
 
     watched: what to tell those who watch, once it has run.
-    last: those whose last step it is; their samples are in `transfer`, in the same order.
+    last: those whose last step it is; their samples are in `transfer`, in the same order, unless that failed.
     """
 
     pictures: Sequence[Picture]
@@ -60,19 +60,24 @@ class Launcher:
             running = self._executor.launch(pictures, kind)
         except torch.AcceleratorError:
             raise  # the device is lost, and everything on it
+        except torch.OutOfMemoryError as error:
+            if len(pictures) < 2:
+                self._on_failure(pictures, error, "memory")
+                return []
         except Exception as error:
-            failure = error
+            self._on_failure(pictures, error, "step")
+            return []
         else:
             last = [picture for picture in pictures if picture.is_complete]
             self._show_all(previewed)
             return [LaunchedPart(pictures, running, _watched(pictures), last, self._collect(last))]
+        return self._launch_halves(pictures, kind)  # not before the error is gone, and with it what it holds of memory
+
+    def _launch_halves(self, pictures: Sequence[Picture], kind: StepKind) -> list[LaunchedPart]:
         half = len(pictures) // 2
-        if half and isinstance(failure, torch.OutOfMemoryError):
-            logger.warning("a batch of %d does not fit into memory; at most %d from now on", 2 * half, half)
-            self._on_small_memory(half)
-            return [*self.launch(pictures[:half], kind), *self.launch(pictures[half:], kind)]
-        self._on_failure(pictures, failure, _cause(failure))
-        return []
+        logger.warning("a batch of %d does not fit into memory; at most %d from now on", len(pictures), half)
+        self._on_small_memory(half)
+        return [*self.launch(pictures[:half], kind), *self.launch(pictures[half:], kind)]
 
     def _collect(self, pictures: Sequence[Picture]) -> Transfer | None:
         """Enqueues decoding right behind the last step, so that it need not wait for the step after that."""

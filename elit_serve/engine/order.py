@@ -92,15 +92,17 @@ class Order:
             priority=self.priority,
         )
 
-    def given(self, scheduler: RequestScheduler) -> Order:
-        """With the one of `open_plans` that suits its target and who is in flight with it, if it leaves that open.
+    def given(self, scheduler: RequestScheduler, now_s: float) -> Order:
+        """With the one of `open_plans` that suits what is left of its target and who is in flight with it, if it leaves
+        that open.
 
         Its steps and guidance are fixed then, its levels are not.
         """
         if self.open_plans is None:
             return self
+        left_ms = 1000 * (self.deadline_s - now_s)
         option = scheduler.choose_plan(
-            self.open_plans.menu, latency_ms=self.latency_ms, num_images=len(self.seeds), now_s=self.arrived_s
+            self.open_plans.menu, latency_ms=left_ms, num_images=len(self.seeds), now_s=now_s
         )
         plan, measured = self.open_plans.plans[option.plan.name], option.plan
         return replace(

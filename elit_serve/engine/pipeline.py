@@ -242,8 +242,8 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, samples: Tensor) -> Tensor:
-        """Samples [B, C, h, w] as they are answered, on the device: pictures as uint8 [B, H, W, 3], or, without an
-        autoencoder, the samples themselves in float32.
+        """Samples [B, C, h, w] as they are answered, on the device: pictures as uint8 [B, H, W, 3], or, where there is
+        no way to a picture, the samples themselves in float32.
         """
         if self.is_latent:
             return samples.float()
@@ -251,7 +251,7 @@ class Pipeline:
 
     @property
     def is_latent(self) -> bool:
-        """Whether there is no autoencoder, so that the answer is the latent."""
+        """Whether there is no way from a sample to a picture, so that the answer is the sample."""
         return not self._autoencoder.makes_pictures
 
     @property

@@ -1,9 +1,9 @@
 """The only loop: it drives scheduler and executor, and alone touches the device. Knows nothing of HTTP.
 
 Three kinds of threads meet here. Callers submit orders and get a future at once; cancelling the future gives the order
-up. The worker's thread turns the loop: one step decided and launched, one step finished. A pool decodes and encodes
-what is finished, while the next step runs. They share the scheduler and the table of pictures in flight under one lock,
-which nobody holds while waiting for the device.
+up. The worker's thread turns the loop: one step decided and launched, one step finished; what a step completes is
+decoded right behind it. A pool waits for that and encodes it, while the next step runs. They share the scheduler and
+the table of pictures in flight under one lock, which nobody holds while waiting for the device.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Worker:
         with self._changed:
             self._check_accepting()
             now_s = self._clock.now()
-            caller = Caller(order.given(self._scheduler), on_preview, on_step)
+            caller = Caller(order.given(self._scheduler, now_s), on_preview, on_step)
             has_slots = has_room(order, self._executor.num_slots, len(self._pictures))
             refusal = self._admit(caller, now_s) if has_slots else FULL
             known = None if refusal is None else self._known_error(refusal, order, now_s)
@@ -296,27 +296,23 @@ class Worker:
 
     def _finish(self, launch: Launch, parts: Sequence[LaunchedPart]) -> None:
         """Waits for a step, and hands what it finished to the encoders."""
-        observed_ms = self._observe(launch, parts)
+        took_ms = [self._wait(part) for part in parts]
+        observed_ms = took_ms[0] if len(took_ms) == 1 else None  # else it did not run as it was planned
+        self._observer.step_finished(launch, observed_ms)
         with self._changed:
             now_s = self._clock.now()
             done = self._scheduler.finished(launch.launch_id, now_s, observed_ms)
         self._free_s = now_s + sum(later.predicted_ms for later, _ in self._running) / 1000
-        for part in parts:
-            for tell, step_run in part.watched:
+        for part, part_ms in zip(parts, took_ms, strict=True):
+            for tell, step_run in part.watched if part_ms is not None else ():
                 tell(step_run)
             for picture in part.last:
                 picture.ended_s = now_s
             if part.transfer is not None:
                 self._encoders.encode(part.last, part.transfer, done)  # without those cancelled meanwhile
 
-    def _observe(self, launch: Launch, parts: Sequence[LaunchedPart]) -> float | None:
-        """Milliseconds that the step took; None if it did not run as it was planned."""
-        took_ms = [self._wait(part) for part in parts]
-        observed_ms = took_ms[0] if len(took_ms) == 1 else None
-        self._observer.step_finished(launch, observed_ms)
-        return observed_ms
-
     def _wait(self, part: LaunchedPart) -> float | None:
+        """Milliseconds that it took on the device; None if it has failed."""
         try:
             return part.running.wait()
         except torch.AcceleratorError:
@@ -396,7 +392,7 @@ class Worker:
         logger.warning("%d images failed (%s): %s", len(failed), cause, error, exc_info=None if known else error)
 
     def _give_up(self, caller: Caller) -> None:
-        """He has left."""
+        """Whoever asked has left, so nobody wants any picture of the order."""
         with self._changed:
             self._end(caller, None)
 

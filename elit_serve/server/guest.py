@@ -15,7 +15,7 @@ from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 
 from elit_serve.engine.picture import Outcome, Preview, StepRun
-from elit_serve.errors import ElitError, EngineStopped, InvalidInput
+from elit_serve.errors import ElitError, EngineStopped
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import AnswerFormat
 from elit_serve.server.orders import Taken, format_of
@@ -88,8 +88,6 @@ class GuestPort:
         """Raises why such a request can never be taken. One that can counts as an arrival."""
         service, engine = self._service, self._engines.of(request.model)
         order = order_for(engine, request, arrived_s=service.clock.now())
-        if request.n > service.settings.max_queue:
-            raise InvalidInput("n", request.n, f"at most {service.settings.max_queue}, which may wait for the engine")
         if service.arrival_log is not None:
             service.arrival_log.record(request, order, engine.pipeline.budgets)
 

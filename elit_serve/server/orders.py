@@ -71,7 +71,7 @@ def order_of(
     Raises `InvalidInput` for what cannot be asked of this model.
     """
     condition = _condition(request, pipeline)
-    seeds = _seeds(request, max_images=settings.max_images)
+    seeds = _seeds(request, settings)
     plan = pipeline.plan(
         budget=request.budget,
         levels=request.levels,
@@ -131,9 +131,11 @@ def _condition(request: GenerateRequest, pipeline: Pipeline) -> Condition:
     return pipeline.conditions.prompted(request.prompt)
 
 
-def _seeds(request: GenerateRequest, *, max_images: int) -> tuple[int, ...]:
-    if request.n > max_images:
-        raise InvalidInput("n", request.n, f"between 1 and {max_images}")
+def _seeds(request: GenerateRequest, settings: Settings) -> tuple[int, ...]:
+    if request.n > settings.max_images:
+        raise InvalidInput("n", request.n, f"between 1 and {settings.max_images}")
+    if request.n > settings.max_queue:
+        raise InvalidInput("n", request.n, f"at most {settings.max_queue}, which may wait for the engine")
     first = secrets.randbelow(RANDOM_SEEDS) if request.seed is None else request.seed
     if first + request.n - 1 > MAX_SEED:
         raise InvalidInput("seed", first, f"at most {MAX_SEED - request.n + 1} with n = {request.n}")

@@ -80,7 +80,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
         404: {**_PROBLEM, "description": "Other models are served."},
         413: {**_PROBLEM, "description": "The body is too large."},
         422: {**_PROBLEM, "description": "A field is not valid. A target that cannot be met is an answer: `refusal`."},
-        503: {**_PROBLEM, "description": "The engine is down, or has no room for a single picture more."},
+        503: {**_PROBLEM, "description": "The engine is down, or too many are asking for forecasts."},
     },
 )
 @access(needs="generate", work="plans")
@@ -125,17 +125,15 @@ def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
 def _levels(engine: Engine) -> list[LevelInfo]:
     config = engine.pipeline.config
     plan = engine.pipeline.plan()
-    caps = plan.weak_caps(max(config.levels))
-    costs_ms = {
-        level: engine.cost.alone_ms(engine.cost.shapes[0], (level,) * plan.num_steps, caps)
-        for level in usable_levels(plan, config.levels)
-    }
+    caps, usable = plan.weak_caps(max(config.levels)), usable_levels(plan, config.levels)
+    shape = engine.pipeline.shapes[0].name
+    costs_ms = {level: engine.cost.alone_ms(shape, (level,) * plan.num_steps, caps) for level in usable}
     return [
         LevelInfo(
             level=level,
             budget=engine.pipeline.budgets.of_level(level),
             latency_ms=costs_ms.get(level),
-            quality=quality_of(engine.pipeline, plan.at_level(level)),
+            quality=quality_of(engine.pipeline, plan.at_level(level)) if level in usable else None,
         )
         for level in config.levels
     ]

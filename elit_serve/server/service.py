@@ -118,7 +118,7 @@ def hand_over(
     on_preview: Callable[[Preview], None] | None = None,
     on_step: Callable[[StepRun], None] | None = None,
 ) -> Taken:
-    """Has the engine take an order that can wait, or raises why not."""
+    """Has the engine take an order, or raises why not, which is not counted: who can wait comes back."""
     future = engine.worker.submit(order, on_preview, on_step)
     return Taken(engine=engine, body=body, order=order, future=future)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -445,6 +446,32 @@ def test_a_batch_without_room_runs_in_halves_and_none_so_large_comes_after(
     sizes = [len(step.request_ids) for step in recorder.steps]
     assert sizes[0] == 8
     assert max(sizes[1:]) == 2
+    assert recorder.failures == []
+
+
+class Allocated:
+    """What a step has taken of memory when it fails."""
+
+
+class HoldsWhatItTook(SmallMemory):
+    """Has no room for halves as long as anything of the whole is left."""
+
+    taken: weakref.ref[Allocated] | None = None
+
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if self.taken is not None and self.taken() is not None:
+            raise RuntimeError("memory of the attempt that failed is still held")
+        memory = Allocated()
+        self.taken = weakref.ref(memory)
+        return super().launch(pictures, kind)
+
+
+def test_halves_are_launched_once_all_memory_of_the_whole_is_free(make_worker: StartWorker, pipeline: Pipeline) -> None:
+    recorder = Recorder()
+    worker = make_worker(HoldsWhatItTook(pipeline, num_slots=16), recorder)
+    futures = [worker.submit(order(pipeline, seeds=(seed,), level=2)) for seed in range(8)]
+    worker.start()
+    assert all(file_of(future) for future in futures)
     assert recorder.failures == []
 
 

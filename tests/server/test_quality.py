@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from elit_serve.catalogue import read_config
+from elit_serve.engine.checkpoint import write_sampling
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.files.config import SamplingConfig
+from elit_serve.plans.guidance import Guidance
 from elit_serve.server.settings import Settings
 
 
@@ -130,3 +133,25 @@ def test_quality_is_counted_where_it_is_known(start_server: Any, measured: Pipel
         assert counted == pytest.approx(answer["images"][0]["quality"], abs=1e-4)
     assert unmeasured.metric('elit_granted_quality_count{chosen_by="caller"}') == 0
     assert unmeasured.metric('elit_granted_budget_count{chosen_by="caller"}') == 1
+
+
+def test_a_model_that_recommends_autoguidance_lists_levels_that_have_no_quality_with_it(
+    start_server: Any, tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
+) -> None:
+    guidance = Guidance(method="ag", scale=1.5, weak_level=1)
+    write_sampling(tiny_model_dir, SamplingConfig(steps=4, guidance=guidance))
+    content = make_quality(model_hash=read_config(tiny_model_dir).model_hash)
+    (tiny_model_dir / "quality.json").write_text(json.dumps(content))
+    server = start_server(Pipeline.load(tiny_model_dir, device="cpu"))
+    (model,) = server.client.get("/v1/models").raise_for_status().json()["data"]
+    assert [level["level"] for level in model["levels"]] == [1, 2, 3, 4]
+    assert (model["levels"][0]["latency_ms"], model["levels"][0]["quality"]) == (None, None)
+    assert model["levels"][3]["latency_ms"] > 0
+
+
+def test_more_pictures_than_may_ever_wait_are_no_matter_of_time(start_server: Any) -> None:
+    server = start_server(settings=Settings(response_ms=0, max_queue=2, max_images=4))
+    for path in ("/v1/generate", "/v1/plan"):
+        refusal = server.client.post(path, json={"label": "rose", "n": 3})
+        assert refusal.status_code == 422
+        assert "at most 2, which may wait" in refusal.text

@@ -59,7 +59,8 @@ def samples_of(
 def advance(executor: Executor, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
     """Decides and launches one step of pictures that nobody schedules."""
     for picture in pictures:
-        assert isinstance(picture.levels, list), "somebody else decides the steps of this picture"
+        assert not picture.has_caller, "a scheduler decides the steps of this picture"
+        assert isinstance(picture.levels, list)
         picture.levels.append(kind.level)
     return executor.launch(pictures, kind)
 

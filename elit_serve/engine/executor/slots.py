@@ -1,4 +1,4 @@
-"""Steps of pictures on one device: every picture in flight has a slot, and a launch moves some of them one step on.
+"""Steps of pictures on one device: every picture that has begun has a slot, and a launch moves some one step on.
 
 The same code runs on CPU and GPU; on a GPU a launch only enqueues work, and steps that were captured are replayed
 as CUDA graphs. One thread owns an executor.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from starlette.concurrency import run_in_threadpool
@@ -44,7 +45,8 @@ class ImageStream(EventStream):
             await super().__call__(scope, receive, send)
         finally:
             if not self._has_ended:
-                self._taken.future.cancel()
+                # on a thread, for which the engine's lock is needed
+                asyncio.get_running_loop().run_in_executor(None, self._taken.future.cancel)
                 self._metrics.cancelled()
 
     async def _events(self) -> AsyncIterator[bytes]:
