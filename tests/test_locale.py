@@ -91,9 +91,10 @@ def test_a_class_is_trained_exported_measured_and_drawn(meadow: Path) -> None:
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert b"L\\xf6wenzahn/broken.png" in done.stdout
-    for name in ("run/run.json", "model/config.json"):
-        kept = json.loads((meadow / name).read_text(encoding="utf-8"))
-        assert kept["classes"] == list(CLASSES), name
+    run, model = (
+        json.loads((meadow / name).read_text(encoding="utf-8")) for name in ("run/run.json", "model/config.json")
+    )
+    assert run["classes"] == model["conditions"]["names"] == list(CLASSES)
     assert "Löwenzahnwiese" in (meadow / "model" / "config.json").read_text(encoding="utf-8")
     with Image.open(meadow / "one.png") as picture:
         assert json.loads(picture.info["elit-serve"])["label"] == "Löwenzahn"

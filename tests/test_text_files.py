@@ -13,6 +13,7 @@ import elit_serve
 PACKAGE = Path(elit_serve.__file__).parent
 READS_TEXT = {"read_text", "write_text", "TextIOWrapper", "text_encoding"}
 OPENS = {"open", "fdopen", "NamedTemporaryFile", "TemporaryFile"}
+OPEN_NO_TEXT = {"Image", "tarfile", "Database", "PictureSet", "webbrowser", "guest", "kind"}
 STARTS = {"run", "Popen", "check_output"}  # of subprocess: text=True is text in the locale's encoding
 
 
@@ -41,7 +42,9 @@ def unsaid(source: str) -> Iterator[int]:
             continue
         name = name_of(node)
         is_text = name in READS_TEXT and not (name == "read_text" and isinstance(node.func, ast.Name))
-        if name in OPENS and not is_of(node, {"Image", "tarfile", "Database", "PictureSet", "webbrowser"}):
+        if name in OPENS and not is_of(
+            node, {"Image", "tarfile", "Database", "PictureSet", "webbrowser", "guest", "kind"}
+        ):
             is_text = "b" not in mode_of(node) and not (name == "open" and is_of(node, {"os"}))
         if name in STARTS and is_of(node, {"subprocess"}):
             is_text = any(keyword.arg in ("text", "universal_newlines") for keyword in node.keywords)

@@ -9,6 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHECKS_LEFT_OUT = (
     "positive_data_acceptance",  # fields that exclude each other are no part of JSON Schema here
     "use_after_free",  # a job that has been cancelled by DELETE can still be asked for
@@ -30,6 +32,7 @@ def statuses(report: Path, *phases: str) -> Statuses:
     return found
 
 
+@pytest.mark.slow
 def test_every_operation_answers_as_documented(start_server: Any, tmp_path: Path) -> None:
     server = start_server()
     schemathesis = Path(sysconfig.get_path("scripts")) / "schemathesis"
