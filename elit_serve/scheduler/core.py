@@ -325,16 +325,19 @@ class RequestScheduler:
         return launch
 
     def _advance(self, choice: Choice) -> None:
-        level, requests = choice.kind.level, self._requests
-        members = [requests[request_id] for request_id in choice.request_ids]
-        free = [member.executed for member in members if member.is_free]
-        self._counted["granted_levels"] += level * len(free)
-        self._counted["granted_steps"] += len(free)
-        self._counted["replans"] += len([executed for executed in free if executed and executed[-1] != level])
-        for member in members:
-            if not member.executed:
+        level, num_free, num_changed = choice.kind.level, 0, 0
+        for request_id in choice.request_ids:
+            member = self._requests[request_id]
+            executed = member.executed
+            if member.is_free:
+                num_free += 1
+                num_changed += bool(executed) and executed[-1] != level
+            if not executed:
                 self._move(member, State.RUNNING)
-            member.executed.append(level)
+            executed.append(level)
+        self._counted["granted_levels"] += level * num_free
+        self._counted["granted_steps"] += num_free
+        self._counted["replans"] += num_changed
 
     def _is_complete(self, request_id: int) -> bool:
         """All its steps have been reported: it is in no launch that is still outstanding."""

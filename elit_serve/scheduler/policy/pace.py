@@ -67,6 +67,7 @@ class Work:
         "left",
         "lowest",
         "order",
+        "request_id",
         "row",
         "run",
         "run_left",
@@ -83,7 +84,7 @@ class Work:
     run_left: int
 
     def __init__(self, demand: Demand, costs: CorrectedCosts, *, due_s: float, order: float) -> None:
-        self.demand = demand
+        self.demand, self.request_id = demand, demand.request_id
         self.due_s = due_s
         self.order = order
         self.is_promised = demand.is_hard
@@ -91,10 +92,6 @@ class Work:
         self.left = demand.num_steps
         self.solo_s: float = sum(run.steps * run.row[1] for run in self.runs)
         self._enter(0)
-
-    @property
-    def request_id(self) -> int:
-        return self.demand.request_id
 
     def advance(self) -> None:
         """One step has been decided."""

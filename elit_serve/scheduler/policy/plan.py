@@ -42,8 +42,8 @@ class Certificate:
         ends_s: Sequence[float],
         times_s: Sequence[tuple[int, float]],
     ) -> None:
-        self._works, self._joins, self._ends, self._ends_s = works, joins, ends, ends_s
-        self._times_s = times_s
+        self._works, self._ends_s, self._times_s = works, ends_s, times_s
+        self._places = list(zip(works, joins, ends, strict=True))
         self._deciding: list[tuple[Work, float]] = []
         self._corrections = 0.0, 0.0  # between which those in `_deciding` alone decide until when the plan may wait
 
@@ -55,7 +55,8 @@ class Certificate:
         """The same plan for copies of its requests, by their ids."""
         self._forget_ended()
         own = [works[work.request_id] for work in self._works]
-        return Certificate(own, self._joins, self._ends, self._ends_s, self._times_s)
+        joins, ends = [joins for _, joins, _ in self._places], [ends for _, _, ends in self._places]
+        return Certificate(own, joins, ends, self._ends_s, self._times_s)
 
     def follow(self, correction: float) -> None:
         """To be called, while nothing is tried out, before `latest_start_s` is asked for this correction."""
@@ -102,14 +103,14 @@ class Certificate:
     def _forget_ended(self) -> None:
         left = [bool(work.left) for work in self._works]
         if not all(left):
-            self._works, self._joins = list(compress(self._works, left)), list(compress(self._joins, left))
-            self._ends, self._ends_s = list(compress(self._ends, left)), list(compress(self._ends_s, left))
+            self._works, self._ends_s = list(compress(self._works, left)), list(compress(self._ends_s, left))
+            self._places = list(compress(self._places, left))
 
     def _present_round(self) -> tuple[int, list[Work]]:
         """The first round in which somebody has yet to run, and who."""
         pending: list[Work] = []
         at = self._times_s[-1][0]
-        for work, joins, ends in zip(self._works, self._joins, self._ends, strict=True):
+        for work, joins, ends in self._places:
             if joins > at:
                 break
             when = ends - work.left
