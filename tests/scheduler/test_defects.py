@@ -86,7 +86,7 @@ def test_each_defect_is_told_once_with_the_state_in_which_it_showed(table: CostT
     assert isinstance(scheduler.decide(0.0), Launch)
     defect = scheduler.take_defect()
     assert defect is not None
-    assert isinstance(defect.error, AttributeError)
+    assert isinstance(defect.error, TypeError)
     assert scheduler.take_defect() is None
     state = as_text(defect.scheduler)
     elsewhere = from_text(state)
