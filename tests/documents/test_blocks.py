@@ -77,7 +77,7 @@ def test_shell_blocks_run(sh_block: Block, run: Run, workspace: Path, request: p
 def test_python_blocks_run(python_block: Block, request: pytest.FixtureRequest, workspace: Path) -> None:
     ast.parse(python_block.text)
     if not python_block.is_run:
-        pytest.skip("needs what no test has")
+        return  # it needs what no test has
     program = python_block.text
     if "localhost:8000" in program:
         program = program.replace("localhost:8000", request.getfixturevalue("server"))
