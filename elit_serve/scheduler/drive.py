@@ -169,6 +169,12 @@ class Driver:
         while self.running and self.running[0].end_s <= end_s:
             self._happen(self._next_event_s())
 
+    def forget(self) -> None:
+        """Drops what was noted of launches and requests that are over, for whoever goes on for long."""
+        still = {request_id for _, request_id in self._delivering}
+        self.endings = {request_id: ended for request_id, ended in self.endings.items() if request_id in still}
+        self.launches.clear()
+
     def ran(self, launch: Launch) -> None:
         """A launch has run, which is now to be reported; for whoever makes some of them fail."""
 

@@ -95,3 +95,20 @@ def test_two_launches_may_be_on_the_device_and_the_second_starts_when_the_first_
     driver.cancel(0)
     driver.advance_to(inf)
     assert driver.endings[0].state is State.CANCELLED
+
+
+def test_what_is_over_may_be_forgotten_and_all_goes_on(scheduler: RequestScheduler) -> None:
+    driver = Driver(scheduler, Slow())  # whose answers take a while
+    driver.submit([image(0, within_s=9.0)])
+    while len(scheduler.progress_of(0)) < 2:
+        driver.next_launch()
+    driver.finish()
+    driver.cancel(0)  # between its last step and its answer
+    driver.submit([image(1, within_s=9.0, arrived_s=driver.now_s)])
+    driver.forget()
+    assert driver.launches == []
+    assert list(driver.endings) == [0], "its answer is still on the way, and is not to be counted"
+    driver.advance_to(inf)
+    driver.forget()
+    assert driver.endings == {}
+    assert (scheduler.counters.delivered, scheduler.num_waiting, scheduler.num_running) == (1, 0, 0)

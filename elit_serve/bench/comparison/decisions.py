@@ -128,6 +128,7 @@ class _Crowd:
         started = self._driver.start()
         assert started is not None, "a crowd always has work"
         self._driver.finish()
+        self._driver.forget()  # a growing record would have Python's collector of garbage slow decisions down
         self._complete()
         return self._timed.decision_s[-1], len(started.launch.request_ids)
 
