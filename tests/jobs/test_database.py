@@ -123,21 +123,16 @@ def test_bytes_of_the_sqlite_files_overwritten(
 ) -> None:
     server = start_server(executor=held, cost=cheap, settings=Settings(response_ms=0, results=str(tmp_path)))
     jobs = jobs_of(server)
-    files = [tmp_path / "jobs.sqlite3", tmp_path / "jobs.sqlite3-wal"]
+    # Not by way of Python's files, and never closed: that would end SQLite's locks on them.
+    files = [os.open(tmp_path / name, os.O_RDWR) for name in ("jobs.sqlite3", "jobs.sqlite3-wal")]
     with jobs_under_way(server, jobs, eventually):
-        intact = [overwritten(file, b"\xa5" * file.stat().st_size) for file in files]
+        intact = [os.pread(file, os.fstat(file).st_size, 0) for file in files]
+        for file, content in zip(files, intact, strict=True):
+            os.pwrite(file, b"\xa5" * len(content), 0)
         stuck(server, jobs, eventually)
         eventually(lambda: refused(server.client.get(f"/v1/jobs/{'0' * 32}")))
-        for file, content in zip(files, intact, strict=True):
-            overwritten(file, content)
-
-
-def overwritten(file: Path, content: bytes) -> bytes:
-    """What was there before. Not by way of Python's files: closing one would end SQLite's locks on it."""
-    descriptor = os.open(file, os.O_RDWR)
-    before = os.pread(descriptor, len(content), 0)
-    os.pwrite(descriptor, content, 0)
-    return before
+        for file, content in zip(files, intact, strict=True):  # at once: the one must not be used without the other
+            os.pwrite(file, content, 0)
 
 
 def test_a_damaged_row_is_no_fault_of_others(start_server: Any, jobs_of: Any, tmp_path: Path) -> None:
