@@ -49,7 +49,7 @@ def test_describe_gives_parameters_and_flops_of_a_preset_as_json() -> None:
     assert described["tflops_iteration"]["multi_budget"]["prefix"] == pytest.approx(793.4, rel=0.005)
     assert described["tflops_iteration"]["multi_budget"]["all_latents"] == pytest.approx(803.0, rel=0.005)
     assert [level["level"] for level in described["levels"]] == list(range(1, 65))
-    assert all(set(level["gflops_forward"]) == {"prefix", "all_latents"} for level in described["levels"])
+    assert all(set(level["gflops_forward"]) == {"prefix", "all_latents", "reads_all"} for level in described["levels"])
 
 
 def test_describe_reads_a_model_directory(tiny_model_dir: Path) -> None:

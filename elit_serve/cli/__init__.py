@@ -70,8 +70,8 @@ def describe(
 ) -> None:
     """Parameters and FLOPs of a model at every level.
 
-    No weight is allocated. Each count is given twice: `prefix`, as this code computes, and `all_latents`, as the paper
-    counts.
+    No weight is allocated. Each count is given twice: `prefix`, with Read and Write over the latents that are kept, and
+    `all_latents`, with both over all, as the paper counts. `reads_all` says which of them this model is.
     """
     from elit_serve.nn.describe import describe as describe_spec
 
@@ -228,16 +228,14 @@ def _description_table(description: Description) -> Table:
         title=f"{description.name}: {description.params / 1e6:,.1f} M parameters, {description.num_tokens} tokens, "
         f"{description.num_groups} groups",
         caption=f"TFLOP per training iteration at batch {description.batch}: full "
-        f"{description.tflops_iteration.full.prefix:,.1f}, multi-budget "
-        f"{description.tflops_iteration.multi_budget.prefix:,.1f} "
+        f"{description.tflops_iteration.full.executed:,.1f}, multi-budget "
+        f"{description.tflops_iteration.multi_budget.executed:,.1f} "
         f"({description.tflops_iteration.multi_budget.all_latents:,.1f} as the paper counts)",
     )
     for column in ("level", "latents", "GFLOP per forward", "as the paper counts", "share of full"):
         table.add_column(column, justify="right")
-    full = description.levels[-1].gflops_forward.prefix
+    full = description.levels[-1].gflops_forward.executed
     for cost in description.levels:
-        prefix, all_latents = cost.gflops_forward.prefix, cost.gflops_forward.all_latents
-        table.add_row(
-            str(cost.level), str(cost.tokens), f"{prefix:,.2f}", f"{all_latents:,.2f}", f"{prefix / full:.3f}"
-        )
+        executed, paper = cost.gflops_forward.executed, cost.gflops_forward.all_latents
+        table.add_row(str(cost.level), str(cost.tokens), f"{executed:,.2f}", f"{paper:,.2f}", f"{executed / full:.3f}")
     return table

@@ -22,7 +22,7 @@ def upgraded(content: Any) -> Any:
     if "classes" in content:
         new["conditions"] = {"kind": "class", "names": content["classes"]}
     if "backbone" in content:
-        new["backbone"] = with_kind(content["backbone"])
+        new["backbone"] = _with_first_interface(with_kind(content["backbone"]))
         new |= _derived(content["backbone"])
     return new
 
@@ -33,6 +33,14 @@ def with_kind(backbone: Any) -> Any:
         return backbone
     fields = {name: value for name, value in backbone.items() if (name, value) != ("interface", None)}
     return fields | {"kind": "elit-dit" if "interface" in fields else "dit"}
+
+
+def _with_first_interface(backbone: Any) -> Any:
+    """An interface of version 1 was what is an option now."""
+    interface = backbone.get("interface") if isinstance(backbone, Mapping) else None
+    if not isinstance(interface, Mapping):
+        return backbone
+    return {**backbone, "interface": {**interface, "start": "alike", "reach": "prefix"}}
 
 
 def _derived(backbone: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """FLOPs of forward passes and training iterations (paper, appendix D, figure 10); each spec counts its own.
 
-Two FLOPs per multiply-add; transformer blocks, Read and Write only, as in the paper's tables. Two conventions:
+Two FLOPs per multiply-add; transformer blocks, Read and Write only, as in the paper's tables. A model does one of two
+things, and both are counted:
 
-- `prefix`: Read and Write touch only the latents that are kept. This is what the code does.
+- `prefix`: Read and Write touch only the latents that are kept, as the paper's text has it.
 - `all_latents`: Read and Write touch all J latents of a group and only the core drops the tail. This is
   what reproduces the paper's own multi-budget figures.
 """
@@ -10,20 +11,26 @@ Two FLOPs per multiply-add; transformer blocks, Read and Write only, as in the p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """A count in both conventions."""
+    """A count of both. reads_all: whether this model's Read and Write touch all latents."""
 
     prefix: float
     all_latents: float
+    reads_all: bool = False
+
+    @property
+    def executed(self) -> float:
+        """What this model does."""
+        return self.all_latents if self.reads_all else self.prefix
 
     def scaled(self, factor: float) -> Flops:
-        return Flops(prefix=self.prefix * factor, all_latents=self.all_latents * factor)
+        return replace(self, prefix=self.prefix * factor, all_latents=self.all_latents * factor)
 
 
 class Counted(Protocol):
@@ -37,7 +44,8 @@ class Counted(Protocol):
 def flops_multi_budget(spec: Counted) -> Flops:
     """The mean over levels drawn uniformly from 1..J, as multi-budget training draws them (section 3.4)."""
     counts = [spec.flops(level) for level in spec.levels]
-    return Flops(prefix=fmean(c.prefix for c in counts), all_latents=fmean(c.all_latents for c in counts))
+    prefix, all_latents = fmean(c.prefix for c in counts), fmean(c.all_latents for c in counts)
+    return replace(counts[0], prefix=prefix, all_latents=all_latents)
 
 
 def flops_iteration(forward: Flops, batch: int) -> Flops:

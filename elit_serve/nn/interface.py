@@ -26,9 +26,37 @@ def token_positions(rows: int, columns: int, window: tuple[int, int], device: to
     return patchify(grid.unsqueeze(0), patch=1, window=window)[0]
 
 
-def group_centres(positions: Tensor, latents_per_group: int) -> Tensor:
-    """The centre of each group: positions [N, 2] -> [G, 2]."""
-    return positions.view(-1, latents_per_group, 2).mean(dim=1)
+def spread_places(window: tuple[int, int]) -> list[int]:
+    """The places of a window, numbered row by row, in an order in which every prefix covers it as evenly as it can.
+
+    Each next place is the one farthest from all before, as if the window repeated itself on all sides.
+    """
+    rows, columns = window
+
+    def apart(one: int, other: int) -> tuple[int, int]:
+        down, across = abs(one // columns - other // columns), abs(one % columns - other % columns)
+        down, across = min(down, rows - down), min(across, columns - across)
+        return down**2 + across**2, -abs(down - across)  # of two equally far, the one on the diagonal
+
+    order = [rows // 2 * columns + columns // 2]
+    nearest = {place: apart(place, order[0]) for place in range(rows * columns) if place != order[0]}
+    while nearest:
+        farthest = max(nearest, key=lambda place: nearest[place])
+        order.append(farthest)
+        del nearest[farthest]
+        nearest = {place: min(distance, apart(place, farthest)) for place, distance in nearest.items()}
+    return order
+
+
+def latent_places(positions: Tensor, window: tuple[int, int]) -> Tensor:
+    """Where the latents of each group stand, one on each token: token positions [N, 2] -> [G, J, 2]."""
+    return positions.view(-1, window[0] * window[1], 2)[:, spread_places(window)]
+
+
+def group_centres(positions: Tensor, window: tuple[int, int]) -> Tensor:
+    """Where the latents of each group stand if all stand in its centre: token positions [N, 2] -> [G, J, 2]."""
+    groups = positions.view(-1, window[0] * window[1], 2)
+    return groups.mean(dim=1, keepdim=True).expand_as(groups)
 
 
 def patchify(x: Tensor, *, patch: int, window: tuple[int, int]) -> Tensor:
@@ -48,16 +76,21 @@ def unpatchify(x: Tensor, *, patch: int, window: tuple[int, int], height: int, w
     return x.reshape(x.shape[0], x.shape[1], height, width)
 
 
-def latent_rope(group_rope: Tensor, level: int) -> Tensor:
-    """All latents of a group carry the group's phase: [2, G, 1, E / 2] -> [2, G * L, 1, E / 2]."""
-    two, groups, one, half = group_rope.shape
-    return group_rope.unsqueeze(2).expand(two, groups, level, one, half).reshape(two, groups * level, one, half)
+def in_every_group(learned: Tensor, batch: int, num_groups: int) -> Tensor:
+    """Learned vectors [L, D], the same in every group of every sample. -> [B, G * L, D]"""
+    return learned.expand(batch, num_groups, *learned.shape).reshape(batch, num_groups * len(learned), -1)
 
 
-def initial_latents(latents: Tensor, level: int, batch: int, num_groups: int) -> Tensor:
-    """The first `level` of the learned latents [J, D], the same in every group. -> [B, G * L, D]"""
-    prefix = latents[:level]
-    return prefix.expand(batch, num_groups, *prefix.shape).reshape(batch, num_groups * level, -1)
+def first_of_each_group(latents: Tensor, level: int, num_groups: int, dim: int = 1) -> Tensor:
+    """The first `level` latents of each group, where dimension `dim` of a tensor goes over G * J. -> over G * L"""
+    return torch.unflatten(latents, dim, (num_groups, -1)).narrow(dim + 1, 0, level).flatten(dim, dim + 1)
+
+
+def with_first_replaced(latents: Tensor, first: Tensor, num_groups: int) -> Tensor:
+    """Latents [B, G * J, D] whose first of each group are these, [B, G * L, D]. -> [B, G * J, D]"""
+    first = torch.unflatten(first, 1, (num_groups, -1))
+    rest = torch.unflatten(latents, 1, (num_groups, -1))[:, :, first.shape[2] :]
+    return torch.cat([first, rest.to(first.dtype)], dim=2).flatten(1, 2)
 
 
 class Read(nn.Module):
@@ -69,6 +102,11 @@ class Read(nn.Module):
         self.attention = GroupedCrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, ratio=1)
         self.modulation = nn.Linear(dim, 6 * dim)
+
+    def gates(self) -> tuple[Tensor, Tensor]:
+        """The gates of attention and MLP before anything is learned: views [D] of the modulation's bias."""
+        _, _, gate1, _, _, gate2 = self.modulation.bias.chunk(6)
+        return gate1, gate2
 
     def forward(
         self, latents: Tensor, tokens: Tensor, modulation: Tensor, rope: Tensor, token_rope: Tensor, num_groups: int
@@ -96,8 +134,10 @@ class Write(nn.Module):
         self.mlp = Mlp(dim, ratio=1)
         self.zero_at_start = (self.attention.out, self.mlp.down)
 
-    def forward(self, tokens: Tensor, latents: Tensor, token_rope: Tensor, rope: Tensor, num_groups: int) -> Tensor:
-        """tokens [B, N, D] read latents [B, G * L, D]. -> [B, N, D]"""
-        written = self.attention(self.norm1(tokens), self.context_norm(latents), token_rope, rope, num_groups)
+    def forward(
+        self, tokens: Tensor, placed: Tensor, latents: Tensor, token_rope: Tensor, rope: Tensor, num_groups: int
+    ) -> Tensor:
+        """tokens [B, N, D], which ask as `placed` [B, N, D], read latents [B, G * L, D]. -> [B, N, D]"""
+        written = self.attention(self.norm1(placed), self.context_norm(latents), token_rope, rope, num_groups)
         tokens = tokens + written
         return tokens + self.mlp(self.norm2(tokens))

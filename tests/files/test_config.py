@@ -32,7 +32,7 @@ def test_version_1_is_read_as_what_is_shipped_now() -> None:
 
 def test_hashes_are_those_that_measured_files_carry() -> None:
     for config in (ModelConfig.read(VERSION_1.read_bytes()), read_config(GARDEN)):
-        assert config.model_hash == read_quality(GARDEN / "quality.json").model_hash == "b3545eb4dd5e"
+        assert config.model_hash == read_quality(GARDEN / "quality.json").model_hash == "83077bdd3c98"
         assert config.backbone_hash == read_latency(GARDEN / "latency" / "nvidia-h200.json").backbone_hash
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.report.attention import grouped_probabilities
 from elit_serve.nn import BackboneSpec, DiTSpec, ElitDiT, ElitDiTSpec, InterfaceSpec, InvalidSpec, build, parse_spec
 from elit_serve.nn.fields import as_table
+from elit_serve.nn.interface import spread_places
 
 ELIT = ElitDiTSpec(
     channels=3,
@@ -35,6 +37,9 @@ def plain(spec: ElitDiTSpec) -> DiTSpec:
 
 
 PLAIN = plain(ELIT)
+PREFIX = replace(ELIT, interface=replace(ELIT.interface, reach="prefix"))
+ALIKE = replace(ELIT, interface=replace(ELIT.interface, start="alike", reach="prefix"))
+EVERY = [ELIT, PREFIX, ALIKE, PLAIN]
 LEVELS = range(1, 5)
 
 
@@ -48,9 +53,16 @@ def randomised(spec: BackboneSpec) -> Any:
     return model
 
 
+@pytest.fixture(scope="module", params=[ELIT, PREFIX, ALIKE], ids=["all", "prefix", "alike"])
+def elit(request: pytest.FixtureRequest) -> ElitDiT:
+    model = randomised(request.param)
+    assert isinstance(model, ElitDiT)
+    return model
+
+
 @pytest.fixture(scope="module")
-def elit() -> ElitDiT:
-    model = randomised(ELIT)
+def prefix() -> ElitDiT:
+    model = randomised(PREFIX)
     assert isinstance(model, ElitDiT)
     return model
 
@@ -61,7 +73,7 @@ def inputs(batch: int = 2, height: int = 16, width: int = 16) -> tuple[Tensor, T
     return x, torch.linspace(0.1, 0.9, batch), torch.arange(batch) % 5
 
 
-@pytest.mark.parametrize("spec", [ELIT, PLAIN])
+@pytest.mark.parametrize("spec", EVERY)
 def test_a_fresh_model_predicts_zero_everywhere(spec: BackboneSpec) -> None:
     assert not build(spec)(*inputs(), 1).any()
 
@@ -97,21 +109,65 @@ def test_a_batch_equals_its_samples_alone(elit: ElitDiT) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_level_does_not_depend_on_the_latents_that_it_drops(elit: ElitDiT, level: int) -> None:
-    other = copy.deepcopy(elit)
+def test_of_a_prefix_a_level_does_not_depend_on_the_latents_that_it_drops(prefix: ElitDiT, level: int) -> None:
+    other = copy.deepcopy(prefix)
     other.latents[level:] = torch.randn(4 - level, 64)
-    assert torch.equal(other(*inputs(), level), elit(*inputs(), level))
+    assert torch.equal(other(*inputs(), level), prefix(*inputs(), level))
     if level < 4:
-        assert not torch.equal(other(*inputs(), 4), elit(*inputs(), 4))
+        assert not torch.equal(other(*inputs(), 4), prefix(*inputs(), 4))
+
+
+def test_with_reach_all_what_the_core_drops_is_written_as_it_was_read() -> None:
+    model = randomised(ELIT)
+    other = copy.deepcopy(model)
+    other.latents[3] = torch.randn(64)
+    seen: list[Tensor] = []
+    for each in (model, other):
+        each.core[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    changed = [each(*inputs(), 2) for each in (model, other)]
+    assert torch.equal(*seen), "the core sees the first two latents of each group"
+    assert seen[0].shape == (2, 16 * 2, 64)
+    assert not torch.allclose(*changed, atol=1e-4), "Write sees the last one too"
+
+
+def test_both_reaches_are_the_same_at_the_full_level(prefix: ElitDiT) -> None:
+    model = randomised(ELIT)
+    assert torch.equal(model(*inputs(), 4), prefix(*inputs(), 4))
+    assert not torch.allclose(model(*inputs(), 3), prefix(*inputs(), 3), atol=1e-4)
 
 
 def test_another_order_of_the_latents_keeps_other_ones(elit: ElitDiT) -> None:
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(elit(*inputs(), 4, order), elit(*inputs(), 4), atol=1e-5, rtol=1e-4)  # a set
     assert not torch.allclose(elit(*inputs(), 2, order), elit(*inputs(), 2), atol=1e-4)  # another prefix
-    permuted = copy.deepcopy(elit)
-    permuted.latents.copy_(elit.latents[order])
-    assert torch.equal(elit(*inputs(), 2, order), permuted(*inputs(), 2))
+
+
+def test_latents_that_stand_alike_are_told_apart_by_their_vectors_alone() -> None:
+    model, order = randomised(ALIKE), torch.tensor([2, 0, 3, 1])
+    permuted = copy.deepcopy(model)
+    permuted.latents.copy_(model.latents[order])
+    assert torch.equal(model(*inputs(), 2, order), permuted(*inputs(), 2))
+
+
+def test_each_latent_starts_as_one_token_of_its_group() -> None:
+    """Before any training it reads that token most, and that token would read it most."""
+    spec = replace(ELIT, interface=replace(ELIT.interface, window=(4, 4)))
+    torch.manual_seed(0)
+    model = build(spec).requires_grad_(False)
+    assert isinstance(model, ElitDiT)
+    places = spread_places(spec.window)
+    read: list[Tensor] = []
+    written: list[Tensor] = []
+    model.read.attention.register_forward_pre_hook(
+        lambda module, given: read.append(grouped_probabilities(module, *given))
+    )
+    model.write.attention.register_forward_pre_hook(
+        lambda module, given: written.append(grouped_probabilities(module, *given))
+    )
+    model(*inputs(), 16)
+    assert read[0].mean((0, 1, 2)).argmax(-1).tolist() == places
+    latents_of_tokens = [places.index(token) for token in range(16)]
+    assert written[0].mean((0, 1, 2)).argmax(-1).tolist() == latents_of_tokens
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 32), (24, 20), (4, 4)])
@@ -129,7 +185,7 @@ def test_other_sizes_are_refused_with_the_step(elit: ElitDiT, height: int, width
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("spec", [ELIT, PLAIN])
+@pytest.mark.parametrize("spec", EVERY)
 def test_time_class_and_every_pixel_matter(spec: BackboneSpec) -> None:
     model = randomised(spec)
     x, t, label = inputs(1)
@@ -141,7 +197,7 @@ def test_time_class_and_every_pixel_matter(spec: BackboneSpec) -> None:
         assert not torch.allclose(base, changed, atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", [ELIT, PLAIN])
+@pytest.mark.parametrize("spec", EVERY)
 def test_gradients_reach_every_parameter(spec: BackboneSpec) -> None:
     model = randomised(spec).requires_grad_(True)
     model(*inputs(), model.spec.latents_per_group).square().mean().backward()
@@ -160,7 +216,7 @@ def test_a_model_that_sampled_first_can_still_learn() -> None:
 
 def test_bfloat16_stays_near_float32(elit: ElitDiT) -> None:
     exact = elit(*inputs(), 4)
-    rough = randomised(ELIT).to(torch.bfloat16)(*inputs(), 4)
+    rough = randomised(elit.spec).to(torch.bfloat16)(*inputs(), 4)
     assert rough.dtype == torch.bfloat16
     assert float((rough.float() - exact).norm() / exact.norm()) < 0.05
 

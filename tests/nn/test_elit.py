@@ -14,12 +14,15 @@ from elit_serve.nn.fused import rotate
 from elit_serve.nn.interface import (
     Read,
     Write,
+    first_of_each_group,
     group_centres,
-    initial_latents,
-    latent_rope,
+    in_every_group,
+    latent_places,
     patchify,
+    spread_places,
     token_positions,
     unpatchify,
+    with_first_replaced,
 )
 from elit_serve.nn.layers import initialise, rope_table
 
@@ -50,7 +53,33 @@ def test_tokens_lie_group_by_group_and_row_by_row_inside() -> None:
     assert positions[:6].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert positions[6:9].tolist() == [[0, 3], [0, 4], [0, 5]]
     assert positions[12:15].tolist() == [[2, 0], [2, 1], [2, 2]]
-    assert group_centres(positions, 6).tolist() == [[0.5, 1], [0.5, 4], [2.5, 1], [2.5, 4]]
+    centres = group_centres(positions, (2, 3))
+    assert centres[:, 0].tolist() == [[0.5, 1], [0.5, 4], [2.5, 1], [2.5, 4]]
+    assert torch.equal(centres, centres[:, :1].expand(4, 6, 2))
+
+
+def test_one_latent_stands_on_each_token_of_its_group() -> None:
+    positions = token_positions(4, 6, (2, 3), CPU)
+    places = latent_places(positions, (2, 3))
+    assert places.shape == (4, 6, 2)
+    for group, tokens in zip(places.tolist(), positions.view(4, 6, 2).tolist(), strict=True):
+        assert sorted(group) == sorted(tokens)
+    assert torch.equal(places - places[:, :1], (places - places[:, :1])[:1].expand(4, 6, 2)), "alike in every group"
+
+
+@given(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+@settings(deadline=None, max_examples=40)
+def test_places_are_ordered_so_that_each_is_taken_once(window: tuple[int, int]) -> None:
+    assert sorted(spread_places(window)) == list(range(window[0] * window[1]))
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_prefixes_of_places_cover_a_window_evenly(side: int) -> None:
+    """A quarter of them is a grid of every second place, and a sixteenth one of every fourth."""
+    order = [divmod(place, side) for place in spread_places((side, side))]
+    for step in (2, 4):
+        first = order[: (side // step) ** 2]
+        assert len({(row % step, column % step) for row, column in first}) == 1
 
 
 def test_a_patch_keeps_its_pixels_together() -> None:
@@ -63,18 +92,18 @@ def test_a_patch_keeps_its_pixels_together() -> None:
     ]
 
 
-def test_all_latents_of_a_group_carry_its_phase() -> None:
-    groups = rope_table(torch.tensor([[0.5, 0.5], [0.5, 2.5]]), 16)
-    rope = latent_rope(groups, 3)
-    assert rope.shape == (2, 6, 1, 8)
-    for latent in range(6):
-        assert torch.equal(rope[:, latent], groups[:, latent // 3])
+def test_every_group_has_the_same_learned_vectors() -> None:
+    learned = torch.randn(3, DIM)
+    latents = in_every_group(learned, batch=2, num_groups=GROUPS).view(2, GROUPS, 3, DIM)
+    assert torch.equal(latents, learned.expand(2, GROUPS, 3, DIM))
 
 
-def test_every_group_starts_from_the_same_prefix() -> None:
-    learned = torch.randn(4, DIM)
-    latents = initial_latents(learned, 3, batch=2, num_groups=GROUPS).view(2, GROUPS, 3, DIM)
-    assert torch.equal(latents, learned[:3].expand(2, GROUPS, 3, DIM))
+def test_the_first_of_each_group_are_taken_and_put_back() -> None:
+    latents = torch.arange(GROUPS * 4.0).view(1, -1, 1)  # 4 in each group
+    first = first_of_each_group(latents, 3, GROUPS)
+    assert first.flatten().tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14]
+    changed = with_first_replaced(latents, -first, GROUPS)
+    assert changed.flatten().tolist() == [0, -1, -2, 3, -4, -5, -6, 7, -8, -9, -10, 11, -12, -13, -14, 15]
 
 
 @given(st.tuples(*[st.floats(-50, 50) for _ in range(4)]), st.tuples(st.floats(-50, 50), st.floats(-50, 50)))
@@ -112,7 +141,8 @@ def scene(level: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Latents [1, G * L, D], tokens [1, N, D], condition [1, D] and both RoPE tables."""
     generator = torch.Generator().manual_seed(0)
     positions = token_positions(4, 4, WINDOW, CPU)
-    rope = latent_rope(rope_table(group_centres(positions, 4), DIM // HEADS), level)
+    places = latent_places(positions, WINDOW)[:, :level].flatten(0, 1)
+    rope = rope_table(places, DIM // HEADS)
     latents = torch.randn(1, GROUPS * level, DIM, generator=generator)
     tokens = torch.randn(1, 16, DIM, generator=generator)
     return latents, tokens, torch.randn(1, DIM, generator=generator), rope, rope_table(positions, DIM // HEADS)
@@ -144,8 +174,8 @@ def test_write_attends_inside_its_group_only(level: int) -> None:
     latents, tokens, _, rope, token_rope = scene(level)
     changed = latents.clone()
     changed[:, 2 * level : 3 * level] += 1  # the third group
-    before = write(tokens, latents, token_rope, rope, GROUPS).view(GROUPS, 4, DIM)
-    after = write(tokens, changed, token_rope, rope, GROUPS).view(GROUPS, 4, DIM)
+    before = write(tokens, tokens, latents, token_rope, rope, GROUPS).view(GROUPS, 4, DIM)
+    after = write(tokens, tokens, changed, token_rope, rope, GROUPS).view(GROUPS, 4, DIM)
     assert (before != after).any(-1).any(-1).tolist() == [False, False, True, False]
 
 
@@ -155,4 +185,4 @@ def test_read_and_write_start_as_the_identity() -> None:
     initialise(write)
     latents, tokens, c, rope, token_rope = scene(4)
     assert torch.equal(read(latents, tokens, read.modulation(c), rope, token_rope, GROUPS).settled(), latents)
-    assert torch.equal(write(tokens, latents, token_rope, rope, GROUPS), tokens)
+    assert torch.equal(write(tokens, tokens, latents, token_rope, rope, GROUPS), tokens)

@@ -24,9 +24,19 @@ from elit_serve.nn.backbones.transformer import (
     blocks_of,
     preset_fields,
 )
-from elit_serve.nn.fields import Checked, nested, pair, whole
+from elit_serve.nn.fields import Checked, nested, one_of, pair, whole
 from elit_serve.nn.flops import Flops, block_flops
-from elit_serve.nn.interface import Read, Write, initial_latents, latent_rope
+from elit_serve.nn.fused import Residual
+from elit_serve.nn.interface import (
+    Read,
+    Write,
+    first_of_each_group,
+    group_centres,
+    in_every_group,
+    latent_places,
+    spread_places,
+    with_first_replaced,
+)
 from elit_serve.nn.layers import Block, GroupedCrossAttention, settled
 
 
@@ -36,12 +46,19 @@ class InterfaceSpec(Checked):
 
     window: (rows, columns) of tokens in a group; their product is J, the latents per group.
     head, core, tail: transformer blocks before Read, between Read and Write, and after Write.
+    start: how training finds the latents. With `places` each latent starts as one token of its group: it carries that
+        token's RoPE phase, reads it and is read by it. With `alike`, the paper's text, all latents of a group carry the
+        phase of its centre, and training may leave them alike (models/recipes/training.md has what each is worth).
+    reach: what Read and Write work on below the full level: `all` latents, of which only the first run through the
+        core, or only that `prefix`.
     """
 
     window: tuple[int, int] = pair(1, 4096)
     head: int = whole(0, 512)
     core: int = whole(1, 512)
     tail: int = whole(0, 512)
+    start: str = one_of(("places", "alike"), "places")
+    reach: str = one_of(("all", "prefix"), "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +95,7 @@ class ElitDiTSpec(TransformerSpec):
         return Flops(
             prefix=blocks + self._read_and_write_flops(level),
             all_latents=blocks + self._read_and_write_flops(self.latents_per_group),
+            reads_all=self.interface.reach == "all",
         )
 
     def _read_and_write_flops(self, latents_per_group: int) -> float:
@@ -101,16 +119,36 @@ class ElitDiT(Transformer):
 
         self.head = blocks(interface.head)
         self.latents = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim))  # [J, D]
+        has_places = interface.start == "places"
+        self.places = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim)) if has_places else None  # [J, D]
         self.read = Read(spec.dim, spec.num_heads)
         self.core = blocks(interface.core)
         self.write = Write(spec.dim, spec.num_heads)
         self.tail = blocks(interface.tail)
+
+    def start(self) -> None:
+        """Each latent starts as one token of its group: Read's query j finds the key of its place, and Write's query of
+        a token the key of its latent, because queries and keys are projected alike. Read is open from the start: behind
+        closed gates, before a Write that is zero, it would learn nothing until both have opened."""
+        if self.places is None:
+            return
+        with torch.no_grad():
+            nn.init.normal_(self.places)
+            self.latents.copy_(self.places[spread_places(self.window)])
+            for attention in (self.read.attention, self.write.attention):
+                attention.kv.weight[: self.spec.dim] = attention.q.weight
+            for gate in self.read.gates():
+                gate.fill_(1)
 
     def compilable(self) -> list[nn.Module]:
         return [*self.head, self.read, *self.core, self.write, *self.tail]
 
     def spatial_blocks(self) -> list[Block]:
         return [*blocks_of(self.head), *blocks_of(self.tail)]
+
+    def latent_positions(self, positions: Tensor) -> Tensor:
+        stand = group_centres if self.places is None else latent_places
+        return stand(positions, self.window)
 
     def latent_reader(self) -> GroupedCrossAttention:
         return self.read.attention
@@ -130,20 +168,24 @@ class ElitDiT(Transformer):
         than S calls. `latent_order` [J] permutes the learned latents (training with random drop does).
         """
         layout = self.layout(x.shape[2], x.shape[3], x.device)
-        latents = self.latents if latent_order is None else self.latents[latent_order]
         levels = [level] if isinstance(level, int) else list(level)
         tokens, c = self.embed(x, t, condition)  # [B, N, D], [B, D]
         modulations = self.modulations([*self.head, self.read, *self.core, *self.tail, self.final], c)
         for block in self.head:
             tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
         core = [next(modulations) for _ in (self.read, *self.core)]  # [B, 6D] each
-        tokens = self._through_latents(settled(tokens), core, levels, latents, layout)  # [B, N, D]
+        tokens = self._through_latents(settled(tokens), core, levels, latent_order, layout)  # [B, N, D]
         for block in self.tail:
             tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
         return self.unembed(tokens, next(modulations), layout)  # [B, C, H, W]
 
     def _through_latents(
-        self, tokens: Tensor, modulations: Sequence[Tensor], levels: Sequence[int], latents: Tensor, layout: Layout
+        self,
+        tokens: Tensor,
+        modulations: Sequence[Tensor],
+        levels: Sequence[int],
+        order: Tensor | None,
+        layout: Layout,
     ) -> Tensor:
         """Equal parts of the batch, each at its level: tokens [B, N, D] -> [B, N, D].
 
@@ -153,23 +195,44 @@ class ElitDiT(Transformer):
         parts = zip(tokens.chunk(count), zip(*(m.chunk(count) for m in modulations), strict=True), levels, strict=True)
         main, *weak = parts
         with self.beside():
-            weak_tokens = [self._part_through_latents(*part, latents, layout) for part in weak]
-        main_tokens = self._part_through_latents(*main, latents, layout)
+            weak_tokens = [self._part_through_latents(*part, order, layout) for part in weak]
+        main_tokens = self._part_through_latents(*main, order, layout)
         self.join()
         return torch.cat([main_tokens, *weak_tokens]) if weak else main_tokens
 
     def _part_through_latents(
-        self, tokens: Tensor, modulations: Sequence[Tensor], level: int, latents: Tensor, layout: Layout
+        self, tokens: Tensor, modulations: Sequence[Tensor], level: int, order: Tensor | None, layout: Layout
     ) -> Tensor:
-        """Read, core and Write with the first `level` latents of each group: tokens [B, N, D] -> [B, N, D]."""
+        """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D]."""
         assert 1 <= level <= self.spec.latents_per_group, level
         groups = layout.num_groups
-        rope = latent_rope(layout.group_rope, level)  # [2, G * L, 1, E/2]
-        z = initial_latents(latents, level, len(tokens), groups)  # [B, G * L, D]
-        z = self.read(z, tokens, modulations[0], rope, layout.token_rope, groups)  # [B, G * L, D]
-        for block, modulation in zip(self.core, modulations[1:], strict=True):
-            z = block(z, modulation, rope)  # [B, G * L, D]
-        return self.write(tokens, settled(z), layout.token_rope, rope, groups)  # [B, N, D]
+        learned, rope = self._latents_in(order, layout)  # [J, D], [2, G * J, 1, E/2]
+        if self.spec.interface.reach == "prefix":
+            learned, rope = learned[:level], first_of_each_group(rope, level, groups)
+        placed = tokens if self.places is None else tokens + in_every_group(self.places, 1, groups).to(tokens.dtype)
+        read_modulation, *core_modulations = modulations
+        z: Tensor | Residual = in_every_group(learned, len(tokens), groups)  # [B, G * R, D], R is level or J
+        z = self.read(z, placed, read_modulation, rope, layout.token_rope, groups)
+        if level == len(learned):
+            z = self._core(z, core_modulations, rope)
+        else:
+            whole = settled(z)
+            first = first_of_each_group(whole, level, groups)  # [B, G * L, D]
+            first = self._core(first, core_modulations, first_of_each_group(rope, level, groups))
+            z = with_first_replaced(whole, first, groups)
+        return self.write(tokens, placed, z, layout.token_rope, rope, groups)  # [B, N, D]
+
+    def _core(self, z: Tensor | Residual, modulations: Sequence[Tensor], rope: Tensor) -> Tensor:
+        for block, modulation in zip(self.core, modulations, strict=True):
+            z = block(z, modulation, rope)
+        return settled(z)
+
+    def _latents_in(self, order: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The learned latents [J, D] and their phases in all groups [2, G * J, 1, E/2], in this order or their own."""
+        if order is None:
+            return self.latents, layout.latent_rope
+        rope = torch.unflatten(layout.latent_rope, 1, (layout.num_groups, -1))[:, :, order].flatten(1, 2)
+        return self.latents[order], rope
 
 
 def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitDiTSpec:

@@ -18,7 +18,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 from elit_serve.nn.fields import one_of, whole
 from elit_serve.nn.fused import Residual
-from elit_serve.nn.interface import Read, group_centres, patchify, token_positions, unpatchify
+from elit_serve.nn.interface import Read, patchify, token_positions, unpatchify
 from elit_serve.nn.layers import Block, FinalLayer, TimestepEmbedder, initialise, rope_table
 from elit_serve.plans.bounds import MAX_TOKENS
 
@@ -99,7 +99,7 @@ class Layout:
     width: int
     num_groups: int
     token_rope: Tensor  # [2, N, 1, E/2]
-    group_rope: Tensor  # [2, G, 1, E/2]
+    latent_rope: Tensor  # [2, G * J, 1, E/2]
 
 
 class Transformer(Backbone):
@@ -118,10 +118,14 @@ class Transformer(Backbone):
         self.final = FinalLayer(spec.dim, spec.channels * spec.patch**2)
         self._layouts: dict[tuple[int, int, torch.device], Layout] = {}
         initialise(self)
+        self.start()
 
     def make_blocks(self) -> None:
         """Registers the kind's own modules, between the embeddings and the final layer."""
         raise NotImplementedError
+
+    def start(self) -> None:
+        """What a kind changes of its initial weights."""
 
     def null_like(self, condition: Tensor) -> Tensor:
         """What stands for no condition, in place of each of these: class ids [B] -> [B]."""
@@ -143,14 +147,18 @@ class Transformer(Backbone):
         positions = token_positions(rows, columns, self.window, device)
         if self.positions is not None:
             positions = torch.zeros_like(positions)  # all in one place: RoPE then turns nothing
-        centres = group_centres(positions, self.window[0] * self.window[1])
+        latents = self.latent_positions(positions)
         return Layout(
             height=height,
             width=width,
-            num_groups=len(centres),
+            num_groups=len(latents),
             token_rope=rope_table(positions, head_size),
-            group_rope=rope_table(centres, head_size),
+            latent_rope=rope_table(latents.flatten(0, 1), head_size),
         )
+
+    def latent_positions(self, positions: Tensor) -> Tensor:
+        """Where latents stand among tokens at positions [N, 2]; here each token is a group of its own. -> [G, J, 2]"""
+        return positions.unsqueeze(1)
 
     def embed(self, x: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W], t [B] in [0, 1], class ids [B] -> tokens [B, N, D] and activated condition [B, D]."""

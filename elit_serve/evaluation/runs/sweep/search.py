@@ -203,7 +203,7 @@ def _lies_below(means: Mapping[int, float], left: int, middle: int, right: int) 
 def plan_gflops(plan: Plan, spec: BackboneSpec) -> float:
     """Of one picture: every step, both passes, counted as this code computes them."""
     passes = [level for _, *levels, _ in plan.step_kinds("") for level in levels if level is not None]
-    return sum(spec.flops(level).prefix for level in passes) / 1e9
+    return sum(spec.flops(level).executed for level in passes) / 1e9
 
 
 def plan_name(plan: Plan) -> str:
