@@ -139,11 +139,14 @@ def _draw_here(
         chosen = [check_level(level, trained) for level in levels or shown_levels(plan.guidance, trained)]
         save_image(budget_sheet(pipeline, plan, levels=chosen, conditions=conditions, seed=seed), output)
     elif attention is not None:
-        from elit_serve.evaluation.report.attention_maps import halved_levels, write_attention
+        from rich.console import Console
+
+        from elit_serve.evaluation.report.attention_maps import figures_table, halved_levels, write_attention
 
         read_at = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
         records = write_attention(pipeline, plan, condition=conditions[0], seed=seed, levels=read_at, folder=attention)
         records[0].picture.save(output)
+        Console(stderr=True).print(figures_table(records))
     else:
         pipeline.run(conditions, [seed], plan)[0].save(output)
 

@@ -1,4 +1,4 @@
-"""Recomputed attention: it is the module's own, it sums to one, and it tells who attends to whom."""
+"""Shares of attention: they add up, follow the area where attention is indifferent, and count padding as tokens."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from torch import Tensor
 
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.attention import (
-    grouped_probabilities,
-    read_probabilities,
     read_shares,
     self_attention_shares,
-    self_probabilities,
     token_mask,
 )
 from elit_serve.nn import DiT, DiTSpec, ElitDiT, ElitDiTSpec, InterfaceSpec, build
 from elit_serve.nn.backbones.transformer import TransformerSpec
-from elit_serve.nn.layers import GroupedCrossAttention, SelfAttention, rope_table
+from elit_serve.nn.latents import watch_latents
 
-DIM, HEADS, GROUPS, WINDOW, LEVEL = 32, 2, 4, 6, 3
+DIM, HEADS = 32, 2
 TOKENS = 16  # of the two models below
 
 
@@ -61,65 +58,6 @@ def inputs(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(batch, 3, 16, 16, generator=generator), torch.full((batch,), 0.4), torch.zeros(batch).long()
 
 
-def applied(probabilities: Tensor, values: Tensor, out: torch.nn.Linear) -> Tensor:
-    """Probabilities [..., H, L, K] and values [..., K, H, E] through the output projection. -> [..., L, D]"""
-    read = torch.einsum("...hlk,...khe->...lhe", probabilities, values)
-    return out(read.flatten(-2))
-
-
-def test_recomputed_cross_attention_gives_the_modules_own_output() -> None:
-    attention = drawn(GroupedCrossAttention(DIM, HEADS))
-    assert isinstance(attention, GroupedCrossAttention)
-    x, context = torch.randn(2, GROUPS * LEVEL, DIM), torch.randn(2, GROUPS * WINDOW, DIM)
-    rope, context_rope = (rope_table(torch.rand(n, 2) * 8, DIM // HEADS) for n in (GROUPS * LEVEL, GROUPS * WINDOW))
-    with torch.no_grad():
-        probabilities = grouped_probabilities(attention, x, context, rope, context_rope, GROUPS)
-        assert probabilities.shape == (2, GROUPS, HEADS, LEVEL, WINDOW)
-        torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, GROUPS, HEADS, LEVEL))
-        values = attention.kv(context).view(2, GROUPS, WINDOW, 2, HEADS, -1)[:, :, :, 1]
-        ours = applied(probabilities, values, attention.out).flatten(1, 2)
-        torch.testing.assert_close(ours, attention(x, context, rope, context_rope, GROUPS), atol=1e-4, rtol=1e-4)
-
-
-def test_recomputed_self_attention_gives_the_modules_own_output() -> None:
-    attention = drawn(SelfAttention(DIM, HEADS))
-    assert isinstance(attention, SelfAttention)
-    x, rope = torch.randn(2, TOKENS, DIM), rope_table(torch.rand(TOKENS, 2) * 4, DIM // HEADS)
-    with torch.no_grad():
-        probabilities = self_probabilities(attention, x, rope)
-        torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, HEADS, TOKENS))
-        values = attention.qkv(x).view(2, TOKENS, 3, HEADS, -1)[:, :, 2]
-        torch.testing.assert_close(
-            applied(probabilities, values, attention.out), attention(x, rope), atol=1e-4, rtol=1e-4
-        )
-
-
-def test_equal_keys_are_read_equally_and_one_that_fits_is_read_alone() -> None:
-    attention = GroupedCrossAttention(8, 1)  # identity projections, no rotation: the product is that of the inputs
-    with torch.no_grad():
-        for linear in (attention.q, attention.kv):
-            linear.weight.copy_(torch.eye(8).repeat(linear.out_features // 8, 1))
-            linear.bias.zero_()
-        attention.q_norm.weight.fill_(10)  # sharpens
-        rope = rope_table(torch.zeros(3, 2), 8)
-        query, other = torch.eye(8)[:1], torch.eye(8)[1:2]
-        uniform = grouped_probabilities(attention, query[None], other.repeat(3, 1)[None], rope[:, :1], rope, 1)
-        picked = torch.cat([other, query, other])[None]
-        alone = grouped_probabilities(attention, query[None], picked, rope[:, :1], rope, 1)
-    torch.testing.assert_close(uniform.flatten(), torch.full((3,), 1 / 3))
-    torch.testing.assert_close(alone.flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("level", [1, 4])
-def test_the_reads_of_a_model_are_probabilities_and_leave_it_as_it_was(elit: ElitDiT, level: int) -> None:
-    before = elit(*inputs(), level)
-    probabilities = read_probabilities(elit, *inputs(), level)
-    assert probabilities.shape == (2, 4, HEADS, level, 4)
-    torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, 4, HEADS, level))
-    assert torch.equal(elit(*inputs(), level), before)
-    assert not elit.read.attention._forward_pre_hooks
-
-
 def test_shares_of_kinds_that_part_the_tokens_add_up_to_one(dit: DiT) -> None:
     x, t, label = inputs()
     queries, keys = torch.arange(TOKENS) < 4, torch.arange(TOKENS) >= 10
@@ -147,10 +85,10 @@ def test_indifferent_attention_gives_shares_by_area(dit: DiT, elit: ElitDiT) -> 
 def test_read_shares_are_the_mass_on_the_marked_tokens(elit: ElitDiT) -> None:
     keys = torch.zeros(TOKENS).bool()
     keys[[1, 6, 7]] = True  # one of the first group, two of the second
-    probabilities = read_probabilities(elit, *inputs(), 3)
+    reads = watch_latents(elit, *inputs(), 3).reads
     shares = read_shares(elit, *inputs(), 3, keys=keys)
-    assert float(shares.share[0]) == pytest.approx(float(probabilities[:, 0, :, :, 1].mean()))
-    assert float(shares.share[1]) == pytest.approx(float(probabilities[:, 1, :, :, 2:].sum(-1).mean()))
+    assert float(shares.share[0]) == pytest.approx(float(reads[:, 0, :, 1].mean()))
+    assert float(shares.share[1]) == pytest.approx(float(reads[:, 1, :, 2:].sum(-1).mean()))
     assert shares.mixed[1] == pytest.approx((0.25 + 0.5) / 2)
 
 

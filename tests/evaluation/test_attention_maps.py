@@ -46,14 +46,18 @@ def test_the_command_writes_maps_of_several_levels_and_steps(tiny_model_dir: Pat
     assert output.read_bytes() == (tmp_path / "alone.png").read_bytes()  # looking changes nothing
     facts = json.loads((folder / "attention.json").read_text())
     assert [level["level"] for level in facts["levels"]] == [4, 2, 1]
+    assert [line.split()[0] for line in done.stderr.splitlines() if line.strip()[:1].isdigit()] == ["4", "2", "1"]
     maps = load_file(folder / "maps.safetensors")
     for level in facts["levels"]:
         assert [step["step"] for step in level["steps"]] == [1, 2, 3, 4]
         for step in level["steps"]:
             probabilities = maps.pop(step["name"])
-            assert probabilities.shape == (16, level["level"], 4)
-            torch.testing.assert_close(probabilities.sum(-1), torch.ones(16, level["level"]))
-            assert 1 <= step["effective_tokens"] <= 4 + 1e-4
+            assert probabilities.shape == (16, 4, 4)  # Read makes all latents at every level
+            torch.testing.assert_close(probabilities.sum(-1), torch.ones(16, 4))
+            assert 1 <= step["tokens_per_latent"] <= 4 + 1e-4
+            assert 1 <= step["latents_per_token"] <= 4 + 1e-4
+            assert -1 / 3 <= step["cosine_after_read"] <= 1
+            assert ("cosine_after_core" in step, "rank_after_core" in step) == (level["level"] > 1,) * 2
             assert step["least_read"] <= 1 <= step["most_read"]
             with Image.open(folder / f"{step['name']}.png") as picture:
                 assert picture.size == (192, 192)
@@ -78,6 +82,21 @@ def test_the_main_branch_is_recorded_not_the_weak_one(pipeline: Pipeline) -> Non
     record = record_reads(pipeline, pipeline.conditions[0], 5, plan, [0, 2])
     assert [(read.step, read.level, read.probabilities.shape[1]) for read in record.maps] == [(0, 4, 4), (2, 4, 4)]
     assert record.maps[1].t == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("reach", ["all", "prefix"])
+def test_a_map_shows_what_the_latents_of_the_core_read(tiny_config: ModelConfig, tmp_path: Path, reach: str) -> None:
+    spec = spec_of(tiny_config)
+    assert isinstance(spec, ElitDiTSpec)
+    spec = replace(spec, interface=replace(spec.interface, reach=reach))
+    config = ModelConfig.model_validate({**tiny_config.model_dump(), **spec.config_fields()})
+    write_checkpoint(tmp_path / reach, config, build(spec).state_dict())
+    pipeline = Pipeline.load(tmp_path / reach, device="cpu")
+    plan = pipeline.plan(steps=2, guidance=pipeline.guidance(method="none")).at_level(2)
+    (seen,) = record_reads(pipeline, pipeline.conditions[0], 5, plan, [1]).maps
+    assert seen.probabilities.shape == (16, 4 if reach == "all" else 2, 4)
+    torch.testing.assert_close(seen.relative(), seen.probabilities[:, :2].mean(dim=1).flatten() * 4)
+    torch.testing.assert_close(seen.relative(1), seen.probabilities[:, 1].flatten() * 4)
 
 
 def test_a_token_that_is_read_most_lights_its_own_pixels(pipeline: Pipeline) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.report.attention import grouped_probabilities
 from elit_serve.nn import BackboneSpec, DiTSpec, ElitDiT, ElitDiTSpec, InterfaceSpec, InvalidSpec, build, parse_spec
 from elit_serve.nn.fields import as_table
 from elit_serve.nn.interface import spread_places
+from elit_serve.nn.latents import watch_latents
 
 ELIT = ElitDiTSpec(
     channels=3,
@@ -156,18 +156,10 @@ def test_each_latent_starts_as_one_token_of_its_group() -> None:
     model = build(spec).requires_grad_(False)
     assert isinstance(model, ElitDiT)
     places = spread_places(spec.window)
-    read: list[Tensor] = []
-    written: list[Tensor] = []
-    model.read.attention.register_forward_pre_hook(
-        lambda module, given: read.append(grouped_probabilities(module, *given))
-    )
-    model.write.attention.register_forward_pre_hook(
-        lambda module, given: written.append(grouped_probabilities(module, *given))
-    )
-    model(*inputs(), 16)
-    assert read[0].mean((0, 1, 2)).argmax(-1).tolist() == places
+    seen = watch_latents(model, *inputs(), 16)
+    assert seen.reads.mean((0, 1)).argmax(-1).tolist() == places
     latents_of_tokens = [places.index(token) for token in range(16)]
-    assert written[0].mean((0, 1, 2)).argmax(-1).tolist() == latents_of_tokens
+    assert seen.writes.mean((0, 1)).argmax(-1).tolist() == latents_of_tokens
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 32), (24, 20), (4, 4)])

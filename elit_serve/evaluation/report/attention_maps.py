@@ -1,6 +1,10 @@
-"""What the latents of a picture read, drawn over the picture: a map for each level and step.
+"""What the latents of a picture read, drawn over the picture: a map for each level and step, and figures of them.
 
-Letters: N spatial tokens, G groups, W tokens in a window, L latents kept per group, H x W picture in pixels.
+Pictures show the latents that run through the core, which are what a level pays for. Where the model's Read makes all
+latents at every level (reach `all`), the others are in the file of probabilities and in the figures.
+
+Letters: N spatial tokens, G groups, W tokens in a window, R latents that Read makes of a group, L level: the first L
+of them run through the core; H x W picture in pixels.
 """
 
 from __future__ import annotations
@@ -8,13 +12,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from rich import box
+from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,12 +30,12 @@ from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import FinishedPicture, Pipeline
 from elit_serve.errors import ElitError, InvalidInput
-from elit_serve.evaluation.report.attention import read_probabilities
 from elit_serve.evaluation.report.sheets import evenly
 from elit_serve.files.writing import check_folder
 from elit_serve.nn import Backbone
 from elit_serve.nn.backbones.transformer import TransformerSpec
 from elit_serve.nn.interface import unpatchify
+from elit_serve.nn.latents import LatentFigures, LatentPass, watch_latents
 from elit_serve.pictures import labelled
 from elit_serve.plans.levels import check_level
 from elit_serve.plans.plan import Plan
@@ -48,36 +55,34 @@ GROUP_LINE = (255, 255, 255, 110)
 
 @dataclass(frozen=True, kw_only=True)
 class ReadMap:
-    """What every latent read at one step, counted from 0, at time t.
+    """What every latent read at one step, counted from 0, at time t, and what all latents did there.
 
-    probabilities: [G, L, W] averaged over heads, float32 on the CPU; each row sums to 1.
+    probabilities: [G, R, W] averaged over heads, float32 on the CPU; each row sums to 1, those of the core first.
     """
 
     level: int
     step: int
     t: float
     probabilities: Tensor
+    figures: LatentFigures
 
     @property
     def name(self) -> str:
         return f"level-{self.level:02d}-step-{self.step + 1:03d}"
 
     def relative(self, latent: int | None = None) -> Tensor:
-        """How often each token is read, 1 being uniform over its group: by all latents on average, or by one. -> [N]"""
-        read = self.probabilities.mean(dim=1) if latent is None else self.probabilities[:, latent]  # [G, W]
+        """How often each token is read, 1 being uniform over its group: by one latent, or by those that run through
+        the core on average. -> [N]"""
+        in_core = self.probabilities[:, : self.level]
+        read = in_core.mean(dim=1) if latent is None else in_core[:, latent]  # [G, W]
         return (read * read.shape[1]).flatten()
-
-    @property
-    def effective_tokens(self) -> float:
-        """Tokens that a latent reads, from 1 to W: exp of the entropy of its row, averaged over latents."""
-        entropy = torch.special.entr(self.probabilities).sum(dim=-1)  # [G, L]
-        return float(entropy.exp().mean())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadRecord:
     """A picture made at one level, and what was read on the way."""
 
+    level: int
     picture: FinishedPicture
     maps: tuple[ReadMap, ...]
 
@@ -87,23 +92,35 @@ def record_reads(pipeline: Pipeline, condition: Condition, seed: int, plan: Plan
 
     Each recorded step costs one more pass of the model; the picture is the one that is made without recording.
     """
-    (model, _), maps = _elastic(pipeline), []
+    (model, _), passes = _elastic(pipeline), dict[int, LatentPass]()
     executor = Executor(pipeline, num_slots=1)
     pictures = pipeline.pictures([condition], [seed], plan)
 
     def record(step: int) -> None:
         if step in steps:
-            level, t = plan.levels[step], plan.times[step]
             x = executor.samples(pictures)
-            told = executor.conditions_of(pictures)
-            read = read_probabilities(model, x, torch.full((1,), t, device=x.device), told, level)  # [1, G, H, L, W]
-            maps.append(ReadMap(level=level, step=step, t=t, probabilities=read[0].mean(dim=1).float().cpu()))
+            t = torch.full((1,), plan.times[step], device=x.device)
+            passes[step] = watch_latents(model, x, t, executor.conditions_of(pictures), plan.levels[step])
 
     offline.run(executor, pictures, plan, before_step=record)
     (pixels,) = executor.collect(pictures).result()  # [H, W, 3]
     if isinstance(pixels, ElitError):
         raise pixels
-    return ReadRecord(picture=pipeline.finished(pixels, condition, seed, plan), maps=tuple(maps))
+    return ReadRecord(
+        level=plan.levels[0],
+        picture=pipeline.finished(pixels, condition, seed, plan),
+        maps=tuple(_read_map(seen, step, plan) for step, seen in passes.items()),
+    )
+
+
+def _read_map(seen: LatentPass, step: int, plan: Plan) -> ReadMap:
+    return ReadMap(
+        level=plan.levels[step],
+        step=step,
+        t=plan.times[step],
+        probabilities=seen.reads[0].cpu(),
+        figures=seen.figures(),
+    )
 
 
 def write_attention(
@@ -113,7 +130,8 @@ def write_attention(
 
     `reads.png`: a row for each level, a column for each of a few steps. `first-latent.png`: the same for the one
     latent that every level keeps. `latents.png`: the first latents of the highest level, one by one. Beside these a
-    picture for each level and step, `maps.safetensors` with the probabilities [G, L, W] of each, and `attention.json`.
+    picture for each level and step, `maps.safetensors` with the probabilities [G, R, W] of each, and `attention.json`
+    with the figures of each.
     """
     _, spec = _elastic(pipeline)
     for level in levels:
@@ -123,7 +141,7 @@ def write_attention(
     records = [record_reads(pipeline, condition, seed, plan.at_level(level), steps) for level in levels]
     _reads_sheet(records, spec).save(folder / "reads.png")
     _reads_sheet(records, spec, latent=0).save(folder / "first-latent.png")
-    _latents_sheet(max(records, key=lambda record: record.maps[0].level), spec).save(folder / "latents.png")
+    _latents_sheet(max(records, key=lambda record: record.level), spec).save(folder / "latents.png")
     for record in records:
         for read in record.maps:
             overlay(record.picture.image, read.relative(), spec).save(folder / f"{read.name}.png")
@@ -131,6 +149,21 @@ def write_attention(
     (folder / "maps.safetensors").write_bytes(save({read.name: read.probabilities.contiguous() for read in maps}))
     (folder / "attention.json").write_text(json.dumps(_facts(records), indent=2) + "\n", encoding="utf-8")
     return records
+
+
+def figures_table(records: Sequence[ReadRecord]) -> Table:
+    """A row for each level: the figures of its latents, averaged over the steps that were looked at."""
+    caption = f"means of {len(records[0].maps)} steps; each is in attention.json"
+    table = Table(title="What the latents do", caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("level", justify="right")
+    names = [field.name for field in fields(LatentFigures)]
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for record in records:
+        shown = [read.figures.present() for read in record.maps]
+        means = [f"{fmean(each[name] for each in shown):.2f}" if name in shown[0] else "-" for name in names]
+        table.add_row(str(record.level), *means)
+    return table
 
 
 def halved_levels(levels: Sequence[int]) -> list[int]:
@@ -183,11 +216,11 @@ def _reads_sheet(records: Sequence[ReadRecord], spec: TransformerSpec, latent: i
         ]
         for record in records
     ]
-    who = "all latents kept, on average" if latent is None else f"latent {latent + 1} of every group"
+    who = "the latents of the core, on average" if latent is None else f"latent {latent + 1} of every group"
     return _with_legend(
         labelled(
             rows,
-            row_labels=[f"level {record.maps[0].level}" for record in records],
+            row_labels=[f"level {record.level}" for record in records],
             column_labels=["picture", *(f"step {m.step + 1}, t = {m.t:.2f}" for m in records[0].maps)],
         ),
         f"What is read by {who}",
@@ -196,7 +229,7 @@ def _reads_sheet(records: Sequence[ReadRecord], spec: TransformerSpec, latent: i
 
 def _latents_sheet(record: ReadRecord, spec: TransformerSpec) -> Image.Image:
     """A row for each step, a column for each of the first latents."""
-    count = min(SHOWN_LATENTS, record.maps[0].level)
+    count = min(SHOWN_LATENTS, record.level)
     rows = [[overlay(record.picture.image, m.relative(latent), spec) for latent in range(count)] for m in record.maps]
     return _with_legend(
         labelled(
@@ -204,7 +237,7 @@ def _latents_sheet(record: ReadRecord, spec: TransformerSpec) -> Image.Image:
             row_labels=[f"t = {m.t:.2f}" for m in record.maps],
             column_labels=[f"latent {latent + 1}" for latent in range(count)],
         ),
-        f"What each of the first latents reads at level {record.maps[0].level}",
+        f"What each of the first latents reads at level {record.level}",
     )
 
 
@@ -237,19 +270,20 @@ def _facts(records: Sequence[ReadRecord]) -> dict[str, Any]:
     """What the files of the folder hold, and how concentrated the reads are."""
     groups, _, window = records[0].maps[0].probabilities.shape
     return {
-        "maps": "probabilities [groups, latents, tokens of the group] of Read, averaged over heads; groups row by row",
+        "maps": "probabilities [groups, latents, tokens of the group] of Read, averaged over heads; groups row by row; "
+        "of the latents, as many as the level run through the core, the first ones, and pictures show these",
         "groups": groups,
         "tokens_per_group": window,
         "levels": [
             {
-                "level": record.maps[0].level,
+                "level": record.level,
                 "picture": record.picture.facts,
                 "steps": [
                     {
                         "name": read.name,
                         "step": read.step + 1,
                         "t": read.t,
-                        "effective_tokens": read.effective_tokens,
+                        **read.figures.present(),
                         "most_read": float(read.relative().max()),
                         "least_read": float(read.relative().min()),
                     }
@@ -264,7 +298,7 @@ def _facts(records: Sequence[ReadRecord]) -> dict[str, Any]:
 def _elastic(pipeline: Pipeline) -> tuple[Backbone, TransformerSpec]:
     """The model, if it has a Read to look at and makes pictures to draw on, and how its tokens lie."""
     spec = pipeline.spec
-    if pipeline.model.latent_reader() is None or not isinstance(spec, TransformerSpec):
+    if pipeline.model.latent_parts() is None or not isinstance(spec, TransformerSpec):
         raise InvalidInput(
             "attention", pipeline.config.name, "a model with a latent interface; a plain DiT has no Read"
         )

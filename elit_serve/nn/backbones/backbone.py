@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.fields import Checked, as_table
 from elit_serve.nn.flops import Flops
-from elit_serve.nn.layers import Block, GroupedCrossAttention
+from elit_serve.nn.interface import Read, Write
+from elit_serve.nn.layers import Block
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.shape import Shape
 
@@ -88,6 +89,15 @@ class BackboneSpec(Checked):
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentParts:
+    """What the latents of a backbone run through: each part once in a pass at one level, in this order."""
+
+    read: Read
+    core: tuple[Block, ...]
+    write: Write
+
+
 class Backbone(nn.Module):
     """A velocity field at several levels of compute: samples in, velocity X_1 - X_0 out (paper, section 3.1)."""
 
@@ -125,6 +135,6 @@ class Backbone(nn.Module):
         """The blocks whose tokens are patches of the sample, in the order in which they run."""
         return []
 
-    def latent_reader(self) -> GroupedCrossAttention | None:
-        """The attention through which latents read the tokens of their group, if there is one."""
+    def latent_parts(self) -> LatentParts | None:
+        """What its latents run through, if it has any."""
         return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.backbone import LatentParts
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.backbones.transformer import (
     PRESETS,
@@ -37,7 +38,7 @@ from elit_serve.nn.interface import (
     spread_places,
     with_first_replaced,
 )
-from elit_serve.nn.layers import Block, GroupedCrossAttention, settled
+from elit_serve.nn.layers import Block, settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +151,8 @@ class ElitDiT(Transformer):
         stand = group_centres if self.places is None else latent_places
         return stand(positions, self.window)
 
-    def latent_reader(self) -> GroupedCrossAttention:
-        return self.read.attention
+    def latent_parts(self) -> LatentParts:
+        return LatentParts(read=self.read, core=tuple(blocks_of(self.core)), write=self.write)
 
     def forward(
         self,
