@@ -125,7 +125,12 @@ def test_an_extreme_number_works_or_is_named(name: str, place: Place, tmp_path: 
     ("name", "place", "value", "words"),
     [
         ("config.json", ("sampling", "time_shift"), 1e-320, "sampling.time_shift: 1e-320 is not allowed; input should"),
-        ("config.json", ("backbone", "padding"), 4096, "64 x 64 in patches of 4 with padding 4096 is 4260096 tokens"),
+        (
+            "config.json",
+            ("backbone", "zeros_between"),
+            4096,
+            "64 x 64 in patches of 4 with 4096 zeros between is 4297064704 tokens",
+        ),
         (
             "config.json",
             ("sampling", "guidance", "scale"),

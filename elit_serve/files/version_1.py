@@ -9,7 +9,8 @@ from typing import Any
 from elit_serve.plans.shape import Shape
 
 FIRST_KINDS = ("dit", "elit-dit")
-UNWRITTEN = {"positions": "rope", "padding": 0}  # fields whose defaults hashes leave out
+UNWRITTEN = {"positions": "rope", "zeros_between": 0}  # fields whose defaults hashes leave out
+MEANT_NOTHING = (("interface", None), ("padding", 0))  # what fields that are gone or left out now were written as
 MISSING = object()
 
 
@@ -31,7 +32,7 @@ def with_kind(backbone: Any) -> Any:
     """A backbone as files and recipes had it before its kind had a name: with an interface it is elastic."""
     if not isinstance(backbone, Mapping) or backbone.get("kind", "dit") != "dit":
         return backbone
-    fields = {name: value for name, value in backbone.items() if (name, value) != ("interface", None)}
+    fields = {name: value for name, value in backbone.items() if (name, value) not in MEANT_NOTHING}
     return fields | {"kind": "elit-dit" if "interface" in fields else "dit"}
 
 

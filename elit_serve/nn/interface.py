@@ -8,6 +8,7 @@ g * W + i is the i-th of group g, and latent g * L + j is the j-th of group g.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.nn.fused import Residual, norm_modulate, settle_and_norm
@@ -74,6 +75,24 @@ def unpatchify(x: Tensor, *, patch: int, window: tuple[int, int], height: int, w
     x = x.view(x.shape[0], height // (rows * patch), width // (columns * patch), rows, columns, -1, patch, patch)
     x = x.permute(0, 5, 1, 3, 6, 2, 4, 7)  # [B, C, group row, row, P, group column, column, P]
     return x.reshape(x.shape[0], x.shape[1], height, width)
+
+
+def with_zeros_between(x: Tensor, *, patch: int, count: int) -> Tensor:
+    """Puts `count` patches of zeros after each patch of samples, to its right and below it.
+
+    x [B, C, H, W] -> [B, C, (1 + count) * H, (1 + count) * W]
+    """
+    if not count:
+        return x
+    x = F.pad(torch.unflatten(x, 3, (-1, patch)), (0, count * patch)).flatten(3)
+    return F.pad(torch.unflatten(x, 2, (-1, patch)), (0, 0, 0, count * patch)).flatten(2, 3)
+
+
+def without_zeros_between(x: Tensor, *, patch: int, count: int) -> Tensor:
+    """What `with_zeros_between` put zeros between: x [B, C, (1 + count) * H, (1 + count) * W] -> [B, C, H, W]."""
+    step = (1 + count) * patch
+    x = torch.unflatten(x, 3, (-1, step))[..., :patch].flatten(3)
+    return torch.unflatten(x, 2, (-1, step))[:, :, :, :patch].flatten(2, 3)
 
 
 def in_every_group(learned: Tensor, batch: int, num_groups: int) -> Tensor:

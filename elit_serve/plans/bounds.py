@@ -6,7 +6,7 @@ What lies beyond would take all memory, divide by zero or overflow somewhere els
 from __future__ import annotations
 
 MAX_LEVEL = 1 << 24  # latents of a group that is all of the largest sample, 4096 x 4096
-MAX_TOKENS = 1 << 16  # of a sample, padding included: 4096 x 4096 pixels in patches of 16
+MAX_TOKENS = 1 << 16  # of a sample, zeros between included: 4096 x 4096 pixels in patches of 16
 MAX_STEPS = 1000  # of a picture
 MAX_SEED = 2**63 - 1
 MIN_TIME_SHIFT, MAX_TIME_SHIFT = 0.01, 100.0  # far below, the time grid divides by zero

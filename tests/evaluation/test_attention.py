@@ -13,6 +13,7 @@ from elit_serve.evaluation.report.attention import (
     read_shares,
     self_attention_shares,
     token_mask,
+    zero_tokens,
 )
 from elit_serve.nn import DiT, DiTSpec, ElitDiT, ElitDiTSpec, InterfaceSpec, build
 from elit_serve.nn.backbones.transformer import TransformerSpec
@@ -121,18 +122,24 @@ def test_a_mask_that_does_not_fit_is_named(dit: DiT, queries: Tensor, keys: Tens
 
 
 @pytest.mark.parametrize("interface", [None, InterfaceSpec(window=(2, 2), head=1, core=1, tail=2)])
-def test_padding_counts_as_tokens(interface: InterfaceSpec | None) -> None:
-    padded = replace(spec(interface), padding=4)  # a ring of tokens around 4 x 4
-    model = drawn(build(padded))
-    own = token_mask(padded, torch.ones(16, 16).bool())
-    ring = token_mask(padded, torch.zeros(16, 16).bool(), marks_padding=True)
-    assert (own.sum(), ring.sum()) == (16, 20)
-    assert torch.equal(ring, ~own)
-    shares = [self_attention_shares(model, *inputs(), queries=own, keys=keys, level=1) for keys in (own, ring)]
+def test_zeros_between_patches_are_tokens_that_attend_and_are_attended_to(interface: InterfaceSpec | None) -> None:
+    spread = replace(spec(interface), zeros_between=1)  # 8 x 8 tokens
+    model = drawn(build(spread))
+    real, zeros = token_mask(spread, torch.ones(16, 16).bool()), zero_tokens(spread, 16, 16)
+    assert (real.sum(), zeros.sum()) == (16, 48)
+    assert torch.equal(zeros, ~real)
+    shares = [self_attention_shares(model, *inputs(), queries=zeros, keys=keys, level=1) for keys in (real, zeros)]
     assert [a + b for a, b in zip(*shares, strict=True)] == pytest.approx([1] * len(shares[0]))
-    with pytest.raises(InvalidInput, match="each of 36 tokens"):
-        self_attention_shares(model, *inputs(), queries=torch.ones(16).bool(), keys=ring)
+    with pytest.raises(InvalidInput, match="each of 64 tokens"):
+        self_attention_shares(model, *inputs(), queries=torch.ones(16).bool(), keys=zeros)
     if isinstance(model, ElitDiT):
-        read = read_shares(model, *inputs(), 2, keys=ring)
-        assert read.area.tolist() == [0.75, 0.5, 0.75, 0.5, 0, 0.5, 0.75, 0.5, 0.75]
-        assert read.share[4] == 0
+        read = read_shares(model, *inputs(), 2, keys=zeros)
+        assert read.area.tolist() == [0.75] * 16
+        assert ((read.share > 0) & (read.share < 1)).all()
+
+
+def test_a_marked_patch_is_one_token_however_many_zeros_follow_it() -> None:
+    spread = replace(spec(InterfaceSpec(window=(4, 4), head=1, core=1, tail=2)), zeros_between=1)
+    pixels = torch.zeros(16, 16).bool()
+    pixels[4:8, 8:12] = True  # the third patch of the second row: of the second group, its third row and first column
+    assert token_mask(spread, pixels).nonzero().tolist() == [[16 + 2 * 4]]

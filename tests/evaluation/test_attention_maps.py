@@ -119,25 +119,36 @@ def test_a_token_that_is_read_most_lights_its_own_pixels(pipeline: Pipeline) -> 
 
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
-def test_a_model_that_pads_its_samples_shows_the_padding_around_the_picture(
+def test_zeros_between_patches_are_counted_and_the_map_is_of_the_patches(
     tiny_config: ModelConfig, tmp_path: Path, positions: str
 ) -> None:
-    spec = replace(spec_of(tiny_config), padding=4, positions=positions)  # 10 x 10 tokens, 25 groups of 4
+    spec = replace(spec_of(tiny_config), zeros_between=1, positions=positions)  # 16 x 16 tokens, 64 groups of 4
     config = ModelConfig.model_validate({**tiny_config.model_dump(), **spec.config_fields()})
-    write_checkpoint(tmp_path / "padded", config, build(spec).state_dict())
-    done = run(tmp_path / "padded", "--label", "rose", "-o", tmp_path / "a.png", "--attention", tmp_path / "reads")
+    write_checkpoint(tmp_path / "spread", config, build(spec).state_dict())
+    done = run(tmp_path / "spread", "--label", "rose", "-o", tmp_path / "a.png", "--attention", tmp_path / "reads")
     assert done.returncode == 0, done.stderr
-    assert load_file(tmp_path / "reads" / "maps.safetensors")["level-04-step-001"].shape == (25, 4, 4)
+    maps = load_file(tmp_path / "reads" / "maps.safetensors")
+    assert maps["level-04-step-001"].shape == (64, 4, 4)
+    facts = json.loads((tmp_path / "reads" / "attention.json").read_text())
+    assert facts["zeros_of_tokens"] == 0.75
+    for step in facts["levels"][0]["steps"]:
+        on_zeros = maps[step["name"]][:, :, 1:].sum(dim=-1).mean()  # the first of each window is real
+        assert step["share_on_zeros"] == pytest.approx(float(on_zeros), abs=1e-5)
     with Image.open(tmp_path / "reads" / "level-04-step-001.png") as shown:
-        assert shown.size == (200, 200)
-    relative = torch.ones(100)
-    relative[0] = 4.0  # the top left token, which is padding
+        assert shown.size == (192, 192)
+
+
+def test_what_is_read_of_zeros_lights_no_pixel(pipeline: Pipeline) -> None:
+    spec = replace(pipeline.spec, zeros_between=1, interface=replace(pipeline.spec.interface, window=(4, 4)))
+    relative = torch.ones(256)  # 16 groups of 16 tokens; each group is 2 x 2 patches, drawn 24 pixels wide each
+    relative[16 + 1] = 4.0  # of the second group the second token: zeros
+    relative[16 + 10] = 4.0  # and the third of its third row: the patch in row 1, column 3 of the picture
     pixels = np.asarray(overlay(Image.new("RGB", (32, 32), (10, 10, 10)), relative, spec)).astype(int)
     hot = pixels[..., 0] > pixels[..., 2] + 50
-    assert hot[:20, :20].all()
-    assert hot.sum() == 400
-    assert pixels[10, 30].tolist() == [128, 128, 128]
-    assert pixels[30, 30].tolist() == [10, 10, 10]
+    assert hot[25:47, 73:95].all()
+    assert hot.sum() <= 24 * 24
+    on_lines = [x for x in range(192) if (pixels[[5, 30, 55], x] > 50).all()]
+    assert on_lines == [48, 96, 144]  # lines part the groups
 
 
 def test_halves_and_steps() -> None:

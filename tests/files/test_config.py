@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from elit_serve.catalogue import cost_table, read_config, read_offer, resolve_model
+from elit_serve.engine.checkpoint import spec_problems
 from elit_serve.files.config import BackboneConfig, ModelConfig
 from elit_serve.files.latency import read_latency
 from elit_serve.files.quality import read_quality
@@ -38,7 +39,7 @@ def test_hashes_are_those_that_measured_files_carry() -> None:
 
 def test_a_default_that_is_spelled_out_changes_no_hash() -> None:
     config = read_config(GARDEN)
-    fields = {**config.backbone.fields, "positions": "rope", "padding": 0}
+    fields = {**config.backbone.fields, "positions": "rope", "zeros_between": 0}
     spelled = config.model_copy(update={"backbone": BackboneConfig(kind="elit-dit", **fields)})
     assert (spelled.model_hash, spelled.backbone_hash) == (config.model_hash, config.backbone_hash)
 
@@ -50,6 +51,13 @@ def test_kinds_that_version_1_had_not_are_part_of_the_hash() -> None:
         for kind in ("mamba", "u-net")
     )
     assert len({config.backbone_hash, one.backbone_hash, other.backbone_hash}) == 3
+
+
+def test_version_1_may_say_that_it_pads_nothing_and_no_more() -> None:
+    backbone = json.loads(VERSION_1.read_text(encoding="utf-8"))["backbone"]
+    assert "padding" not in ModelConfig.read(version_1(backbone={**backbone, "padding": 0})).backbone.fields
+    with pytest.raises(ValidationError, match="padding"):
+        ModelConfig.read(version_1(backbone={**backbone, "padding": 8}), spec_problems)
 
 
 def test_version_1_without_an_interface_is_a_plain_dit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.report.attention import zero_tokens
 from elit_serve.nn import BackboneSpec, DiTSpec, ElitDiT, ElitDiTSpec, InterfaceSpec, InvalidSpec, build, parse_spec
+from elit_serve.nn.backbones.transformer import TransformerSpec
 from elit_serve.nn.fields import as_table
 from elit_serve.nn.interface import spread_places
 from elit_serve.nn.latents import watch_latents
@@ -39,7 +42,9 @@ def plain(spec: ElitDiTSpec) -> DiTSpec:
 PLAIN = plain(ELIT)
 PREFIX = replace(ELIT, interface=replace(ELIT.interface, reach="prefix"))
 ALIKE = replace(ELIT, interface=replace(ELIT.interface, start="alike", reach="prefix"))
-EVERY = [ELIT, PREFIX, ALIKE, PLAIN]
+SPREAD = replace(ELIT, zeros_between=1, positions="learned")
+PREFIX_SPREAD = replace(SPREAD, interface=PREFIX.interface)
+EVERY = [ELIT, PREFIX, ALIKE, PLAIN, SPREAD, PREFIX_SPREAD, plain(SPREAD)]
 LEVELS = range(1, 5)
 
 
@@ -235,26 +240,54 @@ def test_interfaces_that_cannot_be_are_refused(window: tuple[int, int], split: t
         InterfaceSpec(window=window, head=split[0], core=split[1], tail=split[2])
 
 
-PADDED = replace(ELIT, padding=8, positions="learned")
-
-
-@pytest.mark.parametrize("spec", [PADDED, plain(PADDED)])
-def test_padding_adds_tokens_and_is_cut_off_again(spec: BackboneSpec) -> None:
+@pytest.mark.parametrize("spec", [SPREAD, plain(SPREAD)])
+def test_zeros_between_patches_are_tokens_and_no_part_of_the_sample(spec: BackboneSpec) -> None:
     model = randomised(spec)
     assert spec.num_tokens == 4 * ELIT.num_tokens
     assert spec.sample_shape == ELIT.sample_shape
-    assert model.layout(16, 16, torch.device("cpu")).token_rope.shape[1] == spec.num_tokens
+    assert spec.flops(1).prefix > 4 * replace(spec, zeros_between=0, positions="rope").flops(1).prefix
+    seen: list[Tensor] = []
+    model.spatial_blocks()[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     assert model(*inputs(), 1).shape == (2, 3, 16, 16)
+    assert seen[0].shape == (2, spec.num_tokens, 64)
 
 
-def test_the_model_sees_zeros_around_the_sample() -> None:
+@pytest.mark.parametrize("spec", [ELIT, PLAIN])
+def test_the_model_sees_zeros_to_the_right_of_each_patch_and_below_it(spec: TransformerSpec) -> None:
+    """As one without them sees a sample of twice the size that is spread out by hand."""
     x, t, label = inputs()
-    padded, plain = (
-        randomised(replace(PADDED, padding=2, positions="rope")),
-        randomised(replace(ELIT, height=20, width=20)),
-    )
-    wide = torch.nn.functional.pad(x, (2, 2, 2, 2))
-    torch.testing.assert_close(padded(x, t, label, 3), plain(wide, t, label, 3)[:, :, 2:-2, 2:-2])
+    wide = torch.zeros(2, 3, 32, 32)
+    for row, column in itertools.product(range(0, 16, 2), repeat=2):
+        wide[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = x[:, :, row : row + 2, column : column + 2]
+    velocity = randomised(replace(spec, zeros_between=1))(x, t, label, 1)
+    of_wide = randomised(replace(spec, height=32, width=32))(wide, t, label, 1)
+    for row, column in itertools.product(range(0, 16, 2), repeat=2):
+        real = of_wide[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        torch.testing.assert_close(velocity[:, :, row : row + 2, column : column + 2], real)
+
+
+def test_a_patch_of_zeros_is_the_bias_of_the_embedding_at_its_position() -> None:
+    model = randomised(SPREAD)
+    tokens, _ = model.embed(*inputs())
+    of_zeros = model.patch_embed.bias + model.positions
+    zeros = (tokens == of_zeros).all(dim=(0, 2))
+    assert torch.equal(zeros, zero_tokens(SPREAD, 16, 16))
+    assert zeros.view(SPREAD.num_groups, -1).sum(dim=1).tolist() == [3] * SPREAD.num_groups  # and one is real, in each
+
+
+@pytest.mark.parametrize(("between", "window", "in_group"), [(1, (4, 4), 4), (2, (3, 3), 1), (3, (4, 8), 2)])
+def test_every_group_holds_patches_of_the_sample(between: int, window: tuple[int, int], in_group: int) -> None:
+    spec = replace(ELIT, zeros_between=between, interface=replace(ELIT.interface, window=window))
+    real = ~zero_tokens(spec, 16, 16)
+    assert real.sum() == 64
+    assert set(real.view(spec.num_groups, -1).sum(dim=1).tolist()) == {in_group}
+
+
+def test_with_zeros_between_a_window_takes_fewer_patches() -> None:
+    spec = replace(SPREAD, positions="rope", interface=replace(ELIT.interface, window=(4, 4)))
+    spec.check_size(4, 20)  # 2 x 10 patches, 4 x 20 tokens
+    with pytest.raises(InvalidInput, match="multiple of 4"):
+        spec.check_size(6, 20)
 
 
 def test_learned_positions_tell_tokens_apart_and_replace_rope() -> None:
@@ -270,22 +303,23 @@ def test_learned_positions_tell_tokens_apart_and_replace_rope() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"padding": -2}, "padding: -2"),
-        ({"padding": 3}, "a multiple of 4"),
+        ({"zeros_between": -2}, "zeros_between: -2"),
+        ({"zeros_between": 2}, "at least 3 tokens a side"),
+        ({"zeros_between": 1, "height": 18, "width": 17}, "a multiple of 2"),
         ({"positions": "sinusoidal"}, "rope, learned"),
     ],
 )
-def test_impossible_padding_and_positions_are_named(change: dict[str, object], message: str) -> None:
+def test_impossible_zeros_and_positions_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         replace(ELIT, **change)
 
 
 def test_learned_positions_fit_one_size() -> None:
     with pytest.raises(InvalidInput, match="positions are learned for"):
-        randomised(PADDED)(*inputs(height=32, width=32), 1)
+        randomised(SPREAD)(*inputs(height=32, width=32), 1)
 
 
-@pytest.mark.parametrize("spec", [ELIT, PLAIN, PADDED, plain(PADDED)])
+@pytest.mark.parametrize("spec", [ELIT, PLAIN, SPREAD, plain(SPREAD)])
 def test_a_spec_survives_the_way_through_a_file(spec: BackboneSpec) -> None:
     written = json.loads(json.dumps(spec.config_fields()))
     fields = written["backbone"]

@@ -214,7 +214,7 @@ def test_a_backbone_means_the_same_whatever_is_left_out(
 ) -> None:
     """As in the run.json of earlier versions, which had no kinds and spelled out every default."""
     short = make_recipe(backbone={"interface": interface})
-    long = make_recipe(backbone={"interface": interface, "positions": "rope", "padding": 0})
+    long = make_recipe(backbone={"interface": interface, "positions": "rope", "padding": 0, "zeros_between": 0})
     named = make_recipe(backbone={"interface": interface} if interface is None else {"kind": "elit-dit"})
     assert short == long == named
     assert short.backbone.kind == ("dit" if interface is None else "elit-dit")

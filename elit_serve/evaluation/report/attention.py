@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn import Backbone
 from elit_serve.nn.attention import observed, self_probabilities
 from elit_serve.nn.backbones.transformer import TransformerSpec
-from elit_serve.nn.interface import patchify
+from elit_serve.nn.interface import patchify, with_zeros_between
 from elit_serve.nn.latents import watch_latents
 from elit_serve.nn.layers import SelfAttention
 
@@ -80,14 +79,19 @@ def self_attention_shares(
     return tuple(shares)
 
 
-def token_mask(spec: TransformerSpec, mask: Tensor, *, marks_padding: bool = False) -> Tensor:
+def token_mask(spec: TransformerSpec, mask: Tensor) -> Tensor:
     """Tokens whose whole patch is marked: mask [H, W] over the sample -> [N], in the order of the model's tokens.
 
-    marks_padding: whether the model's own padding around the sample counts as marked.
+    The zeros that the model puts between patches are no part of the sample, so none of them is marked.
     """
     spec.check_size(*mask.shape)
-    padded = F.pad(mask.float(), (spec.padding,) * 4, value=float(marks_padding))
-    return patchify(padded[None, None], patch=spec.patch, window=spec.window)[0].bool().all(dim=-1)
+    marked = with_zeros_between(mask.float()[None, None], patch=spec.patch, count=spec.zeros_between)
+    return patchify(marked, patch=spec.patch, window=spec.window)[0].bool().all(dim=-1)
+
+
+def zero_tokens(spec: TransformerSpec, height: int, width: int) -> Tensor:
+    """The zeros that the model puts between the patches of a sample of this size: a mask [N] as `token_mask` gives."""
+    return ~token_mask(spec, torch.ones(height, width, dtype=torch.bool))
 
 
 def _check_mask(name: str, mask: Tensor, x: Tensor, model: Backbone) -> None:

@@ -30,11 +30,12 @@ from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import FinishedPicture, Pipeline
 from elit_serve.errors import ElitError, InvalidInput
+from elit_serve.evaluation.report.attention import zero_tokens
 from elit_serve.evaluation.report.sheets import evenly
 from elit_serve.files.writing import check_folder
 from elit_serve.nn import Backbone
 from elit_serve.nn.backbones.transformer import TransformerSpec
-from elit_serve.nn.interface import unpatchify
+from elit_serve.nn.interface import unpatchify, without_zeros_between
 from elit_serve.nn.latents import LatentFigures, LatentPass, watch_latents
 from elit_serve.pictures import labelled
 from elit_serve.plans.levels import check_level
@@ -49,7 +50,6 @@ MOST_SHOWN = 4.0  # reads of 4 times the uniform share, or a quarter of it, and 
 STRONGEST = 0.85  # how much of the picture the full colour hides
 MORE, LESS = np.array([255.0, 96.0, 0.0]), np.array([0.0, 60.0, 255.0])  # orange and blue, which all eyes tell apart
 LEGEND_PX, LEGEND_BAR_PX = 44, 240
-PADDING = (128, 128, 128)  # what the zeros of pixels in -1..1 look like
 GROUP_LINE = (255, 255, 255, 110)
 
 
@@ -76,6 +76,11 @@ class ReadMap:
         in_core = self.probabilities[:, : self.level]
         read = in_core.mean(dim=1) if latent is None else in_core[:, latent]  # [G, W]
         return (read * read.shape[1]).flatten()
+
+    def share_on(self, tokens: Tensor) -> float:
+        """How much of what the latents of the core read is of the tokens marked in a mask [N]: 0 to 1, on average."""
+        relative = self.relative()
+        return float(relative[tokens].sum()) / len(relative)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,7 @@ def write_attention(
             overlay(record.picture.image, read.relative(), spec).save(folder / f"{read.name}.png")
     maps = [read for record in records for read in record.maps]
     (folder / "maps.safetensors").write_bytes(save({read.name: read.probabilities.contiguous() for read in maps}))
-    (folder / "attention.json").write_text(json.dumps(_facts(records), indent=2) + "\n", encoding="utf-8")
+    (folder / "attention.json").write_text(json.dumps(_facts(records, spec), indent=2) + "\n", encoding="utf-8")
     return records
 
 
@@ -175,23 +180,35 @@ def halved_levels(levels: Sequence[int]) -> list[int]:
 def overlay(picture: Image.Image, relative: Tensor, spec: TransformerSpec) -> Image.Image:
     """The picture in grey, orange where tokens are read more than uniformly and blue where less.
 
-    relative: [N], 1 being uniform, which leaves the picture as it is; the colour grows with the logarithm. Tokens of
-    the model's padding are drawn around the picture.
+    relative: [N], 1 being uniform, which leaves the picture as it is; the colour grows with the logarithm. Zeros that
+    the model puts between patches have no pixels, so what is read of them is not drawn.
     Small pictures are enlarged by a whole factor; thin lines part the groups.
     """
-    rows, columns = spec.token_grid(spec.height, spec.width)
-    window = spec.window
-    grid = unpatchify(relative.view(1, -1, 1), patch=1, window=window, height=rows, width=columns)[0, 0]  # [rows, cols]
-    grey = ImageOps.grayscale(_enlarged(picture, spec))
+    grid = _grid_of_patches(relative, spec)
+    grey = ImageOps.grayscale(_enlarged(picture))
     size = grey.size
     strength = Image.fromarray(_strength(grid).numpy()).resize(size, Image.Resampling.NEAREST)
     drawn = Image.fromarray(_tinted(np.asarray(grey, dtype=np.float64), np.asarray(strength, dtype=np.float64)))
     lines = ImageDraw.Draw(drawn, "RGBA")
-    for row in range(window[0], rows, window[0]):
+    rows, columns = grid.shape
+    for row in _first_patches(rows, spec.window[0], spec):
         lines.line([(0, row * size[1] // rows), (size[0], row * size[1] // rows)], fill=GROUP_LINE)
-    for column in range(window[1], columns, window[1]):
+    for column in _first_patches(columns, spec.window[1], spec):
         lines.line([(column * size[0] // columns, 0), (column * size[0] // columns, size[1])], fill=GROUP_LINE)
     return drawn
+
+
+def _grid_of_patches(of_tokens: Tensor, spec: TransformerSpec) -> Tensor:
+    """A figure for each token [N] where its patch lies in the sample, zeros between patches left out. -> [H/P, W/P]"""
+    rows, columns = spec.token_grid(spec.height, spec.width)
+    grid = unpatchify(of_tokens.view(1, -1, 1), patch=1, window=spec.window, height=rows, width=columns)
+    return without_zeros_between(grid, patch=1, count=spec.zeros_between)[0, 0]
+
+
+def _first_patches(patches: int, window: int, spec: TransformerSpec) -> list[int]:
+    """The first patch of each group but the first, along a side of so many patches and a window of so many tokens."""
+    step = 1 + spec.zeros_between  # from patch to patch, in tokens
+    return [-(-token // step) for token in range(window, patches * step, window)]
 
 
 def _strength(relative: Tensor) -> Tensor:
@@ -211,7 +228,7 @@ def _reads_sheet(records: Sequence[ReadRecord], spec: TransformerSpec, latent: i
     """A row for each level: the picture, then what was read at each step, by all latents or by one."""
     rows = [
         [
-            _enlarged(record.picture.image, spec),
+            _enlarged(record.picture.image),
             *(overlay(record.picture.image, m.relative(latent), spec) for m in record.maps),
         ]
         for record in records
@@ -241,12 +258,10 @@ def _latents_sheet(record: ReadRecord, spec: TransformerSpec) -> Image.Image:
     )
 
 
-def _enlarged(picture: Image.Image, spec: TransformerSpec) -> Image.Image:
-    """At least `MIN_SIDE_PX` wide, inside a border where the model computes on padding."""
-    border = spec.padding * picture.width // spec.width
-    whole = ImageOps.expand(picture, border, fill=PADDING)
-    scale = max(1, -(-MIN_SIDE_PX // whole.width))
-    return whole.resize((whole.width * scale, whole.height * scale), Image.Resampling.NEAREST)
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """At least `MIN_SIDE_PX` wide."""
+    scale = max(1, -(-MIN_SIDE_PX // picture.width))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def _with_legend(sheet: Image.Image, title: str) -> Image.Image:
@@ -266,14 +281,16 @@ def _with_legend(sheet: Image.Image, title: str) -> Image.Image:
     return whole
 
 
-def _facts(records: Sequence[ReadRecord]) -> dict[str, Any]:
-    """What the files of the folder hold, and how concentrated the reads are."""
+def _facts(records: Sequence[ReadRecord], spec: TransformerSpec) -> dict[str, Any]:
+    """What the files of the folder hold, how concentrated the reads are, and how much of them goes to zeros."""
     groups, _, window = records[0].maps[0].probabilities.shape
+    zeros = zero_tokens(spec, spec.height, spec.width)
     return {
         "maps": "probabilities [groups, latents, tokens of the group] of Read, averaged over heads; groups row by row; "
         "of the latents, as many as the level run through the core, the first ones, and pictures show these",
         "groups": groups,
         "tokens_per_group": window,
+        "zeros_of_tokens": float(zeros.float().mean()),
         "levels": [
             {
                 "level": record.level,
@@ -286,6 +303,7 @@ def _facts(records: Sequence[ReadRecord]) -> dict[str, Any]:
                         **read.figures.present(),
                         "most_read": float(read.relative().max()),
                         "least_read": float(read.relative().min()),
+                        "share_on_zeros": read.share_on(zeros),
                     }
                     for read in record.maps
                 ],

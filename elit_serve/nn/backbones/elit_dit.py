@@ -75,6 +75,9 @@ class ElitDiTSpec(TransformerSpec):
             split = f"{interface.head}-{interface.core}-{interface.tail}"
             raise InvalidInput("split", split, f"head, core and tail must add up to depth {self.depth}")
         super().check()
+        if min(self.window) <= self.zeros_between:
+            allowed = f"at least {self.zeros_between + 1} tokens a side: of smaller groups some hold nothing but zeros"
+            raise InvalidInput("window", self.window, allowed)
 
     @property
     def window(self) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Letters: B batch, C channels, H x W sample size, P patch, N spatial tokens, G gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,14 @@ from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 from elit_serve.nn.fields import one_of, whole
 from elit_serve.nn.fused import Residual
-from elit_serve.nn.interface import Read, patchify, token_positions, unpatchify
+from elit_serve.nn.interface import (
+    Read,
+    patchify,
+    token_positions,
+    unpatchify,
+    with_zeros_between,
+    without_zeros_between,
+)
 from elit_serve.nn.layers import Block, FinalLayer, TimestepEmbedder, initialise, rope_table
 from elit_serve.plans.bounds import MAX_TOKENS
 
@@ -34,8 +42,9 @@ class TransformerSpec(BackboneSpec):
     channels, height, width: the sample the model works on (pixels, or an autoencoder's latent).
     patch: side of a square patch. dim: token width d. num_classes excludes the null class.
     positions: `rope`, or `learned` for an embedding of each token instead, which ties the model to one sample size.
-    padding: zeros around the sample, in its elements, that the model computes on and its output lacks: tokens that
-        nobody needs, for the experiment of the paper's section 3.2.
+    zeros_between: patches of zeros after each patch of the sample, to its right and below it: with 1 the grid of tokens
+        has twice the rows and columns, and three quarters of it are zeros. The model computes on them and its output
+        lacks them: tokens that nobody needs, for the experiment of the paper's section 3.2.
     """
 
     channels: int = whole(1, 1024)
@@ -47,7 +56,7 @@ class TransformerSpec(BackboneSpec):
     num_heads: int = whole(1, 512)
     num_classes: int = whole(1, 1_000_000)
     positions: str = one_of(("rope", "learned"), "rope")
-    padding: int = whole(0, MAX_SIDE, 0)
+    zeros_between: int = whole(0, MAX_SIDE, 0)
 
     def check(self) -> None:
         if self.dim % (4 * self.num_heads):
@@ -55,7 +64,7 @@ class TransformerSpec(BackboneSpec):
             raise InvalidInput("num_heads", self.num_heads, needed)
         rows, columns = self.token_grid(self.height, self.width)
         if rows * columns > MAX_TOKENS:
-            size = f"{self.height} x {self.width} in patches of {self.patch} with padding {self.padding}"
+            size = f"{self.height} x {self.width} in patches of {self.patch} with {self.zeros_between} zeros between"
             allowed = f"{size} is {rows * columns} tokens; at most {MAX_TOKENS} are allowed"
             raise InvalidInput("height, width", (self.height, self.width), allowed)
         self.check_size(self.height, self.width)
@@ -66,18 +75,19 @@ class TransformerSpec(BackboneSpec):
         return 1, 1
 
     def check_size(self, *size: int) -> None:
-        """Raises unless a sample of this size, padded, splits into whole windows of whole patches."""
-        (height, width), (rows, columns) = size, self.window
-        for name, side, step in (("height", height, rows * self.patch), ("width", width, columns * self.patch)):
-            padded = side + 2 * self.padding
-            if padded < step or padded % step:
-                raise InvalidInput(name, padded, f"it must be a multiple of {step} (window x patch)")
+        """Raises unless a sample of this size, zeros between its patches included, splits into whole windows."""
+        height, width = size
+        for name, side, tokens in zip(("height", "width"), size, self.window, strict=True):
+            patches = tokens // math.gcd(tokens, 1 + self.zeros_between)  # the fewest that fill whole windows
+            step = patches * self.patch
+            if side < step or side % step:
+                raise InvalidInput(name, side, f"it must be a multiple of {step} (whole windows of whole patches)")
         if self.positions == "learned" and (height, width) != (self.height, self.width):
             raise InvalidInput("height, width", (height, width), f"positions are learned for {self.height, self.width}")
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens of a sample of this size, padding included."""
-        return (height + 2 * self.padding) // self.patch, (width + 2 * self.padding) // self.patch
+        """Rows and columns of tokens of a sample of this size, zeros included."""
+        return (1 + self.zeros_between) * (height // self.patch), (1 + self.zeros_between) * (width // self.patch)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -86,17 +96,17 @@ class TransformerSpec(BackboneSpec):
 
     @property
     def num_tokens(self) -> int:
-        """N, spatial tokens after patchify, padding included."""
+        """N, spatial tokens after patchify, zeros included."""
         rows, columns = self.token_grid(self.height, self.width)
         return rows * columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Everything that depends on the sample size alone: RoPE tables and the number of groups. Padding is included."""
+    """Everything that depends on the sample size alone: the grid of tokens, zeros included, and its RoPE tables."""
 
-    height: int
-    width: int
+    rows: int
+    columns: int
     num_groups: int
     token_rope: Tensor  # [2, N, 1, E/2]
     latent_rope: Tensor  # [2, G * J, 1, E/2]
@@ -141,16 +151,15 @@ class Transformer(Backbone):
 
     def _make_layout(self, height: int, width: int, device: torch.device) -> Layout:
         self.spec.check_size(height, width)
-        height, width = height + 2 * self.spec.padding, width + 2 * self.spec.padding
         head_size = self.spec.dim // self.spec.num_heads
-        rows, columns = height // self.spec.patch, width // self.spec.patch
+        rows, columns = self.spec.token_grid(height, width)
         positions = token_positions(rows, columns, self.window, device)
         if self.positions is not None:
             positions = torch.zeros_like(positions)  # all in one place: RoPE then turns nothing
         latents = self.latent_positions(positions)
         return Layout(
-            height=height,
-            width=width,
+            rows=rows,
+            columns=columns,
             num_groups=len(latents),
             token_rope=rope_table(positions, head_size),
             latent_rope=rope_table(latents.flatten(0, 1), head_size),
@@ -162,8 +171,9 @@ class Transformer(Backbone):
 
     def embed(self, x: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W], t [B] in [0, 1], class ids [B] -> tokens [B, N, D] and activated condition [B, D]."""
-        x = F.pad(x.to(self.patch_embed.weight.dtype), (self.spec.padding,) * 4)
-        tokens = self.patch_embed(patchify(x, patch=self.spec.patch, window=self.window))
+        patch = self.spec.patch
+        x = with_zeros_between(x.to(self.patch_embed.weight.dtype), patch=patch, count=self.spec.zeros_between)
+        tokens = self.patch_embed(patchify(x, patch=patch, window=self.window))
         if self.positions is not None:
             tokens = tokens + self.positions
         return tokens, F.silu(self.time_embed(t) + self.class_embed(condition))
@@ -201,12 +211,10 @@ class Transformer(Backbone):
 
     def unembed(self, residual: Tensor | Residual, modulation: Tensor, layout: Layout) -> Tensor:
         """A stream of tokens [B, N, D], `modulation(c)` [B, 2D] -> velocity [B, C, H, W]."""
-        patches = self.final(residual, modulation)  # [B, N, C * P * P]
-        padded = unpatchify(
-            patches, patch=self.spec.patch, window=self.window, height=layout.height, width=layout.width
-        )
-        inside = slice(self.spec.padding, -self.spec.padding or None)
-        return padded[:, :, inside, inside]
+        patches, patch = self.final(residual, modulation), self.spec.patch  # [B, N, C * P * P]
+        height, width = layout.rows * patch, layout.columns * patch
+        x = unpatchify(patches, patch=patch, window=self.window, height=height, width=width)
+        return without_zeros_between(x, patch=patch, count=self.spec.zeros_between)
 
 
 def blocks_of(modules: nn.ModuleList) -> list[Block]:
