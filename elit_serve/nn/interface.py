@@ -105,6 +105,11 @@ def first_of_each_group(latents: Tensor, level: int, num_groups: int, dim: int =
     return torch.unflatten(latents, dim, (num_groups, -1)).narrow(dim + 1, 0, level).flatten(dim, dim + 1)
 
 
+def in_order(latents: Tensor, order: Tensor, num_groups: int, dim: int = 1) -> Tensor:
+    """The latents of each group in this order [J], where dimension `dim` of a tensor goes over G * J."""
+    return torch.unflatten(latents, dim, (num_groups, -1)).index_select(dim + 1, order).flatten(dim, dim + 1)
+
+
 def with_first_replaced(latents: Tensor, first: Tensor, num_groups: int) -> Tensor:
     """Latents [B, G * J, D] whose first of each group are these, [B, G * L, D]. -> [B, G * J, D]"""
     first = torch.unflatten(first, 1, (num_groups, -1))

@@ -165,7 +165,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        for name in ("latents", "places", "positions"):
+        for name in ("latents", "places", "positions", "core_positions"):
             if isinstance(learned := getattr(module, name, None), nn.Parameter):
                 nn.init.normal_(learned, std=0.02)
     for module in model.modules():

@@ -290,6 +290,54 @@ def test_with_zeros_between_a_window_takes_fewer_patches() -> None:
         spec.check_size(6, 20)
 
 
+def test_learned_positions_tell_the_latents_of_all_groups_apart_in_the_core() -> None:
+    """Of one picture that is the same everywhere, read by latents that start alike."""
+    model = randomised(replace(SPREAD, interface=replace(ELIT.interface, start="alike")))
+    torch.nn.init.zeros_(model.positions)
+    torch.nn.init.zeros_(model.latents)
+    seen: list[Tensor] = []
+    model.core[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    x, t, label = torch.ones(1, 3, 16, 16), torch.tensor([0.5]), torch.tensor([0])
+    model(x, t, label, 4)
+    assert len(torch.unique(seen[0], dim=0)) == SPREAD.num_tokens
+    torch.nn.init.zeros_(model.core_positions)
+    model(x, t, label, 4)
+    torch.testing.assert_close(seen[1], seen[1][:1].expand_as(seen[1]))
+
+
+@pytest.mark.parametrize("reach", ["all", "prefix"])
+def test_the_core_sees_the_positions_of_the_latents_that_it_keeps(reach: str) -> None:
+    model = randomised(replace(SPREAD, interface=replace(ELIT.interface, reach=reach)))
+    seen: list[Tensor] = []
+    model.core[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    order = torch.tensor([2, 0, 3, 1])
+    positions = model.core_positions.clone()
+    for positioned in (positions, torch.zeros_like(positions)):
+        model.core_positions.copy_(positioned)
+        model(*inputs(), 2)
+        model(*inputs(), 2, order)
+    of_groups = positions.view(-1, 4, 64)
+    torch.testing.assert_close(seen[0] - seen[2], of_groups[:, :2].flatten(0, 1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen[1] - seen[3], of_groups[:, order[:2]].flatten(0, 1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [replace(ELIT, positions="learned"), SPREAD, PREFIX_SPREAD])
+def test_without_rope_too_levels_differ_and_a_set_of_latents_has_no_order(spec: BackboneSpec) -> None:
+    model = randomised(spec)
+    for lower, higher in pairwise(model(*inputs(), level) for level in LEVELS):
+        assert not torch.allclose(lower, higher, atol=1e-4)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(model(*inputs(), 4, order), model(*inputs(), 4), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(model(*inputs(), 2, order), model(*inputs(), 2), atol=1e-4)
+
+
+def test_only_learned_positions_give_latents_any() -> None:
+    assert build(ELIT).core_positions is None
+    positions = build(SPREAD).requires_grad_(False).core_positions
+    assert positions.shape == (SPREAD.num_tokens, 64)
+    assert 0.019 < float(positions.std()) < 0.021
+
+
 def test_learned_positions_tell_tokens_apart_and_replace_rope() -> None:
     model = randomised(replace(PLAIN, positions="learned"))
     x, t, label = torch.ones(1, 3, 16, 16), torch.tensor([0.5]), torch.tensor([0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from elit_serve.nn.interface import (
     first_of_each_group,
     group_centres,
     in_every_group,
+    in_order,
     latent_places,
     spread_places,
     with_first_replaced,
@@ -110,6 +111,28 @@ class ElitDiTSpec(TransformerSpec):
         return 2 * (projections + attention) + read_mlp + write_mlp
 
 
+class Latents(NamedTuple):
+    """The latents of all groups before they read, R in each.
+
+    learned: the vectors they start as [R, D], the same in every group. rope: where they stand [2, G * R, 1, E/2].
+    positions: what tells them apart in the core where RoPE does not [G * R, D].
+    """
+
+    learned: Tensor
+    rope: Tensor
+    positions: Tensor | None
+
+    def first(self, level: int, num_groups: int) -> Latents:
+        """The first `level` of each group."""
+        positions = None if self.positions is None else first_of_each_group(self.positions, level, num_groups, dim=0)
+        return Latents(self.learned[:level], first_of_each_group(self.rope, level, num_groups), positions)
+
+    def in_order(self, order: Tensor, num_groups: int) -> Latents:
+        """Those of each group in this order [R]."""
+        positions = None if self.positions is None else in_order(self.positions, order, num_groups, dim=0)
+        return Latents(self.learned[order], in_order(self.rope, order, num_groups), positions)
+
+
 class ElitDiT(Transformer):
     """ELIT-DiT: a spatial head, a core on a prefix of the latents, a spatial tail."""
 
@@ -126,6 +149,8 @@ class ElitDiT(Transformer):
         has_places = interface.start == "places"
         self.places = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim)) if has_places else None  # [J, D]
         self.read = Read(spec.dim, spec.num_heads)
+        without_rope = spec.positions == "learned"  # nothing else tells the core which group a latent is of
+        self.core_positions = nn.Parameter(torch.empty(spec.num_tokens, spec.dim)) if without_rope else None  # [G*J, D]
         self.core = blocks(interface.core)
         self.write = Write(spec.dim, spec.num_heads)
         self.tail = blocks(interface.tail)
@@ -210,13 +235,18 @@ class ElitDiT(Transformer):
         """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D]."""
         assert 1 <= level <= self.spec.latents_per_group, level
         groups = layout.num_groups
-        learned, rope = self._latents_in(order, layout)  # [J, D], [2, G * J, 1, E/2]
+        latents = Latents(self.latents, layout.latent_rope, self.core_positions)
+        if order is not None:
+            latents = latents.in_order(order, groups)
         if self.spec.interface.reach == "prefix":
-            learned, rope = learned[:level], first_of_each_group(rope, level, groups)
+            latents = latents.first(level, groups)
+        learned, rope, positions = latents
         placed = tokens if self.places is None else tokens + in_every_group(self.places, 1, groups).to(tokens.dtype)
         read_modulation, *core_modulations = modulations
         z: Tensor | Residual = in_every_group(learned, len(tokens), groups)  # [B, G * R, D], R is level or J
         z = self.read(z, placed, read_modulation, rope, layout.token_rope, groups)
+        if positions is not None:
+            z = settled(z) + positions
         if level == len(learned):
             z = self._core(z, core_modulations, rope)
         else:
@@ -230,13 +260,6 @@ class ElitDiT(Transformer):
         for block, modulation in zip(self.core, modulations, strict=True):
             z = block(z, modulation, rope)
         return settled(z)
-
-    def _latents_in(self, order: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
-        """The learned latents [J, D] and their phases in all groups [2, G * J, 1, E/2], in this order or their own."""
-        if order is None:
-            return self.latents, layout.latent_rope
-        rope = torch.unflatten(layout.latent_rope, 1, (layout.num_groups, -1))[:, :, order].flatten(1, 2)
-        return self.latents[order], rope
 
 
 def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitDiTSpec:
