@@ -6,6 +6,7 @@ goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.errors import DataSetGone, InvalidInput, RunError
 from elit_serve.files.config import ClassesConfig
 from elit_serve.nn import build
+from elit_serve.nn.latents import LatentFigures, watch_latents
 from elit_serve.pictures import labelled, level_label
 from elit_serve.sampling import expand_like, initial_noise
 from elit_serve.text.command_line import readable
@@ -46,6 +48,7 @@ from elit_serve.trainer.run import DataFacts, RunDirectory, RunFacts, Snapshot, 
 from elit_serve.trainer.sources import about, check_folder_given, fits_memory, open_data
 
 VALIDATION_PICTURES = 512
+LATENT_PICTURES, LATENT_TIME = 32, 0.5  # looked at in one pass per level, half way between noise and picture
 SHEET_CLASSES = 8
 MAX_REPEATS = 16  # of a photograph in a batch: a few pictures may be learned by heart, but no typing error be started
 
@@ -212,11 +215,16 @@ class Trainer:
         if self.step % every.log == 0 or last:
             self._log(reporter)
         if reporter is not None and (self.step % every.validation == 0 or last):
-            reporter.validation(self.step, self.validate())
+            self._report_validation(reporter)
         if reporter is not None and (self.step % every.samples == 0 or last):
             reporter.samples(self.step, self.sample_sheet())
         if self.step % every.checkpoint == 0 or last:
             self._save()
+
+    def _report_validation(self, reporter: Reporter) -> None:
+        losses = self.validate()
+        is_finite = all(map(math.isfinite, losses.values()))  # of ruined weights there is nothing to look at
+        reporter.validation(self.step, losses, self.look_at_latents() if is_finite else {})
 
     def _log(self, reporter: Reporter | None) -> None:
         loss = self.world.mean(self.window_loss / self.window_steps)
@@ -267,6 +275,25 @@ class Trainer:
                 total += loss * len(part)
             losses[level] = float(total / len(images))
         return losses
+
+    @torch.no_grad()
+    def look_at_latents(self) -> dict[int, LatentFigures]:
+        """What the latents of the averaged weights do on some held-out pictures, at fixed noise and one time, by level.
+
+        Nothing of a model without latents.
+        """
+        model, device = self.ema.model, self.world.device
+        if model.latent_parts() is None:
+            return {}
+        count = min(LATENT_PICTURES, len(self.validation.images))
+        chosen = torch.arange(count, device=device) * len(self.validation.images) // count  # they lie class by class
+        condition = self.validation.condition[chosen]
+        noise = initial_noise(range(count), model.spec.sample_shape).to(device)
+        t = torch.full((count,), LATENT_TIME, device=device)
+        with self._precision():
+            data = self.autoencoder.encode(to_unit(self.validation.images[chosen]))
+            noisy = (1 - LATENT_TIME) * noise + LATENT_TIME * data
+            return {level: watch_latents(model, noisy, t, condition, level).figures() for level in self.shown_levels}
 
     @torch.no_grad()
     def sample_sheet(self) -> Image.Image:

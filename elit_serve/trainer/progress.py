@@ -14,7 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from elit_serve.clock import Clock
 from elit_serve.errors import RunError
+from elit_serve.nn.latents import LatentFigures
 from elit_serve.trainer.run import RunDirectory
+
+NEARLY_ALIKE = 0.95  # garden64's latents have 0.98 to 0.995, and differ in four directions of 15
 
 
 class Reporter:
@@ -84,12 +87,30 @@ class Reporter:
         if not self._console.is_terminal:
             self._console.print(f"step {step}/{self._steps}  {figures}  {left_s:,.0f} s left", highlight=False)
 
-    def validation(self, step: int, losses: Mapping[int, float]) -> None:
-        """The validation loss of each level."""
-        self._run.log({"step": step, "validation": {str(level): loss for level, loss in losses.items()}})
-        self._scalars(step, {f"validation/level_{level}": loss for level, loss in losses.items()})
+    def validation(self, step: int, losses: Mapping[int, float], latents: Mapping[int, LatentFigures]) -> None:
+        """The validation loss of each level, and what its latents do in a model that has some."""
+        record: dict[str, object] = {"validation": {str(level): loss for level, loss in losses.items()}}
+        scalars = {f"validation/level_{level}": loss for level, loss in losses.items()}
+        if latents:
+            record["latents"] = {str(level): figures.present() for level, figures in latents.items()}
+        for level, figures in latents.items():
+            scalars |= {f"latents/{name}/level_{level}": value for name, value in figures.present().items()}
+        self._run.log({"step": step, **record})
+        self._scalars(step, scalars)
         shown = "  ".join(f"{level}: {loss:.4f}" for level, loss in losses.items())
         self.say(f"step {step}  validation loss by level  {shown}")
+        if latents:
+            self._tell_latents(max(latents), latents[max(latents)])
+
+    def _tell_latents(self, level: int, figures: LatentFigures) -> None:
+        """One line on the highest level, and a warning if its latents might as well be fewer."""
+        self.say(f"latents at level {level}: {in_words(figures)}")
+        if figures.cosine_after_core is not None and figures.cosine_after_core > NEARLY_ALIKE:
+            self.say(
+                f"warning: the latents of a group are nearly alike (cosine {figures.cosine_after_core:.3f} after the "
+                "core), so the core does the work of a few of them; backbone.interface.start decides whether they "
+                "start apart"
+            )
 
     def samples(self, step: int, sheet: Image.Image) -> None:
         """A grid of samples: a row per level, a column per class."""
@@ -112,6 +133,20 @@ class Reporter:
             yield
         except OSError as error:
             raise RunError(f"{self._run.path} cannot be written: {error.strerror or error}") from None
+
+
+def in_words(figures: LatentFigures) -> str:
+    """The figures in one line; of one latent, what it has."""
+    read, core = figures.cosine_after_read, figures.cosine_after_core
+    rank_read, rank_core = figures.rank_after_read, figures.rank_after_core
+    parts = []
+    if read is not None and core is not None:
+        parts += [f"cosine {read:.2f} after Read, {core:.2f} after the core"]
+    tokens, latents = figures.tokens_per_latent, figures.latents_per_token
+    parts += [f"{tokens:.1f} tokens read per latent, {latents:.1f} latents per token"]
+    if rank_read is not None and rank_core is not None:
+        parts += [f"differences of rank {rank_read:.1f} after Read, {rank_core:.1f} after the core"]
+    return "; ".join(parts)
 
 
 def say(console: Console, text: str) -> None:

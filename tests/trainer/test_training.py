@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor, nn
 
+from elit_serve.clock import VirtualClock
 from elit_serve.engine.autoencoders.pixels import Pixels
 from elit_serve.errors import RunError
 from elit_serve.files.config import ClassesConfig
 from elit_serve.nn import ElitDiT, build
+from elit_serve.nn.latents import LatentFigures
 from elit_serve.trainer.distributed import World
 from elit_serve.trainer.draws import draw_level, draw_permutation
 from elit_serve.trainer.ema import Ema
 from elit_serve.trainer.loop import Trainer, open_data
 from elit_serve.trainer.loss import rectified_flow_loss, validation_times
+from elit_serve.trainer.progress import Reporter
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory
 
 CPU = torch.device("cpu")
+ALWAYS_THERE = ("tokens_per_latent", "latents_per_token", "cosine_after_read", "rank_after_read")  # also at level 1
 Losses = Callable[[RunDirectory], dict[int, float]]
 Log = Callable[[RunDirectory], list[dict[str, Any]]]
 
@@ -147,9 +155,14 @@ def test_a_step_trains_the_prefix_or_under_random_drop_a_random_choice_of_latent
         assert len(set(map(frozenset, trained))) > 1
 
 
-def test_a_plain_dit_trains_too(make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory]) -> None:
-    run = train_here(make_recipe(backbone={"interface": None}, training={"steps": 2}))
+def test_a_plain_dit_trains_too_and_tells_nothing_of_latents(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], read_log: Log
+) -> None:
+    output = io.StringIO()
+    run = train_here(make_recipe(backbone={"interface": None}, training={"steps": 2}), output=output)
     assert run.load().state.step == 2
+    assert "latents" not in output.getvalue()
+    assert set(read_log(run)[-1]) == {"step", "validation"}
 
 
 def test_bfloat16_stays_close_to_float32(
@@ -182,6 +195,67 @@ def test_the_log_holds_each_step_and_the_validation_loss_of_each_shown_level(
     assert validation[60]["4"] < validation[25]["4"]
 
 
+def test_the_log_tells_at_each_validation_what_the_latents_of_each_shown_level_do(
+    finished_run: RunDirectory, read_log: Log
+) -> None:
+    latents = {line["step"]: line["latents"] for line in read_log(finished_run) if "validation" in line}
+    assert list(latents) == [25, 50, 60]
+    assert list(latents[60]) == ["1", "2", "4"]
+    assert set(latents[60]["1"]) == set(ALWAYS_THERE)  # one latent in the core is like no other
+    assert set(latents[60]["4"]) == {*ALWAYS_THERE, "cosine_after_core", "rank_after_core"}
+    assert latents[25] != latents[60]
+    assert all(1 <= figures["tokens_per_latent"] <= 4 for figures in latents[60].values())
+
+
+def test_looking_at_latents_changes_no_loss(
+    make_recipe: Callable[..., Recipe], train_here: Callable[..., RunDirectory], read_losses: Losses
+) -> None:
+    watched, unwatched = (
+        read_losses(train_here(make_recipe(training={"steps": 6}, every={"validation": each}), f"every-{each}"))
+        for each in (1, 1000)
+    )
+    assert watched == unwatched
+
+
+@pytest.mark.parametrize(("cosine", "is_warned_of"), [(0.94, False), (0.96, True), (None, False)])
+def test_latents_that_do_not_part_are_warned_of_in_one_line_that_names_the_option(
+    cosine: float | None, is_warned_of: bool, tmp_path: Path
+) -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=80)
+    of_level_1 = LatentFigures(
+        tokens_per_latent=9.6,
+        latents_per_token=1.0,
+        cosine_after_read=0.9,
+        cosine_after_core=None,
+        rank_after_read=3.0,
+        rank_after_core=None,
+    )
+    figures = {1: of_level_1, 16: replace(of_level_1, cosine_after_core=cosine)}
+    with Reporter(RunDirectory(tmp_path), console, VirtualClock(), batch=8, steps=2, first_step=0) as reporter:
+        reporter.validation(2, {1: 0.2, 16: 0.1}, figures)
+    _, told, *warning = output.getvalue().splitlines()
+    assert told.startswith("latents at level 16: ")
+    assert "9.6 tokens read per latent, 1.0 latents per token" in told
+    assert len(warning) == is_warned_of
+    assert all("nearly alike (cosine 0.960 after the core)" in line for line in warning)
+    assert all("backbone.interface.start" in line for line in warning)
+
+
+def test_of_ruined_weights_the_loss_is_told_and_no_latents_are_looked_at(
+    make_recipe: Callable[..., Recipe], photographs: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_with_signal(make_recipe(), photographs, tmp_path / "run")
+    with torch.no_grad():
+        next(trainer.ema.model.parameters()).fill_(float("nan"))
+    console = Console(file=io.StringIO())
+    trainer.run.path.mkdir()
+    with Reporter(trainer.run, console, VirtualClock(), batch=8, steps=2, first_step=0) as reporter:
+        trainer._report_validation(reporter)
+    (line,) = (trainer.run.path / "log.jsonl").read_text().splitlines()
+    assert set(json.loads(line)) == {"step", "validation"}
+
+
 def test_tensorboard_has_the_same_curves(finished_run: RunDirectory, read_log: Log, read_losses: Losses) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -193,6 +267,8 @@ def test_tensorboard_has_the_same_curves(finished_run: RunDirectory, read_log: L
         "train/lr",
         "train/images_per_s",
         *(f"validation/level_{level}" for level in (1, 2, 4)),
+        *(f"latents/{name}/level_{level}" for level in (1, 2, 4) for name in ALWAYS_THERE),
+        *(f"latents/{name}_after_core/level_{level}" for level in (2, 4) for name in ("cosine", "rank")),
     }
     curve = {event.step: event.value for event in events.Scalars("train/loss")}
     assert curve == pytest.approx(read_losses(finished_run))
@@ -230,8 +306,14 @@ def test_the_output_has_loss_speed_and_time_left(
 ) -> None:
     output = io.StringIO()
     train_here(make_recipe(training={"steps": 2}), output=output)
-    *_, first, second, validation = output.getvalue().splitlines()
+    *_, first, second, validation, latents = output.getvalue().splitlines()
     assert first.startswith("step 1/2  loss ")
     assert " images/s  " in first
     assert second.endswith(" s left")
     assert validation.startswith("step 2  validation loss by level  1: ")
+    assert re.fullmatch(
+        r"latents at level 4: cosine -?0\.\d\d after Read, -?0\.\d\d after the core; "
+        r"\d\.\d tokens read per latent, \d\.\d latents per token; "
+        r"differences of rank \d\.\d after Read, \d\.\d after the core",
+        latents,
+    )
