@@ -60,11 +60,19 @@ def draw_step(
     )
 
 
-def draw_level(step: int, budget: Budget, levels: tuple[int, ...], seed: int) -> int:
-    """The level of a step, the same on every rank (paper, section 3.4: once per iteration)."""
-    if budget.drawing == "fixed":
-        return levels[-1]
-    return random.Random(seed_of(seed, "level", step)).choice(levels)
+def draw_levels(step: int, budget: Budget, levels: tuple[int, ...], training: Training) -> tuple[int, ...]:
+    """The level of a step's samples, or those of their two halves, the full one first; the same on every rank.
+
+    Drawn once per iteration (paper, section 3.4).
+    """
+    full = levels[-1]
+    if budget.drawing == "fixed" or step < budget.elastic_from * training.steps:
+        return (full,)
+    draw = random.Random(seed_of(training.seed, "level", step))
+    drawn = draw.choice(levels)
+    if draw.random() < abs(2 * budget.full_share - 1):  # all alike; otherwise half of them is full
+        return (full,) if budget.full_share > 0.5 else (drawn,)
+    return full, drawn
 
 
 def draw_permutation(step: int, num_latents: int, seed: int) -> Tensor:

@@ -39,12 +39,13 @@ class MicroBatch:
         )
 
 
-# Adds the gradient of a micro-batch's loss at a level to that of the parameters; -> the loss, a scalar
-AddGradient = Callable[[MicroBatch, int], Tensor]
+# Adds the gradient of a micro-batch's loss at a level, or of its equal parts at several, to that of the parameters;
+# -> the loss, a scalar
+AddGradient = Callable[[MicroBatch, tuple[int, ...]], Tensor]
 
 
 class GraphedGradient:
-    """An `AddGradient` that captures another one as a CUDA graph when a level first comes, and replays it from then on.
+    """An `AddGradient` that captures another one as a CUDA graph when levels first come, and replays it from then on.
 
     Micro-batches must all have the same shapes. The loss that is returned is overwritten by the next call.
     """
@@ -53,14 +54,14 @@ class GraphedGradient:
         self._add_gradient = add_gradient
         self._gradients = [_gradient_of(parameter) for parameter in parameters]
         self._inputs: MicroBatch | None = None
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
 
-    def __call__(self, micro: MicroBatch, level: int) -> Tensor:
+    def __call__(self, micro: MicroBatch, levels: tuple[int, ...]) -> Tensor:
         inputs = self._fill(micro)
-        if level not in self._graphs:
-            self._graphs[level] = self._captured(inputs, level)
-        graph, loss = self._graphs[level]
+        if levels not in self._graphs:
+            self._graphs[levels] = self._captured(inputs, levels)
+        graph, loss = self._graphs[levels]
         graph.replay()
         return loss
 
@@ -72,18 +73,18 @@ class GraphedGradient:
             mine.copy_(given)
         return self._inputs
 
-    def _captured(self, inputs: MicroBatch, level: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _captured(self, inputs: MicroBatch, levels: tuple[int, ...]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         before = [gradient.clone() for gradient in self._gradients]
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                self._add_gradient(inputs, level)
+                self._add_gradient(inputs, levels)
         torch.cuda.current_stream().wait_stream(side)
         torch._foreach_copy_(self._gradients, before)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            loss = self._add_gradient(inputs, level)
+            loss = self._add_gradient(inputs, levels)
         return graph, loss
 
 

@@ -36,11 +36,11 @@ from elit_serve.text.command_line import readable
 from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
 from elit_serve.trainer.distributed import World, join_world
-from elit_serve.trainer.draws import augment, draw_level, draw_permutation, draw_step, to_unit
+from elit_serve.trainer.draws import augment, draw_levels, draw_permutation, draw_step, to_unit
 from elit_serve.trainer.ema import Ema
 from elit_serve.trainer.gradients import AddGradient, GraphedGradient, MicroBatch
 from elit_serve.trainer.identity import content_digest
-from elit_serve.trainer.loss import rectified_flow_loss, validation_times
+from elit_serve.trainer.loss import distilled_loss, rectified_flow_loss, validation_times
 from elit_serve.trainer.progress import Reporter, say
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.resume import opened
@@ -142,14 +142,17 @@ class Trainer:
     def _add_gradient_to(self, model: nn.Module) -> AddGradient:
         """What a micro-batch adds to the gradient of `model`, replayed as CUDA graphs where that is possible."""
 
-        def add_gradient(micro: MicroBatch, level: int) -> Tensor:
+        def add_gradient(micro: MicroBatch, levels: tuple[int, ...]) -> Tensor:
             data = self._encode(augment(micro.images, micro.draws))
             dropped = expand_like(micro.draws.dropped, micro.condition)
             condition = torch.where(dropped, self.model.null_like(micro.condition), micro.condition)
+            samples = (data, micro.draws.noise, micro.draws.t, condition)
             with self._precision():
-                loss = rectified_flow_loss(
-                    model, data, micro.draws.noise, micro.draws.t, condition, level, micro.permutation
-                )
+                if self.recipe.budget.distilled and len(levels) == 2:
+                    loss = distilled_loss(model, *samples, levels, micro.permutation)
+                else:
+                    level = levels[0] if len(levels) == 1 else levels
+                    loss = rectified_flow_loss(model, *samples, level, micro.permutation)
                 torch.autograd.backward(loss / self.recipe.training.accumulation)
             return loss.detach()
 
@@ -161,7 +164,7 @@ class Trainer:
     def _train_step(self, model: nn.Module, add_gradient: AddGradient, images: Tensor, condition: Tensor) -> None:
         """images [B / ranks, 3, H, W] uint8, condition [B / ranks, ...]."""
         recipe = self.recipe
-        level = draw_level(self.step, recipe.budget, recipe.levels, recipe.training.seed)
+        levels = draw_levels(self.step, recipe.budget, recipe.levels, recipe.training)
         learning_rate = self.recipe.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -169,7 +172,7 @@ class Trainer:
         parts = self._micro_batches(images, condition)
         for index, micro in enumerate(parts):
             with self._synchronising(model, index == len(parts) - 1):
-                self.window_loss += add_gradient(micro, level) / len(parts)
+                self.window_loss += add_gradient(micro, levels) / len(parts)
         self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
         self.optimizer.step()
         self.step += 1
@@ -416,11 +419,12 @@ def train(
 
 
 def check_world(recipe: Recipe, world: World) -> None:
-    parts = world.size * recipe.training.accumulation
+    halves = 2 if recipe.budget.has_halves else 1
+    parts = world.size * recipe.training.accumulation * halves
     if recipe.training.batch % parts:
-        raise InvalidInput(
-            "training.batch", recipe.training.batch, f"a multiple of {parts}, ranks times accumulated micro-batches"
-        )
+        levels = ", times 2 for two levels in a batch" if halves > 1 else ""
+        allowed = f"a multiple of {parts}, ranks times accumulated micro-batches{levels}"
+        raise InvalidInput("training.batch", recipe.training.batch, allowed)
 
 
 def _check_batch(recipe: Recipe, training: PictureSet) -> None:

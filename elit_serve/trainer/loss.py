@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,18 +17,54 @@ def rectified_flow_loss(
     noise: Tensor,
     t: Tensor,
     condition: Tensor,
-    level: int,
+    level: int | Sequence[int],
     latent_order: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity at X_t = (1 - t) X_0 + t X_1 against X_1 - X_0.
 
-    data X_1 and noise X_0 [B, *], t [B], condition [B, ...] -> scalar. `latent_order`: see `Backbone.forward`.
+    data X_1 and noise X_0 [B, *], t [B], condition [B, ...] -> scalar. `level`, `latent_order`: see `Backbone.forward`.
     """
+    velocity = _velocity(model, data, noise, t, condition, level, latent_order)
+    return F.mse_loss(velocity, data - noise)
+
+
+def distilled_loss(
+    model: nn.Module,
+    data: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    condition: Tensor,
+    levels: Sequence[int],
+    latent_order: Tensor | None = None,
+) -> Tensor:
+    """`rectified_flow_loss` of the first half of the samples at the first of two levels, and beside it the mean squared
+    error of the same samples at the second against what the first predicts; the mean of both.
+    """
+    data, noise, t, condition = (_first_half_twice(part) for part in (data, noise, t, condition))
+    teacher, student = _velocity(model, data, noise, t, condition, levels, latent_order).chunk(2)
+    half = len(teacher)
+    return (F.mse_loss(teacher, data[:half] - noise[:half]) + F.mse_loss(student, teacher.detach())) / 2
+
+
+def _velocity(
+    model: nn.Module,
+    data: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    condition: Tensor,
+    level: int | Sequence[int],
+    latent_order: Tensor | None,
+) -> Tensor:
+    """The model's, in float32, at X_t = (1 - t) X_0 + t X_1."""
     time = expand_like(t, data)
-    noisy = (1 - time) * noise + time * data
     extra = {} if latent_order is None else {"latent_order": latent_order}
-    velocity = model(noisy, t, condition, level, **extra)
-    return F.mse_loss(velocity.float(), data - noise)
+    velocity: Tensor = model((1 - time) * noise + time * data, t, condition, level, **extra)
+    return velocity.float()
+
+
+def _first_half_twice(part: Tensor) -> Tensor:
+    half = part[: len(part) // 2]
+    return torch.cat([half, half])
 
 
 def validation_times(count: int, mean: float, std: float, device: torch.device) -> Tensor:

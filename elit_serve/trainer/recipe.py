@@ -93,11 +93,24 @@ class Budget(Section):
     `uniform` draws J̃ from min_level..max_level once per iteration and keeps that prefix; `fixed` always takes
     `max_level`; `random-drop` draws as `uniform` but keeps random latents instead of the first ones.
     Without `max_level` it is J.
+    full_share: the share of all samples that run at `max_level` whatever is drawn for the others. At 0.5 it is one half
+        of every batch (the sandwich rule of slimmable networks, Yu and Huang 2019).
+    elastic_from: the share of the steps after which lower levels begin; before, all run at `max_level`.
+    distilled: where a batch has two halves they hold the same samples, and the lower level learns what the full one
+        predicts instead of the data.
     """
 
     drawing: Literal["uniform", "fixed", "random-drop"] = "uniform"
     min_level: int = Field(default=1, ge=1, le=MAX_LEVEL)
     max_level: int | None = Field(default=None, ge=1, le=MAX_LEVEL)
+    full_share: float = Field(default=0.0, ge=0, lt=1)
+    elastic_from: float = Field(default=0.0, ge=0, lt=1)
+    distilled: bool = False
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether a batch may run at two levels."""
+        return self.drawing != "fixed" and self.full_share > 0
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # of a moving average: at 1 it would never move
@@ -161,8 +174,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> Recipe:
         problems = self._budget_problems() or self._guidance_problems()
-        if self.training.batch % self.training.accumulation:
-            problems.append("training.batch must be a multiple of training.accumulation")
+        parts = self.training.accumulation * (2 if self.budget.has_halves else 1)
+        if self.training.batch % parts:
+            halved = ", times 2 for two levels in a batch" if self.budget.has_halves else ""
+            problems.append(f"training.batch must be a multiple of training.accumulation{halved}")
         problems += self._autoencoder_problems()
         if problems:
             raise ValueError("; ".join(problems))
@@ -178,6 +193,8 @@ class Recipe(Section):
             problems.append(f"budget.min_level {budget.min_level} exceeds the largest level, {largest}")
         if budget.drawing == "random-drop" and not spec.droppable_latents:
             problems.append(f"budget.drawing random-drop needs learned latents; a {spec.kind} has no latents to drop")
+        if budget.distilled and not budget.has_halves:
+            problems.append("budget.distilled needs batches of two levels, so a budget.full_share above 0")
         return problems
 
     def _autoencoder_problems(self) -> list[str]:

@@ -44,7 +44,8 @@ PREFIX = replace(ELIT, interface=replace(ELIT.interface, reach="prefix"))
 ALIKE = replace(ELIT, interface=replace(ELIT.interface, start="alike", reach="prefix"))
 SPREAD = replace(ELIT, zeros_between=1, positions="learned")
 PREFIX_SPREAD = replace(SPREAD, interface=PREFIX.interface)
-EVERY = [ELIT, PREFIX, ALIKE, PLAIN, SPREAD, PREFIX_SPREAD, plain(SPREAD)]
+KNOWING = replace(ELIT, interface=replace(ELIT.interface, knows="level"))
+EVERY = [ELIT, PREFIX, ALIKE, KNOWING, PLAIN, SPREAD, PREFIX_SPREAD, plain(SPREAD)]
 LEVELS = range(1, 5)
 
 
@@ -58,7 +59,7 @@ def randomised(spec: BackboneSpec) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=[ELIT, PREFIX, ALIKE], ids=["all", "prefix", "alike"])
+@pytest.fixture(scope="module", params=[ELIT, PREFIX, ALIKE, KNOWING], ids=["all", "prefix", "alike", "knowing"])
 def elit(request: pytest.FixtureRequest) -> ElitDiT:
     model = randomised(request.param)
     assert isinstance(model, ElitDiT)
@@ -139,6 +140,14 @@ def test_both_reaches_are_the_same_at_the_full_level(prefix: ElitDiT) -> None:
     model = randomised(ELIT)
     assert torch.equal(model(*inputs(), 4), prefix(*inputs(), 4))
     assert not torch.allclose(model(*inputs(), 3), prefix(*inputs(), 3), atol=1e-4)
+
+
+def test_a_model_that_knows_its_level_is_modulated_by_it() -> None:
+    model = randomised(KNOWING)
+    before = [model(*inputs(), level) for level in (2, 3)]
+    model.level_embed.weight[1] += 1  # of level 2
+    assert not torch.allclose(model(*inputs(), 2), before[0], atol=1e-4)
+    assert torch.equal(model(*inputs(), 3), before[1])
 
 
 def test_another_order_of_the_latents_keeps_other_ones(elit: ElitDiT) -> None:

@@ -11,7 +11,7 @@ import torch
 from elit_serve.trainer.draws import (
     StepDraws,
     augment,
-    draw_level,
+    draw_levels,
     draw_permutation,
     draw_step,
     seed_of,
@@ -26,6 +26,15 @@ LEVELS = tuple(range(1, 17))
 
 def step_draws(step: int = 0, *, batch: int = 8, data: Data | None = None, **training: float) -> StepDraws:
     return draw_step(step, SHAPE, Training(steps=1, batch=batch, **training), data or Data(), CPU)
+
+
+def levels_of(step: int, budget: Budget, levels: tuple[int, ...], seed: int = 0, steps: int = 1) -> tuple[int, ...]:
+    return draw_levels(step, budget, levels, Training(steps=steps, batch=2, seed=seed))
+
+
+def draw_level(step: int, budget: Budget, levels: tuple[int, ...], seed: int) -> int:
+    (level,) = levels_of(step, budget, levels, seed)
+    return level
 
 
 def test_every_level_is_drawn_about_equally_often() -> None:
@@ -54,6 +63,24 @@ def test_fixed_takes_the_largest_level_only(make_recipe: Callable[..., Recipe]) 
 def test_only_the_levels_between_the_recipes_bounds_are_drawn(make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe(budget={"min_level": 2, "max_level": 3}, sampling={"guidance": {"weak_level": 2}})
     assert {draw_level(step, recipe.budget, recipe.levels, seed=0) for step in range(100)} == {2, 3}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75])
+def test_a_share_of_all_samples_runs_at_the_full_level(share: float) -> None:
+    budget, steps = Budget(full_share=share, min_level=1, max_level=4), 8_000
+    drawn = [levels_of(step, budget, (1, 2, 3, 4)) for step in range(steps)]
+    full = sum(sum(level == 4 for level in levels) / len(levels) for levels in drawn) / steps
+    assert full == pytest.approx(share + (1 - share) / 4, abs=0.02)
+    assert all(levels[0] == 4 for levels in drawn if len(levels) == 2), "the full half is the first"
+    assert {len(levels) for levels in drawn} == {0.0: {1}, 0.25: {1, 2}, 0.5: {2}, 0.75: {1, 2}}[share]
+
+
+def test_lower_levels_begin_where_the_recipe_says() -> None:
+    budget = Budget(elastic_from=0.6, full_share=0.5)
+    drawn = [levels_of(step, budget, LEVELS, steps=1000) for step in range(1000)]
+    assert set(drawn[:600]) == {(16,)}
+    assert all(len(levels) == 2 for levels in drawn[600:])
+    assert len({lower for _, lower in drawn[600:]}) == 16
 
 
 def test_random_drop_draws_the_same_levels_and_another_order_of_latents_every_step() -> None:

@@ -53,6 +53,7 @@ class InterfaceSpec(Checked):
         phase of its centre, and training may leave them alike (models/recipes/training.md has what each is worth).
     reach: what Read and Write work on below the full level: `all` latents, of which only the first run through the
         core, or only that `prefix`.
+    knows: what modulates the blocks beside time and condition: `nothing`, or the `level` that they run at.
     """
 
     window: tuple[int, int] = pair(1, 4096)
@@ -61,6 +62,7 @@ class InterfaceSpec(Checked):
     tail: int = whole(0, 512)
     start: str = one_of(("places", "alike"), "places")
     reach: str = one_of(("all", "prefix"), "all")
+    knows: str = one_of(("nothing", "level"), "nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,7 @@ class ElitDiT(Transformer):
         def blocks(count: int) -> nn.ModuleList:
             return nn.ModuleList(Block(spec.dim, spec.num_heads) for _ in range(count))
 
+        self.level_embed = nn.Embedding(spec.latents_per_group, spec.dim) if interface.knows == "level" else None
         self.head = blocks(interface.head)
         self.latents = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim))  # [J, D]
         has_places = interface.start == "places"
@@ -198,7 +201,8 @@ class ElitDiT(Transformer):
         """
         layout = self.layout(x.shape[2], x.shape[3], x.device)
         levels = [level] if isinstance(level, int) else list(level)
-        tokens, c = self.embed(x, t, condition)  # [B, N, D], [B, D]
+        assert all(1 <= each <= self.spec.latents_per_group for each in levels), levels
+        tokens, c = self.embed(x, t, condition, self._known(levels, len(x)))  # [B, N, D], [B, D]
         modulations = self.modulations([*self.head, self.read, *self.core, *self.tail, self.final], c)
         for block in self.head:
             tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
@@ -207,6 +211,13 @@ class ElitDiT(Transformer):
         for block in self.tail:
             tokens = block(tokens, next(modulations), layout.token_rope)  # [B, N, D]
         return self.unembed(tokens, next(modulations), layout)  # [B, C, H, W]
+
+    def _known(self, levels: Sequence[int], batch: int) -> Tensor | None:
+        """The learned vector of each sample's level, if the model knows it. [B, D]"""
+        if self.level_embed is None:
+            return None
+        part = batch // len(levels)
+        return torch.cat([self.level_embed.weight[level - 1].expand(part, -1) for level in levels])
 
     def _through_latents(
         self,
@@ -233,7 +244,6 @@ class ElitDiT(Transformer):
         self, tokens: Tensor, modulations: Sequence[Tensor], level: int, order: Tensor | None, layout: Layout
     ) -> Tensor:
         """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D]."""
-        assert 1 <= level <= self.spec.latents_per_group, level
         groups = layout.num_groups
         latents = Latents(self.latents, layout.latent_rope, self.core_positions)
         if order is not None:

@@ -169,14 +169,16 @@ class Transformer(Backbone):
         """Where latents stand among tokens at positions [N, 2]; here each token is a group of its own. -> [G, J, 2]"""
         return positions.unsqueeze(1)
 
-    def embed(self, x: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, C, H, W], t [B] in [0, 1], class ids [B] -> tokens [B, N, D] and activated condition [B, D]."""
+    def embed(self, x: Tensor, t: Tensor, condition: Tensor, also: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [B, C, H, W], t [B] in [0, 1], class ids [B], and whatever else modulates the blocks, [B, D] -> tokens
+        [B, N, D] and activated condition [B, D]."""
         patch = self.spec.patch
         x = with_zeros_between(x.to(self.patch_embed.weight.dtype), patch=patch, count=self.spec.zeros_between)
         tokens = self.patch_embed(patchify(x, patch=patch, window=self.window))
         if self.positions is not None:
             tokens = tokens + self.positions
-        return tokens, F.silu(self.time_embed(t) + self.class_embed(condition))
+        c = self.time_embed(t) + self.class_embed(condition)
+        return tokens, F.silu(c if also is None else c + also)
 
     def modulations(self, modules: Sequence[Block | Read | FinalLayer], c: Tensor) -> Iterator[Tensor]:
         """`modulation(c)` of each module in turn, for c [B, D].
