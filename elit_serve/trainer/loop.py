@@ -10,7 +10,7 @@ import math
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from elit_serve import __version__
 from elit_serve.clock import Clock, MonotonicClock
@@ -27,20 +26,17 @@ from elit_serve.engine.conditions import ClassConditions
 from elit_serve.engine.executor import offline
 from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.errors import DataSetGone, InvalidInput, RunError
-from elit_serve.files.config import ClassesConfig
-from elit_serve.nn import build
 from elit_serve.nn.latents import LatentFigures, watch_latents
 from elit_serve.pictures import labelled, level_label
-from elit_serve.sampling import expand_like, initial_noise
+from elit_serve.sampling import initial_noise
 from elit_serve.text.command_line import readable
-from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
 from elit_serve.trainer.distributed import World, join_world
-from elit_serve.trainer.draws import augment, draw_levels, draw_permutation, draw_step, to_unit
-from elit_serve.trainer.ema import Ema
-from elit_serve.trainer.gradients import AddGradient, GraphedGradient, MicroBatch
+from elit_serve.trainer.draws import augment, to_unit
+from elit_serve.trainer.gradients import MicroBatch
 from elit_serve.trainer.identity import content_digest
-from elit_serve.trainer.loss import distilled_loss, rectified_flow_loss, validation_times
+from elit_serve.trainer.learner import Learner, ToSamples
+from elit_serve.trainer.loss import rectified_flow_loss, validation_times
 from elit_serve.trainer.progress import Reporter, say
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.resume import opened
@@ -73,11 +69,7 @@ class Trainer:
         self.data = self._open(training)
         self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
         self.validation = MemoryData(validation, self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
-        torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
-        self.model = build(recipe.backbone.spec(ClassesConfig(names=self.classes))).to(world.device)
-        self.ema = Ema(self.model, recipe.optimizer.ema)
-        self.optimizer = self._make_optimizer()
-        self.step = 0
+        self.learner = Learner(recipe, self.classes, world, encoded_by(autoencoder))
         self.window_loss = torch.zeros((), device=world.device)
         self.window_steps = 0
 
@@ -86,28 +78,17 @@ class Trainer:
             return MemoryData(training, self.damage, self.world.device)
         return StreamedData(training, self.recipe.data.workers, pin_memory=self.world.device.type == "cuda")
 
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        options = self.recipe.optimizer
-        return torch.optim.AdamW(
-            self.model.parameters(),
-            lr=options.learning_rate,
-            betas=options.betas,
-            weight_decay=options.weight_decay,
-            fused=self.world.device.type == "cuda",
-        )
-
     def train(self, reporter: Reporter | None) -> None:
         """Runs to the recipe's last step, or to the step at which the process is asked to end."""
         if self.step == self.recipe.training.steps:  # a finished run that is resumed
             return
-        self._compile(reporter)
-        model = self._distributed()
-        add_gradient = self._add_gradient_to(model)
+        self._begin(reporter)
         with _ending_gracefully() as asked_to_end:
             for batch in self._batches():
                 self._report_damage(batch.damaged, reporter)
                 images, condition = batch.images.to(self.world.device), batch.condition.to(self.world.device)
-                self._train_step(model, add_gradient, images, condition)
+                self.window_loss += self.learner.take_step(images, condition)
+                self.window_steps += 1
                 self._after_step(reporter)
                 if self.step == self.recipe.training.steps:
                     break
@@ -115,14 +96,17 @@ class Trainer:
                     self._save()
                     raise RunError(f"asked to end; saved at step {self.step}, continue with --resume")
 
-    def _compile(self, reporter: Reporter | None) -> None:
-        """Compiles the model's blocks if that is wanted and possible, and says before the first step what comes."""
-        training, device = self.recipe.training, self.world.device
-        blocks = [*self.model.compilable(), *self.ema.model.compilable()]
-        tell = _say_nothing if reporter is None else reporter.say
-        is_compiled = is_wanted(training.compile, device) and compile_if_possible(blocks, device, tell)
+    @property
+    def step(self) -> int:
+        """How many are finished."""
+        return self.learner.step
+
+    def _begin(self, reporter: Reporter | None) -> None:
+        """Makes all ready for the first step, and says before it what comes."""
+        is_compiled = self.learner.begin(_say_nothing if reporter is None else reporter.say)
         if reporter is not None:
-            reporter.begin(device, self.world.size, training.precision, is_compiled=is_compiled)
+            precision = self.recipe.training.precision
+            reporter.begin(self.world.device, self.world.size, precision, is_compiled=is_compiled)
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's batches from the present step on; when the data set is gone, the run is saved first."""
@@ -133,85 +117,6 @@ class Trainer:
                 raise
             self._save()
             raise DataSetGone(f"{gone}; saved at step {self.step}, continue with --resume") from None
-
-    def _distributed(self) -> nn.Module:
-        if self.world.size == 1:
-            return self.model
-        return DistributedDataParallel(self.model, broadcast_buffers=False)
-
-    def _add_gradient_to(self, model: nn.Module) -> AddGradient:
-        """What a micro-batch adds to the gradient of `model`, replayed as CUDA graphs where that is possible."""
-
-        def add_gradient(micro: MicroBatch, levels: tuple[int, ...]) -> Tensor:
-            data = self._encode(augment(micro.images, micro.draws))
-            dropped = expand_like(micro.draws.dropped, micro.condition)
-            condition = torch.where(dropped, self.model.null_like(micro.condition), micro.condition)
-            samples = (data, micro.draws.noise, micro.draws.t, condition)
-            with self._precision():
-                if self.recipe.budget.distilled and len(levels) == 2:
-                    loss = distilled_loss(model, *samples, levels, micro.permutation)
-                else:
-                    level = levels[0] if len(levels) == 1 else levels
-                    loss = rectified_flow_loss(model, *samples, level, micro.permutation)
-                torch.autograd.backward(loss / self.recipe.training.accumulation)
-            return loss.detach()
-
-        is_alone_on_gpu = self.world.size == 1 and self.world.device.type == "cuda"
-        if self.recipe.training.graphs and is_alone_on_gpu:
-            return GraphedGradient(add_gradient, list(self.model.parameters()))
-        return add_gradient
-
-    def _train_step(self, model: nn.Module, add_gradient: AddGradient, images: Tensor, condition: Tensor) -> None:
-        """images [B / ranks, 3, H, W] uint8, condition [B / ranks, ...]."""
-        recipe = self.recipe
-        levels = draw_levels(self.step, recipe.budget, recipe.levels, recipe.training)
-        learning_rate = self.recipe.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=False)  # graphs add to the very memory that they were captured with
-        parts = self._micro_batches(images, condition)
-        for index, micro in enumerate(parts):
-            with self._synchronising(model, index == len(parts) - 1):
-                self.window_loss += add_gradient(micro, levels) / len(parts)
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
-        self.optimizer.step()
-        self.step += 1
-        self.window_steps += 1
-        self.ema.update(self.model, self.step)
-
-    def _micro_batches(self, images: Tensor, condition: Tensor) -> list[MicroBatch]:
-        """The step's batch of this rank, in as many parts as are accumulated."""
-        training, device = self.recipe.training, self.world.device
-        draws = draw_step(self.step, self.model.spec.sample_shape, training, self.recipe.data, device)
-        mine, count = draws.part(self.world.rank, self.world.size), training.accumulation
-        permutation = self._permutation()
-        return [
-            MicroBatch(images=pictures, condition=shown, draws=mine.part(index, count), permutation=permutation)
-            for index, (pictures, shown) in enumerate(zip(images.chunk(count), condition.chunk(count), strict=True))
-        ]
-
-    def _permutation(self) -> Tensor | None:
-        """This step's order of the learned latents under random drop; otherwise None."""
-        if self.recipe.budget.drawing != "random-drop":
-            return None
-        count = self.model.spec.droppable_latents
-        permutation = draw_permutation(self.step, count, self.recipe.training.seed)
-        return permutation.to(self.world.device)
-
-    @torch.no_grad()
-    def _encode(self, images: Tensor) -> Tensor:
-        return self.autoencoder.encode(images)
-
-    def _synchronising(self, model: nn.Module, now: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients with the last micro-batch only."""
-        if now or not isinstance(model, DistributedDataParallel):
-            return nullcontext()
-        context: AbstractContextManager[None] = model.no_sync()
-        return context
-
-    def _precision(self) -> torch.autocast:
-        enabled = self.recipe.training.precision == "bfloat16"
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
 
     def _after_step(self, reporter: Reporter | None) -> None:
         every, last = self.recipe.every, self.step == self.recipe.training.steps
@@ -231,22 +136,16 @@ class Trainer:
 
     def _log(self, reporter: Reporter | None) -> None:
         loss = self.world.mean(self.window_loss / self.window_steps)
-        self._stop_unless_finite(loss)
+        self.learner.stop_unless_finite(loss)
         if reporter is not None:
             reporter.training(
                 self.step,
                 loss=float(loss),
                 learning_rate=self.recipe.learning_rate(self.step - 1),
-                grad_norm=float(self.grad_norm),
+                grad_norm=float(self.learner.grad_norm),
             )
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps = 0
-
-    def _stop_unless_finite(self, loss: Tensor) -> None:
-        """Also on the gradient: with a finite loss it may have ruined the weights that are about to be saved."""
-        for name, value in (("loss", loss), ("gradient's norm", self.grad_norm)):
-            if not torch.isfinite(value):
-                raise RunError(f"the {name} is {float(value)} at step {self.step}; lower the learning rate")
 
     def _report_damage(self, names: tuple[str, ...], reporter: Reporter | None) -> None:
         for name in self.damage.add(names):
@@ -263,18 +162,18 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[int, float]:
         """The loss of the averaged weights on held-out pictures, at fixed noise and times, by level."""
-        recipe, spec = self.recipe, self.model.spec
+        recipe, model = self.recipe, self.learner.ema.model
         images, condition = self.validation.images, self.validation.condition
         times = validation_times(len(images), recipe.training.time_mean, recipe.training.time_std, self.world.device)
-        noise = initial_noise(range(len(images)), spec.sample_shape).to(self.world.device)
+        noise = initial_noise(range(len(images)), model.spec.sample_shape).to(self.world.device)
         losses = {}
         batch = max(1, recipe.training.batch // self.world.size // recipe.training.accumulation)
         for level in self.shown_levels:
             total = torch.zeros((), device=self.world.device)
             for part in torch.split(torch.arange(len(images), device=self.world.device), batch):
-                with self._precision():
+                with self.learner.precision():
                     data = self.autoencoder.encode(to_unit(images[part]))
-                    loss = rectified_flow_loss(self.ema.model, data, noise[part], times[part], condition[part], level)
+                    loss = rectified_flow_loss(model, data, noise[part], times[part], condition[part], level)
                 total += loss * len(part)
             losses[level] = float(total / len(images))
         return losses
@@ -285,7 +184,7 @@ class Trainer:
 
         Nothing of a model without latents.
         """
-        model, device = self.ema.model, self.world.device
+        model, device = self.learner.ema.model, self.world.device
         if model.latent_parts() is None:
             return {}
         count = min(LATENT_PICTURES, len(self.validation.images))
@@ -293,7 +192,7 @@ class Trainer:
         condition = self.validation.condition[chosen]
         noise = initial_noise(range(count), model.spec.sample_shape).to(device)
         t = torch.full((count,), LATENT_TIME, device=device)
-        with self._precision():
+        with self.learner.precision():
             data = self.autoencoder.encode(to_unit(self.validation.images[chosen]))
             noisy = (1 - LATENT_TIME) * noise + LATENT_TIME * data
             return {level: watch_latents(model, noisy, t, condition, level).figures() for level in self.shown_levels}
@@ -304,29 +203,31 @@ class Trainer:
         count = min(SHEET_CLASSES, len(self.classes))
         shown = [index * (len(self.classes) // count) for index in range(count)]
         conditions = ClassConditions(self.classes, model=self.recipe.name)
+        model = self.learner.ema.model
         drawing = offline.BareModel(
-            model=self.ema.model,
+            model=model,
             device=self.world.device,
             conditions=conditions,
-            shapes=(self.model.spec.shape,),
+            shapes=(model.spec.shape,),
         )
         rows = []
         lowest = self.recipe.sampling.guidance.min_level
         levels = [level for level in reversed(self.shown_levels) if level >= lowest]
         for level in levels:
-            with self._precision():
+            with self.learner.precision():
                 plan = self.recipe.sampling.plan(level)
                 samples = offline.samples_of(drawing, [conditions[index] for index in shown], range(count), plan)
                 rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
         return labelled(
             rows,
-            row_labels=[level_label(level, self.model.spec.budgets.of_level(level)) for level in levels],
+            row_labels=[level_label(level, model.spec.budgets.of_level(level)) for level in levels],
             column_labels=[self.classes[index] for index in shown],
         )
 
     def _save(self) -> None:
         self.window_loss = self.world.mean(self.window_loss)
-        self._stop_unless_finite(self.window_loss)
+        learner = self.learner
+        learner.stop_unless_finite(self.window_loss)
         if self.world.is_main:
             state = TrainState(
                 step=self.step,
@@ -337,9 +238,9 @@ class Trainer:
             )
             self.run.save(
                 Snapshot(
-                    model=self.model.state_dict(),
-                    ema=self.ema.model.state_dict(),
-                    optimizer=_optimizer_tensors(self.model, self.optimizer),
+                    model=learner.model.state_dict(),
+                    ema=learner.ema.model.state_dict(),
+                    optimizer=_optimizer_tensors(learner.model, learner.optimizer),
                     state=state,
                 ),
                 keep=self.recipe.every.keep,
@@ -348,14 +249,15 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on where a checkpoint stands."""
+        learner = self.learner
         try:
-            self.model.load_state_dict(snapshot.model)
-            self.ema.model.load_state_dict(snapshot.ema)
-            _restore_optimizer(self.model, self.optimizer, snapshot.optimizer)
+            learner.model.load_state_dict(snapshot.model)
+            learner.ema.model.load_state_dict(snapshot.ema)
+            _restore_optimizer(learner.model, learner.optimizer, snapshot.optimizer)
         except (RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"{self.run.path}: the checkpoint of step {snapshot.state.step}: {reason}") from None
-        self.step = snapshot.state.step
+        learner.step = snapshot.state.step
         self.window_loss.fill_(snapshot.state.window_loss)
         self.window_steps = snapshot.state.window_steps
         self.damage.add(snapshot.state.damaged)
@@ -364,6 +266,16 @@ class Trainer:
                 f"{self.run.path}: data.memory_gb: with damaged pictures, those in memory come in another order than "
                 "those that are streamed, so the run must go on as it was"
             )
+
+
+def encoded_by(autoencoder: Autoencoder) -> ToSamples:
+    """Of pictures, moved and mirrored as drawn: micro-batches of images [B, 3, H, W] uint8 -> samples [B, C, h, w]."""
+
+    @torch.no_grad()
+    def encoded(micro: MicroBatch) -> Tensor:
+        return autoencoder.encode(augment(micro.images, micro.draws))
+
+    return encoded
 
 
 def _say_nothing(_: str) -> None:

@@ -127,7 +127,7 @@ def trainer_with_signal(recipe: Recipe, photographs: Path, folder: Path) -> Trai
     trainer = Trainer(recipe, training, held_out, World(device=CPU), RunDirectory(folder), Pixels())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in trainer.model.parameters():
+        for parameter in trainer.learner.model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return trainer
 
@@ -149,10 +149,10 @@ def test_a_step_trains_the_prefix_or_under_random_drop_a_random_choice_of_latent
             every={"checkpoint": 1000},
         )
         trainer = trainer_with_signal(recipe, photographs, tmp_path / str(seed))
-        assert isinstance(trainer.model, ElitDiT)
-        before = trainer.model.latents.detach().clone()
+        assert isinstance(trainer.learner.model, ElitDiT)
+        before = trainer.learner.model.latents.detach().clone()
         trainer.train(None)
-        moved = (trainer.model.latents.detach() != before).any(dim=1)
+        moved = (trainer.learner.model.latents.detach() != before).any(dim=1)
         trained.append(set(moved.nonzero().flatten().tolist()))
     if drawing == "uniform":
         assert trained == [{0, 1}] * 4
@@ -166,7 +166,7 @@ def test_two_levels_of_a_batch_learn_as_each_would_alone(
 ) -> None:
     """The loss of a batch of two halves is the mean of the halves' own, each at its level."""
     recipe = make_recipe(budget={"full_share": 0.5})
-    model = trainer_with_signal(recipe, photographs, tmp_path / "run").model
+    model = trainer_with_signal(recipe, photographs, tmp_path / "run").learner.model
     data, noise = torch.randn(2, 8, 3, 16, 16)
     t, condition = torch.rand(8), torch.zeros(8, dtype=torch.int64)
     whole = rectified_flow_loss(model, data, noise, t, condition, (4, 2))
@@ -181,7 +181,7 @@ def test_a_distilled_level_learns_what_the_full_one_predicts_and_teaches_it_noth
     make_recipe: Callable[..., Recipe], photographs: Path, tmp_path: Path
 ) -> None:
     recipe = make_recipe(budget={"full_share": 0.5, "distilled": True})
-    model = trainer_with_signal(recipe, photographs, tmp_path / "run").model
+    model = trainer_with_signal(recipe, photographs, tmp_path / "run").learner.model
     samples = torch.randn(8, 3, 16, 16), torch.randn(8, 3, 16, 16), torch.rand(8), torch.zeros(8, dtype=torch.int64)
     half = tuple(part[:4] for part in samples)
     same = distilled_loss(model, *samples, (4, 4))
@@ -306,7 +306,7 @@ def test_of_ruined_weights_the_loss_is_told_and_no_latents_are_looked_at(
 ) -> None:
     trainer = trainer_with_signal(make_recipe(), photographs, tmp_path / "run")
     with torch.no_grad():
-        next(trainer.ema.model.parameters()).fill_(float("nan"))
+        next(trainer.learner.ema.model.parameters()).fill_(float("nan"))
     console = Console(file=io.StringIO())
     trainer.run.path.mkdir()
     with Reporter(trainer.run, console, VirtualClock(), batch=8, steps=2, first_step=0) as reporter:

@@ -1,0 +1,155 @@
+"""A model that learns, a step at a time: its weights, their average, the optimiser.
+
+It knows neither where samples come from nor where anything is written. Letters: B samples of all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from elit_serve.errors import RunError
+from elit_serve.files.config import ClassesConfig
+from elit_serve.nn import build
+from elit_serve.sampling import expand_like
+from elit_serve.trainer.compiling import compile_if_possible, is_wanted
+from elit_serve.trainer.distributed import World
+from elit_serve.trainer.draws import draw_levels, draw_permutation, draw_step
+from elit_serve.trainer.ema import Ema
+from elit_serve.trainer.gradients import AddGradient, GraphedGradient, MicroBatch
+from elit_serve.trainer.loss import distilled_loss, rectified_flow_loss
+from elit_serve.trainer.recipe import Recipe
+
+ToSamples = Callable[[MicroBatch], Tensor]  # what the model works on: -> [B', C, h, w] of a micro-batch
+
+
+class Learner:
+    """On one rank. `begin` comes before the first step; `step` counts finished ones."""
+
+    def __init__(self, recipe: Recipe, classes: Sequence[str], world: World, to_samples: ToSamples) -> None:
+        self.recipe, self.world = recipe, world
+        self._to_samples = to_samples
+        torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
+        self.model = build(recipe.backbone.spec(ClassesConfig(names=tuple(classes)))).to(world.device)
+        self.ema = Ema(self.model, recipe.optimizer.ema)
+        self.optimizer = self._make_optimizer()
+        self.step = 0
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        options = self.recipe.optimizer
+        return torch.optim.AdamW(
+            self.model.parameters(),
+            lr=options.learning_rate,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+            fused=self.world.device.type == "cuda",
+        )
+
+    def begin(self, tell: Callable[[str], None]) -> bool:
+        """Compiles the model's blocks if that is wanted and possible. -> whether it did"""
+        blocks = [*self.model.compilable(), *self.ema.model.compilable()]
+        device = self.world.device
+        is_compiled = is_wanted(self.recipe.training.compile, device) and compile_if_possible(blocks, device, tell)
+        self._network = self._distributed()
+        self._add_gradient = self._make_add_gradient()
+        return is_compiled
+
+    def _distributed(self) -> nn.Module:
+        if self.world.size == 1:
+            return self.model
+        return DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether gradients are replayed as CUDA graphs."""
+        return self.recipe.training.graphs and self.world.size == 1 and self.world.device.type == "cuda"
+
+    def _make_add_gradient(self) -> AddGradient:
+        def add_gradient(micro: MicroBatch, levels: tuple[int, ...]) -> Tensor:
+            data = self._to_samples(micro)
+            dropped = expand_like(micro.draws.dropped, micro.condition)
+            condition = torch.where(dropped, self.model.null_like(micro.condition), micro.condition)
+            samples = (data, micro.draws.noise, micro.draws.t, condition)
+            with self.precision():
+                if self.recipe.budget.distilled and len(levels) == 2:
+                    loss = distilled_loss(self._network, *samples, levels, micro.permutation)
+                else:
+                    level = levels[0] if len(levels) == 1 else levels
+                    loss = rectified_flow_loss(self._network, *samples, level, micro.permutation)
+                torch.autograd.backward(loss / self.recipe.training.accumulation)
+            return loss.detach()
+
+        return GraphedGradient(add_gradient, list(self.model.parameters())) if self.replays_graphs else add_gradient
+
+    def take_step(self, images: Tensor, condition: Tensor) -> Tensor:
+        """images [B / ranks, ...] as `to_samples` takes them, condition [B / ranks, ...] -> the loss, a scalar."""
+        loss = self.add_gradients(self.draw(images, condition), self.levels())
+        self.optimise()
+        self.average()
+        return loss
+
+    def levels(self) -> tuple[int, ...]:
+        """At which the present step runs."""
+        return draw_levels(self.step, self.recipe.budget, self.recipe.levels, self.recipe.training)
+
+    def draw(self, images: Tensor, condition: Tensor) -> list[MicroBatch]:
+        """The present step's batch of this rank with all that is random in it, in as many parts as are accumulated."""
+        training, device = self.recipe.training, self.world.device
+        draws = draw_step(self.step, self.model.spec.sample_shape, training, self.recipe.data, device)
+        mine, count = draws.part(self.world.rank, self.world.size), training.accumulation
+        permutation = self._permutation()
+        return [
+            MicroBatch(images=pictures, condition=shown, draws=mine.part(index, count), permutation=permutation)
+            for index, (pictures, shown) in enumerate(zip(images.chunk(count), condition.chunk(count), strict=True))
+        ]
+
+    def _permutation(self) -> Tensor | None:
+        """This step's order of the learned latents under random drop; otherwise None."""
+        if self.recipe.budget.drawing != "random-drop":
+            return None
+        count = self.model.spec.droppable_latents
+        permutation = draw_permutation(self.step, count, self.recipe.training.seed)
+        return permutation.to(self.world.device)
+
+    def add_gradients(self, parts: Sequence[MicroBatch], levels: tuple[int, ...]) -> Tensor:
+        """The gradient of all parts in place of the one before. -> the mean loss, a scalar"""
+        self.optimizer.zero_grad(set_to_none=False)  # graphs add to the very memory that they were captured with
+        total = torch.zeros((), device=self.world.device)
+        for index, micro in enumerate(parts):
+            with self._synchronising(index == len(parts) - 1):
+                total += self._add_gradient(micro, levels) / len(parts)
+        return total
+
+    def _synchronising(self, now: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients with the last micro-batch only."""
+        if now or not isinstance(self._network, DistributedDataParallel):
+            return nullcontext()
+        context: AbstractContextManager[None] = self._network.no_sync()
+        return context
+
+    def precision(self) -> torch.autocast:
+        enabled = self.recipe.training.precision == "bfloat16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
+
+    def optimise(self) -> None:
+        """Clips the gradient and moves the weights; the step is finished then."""
+        learning_rate = self.recipe.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
+        self.optimizer.step()
+        self.step += 1
+
+    def average(self) -> None:
+        """Lets the averaged weights follow."""
+        self.ema.update(self.model, self.step)
+
+    def stop_unless_finite(self, loss: Tensor) -> None:
+        """Raises `RunError`, also for the gradient: with a finite loss it may have ruined the weights."""
+        for name, value in (("loss", loss), ("gradient's norm", self.grad_norm)):
+            if not torch.isfinite(value):
+                raise RunError(f"the {name} is {float(value)} at step {self.step}; lower the learning rate")
