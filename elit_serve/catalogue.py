@@ -21,6 +21,7 @@ from elit_serve.files.latency import Latency
 from elit_serve.files.opening import read_file
 from elit_serve.files.quality import PlanQuality, Quality, read_quality
 from elit_serve.files.validation import MAX_PROBLEMS, problems_in
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
@@ -74,14 +75,25 @@ def alone_ms(latency: Latency, plan: Plan) -> float:
 
 @dataclass(frozen=True)
 class ModelQuality:
-    """What a model's pictures are worth: its `quality.json` as the scheduler and the answers ask it."""
+    """What a model's pictures are worth: its `quality.json` as the scheduler and the answers ask it.
+
+    precision: what the pictures are computed in; None is what the file was measured in. All qualities are multiplied by
+    what was measured of it, and told as they are in the file where nothing was.
+    """
 
     file: Quality
+    precision: str | None = None
+
+    @cached_property
+    def factor(self) -> Estimate | None:
+        """What is known of this precision; None is not measured."""
+        return self.file.factor_in(self.precision or self.file.measured_in or "")
 
     @cached_property
     def table(self) -> QualityTable:
         """What the scheduler reads."""
-        return QualityTable(levels=self.file.levels, plans=tuple(self._measured(plan) for plan in self.file.served))
+        levels = {level: self._worth(quality) for level, quality in self.file.levels.items()}
+        return QualityTable(levels=levels, plans=tuple(self._measured(plan) for plan in self.file.served))
 
     def of(self, guidance: Guidance, time_shift: float, levels: Sequence[int]) -> float | None:
         """The quality of a picture whose steps ran at these levels; None if nothing was measured with its steps and
@@ -102,20 +114,23 @@ class ModelQuality:
             name=plan.name,
             weak_caps=plan.plan.weak_caps(full_level),
             ceilings=plan.step_levels,
-            quality=plan.quality.value,
-            levels=_curve_of(self._alike(plan)),
+            quality=self._worth(plan.quality.value),
+            levels=self._curve_of(self._alike(plan)),
             min_level=plan.guidance.min_level,
         )
 
     def _alike(self, plan: PlanQuality) -> list[PlanQuality]:
         return [other for other in self.file.plans if other.is_sampled_like(plan.guidance, plan.steps, plan.time_shift)]
 
+    def _curve_of(self, alike: Sequence[PlanQuality]) -> dict[float, float]:
+        """Level -> quality of these plans, those of one level if there are such; mean level -> the best otherwise."""
+        of_one_level = [plan for plan in alike if len(set(plan.step_levels)) == 1]
+        by_quality = sorted(of_one_level or alike, key=lambda plan: plan.quality.value)
+        return {plan.mean_level: self._worth(plan.quality.value) for plan in by_quality}
 
-def _curve_of(alike: Sequence[PlanQuality]) -> dict[float, float]:
-    """Level -> quality of these plans, those of one level if there are such; mean level -> the best otherwise."""
-    of_one_level = [plan for plan in alike if len(set(plan.step_levels)) == 1]
-    by_quality = sorted(of_one_level or alike, key=lambda plan: plan.quality.value)
-    return {plan.mean_level: plan.quality.value for plan in by_quality}
+    def _worth(self, measured: float) -> float:
+        """What a measured quality is in this precision."""
+        return measured if self.factor is None else min(1.0, measured * self.factor.value)
 
 
 @dataclass(frozen=True, kw_only=True)

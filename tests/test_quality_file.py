@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from elit_serve.engine.profile.step_set import served_steps
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import SamplingConfig
 from elit_serve.files.quality import MAX_SERVED_PLANS, Quality, read_quality
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, PlanMenu
@@ -87,6 +89,67 @@ def test_what_does_not_fit_together_is_refused(
     file.write_text(json.dumps(make_quality(**changes)))
     with pytest.raises(CheckpointError, match=said):
         read_quality(file)
+
+
+def with_precisions(make_quality: Make, factor: float = 0.9, **changes: Any) -> dict[str, Any]:
+    """Measured in bfloat16, and in fp8 beside it."""
+    ratio = {"value": factor, "half_width": 0.01}
+    fp8 = {"factor": ratio, "plans": {"usual": ratio, "long": ratio}, **changes}
+    return make_quality(provenance={"dtype": "bfloat16"}, precisions={"fp8": fp8})
+
+
+def test_what_another_precision_makes_of_quality_is_read_and_absent_where_it_was_not_measured(
+    make_quality: Make,
+) -> None:
+    quality = parsed(with_precisions(make_quality)).file
+    assert quality.measured_in == "bfloat16"
+    assert quality.factor_in("fp8") == Estimate(value=0.9, half_width=0.01)
+    assert quality.factor_in("bfloat16") == Estimate(value=1.0, half_width=0.0)
+    assert quality.factor_in("float16") is None
+    old = parsed(make_quality()).file
+    assert (old.measured_in, old.precisions, old.factor_in("fp8")) == (None, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"factor": 0.0}, "0.0 is not allowed; above 0, at most 2"),
+        ({"factor": 2.1}, "2.1 is not allowed; above 0, at most 2"),
+        ({"plans": {"gone": {"value": 1.0, "half_width": 0.0}}}, "precisions.fp8.plans: gone is not among the plans"),
+        ({"plans": {}}, "precisions.fp8.plans"),
+        ({"surprise": 1}, "precisions.fp8.surprise"),
+    ],
+)
+def test_what_no_precision_makes_of_quality_is_refused(
+    tmp_path: Path, make_quality: Make, changes: dict[str, Any], said: str
+) -> None:
+    file = tmp_path / "quality.json"
+    file.write_text(json.dumps(with_precisions(make_quality, **changes)))
+    with pytest.raises(CheckpointError, match=said):
+        read_quality(file)
+
+
+def test_a_precision_that_is_none_or_the_measured_one_is_refused(tmp_path: Path, make_quality: Make) -> None:
+    file = tmp_path / "quality.json"
+    fp8 = with_precisions(make_quality)["precisions"]["fp8"]
+    for dtype, precision, said in (
+        ({"dtype": "bfloat16"}, "int4", r"int4.*'float32', 'bfloat16', 'float16' or 'fp8'"),
+        ({"dtype": "fp8"}, "fp8", "the plans themselves were measured in fp8"),
+        ({}, "fp8", "provenance must say as dtype"),
+    ):
+        file.write_text(json.dumps(make_quality(provenance=dtype, precisions={precision: fp8})))
+        with pytest.raises(CheckpointError, match=said):
+            read_quality(file)
+
+
+def test_every_quality_is_multiplied_by_what_the_precision_makes_of_it(make_quality: Make) -> None:
+    ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
+    for factor, at_full, at_two in ((0.9, 0.81, 0.63), (1.2, 1.0, 0.84), (None, 0.9, 0.7)):
+        content = make_quality() if factor is None else with_precisions(make_quality, factor)
+        quality = replace(parsed(content), precision="fp8")
+        assert quality.of(ccfg, 1.0, (4,) * 8) == pytest.approx(at_full)
+        assert quality.table.at(2) == pytest.approx(at_two)
+        assert max(plan.quality for plan in quality.table.plans) == pytest.approx(at_full)
 
 
 def test_a_missing_or_huge_file_is_named(tmp_path: Path) -> None:

@@ -175,6 +175,15 @@ class SamplingInfo(Answer):
     guidance: GuidanceInfo = GuidanceInfo()
 
 
+class MeasuredQuality(Answer):
+    """What the qualities that a server tells were measured in, and what they are multiplied by for its own dtype."""
+
+    measured_in: str | None = None
+    factor: float | None = None
+    factor_half_width: float | None = None
+    num_plans: int | None = None
+
+
 class Model(Answer):
     """A model that a server serves; classes by id."""
 
@@ -185,6 +194,7 @@ class Model(Answer):
     sampling: SamplingInfo
     device: str = ""
     dtype: str = ""
+    quality: MeasuredQuality | None = None
 
 
 class ModelList(Answer):

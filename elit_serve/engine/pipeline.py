@@ -66,11 +66,12 @@ class Pipeline:
         self.config = checkpoint.config
         self.budgets = self.config.budgets
         self.model_hash = checkpoint.model_hash
-        self.quality = checkpoint.quality
         self.path = checkpoint.path
         self.device = device
         self.dtype = dtype
         self.precision = precision_name(dtype, quantize)
+        measured = checkpoint.quality
+        self.quality = None if measured is None else replace(measured, precision=self.precision)
         self.model = checkpoint.model.to(device, dtype)
         self.spec = self.model.spec
         if quantize is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
@@ -26,6 +26,7 @@ class Measured(BaseModel):
 Level = Annotated[int, Field(ge=1, le=MAX_LEVEL)]
 Figure = Annotated[float, Field(ge=0, le=MAX_MEASURED)]
 Divisor = Annotated[float, Field(ge=MIN_MEASURED, le=MAX_MEASURED)]
+Precision = Literal["float32", "bfloat16", "float16", "fp8"]  # what a model computes in, as answers name it
 ShapeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 

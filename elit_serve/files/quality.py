@@ -11,14 +11,16 @@ from pydantic import Field, model_validator
 
 from elit_serve.errors import shown
 from elit_serve.files.guidance import WrittenGuidance
-from elit_serve.files.measured import Divisor, EstimatedFigure, Level, Measured, ShapeName, read_measured
+from elit_serve.files.measured import Divisor, EstimatedFigure, Level, Measured, Precision, ShapeName, read_measured
 from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MAX_TIME_SHIFT, MIN_MEASURED, MIN_TIME_SHIFT
+from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 
 QUALITY_SCALE = "floor / distance, at most 1: 1 is as close to the reference as unseen photographs are"
 MAX_SERVED_PLANS = 12  # each kind of weak pass among them is captured and measured at start-up
 ROUNDING = 1e-6
+MAX_FACTOR = 2.0  # no precision makes pictures twice as good
 
 
 class PlanQuality(Measured):
@@ -79,6 +81,26 @@ class PlanQuality(Measured):
         return same_grid and guidance.is_like(self.guidance)
 
 
+class PrecisionQuality(Measured):
+    """What another precision makes of quality: that of a plan there over that of the same plan as it was measured.
+
+    factor: the mean over `plans`, which have the same seeds on both sides. Its interval is of the pictures alone.
+    plans: the ratio of each, by its name. Those on the front are measured if nobody says otherwise.
+    provenance: command, date, device, versions.
+    """
+
+    factor: EstimatedFigure
+    plans: dict[str, EstimatedFigure] = Field(min_length=1)
+    provenance: dict[str, str | int | float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> PrecisionQuality:
+        for name, ratio in (("factor", self.factor), *self.plans.items()):
+            if not MIN_MEASURED <= ratio.value <= MAX_FACTOR:
+                raise ValueError(f"{name}: {shown(ratio.value)} is not allowed; above 0, at most {MAX_FACTOR:g}")
+        return self
+
+
 class Quality(Measured):
     """`quality.json`: every measured plan of one set of weights, and everything it was measured with.
 
@@ -89,7 +111,8 @@ class Quality(Measured):
     levels: level -> quality of the default plan with every step at this level; measured means under their least
         concave majorant that does not fall, because policies need both, and noise has neither.
     default: the name of the plan that the model recommends.
-    provenance: command, date, device, versions.
+    precisions: what others than the one of the measurements make of quality; one that is absent is not measured.
+    provenance: command, date, device, versions, and as `dtype` the precision.
     """
 
     format_version: int = Field(default=1, ge=1, le=1)
@@ -104,6 +127,7 @@ class Quality(Measured):
     levels: dict[Level, Annotated[float, Field(ge=MIN_MEASURED, le=1)]] = Field(min_length=1)
     default: str
     plans: tuple[PlanQuality, ...] = Field(min_length=1)
+    precisions: dict[Precision, PrecisionQuality] = Field(default_factory=dict)
     provenance: dict[str, str | int | float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -121,9 +145,35 @@ class Quality(Measured):
             problems.append(f"the default plan, {self.default}, is not among the plans")
         if not any(plan.on_front for plan in self.plans):
             problems.append("no plan is on the front")
+        problems += self._precision_problems(names)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _precision_problems(self, names: list[str]) -> list[str]:
+        if self.precisions and self.measured_in is None:
+            return ["precisions: provenance must say as dtype what they are compared with"]
+        problems = [
+            f"precisions.{precision}.plans: {name} is not among the plans"
+            for precision, other in self.precisions.items()
+            for name in other.plans
+            if name not in names
+        ]
+        if any(precision == self.measured_in for precision in self.precisions):
+            problems.append(f"precisions: the plans themselves were measured in {self.measured_in}")
+        return problems
+
+    @property
+    def measured_in(self) -> str | None:
+        """The precision in which the plans were measured; None is not known."""
+        dtype = self.provenance.get("dtype")
+        return None if dtype is None else str(dtype)
+
+    def factor_in(self, precision: str) -> Estimate | None:
+        """What qualities are multiplied by in this precision; None where that was not measured."""
+        if precision == self.measured_in:
+            return Estimate(value=1.0, half_width=0.0)
+        return next((other.factor for name, other in self.precisions.items() if name == precision), None)
 
     @property
     def front(self) -> tuple[PlanQuality, ...]:

@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import elit_serve
+from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import EngineStopped
 from elit_serve.http import problems
 from elit_serve.http.access import access
@@ -20,12 +21,21 @@ from elit_serve.http.problems import Problem
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
 from elit_serve.plans.formats import ANSWER_FORMATS
 from elit_serve.server.answer_status import CLIENT_GONE
-from elit_serve.server.answers import bare_answer
+from elit_serve.server.answers import bare_answer, rounded
 from elit_serve.server.engines import Engine, Engines
 from elit_serve.server.forecast import plan_answer
 from elit_serve.server.openai.schemas import OpenAIError
 from elit_serve.server.orders import bare_format_of, quality_of, usable_levels
-from elit_serve.server.schemas import Health, LevelInfo, ModelInfo, ModelList, PlanResponse, Ready, Version
+from elit_serve.server.schemas import (
+    Health,
+    LevelInfo,
+    MeasuredQuality,
+    ModelInfo,
+    ModelList,
+    PlanResponse,
+    Ready,
+    Version,
+)
 from elit_serve.server.service import Service, answer_to, order_for, take
 from elit_serve.server.watching.metrics import Metrics
 from elit_serve.server.watching.snapshots import Snapshots
@@ -119,6 +129,20 @@ def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
         sampling=config.sampling.model_dump(mode="json"),
         device=str(pipeline.device),
         dtype=pipeline.precision,
+        quality=_measured_quality(pipeline),
+    )
+
+
+def _measured_quality(pipeline: Pipeline) -> MeasuredQuality | None:
+    if pipeline.quality is None:
+        return None
+    file, factor = pipeline.quality.file, pipeline.quality.factor
+    compared = [other for precision, other in file.precisions.items() if precision == pipeline.precision]
+    return MeasuredQuality(
+        measured_in=file.measured_in,
+        factor=None if factor is None else rounded(factor.value),
+        factor_half_width=None if factor is None else rounded(factor.half_width),
+        num_plans=len(compared[0].plans) if compared else None,
     )
 
 

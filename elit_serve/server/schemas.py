@@ -83,6 +83,20 @@ class LevelInfo(BaseModel):
     quality: float | None
 
 
+class MeasuredQuality(BaseModel):
+    """Where the qualities that this server tells come from."""
+
+    measured_in: str | None = Field(description="What the measured pictures were computed in; null is not known.")
+    factor: float | None = Field(
+        description="What the `dtype` of this server makes of them, by measurement: every quality told is multiplied "
+        "by it, and is 1 at most. Null: not measured, and qualities are told as in `measured_in`."
+    )
+    factor_half_width: float | None = Field(description="Of its 95 % interval.")
+    num_plans: int | None = Field(
+        description="Plans that were measured in both; null where there was nothing to measure, or nothing was."
+    )
+
+
 class ModelInfo(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -95,6 +109,7 @@ class ModelInfo(BaseModel):
     sampling: dict[str, Any]
     device: str
     dtype: str
+    quality: MeasuredQuality | None = Field(description="Null without measurements.")
 
 
 class ModelList(BaseModel):

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from elit_serve.engine.checkpoint import load_checkpoint
+from elit_serve.engine.checkpoint import TORCH_DTYPES, load_checkpoint
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.precision import choose_dtype
+from elit_serve.engine.precision import Quantization, choose_dtype, precision_name
 from elit_serve.engine.profile.profiler import file_name
 from elit_serve.errors import InvalidInput
+from elit_serve.files.measured import Precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -51,6 +53,12 @@ def test_a_cpu_is_refused_before_the_model_is_read(tmp_path: Path) -> None:
 def test_an_unknown_quantisation_is_refused() -> None:
     with pytest.raises(InvalidInput, match="quantize: 'int4' is not allowed; one of fp8"):
         choose_dtype(CPU, None, "int4")
+
+
+def test_every_precision_has_a_name_that_files_allow() -> None:
+    names = [precision_name(dtype, None) for dtype in TORCH_DTYPES.values()]
+    names += [precision_name(torch.bfloat16, quantised) for quantised in get_args(Quantization)]
+    assert tuple(names) == get_args(Precision)
 
 
 def test_pictures_and_measurements_tell_fp8_from_the_rest(tiny_model_dir: Path) -> None:

@@ -60,6 +60,26 @@ def test_a_forecast_of_the_same_levels_says_what_the_answer_says(start_server: A
     assert any(answer["quality"] > answer["expected_quality"] for answer in done)
 
 
+def test_a_server_in_another_precision_tells_what_that_makes_of_quality(
+    start_server: Any, tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
+) -> None:
+    """Measured in bfloat16, and this server runs in float32: by measurement at 0.9 of it, or nobody knows."""
+    ratio = {"value": 0.9, "half_width": 0.02}
+    entry = {"factor": ratio, "plans": {"usual": ratio, "long": ratio}}
+    own = {"model_hash": read_config(tiny_model_dir).model_hash, "provenance": {"dtype": "bfloat16"}}
+    told = []
+    for precisions in ({}, {"float32": entry}):
+        (tiny_model_dir / "quality.json").write_text(json.dumps(make_quality(**own, precisions=precisions)))
+        server = start_server(Pipeline.load(tiny_model_dir, device="cpu"))
+        answer = asked(server, latency_ms=60_000)
+        course = server.client.post("/v1/plan", json={"label": "rose", "latency_ms": 60_000}).json()["course"]
+        assert course["expected_quality"] == answer["expected_quality"] == answer["quality"]
+        told.append((answer["expected_quality"], server.client.get("/v1/models/tiny").json()["quality"]))
+    nothing = {"measured_in": "bfloat16", "factor": None, "factor_half_width": None, "num_plans": None}
+    measured = {"measured_in": "bfloat16", "factor": 0.9, "factor_half_width": 0.02, "num_plans": 2}
+    assert told == [(0.9, nothing), (0.81, measured)]
+
+
 def test_openai_s_answers_say_it_too(start_server: Any, measured: Pipeline) -> None:
     body = {"prompt": "rose", "seed": 3, "latency_ms": 60_000}
     answer = start_server(measured).client.post("/v1/images/generations", json=body).json()
