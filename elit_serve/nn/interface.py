@@ -101,8 +101,13 @@ def in_every_group(learned: Tensor, batch: int, num_groups: int) -> Tensor:
 
 
 def first_of_each_group(latents: Tensor, level: int, num_groups: int, dim: int = 1) -> Tensor:
-    """The first `level` latents of each group, where dimension `dim` of a tensor goes over G * J. -> over G * L"""
-    return torch.unflatten(latents, dim, (num_groups, -1)).narrow(dim + 1, 0, level).flatten(dim, dim + 1)
+    """The first `level` latents of each group, where dimension `dim` of a tensor goes over G * J. -> over G * L
+
+    In memory of their own: at level 1 they would be a view with gaps, and what is compiled or written for a GPU takes
+    that for another kind of input.
+    """
+    first = torch.unflatten(latents, dim, (num_groups, -1)).narrow(dim + 1, 0, level).flatten(dim, dim + 1)
+    return first.contiguous()
 
 
 def in_order(latents: Tensor, order: Tensor, num_groups: int, dim: int = 1) -> Tensor:

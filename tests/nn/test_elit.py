@@ -102,6 +102,9 @@ def test_the_first_of_each_group_are_taken_and_put_back() -> None:
     latents = torch.arange(GROUPS * 4.0).view(1, -1, 1)  # 4 in each group
     first = first_of_each_group(latents, 3, GROUPS)
     assert first.flatten().tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14]
+    assert all(
+        first_of_each_group(torch.randn(2, GROUPS * 4, 3), level, GROUPS).is_contiguous() for level in range(1, 5)
+    )
     changed = with_first_replaced(latents, -first, GROUPS)
     assert changed.flatten().tolist() == [0, -1, -2, 3, -4, -5, -6, 7, -8, -9, -10, 11, -12, -13, -14, 15]
 

@@ -45,8 +45,8 @@ def eager(make_recipe: Callable[..., Recipe]) -> ElitDiT:
     return model
 
 
-def loss_and_gradient(model: ElitDiT, level: int) -> tuple[float, Tensor]:
-    generator = torch.Generator().manual_seed(level)
+def loss_and_gradient(model: ElitDiT, level: int | tuple[int, int]) -> tuple[float, Tensor]:
+    generator = torch.Generator().manual_seed(level if isinstance(level, int) else sum(level))
     data, noise = torch.randn(2, 4, *model.spec.sample_shape, generator=generator)
     t, label = torch.rand(4, generator=generator), torch.tensor([0, 1, 2, 3])
     model.zero_grad()
@@ -82,3 +82,17 @@ def test_read_and_write_are_traced_a_few_times_and_not_once_per_level(eager: Eli
     compile_blocks([compiled.read, compiled.write], backend="eager")
     assert_equal_at_every_level(compiled, eager)
     assert 2 <= num_graphs() <= 6
+
+
+def test_two_levels_of_a_batch_are_traced_as_often_as_one(eager: ElitDiT) -> None:
+    compiled = copy.deepcopy(eager)
+    compile_blocks(compiled.compilable(), backend="eager")
+    for level in (16, 3, 1):
+        loss_and_gradient(compiled, level)
+    of_one = num_graphs()
+    for levels in ((16, 3), (16, 1), (16, 16)):
+        expected_loss, expected_gradient = loss_and_gradient(eager, levels)
+        loss, gradient = loss_and_gradient(compiled, levels)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert torch.allclose(gradient, expected_gradient, atol=1e-5)
+    assert num_graphs() == of_one <= 9

@@ -232,7 +232,9 @@ class ElitDiT(Transformer):
         A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
         """
         count = len(levels)
-        parts = zip(tokens.chunk(count), zip(*(m.chunk(count) for m in modulations), strict=True), levels, strict=True)
+        parts = zip(
+            _parts(tokens, count), zip(*(_parts(m, count) for m in modulations), strict=True), levels, strict=True
+        )
         main, *weak = parts
         with self.beside():
             weak_tokens = [self._part_through_latents(*part, order, layout) for part in weak]
@@ -270,6 +272,15 @@ class ElitDiT(Transformer):
         for block, modulation in zip(self.core, modulations, strict=True):
             z = block(z, modulation, rope)
         return settled(z)
+
+
+def _parts(whole: Tensor, count: int) -> Sequence[Tensor]:
+    """Equal parts of a batch. In training each has memory of its own: compiled blocks take a view for another kind of
+    input, and would be compiled twice as often."""
+    if count == 1:
+        return (whole,)
+    parts = whole.chunk(count)
+    return [part.clone() for part in parts] if torch.is_grad_enabled() else parts
 
 
 def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitDiTSpec:
