@@ -79,7 +79,7 @@ def test_the_grid_has_every_combination_once() -> None:
 def test_flops_count_both_passes_of_guided_steps(tiny_config: ModelConfig) -> None:
     spec = spec_of(tiny_config)
     late = Plan(levels=(4, 4), guidance=Guidance(method="ccfg", scale=2.0, weak_level=1, interval=(0.5, 1)))
-    wanted = 2 * spec.flops(4).prefix + spec.flops(1).prefix
+    wanted = 2 * spec.flops(4).executed + spec.flops(1).executed
     assert plan_gflops(late, spec) == pytest.approx(wanted / 1e9)
     assert plan_name(late) == "2 steps at 4, ccfg 2/1 in 0.5-1"
 
