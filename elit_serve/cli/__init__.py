@@ -22,7 +22,7 @@ from elit_serve.cli.generation import generate
 from elit_serve.cli.keys import key
 from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
 from elit_serve.cli.setting_options import takes_settings
-from elit_serve.cli.sweeps import served, sweep
+from elit_serve.cli.sweeps import precision, served, sweep
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.server.setting_sources import read_settings
 from elit_serve.text.command_line import command_line
@@ -200,7 +200,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (generate, evaluate, sweep, served, bench, soak, simulate, key):
+for command in (generate, evaluate, sweep, precision, served, bench, soak, simulate, key):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""`elit-serve sweep` and `elit-serve served`: measured quality of plans, and of what a server made of them."""
+"""`elit-serve sweep`, `precision` and `served`: measured quality of plans, also in other precisions and as served."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, ThreadsOption, integers
+from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption, integers
 
 ReferenceOption = Annotated[
     Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg; or a saved reference.")
@@ -55,6 +55,7 @@ def sweep(
     batch_size: BatchOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Measure which plans are worth their cost.
@@ -66,7 +67,7 @@ def sweep(
     from elit_serve.evaluation.runs.opening import PhotographOptions
     from elit_serve.evaluation.runs.sweep.command import SweepWords, run_sweep_command
 
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     words = SweepWords(
         levels=integers("levels", levels),
         steps=integers("steps", steps),
@@ -87,6 +88,43 @@ def sweep(
     run_sweep_command(pipeline, open_features(features, pipeline.device), photographs, words, Console())
 
 
+def precision(
+    reference: ReferenceOption,
+    features: FeaturesOption,
+    out: Annotated[Path, typer.Option(help="The folder for the result and the features; a sweep's has half of them.")],
+    model: ModelArgument = None,
+    held_out: HeldOutOption = None,
+    plan: Annotated[
+        list[str] | None, typer.Option(help="A plan of quality.json by its name; may be repeated. Default: its front.")
+    ] = None,
+    max_repeats: Annotated[
+        int, typer.Option(min=1, help="Most sets of pictures of one plan, of those that it was measured with.")
+    ] = 5,
+    write: Annotated[bool, typer.Option("--write", help="Put the result into the model's quality.json.")] = False,
+    batch_size: BatchOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure what another precision makes of a model's quality.
+
+    The plans of its quality.json are drawn with the same seeds in the precision that they were measured in and in this
+    one. A server then tells the quality of the precision that it runs in.
+    """
+    from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.evaluation.features import open_features
+    from elit_serve.evaluation.runs.opening import PhotographOptions
+    from elit_serve.evaluation.runs.precision import PrecisionOptions, run_precision_command
+
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
+    photographs = PhotographOptions(reference=reference, held_out=held_out, save_reference=None, batch_size=batch_size)
+    options = PrecisionOptions(
+        photographs=photographs, out=out, plans=plan or (), max_repeats=max_repeats, writes=write
+    )
+    run_precision_command(pipeline, open_features(features, pipeline.device), options, Console())
+
+
 def served(
     records: Annotated[Path, typer.Argument(help="A file of elit-serve bench --records.")],
     reference: ReferenceOption,
@@ -97,6 +135,7 @@ def served(
     batch_size: BatchOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Measure pictures as a server made them under load.
@@ -109,7 +148,7 @@ def served(
     from elit_serve.evaluation.runs.served import measure_served, read_served
     from elit_serve.files.writing import check_folder
 
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     plans = read_served(records, pipeline)
     check_folder(out)
     extractor = open_features(features, pipeline.device)

@@ -35,6 +35,11 @@ def precision_name(dtype: torch.dtype, quantize: str | None) -> str:
     return quantize or str(dtype).removeprefix("torch.")
 
 
+def options_of(precision: str) -> tuple[str | None, str | None]:
+    """(dtype, quantize) that make a model compute in the precision of this name."""
+    return (None, precision) if precision in get_args(Quantization) else (precision, None)
+
+
 def _described(device: torch.device) -> str:
     if device.type != "cuda":
         return f"a {device.type.upper()}"

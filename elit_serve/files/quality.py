@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from elit_serve.errors import shown
+from elit_serve.errors import InvalidInput, shown
 from elit_serve.files.guidance import WrittenGuidance
 from elit_serve.files.measured import Divisor, EstimatedFigure, Level, Measured, Precision, ShapeName, read_measured
 from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MAX_TIME_SHIFT, MIN_MEASURED, MIN_TIME_SHIFT
@@ -197,6 +197,16 @@ def _spread(front: tuple[PlanQuality, ...], count: int) -> tuple[PlanQuality, ..
     wanted = [low + (high - low) * index / (count - 1) for index in range(count)]
     nearest = {min(range(len(front)), key=lambda i: abs(log(front[i].gflops) - cost)) for cost in wanted}
     return tuple(front[index] for index in sorted(nearest))
+
+
+def write_quality(quality: Quality, file: Path) -> None:
+    """All of the file or none of it. Raises `InvalidInput` where it cannot be written."""
+    staging = file.with_name(f".{file.name}.new")
+    try:
+        staging.write_text(quality.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        staging.replace(file)
+    except OSError as error:
+        raise InvalidInput("quality", str(file), f"it cannot be written: {error.strerror or error}") from None
 
 
 def read_quality(file: Path, *, model: Path | None = None) -> Quality:

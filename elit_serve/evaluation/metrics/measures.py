@@ -29,10 +29,18 @@ INTERVALS = (
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredSet:
-    """What a plan sweep wants to know of one set of pictures. images_per_second: of sampling alone."""
+    """What a plan sweep wants to know of one set of pictures.
 
-    frechet: Estimate
+    frechets: the Fréchet distance of all of them, then of random halves, as `whole_and_halves` orders them.
+    images_per_second: of sampling alone.
+    """
+
+    frechets: tuple[float, ...]
     images_per_second: float
+
+    @property
+    def frechet(self) -> Estimate:
+        return from_halves(self.frechets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,13 +52,17 @@ class Scorer:
         return nearest(self.held_out.features.to(self._device), self._photographs).median_distance
 
     def frechet(self, described: Described) -> Callable[[], Estimate]:
-        """The Fréchet distance, with an interval from random halves of the pictures.
+        """The Fréchet distance, with an interval from random halves of the pictures; see `frechets`."""
+        distances = self.frechets(described)
+        return lambda: from_halves(distances())
+
+    def frechets(self, described: Described) -> Callable[[], list[float]]:
+        """The Fréchet distance of all pictures and of random halves of them, as `whole_and_halves` orders them.
 
         What is left to do when this returns needs the CPU alone, and may be done on any thread.
         """
         samples = described.features.to(self._device).double()  # [n, F]
-        prepared = self._frechet.prepared(samples, whole_and_halves(len(samples), samples.device))
-        return lambda: from_halves(prepared.distances())
+        return self._frechet.prepared(samples, whole_and_halves(len(samples), samples.device)).distances
 
     def score(self, described: Described) -> Scores:
         """Every metric, each with an interval from random halves of the pictures."""

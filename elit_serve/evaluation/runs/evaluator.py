@@ -53,9 +53,21 @@ class Evaluator:
         self._pipeline = pipeline
         self._extractor = extractor
         self._sampler = Sampler(pipeline, batch_size=batch_size)
+        self._folder = cache
         self._cache = None if cache is None else FeatureCache(cache)
         self._on_pictures = on_pictures
         self._scorer = reference.scorer(pipeline.device)
+
+    def of(self, pipeline: Pipeline) -> Evaluator:
+        """One of another pipeline of the same model that does everything else alike."""
+        return Evaluator(
+            pipeline,
+            self.reference,
+            self._extractor,
+            batch_size=self.batch_size,
+            cache=self._folder,
+            on_pictures=self._on_pictures,
+        )
 
     @cached_property
     def floor(self) -> Estimate:
@@ -76,9 +88,9 @@ class Evaluator:
 
     def _begun(self, plan: Plan, repeat: int) -> Callable[[], MeasuredSet]:
         sampled = self._sampled(plan, repeat)
-        frechet = self._scorer.frechet(sampled.described)
+        frechets = self._scorer.frechets(sampled.described)
         rate = self.reference.num_samples / sampled.sampling_seconds
-        return lambda: MeasuredSet(frechet=frechet(), images_per_second=rate)
+        return lambda: MeasuredSet(frechets=tuple(frechets()), images_per_second=rate)
 
     def measure(self, plan: Plan, *, repeats: int, first_repeat: int = 0) -> PlanMeasures:
         """Samples n pictures `repeats` times, each time with other seeds, and measures each set."""

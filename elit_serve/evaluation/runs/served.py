@@ -27,8 +27,8 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.features import Described, FeatureExtractor
 from elit_serve.evaluation.metrics import quality_of
+from elit_serve.evaluation.runs.comparable import quality_compared_with
 from elit_serve.evaluation.runs.evaluator import Evaluator
-from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.sweep.search import plan_name
 from elit_serve.files.records import read_records
 from elit_serve.plans.estimate import Estimate
@@ -89,7 +89,7 @@ def measure_served(
 ) -> ServedError:
     """Makes n pictures in the ways of `served`, taken in turn, and measures them."""
     reference = evaluator.reference
-    _check_comparable(pipeline, reference)
+    quality_compared_with(pipeline, evaluator)
     plans = [served[index % len(served)] for index in range(reference.num_samples)]
     interpolated = [_interpolated(pipeline, plan) for plan in plans]
     full = [plan.at_level(max(pipeline.config.levels)) for plan in plans]
@@ -140,17 +140,6 @@ def remake(
 
 def _parts(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
     return [pictures[start : start + size] for start in range(0, len(pictures), size)]
-
-
-def _check_comparable(pipeline: Pipeline, reference: Reference) -> None:
-    """Qualities by another number of pictures, or in other features, are not on the scale of the model's own."""
-    if pipeline.quality is None:
-        raise InvalidInput("model", pipeline.config.name, "a model with a quality.json of its own weights")
-    quality = pipeline.quality.file
-    if reference.fingerprint != quality.features_sha256:
-        raise InvalidInput("features", reference.metric, f"those of the model's quality.json, {quality.metric}")
-    if reference.num_samples != quality.num_samples:
-        raise InvalidInput("held_out", reference.num_samples, f"{quality.num_samples}, as in the model's quality.json")
 
 
 def _interpolated(pipeline: Pipeline, plan: Plan) -> float:

@@ -32,7 +32,7 @@ from elit_serve.evaluation.runs.sweep.search import (
 from elit_serve.evaluation.runs.throughput import SaturatedEngine
 from elit_serve.files.config import SamplingConfig
 from elit_serve.files.latency import Latency
-from elit_serve.files.quality import Quality
+from elit_serve.files.quality import Quality, write_quality
 from elit_serve.plans.plan import Plan
 
 
@@ -88,13 +88,12 @@ def sweep_to_folder(
     default = recommended(points, plan_gflops(usual, pipeline.spec))
     quality = measured_quality(pipeline, points, default.plan, evaluator, facts)
     options.out.mkdir(parents=True, exist_ok=True)
-    text = quality.model_dump_json(indent=1) + "\n"
-    (options.out / "quality.json").write_text(text, encoding="utf-8")
+    write_quality(quality, options.out / "quality.json")
     write_throughput(pipeline, points, facts, options)
     draw_front(points, default.plan, options.out / "front.png", metric=facts.metric, latency=options.latency)
     if options.writes_defaults:
         write_sampling(pipeline.path, _sampling_of(default.plan))
-        (pipeline.path / "quality.json").write_text(text, encoding="utf-8")
+        write_quality(quality, pipeline.path / "quality.json")
     console.print(front_table(quality))
     return quality
 

@@ -1,0 +1,30 @@
+"""Whether what is measured now lies on the scale of a model's own `quality.json`."""
+
+from __future__ import annotations
+
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.files.quality import Quality
+
+SAME_FLOOR = 0.01  # of the floor; rounding features to float16 moves a distance by less than 0.0001 of it
+
+
+def quality_compared_with(pipeline: Pipeline, evaluator: Evaluator) -> Quality:
+    """The model's own measurements. Raises `InvalidInput` where other features, another number of pictures or other
+    photographs were behind them.
+
+    A saved reference has not the name of its photographs, so it is their floor by which they are known.
+    """
+    if pipeline.quality is None:
+        raise InvalidInput("model", pipeline.config.name, "a model with a quality.json of its own weights")
+    quality, reference = pipeline.quality.file, evaluator.reference
+    if reference.fingerprint != quality.features_sha256:
+        raise InvalidInput("features", reference.metric, f"those of the model's quality.json, {quality.metric}")
+    if reference.num_samples != quality.num_samples:
+        raise InvalidInput("held_out", reference.num_samples, f"{quality.num_samples}, as in the model's quality.json")
+    floor = evaluator.floor.value
+    if abs(floor - quality.floor.value) > SAME_FLOOR * quality.floor.value:
+        allowed = f"the photographs of the model's quality.json ({quality.reference}), with {quality.floor.value:.6g}"
+        raise InvalidInput("reference", f"a floor of {floor:.6g}", allowed)
+    return quality
