@@ -137,19 +137,17 @@ def write_precision(model: Path, precision: str, found: PrecisionQuality) -> Non
 
 
 def comparison_table(quality: Quality, precision: str, compared: Sequence[ComparedPlan], factor: Estimate) -> Table:
-    """Plan by plan, cheapest first, and the mean."""
-    title = (
-        f"{quality.model}: {precision} against {quality.measured_in}, the same seeds; distances are {quality.metric}"
-    )
+    """Plan by plan, cheapest first, and the mean: distances as in the file, now, and there; the ratio of qualities."""
+    title = f"{quality.model}: {quality.metric} in {precision} against {quality.measured_in}, by the same seeds"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("plan", no_wrap=True)
-    for column in ("in quality.json", f"{quality.measured_in} now", precision, "quality there / here", "repeats"):
-        table.add_column(column, justify="right")
+    for column in ("in the file", str(quality.measured_in), precision, "quality ratio", "repeats"):
+        table.add_column(column, justify="right", no_wrap=True)
     for each in compared:
         distances = (estimate.text(1) for estimate in (each.plan.distance, each.here, each.there))
-        table.add_row(each.plan.name, *distances, each.ratio.text(3), str(each.repeats))
+        table.add_row(each.plan.name, *distances, each.ratio.text(4), str(each.repeats))
     table.add_section()
-    table.add_row(f"mean of {len(compared)}", "", "", "", factor.text(3), "")
+    table.add_row(f"mean of {len(compared)}", "", "", "", factor.text(4), "")
     return table
 
 
