@@ -20,9 +20,18 @@ from elit_serve.cli.evaluation import evaluate
 from elit_serve.cli.first_process import end_when_told
 from elit_serve.cli.generation import generate
 from elit_serve.cli.keys import key
-from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption
+from elit_serve.cli.options import (
+    ChangesOption,
+    DeviceOption,
+    DtypeOption,
+    ModelArgument,
+    QuantizeOption,
+    RecipeArgument,
+    ThreadsOption,
+)
 from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import precision, served, sweep
+from elit_serve.cli.training_speed import profile_training
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.server.setting_sources import read_settings
 from elit_serve.text.command_line import command_line
@@ -134,19 +143,14 @@ def profile(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe: a TOML file, or a bundled one by name, as garden64.")],
+    recipe: RecipeArgument,
     data: Annotated[Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg.")],
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     val: Annotated[Path | None, typer.Option(help="Validation pictures. Default: some of --data are held out.")] = None,
     autoencoder: Annotated[
         Path | None, typer.Option(help="A folder in diffusers' format, if the recipe needs it.")
     ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a value of the recipe, as training.steps=100; may be repeated."
-        ),
-    ] = None,
+    changes: ChangesOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -200,7 +204,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (generate, evaluate, sweep, precision, served, bench, soak, simulate, key):
+for command in (profile_training, generate, evaluate, sweep, precision, served, bench, soak, simulate, key):
     app.command()(command)
 
 

@@ -22,6 +22,13 @@ ApiKeyOption = Annotated[
     str | None,
     typer.Option(envvar="ELIT_SERVE_API_KEY", help="For a server with keys. As a variable, it stays out of `ps`."),
 ]
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a TOML file, or a bundled one by name, as garden64.")]
+ChangesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the recipe, as training.steps=100; may be repeated."
+    ),
+]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads for torch. Default: torch's own choice.")]
 
 

@@ -68,6 +68,13 @@ def join_world(device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def check_alone() -> None:
+    """Raises `InvalidInput` where torchrun has started several processes."""
+    size = _variable("WORLD_SIZE", "1")
+    if size != 1:
+        raise InvalidInput("--nproc-per-node", size, "1: one device is measured")
+
+
 def _variable(name: str, default: str | None = None) -> int:
     """A number that torchrun sets. Raises `InvalidInput`."""
     text = os.environ.get(name, default)

@@ -75,6 +75,16 @@ def draw_levels(step: int, budget: Budget, levels: tuple[int, ...], training: Tr
     return full, drawn
 
 
+def drawable_levels(budget: Budget, levels: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All that `draw_levels` may give once lower levels have begun, each once."""
+    full = levels[-1]
+    if budget.drawing == "fixed":
+        return [(full,)]
+    alone = [(level,) for level in levels] if budget.full_share < 0.5 else [(full,)]
+    halves = [(full, level) for level in levels] if budget.full_share > 0 else []
+    return [*(alone if budget.full_share != 0.5 else []), *halves]
+
+
 def draw_permutation(step: int, num_latents: int, seed: int) -> Tensor:
     """The order of the learned latents under random drop: [J] int64."""
     generator = torch.Generator().manual_seed(seed_of(seed, "drop", step))

@@ -21,13 +21,19 @@ def open_data(
     recipe: Recipe, autoencoder: Autoencoder, data: Path, validation: Path | None
 ) -> tuple[PictureSet, PictureSet]:
     """(training, validation) pictures at the size that the model's samples have as pictures."""
-    height, width = autoencoder.picture_size(recipe.backbone.sketch.sample_shape)
-    if recipe.data.shift >= min(height, width):
-        raise InvalidInput("data.shift", recipe.data.shift, f"less than the picture, {height} x {width}")
+    height, width = picture_size(recipe, autoencoder)
     pictures = PictureSet.open(data, height, width)
     if validation is None:
         return pictures.split(recipe.data.holdout)
     return pictures, PictureSet.open(validation, height, width, pictures.classes, part="held out")
+
+
+def picture_size(recipe: Recipe, autoencoder: Autoencoder) -> tuple[int, int]:
+    """Height and width of the pictures of a recipe's samples. Raises `InvalidInput` if they are moved too far."""
+    height, width = autoencoder.picture_size(recipe.backbone.sketch.sample_shape)
+    if recipe.data.shift >= min(height, width):
+        raise InvalidInput("data.shift", recipe.data.shift, f"less than the picture, {height} x {width}")
+    return height, width
 
 
 def about(recipe: Recipe, training: PictureSet, held_out: PictureSet) -> Iterator[str]:
