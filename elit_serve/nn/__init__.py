@@ -2,7 +2,8 @@
 
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 from elit_serve.nn.backbones.dit import DiT, DiTSpec
-from elit_serve.nn.backbones.elit_dit import ElitDiT, ElitDiTSpec, InterfaceSpec
+from elit_serve.nn.backbones.elit import ElitSpec, InterfaceSpec
+from elit_serve.nn.backbones.elit_dit import ElitDiT, ElitDiTSpec
 from elit_serve.nn.backbones.table import (
     build,
     build_empty,
@@ -21,6 +22,7 @@ __all__ = [
     "DiTSpec",
     "ElitDiT",
     "ElitDiTSpec",
+    "ElitSpec",
     "Flops",
     "InterfaceSpec",
     "InvalidSpec",

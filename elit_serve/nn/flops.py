@@ -56,3 +56,12 @@ def flops_iteration(forward: Flops, batch: int) -> Flops:
 def block_flops(tokens: int, dim: int) -> float:
     """A transformer block over n tokens of width d: 24 n d^2 + 4 n^2 d."""
     return 24 * tokens * dim**2 + 4 * tokens**2 * dim
+
+
+def read_and_write_flops(groups: int, window: int, latents_per_group: int, dim: int) -> float:
+    """Read and Write together, between `window` tokens and `latents_per_group` latents in each of `groups`."""
+    tokens, latents = groups * window, groups * latents_per_group
+    projections = 4 * dim**2 * (tokens + latents)
+    attention = 4 * latents_per_group * tokens * dim
+    read_mlp, write_mlp = 4 * dim**2 * latents, 4 * dim**2 * tokens
+    return 2 * (projections + attention) + read_mlp + write_mlp

@@ -7,12 +7,18 @@ g * W + i is the i-th of group g, and latent g * L + j is the j-th of group g.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.nn.fused import Residual, norm_modulate, settle_and_norm
-from elit_serve.nn.layers import GroupedCrossAttention, Mlp
+from elit_serve.nn.layers import GroupedCrossAttention, Mlp, settled
+
+Core = Callable[[Tensor | Residual, Tensor], Tensor]  # latents [B, G * L, D] and their RoPE -> [B, G * L, D]
 
 
 def token_positions(rows: int, columns: int, window: tuple[int, int], device: torch.device) -> Tensor:
@@ -170,3 +176,101 @@ class Write(nn.Module):
         written = self.attention(self.norm1(placed), self.context_norm(latents), token_rope, rope, num_groups)
         tokens = tokens + written
         return tokens + self.mlp(self.norm2(tokens))
+
+
+class Latents(NamedTuple):
+    """The latents of all groups before they read, R in each.
+
+    learned: the vectors they start as [R, D], the same in every group. rope: where they stand [2, G * R, 1, E/2].
+    positions: what tells them apart in the core where RoPE does not [G * R, D].
+    """
+
+    learned: Tensor
+    rope: Tensor
+    positions: Tensor | None
+
+    def first(self, level: int, num_groups: int) -> Latents:
+        """The first `level` of each group."""
+        positions = None if self.positions is None else first_of_each_group(self.positions, level, num_groups, dim=0)
+        return Latents(self.learned[:level], first_of_each_group(self.rope, level, num_groups), positions)
+
+    def in_order(self, order: Tensor, num_groups: int) -> Latents:
+        """Those of each group in this order [R]."""
+        positions = None if self.positions is None else in_order(self.positions, order, num_groups, dim=0)
+        return Latents(self.learned[order], in_order(self.rope, order, num_groups), positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentInterface:
+    """Read, whatever core, and Write as one way through the latents.
+
+    It holds no parameters: these are the parts of the backbone that asks, which has them under names of its own.
+
+    latents: the learned vectors [J, D]. places: what tokens and latents that start as them have in common [J, D], in
+        the order of a window's tokens; without it all latents start alike. core_positions: what tells latents apart in
+        the core where RoPE does not [G * J, D]. reach: whether Read and Write work on `all` latents or on the `prefix`
+        that the core keeps.
+    """
+
+    read: Read
+    write: Write
+    latents: Tensor
+    places: Tensor | None
+    core_positions: Tensor | None
+    reach: str
+
+    def start(self, window: tuple[int, int]) -> None:
+        """Each latent starts as one token of its group: Read's query j finds the key of its place, and Write's query of
+        a token the key of its latent, because queries and keys are projected alike. Read is open from the start: behind
+        closed gates, before a Write that is zero, it would learn nothing until both have opened."""
+        if self.places is None:
+            return
+        with torch.no_grad():
+            nn.init.normal_(self.places)
+            self.latents.copy_(self.places[spread_places(window)])
+            for attention in (self.read.attention, self.write.attention):
+                attention.kv.weight[: self.latents.shape[1]] = attention.q.weight
+            for gate in self.read.gates():
+                gate.fill_(1)
+
+    def positions(self, of_tokens: Tensor, window: tuple[int, int]) -> Tensor:
+        """Where latents stand among tokens at positions [N, 2]. -> [G, J, 2]"""
+        stand = group_centres if self.places is None else latent_places
+        return stand(of_tokens, window)
+
+    def through(
+        self,
+        core: Core,
+        tokens: Tensor,
+        modulation: Tensor,
+        level: int,
+        *,
+        num_groups: int,
+        token_rope: Tensor,
+        latent_rope: Tensor,
+        order: Tensor | None = None,
+    ) -> Tensor:
+        """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D].
+
+        modulation [B, 6D] is Read's. latent_rope is that of all latents [2, G * J, 1, E/2]. With an order [J] the first
+        latents are the first of that.
+        """
+        latents = Latents(self.latents, latent_rope, self.core_positions)
+        if order is not None:
+            latents = latents.in_order(order, num_groups)
+        if self.reach == "prefix":
+            latents = latents.first(level, num_groups)
+        learned, rope, positions = latents
+        placed = tokens if self.places is None else tokens + in_every_group(self.places, 1, num_groups).to(tokens.dtype)
+        z: Tensor | Residual = in_every_group(learned, len(tokens), num_groups)  # [B, G * R, D], R is level or J
+        z = self.read(z, placed, modulation, rope, token_rope, num_groups)
+        if positions is not None:
+            z = settled(z) + positions
+        if level == len(learned):
+            z = core(z, rope)
+        else:
+            whole = settled(z)
+            first = first_of_each_group(whole, level, num_groups)  # [B, G * L, D]
+            first = core(first, first_of_each_group(rope, level, num_groups))
+            z = with_first_replaced(whole, first, num_groups)
+        return self.write(tokens, placed, z, token_rope, rope, num_groups)  # [B, N, D]

@@ -6,6 +6,7 @@ Letters: B batch, N tokens (or K tokens of another sequence), D width, H heads, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +147,15 @@ class FinalLayer(nn.Module):
         shift, scale = modulation.chunk(2, dim=-1)
         _, normed = settle_and_norm(residual, shift, scale)
         return self.linear(normed)
+
+
+def run(
+    blocks: Iterable[nn.Module], stream: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor
+) -> Tensor | Residual:
+    """A residual stream through blocks, one after another; each takes the next modulation [B, 6D]."""
+    for block in blocks:
+        stream = block(stream, next(modulations), rope)
+    return stream
 
 
 def settled(residual: Tensor | Residual) -> Tensor:

@@ -1,4 +1,4 @@
-"""What DiT and ELIT-DiT share: their fields, patches in and velocity out, class and time as condition, and presets.
+"""What all class-conditional transformers share: fields, patches in and velocity out, class and time, and presets.
 
 Letters: B batch, C channels, H x W sample size, P patch, N spatial tokens, G groups, J latents per group, D width.
 """
@@ -133,6 +133,10 @@ class Transformer(Backbone):
     def make_blocks(self) -> None:
         """Registers the kind's own modules, between the embeddings and the final layer."""
         raise NotImplementedError
+
+    def new_blocks(self, count: int) -> nn.ModuleList:
+        """Blocks of the model's width."""
+        return nn.ModuleList(Block(self.spec.dim, self.spec.num_heads) for _ in range(count))
 
     def start(self) -> None:
         """What a kind changes of its initial weights."""

@@ -1,0 +1,264 @@
+"""What all transformers with a latent interface share, so that their core can run on fewer tokens (paper, section 3.3).
+
+A kind says what its head, core and tail are made of. Letters: B batch, C channels, H x W sample size, N spatial tokens,
+G groups, J latents per group, L level (J̃), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.backbone import LatentParts
+from elit_serve.nn.backbones.transformer import (
+    SIZES,
+    Layout,
+    Transformer,
+    TransformerSpec,
+    blocks_of,
+    preset_fields,
+)
+from elit_serve.nn.fields import Checked, nested, one_of, pair, whole
+from elit_serve.nn.flops import Flops, block_flops, read_and_write_flops
+from elit_serve.nn.fused import Residual
+from elit_serve.nn.interface import LatentInterface, Read, Write
+from elit_serve.nn.layers import Block, run, settled
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterfaceSpec(Checked):
+    """The latent interface of ELIT (paper, section 3.3).
+
+    window: (rows, columns) of tokens in a group; their product is J, the latents per group.
+    head, core, tail: transformer blocks before Read, between Read and Write, and after Write.
+    start: how training finds the latents. With `places` each latent starts as one token of its group: it carries that
+        token's RoPE phase, reads it and is read by it. With `alike`, the paper's text, all latents of a group carry the
+        phase of its centre, and training may leave them alike (models/recipes/training.md has what each is worth).
+    reach: what Read and Write work on below the full level: `all` latents, of which only the first run through the
+        core, or only that `prefix`.
+    knows: what modulates the blocks beside time and condition: `nothing`, or the `level` that they run at.
+    """
+
+    window: tuple[int, int] = pair(1, 4096)
+    head: int = whole(0, 512)
+    core: int = whole(1, 512)
+    tail: int = whole(0, 512)
+    start: str = one_of(("places", "alike"), "places")
+    reach: str = one_of(("all", "prefix"), "all")
+    knows: str = one_of(("nothing", "level"), "nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElitSpec(TransformerSpec):
+    """A transformer of `depth` blocks in all, split by its interface."""
+
+    interface: InterfaceSpec = nested(InterfaceSpec)  # noqa: RUF009 (it makes a field)
+
+    def check(self) -> None:
+        interface = self.interface
+        if interface.head + interface.core + interface.tail != self.depth:
+            split = f"{interface.head}-{interface.core}-{interface.tail}"
+            raise InvalidInput("split", split, f"head, core and tail must add up to depth {self.depth}")
+        super().check()
+        if min(self.window) <= self.zeros_between:
+            allowed = f"at least {self.zeros_between + 1} tokens a side: of smaller groups some hold nothing but zeros"
+            raise InvalidInput("window", self.window, allowed)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return self.interface.window
+
+    @property
+    def latents_per_group(self) -> int:
+        """J."""
+        return self.window[0] * self.window[1]
+
+    @property
+    def droppable_latents(self) -> int:
+        return self.latents_per_group
+
+    def flops(self, level: int) -> Flops:
+        """Head and tail over all tokens, the core over the latents that are kept, Read and Write in between."""
+        blocks = self.spatial_flops() + self.core_flops(level)
+
+        def with_read_and_write(latents_per_group: int) -> float:
+            return blocks + read_and_write_flops(self.num_groups, self.latents_per_group, latents_per_group, self.dim)
+
+        return Flops(
+            prefix=with_read_and_write(level),
+            all_latents=with_read_and_write(self.latents_per_group),
+            reads_all=self.interface.reach == "all",
+        )
+
+    def spatial_flops(self) -> float:
+        """Of head and tail."""
+        return (self.interface.head + self.interface.tail) * block_flops(self.num_tokens, self.dim)
+
+    def core_flops(self, level: int) -> float:
+        """Of the core over `level` latents of each group."""
+        return self.interface.core * block_flops(self.num_groups * level, self.dim)
+
+
+class Elit(Transformer):
+    """A spatial head, a core on a prefix of the latents, a spatial tail; here each is a plain run of blocks."""
+
+    spec: ElitSpec
+
+    def make_blocks(self) -> None:
+        spec, interface = self.spec, self.spec.interface
+        self.level_embed = nn.Embedding(spec.latents_per_group, spec.dim) if interface.knows == "level" else None
+        self.head = self.new_blocks(interface.head)
+        self.latents = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim))  # [J, D]
+        has_places = interface.start == "places"
+        self.places = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim)) if has_places else None  # [J, D]
+        self.read = Read(spec.dim, spec.num_heads)
+        without_rope = spec.positions == "learned"  # nothing else tells the core which group a latent is of
+        self.core_positions = nn.Parameter(torch.empty(spec.num_tokens, spec.dim)) if without_rope else None  # [G*J, D]
+        self.core = self.core_blocks()
+        self.write = Write(spec.dim, spec.num_heads)
+        self.tail = self.new_blocks(interface.tail)
+
+    def core_blocks(self) -> nn.ModuleList:
+        """The blocks of the core."""
+        return self.new_blocks(self.spec.interface.core)
+
+    def start(self) -> None:
+        self.interface.start(self.window)
+
+    @property
+    def interface(self) -> LatentInterface:
+        """Of what there is at this moment: a checkpoint may put other tensors in the place of these."""
+        return LatentInterface(
+            read=self.read,
+            write=self.write,
+            latents=self.latents,
+            places=self.places,
+            core_positions=self.core_positions,
+            reach=self.spec.interface.reach,
+        )
+
+    def compilable(self) -> list[nn.Module]:
+        return [*self.head, self.read, *self.core, self.write, *self.tail]
+
+    def spatial_blocks(self) -> list[Block]:
+        return [*blocks_of(self.head), *blocks_of(self.tail)]
+
+    def latent_positions(self, positions: Tensor) -> Tensor:
+        return self.interface.positions(positions, self.window)
+
+    def latent_parts(self) -> LatentParts:
+        return LatentParts(read=self.read, core=tuple(blocks_of(self.core)), write=self.write)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        level: int | Sequence[int] = 1,
+        latent_order: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity at a level, or at several levels in one call.
+
+        x [B, C, H, W], t [B], class ids [B] -> [B, C, H, W]. With a sequence of S levels the batch is S equal
+        parts and part i runs at level[i]: head and tail run once over all of them, which costs less
+        than S calls. `latent_order` [J] permutes the learned latents (training with random drop does).
+        """
+        layout = self.layout(x.shape[2], x.shape[3], x.device)
+        levels = [level] if isinstance(level, int) else list(level)
+        assert all(1 <= each <= self.spec.latents_per_group for each in levels), levels
+        tokens, c = self.embed(x, t, condition, self._known(levels, len(x)))  # [B, N, D], [B, D]
+        modulations = self.modulations([*self.head, self.read, *self.core, *self.tail, self.final], c)
+
+        def inside(tokens: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
+            modulations_inside = [next(modulations) for _ in (self.read, *self.core)]  # [B, 6D] each
+            return self._through_latents(tokens, modulations_inside, levels, latent_order, layout)
+
+        written = self.run_around(inside, tokens, modulations, layout.token_rope)
+        return self.unembed(written, next(modulations), layout)  # [B, C, H, W]
+
+    def run_around(
+        self, inside: Callable[[Tensor], Tensor], tokens: Tensor, modulations: Iterator[Tensor], rope: Tensor
+    ) -> Tensor | Residual:
+        """Tokens [B, N, D] through the head, what is inside, and the tail. -> a stream of tokens"""
+        read_from = settled(run(self.head, tokens, modulations, rope))  # [B, N, D]
+        return run(self.tail, inside(read_from), modulations, rope)
+
+    def run_core(
+        self,
+        z: Tensor | Residual,
+        modulations: Iterator[Tensor],
+        rope: Tensor,
+        layout: Layout,  # noqa: ARG002 (of cores that know more than one length)
+    ) -> Tensor:
+        """A stream of latents and their RoPE through the core. -> [B, G * L, D]"""
+        return settled(run(self.core, z, modulations, rope))
+
+    def _known(self, levels: Sequence[int], batch: int) -> Tensor | None:
+        """The learned vector of each sample's level, if the model knows it. [B, D]"""
+        if self.level_embed is None:
+            return None
+        part = batch // len(levels)
+        return torch.cat([self.level_embed.weight[level - 1].expand(part, -1) for level in levels])
+
+    def _through_latents(
+        self,
+        tokens: Tensor,
+        modulations: Sequence[Tensor],
+        levels: Sequence[int],
+        order: Tensor | None,
+        layout: Layout,
+    ) -> Tensor:
+        """Equal parts of the batch, each at its level: tokens [B, N, D] -> [B, N, D].
+
+        A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
+        """
+        count = len(levels)
+        parts = zip(
+            _parts(tokens, count), zip(*(_parts(m, count) for m in modulations), strict=True), levels, strict=True
+        )
+        main, *weak = parts
+        with self.beside():
+            weak_tokens = [self._part_through_latents(*part, order, layout) for part in weak]
+        main_tokens = self._part_through_latents(*main, order, layout)
+        self.join()
+        return torch.cat([main_tokens, *weak_tokens]) if weak else main_tokens
+
+    def _part_through_latents(
+        self, tokens: Tensor, modulations: Sequence[Tensor], level: int, order: Tensor | None, layout: Layout
+    ) -> Tensor:
+        """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D]."""
+        of_read, *of_core = modulations
+        return self.interface.through(
+            lambda z, rope: self.run_core(z, iter(of_core), rope, layout),
+            tokens,
+            of_read,
+            level,
+            num_groups=layout.num_groups,
+            token_rope=layout.token_rope,
+            latent_rope=layout.latent_rope,
+            order=order,
+        )
+
+
+def _parts(whole: Tensor, count: int) -> Sequence[Tensor]:
+    """Equal parts of a batch. In training each has memory of its own: compiled blocks take a view for another kind of
+    input, and would be compiled twice as often."""
+    if count == 1:
+        return (whole,)
+    parts = whole.chunk(count)
+    return [part.clone() for part in parts] if torch.is_grad_enabled() else parts
+
+
+def elit_preset_fields(
+    kind: str, size: str, patch: int, resolution: int, channels: int, num_classes: int
+) -> dict[str, Any]:
+    """The fields of a preset of a kind, as `preset_fields`, and its interface (paper, section 4.1 and appendix B)."""
+    sized = SIZES[size]
+    fields, window = preset_fields(f"{kind}-{size}/{patch}", sized, patch, resolution, channels, num_classes)
+    head, core, tail = sized.split
+    return {**fields, "interface": InterfaceSpec(window=(window, window), head=head, core=core, tail=tail)}
