@@ -119,13 +119,16 @@ class GroupedCrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A DiT block with adaLN-Zero: a residual stream and its `modulation(c)` [B, 6D] -> the residual stream."""
+    """A DiT block with adaLN-Zero: a residual stream and its `modulation(c)` [B, 6D] -> the residual stream.
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4) -> None:
+    c is [B, D] too, unless it is said to have another width.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4, condition_dim: int | None = None) -> None:
         super().__init__()
         self.attention = SelfAttention(dim, num_heads)
         self.mlp = Mlp(dim, mlp_ratio)
-        self.modulation = nn.Linear(dim, 6 * dim)
+        self.modulation = nn.Linear(condition_dim or dim, 6 * dim)
 
     def forward(self, residual: Tensor | Residual, modulation: Tensor, rope: Tensor) -> Residual:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)

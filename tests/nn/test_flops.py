@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn import ElitDiTSpec, InterfaceSpec, build, count_parameters, preset, preset_names
+from elit_serve.nn import ElitDiTSpec, ElitSpec, InterfaceSpec, build, count_parameters, preset, preset_names
+from elit_serve.nn.backbones.hdit import HDiTSpec
 from elit_serve.nn.flops import flops_iteration, flops_multi_budget
 
 
@@ -70,7 +73,7 @@ def test_every_preset_has_sixteen_groups_and_a_cost_that_falls_with_the_level(na
     spec = preset(name, 512)
     costs = [spec.flops(level).prefix for level in range(1, spec.latents_per_group + 1)]
     assert costs == sorted(set(costs))
-    if isinstance(spec, ElitDiTSpec):
+    if isinstance(spec, ElitSpec):
         assert spec.num_groups == 16
 
 
@@ -108,3 +111,58 @@ def test_unknown_presets_and_sizes_are_refused(name: str, resolution: int, field
     with pytest.raises(InvalidInput) as caught:
         preset(name, resolution)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("uvit-xl/2", 707), ("elit-uvit-xl/2", 730), ("hdit-xl/2", 1365), ("elit-hdit-xl/2", 1389)]
+)
+def test_other_backbones_have_the_papers_parameters(name: str, millions: float) -> None:
+    """Of both HDiT the paper says 1.4 billion and no more."""
+    assert count_parameters(preset(name, 256)) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "tflops"),
+    [
+        ("uvit-xl/2", 256, 196),
+        ("uvit-xl/2", 512, 861),
+        ("elit-uvit-xl/2", 256, 202),
+        ("elit-uvit-xl/2", 512, 886),
+        ("hdit-xl/2", 256, 182),
+        ("hdit-xl/2", 512, 776),
+        ("elit-hdit-xl/2", 256, 188),
+        ("elit-hdit-xl/2", 512, 801),
+    ],
+)
+def test_other_backbones_cost_what_the_paper_says(name: str, resolution: int, tflops: float) -> None:
+    """Table 1, in whole numbers; the paper seems to count embeddings and modulations too, less than half a percent."""
+    spec = preset(name, resolution)
+    iteration = flops_iteration(spec.flops(spec.levels[-1]), batch=256)
+    assert iteration.prefix / 1e12 == pytest.approx(tflops, rel=0.005)
+
+
+@pytest.mark.parametrize(("resolution", "tflops"), [(256, 204), (512, 858)])
+def test_multi_budget_training_of_elit_uvit(resolution: int, tflops: float) -> None:
+    iteration = flops_iteration(flops_multi_budget(preset("elit-uvit-xl/2", resolution)), batch=384)
+    assert iteration.all_latents / 1e12 == pytest.approx(tflops, rel=0.005)
+
+
+@pytest.mark.parametrize(("resolution", "ours", "paper"), [(256, 201, 191), (512, 800, 791)])
+def test_multi_budget_training_of_elit_hdit_pays_for_whole_quads(resolution: int, ours: float, paper: float) -> None:
+    """The paper counts as if a level between two multiples of four had parts of quads: a square in the level."""
+    spec = preset("elit-hdit-xl/2", resolution)
+    iteration = flops_iteration(flops_multi_budget(spec), batch=384)
+    assert iteration.all_latents / 1e12 == pytest.approx(ours, rel=0.005)
+    levels, whole = spec.levels, [4, 8, 16]
+    square = np.polynomial.Polynomial.fit(whole, [spec.flops(level).all_latents for level in whole], deg=2)
+    assert square(levels[-1]) == pytest.approx(spec.flops(levels[-1]).all_latents), "whole quads cost what they should"
+    assert 3 * 384 * square(np.array(levels)).mean() / 1e12 == pytest.approx(paper, rel=0.006)
+
+
+def test_an_hdit_of_half_the_depth_is_the_papers_smaller_one() -> None:
+    """Table 6, which names its 703 million parameters and 392 TFLOPs and not its blocks."""
+    spec = preset("hdit-xl/2", 512)
+    assert isinstance(spec, HDiTSpec)
+    small = replace(spec, depth=spec.depth // 2, wide=spec.wide // 2)
+    assert count_parameters(small) / 1e6 == pytest.approx(703, rel=0.01)
+    assert flops_iteration(small.flops(1), batch=256).prefix / 1e12 == pytest.approx(392, rel=0.005)

@@ -122,7 +122,7 @@ def test_its_directory_tells_what_it_is_without_its_code(
         ("units = 8", "units = 0", "backbone.units: 0 is not allowed; a whole number from 1 to 1024"),
         ("units = 8", "depth = 8", "backbone.units: Field required"),
         ("units = 8", "units = 8\nnum_classes = 3", "backbone.num_classes: the data decides it; leave it out"),
-        ('kind = "toy"', 'kind = "toys"', "backbone.kind: 'toys' is not allowed; one of dit, elit-dit, toy"),
+        ('kind = "toy"', 'kind = "toys"', f"backbone.kind: 'toys' is not allowed; one of {', '.join(KINDS)}, toy"),
         ("[optimizer]", '[budget]\ndrawing = "random-drop"\n[optimizer]', "has no latents to drop"),
     ],
 )

@@ -80,4 +80,4 @@ class Toy(Backbone):
         return (torch.arange(hidden.shape[1], device=hidden.device) < level * self.spec.units).to(hidden)
 
 
-KIND = BackboneKind(spec=ToySpec, module=Toy)
+KIND = BackboneKind(spec=ToySpec, module=Toy, tiny=ToySpec(side=16, units=8, num_classes=3))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.backbones.plain import Plain, PlainSpec
-from elit_serve.nn.backbones.transformer import PRESETS, SIZES, preset_fields
+from elit_serve.nn.backbones.transformer import PRESETS, SIZES, preset_fields, tiny_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +32,6 @@ def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: 
 KIND = BackboneKind(
     spec=DiTSpec,
     module=DiT,
+    tiny=DiTSpec(**tiny_fields(depth=2)),
     presets={f"dit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
 )

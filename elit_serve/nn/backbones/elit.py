@@ -22,6 +22,7 @@ from elit_serve.nn.backbones.transformer import (
     TransformerSpec,
     blocks_of,
     preset_fields,
+    tiny_fields,
 )
 from elit_serve.nn.fields import Checked, nested, one_of, pair, whole
 from elit_serve.nn.flops import Flops, block_flops, read_and_write_flops
@@ -193,10 +194,10 @@ class Elit(Transformer):
         z: Tensor | Residual,
         modulations: Iterator[Tensor],
         rope: Tensor,
-        layout: Layout,  # noqa: ARG002 (of cores that know more than one length)
-    ) -> Tensor:
-        """A stream of latents and their RoPE through the core. -> [B, G * L, D]"""
-        return settled(run(self.core, z, modulations, rope))
+        _: Layout,
+    ) -> Tensor | Residual:
+        """A stream of latents and their RoPE [2, G * L, 1, E/2] through the core. -> a stream of latents"""
+        return run(self.core, z, modulations, rope)
 
     def _known(self, levels: Sequence[int], batch: int) -> Tensor | None:
         """The learned vector of each sample's level, if the model knows it. [B, D]"""
@@ -234,7 +235,7 @@ class Elit(Transformer):
         """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D]."""
         of_read, *of_core = modulations
         return self.interface.through(
-            lambda z, rope: self.run_core(z, iter(of_core), rope, layout),
+            lambda z, rope: settled(self.run_core(z, iter(of_core), rope, layout)),
             tokens,
             of_read,
             level,
@@ -262,3 +263,9 @@ def elit_preset_fields(
     fields, window = preset_fields(f"{kind}-{size}/{patch}", sized, patch, resolution, channels, num_classes)
     head, core, tail = sized.split
     return {**fields, "interface": InterfaceSpec(window=(window, window), head=head, core=core, tail=tail)}
+
+
+def tiny_elit_fields(head: int, core: int, tail: int) -> dict[str, Any]:
+    """As `tiny_fields`, with 8 groups of 8 latents."""
+    interface = InterfaceSpec(window=(2, 4), head=head, core=core, tail=tail)
+    return {**tiny_fields(head + core + tail), "interface": interface}

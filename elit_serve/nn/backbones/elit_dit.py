@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from elit_serve.nn.backbones.elit import Elit, ElitSpec, elit_preset_fields
+from elit_serve.nn.backbones.elit import Elit, ElitSpec, elit_preset_fields, tiny_elit_fields
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.backbones.transformer import PRESETS
 
@@ -31,5 +31,6 @@ def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: 
 KIND = BackboneKind(
     spec=ElitDiTSpec,
     module=ElitDiT,
+    tiny=ElitDiTSpec(**tiny_elit_fields(head=1, core=2, tail=1)),
     presets={f"elit-dit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
 )

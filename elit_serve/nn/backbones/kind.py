@@ -15,9 +15,11 @@ Preset = Callable[[int, int, int], BackboneSpec]  # of (resolution in pixels, ch
 class BackboneKind:
     """spec: its fields, under the name `spec.kind`. module: a spec -> the network, freshly initialised.
 
+    tiny: a spec that is as small as it can be and has all of its parts: what the tests of every kind run.
     presets: specs by name, for descriptions and measurements before anything is learned.
     """
 
     spec: type[BackboneSpec]
     module: Callable[[Any], Backbone]
+    tiny: BackboneSpec
     presets: Mapping[str, Preset] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones import dit, elit_dit
+from elit_serve.nn.backbones import dit, elit_dit, elit_hdit, elit_uvit, hdit, uvit
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 from elit_serve.nn.backbones.kind import BackboneKind, Preset
 from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse
@@ -17,6 +17,10 @@ from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse
 KINDS: dict[str, BackboneKind] = {
     dit.DiTSpec.kind: dit.KIND,
     elit_dit.ElitDiTSpec.kind: elit_dit.KIND,
+    uvit.UViTSpec.kind: uvit.KIND,
+    elit_uvit.ElitUViTSpec.kind: elit_uvit.KIND,
+    hdit.HDiTSpec.kind: hdit.KIND,
+    elit_hdit.ElitHDiTSpec.kind: elit_hdit.KIND,
 }
 
 

@@ -21,6 +21,7 @@ from elit_serve.nn.fields import one_of, whole
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import (
     Read,
+    group_centres,
     patchify,
     token_positions,
     unpatchify,
@@ -109,6 +110,7 @@ class Layout:
     columns: int
     num_groups: int
     token_rope: Tensor  # [2, N, 1, E/2]
+    group_rope: Tensor  # [2, G, 1, E/2], of the centre of each group
     latent_rope: Tensor  # [2, G * J, 1, E/2]
 
 
@@ -160,12 +162,14 @@ class Transformer(Backbone):
         positions = token_positions(rows, columns, self.window, device)
         if self.positions is not None:
             positions = torch.zeros_like(positions)  # all in one place: RoPE then turns nothing
+        centres = group_centres(positions, self.window)[:, 0]
         latents = self.latent_positions(positions)
         return Layout(
             rows=rows,
             columns=columns,
-            num_groups=len(latents),
+            num_groups=len(centres),
             token_rope=rope_table(positions, head_size),
+            group_rope=rope_table(centres, head_size),
             latent_rope=rope_table(latents.flatten(0, 1), head_size),
         )
 
@@ -243,6 +247,14 @@ SIZES = {
     "b": Size(dim=768, depth=12, num_heads=12, split=(2, 8, 2)),
     "xl": Size(dim=1152, depth=28, num_heads=16, split=(4, 20, 4)),
 }
+
+
+def tiny_fields(depth: int) -> dict[str, Any]:
+    """The fields of a model of so many blocks that runs within milliseconds, for pictures of 16 x 16 pixels."""
+    sample = {"channels": 3, "height": 16, "width": 16, "num_classes": 3}
+    return {**sample, "patch": 2, "dim": 32, "depth": depth, "num_heads": 2}
+
+
 PATCHES = (1, 2, 4, 8)
 PRESETS = {f"{size}/{patch}": (size, patch) for size in SIZES for patch in PATCHES}  # what follows the kind's name
 

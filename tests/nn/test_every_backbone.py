@@ -1,0 +1,241 @@
+"""What every kind of the table must do, at the smallest size that has all of its parts."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from elit_serve.engine.checkpoint import load_checkpoint, write_checkpoint
+from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.files.config import ClassesConfig, ModelConfig, SamplingConfig, WeightsConfig
+from elit_serve.nn import Backbone, BackboneSpec, build, count_parameters, parse_spec
+from elit_serve.nn.backbones.table import KINDS
+from elit_serve.nn.fused import Residual
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler import CostTable
+from elit_serve.trainer.compiling import compile_blocks
+from elit_serve.trainer.loss import rectified_flow_loss
+
+CLASSES = ("daisy", "rose", "tulip")
+UNCOUNTED = ("modulation", "patch_embed", "time_embed", "final")  # parts whose FLOPs no spec and no paper counts
+
+
+TINY = {name: kind.tiny for name, kind in KINDS.items()}
+ELASTIC = {name: spec for name, spec in TINY.items() if len(spec.levels) > 1}
+
+
+@pytest.fixture(params=TINY)
+def spec(request: pytest.FixtureRequest) -> BackboneSpec:
+    return TINY[request.param]
+
+
+@pytest.fixture
+def model(spec: BackboneSpec) -> Backbone:
+    return randomised(spec)
+
+
+def randomised(spec: BackboneSpec) -> Backbone:
+    """None of its parameters are zero, so that everything matters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = build(spec).eval().requires_grad_(False)
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return made
+
+
+def inputs(spec: BackboneSpec, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, *spec.sample_shape, generator=generator)
+    return x, torch.linspace(0.1, 0.9, batch), torch.arange(batch) % len(CLASSES)
+
+
+def some_levels(spec: BackboneSpec) -> list[int]:
+    """The lowest, the highest, and one in the middle."""
+    return sorted({spec.levels[0], spec.levels[len(spec.levels) // 2], spec.levels[-1]})
+
+
+def assert_near(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_every_level_gives_a_velocity_of_its_own(model: Backbone) -> None:
+    spec = model.spec
+    velocities = [model(*inputs(spec), level) for level in spec.levels]
+    assert {velocity.shape for velocity in velocities} == {(2, *spec.sample_shape)}
+    assert all(velocity.isfinite().all() for velocity in velocities)
+    for index, velocity in enumerate(velocities):
+        assert not any(torch.allclose(velocity, other, atol=1e-4) for other in velocities[:index])
+
+
+def test_a_fresh_model_predicts_zero_everywhere(spec: BackboneSpec) -> None:
+    assert not build(spec)(*inputs(spec), spec.levels[-1]).any()
+
+
+def test_time_condition_and_every_pixel_matter(model: Backbone) -> None:
+    x, t, condition = inputs(model.spec, batch=1)
+    corner = x.clone()
+    corner[..., 0, 0] += 1
+    base = model(x, t, condition, 1)
+    for changed in ((x, t + 0.1, condition), (x, t, model.null_like(condition)), (corner, t, condition)):
+        assert not torch.allclose(base, model(*changed, 1), atol=1e-4)
+
+
+def test_a_sample_may_be_larger_where_the_spec_says_so(model: Backbone) -> None:
+    channels, *sides = model.spec.sample_shape
+    larger = [2 * sides[0], *sides[1:]]
+    model.spec.check_size(*larger)
+    _, t, condition = inputs(model.spec, batch=1)
+    for level in model.spec.levels:
+        velocity = model(torch.randn(1, channels, *larger), t, condition, level)
+        assert velocity.shape == (1, channels, *larger)
+
+
+def test_a_batch_equals_its_samples_alone(model: Backbone) -> None:
+    x, t, condition = inputs(model.spec, batch=3)
+    for level in model.spec.levels:
+        alone = [model(x[i : i + 1], t[i : i + 1], condition[i : i + 1], level) for i in range(3)]
+        assert_near(model(x, t, condition, level), torch.cat(alone))
+
+
+@pytest.mark.parametrize("kind", ELASTIC)
+def test_several_levels_in_one_call_equal_separate_calls(kind: str) -> None:
+    model = randomised(ELASTIC[kind])
+    levels = [model.spec.levels[-1], *model.spec.levels[:2]]
+    x, t, condition = inputs(model.spec)
+    together = model(x.repeat(3, 1, 1, 1), t.repeat(3), condition.repeat(3), levels)
+    for part, level in zip(together.chunk(3), levels, strict=True):
+        assert_near(part, model(x, t, condition, level))
+
+
+def test_its_parts_are_given_tensors_without_gaps(model: Backbone) -> None:
+    """Kernels for a GPU copy others first, and compiled code takes them for another kind of input."""
+    with_gaps: set[str] = set()
+
+    def look(part: torch.nn.Module, given: tuple[Tensor | Residual, ...]) -> None:
+        streams = [each[:2] if isinstance(each, Residual) else (each,) for each in given if not isinstance(each, int)]
+        if not all(tensor.is_contiguous() for stream in streams for tensor in stream):
+            with_gaps.add(type(part).__name__)
+
+    for part in model.compilable():
+        part.register_forward_pre_hook(look)
+    for level in model.spec.levels:
+        model(*inputs(model.spec), level)
+    assert with_gaps == set()
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_parts_compute_what_they_do_uncompiled(model: Backbone, fresh_compiler: None) -> None:  # noqa: ARG001
+    """Tracing alone: no machine code is made here."""
+    compiled = copy.deepcopy(model)
+    compile_blocks(compiled.compilable(), backend="eager")
+    for level in some_levels(model.spec):
+        assert_near(compiled(*inputs(model.spec), level), model(*inputs(model.spec), level))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = limit
+
+
+def test_each_training_step_lowers_the_loss_and_all_parameters_learn(spec: BackboneSpec) -> None:
+    torch.manual_seed(0)
+    model = build(spec)
+    data, t, condition = inputs(spec, batch=8)
+    noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(6):  # what starts at zero holds others back in the first ones
+        optimizer.zero_grad()
+        loss = rectified_flow_loss(model, data, noise, t, condition, spec.levels[-1])
+        torch.autograd.backward(loss)
+        losses.append(loss.item())
+        optimizer.step()
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == len(losses)
+    untouched = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]  # type: ignore[union-attr]
+    assert untouched == []
+
+
+def test_flops_are_those_that_torch_counts_in_blocks_and_between_them(model: Backbone) -> None:
+    for level in model.spec.levels:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others are not counted
+            model(*inputs(model.spec, batch=1), level)
+        by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+        left_out = sum(count for name, count in by_module.items() if name.split(".", 1)[-1] in modules_left_out(model))
+        assert by_module["Global"] - left_out == pytest.approx(model.spec.flops(level).executed, rel=0.01)
+
+
+def modules_left_out(model: Backbone) -> set[str]:
+    names = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in UNCOUNTED}
+    return {name for name in names if not name.startswith("final.")}  # a part of what is left out already
+
+
+def test_parameters_are_counted_without_allocating_any(model: Backbone) -> None:
+    assert count_parameters(model.spec) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_its_spec_survives_the_way_through_a_file(spec: BackboneSpec) -> None:
+    fields = json.loads(json.dumps(spec.config_fields()))["backbone"]
+    assert parse_spec(fields.pop("kind"), fields) == spec
+
+
+def config_of(spec: BackboneSpec) -> ModelConfig:
+    guidance = Guidance(method="ccfg" if len(spec.levels) > 1 else "cfg", scale=2.0, weak_level=1)
+    return ModelConfig(
+        name="tiny",
+        **spec.config_fields(),
+        levels=spec.levels,
+        conditions=ClassesConfig(names=CLASSES),
+        sampling=SamplingConfig(steps=2, guidance=guidance),
+        weights=WeightsConfig(dtype="float32", files={"model.safetensors": "0" * 64}),
+    )
+
+
+@pytest.fixture
+def model_dir(model: Backbone, tmp_path: Path) -> Path:
+    write_checkpoint(tmp_path / "tiny", config_of(model.spec), model.state_dict())
+    return tmp_path / "tiny"
+
+
+def test_what_is_written_computes_the_same_when_it_is_read(model: Backbone, model_dir: Path) -> None:
+    loaded = load_checkpoint(model_dir, dtype=torch.float32).model
+    for level in model.spec.levels:
+        assert torch.equal(loaded(*inputs(model.spec), level), model(*inputs(model.spec), level))
+
+
+def test_it_is_served_at_its_levels(model_dir: Path, start_server: Any) -> None:
+    pipeline = Pipeline.load(model_dir, device="cpu")
+    levels, shape = pipeline.config.levels, pipeline.shapes[0].name
+    kinds = {StepKind(shape, level, weak) for level in levels for weak in (None, 1, level)}
+    cost = CostTable(steps_ms={(kind, batch): float(kind.level) for kind in kinds for batch in (1, 4)}, overhead_ms=1)
+    server = start_server(pipeline, executor=Executor, cost=cost)
+    pictures = set()
+    for level in {levels[0], levels[-1]}:
+        budget = level / pipeline.config.latents_per_group
+        answer = server.generate({"label": "rose", "seed": 3, "budget": budget}, accept="image/png")
+        assert answer.status_code == 200, answer.text
+        served = Image.open(io.BytesIO(answer.content)).convert("RGB")
+        offline = pipeline.generate("rose", seed=3, budget=budget).image
+        assert (served.size, served.tobytes()) == (offline.size, offline.tobytes())
+        pictures.add(served.tobytes())
+    assert len(pictures) == len({levels[0], levels[-1]})
