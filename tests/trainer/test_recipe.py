@@ -33,6 +33,18 @@ def test_every_shipped_recipe_is_valid_and_named_as_its_file(path: Path) -> None
     assert read_recipe(path).name == path.stem
 
 
+@pytest.mark.parametrize("kind", ["uvit", "hdit"])
+@pytest.mark.parametrize("resolution", [256, 512])
+def test_recipes_of_other_backbones_differ_from_that_of_elit_dit_in_the_backbone_alone(
+    resolution: int, kind: str
+) -> None:
+    recipe = read_recipe(RECIPES / f"imagenet{resolution}-elit-{kind}-xl2.toml")
+    of_dit = read_recipe(RECIPES / f"imagenet{resolution}-elit-dit-xl2.toml")
+    spec = recipe.backbone.spec(ClassesConfig(names=tuple(map(str, range(1000)))))
+    assert spec == preset(f"elit-{kind}-xl/2", resolution)
+    assert recipe.model_copy(update={"name": of_dit.name, "backbone": of_dit.backbone}) == of_dit
+
+
 @pytest.mark.parametrize(
     ("resolution", "latents", "full", "multi_budget", "paper"),
     [(256, 16, 188.1, 187.5, 189.7), (512, 64, 830.8, 793.4, 803.0)],
