@@ -4,6 +4,8 @@ from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 from elit_serve.nn.backbones.dit import DiT, DiTSpec
 from elit_serve.nn.backbones.elit import ElitSpec, InterfaceSpec
 from elit_serve.nn.backbones.elit_dit import ElitDiT, ElitDiTSpec
+from elit_serve.nn.backbones.elit_sit import ElitSiT, ElitSiTSpec
+from elit_serve.nn.backbones.sit import SiT, SiTSpec
 from elit_serve.nn.backbones.table import (
     build,
     build_empty,
@@ -22,10 +24,14 @@ __all__ = [
     "DiTSpec",
     "ElitDiT",
     "ElitDiTSpec",
+    "ElitSiT",
+    "ElitSiTSpec",
     "ElitSpec",
     "Flops",
     "InterfaceSpec",
     "InvalidSpec",
+    "SiT",
+    "SiTSpec",
     "build",
     "build_empty",
     "count_parameters",

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elit_serve.nn.fused import norm_rotate
 from elit_serve.nn.layers import GroupedCrossAttention, SelfAttention
 
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
@@ -25,22 +24,21 @@ NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 def self_probabilities(attention: SelfAttention, x: Tensor, rope: Tensor) -> Tensor:
     """What each token of x [B, N, D] attends to, under RoPE tables [2, N, 1, E / 2]. -> [B, H, N, N]"""
-    batch, tokens, _ = x.shape
-    qkv = attention.qkv(x).view(batch, tokens, 3, attention.num_heads, -1)  # [B, N, 3, H, E]
-    q, k = norm_rotate(qkv[:, :, :2], (attention.q_norm.weight, attention.k_norm.weight), rope)  # [B, N, H, E]
-    return _probabilities(q.transpose(1, 2), k.transpose(1, 2))
+    q, k, _ = attention.project(x, rope)  # [B, H, N, E]
+    return _probabilities(q, k)
 
 
 def grouped_probabilities(
-    attention: GroupedCrossAttention, x: Tensor, context: Tensor, rope: Tensor, context_rope: Tensor, num_groups: int
+    attention: GroupedCrossAttention,
+    x: Tensor,
+    context: Tensor,
+    rope: Tensor | None,
+    context_rope: Tensor | None,
+    num_groups: int,
 ) -> Tensor:
     """What each query of x [B, G * L, D] reads of its group's part of context [B, G * W, D]. -> [B, G, H, L, W]"""
-    q = attention.q(x).view(*x.shape[:2], 1, attention.num_heads, -1)  # [B, G * L, 1, H, E]
-    kv = attention.kv(context).view(*context.shape[:2], 2, attention.num_heads, -1)  # [B, G * W, 2, H, E]
-    (q,) = norm_rotate(q, (attention.q_norm.weight,), rope)
-    (k,) = norm_rotate(kv[:, :, :1], (attention.k_norm.weight,), context_rope)
-    q, k = (part.view(len(x), num_groups, -1, *part.shape[2:]).transpose(2, 3) for part in (q, k))  # [B, G, H, ., E]
-    return _probabilities(q, k)
+    q, k, _ = attention.project(x, context, rope, context_rope, num_groups)
+    return _probabilities(torch.unflatten(q, 0, (-1, num_groups)), torch.unflatten(k, 0, (-1, num_groups)))
 
 
 def _probabilities(q: Tensor, k: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ def watch_latents(model: Backbone, x: Tensor, t: Tensor, condition: Tensor, leve
 
     with observed(
         inputs={
-            parts.read.attention: partial(keep_attention, "reads", parts.read.attention),
-            parts.write.attention: partial(keep_attention, "writes", parts.write.attention),
+            parts.reading: partial(keep_attention, "reads", parts.reading),
+            parts.writing: partial(keep_attention, "writes", parts.writing),
         },
         outputs={
             parts.read: partial(keep_latents, "after_read"),

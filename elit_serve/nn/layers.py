@@ -31,6 +31,10 @@ def rope_table(positions: Tensor, head_size: int) -> Tensor:
 class TimestepEmbedder(nn.Module):
     """t in [0, 1] -> [B, D]: sinusoids of 1000 t, then a two-layer MLP (as DiT)."""
 
+    def phase(self, t: Tensor) -> Tensor:
+        """What the slowest sinusoid is of, for t [B]; the others turn slower still, down to 1 / 10,000 of it."""
+        return 1000 * t.float()
+
     def __init__(self, dim: int, num_freqs: int = 128) -> None:
         super().__init__()
         self.num_freqs = num_freqs
@@ -40,7 +44,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         steps = torch.arange(self.num_freqs, dtype=torch.float32, device=t.device)
         freqs = torch.exp(-math.log(10_000) * steps / self.num_freqs)
-        angles = 1000 * t.float().unsqueeze(1) * freqs  # [B, F]
+        angles = self.phase(t).unsqueeze(1) * freqs  # [B, F]
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)  # [B, 2F]
         return self.out(F.silu(self.up(waves.to(self.up.weight.dtype))))  # [B, D]
 
@@ -59,7 +63,8 @@ class Mlp(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """The weight [E] of QK normalisation, an RMS norm of each head; `fused.norm_rotate` applies it."""
+    """The weight [E] of QK normalisation, an RMS norm of each head that `fused.norm_rotate` applies; or [D], of an RMS
+    norm over all heads together."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -67,23 +72,27 @@ class HeadNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with QK normalisation and RoPE: x [B, N, D] -> [B, N, D]."""
+    """Multi-head self-attention with QK normalisation and RoPE, or `plain` with neither: x [B, N, D] -> [B, N, D]."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, *, plain: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm = HeadNorm(dim // num_heads)
-        self.k_norm = HeadNorm(dim // num_heads)
+        self.q_norm = None if plain else HeadNorm(dim // num_heads)
+        self.k_norm = None if plain else HeadNorm(dim // num_heads)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1)  # [B, N, 3, H, E]
-        q, k = norm_rotate(qkv[:, :, :2], (self.q_norm.weight, self.k_norm.weight), rope)  # [B, N, H, E]
-        v = qkv[:, :, 2]
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.out(y.transpose(1, 2).reshape(batch, tokens, dim))
+        y = F.scaled_dot_product_attention(*self.project(x, rope))  # [B, H, N, E]
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+    def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x [B, N, D], each [B, H, N, E]; where it is plain rope changes nothing."""
+        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1)  # [B, N, 3, H, E]
+        q, k, v = qkv.unbind(2)  # [B, N, H, E] each
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = norm_rotate(qkv[:, :, :2], (self.q_norm.weight, self.k_norm.weight), rope)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 class GroupedCrossAttention(nn.Module):
@@ -101,19 +110,29 @@ class GroupedCrossAttention(nn.Module):
         self.k_norm = HeadNorm(dim // num_heads)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor, rope: Tensor, context_rope: Tensor, num_groups: int) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor, rope: Tensor | None, context_rope: Tensor | None, num_groups: int
+    ) -> Tensor:
         """x [B, N, D] reads context [B, K, D]; N and K are multiples of num_groups. -> [B, N, D]"""
-        batch, tokens, dim = x.shape
-        q = self.q(x).view(batch, tokens, 1, self.num_heads, -1)  # [B, N, 1, H, E]
-        kv = self.kv(context).view(batch, context.shape[1], 2, self.num_heads, -1)  # [B, K, 2, H, E]
+        q, k, v = self.project(x, context, rope, context_rope, num_groups)
+        y = F.scaled_dot_product_attention(q, k, v)  # [B * G, H, N / G, E]
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+    def project(
+        self, x: Tensor, context: Tensor, rope: Tensor | None, context_rope: Tensor | None, num_groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B * G, H, N / G, E], and keys and values [B * G, H, K / G, E]."""
+        assert rope is not None
+        assert context_rope is not None
+        q = self.q(x).view(*x.shape[:2], 1, self.num_heads, -1)  # [B, N, 1, H, E]
+        kv = self.kv(context).view(*context.shape[:2], 2, self.num_heads, -1)  # [B, K, 2, H, E]
         (q,) = norm_rotate(q, (self.q_norm.weight,), rope)  # [B, N, H, E]
         (k,) = norm_rotate(kv[:, :, :1], (self.k_norm.weight,), context_rope)  # [B, K, H, E]
-        q, k, v = (self._fold(part, num_groups) for part in (q, k, kv[:, :, 1]))
-        y = F.scaled_dot_product_attention(q, k, v)  # [B * G, H, N / G, E]
-        return self.out(y.transpose(1, 2).reshape(batch, tokens, dim))
+        return self.fold(q, num_groups), self.fold(k, num_groups), self.fold(kv[:, :, 1], num_groups)
 
     @staticmethod
-    def _fold(x: Tensor, num_groups: int) -> Tensor:
+    def fold(x: Tensor, num_groups: int) -> Tensor:
+        """Groups into the batch: x [B, N, H, E] -> [B * G, H, N / G, E]."""
         batch, tokens, heads, size = x.shape
         return x.reshape(batch * num_groups, tokens // num_groups, heads, size).transpose(1, 2)
 
@@ -121,12 +140,21 @@ class GroupedCrossAttention(nn.Module):
 class Block(nn.Module):
     """A DiT block with adaLN-Zero: a residual stream and its `modulation(c)` [B, 6D] -> the residual stream.
 
-    c is [B, D] too, unless it is said to have another width.
+    c is [B, D] too, unless it is said to have another width. plain: its attention has neither QK normalisation nor
+    RoPE, whatever it is given.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 4, condition_dim: int | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: int = 4,
+        *,
+        condition_dim: int | None = None,
+        plain: bool = False,
+    ) -> None:
         super().__init__()
-        self.attention = SelfAttention(dim, num_heads)
+        self.attention = SelfAttention(dim, num_heads, plain=plain)
         self.mlp = Mlp(dim, mlp_ratio)
         self.modulation = nn.Linear(condition_dim or dim, 6 * dim)
 

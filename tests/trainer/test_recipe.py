@@ -104,7 +104,7 @@ def test_everything_that_is_wrong_is_listed(
         "training.steps",
         "training.precision",
     ]
-    assert problems[0].startswith("backbone: num_heads: 3 is not allowed; 2D RoPE needs")
+    assert problems[0].startswith("backbone: num_heads: 3 is not allowed; 2D positions need")
     assert problems[2] == "data.sift: Extra inputs are not permitted"
 
 

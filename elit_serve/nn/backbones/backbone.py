@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.fields import Checked, as_table
 from elit_serve.nn.flops import Flops
-from elit_serve.nn.interface import Read, Write
-from elit_serve.nn.layers import Block
+from elit_serve.nn.layers import Block, GroupedCrossAttention
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.shape import Shape
 
@@ -91,11 +90,15 @@ class BackboneSpec(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentParts:
-    """What the latents of a backbone run through: each part once in a pass at one level, in this order."""
+    """What the latents of a backbone run through: each part once in a pass at one level, in this order.
 
-    read: Read
+    reading and writing are the attention of Read and of Write; `read` makes the latents.
+    """
+
+    reading: GroupedCrossAttention
+    read: nn.Module
     core: tuple[Block, ...]
-    write: Write
+    writing: GroupedCrossAttention
 
 
 class Backbone(nn.Module):

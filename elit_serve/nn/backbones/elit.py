@@ -13,30 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import LatentParts
+from elit_serve.nn.backbones.elastic import ElasticSpec, SplitSpec
 from elit_serve.nn.backbones.transformer import (
     SIZES,
     Layout,
     Transformer,
-    TransformerSpec,
     blocks_of,
+    equal_parts,
     preset_fields,
     tiny_fields,
 )
-from elit_serve.nn.fields import Checked, nested, one_of, pair, whole
-from elit_serve.nn.flops import Flops, block_flops, read_and_write_flops
+from elit_serve.nn.fields import nested, one_of
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import LatentInterface, Read, Write
 from elit_serve.nn.layers import Block, run, settled
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterfaceSpec(Checked):
-    """The latent interface of ELIT (paper, section 3.3).
+class InterfaceSpec(SplitSpec):
+    """The latent interface of ELIT (paper, section 3.3); its window and split are those of `SplitSpec`.
 
-    window: (rows, columns) of tokens in a group; their product is J, the latents per group.
-    head, core, tail: transformer blocks before Read, between Read and Write, and after Write.
     start: how training finds the latents. With `places` each latent starts as one token of its group: it carries that
         token's RoPE phase, reads it and is read by it. With `alike`, the paper's text, all latents of a group carry the
         phase of its centre, and training may leave them alike (models/recipes/training.md has what each is worth).
@@ -45,64 +42,20 @@ class InterfaceSpec(Checked):
     knows: what modulates the blocks beside time and condition: `nothing`, or the `level` that they run at.
     """
 
-    window: tuple[int, int] = pair(1, 4096)
-    head: int = whole(0, 512)
-    core: int = whole(1, 512)
-    tail: int = whole(0, 512)
     start: str = one_of(("places", "alike"), "places")
     reach: str = one_of(("all", "prefix"), "all")
     knows: str = one_of(("nothing", "level"), "nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElitSpec(TransformerSpec):
+class ElitSpec(ElasticSpec):
     """A transformer of `depth` blocks in all, split by its interface."""
 
     interface: InterfaceSpec = nested(InterfaceSpec)  # noqa: RUF009 (it makes a field)
 
-    def check(self) -> None:
-        interface = self.interface
-        if interface.head + interface.core + interface.tail != self.depth:
-            split = f"{interface.head}-{interface.core}-{interface.tail}"
-            raise InvalidInput("split", split, f"head, core and tail must add up to depth {self.depth}")
-        super().check()
-        if min(self.window) <= self.zeros_between:
-            allowed = f"at least {self.zeros_between + 1} tokens a side: of smaller groups some hold nothing but zeros"
-            raise InvalidInput("window", self.window, allowed)
-
     @property
-    def window(self) -> tuple[int, int]:
-        return self.interface.window
-
-    @property
-    def latents_per_group(self) -> int:
-        """J."""
-        return self.window[0] * self.window[1]
-
-    @property
-    def droppable_latents(self) -> int:
-        return self.latents_per_group
-
-    def flops(self, level: int) -> Flops:
-        """Head and tail over all tokens, the core over the latents that are kept, Read and Write in between."""
-        blocks = self.spatial_flops() + self.core_flops(level)
-
-        def with_read_and_write(latents_per_group: int) -> float:
-            return blocks + read_and_write_flops(self.num_groups, self.latents_per_group, latents_per_group, self.dim)
-
-        return Flops(
-            prefix=with_read_and_write(level),
-            all_latents=with_read_and_write(self.latents_per_group),
-            reads_all=self.interface.reach == "all",
-        )
-
-    def spatial_flops(self) -> float:
-        """Of head and tail."""
-        return (self.interface.head + self.interface.tail) * block_flops(self.num_tokens, self.dim)
-
-    def core_flops(self, level: int) -> float:
-        """Of the core over `level` latents of each group."""
-        return self.interface.core * block_flops(self.num_groups * level, self.dim)
+    def reads_all(self) -> bool:
+        return self.interface.reach == "all"
 
 
 class Elit(Transformer):
@@ -153,7 +106,12 @@ class Elit(Transformer):
         return self.interface.positions(positions, self.window)
 
     def latent_parts(self) -> LatentParts:
-        return LatentParts(read=self.read, core=tuple(blocks_of(self.core)), write=self.write)
+        return LatentParts(
+            reading=self.read.attention,
+            read=self.read,
+            core=tuple(blocks_of(self.core)),
+            writing=self.write.attention,
+        )
 
     def forward(
         self,
@@ -220,7 +178,10 @@ class Elit(Transformer):
         """
         count = len(levels)
         parts = zip(
-            _parts(tokens, count), zip(*(_parts(m, count) for m in modulations), strict=True), levels, strict=True
+            equal_parts(tokens, count),
+            zip(*(equal_parts(m, count) for m in modulations), strict=True),
+            levels,
+            strict=True,
         )
         main, *weak = parts
         with self.beside():
@@ -244,15 +205,6 @@ class Elit(Transformer):
             latent_rope=layout.latent_rope,
             order=order,
         )
-
-
-def _parts(whole: Tensor, count: int) -> Sequence[Tensor]:
-    """Equal parts of a batch. In training each has memory of its own: compiled blocks take a view for another kind of
-    input, and would be compiled twice as often."""
-    if count == 1:
-        return (whole,)
-    parts = whole.chunk(count)
-    return [part.clone() for part in parts] if torch.is_grad_enabled() else parts
 
 
 def elit_preset_fields(

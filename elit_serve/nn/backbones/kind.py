@@ -17,9 +17,11 @@ class BackboneKind:
 
     tiny: a spec that is as small as it can be and has all of its parts: what the tests of every kind run.
     presets: specs by name, for descriptions and measurements before anything is learned.
+    channels: of their samples where nobody says; that is of the autoencoder that such models were published with.
     """
 
     spec: type[BackboneSpec]
     module: Callable[[Any], Backbone]
     tiny: BackboneSpec
     presets: Mapping[str, Preset] = field(default_factory=dict)
+    channels: int = 16

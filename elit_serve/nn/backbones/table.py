@@ -9,9 +9,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones import dit, elit_dit, elit_hdit, elit_uvit, hdit, uvit
+from elit_serve.nn.backbones import dit, elit_dit, elit_hdit, elit_sit, elit_uvit, hdit, sit, uvit
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
-from elit_serve.nn.backbones.kind import BackboneKind, Preset
+from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse
 
 KINDS: dict[str, BackboneKind] = {
@@ -21,6 +21,8 @@ KINDS: dict[str, BackboneKind] = {
     elit_uvit.ElitUViTSpec.kind: elit_uvit.KIND,
     hdit.HDiTSpec.kind: hdit.KIND,
     elit_hdit.ElitHDiTSpec.kind: elit_hdit.KIND,
+    sit.SiTSpec.kind: sit.KIND,
+    elit_sit.ElitSiTSpec.kind: elit_sit.KIND,
 }
 
 
@@ -52,15 +54,20 @@ def preset_names() -> list[str]:
     return list(_presets())
 
 
-def preset(name: str, resolution: int, *, channels: int = 16, num_classes: int = 1000) -> BackboneSpec:
-    """The spec of a preset for square images of `resolution` pixels behind an 8x autoencoder."""
+def preset(name: str, resolution: int, *, channels: int | None = None, num_classes: int = 1000) -> BackboneSpec:
+    """The spec of a preset for square images of `resolution` pixels behind an 8x autoencoder.
+
+    channels: of that autoencoder; None is those of the kind's own.
+    """
     if name not in _presets():
         raise InvalidInput("model", name, f"a preset is one of {', '.join(preset_names())}")
-    return _presets()[name](resolution, channels, num_classes)
+    kind = _presets()[name]
+    return kind.presets[name](resolution, kind.channels if channels is None else channels, num_classes)
 
 
-def _presets() -> dict[str, Preset]:
-    return {name: made for kind in KINDS.values() for name, made in kind.presets.items()}
+def _presets() -> dict[str, BackboneKind]:
+    """The kind of each preset."""
+    return {name: kind for kind in KINDS.values() for name in kind.presets}
 
 
 class _SkipDraws(TorchFunctionMode):

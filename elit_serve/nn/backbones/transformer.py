@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 from elit_serve.nn.fields import one_of, whole
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import (
-    Read,
     group_centres,
     patchify,
     token_positions,
@@ -61,7 +60,7 @@ class TransformerSpec(BackboneSpec):
 
     def check(self) -> None:
         if self.dim % (4 * self.num_heads):
-            needed = f"2D RoPE needs dim / num_heads divisible by 4, and dim is {self.dim}"
+            needed = f"2D positions need dim / num_heads divisible by 4, and dim is {self.dim}"
             raise InvalidInput("num_heads", self.num_heads, needed)
         rows, columns = self.token_grid(self.height, self.width)
         if rows * columns > MAX_TOKENS:
@@ -114,6 +113,13 @@ class Layout:
     latent_rope: Tensor  # [2, G * J, 1, E/2]
 
 
+class Modulated(Protocol):
+    """A module that is modulated by time and condition."""
+
+    @property
+    def modulation(self) -> nn.Module: ...
+
+
 class Transformer(Backbone):
     """Patches in, velocity out, class and time as condition; a kind adds its blocks and how tokens run through them."""
 
@@ -123,7 +129,7 @@ class Transformer(Backbone):
         super().__init__(spec)
         self.window = spec.window
         self.patch_embed = nn.Linear(spec.channels * spec.patch**2, spec.dim)
-        self.time_embed = TimestepEmbedder(spec.dim)
+        self.time_embed = self.make_time_embed()
         self.class_embed = nn.Embedding(spec.num_classes + 1, spec.dim)  # the last one means "no class"
         self.positions = nn.Parameter(torch.empty(spec.num_tokens, spec.dim)) if spec.positions == "learned" else None
         self.make_blocks()
@@ -131,6 +137,10 @@ class Transformer(Backbone):
         self._layouts: dict[tuple[int, int, torch.device], Layout] = {}
         initialise(self)
         self.start()
+
+    def make_time_embed(self) -> TimestepEmbedder:
+        """What makes a vector of t."""
+        return TimestepEmbedder(self.spec.dim)
 
     def make_blocks(self) -> None:
         """Registers the kind's own modules, between the embeddings and the final layer."""
@@ -188,7 +198,7 @@ class Transformer(Backbone):
         c = self.time_embed(t) + self.class_embed(condition)
         return tokens, F.silu(c if also is None else c + also)
 
-    def modulations(self, modules: Sequence[Block | Read | FinalLayer], c: Tensor) -> Iterator[Tensor]:
+    def modulations(self, modules: Sequence[Modulated], c: Tensor) -> Iterator[Tensor]:
         """`modulation(c)` of each module in turn, for c [B, D].
 
         They read a quarter of the weights and compute next to nothing: beside the first module's work, all others cost
@@ -230,6 +240,15 @@ class Transformer(Backbone):
 def blocks_of(modules: nn.ModuleList) -> list[Block]:
     """Its modules, which are all blocks."""
     return [module for module in modules if isinstance(module, Block)]
+
+
+def equal_parts(whole: Tensor, count: int) -> Sequence[Tensor]:
+    """Equal parts of a batch. In training each has memory of its own: compiled blocks take a view for another kind of
+    input, and would be compiled twice as often."""
+    if count == 1:
+        return (whole,)
+    parts = whole.chunk(count)
+    return [part.clone() for part in parts] if torch.is_grad_enabled() else parts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,80 @@
+"""What specs of transformers with a latent interface share: how it splits blocks and tokens, and what that costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.transformer import TransformerSpec
+from elit_serve.nn.fields import Checked, nested, pair, whole
+from elit_serve.nn.flops import Flops, block_flops, read_and_write_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSpec(Checked):
+    """Where a latent interface stands in a transformer (paper, section 3.3).
+
+    window: (rows, columns) of tokens in a group; their product is J, the latents per group.
+    head, core, tail: transformer blocks before Read, between Read and Write, and after Write.
+    """
+
+    window: tuple[int, int] = pair(1, 4096)
+    head: int = whole(0, 512)
+    core: int = whole(1, 512)
+    tail: int = whole(0, 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticSpec(TransformerSpec):
+    """A transformer of `depth` blocks in all, split by its interface."""
+
+    interface: SplitSpec = nested(SplitSpec)  # noqa: RUF009 (it makes a field)
+
+    def check(self) -> None:
+        interface = self.interface
+        if interface.head + interface.core + interface.tail != self.depth:
+            split = f"{interface.head}-{interface.core}-{interface.tail}"
+            raise InvalidInput("split", split, f"head, core and tail must add up to depth {self.depth}")
+        super().check()
+        if min(self.window) <= self.zeros_between:
+            allowed = f"at least {self.zeros_between + 1} tokens a side: of smaller groups some hold nothing but zeros"
+            raise InvalidInput("window", self.window, allowed)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return self.interface.window
+
+    @property
+    def latents_per_group(self) -> int:
+        """J."""
+        return self.window[0] * self.window[1]
+
+    @property
+    def droppable_latents(self) -> int:
+        return self.latents_per_group
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether Read and Write work on all latents below the full level, of which the first run through the core."""
+        return True
+
+    def flops(self, level: int) -> Flops:
+        """Head and tail over all tokens, the core over the latents that are kept, Read and Write in between."""
+        blocks = self.spatial_flops() + self.core_flops(level)
+
+        def with_read_and_write(latents_per_group: int) -> float:
+            return blocks + read_and_write_flops(self.num_groups, self.latents_per_group, latents_per_group, self.dim)
+
+        return Flops(
+            prefix=with_read_and_write(level),
+            all_latents=with_read_and_write(self.latents_per_group),
+            reads_all=self.reads_all,
+        )
+
+    def spatial_flops(self) -> float:
+        """Of head and tail."""
+        return (self.interface.head + self.interface.tail) * block_flops(self.num_tokens, self.dim)
+
+    def core_flops(self, level: int) -> float:
+        """Of the core over `level` latents of each group."""
+        return self.interface.core * block_flops(self.num_groups * level, self.dim)
