@@ -19,6 +19,7 @@ from elit_serve.cli.benchmarks import bench, simulate, soak
 from elit_serve.cli.evaluation import evaluate
 from elit_serve.cli.first_process import end_when_told
 from elit_serve.cli.generation import generate
+from elit_serve.cli.importing import import_
 from elit_serve.cli.keys import key
 from elit_serve.cli.options import (
     ChangesOption,
@@ -206,6 +207,9 @@ def export(
 
 for command in (profile_training, generate, evaluate, sweep, precision, served, bench, soak, simulate, key):
     app.command()(command)
+
+
+app.command("import")(import_)
 
 
 def _spec_of(model: str, resolution: int | None) -> tuple[str, BackboneSpec, Sequence[int]]:

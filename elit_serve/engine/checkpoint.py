@@ -32,6 +32,7 @@ from elit_serve.nn import Backbone, BackboneSpec, InvalidSpec, build_empty, pars
 
 MAX_SHARD_BYTES = 4 << 30
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file
+UNWRITTEN_DIGEST = "0" * 64  # of a file that is to be written; the real one takes its place then
 TORCH_DTYPES: dict[WeightDtype, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -220,7 +221,7 @@ def write_checkpoint(
                 return replaced(folder, names) if Path(folder) == path else set()
 
             shutil.copytree(path, staging, ignore=at_the_top, dirs_exist_ok=True)
-        files = _write_shards(staging, {k: v.detach().to("cpu", dtype) for k, v in weights.items()}, max_shard_bytes)
+        files = _write_shards(staging, weights, dtype, max_shard_bytes)
         written = config.model_copy(update={"weights": config.weights.model_copy(update={"files": files})})
         (staging / "config.json").write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
         staging.chmod(0o755)
@@ -238,25 +239,30 @@ def _check_weights(path: Path, spec: BackboneSpec, weights: Mapping[str, Tensor]
         raise CheckpointError(path, ["the weights are not those of the backbone in the config"])
 
 
-def _write_shards(folder: Path, weights: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, str]:
-    shards: list[dict[str, Tensor]] = [{}]
+def _write_shards(
+    folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, max_shard_bytes: int
+) -> dict[str, str]:
+    """Weights are converted a shard at a time: those of a mapped file need not fit into memory."""
+    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in weights.items()}
+    shards: list[list[str]] = [[]]
     room = max_shard_bytes
-    for name, tensor in weights.items():
-        if tensor.nbytes > room and shards[-1]:
-            shards.append({})
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
             room = max_shard_bytes
-        shards[-1][name] = tensor.contiguous()
-        room -= tensor.nbytes
+        shards[-1].append(name)
+        room -= size
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         index = {
-            "metadata": {"total_size": sum(tensor.nbytes for tensor in weights.values())},
+            "metadata": {"total_size": sum(sizes.values())},
             "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        tensors = {key: weights[key].detach().to("cpu", dtype).contiguous() for key in shard}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
         (folder / name).chmod(0o644)  # safetensors makes it private; an installed model is read by other users
     return {name: _sha256(folder / name) for name in names}
 

@@ -91,17 +91,20 @@ class ClassSlots:
 
 
 class ClassConditions(Sequence[ClassCondition]):
-    """The classes of a model, by id and by name. model: what errors call it."""
+    """The classes of a model, by id, by name, and by one of the synonyms that commas separate in a name.
+
+    model: what errors call it.
+    """
 
     def __init__(self, names: Sequence[str], *, model: str) -> None:
         self._classes = tuple(ClassCondition(index, name) for index, name in enumerate(names))
         self._model = model
-        self._spellings = Names(tuple(names))
         self._by_name = {each.name: each for each in self._classes}
-        by_fold = [folded(name) for name in names]
-        count = Counter(by_fold)
-        # names that differ in nothing else have to be spelled out
-        self._by_fold = {fold: each for fold, each in zip(by_fold, self._classes, strict=True) if count[fold] == 1}
+        whole = [(folded(each.name), each) for each in self._classes]
+        synonyms = [(fold, each) for each in self._classes for fold in {folded(each.name), *_synonyms(each.name)}]
+        # names that differ in nothing else have to be spelled out, and a synonym of two classes is none
+        self._by_fold = _unambiguous(synonyms) | _unambiguous(whole)
+        self._spellings = Names({*names, *(word for name in names for word in name.split(", "))})
 
     def __len__(self) -> int:
         return len(self._classes)
@@ -144,6 +147,17 @@ class ClassConditions(Sequence[ClassCondition]):
         shown = nearest or [*(each.name for each in self._classes[:5]), "..."]
         hint = "the nearest is" if len(nearest) == 1 else "the nearest are" if nearest else "some are"
         raise InvalidInput(field, text, f"no class of {self._model} has this name; {hint} {', '.join(shown)}")
+
+
+def _synonyms(name: str) -> set[str]:
+    """Those in a name, folded: `tench, Tinca tinca` has two."""
+    return {folded(word) for word in name.split(", ")}
+
+
+def _unambiguous(spelled: Sequence[tuple[str, ClassCondition]]) -> dict[str, ClassCondition]:
+    """By its spelling, what no other class shares it with."""
+    count = Counter(spelling for spelling, _ in spelled)
+    return {spelling: each for spelling, each in spelled if count[spelling] == 1}
 
 
 def folded(text: str) -> str:

@@ -53,6 +53,28 @@ def test_the_nearest_names_are_told() -> None:
         NAMES.named("8", field="label")
 
 
+@pytest.mark.parametrize(
+    ("label", "class_id"),
+    [
+        ("tench, Tinca tinca", 0),
+        ("Tinca tinca", 0),
+        ("TENCH", 0),
+        ("maillot", 1),  # a whole name comes before a synonym
+        ("Maillot", 1),
+        ("tank suit", 2),
+    ],
+)
+def test_commas_separate_the_synonyms_of_a_class(label: str, class_id: int) -> None:
+    names = ClassConditions(["tench, Tinca tinca", "maillot", "maillot, tank suit", "crane, heron", "crane"], model="m")
+    assert names.named(label).class_id == class_id
+
+
+def test_a_synonym_of_two_classes_names_none() -> None:
+    names = ClassConditions(["garden, yard", "court, yard"], model="m")
+    with pytest.raises(InvalidInput, match=r"nearest (is|are) .*yard"):
+        names.named("yard")
+
+
 def test_a_prompt_is_a_name_and_no_number() -> None:
     assert NAMES.prompted("bell pepper") is NAMES[2]
     assert NAMES.prompted("7") is NAMES[4]
