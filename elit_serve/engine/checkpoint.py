@@ -261,10 +261,15 @@ def _write_shards(
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name, shard in zip(names, shards, strict=True):
-        tensors = {key: weights[key].detach().to("cpu", dtype).contiguous() for key in shard}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        (folder / name).chmod(0o644)  # safetensors makes it private; an installed model is read by other users
+        _write_shard(folder / name, {key: weights[key] for key in shard}, dtype)
     return {name: _sha256(folder / name) for name in names}
+
+
+def _write_shard(file: Path, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """What is converted here is let go before the next shard begins."""
+    converted = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+    save_file(converted, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors makes it private; an installed model is read by other users
 
 
 def _swap_in(staging: Path, path: Path) -> None:

@@ -48,7 +48,9 @@ def import_model(
 
     source and license_text go into the model's provenance; levels: None is all. Everything is checked before a tensor
     is converted. The file is mapped and one shard at a time is converted, so that at most `max_shard_bytes` of weights
-    are in memory beside what the system maps. Raises `CheckpointError` for the file and `InvalidInput` for the rest.
+    are in memory beside pages that the system can take back: 1.4 GB of an XL/2 in bfloat16, next to nothing in float32,
+    which stays as it lies in the file (measured with 704 million parameters, 2026-11-30). Raises `CheckpointError` for
+    the file and `InvalidInput` for the rest.
     """
     if destination.exists() and not replace:
         raise InvalidInput("destination", str(destination), "it exists already")
@@ -85,7 +87,7 @@ def _levels(spec: BackboneSpec, wanted: Sequence[int] | None) -> tuple[int, ...]
 
 
 def _sampling(spec: BackboneSpec, levels: Sequence[int]) -> SamplingConfig:
-    if len(spec.levels) == 1:
+    if len(levels) == 1:
         return SamplingConfig(steps=STEPS, guidance=Guidance(method="cfg", scale=SCALE))
     wanted = max(1, spec.latents_per_group // WEAK_SHARE)
     weak_level = min(levels, key=lambda level: abs(level - wanted))

@@ -101,6 +101,14 @@ def test_a_bare_state_dict_and_wrapped_names_are_read_too(
     assert bare.provenance["imported_from"]["averaged"] is False
 
 
+def test_a_model_that_was_trained_at_one_budget_has_no_weak_pass_at_another(
+    write_published: WritePublished, tmp_path: Path
+) -> None:
+    config = imported(write_published(), tmp_path / "one", levels=(16,))
+    assert config.levels == (16,)
+    assert config.sampling.guidance == Guidance(method="cfg", scale=4.0)
+
+
 def test_weights_may_be_written_in_several_files(write_published: WritePublished, tmp_path: Path) -> None:
     whole = imported(write_published(), tmp_path / "whole")
     parts = imported(write_published(), tmp_path / "parts", max_shard_bytes=300_000)
