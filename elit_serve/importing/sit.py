@@ -171,9 +171,14 @@ def _problems(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
             yield f"tensor {name} is missing"
         elif tuple(weights[name].shape) != shape:
             yield f"tensor {name} has shape {tuple(weights[name].shape)}, expected {shape}"
-        elif not weights[name].is_floating_point():
-            yield f"tensor {name} is {weights[name].dtype}, and no floating point"
+        elif not _holds_numbers(weights[name]):
+            yield f"tensor {name} is {weights[name].dtype} of {weights[name].layout}, not plain floating point"
     yield from (f"tensor {name} does not belong there" for name in weights if name not in {*expected, POSITIONS})
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    """A sparse tensor, or one without memory, may be in such a file as well."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _their_shape(name: str, shape: tuple[int, ...], spec: SiTSpec | ElitSiTSpec) -> tuple[int, ...]:
@@ -201,4 +206,6 @@ def _has_sines(positions: Tensor, spec: SiTSpec | ElitSiTSpec) -> bool:
     rows, columns = spec.token_grid(spec.height, spec.width)
     number = torch.arange(rows * columns)
     sines = sine_positions(number // columns, number % columns, spec.dim)
-    return positions.shape[1:] == sines.shape and torch.allclose(positions[0].float(), sines, atol=1e-3)
+    if not _holds_numbers(positions) or positions.shape != (1, *sines.shape):
+        return False
+    return torch.allclose(positions[0].float(), sines, atol=1e-3)

@@ -82,17 +82,22 @@ def test_all_that_is_wrong_with_its_tensors_is_told(
     weights["blocks.1.attn.q_norm.weight"] = torch.ones(16)
     weights["final_layer.linear.bias"] = torch.zeros(32)
     weights["t_embedder.mlp.0.bias"] = torch.zeros(64, dtype=torch.int64)
+    weights["t_embedder.mlp.2.bias"] = torch.zeros(64).to_sparse()
+    weights["x_embedder.proj.bias"] = torch.zeros(64, device="meta")
     told = refused(write_published(ema=weights))
     assert "tensor blocks.3.mlp.fc1.bias is missing" in told
     assert "tensor blocks.1.attn.q_norm.weight does not belong there" in told
     assert "tensor final_layer.linear.bias has shape (32,), expected (16,)" in told
     assert "tensor t_embedder.mlp.0.bias is torch.int64" in told
+    assert "tensor t_embedder.mlp.2.bias is torch.float32 of torch.sparse_coo" in told
+    assert "tensor x_embedder.proj.bias" in told
 
 
+@pytest.mark.parametrize("positions", [torch.randn(1, 64, 64), torch.zeros(2, 64, 64), torch.zeros(1, 64, 64).long()])
 def test_positions_of_another_kind_are_refused(
-    write_published: WritePublished, weights: dict[str, Tensor], refused: Callable[..., str]
+    write_published: WritePublished, weights: dict[str, Tensor], refused: Callable[..., str], positions: Tensor
 ) -> None:
-    weights["pos_embed"] = torch.randn(1, 64, 64)
+    weights["pos_embed"] = positions
     assert "pos_embed is not the sine-cosine table" in refused(write_published(ema=weights))
 
 
