@@ -34,7 +34,8 @@ def test_version_is_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", sorted(str(command.name or command.callback.__name__) for command in app.registered_commands)
+    "command",
+    sorted(str(command.name or command.callback.__name__).replace("_", "-") for command in app.registered_commands),
 )
 def test_every_command_explains_itself(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"])
