@@ -177,13 +177,20 @@ def test_the_command_prints_a_table_and_writes_the_file(
 
 def test_ctrl_c_ends_it_without_a_trace(recipe_file: Path, empty_folder: Path) -> None:
     command = [sys.executable, "-m", "elit_serve.cli", "profile-training", str(recipe_file), "--steps", "1000000"]
-    process = subprocess.Popen(
-        [*command, "--device", "cpu", "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline() == "running each choice of levels once (4)\n"
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
+    with subprocess.Popen(
+        [*command, "--device", "cpu", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "running each choice of levels once (4)\n"
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert "Traceback" not in errors, errors
     assert (printed, process.returncode) == ("", 130), errors
     assert list(empty_folder.iterdir()) == []
