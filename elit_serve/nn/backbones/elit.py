@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from elit_serve.nn.backbones.transformer import (
     Layout,
     Transformer,
     blocks_of,
-    equal_parts,
     preset_fields,
     tiny_fields,
 )
@@ -135,7 +135,8 @@ class Elit(Transformer):
 
         def inside(tokens: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
             modulations_inside = [next(modulations) for _ in (self.read, *self.core)]  # [B, 6D] each
-            return self._through_latents(tokens, modulations_inside, levels, latent_order, layout)
+            part_at = partial(self._part_through_latents, order=latent_order, layout=layout)
+            return self.at_each_level(part_at, tokens, modulations_inside, levels)
 
         written = self.run_around(inside, tokens, modulations, layout.token_rope)
         return self.unembed(written, next(modulations), layout)  # [B, C, H, W]
@@ -164,34 +165,8 @@ class Elit(Transformer):
         part = batch // len(levels)
         return torch.cat([self.level_embed.weight[level - 1].expand(part, -1) for level in levels])
 
-    def _through_latents(
-        self,
-        tokens: Tensor,
-        modulations: Sequence[Tensor],
-        levels: Sequence[int],
-        order: Tensor | None,
-        layout: Layout,
-    ) -> Tensor:
-        """Equal parts of the batch, each at its level: tokens [B, N, D] -> [B, N, D].
-
-        A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
-        """
-        count = len(levels)
-        parts = zip(
-            equal_parts(tokens, count),
-            zip(*(equal_parts(m, count) for m in modulations), strict=True),
-            levels,
-            strict=True,
-        )
-        main, *weak = parts
-        with self.beside():
-            weak_tokens = [self._part_through_latents(*part, order, layout) for part in weak]
-        main_tokens = self._part_through_latents(*main, order, layout)
-        self.join()
-        return torch.cat([main_tokens, *weak_tokens]) if weak else main_tokens
-
     def _part_through_latents(
-        self, tokens: Tensor, modulations: Sequence[Tensor], level: int, order: Tensor | None, layout: Layout
+        self, tokens: Tensor, modulations: Sequence[Tensor], level: int, *, order: Tensor | None, layout: Layout
     ) -> Tensor:
         """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D]."""
         of_read, *of_core = modulations

@@ -30,7 +30,6 @@ from elit_serve.nn.backbones.transformer import (
     SIZES,
     Layout,
     blocks_of,
-    equal_parts,
     preset_fields,
     tiny_fields,
 )
@@ -196,30 +195,15 @@ class ElitSiT(SineTransformer):
         latents = settled(latents) + self.core_positions.index_select(0, layout.raster)  # [B, G * J, D]
         if latent_order is not None:
             latents = in_order(latents, latent_order, groups)
-        latents = self._through_core(latents, [next(modulations) for _ in self.core], levels, layout)
+        part_at = partial(self._part_through_core, layout=layout)
+        latents = self.at_each_level(part_at, latents, [next(modulations) for _ in self.core], levels)
         tokens = self.write(placed(tokens, self.write.places, groups), latents, groups)
         stream = run(self.tail, tokens, modulations, layout.token_rope)
         return self.unembed(stream, next(modulations), layout)  # [B, C, H, W]
 
-    def _through_core(
-        self, latents: Tensor, modulations: Sequence[Tensor], levels: Sequence[int], layout: Layout
+    def _part_through_core(
+        self, latents: Tensor, modulations: Sequence[Tensor], level: int, *, layout: Layout
     ) -> Tensor:
-        """Equal parts of the batch, each at its level: latents [B, G * J, D] -> [B, G * J, D].
-
-        A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
-        """
-        count = len(levels)
-        main, *weak = zip(
-            equal_parts(latents, count), zip(*(equal_parts(m, count) for m in modulations), strict=True), levels,
-            strict=True,
-        )  # fmt: skip
-        with self.beside():
-            weak_latents = [self._part_through_core(*part, layout) for part in weak]
-        main_latents = self._part_through_core(*main, layout)
-        self.join()
-        return torch.cat([main_latents, *weak_latents]) if weak else main_latents
-
-    def _part_through_core(self, latents: Tensor, modulations: Sequence[Tensor], level: int, layout: Layout) -> Tensor:
         """The core on the first `level` latents of each group: latents [B, G * J, D] -> [B, G * J, D]."""
         if level == self.spec.latents_per_group:
             return settled(run(self.core, latents, iter(modulations), layout.latent_rope))

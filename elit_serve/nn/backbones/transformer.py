@@ -6,7 +6,7 @@ Letters: B batch, C channels, H x W sample size, P patch, N spatial tokens, G gr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -228,6 +228,27 @@ class Transformer(Backbone):
         """Whatever follows sees all that was done `beside`."""
         if self.side_stream is not None:
             torch.cuda.current_stream().wait_stream(self.side_stream)
+
+    def at_each_level(
+        self,
+        part_at: Callable[[Tensor, Sequence[Tensor], int], Tensor],
+        whole: Tensor,
+        modulations: Sequence[Tensor],
+        levels: Sequence[int],
+    ) -> Tensor:
+        """Equal parts of a batch, each at its level: whole [B, K, D] -> [B, K, D], through `part_at` of a part, its
+        modulations [B / S, ...] and its level.
+
+        A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
+        """
+        count = len(levels)
+        of_parts = zip(*(equal_parts(modulation, count) for modulation in modulations), strict=True)
+        main, *weak = zip(equal_parts(whole, count), of_parts, levels, strict=True)
+        with self.beside():
+            weak_parts = [part_at(*part) for part in weak]
+        main_part = part_at(*main)
+        self.join()
+        return torch.cat([main_part, *weak_parts]) if weak else main_part
 
     def unembed(self, residual: Tensor | Residual, modulation: Tensor, layout: Layout) -> Tensor:
         """A stream of tokens [B, N, D], `modulation(c)` [B, 2D] -> velocity [B, C, H, W]."""
