@@ -131,7 +131,6 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"output_format": "svg"}, "output_format", "invalid_value", "'png'"),
     ({"output_compression": 50}, "output_compression", "invalid_value", "jpeg or webp"),
     ({"background": "transparent"}, "background", "invalid_value", "'opaque'"),
-    ({"stream": True, "n": 2}, "n", "invalid_value", "1 with stream"),
     ({"partial_images": 2}, "partial_images", "invalid_value", "stream is not true"),
     ({"stream": True, "partial_images": 4}, "partial_images", "invalid_value", "less than or equal to 3"),
     ({"style": "vivid"}, "style", "unknown_parameter", "no such field"),
@@ -239,6 +238,17 @@ def test_a_stream_shows_what_the_picture_is_becoming(client: OpenAI) -> None:
     assert whole.usage is not None
     assert end.usage.output_tokens == whole.usage.output_tokens
     assert (end.seed, end.levels) == (3, [1] * 8)
+
+
+def test_a_stream_of_several_says_which_picture_each_event_is_of(client: OpenAI) -> None:
+    events = streamed(client, n=2, partial_images=1, extra_body={"seed": 3, "levels": [1, 4, 4, 4]})
+    assert [(event.type.rpartition(".")[2], event.seed) for event in events[2:]] == [("completed", 3), ("completed", 4)]
+    assert {(event.type.rpartition(".")[2], event.seed) for event in events[:2]} == {
+        ("partial_image", 3),
+        ("partial_image", 4),
+    }
+    assert len({event.b64_json for event in events}) == 4
+    assert [event.levels for event in events[2:]] == [[1, 4, 4, 4]] * 2
 
 
 def test_a_stream_without_partial_images_is_one_event(client: OpenAI) -> None:

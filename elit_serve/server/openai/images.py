@@ -38,8 +38,6 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
         raise InvalidInput(
             "output_compression", request.output_compression, "100 for png, which loses nothing; or jpeg or webp"
         )
-    if request.stream and (request.n or 1) > 1:
-        raise InvalidInput("n", request.n, "1 with stream, whose events do not say which picture they are of")
     if request.stream and request.response_format == "url":
         raise InvalidInput("response_format", "url", "b64_json with stream, whose events have no URL")
     if request.partial_images and not request.stream:
@@ -89,6 +87,7 @@ def partial_image_event(
     return PartialImageEvent(
         b64_json=preview.file,
         partial_image_index=preview.index,
+        seed=preview.seed,
         created_at=created,
         output_format=output_format,
         quality=_preset(request) or "auto",
@@ -96,10 +95,16 @@ def partial_image_event(
     )
 
 
-def completed_event(answer: ImagesResponse) -> CompletedEvent:
-    """The answer with one picture, as OpenAI streams it."""
-    (image,) = answer.data
-    assert isinstance(image, GeneratedImage), "a URL is refused with stream"
+def completed_events(facts: GenerateResponse, pipeline: Pipeline, *, created: int) -> list[CompletedEvent]:
+    """Each picture of an answer as OpenAI streams it. created: Unix time in seconds."""
+    return [_completed_event(image, facts, pipeline, created=created) for image in facts.images]
+
+
+def _completed_event(
+    image: GeneratedImage, facts: GenerateResponse, pipeline: Pipeline, *, created: int
+) -> CompletedEvent:
+    alone = facts.model_copy(update={"images": [image], "quality": image.quality})
+    answer = images_response(alone, pipeline, created=created)
     return CompletedEvent(
         b64_json=image.b64_json,
         created_at=answer.created,

@@ -19,7 +19,7 @@ from elit_serve.http.schemas import GenerateRequest
 from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS
 from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.engines import Engine
-from elit_serve.server.openai.images import completed_event, generate_request, images_response, partial_image_event
+from elit_serve.server.openai.images import completed_events, generate_request, images_response, partial_image_event
 from elit_serve.server.openai.schemas import (
     CompletedEvent,
     ImagesRequest,
@@ -109,14 +109,13 @@ async def _stream(
         output_format = body.output_format or OUTPUT_FORMATS[0]
         return partial_image_event(body, preview, output_format, engine.pipeline, created=int(time.time()))
 
-    def end_event(outcome: Outcome) -> CompletedEvent:
-        facts = facts_of(service, taken, outcome)
-        return completed_event(images_response(facts, engine.pipeline, created=int(time.time())))
+    def end_events(outcome: Outcome) -> list[CompletedEvent]:
+        return completed_events(facts_of(service, taken, outcome), engine.pipeline, created=int(time.time()))
 
     return ImageStream(
         taken,
         previews,
         preview_event=preview_event,
-        end_event=end_event,
+        end_events=end_events,
         metrics=service.metrics.of(engine.name),
     )

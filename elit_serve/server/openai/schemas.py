@@ -41,7 +41,7 @@ class OpenAIFields(RequestBody):
     )
     user: str | None = Field(default=None, max_length=512, description="Accepted and not kept.")
     safety_identifier: str | None = Field(default=None, max_length=512, description="Accepted and not kept.")
-    stream: bool | None = Field(default=None, description="Answer with server-sent events; one picture only.")
+    stream: bool | None = Field(default=None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
         default=None,
         ge=0,
@@ -104,7 +104,8 @@ class PartialImageEvent(BaseModel):
 
     type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
     b64_json: Base64File
-    partial_image_index: int
+    partial_image_index: int = Field(description="From 0, of the previews of its picture.")
+    seed: int = Field(description="Which picture it is of, where `n` asks for several.")
     created_at: int
     background: Literal["opaque"] = "opaque"
     output_format: OutputFormat
@@ -113,7 +114,8 @@ class PartialImageEvent(BaseModel):
 
 
 class CompletedEvent(BaseModel):
-    """The picture. elit: what `/v1/generate` says of a request."""
+    """A picture; of several, each has its own event when all are done. elit: what `/v1/generate` says of a request,
+    with the quality of this picture."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
     b64_json: Base64File

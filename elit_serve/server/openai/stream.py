@@ -1,4 +1,4 @@
-"""A picture while it is made, as OpenAI streams it: its previews, and its end."""
+"""Pictures while they are made, as OpenAI streams one: its previews, and its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elit_serve.server.watching.metrics import EngineMetrics
 
 
 class ImageStream(EventStream):
-    """An event for every preview, and for the end. Gives the work up when its caller leaves."""
+    """An event for every preview, and for every picture at the end. Gives the work up when its caller leaves."""
 
     def __init__(
         self,
@@ -27,14 +27,14 @@ class ImageStream(EventStream):
         previews: Mailbox[Preview],
         *,
         preview_event: Callable[[Preview], PartialImageEvent],
-        end_event: Callable[[Outcome], CompletedEvent],
+        end_events: Callable[[Outcome], list[CompletedEvent]],
         metrics: EngineMetrics,
     ) -> None:
         super().__init__(self._events())
         self._taken = taken
         self._previews = previews
         self._preview_event = preview_event
-        self._end_event = end_event
+        self._end_events = end_events
         self._metrics = metrics
         self._has_ended = False
         taken.future.add_done_callback(lambda _: previews.put(None))
@@ -54,12 +54,13 @@ class ImageStream(EventStream):
             yield preview
         self._has_ended = True
         try:
-            end = self._end_event(self._taken.future.result())
+            ends = self._end_events(self._taken.future.result())
         except ElitError as error:
             self._metrics.ended(error)
             yield event("error", error_json(fault_of(error)))
         else:
-            yield await run_in_threadpool(_written, end)
+            for end in ends:
+                yield await run_in_threadpool(_written, end)
 
 
 def _written(told: PartialImageEvent | CompletedEvent) -> bytes:
