@@ -87,7 +87,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "evaluation": ("evaluation.json", lambda path: read_measurements(path.parent)),
     "autoencoder": (
         "config.json",
-        lambda path: open_autoencoder(AutoencoderConfig(kind="diffusers"), path.parent, CPU, torch.float32),
+        lambda path: open_autoencoder(AutoencoderConfig(kind="diffusers"), path.parent, CPU),
     ),
     "features in TorchScript": ("net.ts", lambda path: open_features(f"torchscript:{path}", CPU)),
     "Inception": ("inception.pth", lambda path: open_features(f"inception:{path}", CPU)),

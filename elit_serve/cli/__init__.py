@@ -114,6 +114,9 @@ def profile(
         str | None, typer.Option(help="A preset such as elit-dit-xl/2, with random weights, instead of a model.")
     ] = None,
     resolution: Annotated[int, typer.Option(help="Pixels per side, with --random-weights.")] = 256,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="A folder in diffusers' format, instead of the model's own autoencoder.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write. Default: latency/<device>[-fp8].json of MODEL.")
     ] = None,
@@ -131,13 +134,17 @@ def profile(
     from elit_serve.engine.profile.profiler import profile_to_file
 
     if random_weights is None:
-        pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
+        pipeline = Pipeline.load(
+            model, device=device, dtype=dtype, quantize=quantize, threads=threads, autoencoder=autoencoder
+        )
     elif model is not None:
         raise InvalidInput("random_weights", random_weights, "a model is given; leave one of them out")
     elif out is None:
         raise InvalidInput("out", None, "random weights have no directory of their own; name a file")
     else:
-        pipeline = Pipeline.random(random_weights, resolution, device=device, dtype=dtype, quantize=quantize)
+        pipeline = Pipeline.random(
+            random_weights, resolution, device=device, dtype=dtype, quantize=quantize, autoencoder=autoencoder
+        )
     file = profile_to_file(pipeline, out, repeats=repeats, command=command_line(), console=Console(stderr=True))
     typer.echo(f"{file}")
 
@@ -186,6 +193,9 @@ def export(
     autoencoder: Annotated[
         Path | None, typer.Option(help="A folder in diffusers' format, copied into the model.")
     ] = None,
+    preview_autoencoder: Annotated[
+        Path | None, typer.Option(help="A smaller one for previews, as TAESD, copied into the model.")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite the weights of an existing model.")] = False,
     max_shard_mb: Annotated[int, typer.Option(min=1, help="Largest weight file.")] = 4096,
 ) -> None:
@@ -199,6 +209,7 @@ def export(
         step=step,
         dtype=weight_dtype(dtype),
         autoencoder=autoencoder,
+        preview_autoencoder=preview_autoencoder,
         replace=replace,
         max_shard_bytes=max_shard_mb << 20,
     )

@@ -20,6 +20,9 @@ def import_(
         Path | None,
         typer.Option(help="A folder in diffusers' format, copied into the model. Default: the model answers latents."),
     ] = None,
+    preview_autoencoder: Annotated[
+        Path | None, typer.Option(help="A smaller one for previews, as TAESD, copied into the model.")
+    ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(help="Class names, one per line. Default: ImageNet's for 1,000 classes, else numbers."),
@@ -54,6 +57,7 @@ def import_(
         levels=None if levels is None else integers("--levels", levels),
         classes=classes,
         autoencoder=autoencoder,
+        preview_autoencoder=preview_autoencoder,
         dtype=weight_dtype(dtype),
         replace=replace,
         max_shard_bytes=max_shard_mb << 20,

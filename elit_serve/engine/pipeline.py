@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from elit_serve.catalogue import resolve_model
-from elit_serve.engine.autoencoders import open_autoencoder
+from elit_serve.catalogue import read_config, resolve_model
+from elit_serve.engine.autoencoders import Autoencoder, AutoencoderChoice, choose_autoencoders, open_autoencoder
+from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint
 from elit_serve.engine.conditions import ClassConditions, Condition
 from elit_serve.engine.cpu import keep_freed_memory
@@ -61,9 +63,16 @@ class Pipeline:
     """A loaded checkpoint that turns labels, seeds and plans into pictures."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, quantize: str | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantize: str | None = None,
+        autoencoders: AutoencoderChoice | None = None,
     ) -> None:
-        self.config = checkpoint.config
+        chosen = autoencoders or choose_autoencoders(checkpoint.config, checkpoint.path)
+        self.config = checkpoint.config.model_copy(update={"autoencoder": chosen.config})
         self.budgets = self.config.budgets
         self.model_hash = checkpoint.model_hash
         self.path = checkpoint.path
@@ -76,7 +85,8 @@ class Pipeline:
         self.spec = self.model.spec
         if quantize is not None:
             quantize_(self.model)
-        self._autoencoder = open_autoencoder(self.config.autoencoder, self.path / "autoencoder", device, dtype)
+        self._autoencoder = open_autoencoder(chosen.config, chosen.folder, device)
+        self._previewer = self._autoencoder if chosen.preview is None else DiffusersAutoencoder(chosen.preview, device)
         self.conditions = ClassConditions(self.config.classes, model=self.config.name)
         self.shapes = tuple(Shape(name, size) for name, size in self.config.shapes.items())
 
@@ -89,12 +99,15 @@ class Pipeline:
         dtype: str | None = None,
         quantize: str | None = None,
         threads: int | None = None,
+        autoencoder: Path | None = None,
+        preview_autoencoder: Path | None = None,
     ) -> Pipeline:
         """Loads a model directory or a bundled model by name; None is the bundled default.
 
         Without `device` a GPU is taken if there is one; without `dtype`, bfloat16 on a GPU and float32 on a CPU.
         `quantize` is None or "fp8", for GPUs that have it: the blocks' large matrix products in float8.
-        `threads` limits the CPU threads of the whole process.
+        `threads` limits the CPU threads of the whole process. `autoencoder` and `preview_autoencoder` are folders in
+        diffusers' format, which come before those of the model; whether they fit is found out before a weight is read.
         """
         target = choose_device(device)
         chosen = choose_dtype(target, dtype, quantize)
@@ -102,8 +115,12 @@ class Pipeline:
             keep_freed_memory()
         if threads is not None:
             torch.set_num_threads(threads)
-        checkpoint = load_checkpoint(resolve_model(model), dtype=chosen)
-        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize)
+        path = resolve_model(model)
+        if autoencoder is not None or preview_autoencoder is not None:
+            choose_autoencoders(read_config(path), path, autoencoder, preview_autoencoder)
+        checkpoint = load_checkpoint(path, dtype=chosen)
+        autoencoders = choose_autoencoders(checkpoint.config, path, autoencoder, preview_autoencoder)
+        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders)
 
     @classmethod
     def random(
@@ -115,15 +132,18 @@ class Pipeline:
         dtype: str | None = None,
         quantize: str | None = None,
         seed: int = 0,
+        autoencoder: Path | None = None,
+        preview_autoencoder: Path | None = None,
     ) -> Pipeline:
-        """A preset of the paper with random weights and no autoencoder, for measuring speed.
+        """A preset of the paper with random weights, for measuring speed: without `autoencoder` it answers samples.
 
         Every tensor is drawn, also those that training starts at zero, so that no part of the model is idle.
         """
         target = choose_device(device)
         chosen = choose_dtype(target, dtype, quantize)
         checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed)
-        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize)
+        autoencoders = choose_autoencoders(checkpoint.config, checkpoint.path, autoencoder, preview_autoencoder)
+        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders)
 
     @property
     def shape_names(self) -> list[str]:
@@ -246,9 +266,18 @@ class Pipeline:
         """Samples [B, C, h, w] as they are answered, on the device: pictures as uint8 [B, H, W, 3], or, where there is
         no way to a picture, the samples themselves in float32.
         """
-        if self.is_latent:
+        return self._shown_by(self._autoencoder, samples)
+
+    @torch.inference_mode()
+    def preview(self, samples: Tensor) -> Tensor:
+        """As `decode`, by the autoencoder for previews where there is one: of the same size, cheaper and less exact."""
+        return self._shown_by(self._previewer, samples)
+
+    @staticmethod
+    def _shown_by(autoencoder: Autoencoder, samples: Tensor) -> Tensor:
+        if not autoencoder.makes_pictures:
             return samples.float()
-        return to_bytes(from_signed(self._autoencoder.decode(samples))).permute(0, 2, 3, 1).contiguous()
+        return to_bytes(from_signed(autoencoder.decode(samples))).permute(0, 2, 3, 1).contiguous()
 
     @property
     def is_latent(self) -> bool:

@@ -83,11 +83,13 @@ class ClassesConfig(Strict):
 class AutoencoderConfig(Strict):
     """What turns a sample into pixels.
 
-    `pixels`: the sample is the picture, in [-1, 1]. `diffusers`: an AutoencoderKL in the folder `autoencoder/` of
-    the model directory, in diffusers' format. `none`: there is no way to pixels, and the answer is the sample itself.
+    `pixels`: the sample is the picture, in [-1, 1]. `diffusers`: an autoencoder in the folder `autoencoder/` of the
+    model directory, in diffusers' format. `none`: there is no way to pixels, and the answer is the sample itself.
+    factor: pixels of a picture per side of a sample's element; None is whatever the folder has.
     """
 
     kind: str = Field(default="pixels", pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
+    factor: int | None = Field(default=None, ge=1, le=256)
 
 
 class SamplingConfig(Strict):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from elit_serve.engine.autoencoders.folder import check_autoencoder, copy_autoencoder
+from elit_serve.engine.autoencoders.folder import PREVIEW_NAME, check_autoencoder, copy_autoencoder
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, UNWRITTEN_DIGEST, write_checkpoint
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import (
@@ -40,6 +40,7 @@ def import_model(
     levels: Sequence[int] | None = None,
     classes: Path | None = None,
     autoencoder: Path | None = None,
+    preview_autoencoder: Path | None = None,
     dtype: WeightDtype = "bfloat16",
     replace: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -54,9 +55,11 @@ def import_model(
     """
     if destination.exists() and not replace:
         raise InvalidInput("destination", str(destination), "it exists already")
-    check_autoencoder(autoencoder)
     file = read_torch_file(source_file)
     spec = spec_of_file(source_file, file, split or Split())
+    coder = check_autoencoder(autoencoder, spec.sample_shape)
+    factor = None if coder is None else coder.factor
+    check_autoencoder(preview_autoencoder, spec.sample_shape, factor, field="--preview-autoencoder")
     names = ClassesConfig(names=class_names(spec.config_fields()["backbone"]["num_classes"], classes))
     weights = weights_of_file(source_file, file, spec)
     try:
@@ -65,7 +68,7 @@ def import_model(
             **spec.config_fields(),
             levels=_levels(spec, levels),
             conditions=names,
-            autoencoder=AutoencoderConfig(kind="none" if autoencoder is None else "diffusers"),
+            autoencoder=AutoencoderConfig(kind="none" if autoencoder is None else "diffusers", factor=factor),
             sampling=_sampling(spec, _levels(spec, levels)),
             provenance=_provenance(source_file, file, source, license_text),
             weights=WeightsConfig(dtype=dtype, files={"model.safetensors": UNWRITTEN_DIGEST}),
@@ -74,6 +77,7 @@ def import_model(
         raise InvalidInput("destination", str(destination), error.errors()[0]["msg"]) from None
     written = write_checkpoint(destination, config, weights, replace=replace, max_shard_bytes=max_shard_bytes)
     copy_autoencoder(autoencoder, destination)
+    copy_autoencoder(preview_autoencoder, destination, PREVIEW_NAME)
     return written
 
 

@@ -105,6 +105,9 @@ def load_and_measure(settings: Settings) -> LoadedModel:
 
 
 def _load(settings: Settings) -> Pipeline:
+    autoencoder, preview_autoencoder = (
+        None if folder is None else Path(folder) for folder in (settings.autoencoder, settings.preview_autoencoder)
+    )
     if settings.random_weights is None:
         if settings.resolution is not None:
             raise InvalidInput("resolution", settings.resolution, "a model has its own; it goes with random_weights")
@@ -114,6 +117,8 @@ def _load(settings: Settings) -> Pipeline:
             dtype=settings.dtype,
             quantize=settings.quantize,
             threads=settings.threads,
+            autoencoder=autoencoder,
+            preview_autoencoder=preview_autoencoder,
         )
     if settings.model is not None:
         raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
@@ -126,6 +131,8 @@ def _load(settings: Settings) -> Pipeline:
         device=settings.device,
         dtype=settings.dtype,
         quantize=settings.quantize,
+        autoencoder=autoencoder,
+        preview_autoencoder=preview_autoencoder,
     )
 
 

@@ -130,6 +130,15 @@ class Settings(BaseModel):
     resolution: int | None = Field(
         default=None, ge=16, le=8192, description="Pixels per side of --random-weights; by default 256."
     )
+    autoencoder: FilePath | None = Field(
+        default=None,
+        description="A folder in diffusers' format, instead of the model's own autoencoder, or for one that has none.",
+    )
+    preview_autoencoder: FilePath | None = Field(
+        default=None,
+        description="A folder of a smaller autoencoder for previews, as TAESD; by default the model's own, if it has "
+        "one for them.",
+    )
     host: str = Field(
         default="0.0.0.0", min_length=1, max_length=253, description="Address to listen on; by default every address."
     )

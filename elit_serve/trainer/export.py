@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from elit_serve.engine.autoencoders.folder import check_autoencoder, copy_autoencoder
+from elit_serve.engine.autoencoders.folder import PREVIEW_NAME, check_autoencoder, copy_autoencoder
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, UNWRITTEN_DIGEST, write_checkpoint
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ClassesConfig, ModelConfig, WeightDtype, WeightsConfig
@@ -21,29 +21,35 @@ def export(
     step: int | None = None,
     dtype: WeightDtype = "bfloat16",
     autoencoder: Path | None = None,
+    preview_autoencoder: Path | None = None,
     replace: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> ModelConfig:
     """Writes the averaged weights of a checkpoint (the newest, or that of `step`) as a model directory.
 
-    `autoencoder` is copied in for models that need one. With `replace` other files of an existing directory stay.
+    `autoencoder` is copied in for models that need one, and `preview_autoencoder` for their previews. With `replace`
+    other files of an existing directory stay.
     """
     run = RunDirectory(run_path)
     facts, snapshot = run.facts(), run.load(step)
     check_folder_given(facts.recipe, autoencoder)
-    check_autoencoder(autoencoder)
+    recipe = facts.recipe
+    coder = check_autoencoder(autoencoder, recipe.backbone.sketch.sample_shape, recipe.autoencoder.factor)
+    factor = None if coder is None else coder.factor
+    check_autoencoder(preview_autoencoder, recipe.backbone.sketch.sample_shape, factor, field="--preview-autoencoder")
     try:
-        config = _config(destination.name, facts, snapshot.state.step, dtype)
+        config = _config(destination.name, facts, factor, snapshot.state.step, dtype)
         written = write_checkpoint(destination, config, snapshot.ema, replace=replace, max_shard_bytes=max_shard_bytes)
     except ValidationError as error:
         raise InvalidInput("destination", str(destination), error.errors()[0]["msg"]) from None
     except OSError as error:
         raise CheckpointError(destination, [f"it cannot be written: {error}"]) from None
     copy_autoencoder(autoencoder, destination)
+    copy_autoencoder(preview_autoencoder, destination, PREVIEW_NAME)
     return written
 
 
-def _config(name: str, facts: RunFacts, step: int, dtype: WeightDtype) -> ModelConfig:
+def _config(name: str, facts: RunFacts, factor: int | None, step: int, dtype: WeightDtype) -> ModelConfig:
     recipe, conditions = facts.recipe, ClassesConfig(names=facts.classes)
     provenance = {
         **recipe.provenance,
@@ -57,7 +63,7 @@ def _config(name: str, facts: RunFacts, step: int, dtype: WeightDtype) -> ModelC
         **recipe.backbone.spec(conditions).config_fields(),
         levels=recipe.levels,
         conditions=conditions,
-        autoencoder=recipe.autoencoder,
+        autoencoder=recipe.autoencoder.model_copy(update={"factor": factor}),
         sampling=recipe.sampling,
         provenance=provenance,
         weights=WeightsConfig(dtype=dtype, files={"model.safetensors": UNWRITTEN_DIGEST}),

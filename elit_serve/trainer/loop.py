@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from elit_serve import __version__
 from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.autoencoders import Autoencoder, open_autoencoder
+from elit_serve.engine.autoencoders.folder import check_autoencoder
 from elit_serve.engine.conditions import ClassConditions
 from elit_serve.engine.executor import offline
 from elit_serve.engine.pixels import from_signed, to_images
@@ -300,14 +301,11 @@ def train(
     folder in diffusers' format for recipes that need one. Under torchrun each process is a rank.
     """
     check_folder_given(recipe, autoencoder)
+    check_autoencoder(autoencoder, recipe.backbone.sketch.sample_shape, recipe.autoencoder.factor)
     with join_world(device) as world:
         check_world(recipe, world)
         run = RunDirectory(out)
-        dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
-        coder = open_autoencoder(recipe.autoencoder, autoencoder or out, world.device, dtype)
-        channels = recipe.backbone.sketch.sample_shape[0]
-        if coder.channels != channels:
-            raise InvalidInput("backbone.channels", channels, f"the autoencoder has {coder.channels}")
+        coder = open_autoencoder(recipe.autoencoder, autoencoder or out, world.device)
         training, held_out = open_data(recipe, coder, data, validation)
         _check_batch(recipe, training)
         facts = _facts(recipe, training, held_out, data) if world.is_main else None

@@ -212,7 +212,7 @@ def _made_up(recipe: Recipe, device: torch.device) -> _Samples:
     if kind_of(recipe.autoencoder).channels is None:
         latents = torch.randn(batch, *sample_shape, generator=generator, device=device)
         return _Samples(kind="latents", images=latents, condition=condition, to_samples=_as_they_are)
-    pixels = open_autoencoder(recipe.autoencoder, Path(), device, torch.float32)
+    pixels = open_autoencoder(recipe.autoencoder, Path(), device)
     shape = (batch, 3, *picture_size(recipe, pixels))
     pictures = torch.randint(256, shape, generator=generator, device=device, dtype=torch.uint8)
     return _Samples(kind="pictures", images=pictures, condition=condition, to_samples=encoded_by(pixels))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from autoencoders import save_kl, save_tiny
 from safetensors.torch import load, load_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -139,12 +140,12 @@ def test_a_thousand_classes_are_imagenets() -> None:
     assert [each.name for each in names if each.name.startswith("crane")] == ["crane (bird)", "crane (machine)"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_an_autoencoder_is_copied_in(write_published: WritePublished, tmp_path: Path) -> None:
-    folder = tmp_path / "vae"
-    folder.mkdir()
-    for name in ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"):
-        (folder / name).write_text("{}")
-    config = imported(write_published(), tmp_path / "tiny", autoencoder=folder)
-    assert config.autoencoder.kind == "diffusers"
-    copied = sorted(path.name for path in (tmp_path / "tiny" / "autoencoder").iterdir())
-    assert copied == ["config.json", "diffusion_pytorch_model.safetensors"]
+    folder, tiny = save_kl(tmp_path / "vae", blocks=4), save_tiny(tmp_path / "taesd", blocks=4)
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"pickled")
+    config = imported(write_published(), tmp_path / "tiny", autoencoder=folder, preview_autoencoder=tiny)
+    assert (config.autoencoder.kind, config.autoencoder.factor) == ("diffusers", 8)
+    for name in ("autoencoder", "preview_autoencoder"):
+        copied = sorted(path.name for path in (tmp_path / "tiny" / name).iterdir())
+        assert copied == ["config.json", "diffusion_pytorch_model.safetensors"]

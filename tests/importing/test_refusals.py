@@ -116,6 +116,7 @@ def test_what_neither_file_nor_user_says_is_asked_for(
         ({"split": Split(num_heads=4, window=(4, 5))}, r"--window: [4, 5] is not allowed"),
         ({"levels": (0, 16)}, "--levels: 0 is not allowed; levels of this model lie in 1..16"),
         ({"autoencoder": Path("nowhere")}, "--autoencoder"),
+        ({"preview_autoencoder": Path("nowhere")}, "--preview-autoencoder"),
         ({"classes": Path("nowhere")}, "--classes"),
     ],
 )

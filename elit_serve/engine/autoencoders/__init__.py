@@ -1,6 +1,7 @@
 """Between pictures and the samples that a model works on: one file for each kind, and a table of them."""
 
 from elit_serve.engine.autoencoders.autoencoder import Autoencoder
+from elit_serve.engine.autoencoders.choice import AutoencoderChoice, choose_autoencoders
 from elit_serve.engine.autoencoders.table import KINDS, kind_of, open_autoencoder
 
-__all__ = ["KINDS", "Autoencoder", "kind_of", "open_autoencoder"]
+__all__ = ["KINDS", "Autoencoder", "AutoencoderChoice", "choose_autoencoders", "kind_of", "open_autoencoder"]

@@ -27,14 +27,32 @@ class Autoencoder(Protocol):
         """samples [B, C, h, w] -> images [B, 3, H, W], about [-1, 1]."""
 
 
+class FolderFacts(Protocol):
+    """What an autoencoder's folder says before anything of it is loaded.
+
+    latent_channels: C of its samples. factor: pixels of a picture per side of a sample's element.
+    """
+
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def factor(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderKind:
-    """make: of the folder where its files lie, for a device and a dtype.
+    """make: of the folder where its files lie, for a device.
 
-    has_files: whether it is read from a folder, which a model directory holds as `autoencoder/`.
+    facts: of that folder, which a model directory holds as `autoencoder/`; None is a kind without files. Raises
+    `CheckpointError`.
     channels: of its samples, where that is known before it is opened.
     """
 
-    make: Callable[[Path, torch.device, torch.dtype], Autoencoder]
-    has_files: bool = False
+    make: Callable[[Path, torch.device], Autoencoder]
+    facts: Callable[[Path], FolderFacts] | None = None
     channels: int | None = None
+
+    @property
+    def has_files(self) -> bool:
+        """Whether it is read from a folder."""
+        return self.facts is not None

@@ -1,73 +1,125 @@
-"""Autoencoders of diffusers, from a folder in its format."""
+"""Autoencoders of diffusers, from a folder in its format: the folder's own `config.json` says which class it is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from torch import Tensor
 
-from elit_serve.engine.autoencoders.autoencoder import AutoencoderKind
+from elit_serve.engine.autoencoders.autoencoder import AutoencoderKind, FolderFacts
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
 from elit_serve.files.validation import problems_in
 
 Channels = Annotated[int, Field(ge=1, le=16384)]
+Blocks = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)]
 
 
 class _Numbers(BaseModel):
     """Those of diffusers' `config.json` that decide sizes or scales, so that none takes all memory or gives NaN."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
 
-    in_channels: Channels = 3
-    out_channels: Channels = 3
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
     latent_channels: Channels = 4
-    block_out_channels: tuple[Channels, ...] = Field(default=(64,), min_length=1, max_length=8)
+    scaling_factor: float = Field(default=1.0, ge=1e-3, le=1e3)
+    shift_factor: float | None = Field(default=None, ge=-1e3, le=1e3)
+
+    @property
+    def shift(self) -> float:
+        """What samples are moved by; a class without it (SD's) moves nothing."""
+        return self.shift_factor or 0.0
+
+
+class _NumbersOfKL(_Numbers):
+    """Each block but the last halves the sides."""
+
+    block_out_channels: Blocks = (64,)
     layers_per_block: int = Field(default=1, ge=1, le=64)
     norm_num_groups: Channels = 32
     scaling_factor: float = Field(default=0.18215, ge=1e-3, le=1e3)
-    shift_factor: float | None = Field(default=None, ge=-1e3, le=1e3)
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+class _NumbersOfTiny(_Numbers):
+    """Each block but the first halves the sides, and each of the decoder's but the last doubles them again."""
+
+    encoder_block_out_channels: Blocks = (64,) * 4
+    decoder_block_out_channels: Blocks = (64,) * 4
+    upsampling_scaling_factor: Literal[2] = 2
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.encoder_block_out_channels) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusersClass:
+    """numbers: of its `config.json`. latents: of what its `encode` gives, [B, C, h, w]."""
+
+    numbers: type[_NumbersOfKL | _NumbersOfTiny]
+    latents: Callable[[Any], Tensor]
+
+
+CLASSES: dict[str, DiffusersClass] = {
+    "AutoencoderKL": DiffusersClass(numbers=_NumbersOfKL, latents=lambda encoded: encoded.latent_dist.mode()),
+    "AutoencoderTiny": DiffusersClass(numbers=_NumbersOfTiny, latents=lambda encoded: encoded.latents),
+}
+
+
+def read_facts(folder: Path) -> FolderFacts:
+    """What a folder's `config.json` says. Raises one `CheckpointError`."""
+    return _read_numbers(folder)[1]
+
+
+def _read_numbers(folder: Path) -> tuple[str, _NumbersOfKL | _NumbersOfTiny]:
+    """The class of a folder, by its name in `CLASSES`, and its numbers."""
+    try:
+        content = from_json(read_file(folder / "config.json", MAX_JSON_BYTES))
+        name = content.get("_class_name") if isinstance(content, dict) else None
+        if not isinstance(name, str) or name not in CLASSES:
+            problem = f"config.json: _class_name: {name!r} is not allowed; one of {', '.join(CLASSES)}"
+            raise CheckpointError(folder, [problem])
+        return name, CLASSES[name].numbers.model_validate(content)
+    except ValidationError as error:
+        raise CheckpointError(folder, [f"config.json: {problem}" for problem in problems_in(error)]) from None
+    except (OSError, ValueError) as error:
+        raise _no_folder(folder, error) from None
 
 
 class DiffusersAutoencoder:
-    """An AutoencoderKL (FLUX, SD 3, ...) from a local folder in diffusers' format, safetensors only.
+    """One of `CLASSES` from a local folder in diffusers' format, safetensors only.
 
-    factor: pixels of a picture per side of a sample's element.
+    It computes in bfloat16 on a GPU and in float32 on a CPU: decoders overflow in float16. Pictures that are decoded
+    together differ from those decoded alone by what the order of sums makes of it: 1 of 255 at most in float32.
     """
 
     makes_pictures = True
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        try:
-            from diffusers import AutoencoderKL
-        except ImportError:
-            raise MissingPackage("diffusers", "autoencoder") from None
-        try:
-            untyped: Any = AutoencoderKL
-            _Numbers.model_validate_json(read_file(folder / "config.json", MAX_JSON_BYTES))
-            vae = untyped.from_pretrained(str(regular_folder(folder)), local_files_only=True, use_safetensors=True)
-        except ValidationError as error:
-            problems = [f"autoencoder/config.json: {problem}" for problem in problems_in(error)]
-            raise CheckpointError(folder, problems) from None
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(folder, [f"no AutoencoderKL in diffusers' format: {reason}"]) from None
-        self._vae = vae.to(device, dtype).eval().requires_grad_(False)
-        self._scale = float(vae.config.scaling_factor)
-        self._shift = float(vae.config.shift_factor or 0.0)
-        self.channels = int(vae.config.latent_channels)
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        name, numbers = _read_numbers(folder)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._vae = _load(folder, name, dtype).to(device).eval().requires_grad_(False)
+        self._latents = CLASSES[name].latents
+        self._scale, self._shift = numbers.scaling_factor, numbers.shift
+        self.channels, self.factor = numbers.latent_channels, numbers.factor
 
     def picture_size(self, sample_shape: Sequence[int]) -> tuple[int, int]:
         _, height, width = sample_shape
         return height * self.factor, width * self.factor
 
     def encode(self, images: Tensor) -> Tensor:
-        latents = self._vae.encode(images.to(self._vae.dtype)).latent_dist.mode()
+        latents = self._latents(self._vae.encode(images.to(self._vae.dtype)))
         samples: Tensor = (latents - self._shift) * self._scale
         return samples.float()
 
@@ -77,4 +129,28 @@ class DiffusersAutoencoder:
         return images.float()
 
 
-KIND = AutoencoderKind(make=DiffusersAutoencoder, has_files=True)
+def _load(folder: Path, name: str, dtype: torch.dtype) -> Any:
+    """The module that a folder holds. Raises `CheckpointError`."""
+    try:
+        import diffusers
+    except ImportError:
+        raise MissingPackage("diffusers", "autoencoder") from None
+    untyped: Any = getattr(diffusers, name)
+    try:
+        return untyped.from_pretrained(
+            str(regular_folder(folder)),
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=dtype,
+            low_cpu_mem_usage=False,  # what saves memory needs accelerate, and an autoencoder is small
+        )
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise _no_folder(folder, error) from None
+
+
+def _no_folder(folder: Path, error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()[0]
+    return CheckpointError(folder, [f"no autoencoder in diffusers' format: {reason}"])
+
+
+KIND = AutoencoderKind(make=DiffusersAutoencoder, facts=read_facts)

@@ -1,29 +1,76 @@
-"""An autoencoder's folder, on its way into a model directory."""
+"""An autoencoder's folder: whether it fits a model, which it is, and its way into a model directory."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from elit_serve.engine.autoencoders import diffusers
+from elit_serve.engine.autoencoders.autoencoder import FolderFacts
 from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files.opening import open_file
 
 NAME = "autoencoder"  # of the folder in a model directory
+PREVIEW_NAME = "preview_autoencoder"  # of the one for previews, which is smaller and faster
 
 
-def check_autoencoder(folder: Path | None) -> None:
-    """Raises `InvalidInput` unless a folder in diffusers' format is there, if any is given."""
-    if folder is not None and not (folder / "config.json").is_file():
-        raise InvalidInput("--autoencoder", str(folder), "a folder in diffusers' format; it has no config.json")
+def check_autoencoder(
+    folder: Path | None, sample_shape: Sequence[int], factor: int | None = None, *, field: str = "--autoencoder"
+) -> FolderFacts | None:
+    """What a folder in diffusers' format says of itself, if any is given.
+
+    sample_shape: channels first, of the model that it is for. factor: pixels of a picture per side of a sample's
+    element, where that is known. Raises `InvalidInput` for `field` if it is no such folder, or does not fit.
+    """
+    if folder is None:
+        return None
+    try:
+        facts = diffusers.read_facts(folder)
+    except CheckpointError as error:
+        raise InvalidInput(field, str(folder), "; ".join(error.problems)) from None
+    if wrong := misfits(facts, sample_shape, factor):
+        raise InvalidInput(field, str(folder), "; ".join(wrong))
+    return facts
 
 
-def copy_autoencoder(folder: Path | None, model: Path) -> None:
+def misfits(facts: FolderFacts, sample_shape: Sequence[int], factor: int | None = None) -> list[str]:
+    """Why an autoencoder is not for samples of this shape (channels first), or for pictures so many times as large."""
+    problems = []
+    if facts.latent_channels != sample_shape[0]:
+        problems.append(f"it has {facts.latent_channels} channels, and the model {sample_shape[0]}")
+    if factor is not None and facts.factor != factor:
+        problems.append(
+            f"it makes {facts.factor} pixels of a side of a sample's element, and the model stands for {factor}"
+        )
+    return problems
+
+
+def fingerprint(folder: Path) -> str:
+    """64 hex digits of what a folder's autoencoder computes: its configuration and its weights.
+
+    Raises `CheckpointError`.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in sorted((*folder.glob("config.json"), *folder.glob("*.safetensors"))):
+            digest.update(f"{file.name}\0".encode())
+            with open_file(file) as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise CheckpointError(folder, [f"it cannot be read: {error.strerror or error}"]) from None
+    return digest.hexdigest()
+
+
+def copy_autoencoder(folder: Path | None, model: Path, name: str = NAME) -> None:
     """Copies a folder into a model directory, if any is given.
 
     Configuration and safetensors only: a folder in diffusers' format may hold pickled weights as well.
     """
     if folder is None:
         return
-    destination = model / NAME
+    destination = model / name
     try:
         destination.mkdir(exist_ok=True)
         for file in (*folder.glob("*.json"), *folder.glob("*.safetensors")):

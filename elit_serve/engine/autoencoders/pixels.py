@@ -26,4 +26,4 @@ class Pixels:
         return samples
 
 
-KIND = AutoencoderKind(make=lambda _folder, _device, _dtype: Pixels(), channels=Pixels.channels)
+KIND = AutoencoderKind(make=lambda _folder, _device: Pixels(), channels=Pixels.channels)

@@ -25,6 +25,6 @@ def kind_of(config: AutoencoderConfig) -> AutoencoderKind:
     return KINDS[config.kind]
 
 
-def open_autoencoder(config: AutoencoderConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+def open_autoencoder(config: AutoencoderConfig, folder: Path, device: torch.device) -> Autoencoder:
     """The autoencoder that `config` names; `folder` is where its files lie, if it has any."""
-    return kind_of(config).make(folder, device, dtype)
+    return kind_of(config).make(folder, device)

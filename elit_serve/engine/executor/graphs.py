@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from elit_serve.engine.executor.slots import Drawing, Executor, RunningStep, Transfer, are_finite, split_samples
+from elit_serve.engine.executor.slots import Decode, Drawing, Executor, RunningStep, Transfer, are_finite, split_samples
 from elit_serve.engine.picture import Picture
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.step_kind import StepKind
@@ -102,10 +102,10 @@ class GraphExecutor(Executor):
         """Copied from pinned memory: from any other, the host would wait for all steps that are on their way."""
         return small.pin_memory().to(self._device, non_blocking=True)
 
-    def _decode(self, samples: Tensor) -> Transfer:
+    def _decode(self, samples: Tensor, decode: Decode) -> Transfer:
         self._transfers.wait_stream(self._steps)
         with torch.cuda.stream(self._transfers):
-            on_host = _to_host(self._drawing.decode(samples))
+            on_host = _to_host(decode(samples))
             finite = _to_host(are_finite(samples))
             done = _event()
             done.record()

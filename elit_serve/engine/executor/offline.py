@@ -30,6 +30,8 @@ class BareModel:
     def decode(self, samples: Tensor) -> Tensor:
         return samples.float()
 
+    preview = decode
+
 
 def pictures_of(
     conditions: Sequence[Condition], seeds: Sequence[int], plan: Plan, shape: Shape, noise: Tensor

@@ -22,6 +22,8 @@ from elit_serve.plans.shape import Shape
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import guided_step
 
+Decode = Callable[[Tensor], Tensor]
+
 SCRATCH = 0  # the slot that fills up a batch; what is in it means nothing
 
 
@@ -42,6 +44,9 @@ class Drawing(Protocol):
 
     def decode(self, samples: Tensor) -> Tensor:
         """Samples [B, *shape] on the device as they are answered, there too."""
+
+    def preview(self, samples: Tensor) -> Tensor:
+        """As `decode`, of samples that are not finished: it may be less exact."""
 
 
 class RunningStep(Protocol):
@@ -149,7 +154,7 @@ class Executor:
             t_before, t = picture.grid[picture.present_step], picture.grid[picture.present_step + 1]
             heading.append(state + (1 - t) / (t - t_before) * (state - picture.before))
             picture.before = None
-        return self._decode(torch.stack(heading))
+        return self._decode(torch.stack(heading), self._drawing.preview)
 
     def samples(self, pictures: Sequence[Picture]) -> Tensor:
         """Copies of the states of pictures of one shape. [B, *shape], float32"""
@@ -166,13 +171,13 @@ class Executor:
         samples = self.samples(pictures)
         for picture in pictures:
             self.remove(picture)
-        return self._decode(samples)
+        return self._decode(samples, self._drawing.decode)
 
     def _on_device(self, small: Tensor) -> Tensor:
         return small.to(self._device)
 
-    def _decode(self, samples: Tensor) -> Transfer:
-        return _DoneTransfer(self._drawing.decode(samples), are_finite(samples))
+    def _decode(self, samples: Tensor, decode: Decode) -> Transfer:
+        return _DoneTransfer(decode(samples), are_finite(samples))
 
 
 def _column(picture: Picture, kind: StepKind, null: int) -> tuple[float, ...]:
