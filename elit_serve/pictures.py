@@ -1,6 +1,6 @@
 """What is done with pictures: cropping, encoding with provenance inside the file, grids.
 
-Knows Pillow and nothing else of elit-serve but its errors and the names of formats.
+Knows Pillow and nothing else of elit-serve but its errors, the names of formats, and the writer of PNGs.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from elit_serve.errors import InvalidInput
-from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS, OutputFormat
+from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS, OutputFormat, PngCompression
+from elit_serve.png import png
 
 TEXT_PX = 13
 MIN_CELL_PX = 128  # in labelled grids
 GAP_PX = 2
 
+_FACTS_KEY = "elit-serve"
 _EXIF_IMAGE_DESCRIPTION = 0x010E
 
 
@@ -36,23 +39,41 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def encode(
-    image: Image.Image, output_format: OutputFormat, facts: Mapping[str, object], quality: int = FILE_QUALITY
+    image: Image.Image,
+    output_format: OutputFormat,
+    facts: Mapping[str, object],
+    *,
+    quality: int = FILE_QUALITY,
+    compression: PngCompression = "fast",
 ) -> bytes:
-    """The encoded file, with `facts` as JSON inside it (PNG text `elit-serve`, EXIF image description otherwise).
+    """The encoded file of an RGB picture, with `facts` as JSON inside it (PNG text `elit-serve`, EXIF image description
+    otherwise).
 
-    The same image and facts give the same bytes. `quality` is for JPEG and lossy WebP.
+    The same image and facts give the same bytes. `quality` is for JPEG and lossy WebP, `compression` for PNG.
     """
     text = json.dumps(dict(facts), sort_keys=True)
-    buffer = io.BytesIO()
     if output_format == "png":
-        chunk = PngImagePlugin.PngInfo()
-        chunk.add_text("elit-serve", text)
-        image.save(buffer, "PNG", pnginfo=chunk)
-    else:
-        exif = Image.Exif()
-        exif[_EXIF_IMAGE_DESCRIPTION] = text
-        image.save(buffer, output_format.upper(), quality=quality, exif=exif)
+        return _PNG_WRITERS[compression](image, text)
+    exif = Image.Exif()
+    exif[_EXIF_IMAGE_DESCRIPTION] = text
+    buffer = io.BytesIO()
+    image.save(buffer, output_format.upper(), quality=quality, exif=exif)
     return buffer.getvalue()
+
+
+def _fast_png(image: Image.Image, text: str) -> bytes:
+    return png(np.asarray(image), {_FACTS_KEY: text})
+
+
+def _small_png(image: Image.Image, text: str) -> bytes:
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add_text(_FACTS_KEY, text)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=chunk)
+    return buffer.getvalue()
+
+
+_PNG_WRITERS: dict[PngCompression, Callable[[Image.Image, str], bytes]] = {"fast": _fast_png, "small": _small_png}
 
 
 def format_of(path: str | os.PathLike[str]) -> OutputFormat:
@@ -75,7 +96,7 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
 def read_facts(data: bytes) -> dict[str, object] | None:
     """The facts that `encode` put into a file, or None."""
     with Image.open(io.BytesIO(data), formats=OUTPUT_FORMATS) as image:
-        text = image.info.get("elit-serve") or image.getexif().get(_EXIF_IMAGE_DESCRIPTION)
+        text = image.info.get(_FACTS_KEY) or image.getexif().get(_EXIF_IMAGE_DESCRIPTION)
     if not isinstance(text, str):
         return None
     try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
 from elit_serve.pictures import encode, fit, grid, labelled, read_facts
-from elit_serve.plans.formats import OUTPUT_FORMATS, OutputFormat
+from elit_serve.plans.formats import OUTPUT_FORMATS, OutputFormat, PngCompression
 
 FACTS = {"label": "tulip", "seed": 7, "levels": [4, 4, 1], "guidance": {"scale": 2.5}}
 
@@ -36,10 +38,31 @@ def test_facts_travel_inside_the_file_and_its_bytes_repeat(output_format: Output
         assert image.format == output_format.upper()
 
 
-def test_png_keeps_every_pixel() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8))
-    with Image.open(io.BytesIO(encode(image, "png", FACTS))) as read:
-        assert np.array_equal(np.asarray(read), np.asarray(image))
+@pytest.mark.parametrize("compression", ["fast", "small"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (24, 1), (24, 16), (512, 640)])
+def test_png_keeps_every_pixel(compression: PngCompression, size: tuple[int, int]) -> None:
+    """Noise, of which no filter foretells anything, beside a surface of one colour."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels[size[0] // 2 :] = 255
+    data = encode(Image.fromarray(pixels), "png", FACTS, compression=compression)
+    with Image.open(io.BytesIO(data)) as read:
+        assert (read.format, read.mode) == ("PNG", "RGB")
+        assert np.array_equal(np.asarray(read), pixels)
+    assert read_facts(data) == FACTS
+
+
+def test_a_png_has_nothing_but_what_a_strict_reader_expects() -> None:
+    """Chunks in their order, each with its length and checksum, and no byte after the last."""
+    data = encode(photograph(), "png", FACTS)
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    kinds, place = [], 8
+    while place < len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        kinds.append(data[place + 4 : place + 8])
+        (checksum,) = struct.unpack_from(">I", data, place + 8 + length)
+        assert checksum == zlib.crc32(data[place + 4 : place + 8 + length])
+        place += 12 + length
+    assert (kinds, place) == ([b"IHDR", b"tEXt", b"IDAT", b"IEND"], len(data))
 
 
 def test_a_picture_from_elsewhere_has_no_facts() -> None:

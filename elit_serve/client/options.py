@@ -21,6 +21,7 @@ class Wishes(TypedDict, total=False):
     label: a class name or id; or prompt: exactly a class name.
     latency_ms: when the answer must be there. budget, min_budget, max_budget: shares of the latents in (0, 1].
     levels: a level for every step, as an answer reports it. output_format: png, webp or jpeg.
+    output_compression: of jpeg and webp, 0 to 100, which is the largest and best file.
     """
 
     label: str | int | None
@@ -36,6 +37,7 @@ class Wishes(TypedDict, total=False):
     steps: int | None
     guidance: GuidanceOptions | None
     output_format: str | None
+    output_compression: int | None
 
 
 class PlanOptions(Wishes, total=False):

@@ -1,4 +1,8 @@
-"""A pool of threads that turns samples into files while the next step runs."""
+"""A pool of threads that turns samples into files while the next step runs.
+
+They compute without the interpreter's lock (but for a JPEG, which takes a millisecond at 512 pixels), so neither the
+worker's thread nor the event loop waits for them.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,32 @@ import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from elit_serve.engine.encoding import encode_sample
 from elit_serve.engine.executor.slots import Transfer
+from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Picture, Preview
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import GenerationFailed
+from elit_serve.plans.formats import PngCompression
 
 logger = logging.getLogger(__name__)
 
-MAX_ENCODERS = 8  # threads
+MAX_ENCODERS = 8  # threads where nobody says how many
 
 _Samples = list[Tensor | GenerationFailed]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """num_threads: None is one for each processor, at most `MAX_ENCODERS`. compression: of PNG files."""
+
+    num_threads: int | None = None
+    compression: PngCompression = "fast"
 
 
 class Encoders:
@@ -32,6 +48,7 @@ class Encoders:
     def __init__(
         self,
         pipeline: Pipeline,
+        options: EncoderOptions,
         *,
         on_file: Callable[[Picture, bytes], None],
         on_failure: Callable[[Sequence[Picture], Exception, str], None],
@@ -39,7 +56,8 @@ class Encoders:
         self._pipeline = pipeline
         self._on_file = on_file
         self._on_failure = on_failure
-        num_threads = min(MAX_ENCODERS, os.cpu_count() or 1)
+        self._compression = options.compression
+        num_threads = options.num_threads or min(MAX_ENCODERS, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="elit-encoder")
 
     def show(self, pictures: Sequence[Picture], transfer: Transfer) -> None:
@@ -69,7 +87,7 @@ class Encoders:
             sample = samples.result()[index]
             if isinstance(sample, GenerationFailed):
                 return
-            file = encode_sample(sample, order.output_format, {"preview_after_steps": num_steps}, order.file_quality)
+            file = self._file(sample, order, {"preview_after_steps": num_steps})
             if before is not None:
                 before.result()
             number = order.preview_steps.index(num_steps)
@@ -85,10 +103,14 @@ class Encoders:
                 self._on_failure([picture], sample, "nan")
                 return
             facts = self._pipeline.facts(order.condition, picture.seed, order.plan(picture.levels))
-            file = encode_sample(sample, order.output_format, facts, order.file_quality)
+            file = self._file(sample, order, facts)
             if picture.last_preview is not None:
                 picture.last_preview.result()
         except Exception as error:
             self._on_failure([picture], error, "encoding")
             return
         self._on_file(picture, file)
+
+    def _file(self, sample: Tensor, order: Order, facts: dict[str, Any]) -> bytes:
+        quality, compression = order.file_quality, self._compression
+        return encode_sample(sample, order.output_format, facts, quality=quality, compression=compression)

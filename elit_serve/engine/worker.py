@@ -19,7 +19,7 @@ from itertools import count
 import torch
 
 from elit_serve.clock import Clock
-from elit_serve.engine.encoders import Encoders
+from elit_serve.engine.encoders import EncoderOptions, Encoders
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.forecast import FULL, Forecast, forecast, has_room, infeasible, overloaded
 from elit_serve.engine.in_flight import InFlight
@@ -71,6 +71,7 @@ class Worker:
         *,
         clock: Clock,
         observer: Observer | None = None,
+        encoders: EncoderOptions | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._executor = executor
@@ -91,7 +92,8 @@ class Worker:
         self._ended: Future[None] = Future()
         self._has_died = False
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
-        self._encoders = Encoders(pipeline, on_file=self._delivered, on_failure=self._fail)
+        options = encoders or EncoderOptions()
+        self._encoders = Encoders(pipeline, options, on_file=self._delivered, on_failure=self._fail)
         self._launcher = Launcher(executor, self._encoders, on_failure=self._fail, on_small_memory=self._limit_batch)
 
     @property

@@ -102,6 +102,12 @@ class GenerateRequest(Wishes, Subject):  # fields stand in the order of the last
         default=None,
         description="png when left out. A model without an autoencoder answers with its latent, as safetensors.",
     )
+    output_compression: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Of jpeg and webp: 100 is the largest and best file, 95 when left out. Others lose nothing.",
+    )
 
 
 class GuidanceUsed(BaseModel):

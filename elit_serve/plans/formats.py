@@ -6,9 +6,11 @@ from typing import Final, Literal, get_args
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 AnswerFormat = Literal["png", "jpeg", "webp", "safetensors"]
+PngCompression = Literal["fast", "small"]
 
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
+LOSSY_FORMATS: tuple[OutputFormat, ...] = ("jpeg", "webp")
 LATENT: Final = "safetensors"  # the answer of a model without an autoencoder
 FILE_QUALITY = 95  # of JPEG and lossy WebP, of at most 100
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import elit_serve
 from elit_serve.catalogue import ModelQuality
 from elit_serve.clock import Clock
+from elit_serve.engine.encoders import EncoderOptions
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
@@ -69,13 +70,14 @@ class Engine:
         pipeline, quality = model.pipeline, model.pipeline.quality
         cost = replace(model.cost, overhead_ms=model.cost.overhead_ms + settings.response_ms)
         scheduler = open_scheduler(settings, cost, quality)
+        encoders = EncoderOptions(num_threads=settings.encoder_threads, compression=settings.png_compression)
         is_elastic, shape = settings.policy == "elastic", pipeline.config.default_shape.name
         return cls(
             pipeline=pipeline,
             settings=settings,
             cost=cost,
             open_plans=OpenPlans.of(quality, cost, shape) if quality is not None and is_elastic else None,
-            worker=Worker(pipeline, model.executor, scheduler, clock=clock, observer=observer),
+            worker=Worker(pipeline, model.executor, scheduler, clock=clock, observer=observer, encoders=encoders),
             shares=shares,
         )
 

@@ -20,7 +20,7 @@ from elit_serve.http.schemas import (
     GuidanceRequest,
 )
 from elit_serve.plans.bounds import MAX_SEED
-from elit_serve.plans.formats import AnswerFormat, answer_formats
+from elit_serve.plans.formats import FILE_QUALITY, LOSSY_FORMATS, AnswerFormat, answer_formats
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
@@ -85,6 +85,7 @@ def order_of(
     pinned = plan.levels if request.budget is not None or request.levels is not None else None
     low, high = _bounds(request, plan, pipeline)
     caps, shape = plan.weak_caps(max(pipeline.config.levels)), pipeline.shapes[0].name
+    file_format = output_format or format_of(request, pipeline)
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
         latency_ms = SOFT_SCALE * cost.alone_ms(shape, pinned or (high,) * plan.num_steps, caps, len(seeds))
@@ -103,10 +104,22 @@ def order_of(
         max_level=high,
         pinned=pinned,
         priority=Priority(request.priority),
-        output_format=output_format or format_of(request, pipeline),
+        output_format=file_format,
+        file_quality=_file_quality(request, file_format),
         expected_quality=quality_of(pipeline, replace(plan, levels=pinned or (high,) * plan.num_steps)),
         open_plans=open_plans_of(request, open_plans, settings),
     )
+
+
+def _file_quality(request: GenerateRequest, file_format: AnswerFormat) -> int:
+    """What loses nothing has no quality; 100 is then taken, as OpenAI's API does."""
+    quality = request.output_compression
+    if quality is None:
+        return FILE_QUALITY
+    if file_format not in LOSSY_FORMATS and quality < 100:
+        allowed = f"100 for {file_format}, which loses nothing; or output_format {' or '.join(LOSSY_FORMATS)}"
+        raise InvalidInput("output_compression", quality, allowed)
+    return quality
 
 
 def open_plans_of(request: GenerateRequest, plans: OpenPlans | None, settings: Settings) -> OpenPlans | None:

@@ -17,7 +17,7 @@ from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import ElitError, Overloaded, ShareExceeded
 from elit_serve.http.schemas import GenerateRequest, GenerateResponse
-from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
+from elit_serve.plans.formats import AnswerFormat
 from elit_serve.server.answers import answer, picture_quality
 from elit_serve.server.engines import Engine, Engines
 from elit_serve.server.orders import Taken, order_of
@@ -54,21 +54,19 @@ async def take(
     *,
     output_format: AnswerFormat | None = None,
     owner: str | None = None,
-    file_quality: int = FILE_QUALITY,
     num_previews: int = 0,
     on_preview: Callable[[Preview], None] | None = None,
 ) -> Taken:
     """Has the engine make what `body` asks for, or raises why not.
 
     output_format: of the files; None leaves it to `body`. owner: the name of the caller's key, if keys are set.
-    file_quality: of JPEG and lossy WebP, 0 to 100.
     on_preview: see `Worker.submit`.
     """
     arrived_s = service.clock.now()
 
     def taken() -> Taken:
         order = order_for(engine, body, arrived_s=arrived_s, output_format=output_format)
-        order = replace(order, owner=owner, file_quality=file_quality, num_previews=num_previews)
+        order = replace(order, owner=owner, num_previews=num_previews)
         if service.arrival_log is not None:
             service.arrival_log.record(body, order, engine.pipeline.budgets)
         return admit(service, engine, body, order, on_preview=on_preview)

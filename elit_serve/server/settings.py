@@ -21,6 +21,8 @@ from pydantic import (
     field_validator,
 )
 
+from elit_serve.plans.formats import PngCompression
+
 MAX_PREFIX = 256  # characters
 
 
@@ -165,6 +167,16 @@ class Settings(BaseModel):
     )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads for torch; by default its own choice."
+    )
+    encoder_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Threads that turn finished pictures into files; by default one for each CPU, at most 8.",
+    )
+    png_compression: PngCompression = Field(
+        default="fast",
+        description="Of PNG files: fast, or small, which takes 15 times as long for files about a tenth smaller.",
     )
     policy: Literal["elastic", "fixed"] = Field(
         default="elastic",

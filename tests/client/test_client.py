@@ -106,6 +106,12 @@ def test_a_bare_file_tells_the_same_as_json(client: Client) -> None:
     assert bare.total_ms is not None
 
 
+def test_a_smaller_file_can_be_asked_for(client: Client) -> None:
+    asked = {"label": "tulip", "seed": 9, "budget": 0.5, "output_format": "webp"}
+    small, usual = client.generate(**asked, output_compression=10), client.generate(**asked)
+    assert len(small.images[0].data) < len(usual.images[0].data)
+
+
 def test_an_impossible_target_says_what_would_be_possible(client: Client) -> None:
     with pytest.raises(ServerProblem, match="infeasible") as caught:
         client.generate(label="rose", latency_ms=0.001)

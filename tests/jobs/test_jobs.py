@@ -91,6 +91,7 @@ def test_requests_are_counted_by_route_whatever_the_job(start_server: Any, jobs_
         ({"label": "rose", "webhook": {"url": "http://localhost/"}}, "webhook.url"),
         ({"label": "rose", "webhook": {}}, "webhook.url"),
         ({"label": "rose", "output_format": "safetensors"}, "output_format"),
+        ({"label": "rose", "output_compression": 50}, "output_compression"),
     ],
 )
 def test_what_cannot_be_made_is_refused_at_once(server: Any, body: dict[str, Any], field: str) -> None:

@@ -9,7 +9,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from elit_serve.pictures import read_facts
+from elit_serve.pictures import encode, read_facts
+from elit_serve.server.settings import Settings
 
 
 def files_of(answer: httpx.Response) -> list[bytes]:
@@ -154,6 +155,22 @@ def test_the_bare_picture_is_the_one_inside_the_json_answer(server: Any, output_
     body = {"label": "tulip", "seed": 7}
     (inside,) = files_of(server.generate({**body, "output_format": output_format}))
     assert server.generate(body, accept=f"image/{output_format}").content == inside
+
+
+def test_compression_is_that_of_every_file_however_it_is_asked_for(server: Any) -> None:
+    body = {"label": "tulip", "seed": 7, "output_compression": 10}
+    (inside,) = files_of(server.generate({**body, "output_format": "jpeg"}))
+    assert server.generate(body, accept="image/jpeg").content == inside
+    (usual,) = files_of(server.generate({"label": "tulip", "seed": 7, "output_format": "jpeg"}))
+    assert len(inside) < len(usual)
+
+
+def test_a_server_may_write_small_pngs(start_server: Any) -> None:
+    server = start_server(settings=Settings(png_compression="small", encoder_threads=1))
+    files = files_of(server.generate({"label": "rose", "budget": 0.5, "seed": 3, "n": 2}))
+    made = server.pipeline.generate("rose", budget=0.5, seed=3)
+    assert files[0] == encode(made.image, "png", made.facts, compression="small")
+    assert files[0] != made.encode()
 
 
 def test_accept_decides_by_quality(server: Any) -> None:

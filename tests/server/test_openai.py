@@ -116,6 +116,10 @@ def test_compression_is_the_size_of_the_file(client: OpenAI) -> None:
     assert sizes == sorted(set(sizes))
 
 
+def test_a_png_takes_the_compression_that_loses_nothing(client: OpenAI) -> None:
+    assert client.images.generate(prompt="rose", output_compression=100).output_format == "png"
+
+
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     # arguments beside the prompt, param, code, a part of the message
     ({"prompt": "tulpi"}, "prompt", "invalid_value", "tulip"),

@@ -56,6 +56,8 @@ REFUSED: list[tuple[dict[str, object], str, object, str]] = [
     ({"guidance": {"interval": [0.8, 0.2]}}, "guidance.interval", "(0.8, 0.2)", "start <= end"),
     ({"guidance": {"interval": [0.2]}}, "guidance.interval", "[0.2]", "at least 2 items"),
     ({"output_format": "gif"}, "output_format", "gif", "'png'"),
+    ({"output_compression": 99}, "output_compression", 99, "100 for png, which loses nothing"),
+    ({"output_format": "webp", "output_compression": 101}, "output_compression", 101, "less than or equal to 100"),
     ({"prompt": "rose"}, "prompt", "rose", "leave one of them out"),
     ({"label": 3}, "label", 3, "from 0 to 2"),
     ({"label": "17"}, "label", "17", "from 0 to 2"),

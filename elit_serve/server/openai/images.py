@@ -33,11 +33,6 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
     size = size_of(pipeline)
     if request.size not in (None, "auto", size):
         raise InvalidInput("size", request.size, f"auto or {size}, which this model has")
-    output_format = request.output_format or OUTPUT_FORMATS[0]
-    if output_format == "png" and request.output_compression not in (None, 100):
-        raise InvalidInput(
-            "output_compression", request.output_compression, "100 for png, which loses nothing; or jpeg or webp"
-        )
     if request.stream and request.response_format == "url":
         raise InvalidInput("response_format", "url", "b64_json with stream, whose events have no URL")
     if request.partial_images and not request.stream:
@@ -46,7 +41,8 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
     return GenerateRequest(
         label=pipeline.conditions.named(request.prompt, field="prompt").class_id,
         n=request.n or 1,
-        output_format=output_format,
+        output_format=request.output_format or OUTPUT_FORMATS[0],
+        output_compression=request.output_compression,
         **{**wishes, "budget": _budget(request)},
     )
 

@@ -16,7 +16,7 @@ from elit_serve.http.callers import owner_of
 from elit_serve.http.events import Mailbox, enter_stream, stream_content
 from elit_serve.http.groups import Group
 from elit_serve.http.schemas import GenerateRequest
-from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS
+from elit_serve.plans.formats import OUTPUT_FORMATS
 from elit_serve.server.answer_status import CLIENT_GONE
 from elit_serve.server.engines import Engine
 from elit_serve.server.openai.images import completed_events, generate_request, images_response, partial_image_event
@@ -68,10 +68,9 @@ async def images_generations(request: Request, body: ImagesRequest) -> Response:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)
     asked = generate_request(body, engine.pipeline)
-    file_quality = FILE_QUALITY if body.output_compression is None else body.output_compression
     if body.stream:
-        return await _stream(request, service, engine, body, asked, file_quality)
-    taken = await take(service, engine, asked, owner=owner_of(request), file_quality=file_quality)
+        return await _stream(request, service, engine, body, asked)
+    taken = await take(service, engine, asked, owner=owner_of(request))
     facts = await answer_to(request, service, taken)
     if facts is None:
         return Response(status_code=CLIENT_GONE)
@@ -90,7 +89,6 @@ async def _stream(
     engine: Engine,
     body: ImagesRequest,
     asked: GenerateRequest,
-    file_quality: int,
 ) -> Response:
     """What is refused is refused as ever; events come once the request is taken."""
     enter_stream(request)
@@ -100,7 +98,6 @@ async def _stream(
         engine,
         asked,
         owner=owner_of(request),
-        file_quality=file_quality,
         num_previews=body.partial_images or 0,
         on_preview=previews.put if body.partial_images else None,
     )

@@ -29,7 +29,7 @@ class OpenAIFields(RequestBody):
     )
     output_format: OutputFormat | None = Field(default=None, description="png when left out.")
     output_compression: int | None = Field(
-        default=None, ge=0, le=100, description="Of jpeg and webp: 100 is the largest and best file."
+        default=None, ge=0, le=100, description="Of jpeg and webp: 100 is the largest and best file, 95 when left out."
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         default=None,
