@@ -117,6 +117,9 @@ def profile(
     autoencoder: Annotated[
         Path | None, typer.Option(help="A folder in diffusers' format, instead of the model's own autoencoder.")
     ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="With --random-weights: its sizes, as 512x512,640x384. Default: --resolution's.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write. Default: latency/<device>[-fp8].json of MODEL.")
     ] = None,
@@ -134,6 +137,8 @@ def profile(
     from elit_serve.engine.profile.profiler import profile_to_file
 
     if random_weights is None:
+        if sizes is not None:
+            raise InvalidInput("sizes", sizes, "all sizes of a model are measured; leave it out")
         pipeline = Pipeline.load(
             model, device=device, dtype=dtype, quantize=quantize, threads=threads, autoencoder=autoencoder
         )
@@ -143,7 +148,13 @@ def profile(
         raise InvalidInput("out", None, "random weights have no directory of their own; name a file")
     else:
         pipeline = Pipeline.random(
-            random_weights, resolution, device=device, dtype=dtype, quantize=quantize, autoencoder=autoencoder
+            random_weights,
+            resolution,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            autoencoder=autoencoder,
+            sizes=sizes.split(",") if sizes else (),
         )
     file = profile_to_file(pipeline, out, repeats=repeats, command=command_line(), console=Console(stderr=True))
     typer.echo(f"{file}")

@@ -54,6 +54,9 @@ def bench(
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Pin every request's budget. Closed loop default: 1.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. Default: the model's.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="640x384; or several with commas, of which one is drawn per request.")
+    ] = None,
     best_effort: Annotated[bool, typer.Option("--best-effort", help="Targets that are not promised.")] = False,
     accept: Annotated[str | None, typer.Option(help="Media type to ask for, as image/png. Default: JSON.")] = None,
     output_format: Annotated[str | None, typer.Option(help="png, webp or jpeg. Default: the server's.")] = None,
@@ -89,6 +92,7 @@ def bench(
         warm_up=warm_up,
         budget=budget,
         steps=steps,
+        sizes=tuple(size.split(",")) if size else (),
         best_effort=best_effort,
         accept=accept,
         output_format=output_format,

@@ -40,6 +40,7 @@ def generate(
     guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of the picture, as 640x384. Default: the model's first.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
     levels: Annotated[
         str | None, typer.Option(help="With --grid: its levels, as 1,4,16. Default: five, from the lowest to all.")
@@ -81,6 +82,7 @@ def generate(
             seed=seed,
             steps=steps,
             guidance=chosen,
+            size=size,
             levels=integers("levels", levels) if levels else None,
             grid=grid,
             attention=attention,
@@ -96,6 +98,7 @@ def generate(
             "latency_ms": latency_ms,
             "best_effort": best_effort or None,
             "steps": steps,
+            "size": size,
             "guidance": cast("GuidanceOptions", {name: value for name, value in chosen.items() if value is not None}),
             "output_format": format_of(output),
         }
@@ -118,6 +121,7 @@ def _draw_here(
     seed: int,
     steps: int | None,
     guidance: Mapping[str, Any],
+    size: str | None,
     levels: list[int] | None,
     grid: bool,
     attention: Path | None,
@@ -129,7 +133,7 @@ def _draw_here(
         raise InvalidInput("budget", budget, "--grid shows several budgets; leave it out, or choose with --levels")
     if grid and attention is not None:
         raise InvalidInput("attention", str(attention), "--grid makes many pictures, attention is that of one")
-    pipeline = Pipeline.load(model, **runtime)
+    pipeline = Pipeline.load(model, **runtime, sizes=[] if size is None else [size])
     plan = pipeline.plan(budget=budget, steps=steps, guidance=pipeline.guidance(**guidance))
     conditions = [pipeline.conditions.named(readable(name)) for name in label]
     if grid:

@@ -47,16 +47,18 @@ class Image(ImageFacts):
 class GenerationFacts(Answer):
     """How pictures were made.
 
-    output_format: png, webp, jpeg or safetensors.
+    output_format: png, webp, jpeg or safetensors. size: of the pictures, as "640x384".
     promised: whether the target was one that the server had to keep.
     deadline_met: None without a target.
     queue_ms, compute_ms, encode_ms: to the first step, from there to the end of the last, from there to the files.
     total_ms: all of the server's time, from arrival to the answer.
     quality: of what was done, the mean of its pictures; None where nothing was measured.
     expected_quality: of the plan when it was chosen; likewise.
+    quality_size: of the pictures whose quality was measured. Where `size` is another, qualities are taken from there.
     """
 
     output_format: str
+    size: str | None = None
     label: str
     model: str
     model_hash: str = ""
@@ -72,6 +74,7 @@ class GenerationFacts(Answer):
     total_ms: float | None = None
     quality: float | None = None
     expected_quality: float | None = None
+    quality_size: str | None = None
 
 
 class Generation(GenerationFacts):
@@ -135,7 +138,8 @@ class Alternative(Answer):
 class Plan(Answer):
     """What would become of a request if it were sent now: either `course` or `refusal` is None.
 
-    promised: whether the target would be one that the server has to keep. alternatives: the fastest first.
+    size, quality_size: as in `Generation`. promised: whether the target would be one that the server has to keep.
+    alternatives: the fastest first.
     """
 
     model: str
@@ -144,6 +148,8 @@ class Plan(Answer):
     accepted: bool
     promised: bool
     latency_ms: float | None = None
+    size: str | None = None
+    quality_size: str | None = None
     course: Course | None = None
     refusal: Refusal | None = None
     alternatives: tuple[Alternative, ...] = ()
@@ -175,6 +181,17 @@ class SamplingInfo(Answer):
     guidance: GuidanceInfo = GuidanceInfo()
 
 
+class SizeInfo(Answer):
+    """A size of pictures, in pixels. latency_ms: of one at full budget on an idle server, as the server predicts it.
+    shape: what latency files call it."""
+
+    size: str
+    width: int
+    height: int
+    shape: str = ""
+    latency_ms: float | None = None
+
+
 class MeasuredQuality(Answer):
     """What the qualities that a server tells were measured in, and what they are multiplied by for its own dtype."""
 
@@ -185,12 +202,14 @@ class MeasuredQuality(Answer):
 
 
 class Model(Answer):
-    """A model that a server serves; classes by id."""
+    """A model that a server serves; classes by id. sizes: what a request may ask for, the default first."""
 
     id: str
     hash: str = ""
     classes: tuple[str, ...]
     levels: tuple[LevelInfo, ...]
+    sizes: tuple[str, ...] = ()
+    size_details: tuple[SizeInfo, ...] = ()
     sampling: SamplingInfo
     device: str = ""
     dtype: str = ""

@@ -20,7 +20,8 @@ class Wishes(TypedDict, total=False):
 
     label: a class name or id; or prompt: exactly a class name.
     latency_ms: when the answer must be there. budget, min_budget, max_budget: shares of the latents in (0, 1].
-    levels: a level for every step, as an answer reports it. output_format: png, webp or jpeg.
+    levels: a level for every step, as an answer reports it. size: one of the model's `sizes`, as "640x384".
+    output_format: png, webp or jpeg.
     output_compression: of jpeg and webp, 0 to 100, which is the largest and best file.
     """
 
@@ -36,6 +37,7 @@ class Wishes(TypedDict, total=False):
     levels: Sequence[int] | None
     steps: int | None
     guidance: GuidanceOptions | None
+    size: str | None
     output_format: str | None
     output_compression: int | None
 

@@ -102,7 +102,7 @@ class Encoders:
             if isinstance(sample, GenerationFailed):
                 self._on_failure([picture], sample, "nan")
                 return
-            facts = self._pipeline.facts(order.condition, picture.seed, order.plan(picture.levels))
+            facts = self._pipeline.facts(order.condition, picture.seed, order.plan(picture.levels), order.shape)
             file = self._file(sample, order, facts)
             if picture.last_preview is not None:
                 picture.last_preview.result()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from elit_serve.catalogue import ModelQuality
@@ -22,6 +22,11 @@ class OpenPlans:
         """The plans of a model's `quality.json` that servers offer, at what they cost here for pictures of a shape."""
         plans = {measured.name: measured.plan for measured in quality.file.served}
         return cls(menu=PlanMenu.of(quality.table, cost, shape), plans=plans)
+
+    @classmethod
+    def by_shape(cls, quality: ModelQuality, cost: CostTable, shapes: Sequence[str]) -> dict[str, OpenPlans]:
+        """Of each of these shapes; what a plan is worth is taken from the size that was measured."""
+        return {shape: cls.of(quality, cost, shape) for shape in shapes}
 
     def within(self, max_steps: int) -> OpenPlans | None:
         """Those of at most so many steps; None if there are none."""

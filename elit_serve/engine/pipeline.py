@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elit_serve.catalogue import read_config, resolve_model
 from elit_serve.engine.autoencoders import Autoencoder, AutoencoderChoice, choose_autoencoders, open_autoencoder
-from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder
+from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder, read_facts
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint
 from elit_serve.engine.conditions import ClassConditions, Condition
 from elit_serve.engine.cpu import keep_freed_memory
@@ -23,6 +23,7 @@ from elit_serve.engine.picture import Picture
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
+from elit_serve.engine.sizes import Sizes
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.nn.quantized import quantize_
 from elit_serve.pictures import encode, format_of, write_file
@@ -31,6 +32,7 @@ from elit_serve.plans.formats import OutputFormat
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.shape import Shape
+from elit_serve.plans.size import Size
 from elit_serve.sampling import initial_noise
 
 
@@ -70,6 +72,7 @@ class Pipeline:
         dtype: torch.dtype,
         quantize: str | None = None,
         autoencoders: AutoencoderChoice | None = None,
+        sizes: Sequence[str] = (),
     ) -> None:
         chosen = autoencoders or choose_autoencoders(checkpoint.config, checkpoint.path)
         self.config = checkpoint.config.model_copy(update={"autoencoder": chosen.config})
@@ -88,7 +91,8 @@ class Pipeline:
         self._autoencoder = open_autoencoder(chosen.config, chosen.folder, device)
         self._previewer = self._autoencoder if chosen.preview is None else DiffusersAutoencoder(chosen.preview, device)
         self.conditions = ClassConditions(self.config.classes, model=self.config.name)
-        self.shapes = tuple(Shape(name, size) for name, size in self.config.shapes.items())
+        self.sizes = Sizes.of(self.config.shapes, self._autoencoder).only(sizes)
+        self.shapes = tuple(self.sizes.shapes.values())
 
     @classmethod
     def load(
@@ -101,6 +105,7 @@ class Pipeline:
         threads: int | None = None,
         autoencoder: Path | None = None,
         preview_autoencoder: Path | None = None,
+        sizes: Sequence[str] = (),
     ) -> Pipeline:
         """Loads a model directory or a bundled model by name; None is the bundled default.
 
@@ -108,6 +113,8 @@ class Pipeline:
         `quantize` is None or "fp8", for GPUs that have it: the blocks' large matrix products in float8.
         `threads` limits the CPU threads of the whole process. `autoencoder` and `preview_autoencoder` are folders in
         diffusers' format, which come before those of the model; whether they fit is found out before a weight is read.
+        `sizes` are those that it makes pictures of, as "640x384", of the model's; the first is the default, and without
+        any all are.
         """
         target = choose_device(device)
         chosen = choose_dtype(target, dtype, quantize)
@@ -120,7 +127,7 @@ class Pipeline:
             choose_autoencoders(read_config(path), path, autoencoder, preview_autoencoder)
         checkpoint = load_checkpoint(path, dtype=chosen)
         autoencoders = choose_autoencoders(checkpoint.config, path, autoencoder, preview_autoencoder)
-        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders)
+        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders, sizes=sizes)
 
     @classmethod
     def random(
@@ -134,16 +141,22 @@ class Pipeline:
         seed: int = 0,
         autoencoder: Path | None = None,
         preview_autoencoder: Path | None = None,
+        sizes: Sequence[str] = (),
     ) -> Pipeline:
         """A preset of the paper with random weights, for measuring speed: without `autoencoder` it answers samples.
+
+        `sizes` are those of its pictures or, without `autoencoder`, its samples; without any there is the one of its
+        resolution.
+
 
         Every tensor is drawn, also those that training starts at zero, so that no part of the model is idle.
         """
         target = choose_device(device)
         chosen = choose_dtype(target, dtype, quantize)
-        checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed)
+        factor = 1 if autoencoder is None else read_facts(autoencoder).factor
+        checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed, sizes=sizes, factor=factor)
         autoencoders = choose_autoencoders(checkpoint.config, checkpoint.path, autoencoder, preview_autoencoder)
-        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders)
+        return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders, sizes=sizes)
 
     @property
     def shape_names(self) -> list[str]:
@@ -207,13 +220,14 @@ class Pipeline:
         levels: Sequence[int] | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
+        size: str | None = None,
     ) -> FinishedPicture:
-        """One picture of what `label` names.
+        """One picture of what `label` names, of the model's first size or this one, as "640x384".
 
         >>> load("models/garden64").generate("tulip", budget=0.25, seed=7).save("tulip.png")  # doctest: +SKIP
         """
         plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance)
-        return self.run([self.conditions.named(label)], [seed], plan)[0]
+        return self.run([self.conditions.named(label)], [seed], plan, size=size)[0]
 
     def run(
         self,
@@ -221,14 +235,17 @@ class Pipeline:
         seeds: Sequence[int],
         plan: Plan,
         on_step: Callable[[int], None] | None = None,
+        *,
+        size: str | None = None,
     ) -> list[FinishedPicture]:
-        """A batch of pictures under one plan, one for each condition and seed.
+        """A batch of pictures of one size (default: the first) under one plan, one for each condition and seed.
 
         `on_step` is called after each step with the number of steps done.
         """
-        images = to_images(self.sample(conditions, seeds, plan, on_step))
-        pairs = zip(images, conditions, seeds, strict=True)
-        return [FinishedPicture(image=image, facts=self.facts(of, seed, plan)) for image, of, seed in pairs]
+        shape = self.sizes.shape_of(size)
+        images = to_images(self.sample(conditions, seeds, plan, on_step, size=size))
+        facts = [self.facts(of, seed, plan, shape.name) for of, seed in zip(conditions, seeds, strict=True)]
+        return [FinishedPicture(image=image, facts=of) for image, of in zip(images, facts, strict=True)]
 
     @torch.inference_mode()
     def sample(
@@ -237,10 +254,13 @@ class Pipeline:
         seeds: Sequence[int],
         plan: Plan,
         on_step: Callable[[int], None] | None = None,
+        *,
+        size: str | None = None,
     ) -> Tensor:
         """Decoded pictures [B, 3, H, W] in [0, 1] on the device, float32."""
         self._check_seeds(seeds)
-        samples = offline.samples_of(self, conditions, seeds, plan, after_step=on_step)
+        shape = self.sizes.shape_of(size)
+        samples = offline.samples_of(self, conditions, seeds, plan, shape, after_step=on_step)
         if not bool(torch.isfinite(samples).all()):
             raise GenerationFailed("the model produced NaN or infinite values")
         return from_signed(self._autoencoder.decode(samples))
@@ -248,7 +268,8 @@ class Pipeline:
     def pictures(self, conditions: Sequence[Condition], seeds: Sequence[int], plan: Plan) -> list[Picture]:
         """For an executor: to be made under one plan, one for each condition and seed. Their noise is drawn here."""
         self._check_seeds(seeds)
-        return offline.pictures_of(conditions, seeds, plan, self.shapes[0], self.noise(seeds))
+        shape = self.sizes.default
+        return offline.pictures_of(conditions, seeds, plan, shape, self.noise(seeds, shape))
 
     @staticmethod
     def _check_seeds(seeds: Sequence[int]) -> None:
@@ -256,9 +277,9 @@ class Pipeline:
             if not 0 <= seed <= MAX_SEED:
                 raise InvalidInput("seed", seed, f"between 0 and {MAX_SEED}")
 
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Of each seed, [B, C, H, W] on the host; for a GPU in pinned memory, where copying does not wait."""
-        noise = initial_noise(seeds, self.shapes[0].size)
+    def noise(self, seeds: Sequence[int], shape: Shape) -> Tensor:
+        """Of each seed, [B, *shape] on the host; for a GPU in pinned memory, where copying does not wait."""
+        noise = initial_noise(seeds, shape.size)
         return noise.pin_memory() if self.device.type == "cuda" else noise
 
     @torch.inference_mode()
@@ -286,20 +307,30 @@ class Pipeline:
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """Height and width of its pictures in pixels."""
-        return self._autoencoder.picture_size(self.config.default_shape.size)
+        """Height and width in pixels of the pictures that it makes where nobody says another size."""
+        return self._autoencoder.picture_size(self.sizes.default.size)
+
+    @property
+    def quality_size(self) -> str | None:
+        """The size of the pictures whose quality was measured, or None if none was: that of the model's default."""
+        if self.quality is None:
+            return None
+        height, width = self._autoencoder.picture_size(self.config.default_shape.size)
+        return str(Size(width, height))
 
     def finished(self, pixels: Tensor, condition: Condition, seed: int, plan: Plan) -> FinishedPicture:
         """One decoded picture, uint8 [H, W, 3] on the CPU, with its facts."""
-        return FinishedPicture(image=Image.fromarray(pixels.numpy()), facts=self.facts(condition, seed, plan))
+        facts = self.facts(condition, seed, plan, self.sizes.default.name)
+        return FinishedPicture(image=Image.fromarray(pixels.numpy()), facts=facts)
 
-    def facts(self, condition: Condition, seed: int, plan: Plan) -> dict[str, Any]:
-        """What makes this picture again."""
+    def facts(self, condition: Condition, seed: int, plan: Plan, shape: str) -> dict[str, Any]:
+        """What makes a picture of the shape of this name again."""
         guidance = plan.guidance
         return {
             "model": self.config.name,
             "model_hash": self.model_hash,
             **condition.facts(),
+            "size": str(self.sizes.size_of(shape)),
             "seed": seed,
             "steps": plan.num_steps,
             "levels": list(plan.levels),

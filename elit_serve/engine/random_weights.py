@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from elit_serve.catalogue import bundled_models
 from elit_serve.engine.checkpoint import Checkpoint
+from elit_serve.errors import InvalidInput
 from elit_serve.files.config import (
     AutoencoderConfig,
     ClassesConfig,
@@ -15,29 +18,51 @@ from elit_serve.files.config import (
 )
 from elit_serve.nn import Backbone, BackboneSpec, build, preset
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.shape import Shape
+from elit_serve.plans.size import Size, nearest_multiples
 
 SPREAD = 0.02  # of the tensors that training would start at zero
 NUM_CLASSES = 1000  # as of ImageNet
 LOWEST_SHARE = 16  # the weak pass of guidance keeps one latent in 16 (paper, section 3.4)
 
 
-def random_checkpoint(preset_name: str, resolution: int, *, device: torch.device, seed: int) -> Checkpoint:
-    """Weights drawn on `device` from `seed`, with the classes named by their numbers and CCFG as the default."""
+def random_checkpoint(
+    preset_name: str,
+    resolution: int,
+    *,
+    device: torch.device,
+    seed: int,
+    sizes: Sequence[str] = (),
+    factor: int = 1,
+) -> Checkpoint:
+    """Weights drawn on `device` from `seed`, with the classes named by their numbers and CCFG as the default.
+
+    sizes: as WIDTHxHEIGHT, so many times those of its samples as `factor` says; without any there is the one of its
+        resolution.
+    """
     spec = preset(preset_name, resolution, num_classes=NUM_CLASSES)
+    shapes = [_shape(spec, Size.read(size, field="sizes"), factor) for size in sizes] or [spec.shape]
     return Checkpoint(
         path=bundled_models() / "recipes",
-        config=_config(preset_name, resolution, spec),
+        config=_config(preset_name, resolution, spec, shapes),
         model=_draw(spec, device, seed).eval().requires_grad_(False),
     )
 
 
-def _config(preset_name: str, resolution: int, spec: BackboneSpec) -> ModelConfig:
+def _shape(spec: BackboneSpec, size: Size, factor: int) -> Shape:
+    for side in size:
+        if side % factor:
+            raise InvalidInput("sizes", str(size), f"multiples of {factor}, as {nearest_multiples(side, factor)}")
+    return spec.at_size(size.height // factor, size.width // factor).shape
+
+
+def _config(preset_name: str, resolution: int, spec: BackboneSpec, shapes: Sequence[Shape]) -> ModelConfig:
     weak_level = max(1, spec.levels[-1] // LOWEST_SHARE)
     is_elastic = len(spec.levels) > 1
     guidance = Guidance(method="ccfg" if is_elastic else "cfg", scale=2.0, weak_level=weak_level)
     return ModelConfig(
         name=f"{preset_name.replace('/', '-')}-{resolution}-random",
-        **spec.config_fields(),
+        **{**spec.config_fields(), "shapes": {shape.name: shape.size for shape in shapes}},
         levels=spec.levels,
         conditions=ClassesConfig(names=tuple(str(index) for index in range(NUM_CLASSES))),
         autoencoder=AutoencoderConfig(kind="none"),

@@ -14,15 +14,20 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.formats import answer_formats
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.shape import Shape
 
 logger = logging.getLogger(__name__)
 
 
 def warm_up(executor: Executor, pipeline: Pipeline, picture_id: int) -> None:
-    """One step, its decoding and every encoder. If that fails the first request will show more, unless the device is
-    lost: then raises."""
+    """One step of every shape, its decoding and every encoder. If that fails the first request will show more, unless
+    the device is lost: then raises."""
+    for shape in pipeline.shapes:
+        _warm_up(executor, pipeline, picture_id, shape)
+
+
+def _warm_up(executor: Executor, pipeline: Pipeline, picture_id: int, shape: Shape) -> None:
     plan = pipeline.plan(steps=1, guidance=Guidance())
-    shape = pipeline.shapes[0]
     picture = Picture.of_plan(
         picture_id,
         plan,

@@ -24,6 +24,7 @@ class LoggedRequest(BaseModel):
     min_budget: float | None = None
     max_budget: float | None = None
     steps: int | None = None
+    size: str | None = None
     best_effort: bool | None = None
     priority: str | None = None
 

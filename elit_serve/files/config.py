@@ -149,6 +149,8 @@ class ModelConfig(Strict):
             problems.append("levels must rise without repeats")
         if min(self.levels) < 1 or max(self.levels) > self.latents_per_group:
             problems.append(f"levels must lie in 1..{self.latents_per_group}, the latents per group")
+        if len(set(self.shapes.values())) < len(self.shapes):
+            problems.append("shapes must differ in their sides")
         problems += self.conditions.misfits(self.backbone.fields)
         guidance = self.sampling.guidance
         if guidance.has_weak_level and guidance.weak_level not in self.levels:

@@ -80,6 +80,11 @@ class Wishes(RequestBody):
         description="A level for every step, as an answer reports it: makes the same picture again.",
     )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Denoising steps.")
+    size: str | None = Field(
+        default=None,
+        max_length=40,
+        description="WIDTHxHEIGHT, as `64x64`: one of the model's `sizes`. `auto`, or left out, is the first of them.",
+    )
     guidance: GuidanceRequest = GuidanceRequest()
     priority: Literal["interactive", "batch"] = Field(
         default="interactive", description="`batch` yields to `interactive`, but is never left waiting for ever."
@@ -149,6 +154,9 @@ class GenerateFacts(BaseModel):
     label: str
     class_id: int
     output_format: AnswerFormat
+    size: str | None = Field(
+        default=None, description="Of the pictures, as WIDTHxHEIGHT; null of a job from before it was told."
+    )
     steps: int
     guidance: GuidanceUsed
     priority: Literal["interactive", "batch"]
@@ -162,6 +170,11 @@ class GenerateFacts(BaseModel):
     quality: float | None = Field(description="Of what was done: the mean of its pictures.")
     expected_quality: float | None = Field(
         description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are."
+    )
+    quality_size: str | None = Field(
+        default=None,
+        description="The size of the pictures whose quality was measured: where `size` is another, every quality here "
+        "is what such a plan was worth at that one. Null without measurements.",
     )
 
 

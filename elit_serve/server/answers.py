@@ -44,6 +44,7 @@ def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, to
         dtype=pipeline.precision,
         **order.condition.facts(),
         output_format=order.output_format,
+        size=str(pipeline.sizes.size_of(order.shape)),
         steps=order.num_steps,
         guidance=guidance_used(order.guidance, pipeline.budgets),
         priority=request.priority,
@@ -56,6 +57,7 @@ def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, to
         total_ms=round(total_ms, 3),
         quality=rounded(mean_quality(pipeline, order, [picture.levels for picture in outcome.pictures])),
         expected_quality=rounded(order.expected_quality),
+        quality_size=pipeline.quality_size,
         images=[_image(picture, order, pipeline) for picture in outcome.pictures],
     )
 
@@ -91,6 +93,7 @@ def bare_answer(facts: GenerateResponse) -> Response:
         "Dtype": facts.dtype,
         "Label": quote(facts.label, safe=" "),  # a header is ASCII
         "Class-Id": facts.class_id,
+        "Size": facts.size,
         "Seed": image.seed,
         "Level": image.level,
         "Budget": image.budget,
@@ -107,6 +110,7 @@ def bare_answer(facts: GenerateResponse) -> Response:
         "Total-Ms": facts.total_ms,
         "Expected-Quality": facts.expected_quality,
         "Quality": image.quality,
+        "Quality-Size": facts.quality_size,
     }
     named = {f"X-Elit-{name}": str(value) for name, value in headers.items() if value is not None}
     return Response(image.b64_json, media_type=media_type_of(facts.output_format), headers=named)

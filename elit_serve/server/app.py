@@ -55,7 +55,7 @@ def create_app(
     routers = (router, openai_router, *(guest.router for guest in guests), live_router, page_router())
     all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     paths = [route.path for route in all_routes]
-    metrics = Metrics(models={model.name: model.pipeline.budgets for model in models}, routes=paths)
+    metrics = Metrics(models={model.name: model.pipeline for model in models}, routes=paths)
     engines = open_engines(models, settings, keyring, metrics, clock)
     tracing = open_tracing(settings, clock)
 

@@ -45,14 +45,14 @@ class LoadedModel:
 class Engine:
     """One model with the worker that makes its pictures.
 
-    cost: with what HTTP adds. open_plans: for requests that leave it open how they are made; None without
-    measurements, and under the fixed policy. shares: of the keys in its queue; None where no keys are set.
+    cost: with what HTTP adds. open_plans: by shape, for requests that leave it open how they are made; there are none
+    without measurements, and under the fixed policy. shares: of the keys in its queue; None where no keys are set.
     """
 
     pipeline: Pipeline
     settings: Settings
     cost: CostTable
-    open_plans: OpenPlans | None
+    open_plans: Mapping[str, OpenPlans]
     worker: Worker
     shares: FairShares | None
 
@@ -71,12 +71,12 @@ class Engine:
         cost = replace(model.cost, overhead_ms=model.cost.overhead_ms + settings.response_ms)
         scheduler = open_scheduler(settings, cost, quality)
         encoders = EncoderOptions(num_threads=settings.encoder_threads, compression=settings.png_compression)
-        is_elastic, shape = settings.policy == "elastic", pipeline.config.default_shape.name
+        offered = quality if settings.policy == "elastic" else None
         return cls(
             pipeline=pipeline,
             settings=settings,
             cost=cost,
-            open_plans=OpenPlans.of(quality, cost, shape) if quality is not None and is_elastic else None,
+            open_plans={} if offered is None else OpenPlans.by_shape(offered, cost, pipeline.shape_names),
             worker=Worker(pipeline, model.executor, scheduler, clock=clock, observer=observer, encoders=encoders),
             shares=shares,
         )

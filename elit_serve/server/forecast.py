@@ -28,9 +28,11 @@ def plan_answer(
     return PlanResponse(
         model=pipeline.config.name,
         **order.condition.facts(),
+        size=str(pipeline.sizes.size_of(order.shape)),
         n=len(order.seeds),
         latency_ms=request.latency_ms,
         promised=order.is_hard and isinstance(course, Course),
+        quality_size=pipeline.quality_size,
         accepted=isinstance(course, Course),
         course=_course(request, order, course, pipeline, cost) if isinstance(course, Course) else None,
         refusal=_refusal(course) if isinstance(course, ElitError) else None,

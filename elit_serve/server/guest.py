@@ -77,8 +77,8 @@ class GuestPort:
     def picture_s(self, request: GenerateRequest) -> float:
         """Seconds that its engine takes for a picture of the recommended kind."""
         engine = self._engines.of(request.model)
-        plan, cost = engine.pipeline.plan(), engine.cost
-        return cost.alone_ms(cost.shapes[0], plan.levels, (None,) * plan.num_steps) / 1000
+        plan, shape = engine.pipeline.plan(), engine.pipeline.sizes.shape_of(request.size).name
+        return engine.cost.alone_ms(shape, plan.levels, (None,) * plan.num_steps) / 1000
 
     def output_format(self, request: GenerateRequest) -> AnswerFormat:
         """Of the files that a request gets."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -61,16 +61,17 @@ def order_of(
     settings: Settings,
     *,
     arrived_s: float,
-    open_plans: OpenPlans | None,
+    open_plans: Mapping[str, OpenPlans],
     output_format: AnswerFormat | None = None,
 ) -> Order:
-    """What the engine is to do, by one of `open_plans` if the request leaves it open how.
+    """What the engine is to do, by one of the `open_plans` of its shape if the request leaves it open how.
 
     output_format: of the files; None leaves it to the request.
 
     Raises `InvalidInput` for what cannot be asked of this model.
     """
     condition = _condition(request, pipeline)
+    shape = pipeline.sizes.shape_of(request.size)
     seeds = _seeds(request, settings)
     plan = pipeline.plan(
         budget=request.budget,
@@ -84,16 +85,16 @@ def order_of(
         )
     pinned = plan.levels if request.budget is not None or request.levels is not None else None
     low, high = _bounds(request, plan, pipeline)
-    caps, shape = plan.weak_caps(max(pipeline.config.levels)), pipeline.shapes[0].name
+    caps = plan.weak_caps(max(pipeline.config.levels))
     file_format = output_format or format_of(request, pipeline)
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
-        latency_ms = SOFT_SCALE * cost.alone_ms(shape, pinned or (high,) * plan.num_steps, caps, len(seeds))
+        latency_ms = SOFT_SCALE * cost.alone_ms(shape.name, pinned or (high,) * plan.num_steps, caps, len(seeds))
     return Order(
         condition=condition,
-        shape=shape,
+        shape=shape.name,
         seeds=seeds,
-        noise=tuple(pipeline.noise(seeds)),
+        noise=tuple(pipeline.noise(seeds, shape)),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
         weak_caps=caps,
@@ -107,7 +108,7 @@ def order_of(
         output_format=file_format,
         file_quality=_file_quality(request, file_format),
         expected_quality=quality_of(pipeline, replace(plan, levels=pinned or (high,) * plan.num_steps)),
-        open_plans=open_plans_of(request, open_plans, settings),
+        open_plans=open_plans_of(request, open_plans.get(shape.name), settings),
     )
 
 

@@ -34,6 +34,7 @@ from elit_serve.server.schemas import (
     ModelList,
     PlanResponse,
     Ready,
+    SizeInfo,
     Version,
 )
 from elit_serve.server.service import Service, answer_to, order_for, take
@@ -125,7 +126,9 @@ def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
         hash=pipeline.model_hash,
         classes=list(config.classes),
         levels=_levels(engine),
-        sample_shape=config.default_shape.size,
+        sizes=pipeline.sizes.names,
+        size_details=_sizes(engine),
+        sample_shape=pipeline.sizes.default.size,
         sampling=config.sampling.model_dump(mode="json"),
         device=str(pipeline.device),
         dtype=pipeline.precision,
@@ -150,7 +153,7 @@ def _levels(engine: Engine) -> list[LevelInfo]:
     config = engine.pipeline.config
     plan = engine.pipeline.plan()
     caps, usable = plan.weak_caps(max(config.levels)), usable_levels(plan, config.levels)
-    shape = engine.pipeline.shapes[0].name
+    shape = engine.pipeline.sizes.default.name
     costs_ms = {level: engine.cost.alone_ms(shape, (level,) * plan.num_steps, caps) for level in usable}
     return [
         LevelInfo(
@@ -160,6 +163,22 @@ def _levels(engine: Engine) -> list[LevelInfo]:
             quality=quality_of(engine.pipeline, plan.at_level(level)) if level in usable else None,
         )
         for level in config.levels
+    ]
+
+
+def _sizes(engine: Engine) -> list[SizeInfo]:
+    plan = engine.pipeline.plan()
+    caps = plan.weak_caps(max(engine.pipeline.config.levels))
+    return [
+        SizeInfo(
+            size=str(size),
+            width=size.width,
+            height=size.height,
+            shape=shape.name,
+            sample_shape=shape.size,
+            latency_ms=engine.cost.alone_ms(shape.name, plan.levels, caps),
+        )
+        for size, shape in engine.pipeline.sizes.shapes.items()
     ]
 
 

@@ -100,7 +100,7 @@ def load_and_measure(settings: Settings) -> LoadedModel:
     served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
     executor.capture(served.captures)
     latency = latency_of(pipeline, executor, served, clock=MonotonicClock())
-    cost = cost_table(latency, pipeline.shapes[0].name)
+    cost = cost_table(latency, pipeline.config.default_shape.name)
     return LoadedModel(pipeline=pipeline, executor=executor, cost=cost)
 
 
@@ -119,6 +119,7 @@ def _load(settings: Settings) -> Pipeline:
             threads=settings.threads,
             autoencoder=autoencoder,
             preview_autoencoder=preview_autoencoder,
+            sizes=settings.sizes,
         )
     if settings.model is not None:
         raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
@@ -133,6 +134,7 @@ def _load(settings: Settings) -> Pipeline:
         quantize=settings.quantize,
         autoencoder=autoencoder,
         preview_autoencoder=preview_autoencoder,
+        sizes=settings.sizes,
     )
 
 

@@ -61,9 +61,11 @@ class PlanResponse(BaseModel):
     model: str
     label: str
     class_id: int
+    size: str = Field(description="Of the pictures, as WIDTHxHEIGHT.")
     n: int
     latency_ms: float | None = Field(description="The target as it was asked for.")
     promised: bool = Field(description="Whether the target would be promised.")
+    quality_size: str | None = Field(description="The size of the pictures whose quality was measured, as in answers.")
     accepted: bool
     course: PlanCourse | None
     refusal: PlanRefusal | None
@@ -71,7 +73,8 @@ class PlanResponse(BaseModel):
 
 
 class LevelInfo(BaseModel):
-    """latency_ms: predicted from measurements for one picture, recommended sampling and an idle server.
+    """latency_ms: predicted from measurements for one picture of the default size, recommended sampling and an idle
+    server.
 
     None for a level that the recommended autoguidance cannot use.
     quality: measured, of recommended sampling at this level; None where it was not.
@@ -81,6 +84,17 @@ class LevelInfo(BaseModel):
     budget: float
     latency_ms: float | None
     quality: float | None
+
+
+class SizeInfo(BaseModel):
+    """latency_ms: predicted, of one picture of this size at full budget, on an idle server."""
+
+    size: str = Field(description="What `size` of a request says.")
+    width: int = Field(description="In pixels; without an autoencoder, of the sample.")
+    height: int
+    shape: str = Field(description="What latency files call it.")
+    sample_shape: tuple[int, ...]
+    latency_ms: float
 
 
 class MeasuredQuality(BaseModel):
@@ -105,7 +119,9 @@ class ModelInfo(BaseModel):
     hash: str
     classes: list[str]
     levels: list[LevelInfo]
-    sample_shape: tuple[int, ...]
+    sizes: list[str] = Field(description="What a request may ask for, the default first.")
+    size_details: list[SizeInfo] = Field(description="In the same order.")
+    sample_shape: tuple[int, ...] = Field(description="Of the default size.")
     sampling: dict[str, Any]
     device: str
     dtype: str

@@ -21,7 +21,9 @@ from pydantic import (
     field_validator,
 )
 
+from elit_serve.errors import InvalidInput
 from elit_serve.plans.formats import PngCompression
+from elit_serve.plans.size import Size
 
 MAX_PREFIX = 256  # characters
 
@@ -29,6 +31,12 @@ MAX_PREFIX = 256  # characters
 def _parts(value: object) -> object:
     """A list as a variable holds it: with commas between its parts."""
     return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+def _all_parts(value: object) -> object:
+    """The same of a flag, which may be repeated and have commas too."""
+    lists = value if isinstance(value, list | tuple) else (value,)
+    return tuple(part for text in lists for part in (text.split(",") if isinstance(text, str) else (text,)))
 
 
 def _key(secret: SecretStr) -> SecretStr:
@@ -78,6 +86,13 @@ def _root_path(text: str) -> str:
     return path
 
 
+def _size(text: str) -> str:
+    try:
+        return str(Size.read(text))
+    except InvalidInput as error:
+        raise ValueError(error.allowed) from None
+
+
 def _proxy(text: str) -> str:
     if text != "*":
         try:
@@ -100,6 +115,7 @@ Hosts = Annotated[
     tuple[Annotated[str, Field(max_length=262), AfterValidator(_host_and_port)], ...], BeforeValidator(_parts)
 ]
 Proxies = Annotated[tuple[Annotated[str, Field(max_length=64), AfterValidator(_proxy)], ...], BeforeValidator(_parts)]
+Sizes = Annotated[tuple[Annotated[str, Field(max_length=40), AfterValidator(_size)], ...], BeforeValidator(_all_parts)]
 RootPath = Annotated[str, Field(max_length=1024), AfterValidator(_root_path)]
 
 
@@ -140,6 +156,12 @@ class Settings(BaseModel):
         default=None,
         description="A folder of a smaller autoencoder for previews, as TAESD; by default the model's own, if it has "
         "one for them.",
+    )
+    sizes: Sizes = Field(
+        default=(),
+        description="Sizes of pictures to serve, as 640x384,512x512, of those that the model has; the first is made "
+        "where a request names none; by default all. --random-weights has whatever is named here; without an "
+        "autoencoder they are of its samples.",
     )
     host: str = Field(
         default="0.0.0.0", min_length=1, max_length=253, description="Address to listen on; by default every address."

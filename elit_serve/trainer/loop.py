@@ -217,7 +217,8 @@ class Trainer:
         for level in levels:
             with self.learner.precision():
                 plan = self.recipe.sampling.plan(level)
-                samples = offline.samples_of(drawing, [conditions[index] for index in shown], range(count), plan)
+                chosen = [conditions[index] for index in shown]
+                samples = offline.samples_of(drawing, chosen, range(count), plan, model.spec.shape)
                 rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
         return labelled(
             rows,

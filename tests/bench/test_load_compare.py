@@ -38,7 +38,7 @@ TABLE = CostTable(
     },
     overhead_ms=2.0,
 )
-WISH = Wish(shape="32x32", weak_caps=(1, 1, 1, None), levels=(1, 2, 4))
+WISH = Wish(shapes={None: "32x32"}, weak_caps=(1, 1, 1, None), levels=(1, 2, 4))
 BUDGETS = Budgets(levels=(1, 2, 4), latents_per_group=4)
 COMPARABLE = LoadOptions(url="http://127.0.0.1:1", cost=Path("some.json"))
 

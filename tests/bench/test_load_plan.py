@@ -108,6 +108,19 @@ def test_another_rate_is_the_same_pattern_faster() -> None:
     ]
 
 
+def test_of_several_sizes_each_has_targets_of_its_own() -> None:
+    planned = calls(count=400, targets_ms=(100.0,), sizes={"32x32": 0.5, "64x64": 1.5})
+    assert {(call.size, call.latency_ms) for call in planned} == {("32x32", 50), ("64x64", 150)}
+    assert 150 < sum(call.size == "64x64" for call in planned) < 250
+    assert [(call.label, call.seed) for call in planned] == [(call.label, call.seed) for call in calls(count=400)]
+
+
+def test_load_1_of_two_sizes_half_and_half_is_what_the_device_makes_of_both() -> None:
+    both = Capacity.mixed([Capacity(solo_ms=100.0, rate_per_s=10.0), Capacity(solo_ms=300.0, rate_per_s=2.5)])
+    assert both.solo_ms == 200
+    assert both.rate_per_s == pytest.approx(2 / (0.1 + 0.4))
+
+
 def test_no_targets_at_all() -> None:
     assert {call.latency_ms for call in calls(targets_ms=())} == {None}
 

@@ -158,9 +158,8 @@ def test_pictures_of_several_shapes_are_made_side_by_side(pipeline: Pipeline) ->
             offline.advance(executor, made[shape], plan.step_kinds(shape.name)[step])
     for shape in shapes:
         samples = executor.samples(made[shape])
-        alone = offline.samples_of(
-            replace(model, shapes=(shape,)), pipeline.conditions[:2], [picture.seed for picture in made[shape]], plan
-        )
+        seeds = [picture.seed for picture in made[shape]]
+        alone = offline.samples_of(replace(model, shapes=(shape,)), pipeline.conditions[:2], seeds, plan, shape)
         assert samples.shape == (2, *shape.size)
         torch.testing.assert_close(samples, alone)
 

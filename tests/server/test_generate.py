@@ -31,6 +31,7 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
         "label": "tulip",
         "class_id": 2,
         "output_format": "png",
+        "size": "32x32",
         "steps": 4,
         "guidance": {
             "method": "ccfg",
@@ -44,6 +45,7 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
         "deadline_met": None,
         "expected_quality": None,
         "quality": None,
+        "quality_size": None,
     }
     file = base64.b64decode(image.pop("b64_json"))
     assert image == {"seed": 7, "level": 4, "budget": 1.0, "levels": [4, 4, 4, 4], "quality": None}

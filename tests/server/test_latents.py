@@ -46,7 +46,9 @@ def test_the_bare_file_holds_the_latent_and_the_facts(server: Any) -> None:
     assert latent.shape == server.pipeline.config.default_shape.size
     assert latent.dtype == torch.float32
     facts = facts_of(answer.content)
-    assert facts == server.pipeline.facts(server.pipeline.conditions.named(2), 7, server.pipeline.plan(budget=0.5))
+    pipeline = server.pipeline
+    plan, shape = pipeline.plan(budget=0.5), pipeline.config.default_shape.name
+    assert facts == pipeline.facts(pipeline.conditions.named(2), 7, plan, shape)
     again = server.generate({"label": "tulip", "seed": 7, "levels": facts["levels"]}, accept=SAFETENSORS)
     assert again.content == answer.content
 

@@ -126,7 +126,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"prompt": "a red rose"}, "prompt", "invalid_value", "rose"),
     ({"prompt": "3"}, "prompt", "invalid_value", "from 0 to 2"),
     ({"prompt": 3}, "prompt", "invalid_type", "valid string"),
-    ({"size": "1024x1024"}, "size", "invalid_value", "auto or 32x32"),
+    ({"size": "1024x1024"}, "size", "invalid_value", "auto, or a size that is served: 32x32"),
     ({"n": 0}, "n", "invalid_value", "greater than or equal to 1"),
     ({"n": 5}, "n", "invalid_value", "between 1 and 4"),
     ({"quality": "best"}, "quality", "invalid_value", "'low'"),

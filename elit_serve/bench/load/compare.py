@@ -51,10 +51,10 @@ POLICIES: Mapping[str, Callable[[CostTable], Policy]] = {
 class Wish:
     """What every request of a run asks for, as the scheduler sees it.
 
-    pinned_level: of every step, or None to leave it to the policy.
+    shapes: of the sizes that are asked for. pinned_level: of every step, or None to leave it to the policy.
     """
 
-    shape: str
+    shapes: Mapping[str | None, str]
     weak_caps: tuple[int | None, ...]
     levels: tuple[int, ...]
     pinned_level: int | None = None
@@ -64,7 +64,7 @@ class Wish:
         assert call.latency_ms is not None, "attainment is of targets"
         return Demand(
             request_id=request_id,
-            shape=self.shape,
+            shape=self.shapes[call.size],
             arrived_s=call.at_s,
             deadline_s=call.at_s + call.latency_ms / 1000,
             weak_caps=self.weak_caps,
@@ -93,7 +93,7 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
     table, budgets = report.target.table, budgets_of(report.target.model)
     assert table is not None
     wish = Wish(
-        shape=table.shapes[0],
+        shapes={size: report.target.shape_of(size) for size in report.target.sizes},
         weak_caps=report.target.weak_caps,
         levels=table.levels,
         pinned_level=None if options.budget is None else budgets.level_of(options.budget),

@@ -6,9 +6,10 @@ Load 1 is the saturated full-budget throughput; a target is a multiple of the fu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
+from statistics import fmean, harmonic_mean
 
 from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
@@ -22,6 +23,7 @@ from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
 
 SEEDS = 1 << 32
+ONE_SIZE: Mapping[str | None, float] = {None: 1.0}  # the model's default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,9 @@ class Capacity:
     rate_per_s: float | None
 
     @classmethod
-    def measured(cls, table: CostTable, weak_caps: Sequence[int | None]) -> Capacity:
-        """From a latency file."""
-        shape, full_level = table.shapes[0], table.levels[-1]
+    def measured(cls, table: CostTable, weak_caps: Sequence[int | None], shape: str | None = None) -> Capacity:
+        """Of pictures of a shape (default: the first that was measured), from a latency file."""
+        shape, full_level = shape or table.shapes[0], table.levels[-1]
         kinds = [StepKind.capped(shape, full_level, cap) for cap in weak_caps]
         return cls(
             solo_ms=table.alone_ms(shape, (full_level,) * len(kinds), weak_caps),
@@ -46,9 +48,22 @@ class Capacity:
         )
 
     @classmethod
-    def reported(cls, model: Model) -> Capacity:
-        """From what the server says of itself, which is the latency alone, with the room that it adds for noise."""
-        return cls(solo_ms=max(model.levels, key=lambda info: info.level).latency_ms, rate_per_s=None)
+    def reported(cls, model: Model, size: str | None = None) -> Capacity:
+        """Of pictures of a size (default: the model's), from what the server says of itself, which is the latency
+        alone, with the room that it adds for noise."""
+        of_default = max(model.levels, key=lambda info: info.level).latency_ms
+        told = {details.size: details.latency_ms for details in model.size_details}
+        return cls(solo_ms=of_default if size is None else told.get(size), rate_per_s=None)
+
+    @classmethod
+    def mixed(cls, parts: Sequence[Capacity]) -> Capacity:
+        """Of requests that are of each of these kinds equally often: the mean time alone, and what can be made."""
+        solos_ms = [part.solo_ms for part in parts if part.solo_ms is not None]
+        rates_per_s = [part.rate_per_s for part in parts if part.rate_per_s is not None]
+        return cls(
+            solo_ms=fmean(solos_ms) if len(solos_ms) == len(parts) else None,
+            rate_per_s=harmonic_mean(rates_per_s) if len(rates_per_s) == len(parts) else None,
+        )
 
     def target_ms(self, scale: float) -> float:
         if not (math.isfinite(scale) and scale > 0):
@@ -86,10 +101,12 @@ def open_calls(
     num_classes: int,
     seed: int,
     recorded_targets: bool = False,
+    sizes: Mapping[str | None, float] = ONE_SIZE,
 ) -> tuple[PlannedCall, ...]:
     """`count` calls in order of arrival, at this mean rate. targets_ms: one is drawn for each; none is no target.
 
-    recorded_targets: the source's own targets instead.
+    recorded_targets: the source's own targets instead. sizes: one is drawn for each, with how many times as long the
+    targets are for it.
     """
     if not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise InvalidInput("rate", rate_per_s, "requests per second, above 0")
@@ -97,15 +114,18 @@ def open_calls(
     targets: Sequence[float | None] = draw_targets(targets_ms, count, seed) if targets_ms else (None,) * count
     if recorded_targets:
         targets = recorded_targets_ms(source, count=count, seed=seed)
+    stretches = dict.fromkeys(sizes, 1.0) if recorded_targets else sizes
     return tuple(
-        PlannedCall(at_s=at_s, label=label, seed=image_seed, latency_ms=target)
-        for at_s, target, (label, image_seed) in zip(arrivals, targets, pictures(num_classes, seed), strict=False)
+        replace(call, at_s=at_s, latency_ms=None if target is None else stretches[call.size] * target)
+        for at_s, target, call in zip(arrivals, targets, closed_calls(num_classes, seed, list(sizes)), strict=False)
     )
 
 
-def closed_calls(num_classes: int, seed: int) -> Iterator[PlannedCall]:
-    """Calls without end, to be sent whenever there is room."""
-    return (PlannedCall(at_s=0.0, label=label, seed=image_seed) for label, image_seed in pictures(num_classes, seed))
+def closed_calls(num_classes: int, seed: int, sizes: Sequence[str | None] = (None,)) -> Iterator[PlannedCall]:
+    """Calls without end, to be sent whenever there is room, each of one of these sizes."""
+    rng = Random(f"sizes {seed}")
+    for label, image_seed in pictures(num_classes, seed):
+        yield PlannedCall(at_s=0.0, label=label, seed=image_seed, size=rng.choice(sizes))
 
 
 def pictures(num_classes: int, seed: int) -> Iterator[tuple[int, int]]:

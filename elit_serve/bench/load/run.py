@@ -37,6 +37,7 @@ class LoadOptions:
     closed_loop: callers that each ask again once answered, without targets and at a pinned budget; None is open loop.
     warm_up: requests of a closed loop that are not counted.
     budget: pinned for every request. steps: of every request; None is the model's.
+    sizes: one is drawn for each request, whose target is by what that size takes alone; empty for the model's default.
     accept: the media type to ask for.
     api_key: never written into a report.
     """
@@ -54,6 +55,7 @@ class LoadOptions:
     warm_up: int | None = None
     budget: float | None = None
     steps: int | None = None
+    sizes: tuple[str, ...] = ()
     best_effort: bool = False
     accept: str | None = None
     output_format: str | None = None
@@ -85,11 +87,15 @@ def burstiness_trace(burstiness: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The server's model, as far as a run must know it, with the cost table if one is given. plan: at full budget."""
+    """The server's model, as far as a run must know it, with the cost table if one is given.
+
+    plan: at full budget. sizes: that are asked for; None is the model's default.
+    """
 
     model: Model
     table: CostTable | None
     plan: Plan
+    sizes: tuple[str | None, ...] = (None,)
 
     @property
     def weak_caps(self) -> tuple[int | None, ...]:
@@ -97,7 +103,29 @@ class Target:
 
     @property
     def capacity(self) -> Capacity:
-        return Capacity.measured(self.table, self.weak_caps) if self.table else Capacity.reported(self.model)
+        """Of all sizes alike."""
+        return Capacity.mixed([self.capacity_of(size) for size in self.sizes])
+
+    def capacity_of(self, size: str | None) -> Capacity:
+        if self.table is None:
+            return Capacity.reported(self.model, size)
+        return Capacity.measured(self.table, self.weak_caps, self.shape_of(size))
+
+    def shape_of(self, size: str | None) -> str:
+        """What the cost table calls a size."""
+        assert self.table is not None
+        told = {details.size: details.shape for details in self.model.size_details}
+        shape = self.table.shapes[0] if size is None or len(self.table.shapes) == 1 else told.get(size)
+        if shape not in self.table.shapes:
+            raise InvalidInput("size", size, f"the cost table knows the shapes {', '.join(self.table.shapes)}")
+        return shape
+
+    @property
+    def stretches(self) -> dict[str | None, float]:
+        """How many times as long as the mean of all the targets of each size are."""
+        mean_ms = self.capacity.solo_ms
+        solos_ms = {size: self.capacity_of(size).solo_ms for size in self.sizes}
+        return {size: 1.0 if not (solo_ms and mean_ms) else solo_ms / mean_ms for size, solo_ms in solos_ms.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +156,11 @@ def _target(options: LoadOptions) -> Target:
     num_steps = options.steps or model.sampling.steps
     if table is None and options.slo_scales and num_steps != model.sampling.steps:
         raise InvalidInput("steps", num_steps, "without --cost, targets are known for the model's own steps only")
-    return Target(model=model, table=table, plan=full_plan(model.sampling, num_steps, full_level))
+    for size in options.sizes:
+        if size not in model.sizes:
+            raise InvalidInput("size", size, f"the server has {', '.join(model.sizes)}")
+    plan = full_plan(model.sampling, num_steps, full_level)
+    return Target(model=model, table=table, plan=plan, sizes=options.sizes or (None,))
 
 
 def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
@@ -142,6 +174,7 @@ def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
         num_classes=len(target.model.classes),
         seed=options.seed,
         recorded_targets=options.recorded_targets,
+        sizes=target.stretches,
     )
 
     async def drive() -> tuple[RequestRecord, ...]:
@@ -168,7 +201,7 @@ def _closed_run(options: LoadOptions, target: Target, clock: Clock) -> LoadRepor
     common: GenerateOptions = {**options.common, "budget": 1.0 if options.budget is None else options.budget}
 
     async def drive() -> tuple[RequestRecord, ...]:
-        calls = closed_calls(len(target.model.classes), options.seed)
+        calls = closed_calls(len(target.model.classes), options.seed, target.sizes)
         async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
             return await saturate(client, calls, common, callers=callers, total=warm_up + counted, clock=clock)
 

@@ -25,13 +25,14 @@ class PlannedCall:
 
     at_s: when, in seconds from the start of the run; a closed loop has no use for it.
     label: class id.
-    latency_ms: the target, or None.
+    latency_ms: the target, or None. size: of the picture; None is the model's default.
     """
 
     at_s: float
     label: int
     seed: int
     latency_ms: float | None = None
+    size: str | None = None
 
 
 async def replay(
@@ -90,6 +91,7 @@ async def _send(
         total_ms=generation.total_ms if generation else None,
         label=call.label,
         seed=call.seed,
+        size=generation.size if generation else call.size,
         steps=generation.steps if generation else None,
         guidance=generation.guidance if generation else None,
         levels=tuple(image.levels for image in generation.images) if generation else None,
@@ -101,7 +103,13 @@ async def _send(
 async def _ending(
     client: AsyncClient, call: PlannedCall, common: GenerateOptions
 ) -> tuple[Generation | None, RequestEnding, str | None]:
-    options: GenerateOptions = {**common, "label": call.label, "seed": call.seed, "latency_ms": call.latency_ms}
+    options: GenerateOptions = {
+        **common,
+        "label": call.label,
+        "seed": call.seed,
+        "latency_ms": call.latency_ms,
+        "size": call.size,
+    }
     try:
         return await client.generate(**options), RequestEnding.DONE, None
     except ServerProblem as problem:

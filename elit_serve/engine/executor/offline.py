@@ -48,11 +48,12 @@ def samples_of(
     conditions: Sequence[Condition],
     seeds: Sequence[int],
     plan: Plan,
+    shape: Shape,
     *,
     after_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Samples of the drawing's first shape, one for each condition and seed. [B, *shape], float32, on its device"""
-    executor, shape = Executor(drawing, num_slots=len(seeds)), drawing.shapes[0]
+    """Samples of one of the drawing's shapes, one for each condition and seed. [B, *shape], float32, on its device"""
+    executor = Executor(drawing, num_slots=len(seeds))
     pictures = pictures_of(conditions, seeds, plan, shape, initial_noise(seeds, shape.size))
     run(executor, pictures, plan, after_step=after_step)
     return executor.samples(pictures)

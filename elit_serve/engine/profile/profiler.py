@@ -119,8 +119,8 @@ def known_latency(pipeline: Pipeline, served: StepSet | None = None) -> Latency 
     own = pipeline.path / "latency" / name
     for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
         if file.is_file():
-            latency = read_latency(file, model=file.parent.parent)
-            if _fits(latency, pipeline, served):
+            latency = _of_served(read_latency(file, model=file.parent.parent), pipeline)
+            if latency is not None and _fits(latency, pipeline, served):
                 return latency
     return None
 
@@ -161,13 +161,14 @@ def _as_table(latency: Latency) -> Table:
     table = Table(
         title=f"{latency.model} on {latency.device}, {latency.dtype}: milliseconds of a step, a column per batch size"
     )
-    batches = cost_table(latency).batches
-    for column in ("level", "weak level", *map(str, batches)):
+    costs = cost_table(latency)
+    shape_column = ("shape",) if len(costs.shapes) > 1 else ()
+    for column in (*shape_column, "level", "weak level", *map(str, costs.batches)):
         table.add_column(column, justify="right")
-    costs = {(step.level, step.weak_level, step.batch): step.step_ms for step in latency.steps}
-    for level, weak_level in dict.fromkeys((step.level, step.weak_level) for step in latency.steps):
-        row = [f"{costs[level, weak_level, batch]:.2f}" for batch in batches]
-        table.add_row(str(level), "-" if weak_level is None else str(weak_level), *row)
+    for kind in dict.fromkeys(kind for kind, _ in costs.steps_ms):
+        row = [f"{costs.steps_ms[kind, batch]:.2f}" for batch in costs.batches]
+        weak_level = "-" if kind.weak_level is None else str(kind.weak_level)
+        table.add_row(*[kind.shape for _ in shape_column], str(kind.level), weak_level, *row)
     return table
 
 
@@ -250,7 +251,7 @@ def _measured(pipeline: Pipeline, executor: Executor, kind: StepKind, batch: int
 def _cost(
     pipeline: Pipeline, kind: StepKind, batch: int, *, step_ms: float, spread_ms: float = 0.0, is_guess: bool = False
 ) -> StepCost:
-    """As the file has it, which names a shape only where there are several."""
+    """As the file has it, which names a shape only where the model has several."""
     return StepCost(
         level=kind.level,
         weak_level=kind.weak_level,
@@ -258,7 +259,7 @@ def _cost(
         step_ms=step_ms,
         spread_ms=spread_ms,
         is_interpolated=is_guess,
-        shape=kind.shape if len(pipeline.shapes) > 1 else None,
+        shape=kind.shape if len(pipeline.config.shapes) > 1 else None,
     )
 
 
@@ -273,7 +274,7 @@ def _interpolated(pipeline: Pipeline, steps: Sequence[StepCost], served: StepSet
 
 
 def _kind_of(step: StepCost, pipeline: Pipeline) -> StepKind:
-    return StepKind(step.shape or pipeline.shapes[0].name, step.level, step.weak_level)
+    return StepKind(step.shape or pipeline.config.default_shape.name, step.level, step.weak_level)
 
 
 def _pictures(pipeline: Pipeline, kind: StepKind, count: int, *, num_steps: int) -> list[Picture]:
@@ -317,6 +318,14 @@ def _overhead_ms(pipeline: Pipeline, executor: Executor, clock: Clock, repeats: 
             pipeline.finished(sample, picture.condition, 0, Plan(levels=(1,))).encode("png")
         took_ms.append(1000 * (clock.now() - started_s))
     return median(took_ms[1:])
+
+
+def _of_served(latency: Latency, pipeline: Pipeline) -> Latency | None:
+    """What it says of the shapes that are served, if it knows them all."""
+    served = pipeline.shape_names
+    steps = tuple(step for step in latency.steps if _kind_of(step, pipeline).shape in served)
+    has_all = {_kind_of(step, pipeline).shape for step in steps} == set(served)
+    return latency.model_copy(update={"steps": steps}) if has_all else None
 
 
 def _threads(pipeline: Pipeline) -> int | None:

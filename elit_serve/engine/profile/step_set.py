@@ -40,13 +40,11 @@ class StepSet:
 
 
 def step_kinds(shapes: Iterable[str], levels: Iterable[int], weak_caps: Iterable[int | None]) -> tuple[StepKind, ...]:
-    """Distinct ones of these shapes at these levels, with a weak pass at min(cap, level) or, for None, without; the
-    cheapest first."""
-    kinds = {
-        StepKind(shape, level, None if cap is None else min(cap, level))
-        for shape, level, cap in product(shapes, levels, weak_caps)
-    }
-    return tuple(sorted(kinds, key=lambda kind: (kind.shape, kind.level, kind.weak_level or 0)))
+    """Distinct ones at these levels, with a weak pass at min(cap, level) or, for None, without: shape by shape, as
+    given, and of each the cheapest first."""
+    pairs = {(level, None if cap is None else min(cap, level)) for level, cap in product(levels, weak_caps)}
+    cheapest_first = sorted(pairs, key=lambda pair: (pair[0], pair[1] or 0))
+    return tuple(StepKind(shape, level, weak_level) for shape in shapes for level, weak_level in cheapest_first)
 
 
 def served_steps(

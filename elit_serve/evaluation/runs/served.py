@@ -66,20 +66,21 @@ class ServedError:
 
 
 def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
-    """How each picture in the records was made."""
+    """How each picture of the model's default size in the records was made."""
+    sizes = (None, pipeline.sizes.names[0])
     time_shift = pipeline.config.sampling.time_shift
     try:
         served = [
             Plan(levels=levels, guidance=_guidance(record.guidance or {}, pipeline), time_shift=time_shift)
             for record in read_records(file)
-            if record.is_done
+            if record.is_done and record.size in sizes
             for levels in record.levels or ()
         ]
     except (ValueError, KeyError, TypeError):
         raise InvalidInput("records", str(file), "a file of elit-serve bench --records") from None
     strange = sorted({level for plan in served for level in plan.levels}.difference(pipeline.config.levels))
     if not served or strange:
-        allowed = f"pictures of this model that are done; levels {strange} are not its own"
+        allowed = f"pictures of this model that are done, of its default size; levels {strange} are not its own"
         raise InvalidInput("records", str(file), allowed)
     return served
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,11 @@ class BackboneSpec(Checked):
         """Raises `InvalidInput` unless a sample may have these sides, channels left out."""
         if size != self.sample_shape[1:]:
             raise InvalidInput("size", size, f"this model takes {self.sample_shape[1:]}")
+
+    def at_size(self, *size: int) -> Self:
+        """The same for samples of these sides: what it costs there. Raises `InvalidInput` as `check_size` does."""
+        self.check_size(*size)
+        return self
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from elit_serve.nn.interface import (
 )
 from elit_serve.nn.layers import Block, FinalLayer, TimestepEmbedder, initialise, rope_table
 from elit_serve.plans.bounds import MAX_TOKENS
+from elit_serve.plans.size import nearest_multiples
 
 MAX_SIDE = 4096  # of a sample
 AUTOENCODER_FACTOR = 8  # pixels per latent side of the FLUX autoencoder that the paper uses
@@ -81,9 +82,17 @@ class TransformerSpec(BackboneSpec):
             patches = tokens // math.gcd(tokens, 1 + self.zeros_between)  # the fewest that fill whole windows
             step = patches * self.patch
             if side < step or side % step:
-                raise InvalidInput(name, side, f"it must be a multiple of {step} (whole windows of whole patches)")
+                nearest = nearest_multiples(side, step)
+                allowed = f"it must be a multiple of {step} (whole windows of whole patches), as {nearest}"
+                raise InvalidInput(name, side, allowed)
         if self.positions == "learned" and (height, width) != (self.height, self.width):
-            raise InvalidInput("height, width", (height, width), f"positions are learned for {self.height, self.width}")
+            allowed = f"positions are learned for {self.height, self.width} alone; with rope there may be other sizes"
+            raise InvalidInput("height, width", (height, width), allowed)
+
+    def at_size(self, *size: int) -> Self:
+        self.check_size(*size)
+        height, width = size
+        return replace(self, height=height, width=width)
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a sample of this size, zeros included."""

@@ -30,9 +30,6 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
     """The same request for `/v1/generate`. Raises `InvalidInput` for what this model cannot do."""
     if pipeline.is_latent:
         raise InvalidInput("model", pipeline.config.name, "without an autoencoder it has no pictures; see /v1/generate")
-    size = size_of(pipeline)
-    if request.size not in (None, "auto", size):
-        raise InvalidInput("size", request.size, f"auto or {size}, which this model has")
     if request.stream and request.response_format == "url":
         raise InvalidInput("response_format", "url", "b64_json with stream, whose events have no URL")
     if request.partial_images and not request.stream:
@@ -47,12 +44,6 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
     )
 
 
-def size_of(pipeline: Pipeline) -> str:
-    """Width and height of the model's pictures in pixels, as OpenAI writes them."""
-    height, width = pipeline.picture_size
-    return f"{width}x{height}"
-
-
 def images_response(
     facts: GenerateResponse, pipeline: Pipeline, *, created: int, with_urls: bool = False
 ) -> ImagesResponse:
@@ -60,13 +51,14 @@ def images_response(
     budgets = [image.budget for image in facts.images]
     output_format = facts.output_format
     assert output_format != "safetensors", "refused before it was made"
+    assert facts.size is not None, "only jobs of an earlier version lack it"
     return ImagesResponse(
         created=created,
         data=[_linked(image, output_format) for image in facts.images] if with_urls else facts.images,
         output_format=output_format,
         quality=min(BUDGETS, key=lambda preset: abs(BUDGETS[preset] - fmean(budgets))),
-        size=size_of(pipeline),
-        usage=usage_of(budgets, pipeline),
+        size=facts.size,
+        usage=usage_of(budgets, pipeline, facts.size),
         elit=facts,
     )
 
@@ -77,9 +69,9 @@ def _linked(image: GeneratedImage, output_format: OutputFormat) -> LinkedImage:
 
 
 def partial_image_event(
-    request: ImagesRequest, preview: Preview, output_format: OutputFormat, pipeline: Pipeline, *, created: int
+    request: ImagesRequest, preview: Preview, output_format: OutputFormat, size: str, *, created: int
 ) -> PartialImageEvent:
-    """A preview as OpenAI streams it. created: Unix time in seconds."""
+    """A preview as OpenAI streams it. size: of the picture. created: Unix time in seconds."""
     return PartialImageEvent(
         b64_json=preview.file,
         partial_image_index=preview.index,
@@ -87,7 +79,7 @@ def partial_image_event(
         created_at=created,
         output_format=output_format,
         quality=_preset(request) or "auto",
-        size=size_of(pipeline),
+        size=size,
     )
 
 
@@ -116,9 +108,11 @@ def _completed_event(
     )
 
 
-def usage_of(budgets: list[float], pipeline: Pipeline) -> Usage:
-    """Of pictures that got these budgets."""
-    output_tokens = sum(round(budget * pipeline.spec.num_tokens) for budget in budgets)
+def usage_of(budgets: list[float], pipeline: Pipeline, size: str) -> Usage:
+    """Of pictures of a size that got these budgets."""
+    _, *sides = pipeline.sizes.shape_of(size).size
+    num_tokens = pipeline.spec.at_size(*sides).num_tokens
+    output_tokens = sum(round(budget * num_tokens) for budget in budgets)
     return Usage(
         input_tokens=1,
         input_tokens_details=InputTokensDetails(text_tokens=1, image_tokens=0),

@@ -102,9 +102,11 @@ async def _stream(
         on_preview=previews.put if body.partial_images else None,
     )
 
+    size = str(engine.pipeline.sizes.size_of(taken.order.shape))
+
     def preview_event(preview: Preview) -> PartialImageEvent:
         output_format = body.output_format or OUTPUT_FORMATS[0]
-        return partial_image_event(body, preview, output_format, engine.pipeline, created=int(time.time()))
+        return partial_image_event(body, preview, output_format, size, created=int(time.time()))
 
     def end_events(outcome: Outcome) -> list[CompletedEvent]:
         return completed_events(facts_of(service, taken, outcome), engine.pipeline, created=int(time.time()))

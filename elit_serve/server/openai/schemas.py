@@ -19,9 +19,6 @@ class OpenAIFields(RequestBody):
     prompt: str = Field(max_length=32_000, description="A class name or a class id, and nothing else.")
     model: str | None = Field(default=None, max_length=200, description="The model that is served, or left out.")
     n: int | None = Field(default=None, ge=1, description="Pictures; 1 when left out. Taken all or none.")
-    size: str | None = Field(
-        default=None, max_length=40, description="`auto`, or the size that the model has, as `64x64`."
-    )
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
         default=None,
         description="A preset of `budget`: `low` is 0.25, `medium` (`standard`) 0.5, `high` (`hd`) 1. `auto` leaves it "

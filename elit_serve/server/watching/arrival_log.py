@@ -63,6 +63,7 @@ class ArrivalLog:
             min_budget=request.min_budget,
             max_budget=request.max_budget,
             steps=request.steps,
+            size=request.size,
             best_effort=request.best_effort,
             priority=request.priority,
             **order.condition.facts(),

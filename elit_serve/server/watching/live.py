@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.picture import Picture
+from elit_serve.engine.sizes import Sizes
 from elit_serve.engine.worker import Worker
 from elit_serve.http import problems
 from elit_serve.http.access import access
@@ -36,6 +37,7 @@ class LivePicture(BaseModel):
 
     id: int
     label: str
+    size: str
     state: Literal["waiting", "running", "finishing"]
     levels: list[int]
     steps: int
@@ -125,7 +127,7 @@ def load_of(engine: Engine, metrics: EngineMetrics) -> Load:
         queue_limit=engine.settings.max_queue,
         correction=now.correction,
         totals=totals,
-        in_flight=[_shown(picture, now) for picture in now.pictures],
+        in_flight=[_shown(picture, now, pipeline.sizes) for picture in now.pictures],
     )
 
 
@@ -135,11 +137,12 @@ def _status_of(worker: Worker) -> Literal["ok", "draining", "stopped"]:
     return "draining" if worker.is_draining else "ok"
 
 
-def _shown(picture: Picture, now: InFlight) -> LivePicture:
+def _shown(picture: Picture, now: InFlight, sizes: Sizes) -> LivePicture:
     order = picture.caller.order
     return LivePicture(
         id=picture.picture_id,
         label=picture.condition.words,
+        size=str(sizes.size_of(picture.shape)),
         state=picture.state,
         levels=list(picture.levels),
         steps=picture.num_steps,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from operator import attrgetter
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from elit_serve.engine.picture import Outcome
+from elit_serve.engine.sizes import Sizes
 from elit_serve.engine.worker import Observer, Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
 from elit_serve.plans.levels import Budgets
@@ -54,6 +55,13 @@ STAGES = ("queue", "compute", "encode")
 OTHER_ROUTE = "other"
 
 
+class Measures(Protocol):
+    """What a model's pictures are told in. A `Pipeline` is one."""
+
+    budgets: Budgets
+    sizes: Sizes
+
+
 class Metrics:
     """The metrics of one app: its HTTP requests, and for each of its engines what `of` that engine is told.
 
@@ -62,7 +70,7 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, *, models: Mapping[str, Budgets], routes: Sequence[str]) -> None:
+    def __init__(self, *, models: Mapping[str, Measures], routes: Sequence[str]) -> None:
         """models: those that are served, by name, which is their label."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -80,8 +88,14 @@ class Metrics:
             "elit_event_loop_lag_seconds", "Seconds that what becomes ready waits for the event loop.", LAG_BUCKETS
         )
         self._add_families_of_requests(tuple(models))
+        self.pictures = Counter(
+            "elit_pictures_total", "Finished pictures, by size.", ["model", "size"], registry=self.registry
+        )
+        for model, measures in models.items():
+            for size in measures.sizes.names:
+                self.pictures.labels(model, size)
         self._add_families_of_steps(models)
-        self._of = {model: EngineMetrics(self, model, budgets) for model, budgets in models.items()}
+        self._of = {model: EngineMetrics(self, model, measures) for model, measures in models.items()}
 
     def of(self, model: str) -> EngineMetrics:
         """The metrics of the engine that has this model."""
@@ -125,9 +139,9 @@ class Metrics:
             "elit_image_failures_total", "Pictures that failed, by cause.", model=models, cause=CAUSES
         )
 
-    def _add_families_of_steps(self, models: Mapping[str, Budgets]) -> None:
+    def _add_families_of_steps(self, models: Mapping[str, Measures]) -> None:
         names = tuple(models)
-        levels = sorted({level for budgets in models.values() for level in budgets.levels})
+        levels = sorted({level for measures in models.values() for level in measures.budgets.levels})
         self.step_level = self._histogram(
             "elit_step_level", "Level of each step of a cohort.", _thinned(levels), model=names
         )
@@ -177,9 +191,9 @@ class Metrics:
 class EngineMetrics(Observer):
     """What is counted of one engine, and of the requests for its pictures."""
 
-    def __init__(self, metrics: Metrics, model: str, budgets: Budgets) -> None:
+    def __init__(self, metrics: Metrics, model: str, measures: Measures) -> None:
         self._model = model
-        self._budgets = budgets
+        self._measures = measures
         self._all = metrics
         self._step_level = metrics.step_level.labels(model)  # those of steps found once, for the engine's thread
         self._cohort = metrics.cohort.labels(model)
@@ -200,9 +214,11 @@ class EngineMetrics(Observer):
         """A request that got its pictures, each with its measured quality; None is not known."""
         self._ended_as("done")
         chooser = "server" if outcome.order.pinned is None else "caller"
+        size = str(self._measures.sizes.size_of(outcome.order.shape))
+        self._all.pictures.labels(self._model, size).inc(len(outcome.pictures))
         for picture, quality in zip(outcome.pictures, qualities, strict=True):
             level = outcome.order.plan(picture.levels).mean_level
-            self._all.budget.labels(self._model, chooser).observe(self._budgets.of_level(level))
+            self._all.budget.labels(self._model, chooser).observe(self._measures.budgets.of_level(level))
             if quality is not None:
                 self._all.quality.labels(self._model, chooser).observe(quality)
             for stage, took_ms in zip(STAGES, (picture.queue_ms, picture.compute_ms, picture.encode_ms), strict=True):
