@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import from_json
 
+from elit_serve.errors import InvalidInput
 from elit_serve.files.guidance import WrittenGuidance
 from elit_serve.files.measured import ShapeName
 from elit_serve.files.validation import FieldProblem, as_validation_error
@@ -25,6 +28,17 @@ WeightDtype = Literal["float32", "bfloat16", "float16"]
 WeightFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", max_length=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=4096)]
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MAX_NAME = 100  # characters
+
+
+def check_name(folder: Path) -> None:
+    """A model is called as the folder that it is written to. Raises `InvalidInput` for `destination`."""
+    if len(folder.name) > MAX_NAME or not re.match(MODEL_NAME, folder.name):
+        allowed = (
+            f"its last part names the model: at most {MAX_NAME} letters, digits and . _ -, a letter or digit first"
+        )
+        raise InvalidInput("destination", str(folder), allowed)
 
 
 class Strict(BaseModel):
@@ -118,7 +132,7 @@ class ModelConfig(Strict):
     """
 
     format_version: Literal[2] = 2
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = Field(pattern=MODEL_NAME, max_length=MAX_NAME)
     backbone: BackboneConfig
     shapes: dict[ShapeName, tuple[Side, ...]] = Field(min_length=1)
     latents_per_group: int = Field(ge=1, le=MAX_LEVEL)

@@ -19,8 +19,10 @@ from elit_serve.files.config import (
     SamplingConfig,
     WeightDtype,
     WeightsConfig,
+    check_name,
 )
 from elit_serve.files.opening import open_file
+from elit_serve.files.validation import problems_in
 from elit_serve.importing.classes import class_names
 from elit_serve.importing.sit import Split, spec_of_file, weights_of_file
 from elit_serve.importing.torch_file import TorchFile, read_torch_file
@@ -53,6 +55,7 @@ def import_model(
     which stays as it lies in the file (measured with 704 million parameters, 2026-11-30). Raises `CheckpointError` for
     the file and `InvalidInput` for the rest.
     """
+    check_name(destination)
     if destination.exists() and not replace:
         raise InvalidInput("destination", str(destination), "it exists already")
     file = read_torch_file(source_file)
@@ -74,7 +77,7 @@ def import_model(
             weights=WeightsConfig(dtype=dtype, files={"model.safetensors": UNWRITTEN_DIGEST}),
         )
     except ValidationError as error:
-        raise InvalidInput("destination", str(destination), error.errors()[0]["msg"]) from None
+        raise CheckpointError(destination, problems_in(error)) from None
     written = write_checkpoint(destination, config, weights, replace=replace, max_shard_bytes=max_shard_bytes)
     copy_autoencoder(autoencoder, destination)
     copy_autoencoder(preview_autoencoder, destination, PREVIEW_NAME)

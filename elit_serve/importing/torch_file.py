@@ -71,10 +71,11 @@ def _load(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The line of torch's message that says what is wrong; the others say how to trust a file."""
+    """The sentence of torch's message that says what is wrong; the others say how to trust a file, and such."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "WeightsUnpickler error" in line or "GLOBAL" in line] or lines
-    return shorten(told[0] if told else type(error).__name__, SHOWN_CHARACTERS, placeholder=" ...")
+    sentence = told[0].partition(". ")[0] if told else type(error).__name__
+    return shorten(sentence, SHOWN_CHARACTERS, placeholder=" ...")
 
 
 def _is_weight(item: tuple[object, object]) -> bool:

@@ -25,7 +25,7 @@ class InvalidSpec(ElitError):
     """A table that is no spec; `problems` has all that is wrong."""
 
     def __init__(self, problems: list[SpecProblem]) -> None:
-        super().__init__("; ".join(f"{'.'.join(problem.place)}: {problem.what}" for problem in problems))
+        super().__init__("; ".join(": ".join(filter(None, (".".join(place), what))) for place, _, what in problems))
         self.problems = tuple(problems)
 
 

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from elit_serve.engine.autoencoders.folder import PREVIEW_NAME, check_autoencoder, copy_autoencoder
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, UNWRITTEN_DIGEST, write_checkpoint
-from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files.config import ClassesConfig, ModelConfig, WeightDtype, WeightsConfig
+from elit_serve.errors import CheckpointError
+from elit_serve.files.config import ClassesConfig, ModelConfig, WeightDtype, WeightsConfig, check_name
+from elit_serve.files.validation import problems_in
 from elit_serve.trainer.run import RunDirectory, RunFacts
 from elit_serve.trainer.sources import check_folder_given
 
@@ -30,6 +31,7 @@ def export(
     `autoencoder` is copied in for models that need one, and `preview_autoencoder` for their previews. With `replace`
     other files of an existing directory stay.
     """
+    check_name(destination)
     run = RunDirectory(run_path)
     facts, snapshot = run.facts(), run.load(step)
     check_folder_given(facts.recipe, autoencoder)
@@ -41,7 +43,7 @@ def export(
         config = _config(destination.name, facts, factor, snapshot.state.step, dtype)
         written = write_checkpoint(destination, config, snapshot.ema, replace=replace, max_shard_bytes=max_shard_bytes)
     except ValidationError as error:
-        raise InvalidInput("destination", str(destination), error.errors()[0]["msg"]) from None
+        raise CheckpointError(destination, problems_in(error)) from None
     except OSError as error:
         raise CheckpointError(destination, [f"it cannot be written: {error}"]) from None
     copy_autoencoder(autoencoder, destination)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from autoencoders import save_kl
 from torch import Tensor
 
 from elit_serve.errors import CheckpointError, InvalidInput
@@ -124,6 +125,33 @@ def test_options_that_do_not_fit_are_named(
     write_published: WritePublished, refused: Callable[..., str], options: dict[str, Any], told: str
 ) -> None:
     assert told in refused(write_published(), InvalidInput, **options)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_an_autoencoder_that_does_not_fit_is_refused_before_its_weights_are_read(
+    write_published: WritePublished, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    file, wide, whole = write_published(), save_kl(tmp_path / "wide", channels=16), save_kl(tmp_path / "whole")
+    assert "it has 16 channels, and the model 4" in refused(file, InvalidInput, autoencoder=wide)
+    weights = whole / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    told = refused(file, InvalidInput, autoencoder=whole)
+    assert "diffusion_pytorch_model.safetensors is no whole file of safetensors" in told
+    weights.rename(whole / "diffusion_pytorch_model.bin")
+    assert "it has no weights in safetensors" in refused(file, InvalidInput, autoencoder=whole)
+    (whole / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    assert "'UNet2DModel' is not allowed; one of AutoencoderKL" in refused(file, InvalidInput, autoencoder=whole)
+
+
+def test_windows_must_tile_the_tokens(write_published: WritePublished, refused: Callable[..., str]) -> None:
+    told = refused(write_published(), split=Split(num_heads=4, window=(16, 1)))
+    assert "is not a usable model: height: 16 is not allowed; it must be a multiple of 32" in told
+
+
+def test_the_folder_names_the_model(write_published: WritePublished, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"destination: .* its last part names the model: at most 100 letters"):
+        import_model(write_published(), tmp_path / "a,b", source="a test", license_text="none")
+    assert not (tmp_path / "a,b").exists()
 
 
 def test_heads_must_divide_the_width(write_published: WritePublished, refused: Callable[..., str]) -> None:

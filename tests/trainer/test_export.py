@@ -104,7 +104,7 @@ def test_a_run_at_one_level_only_becomes_a_model_of_that_level(
 def test_what_cannot_be_exported_is_one_clear_error(finished_run: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no run: run\.json"):
         export(tmp_path / "nothing", tmp_path / "model")
-    with pytest.raises(InvalidInput, match=r"destination: .* is not allowed; String should match pattern"):
+    with pytest.raises(InvalidInput, match=r"destination: .* is not allowed; its last part names the model"):
         export(finished_run.path, tmp_path / "a model")
     with pytest.raises(InvalidInput, match=r"--autoencoder: .* this recipe's autoencoder is pixels"):
         export(finished_run.path, tmp_path / "model", autoencoder=tmp_path)

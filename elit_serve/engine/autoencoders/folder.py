@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from elit_serve.engine.autoencoders import diffusers
 from elit_serve.engine.autoencoders.autoencoder import FolderFacts
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files.opening import open_file
+from elit_serve.files.opening import open_file, regular
 
 NAME = "autoencoder"  # of the folder in a model directory
 PREVIEW_NAME = "preview_autoencoder"  # of the one for previews, which is smaller and faster
@@ -30,7 +32,7 @@ def check_autoencoder(
         facts = diffusers.read_facts(folder)
     except CheckpointError as error:
         raise InvalidInput(field, str(folder), "; ".join(error.problems)) from None
-    if wrong := misfits(facts, sample_shape, factor):
+    if wrong := [*misfits(facts, sample_shape, factor), *_damaged(folder)]:
         raise InvalidInput(field, str(folder), "; ".join(wrong))
     return facts
 
@@ -44,6 +46,19 @@ def misfits(facts: FolderFacts, sample_shape: Sequence[int], factor: int | None 
         problems.append(
             f"it makes {facts.factor} pixels of a side of a sample's element, and the model stands for {factor}"
         )
+    return problems
+
+
+def _damaged(folder: Path) -> list[str]:
+    """What is wrong with the files of its weights, by their heads alone: no weight is read."""
+    files = sorted(folder.glob("*.safetensors"))
+    problems = [] if files else ["it has no weights in safetensors"]
+    for file in files:
+        try:
+            with safe_open(regular(file), "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            problems.append(f"{file.name} is no whole file of safetensors: {error}")
     return problems
 
 
