@@ -6,7 +6,7 @@ extracted to disk.
 """
 
 from elit_serve.photographs.data_set import DataSet, Part, open_data_set
-from elit_serve.photographs.photograph import Photograph, decode
+from elit_serve.photographs.photograph import Photograph, decode, size_of
 from elit_serve.photographs.rgb import MAX_PIXELS, to_rgb
 
-__all__ = ["MAX_PIXELS", "DataSet", "Part", "Photograph", "decode", "open_data_set", "to_rgb"]
+__all__ = ["MAX_PIXELS", "DataSet", "Part", "Photograph", "decode", "open_data_set", "size_of", "to_rgb"]

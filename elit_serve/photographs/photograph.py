@@ -10,9 +10,10 @@ from PIL import Image
 
 from elit_serve.errors import DamagedPicture, DataSetGone
 from elit_serve.files.opening import open_file
-from elit_serve.photographs.rgb import to_rgb
+from elit_serve.photographs.rgb import to_rgb, upright_size
 
 MAX_FILE_BYTES = 1 << 29  # 64 million pixels of 8 bytes
+HEAD_BYTES = 1 << 16  # of a file, where its size mostly stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,19 @@ class Photograph:
     offset: int
     size: int
 
-    def read(self) -> bytes:
-        """Its bytes. Raises `DataSetGone` if they are not to be had, or the file is not the one that was opened."""
+    def read(self, at_most: int | None = None) -> bytes:
+        """Its bytes, or as many of the first ones. Raises `DataSetGone` if they are not to be had, or the file is not
+        the one that was opened."""
+        wanted = self.size if at_most is None else min(at_most, self.size)
         try:
             with open_file(self.path) as file:
                 if not self.file.is_of(os.fstat(file.fileno())):
                     raise DataSetGone(f"{self.path} is not the file any more that it was when the data set was opened")
                 file.seek(self.offset)
-                data = file.read(self.size)
+                data = file.read(wanted)
         except OSError as error:
             raise DataSetGone(f"{self.path} cannot be read: {error.strerror or error}") from None
-        if len(data) != self.size:
+        if len(data) != wanted:
             raise DataSetGone(f"{self.path} ends before {self.label}/{self.name} does")
         return data
 
@@ -72,3 +75,14 @@ def decode(photograph: Photograph) -> Image.Image:
         return to_rgb(photograph.read())
     except ValueError as error:
         raise DamagedPicture(f"{named}: {error}") from None
+
+
+def size_of(photograph: Photograph) -> tuple[int, int] | None:
+    """Width and height of the picture as `decode` gives it, from the head of its file; None if that is damaged.
+
+    Raises `DataSetGone`.
+    """
+    for num_bytes in (HEAD_BYTES, MAX_FILE_BYTES):  # what a camera writes before the picture may be long
+        if (found := upright_size(photograph.read(num_bytes))) is not None:
+            return found
+    return None

@@ -31,6 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # of these, width and height change places
 
 
 def to_rgb(data: bytes) -> Image.Image:
@@ -48,6 +49,17 @@ def to_rgb(data: bytes) -> Image.Image:
     if alpha is not None:
         colours = _on_white(colours, alpha)
     return colours if method is None else colours.transpose(method)
+
+
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of what `to_rgb` makes of a file with this beginning; None where that does not tell."""
+    try:
+        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+            width, height = image.size
+            is_turned = _orientation(image) in _SIDEWAYS
+    except Exception:  # as with whole pictures
+        return None
+    return (height, width) if is_turned else (width, height)
 
 
 def _decoded(data: bytes) -> Image.Image:

@@ -20,16 +20,21 @@ from torch.utils.data import DataLoader, Dataset
 from elit_serve.errors import DamagedPicture, DataError
 from elit_serve.photographs import Part, Photograph, decode, open_data_set
 from elit_serve.pictures import fit
+from elit_serve.plans.shape import Shape
 from elit_serve.trainer.draws import seed_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """images [B, 3, H, W] uint8, condition [B] int64 (of classes), and the damaged pictures met on the way."""
+    """images [B, 3, H, W] uint8, condition [B] int64 (of classes), and the damaged pictures met on the way.
+
+    shape: of the samples that they become; None is the one of the backbone.
+    """
 
     images: Tensor
     condition: Tensor
     damaged: tuple[str, ...] = ()
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,9 +60,10 @@ def _config(name: str, facts: RunFacts, factor: int | None, step: int, dtype: We
         "versions": facts.versions,
         "recipe": recipe.model_dump(mode="json", exclude={"provenance"}),
     }
+    fields = recipe.backbone.spec(conditions).config_fields()
     return ModelConfig(
         name=name,
-        **recipe.backbone.spec(conditions).config_fields(),
+        **{**fields, "shapes": {shape.name: shape.size for shape in recipe.shapes}},
         levels=recipe.levels,
         conditions=conditions,
         autoencoder=recipe.autoencoder.model_copy(update={"factor": factor}),

@@ -45,33 +45,34 @@ AddGradient = Callable[[MicroBatch, tuple[int, ...]], Tensor]
 
 
 class GraphedGradient:
-    """An `AddGradient` that captures another one as a CUDA graph when levels first come, and replays it from then on.
-
-    Micro-batches must all have the same shapes. The loss that is returned is overwritten by the next call.
+    """An `AddGradient` that captures another one as a CUDA graph when a size and levels first come, and replays it from
+    then on. The loss that is returned is overwritten by the next call.
     """
 
     def __init__(self, add_gradient: AddGradient, parameters: Sequence[nn.Parameter]) -> None:
         self._add_gradient = add_gradient
         self._gradients = [_gradient_of(parameter) for parameter in parameters]
-        self._inputs: MicroBatch | None = None
-        self._graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._inputs: dict[torch.Size, MicroBatch] = {}  # by the shape of the images
+        self._graphs: dict[tuple[torch.Size, tuple[int, ...]], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
 
     def __call__(self, micro: MicroBatch, levels: tuple[int, ...]) -> Tensor:
         inputs = self._fill(micro)
-        if levels not in self._graphs:
-            self._graphs[levels] = self._captured(inputs, levels)
-        graph, loss = self._graphs[levels]
+        key = (micro.images.shape, levels)
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(inputs, levels)
+        graph, loss = self._graphs[key]
         graph.replay()
         return loss
 
     def _fill(self, micro: MicroBatch) -> MicroBatch:
         """Copies a micro-batch to where the graphs read it."""
-        if self._inputs is None:
-            self._inputs = micro.clone()
-        for mine, given in zip(self._inputs.tensors(), micro.tensors(), strict=True):
+        inputs = self._inputs.get(micro.images.shape)
+        if inputs is None:
+            inputs = self._inputs[micro.images.shape] = micro.clone()
+        for mine, given in zip(inputs.tensors(), micro.tensors(), strict=True):
             mine.copy_(given)
-        return self._inputs
+        return inputs
 
     def _captured(self, inputs: MicroBatch, levels: tuple[int, ...]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         before = [gradient.clone() for gradient in self._gradients]

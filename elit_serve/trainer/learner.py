@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from elit_serve.errors import RunError
 from elit_serve.files.config import ClassesConfig
 from elit_serve.nn import build
+from elit_serve.plans.shape import Shape
 from elit_serve.sampling import expand_like
 from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.distributed import World
@@ -85,9 +86,12 @@ class Learner:
 
         return GraphedGradient(add_gradient, list(self.model.parameters())) if self.replays_graphs else add_gradient
 
-    def take_step(self, images: Tensor, condition: Tensor) -> Tensor:
-        """images [B / ranks, ...] as `to_samples` takes them, condition [B / ranks, ...] -> the loss, a scalar."""
-        loss = self.add_gradients(self.draw(images, condition), self.levels())
+    def take_step(self, images: Tensor, condition: Tensor, shape: Shape | None = None) -> Tensor:
+        """images [B / ranks, ...] as `to_samples` takes them, condition [B / ranks, ...] -> the loss, a scalar.
+
+        shape: of the samples that the images become; None is the one of the backbone.
+        """
+        loss = self.add_gradients(self.draw(images, condition, shape), self.levels())
         self.optimise()
         self.average()
         return loss
@@ -96,10 +100,11 @@ class Learner:
         """At which the present step runs."""
         return draw_levels(self.step, self.recipe.budget, self.recipe.levels, self.recipe.training)
 
-    def draw(self, images: Tensor, condition: Tensor) -> list[MicroBatch]:
+    def draw(self, images: Tensor, condition: Tensor, shape: Shape | None = None) -> list[MicroBatch]:
         """The present step's batch of this rank with all that is random in it, in as many parts as are accumulated."""
         training, device = self.recipe.training, self.world.device
-        draws = draw_step(self.step, self.model.spec.sample_shape, training, self.recipe.data, device)
+        sample_shape = (shape or self.model.spec.shape).size
+        draws = draw_step(self.step, sample_shape, training, self.recipe.data, device)
         mine, count = draws.part(self.world.rank, self.world.size), training.accumulation
         permutation = self._permutation()
         return [

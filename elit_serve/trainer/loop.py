@@ -29,9 +29,11 @@ from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.errors import DataSetGone, InvalidInput, RunError
 from elit_serve.nn.latents import LatentFigures, watch_latents
 from elit_serve.pictures import labelled, level_label
+from elit_serve.plans.shape import Shape
 from elit_serve.sampling import initial_noise
 from elit_serve.text.command_line import readable
-from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
+from elit_serve.trainer.buckets import BucketedData, Buckets
+from elit_serve.trainer.data import Batch, DamageReport, MemoryData, RunOrder
 from elit_serve.trainer.distributed import World, join_world
 from elit_serve.trainer.draws import augment, to_unit
 from elit_serve.trainer.gradients import MicroBatch
@@ -56,8 +58,8 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        training: PictureSet,
-        validation: PictureSet,
+        training: Buckets,
+        validation: Buckets,
         world: World,
         run: RunDirectory,
         autoencoder: Autoencoder,
@@ -69,15 +71,16 @@ class Trainer:
         self.order = RunOrder(batch=recipe.training.batch, seed=recipe.training.seed, rank=world.rank, world=world.size)
         self.data = self._open(training)
         self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
-        self.validation = MemoryData(validation, self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
+        self.validation = validation.decoded(self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
         self.learner = Learner(recipe, self.classes, world, encoded_by(autoencoder))
         self.window_loss = torch.zeros((), device=world.device)
         self.window_steps = 0
 
-    def _open(self, training: PictureSet) -> MemoryData | StreamedData:
-        if fits_memory(self.recipe, training):
-            return MemoryData(training, self.damage, self.world.device)
-        return StreamedData(training, self.recipe.data.workers, pin_memory=self.world.device.type == "cuda")
+    def _open(self, training: Buckets) -> BucketedData:
+        self.is_in_memory = fits_memory(self.recipe, training)
+        if self.is_in_memory:
+            return training.in_memory(self.damage, self.world.device)
+        return training.streamed(self.recipe.data.workers, pin_memory=self.world.device.type == "cuda")
 
     def train(self, reporter: Reporter | None) -> None:
         """Runs to the recipe's last step, or to the step at which the process is asked to end."""
@@ -88,7 +91,7 @@ class Trainer:
             for batch in self._batches():
                 self._report_damage(batch.damaged, reporter)
                 images, condition = batch.images.to(self.world.device), batch.condition.to(self.world.device)
-                self.window_loss += self.learner.take_step(images, condition)
+                self.window_loss += self.learner.take_step(images, condition, batch.shape)
                 self.window_steps += 1
                 self._after_step(reporter)
                 if self.step == self.recipe.training.steps:
@@ -162,39 +165,47 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[int, float]:
-        """The loss of the averaged weights on held-out pictures, at fixed noise and times, by level."""
-        recipe, model = self.recipe, self.learner.ema.model
-        images, condition = self.validation.images, self.validation.condition
-        times = validation_times(len(images), recipe.training.time_mean, recipe.training.time_std, self.world.device)
-        noise = initial_noise(range(len(images)), model.spec.sample_shape).to(self.world.device)
-        losses = {}
-        batch = max(1, recipe.training.batch // self.world.size // recipe.training.accumulation)
-        for level in self.shown_levels:
-            total = torch.zeros((), device=self.world.device)
-            for part in torch.split(torch.arange(len(images), device=self.world.device), batch):
-                with self.learner.precision():
-                    data = self.autoencoder.encode(to_unit(images[part]))
-                    loss = rectified_flow_loss(model, data, noise[part], times[part], condition[part], level)
-                total += loss * len(part)
-            losses[level] = float(total / len(images))
-        return losses
+        """The loss of the averaged weights on held-out pictures of all sizes, at fixed noise and times, by level."""
+        count = sum(len(held.images) for held in self.validation.values())
+        totals = {level: torch.zeros((), device=self.world.device) for level in self.shown_levels}
+        for shape, held in self.validation.items():
+            for level, total in totals.items():
+                total += self._held_out_loss(shape, held, level)
+        return {level: float(total / count) for level, total in totals.items()}
+
+    def _held_out_loss(self, shape: Shape, held: MemoryData, level: int) -> Tensor:
+        """Summed over held-out pictures of one size."""
+        training, model, device = self.recipe.training, self.learner.ema.model, self.world.device
+        images, condition = held.images, held.condition
+        times = validation_times(len(images), training.time_mean, training.time_std, device)
+        noise = initial_noise(range(len(images)), shape.size).to(device)
+        batch = max(1, training.batch // self.world.size // training.accumulation)
+        total = torch.zeros((), device=device)
+        for part in torch.split(torch.arange(len(images), device=device), batch):
+            with self.learner.precision():
+                data = self.autoencoder.encode(to_unit(images[part]))
+                loss = rectified_flow_loss(model, data, noise[part], times[part], condition[part], level)
+            total += loss * len(part)
+        return total
 
     @torch.no_grad()
     def look_at_latents(self) -> dict[int, LatentFigures]:
-        """What the latents of the averaged weights do on some held-out pictures, at fixed noise and one time, by level.
+        """What the latents of the averaged weights do on some held-out pictures of the first size, at fixed noise and
+        one time, by level.
 
         Nothing of a model without latents.
         """
         model, device = self.learner.ema.model, self.world.device
         if model.latent_parts() is None:
             return {}
-        count = min(LATENT_PICTURES, len(self.validation.images))
-        chosen = torch.arange(count, device=device) * len(self.validation.images) // count  # they lie class by class
-        condition = self.validation.condition[chosen]
-        noise = initial_noise(range(count), model.spec.sample_shape).to(device)
+        shape, held = next(iter(self.validation.items()))
+        count = min(LATENT_PICTURES, len(held.images))
+        chosen = torch.arange(count, device=device) * len(held.images) // count  # they lie class by class
+        condition = held.condition[chosen]
+        noise = initial_noise(range(count), shape.size).to(device)
         t = torch.full((count,), LATENT_TIME, device=device)
         with self.learner.precision():
-            data = self.autoencoder.encode(to_unit(self.validation.images[chosen]))
+            data = self.autoencoder.encode(to_unit(held.images[chosen]))
             noisy = (1 - LATENT_TIME) * noise + LATENT_TIME * data
             return {level: watch_latents(model, noisy, t, condition, level).figures() for level in self.shown_levels}
 
@@ -236,7 +247,7 @@ class Trainer:
                 window_loss=float(self.window_loss),
                 window_steps=self.window_steps,
                 damaged=tuple(self.damage.names),
-                in_memory=isinstance(self.data, MemoryData),
+                in_memory=self.is_in_memory,
             )
             self.run.save(
                 Snapshot(
@@ -263,7 +274,7 @@ class Trainer:
         self.window_loss.fill_(snapshot.state.window_loss)
         self.window_steps = snapshot.state.window_steps
         self.damage.add(snapshot.state.damaged)
-        if self.damage.names and snapshot.state.in_memory != isinstance(self.data, MemoryData):
+        if self.damage.names and snapshot.state.in_memory != self.is_in_memory:
             raise RunError(
                 f"{self.run.path}: data.memory_gb: with damaged pictures, those in memory come in another order than "
                 "those that are streamed, so the run must go on as it was"
@@ -308,7 +319,7 @@ def train(
         run = RunDirectory(out)
         coder = open_autoencoder(recipe.autoencoder, autoencoder or out, world.device)
         training, held_out = open_data(recipe, coder, data, validation)
-        _check_batch(recipe, training)
+        training.check_batch(recipe.training.batch, recipe.shapes, MAX_REPEATS)
         facts = _facts(recipe, training, held_out, data) if world.is_main else None
         with opened(run, facts, resume=resume, world=world) as snapshot:
             if world.is_main:
@@ -338,14 +349,7 @@ def check_world(recipe: Recipe, world: World) -> None:
         raise InvalidInput("training.batch", recipe.training.batch, allowed)
 
 
-def _check_batch(recipe: Recipe, training: PictureSet) -> None:
-    largest = MAX_REPEATS * len(training)
-    if recipe.training.batch > largest:
-        allowed = f"at most {largest}, {MAX_REPEATS} times the {len(training)} photographs that are trained on"
-        raise InvalidInput("training.batch", recipe.training.batch, allowed)
-
-
-def _facts(recipe: Recipe, training: PictureSet, held_out: PictureSet, data: Path) -> RunFacts:
+def _facts(recipe: Recipe, training: Buckets, held_out: Buckets, data: Path) -> RunFacts:
     return RunFacts(
         recipe=recipe,
         classes=training.classes,

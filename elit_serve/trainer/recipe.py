@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from elit_serve.catalogue import bundled_models
 from elit_serve.engine.autoencoders import kind_of
@@ -18,6 +26,8 @@ from elit_serve.files.version_1 import with_kind
 from elit_serve.nn import BackboneSpec, InvalidSpec, parse_spec
 from elit_serve.nn.fields import SpecProblem, as_table
 from elit_serve.plans.bounds import MAX_LEVEL
+from elit_serve.plans.shape import Shape
+from elit_serve.plans.size import Size
 
 MAX_STEPS = 10**9
 ANY_CLASSES = ClassesConfig(names=("any",))  # in place of those of the data, which a recipe does not know
@@ -70,15 +80,28 @@ def _parsed(backbone: Mapping[str, Any], conditions: ClassesConfig) -> BackboneS
     return parse_spec(backbone["kind"], fields | conditions.backbone_fields)
 
 
+def _size(text: str) -> str:
+    try:
+        return str(Size.read(text))
+    except InvalidInput as error:
+        raise ValueError(error.allowed) from None
+
+
+SizeText = Annotated[str, Field(max_length=40), AfterValidator(_size)]
+
+
 class Data(Section):
     """How photographs become training samples.
 
+    sizes: of samples beside that of [backbone], as WIDTHxHEIGHT (pixels, or an autoencoder's latent). A photograph goes
+        to the size whose aspect ratio is nearest to its own; each step is of one size.
     flip: mirror half of them. shift: move each by up to this many pixels, reflecting at the border.
     holdout: fraction kept out of training for the validation loss, unless a validation set is given.
     max_corrupt: fraction of unreadable pictures above which the run stops.
     memory_gb: decoded pictures up to this size are kept in memory; more are streamed by `workers` processes.
     """
 
+    sizes: tuple[SizeText, ...] = ()
     flip: bool = True
     shift: int = Field(default=0, ge=0, le=4096)
     holdout: float = Field(default=0.02, gt=0, lt=1)
@@ -178,6 +201,7 @@ class Recipe(Section):
         if self.training.batch % parts:
             halved = ", times 2 for two levels in a batch" if self.budget.has_halves else ""
             problems.append(f"training.batch must be a multiple of training.accumulation{halved}")
+        problems += self._size_problems()
         problems += self._autoencoder_problems()
         if problems:
             raise ValueError("; ".join(problems))
@@ -196,6 +220,24 @@ class Recipe(Section):
         if budget.distilled and not budget.has_halves:
             problems.append("budget.distilled needs batches of two levels, so a budget.full_share above 0")
         return problems
+
+    def _size_problems(self) -> list[str]:
+        problems = []
+        for text in self.data.sizes:
+            try:
+                self._shape(text)
+            except InvalidInput as error:
+                problems.append(f"data.sizes: {text}: {error}")
+        return problems
+
+    def _shape(self, size: str) -> Shape:
+        width, height = Size.read(size)
+        return self.backbone.sketch.at_size(height, width).shape
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the samples that it trains, that of the backbone first."""
+        return tuple(dict.fromkeys([self.backbone.sketch.shape, *map(self._shape, self.data.sizes)]))
 
     def _autoencoder_problems(self) -> list[str]:
         try:

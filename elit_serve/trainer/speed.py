@@ -36,7 +36,7 @@ from elit_serve.trainer.learner import Learner, ToSamples
 from elit_serve.trainer.loop import encoded_by, source_commit
 from elit_serve.trainer.progress import say
 from elit_serve.trainer.recipe import MAX_STEPS, Recipe
-from elit_serve.trainer.sources import picture_size
+from elit_serve.trainer.sources import picture_sizes
 
 NUM_CLASSES = 1000  # as in ImageNet; the data would decide, and only one embedding depends on it
 _CLASSES = tuple(map(str, range(NUM_CLASSES)))
@@ -213,7 +213,8 @@ def _made_up(recipe: Recipe, device: torch.device) -> _Samples:
         latents = torch.randn(batch, *sample_shape, generator=generator, device=device)
         return _Samples(kind="latents", images=latents, condition=condition, to_samples=_as_they_are)
     pixels = open_autoencoder(recipe.autoencoder, Path(), device)
-    shape = (batch, 3, *picture_size(recipe, pixels))
+    width, height = picture_sizes(recipe, pixels)[recipe.backbone.sketch.shape]
+    shape = (batch, 3, height, width)
     pictures = torch.randint(256, shape, generator=generator, device=device, dtype=torch.uint8)
     return _Samples(kind="pictures", images=pictures, condition=condition, to_samples=encoded_by(pixels))
 

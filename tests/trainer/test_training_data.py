@@ -162,7 +162,7 @@ def test_a_validation_set_may_lack_classes_but_not_have_others(
     training, validation = open_data(make_recipe(), Pixels(), photographs, fewer)
     assert len(training) == 24
     assert validation.classes == training.classes
-    assert [validation.label(index) for index in range(2)] == [1, 1]
+    assert [validation.whole.label(index) for index in range(2)] == [1, 1]
     other = make_photographs(tmp_path / "other", per_class=2, classes=("rose", "thistle"))
     with pytest.raises(DataError, match="has classes that the training data lacks: thistle"):
         open_data(make_recipe(), Pixels(), photographs, other)
