@@ -28,6 +28,8 @@ from elit_serve.server.middleware import error_answers, stack
 from elit_serve.server.openai.errors import is_openai
 from elit_serve.server.openai.routes import router as openai_router
 from elit_serve.server.page.page import page_router
+from elit_serve.server.page.thumbnails import Thumbnails
+from elit_serve.server.page.thumbnails import router as thumbnail_router
 from elit_serve.server.routes import router
 from elit_serve.server.service import Service
 from elit_serve.server.settings import Settings
@@ -52,7 +54,7 @@ def create_app(
     start-up to its shutdown."""
     clock = clock or MonotonicClock()
     keyring = read_keyring(settings)
-    routers = (router, openai_router, *(guest.router for guest in guests), live_router, page_router())
+    routers = (router, openai_router, *(guest.router for guest in guests), live_router, thumbnail_router, page_router())
     all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     paths = [route.path for route in all_routes]
     metrics = Metrics(models={model.name: model.pipeline for model in models}, routes=paths)
@@ -68,6 +70,7 @@ def create_app(
         tracing=tracing,
         clock=clock,
     )
+    app.state.thumbnails = Thumbnails(app.state.service)
     app.state.parsing = CapacityLimiter(1)  # of large bodies, one at a time
     app.state.guests = [_opened(guest, app, metrics) for guest in guests]
     app.state.live = LiveView(engines, metrics)

@@ -14,6 +14,7 @@ from elit_serve.http.access import UNDECLARED, Access, AccessTable, access, acce
 from elit_serve.server import routes
 from elit_serve.server.app import new_app
 from elit_serve.server.openai import routes as openai_routes
+from elit_serve.server.page import thumbnails
 from elit_serve.server.page.page import page_router
 from elit_serve.server.watching import live
 
@@ -21,7 +22,7 @@ from elit_serve.server.watching import live
 def all_routes() -> Iterator[BaseRoute]:
     """Of a whole server."""
     yield from new_app().routes
-    for router in (routes.router, openai_routes.router, live.router, page_router()):
+    for router in (routes.router, openai_routes.router, live.router, thumbnails.router, page_router()):
         yield from router.routes
     for guest in GUESTS:
         yield from guest.router.routes

@@ -1,1 +1,1 @@
-"""The web page. Its entrance is `page.page_router`; `assets` holds its files."""
+"""The web page. Its entrance is `page.page_router`; `assets` holds its files, and `thumbnails` shows its classes."""

@@ -1,6 +1,9 @@
 // Talks to the server that this page came from: JSON, server-sent events, errors in either of its two shapes.
 
-const KEY = `elit-serve-key ${new URL(".", location.href).pathname}`; // other servers may share this host
+/** The server's address as this page sees it, with a slash behind it. */
+export const base = () => new URL(".", location.href).href;
+
+const KEY = `elit-serve-key ${new URL(base()).pathname}`; // other servers may share this host
 
 /** What the server refused or failed at. code: stable; retryAfterS, minLatencyMs: null if it does not say. */
 export class ApiError extends Error {
@@ -22,6 +25,11 @@ export async function call(path, { body, signal } = {}) {
   return (await send(path, { body, signal })).json();
 }
 
+/** The address of a picture in this tab; the browser may have kept it. */
+export async function picture(path) {
+  return URL.createObjectURL(await (await send(path, { cache: "default" })).blob());
+}
+
 /** The events of a stream as {type, data}. Throws `ApiError` for a refusal, and for an `error` event. */
 export async function* events(path, { body, signal } = {}) {
   const answer = await send(path, { body, signal });
@@ -37,14 +45,14 @@ export async function* events(path, { body, signal } = {}) {
   }
 }
 
-async function send(path, { body, signal }) {
+async function send(path, { body, signal, cache = "no-store" }) {
   const key = sessionStorage.getItem(KEY);
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const posted = body && { method: "POST", body: JSON.stringify(body) };
   if (body) headers["Content-Type"] = "application/json";
   let answer;
   try {
-    answer = await fetch(path, { ...posted, headers, signal, cache: "no-store" });
+    answer = await fetch(path, { ...posted, headers, signal, cache });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError({ status: 0, code: "unreachable", message: "" });

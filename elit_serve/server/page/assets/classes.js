@@ -1,18 +1,27 @@
 // A searchable list of classes: the combobox pattern of the ARIA authoring practices.
 
+import { Thumbnails } from "./thumbnails.js";
+
 const MOST_SHOWN = 50;
 
 export class ClassPicker {
   #input = document.getElementById("class");
   #list = document.getElementById("class-list");
   #names = [];
+  #thumbnails = null;
   #chosen = 0;
   #active = -1;
 
-  /** names: by class id. */
-  offer(names, chosen) {
-    this.#names = names;
+  /** chosen: a class id. */
+  offer(model, chosen) {
+    this.#names = model.classes;
+    this.#thumbnails = new Thumbnails(model);
     this.choose(chosen);
+  }
+
+  /** Whether something else is being made, so that thumbnails have to wait. */
+  set isBusy(isBusy) {
+    this.#thumbnails.pause(isBusy);
   }
 
   constructor() {
@@ -53,7 +62,8 @@ export class ClassPicker {
 
   #option({ name, id }) {
     const option = document.createElement("li");
-    Object.assign(option, { id: `class-${id}`, role: "option", textContent: name });
+    Object.assign(option, { id: `class-${id}`, role: "option" });
+    option.append(this.#thumbnails.image(id), name);
     option.dataset.id = id;
     option.setAttribute("aria-selected", String(id === this.#chosen));
     return option;

@@ -1,66 +1,120 @@
-// The same seed at several budgets, one after the other, so that their times can be compared.
+// One seed at every budget, all at once and side by side.
 
-import { levelBars } from "./charts.js";
-import { drawn } from "./drawing.js";
+import { call } from "./api.js";
+import { drawn, NUM_PREVIEWS } from "./drawing.js";
+import { asLink } from "./requests.js";
+import { copied } from "./share.js";
+import { saveSheet } from "./sheet.js";
 import { duration, percent, quality } from "./words.js";
 
-const BUDGETS = [0, 0.25, 0.5, 1]; // the lowest level, and those nearest to the others
+const MOST_BUDGETS = 5; // a browser keeps six connections to a server, and the page needs one of them
 const part = (id) => document.getElementById(id);
 
-/** wishes: class and seed. Throws what goes wrong; what is done then stays. */
-export async function compare(model, wishes, signal) {
-  const levels = comparedLevels(model.levels);
-  const cells = levels.map(({ budget }) => new Cell(budget));
-  part("strip").replaceChildren(...cells.map((cell) => cell.node));
-  part("comparison-hint").textContent = `${model.classes[Number(wishes.prompt)]}, seed ${wishes.seed}`;
+/** subject: wishes without their cost. Resolves to what was made; throws what goes wrong, and what is done then stays. */
+export async function compare(model, subject, signal) {
+  const options = await comparedOptions(model, subject, signal);
+  const slowestMs = Math.max(...options.map((option) => option.alone_ms));
+  const cards = options.map((option) => new Card(option, model.latents, slowestMs));
+  part("strip").replaceChildren(...cards.map((card) => card.node));
+  part("strip").style.setProperty("--columns", cards.length);
+  part("comparison-title").textContent = `${subject.label}, seed ${subject.seed}`;
+  part("comparison-actions").hidden = true;
+  part("comparison-intro").hidden = true;
   part("comparison").hidden = false;
-  part("comparison").scrollIntoView({ block: "nearest" });
-  for (const [index, { budget }] of levels.entries()) {
-    await cells[index].fill({ ...wishes, budget }, signal, model.latents);
-  }
+  const made = await Promise.allSettled(cards.map((card) => card.fill(subject, signal)));
+  const failed = made.find(({ status }) => status === "rejected");
+  if (failed) throw failed.reason;
+  offerActions(model, subject, cards);
+  return made.flatMap(({ value }) => value);
 }
 
-function comparedLevels(levels) {
-  const nearest = BUDGETS.map((wanted) =>
-    levels.reduce((best, level) => (Math.abs(level.budget - wanted) < Math.abs(best.budget - wanted) ? level : best)),
-  );
-  return [...new Set(nearest)];
+/** The levels of a fixed number of steps, with what each takes alone and how good it is. */
+async function comparedOptions(model, { seed, ...subject }, signal) {
+  const body = { ...subject, steps: subject.steps ?? model.sampling.steps };
+  const { alternatives } = await call("v1/plan", { body, signal });
+  const options = alternatives.toSorted((a, b) => a.budget - b.budget);
+  if (options.length <= MOST_BUDGETS) return options;
+  const wanted = Array.from({ length: MOST_BUDGETS }, (_, index) => index / (MOST_BUDGETS - 1));
+  const nearest = (share) =>
+    options.reduce((best, option) => (Math.abs(option.budget - share) < Math.abs(best.budget - share) ? option : best));
+  return [...new Set(wanted.map(nearest))];
 }
 
-class Cell {
+function offerActions(model, subject, cards) {
+  part("comparison-actions").hidden = false;
+  part("comparison-said").textContent = "";
+  part("comparison-link").onclick = async () => {
+    const link = asLink(subject, { view: "compare", modelHash: model.hash });
+    part("comparison-text").value = link;
+    part("comparison-text").hidden = false;
+    const isCopied = await copied(link, part("comparison-text"));
+    part("comparison-said").textContent = isCopied ? "The link is copied." : "The link is below: copy it from there.";
+  };
+  part("comparison-save").onclick = () =>
+    saveSheet(`${subject.label}, seed ${subject.seed}`, `${model.id}, ${part("served").textContent}`, cards);
+  part("comparison-text").hidden = true;
+}
+
+class Card {
   node = document.createElement("figure");
-  #picture = document.createElement("img");
-  #facts = document.createElement("p");
+  image = Object.assign(new Image(), { alt: "", hidden: true });
+  #frame = Object.assign(document.createElement("div"), { className: "frame" });
+  #state = Object.assign(document.createElement("p"), { className: "hint", textContent: "waits" });
 
-  constructor(budget) {
-    this.budget = budget;
-    const title = Object.assign(document.createElement("strong"), { textContent: percent(budget) });
+  /** option: an alternative of `/v1/plan`. slowestMs: of all that are compared. */
+  constructor(option, latents, slowestMs) {
+    this.option = option;
     const caption = document.createElement("figcaption");
-    const frame = Object.assign(document.createElement("div"), { className: "frame" });
-    this.#picture.alt = "";
-    this.#picture.hidden = true;
-    frame.append(this.#picture);
-    this.#facts.textContent = "waits";
-    caption.append(title, this.#facts);
-    this.node.append(frame, caption);
+    const course = Object.assign(document.createElement("div"), { className: "course" });
+    course.append(document.createElement("span"));
+    this.#frame.append(this.image, course);
+    const head = element("p", "share", element("strong", "", percent(option.budget)));
+    head.append(` level ${option.level} of ${latents}`);
+    const meters = element("dl", "meters");
+    meters.append(meter("Time alone", duration(option.alone_ms), option.alone_ms / slowestMs));
+    if (option.quality !== null) meters.append(meter("Quality", quality(option.quality), option.quality));
+    caption.append(meters, this.#state);
+    this.node.append(head, this.#frame, caption);
   }
 
-  async fill(wishes, signal, latents) {
-    this.#facts.textContent = "being made …";
+  async fill(subject, signal) {
+    const { budget, steps } = this.option;
+    const onPreview = (_, src, number) => {
+      this.#show(src, `preview ${number}`, number / (NUM_PREVIEWS + 1));
+      this.#state.textContent = `preview ${number} of ${NUM_PREVIEWS}`;
+    };
     try {
-      const result = await drawn(wishes, { signal, onPreview: (src, number) => this.#show(src, `preview ${number}`) });
-      const { facts, levels, seed, src } = result;
-      this.#show(src, `${facts.label}, seed ${seed}`);
-      this.#facts.textContent = `${duration(facts.total_ms)}, quality ${quality(facts.quality)}`;
-      this.node.append(levelBars(levels, levels.length, latents));
+      const results = await drawn({ ...subject, steps, budget }, { signal, onPreview });
+      const [{ src, seed, facts }] = results;
+      this.#show(src, `${facts.label}, seed ${seed}`, 1);
+      this.#state.textContent = `here after ${duration(facts.total_ms)}, beside the others`;
       this.node.dataset.done = "";
+      return results;
     } catch (error) {
-      this.#facts.textContent = "not made";
+      this.#state.textContent = "not made";
       throw error;
     }
   }
 
-  #show(src, what) {
-    Object.assign(this.#picture, { src, alt: `${what} at ${percent(this.budget)} of the latents`, hidden: false });
+  #show(src, what, done) {
+    const alt = `${what} at ${percent(this.option.budget)} of the latents`;
+    Object.assign(this.image, { src, alt, hidden: false });
+    this.#frame.style.setProperty("--done", done);
   }
+}
+
+function meter(name, value, share) {
+  const group = document.createElement("div");
+  const bar = element("span", "bar");
+  bar.style.setProperty("--share", share);
+  const definition = element("dd", "", element("strong", "", value));
+  definition.append(bar);
+  group.append(element("dt", "", name), definition);
+  return group;
+}
+
+function element(name, className, ...content) {
+  const node = Object.assign(document.createElement(name), { className });
+  node.append(...content);
+  return node;
 }

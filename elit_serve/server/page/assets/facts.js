@@ -1,9 +1,10 @@
 // What was done for a picture.
 
 import { levelBars } from "./charts.js";
+import { fileName } from "./requests.js";
 import { duration, percent, plural, quality } from "./words.js";
 
-/** Nodes for a result of `drawn`. again: what makes the picture once more. */
+/** Nodes for a result of `drawn`. latents: the level at full budget. again: what makes the picture once more. */
 export function factsOf(result, latents, again) {
   const { facts, levels } = result;
   const level = mean(levels);
@@ -46,7 +47,7 @@ function fact(name, value, detail) {
 }
 
 function download({ src, facts, seed }) {
-  const name = `${facts.label.replaceAll(/\W+/g, "-")}-${seed}.${facts.output_format}`;
+  const name = fileName({ label: facts.label, seed }, facts.output_format);
   return element("a", { className: "button", href: src, download: name, textContent: "Download" });
 }
 

@@ -5,22 +5,34 @@ import { LiveView } from "./live.js";
 import { MakeView } from "./make.js";
 
 const part = (id) => document.getElementById(id);
-const views = { make: part("make-view"), live: part("live-view") };
+const views = { make: part("make-view"), compare: part("make-view"), live: part("live-view") };
+const titles = { make: "Make a picture", compare: "Compare budgets", live: "Live" };
 const live = new LiveView();
 const make = new MakeView();
 
 let shown = "make";
 let isLoaded = false;
 
+/** A link is `#view?what`, and what it says is behind the question mark. */
+const linked = () => location.hash.slice(1).split("?");
+
 function show() {
-  shown = Object.keys(views).find((name) => location.hash === `#${name}`) ?? shown;
+  const [name] = linked();
+  shown = Object.hasOwn(views, name) ? name : shown;
   for (const [other, view] of Object.entries(views)) {
-    view.hidden = other !== shown;
+    view.hidden = view !== views[shown];
     part(`to-${other}`).toggleAttribute("aria-current", false);
   }
   part(`to-${shown}`).setAttribute("aria-current", "page");
-  document.title = `${shown === "live" ? "Live" : "Make a picture"} · elit-serve`;
+  make.choose(shown);
+  document.title = `${titles[shown]} · elit-serve`;
   watchIfSeen();
+}
+
+function follow() {
+  show();
+  const [, query] = linked();
+  if (query && isLoaded) make.open(query);
 }
 
 /** Nobody watches a view that cannot be seen. */
@@ -38,7 +50,7 @@ async function load() {
     const { level, budget } = model.levels.at(-1);
     model.latents = Math.round(level / budget); // of a group, at full budget
     live.latents = model.latents;
-    make.offer(model);
+    make.offer(model, linked()[1]);
     isLoaded = true;
     watchIfSeen();
   } catch (error) {
@@ -61,7 +73,7 @@ part("key-form").addEventListener("submit", (event) => {
   part("key-panel").hidden = true;
   load();
 });
-window.addEventListener("hashchange", show);
+window.addEventListener("hashchange", follow);
 document.addEventListener("visibilitychange", watchIfSeen);
 show();
 load();

@@ -1,56 +1,68 @@
-// The view that makes pictures: what is wished, what that would mean, the picture, and what was done for it.
+// The views that make pictures: what is wished, what that would mean, the pictures, and what was done for them.
 
-import { call } from "./api.js";
-import { ClassPicker } from "./classes.js";
 import { compare } from "./compare.js";
+import { Controls } from "./controls.js";
 import { drawn, NUM_PREVIEWS } from "./drawing.js";
 import { ErrorPanel } from "./errors.js";
 import { factsOf } from "./facts.js";
 import { Forecast } from "./forecast.js";
-import { duration, percent } from "./words.js";
+import { History } from "./history.js";
+import { fromLink, repeated } from "./requests.js";
+import { SharePanel } from "./share.js";
+import { Stage } from "./stage.js";
+import { plural } from "./words.js";
 
-const MAX_SEED = 1e6; // of drawn seeds: short enough to be remembered
-const SLIDER_TOP = 1000;
 const part = (id) => document.getElementById(id);
 
 export class MakeView {
-  #picker = new ClassPicker();
-  #forecast = new Forecast((latencyMs) => this.#setLatency(latencyMs));
+  #controls = new Controls(() => this.#foretell());
+  #forecast = new Forecast((latencyMs) => this.#controls.setLatency(latencyMs));
   #error = new ErrorPanel(part("error"));
+  #stage = new Stage();
+  #share = new SharePanel();
+  #history = new History((result) => this.#reopen(result));
   #model = null;
-  #range = { from: 100, to: 10_000 }; // of the slider, in milliseconds
-  #latencyMs = 1000;
   #work = null; // an AbortController while something is made
   #clock = null;
 
   constructor() {
-    part("seed").value = drawSeed();
-    part("new-seed").addEventListener("click", () => (part("seed").value = drawSeed()));
     part("wishes").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#generate(this.#wishes());
+      this.#start();
     });
-    part("compare").addEventListener("click", () => this.#compare());
     part("stop").addEventListener("click", () => this.#work?.abort());
-    part("latency").addEventListener("input", () => this.#setLatency(this.#atSlider(), { moveSlider: false }));
-    part("budget").addEventListener("input", () => this.#changed());
-    for (const radio of document.querySelectorAll("[name=mode]")) {
-      radio.addEventListener("change", () => this.#changed());
-    }
   }
 
-  /** Once it is known what is served. */
-  async offer(model) {
+  /** Once it is known what is served. query: of a link, behind `?`; what it says is made. */
+  async offer(model, query) {
     this.#model = model;
-    this.#picker.offer(model.classes, Math.floor(Math.random() * model.classes.length));
-    part("budget").max = model.levels.length - 1;
-    part("budget").value = model.levels.findIndex(({ budget }) => budget >= 0.5);
+    this.#controls.offer(model);
     this.#error.clear();
     try {
-      const plan = await call("v1/plan", { body: { label: this.#picker.id } });
-      const needed = plan.alternatives.map((option) => option.min_latency_ms);
-      this.#range = { from: 0.8 * Math.min(...needed), to: 2 * Math.max(...needed) };
-      this.#setLatency(rounded(Math.sqrt(this.#range.from * this.#range.to)));
+      await this.#controls.measure();
+    } catch (error) {
+      return this.complain(error);
+    }
+    if (query) this.open(query);
+  }
+
+  /** view: `make` shows what one picture needs, `compare` what a comparison needs. */
+  choose(view) {
+    const compares = view === "compare";
+    part("make-view").dataset.view = view;
+    part("make-title").textContent = compares ? "Compare budgets" : "Make a picture";
+    part("generate").textContent = compares ? "Compare" : "Generate";
+  }
+
+  /** Makes what a link says. */
+  open(query) {
+    try {
+      const { wishes, modelHash } = fromLink(query, this.#model);
+      this.#controls.fill(wishes);
+      const isOther = modelHash !== null && modelHash !== this.#model.hash;
+      const note = isOther ? " Its link is of another model, so it looks different." : "";
+      if (this.#compares) this.#compare();
+      else this.#generate({ ...wishes, seed: wishes.seed ?? this.#controls.wishes.seed }, { note });
     } catch (error) {
       this.complain(error);
     }
@@ -59,74 +71,49 @@ export class MakeView {
   complain(error) {
     part("about").hidden = true;
     this.#error.show(error, {
-      setLatency: (ms) => this.#setLatency(ms),
+      setLatency: (ms) => this.#controls.setLatency(ms),
       again: () => (this.#model ? part("wishes").requestSubmit() : location.reload()),
     });
   }
 
-  get #mode() {
-    return document.querySelector("[name=mode]:checked").value;
-  }
-
-  get #level() {
-    return this.#model.levels[Number(part("budget").value)];
-  }
-
-  #cost() {
-    if (this.#mode === "latency") return { latency_ms: this.#latencyMs };
-    return this.#mode === "budget" ? { budget: this.#level.budget } : {};
-  }
-
-  #wishes() {
-    return { prompt: String(this.#picker.id), seed: Number(part("seed").value), ...this.#cost() };
-  }
-
-  #atSlider() {
-    const { from, to } = this.#range;
-    return rounded(from * (to / from) ** (Number(part("latency").value) / SLIDER_TOP));
-  }
-
-  /** Choosing a target chooses to go by time. */
-  #setLatency(latencyMs, { moveSlider = true } = {}) {
-    const isNew = this.#latencyMs !== latencyMs;
-    this.#latencyMs = latencyMs;
-    const { from, to } = this.#range;
-    if (moveSlider) part("latency").value = (SLIDER_TOP * Math.log(latencyMs / from)) / Math.log(to / from);
-    if (isNew || this.#mode === "latency") this.#changed();
-  }
-
-  #changed() {
-    part("latency-slide").hidden = this.#mode !== "latency";
-    part("budget-slide").hidden = this.#mode !== "budget";
-    part("auto-hint").hidden = this.#mode !== "auto";
-    part("latency-value").textContent = duration(this.#latencyMs);
-    part("latency").setAttribute("aria-valuetext", duration(this.#latencyMs));
-    if (!this.#model) return;
-    part("budget-value").textContent = percent(this.#level.budget);
-    part("budget").setAttribute(
-      "aria-valuetext",
-      `${percent(this.#level.budget)}, level ${this.#level.level} of ${this.#model.latents}`,
-    );
-    this.#forecast.ask({ label: this.#picker.id, ...this.#cost() }, this.#model.latents);
-  }
-
-  async #generate(wishes, original = null) {
+  /** What the form says, in the view that is shown. The address of a link that was followed says it no more. */
+  #start() {
     if (!this.#model || this.#work) return;
-    const label = this.#model.classes[Number(wishes.prompt)];
+    if (location.hash.includes("?")) history.replaceState(null, "", location.hash.replace(/\?.*/, ""));
+    if (this.#compares) this.#compare();
+    else this.#generate(this.#controls.wishes);
+  }
+
+  get #compares() {
+    return part("make-view").dataset.view === "compare";
+  }
+
+  #foretell() {
+    if (!this.#model) return;
+    const { seed, ...wishes } = this.#controls.wishes;
+    this.#forecast.ask(wishes, this.#model.latents);
+  }
+
+  /** original: a picture that is made again. note: what is to be said of it in the end. */
+  async #generate(request, { original = null, note = "" } = {}) {
+    if (!this.#model || this.#work) return;
+    const count = request.n ?? 1;
+    const name = (index) => `${request.label}, seed ${request.seed + index}`;
     this.#begin(this.#forecast.latencyMs);
-    if (part("facts").contains(document.activeElement)) part("stop").focus(); // what has the focus goes away
-    part("facts").hidden = true;
-    delete part("frame").dataset.preview;
+    if (part("outcome").contains(document.activeElement)) part("stop").focus(); // what has the focus goes away
+    part("outcome").hidden = true;
+    this.#stage.prepare(count);
     part("frame").scrollIntoView({ block: "nearest" }); // on a phone it lies below the form
-    const onPreview = (src, number) => {
-      this.#show(src, `${label}, seed ${wishes.seed}, preview ${number}`);
+    const onPreview = (index, src, number) => {
+      this.#stage.show(index, src, `${name(index)}, preview ${number}`);
       part("status").textContent = `Preview ${number} of ${NUM_PREVIEWS}`;
       part("frame").dataset.preview = number;
     };
     try {
-      const result = await drawn(wishes, { signal: this.#work.signal, onPreview });
-      this.#show(result.src, `${label}, seed ${result.seed}`);
-      this.#tell(result, original);
+      const made = await drawn(request, { signal: this.#work.signal, onPreview });
+      const results = made.map((result) => ({ ...result, latents: this.#model.latents }));
+      for (const [index, { src }] of results.entries()) this.#stage.show(index, src, name(index));
+      this.#finish(results, sameness(results[0], original) + note);
     } catch (error) {
       this.#fail(error);
     } finally {
@@ -134,25 +121,48 @@ export class MakeView {
     }
   }
 
-  #tell(result, original) {
-    const { facts } = result;
-    part("status").textContent = `Done: ${facts.label}, seed ${result.seed}.${sameness(result, original)}`;
-    const again = () => this.#generate(repeat(result), result);
-    part("facts").replaceChildren(...factsOf(result, this.#model.latents, again));
-    part("facts").hidden = false;
-    part("frame").dataset.preview = "done";
-    this.#changed(); // the forecast is that of now
+  async #finish(results, note) {
+    const [{ facts, seed }] = results;
+    const what = results.length > 1 ? `${plural(results.length, "picture")} from seed ${seed}` : `seed ${seed}`;
+    part("status").textContent = `Done: ${facts.label}, ${what}.${note}`;
+    this.#stage.onChoice = (index) => this.#tell(results[index], index);
+    this.#tell(results[0], 0);
+    this.#foretell(); // the forecast is that of now
+    await this.#history.add(results);
+    this.#history.mark(results[0]);
+  }
+
+  /** Says what was done for a picture on the stage. */
+  #tell(result, index) {
+    this.#stage.choose(index);
+    const again = () => this.#generate(repeated(result, result.latents), { original: result });
+    part("facts").replaceChildren(...factsOf(result, result.latents, again));
+    this.#share.offer(result, result.latents);
+    part("outcome").hidden = false;
+    this.#history.mark(result);
+  }
+
+  /** A picture of the history. */
+  #reopen(result) {
+    if (this.#work) return;
+    const { src, seed, facts } = result;
+    this.#error.clear();
+    part("about").hidden = true;
+    this.#stage.prepare(1);
+    this.#stage.show(0, src, `${facts.label}, seed ${seed}`);
+    const isOther = facts.model_hash !== this.#model?.hash;
+    part("status").textContent = `Made before: ${facts.label}, seed ${seed}.${isOther ? " Another model made it." : ""}`;
+    this.#tell(result, 0);
   }
 
   async #compare() {
     if (!this.#model || this.#work) return;
     this.#begin(null);
-    this.#clear();
-    part("status").textContent = "Comparing budgets, one after the other.";
-    const { prompt, seed } = this.#wishes();
+    part("status").textContent = "Making all budgets at once …";
     try {
-      await compare(this.#model, { prompt, seed }, this.#work.signal);
+      const results = await compare(this.#model, this.#controls.subject, this.#work.signal);
       part("status").textContent = "The comparison is complete.";
+      await this.#history.add(results.map((result) => ({ ...result, latents: this.#model.latents })));
     } catch (error) {
       this.#fail(error);
     } finally {
@@ -185,8 +195,9 @@ export class MakeView {
   }
 
   #busy(isBusy) {
-    for (const id of ["generate", "compare"]) part(id).setAttribute("aria-disabled", String(isBusy));
+    part("generate").setAttribute("aria-disabled", String(isBusy));
     part("stop").hidden = !isBusy;
+    this.#controls.isBusy = isBusy;
     part("frame").setAttribute("aria-busy", String(isBusy));
   }
 
@@ -194,37 +205,11 @@ export class MakeView {
     part("status").textContent = error.name === "AbortError" ? "Stopped." : "";
     if (error.name !== "AbortError") this.complain(error);
   }
-
-  #show(src, alt) {
-    Object.assign(part("picture"), { src, alt, hidden: false });
-    part("empty").hidden = true;
-  }
-
-  /** Takes away the picture before and what was said of it. */
-  #clear() {
-    part("facts").hidden = true;
-    part("picture").hidden = true;
-    part("empty").hidden = false;
-    delete part("frame").dataset.preview;
-  }
 }
-
-const drawSeed = () => Math.floor(Math.random() * MAX_SEED);
-
-/** Three digits are enough for a slider. */
-const rounded = (ms) => Number(Math.max(1, ms).toPrecision(3));
-
-/** The request that makes the same picture again. */
-const repeat = ({ facts, seed, levels }) => ({
-  prompt: String(facts.class_id),
-  seed,
-  levels,
-  guidance: facts.guidance,
-});
 
 function sameness(result, original) {
   if (!original) return "";
-  return result.file === original.file
+  return result.src === original.src
     ? " It is the same file, byte for byte."
     : " It was made anew at the same levels.";
 }

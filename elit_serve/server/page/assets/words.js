@@ -49,6 +49,8 @@ export function explained(error) {
       };
     case "generation_failed":
       return { title: "This picture failed", text: "The engine could not make it. Another seed or budget may work." };
+    case "bad_link":
+      return { title: "This link does not fit", text: error.message };
     case "unreachable":
       return {
         title: "No connection",
