@@ -270,6 +270,11 @@ def test_file_names_cannot_leave_the_directory(tiny_model_dir: Path, name: str) 
         (lambda c: c.update(shapes={"32x33": [3, 32, 33]}), "shapes.32x33: width: 33 is not allowed"),
         (lambda c: c.update(shapes={"32x32": [4, 32, 32]}), "shapes.32x32: the backbone's samples have"),
         (lambda c: c.update(shapes={}), "shapes"),
+        (lambda c: c.update(shapes={"a": [3, 32, 32], "b": [3, 32, 32]}), "shapes must differ in their sides"),
+        (
+            lambda c: (c["backbone"].update(positions="learned"), c.update(shapes={"wide": [3, 32, 64]})),
+            "shapes.wide: height, width: [32, 64] is not allowed; positions are learned for (32, 32) alone",
+        ),
         (lambda c: c["conditions"].update(kind="text"), "conditions.kind"),
         (lambda c: c["autoencoder"].update(kind="wavelets"), "autoencoder.kind: 'wavelets' is not allowed; one of"),
         (lambda c: c["weights"].update(dtype="int8"), "weights.dtype"),

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elit_serve.engine.checkpoint import load_checkpoint, write_checkpoint
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import InvalidInput
 from elit_serve.files.config import ClassesConfig, ModelConfig, SamplingConfig, WeightsConfig
 from elit_serve.nn import Backbone, BackboneSpec, build, count_parameters, parse_spec
 from elit_serve.nn.backbones.table import KINDS
@@ -104,6 +105,24 @@ def test_a_sample_may_be_larger_where_the_spec_says_so(model: Backbone) -> None:
         assert velocity.shape == (1, channels, *larger)
 
 
+def test_a_sample_may_be_of_another_aspect_ratio_and_its_flops_are_counted_too(model: Backbone) -> None:
+    channels, height, width = model.spec.sample_shape
+    wide = model.spec.at_size(height, 2 * width)
+    assert (wide.sample_shape, wide.num_tokens) == ((channels, height, 2 * width), 2 * model.spec.num_tokens)
+    level, (_, t, condition) = model.spec.levels[-1], inputs(model.spec, batch=1)
+    x = torch.randn(1, *wide.sample_shape)
+    velocity = model(x, t, condition, level)
+    assert velocity.shape == x.shape
+    assert wide.flops(level).executed == pytest.approx(counted_flops(model, x, t, condition, level), rel=0.01)
+    assert not torch.allclose(velocity, model(x.flip(3), t, condition, level).flip(3))  # places matter at every size
+
+
+def test_a_side_that_is_no_whole_windows_is_refused_with_the_nearest(model: Backbone) -> None:
+    _, height, width = model.spec.sample_shape
+    with pytest.raises(InvalidInput, match=rf"width: {width + 1} is not allowed; .* as {width} and "):
+        model.spec.check_size(height, width + 1)
+
+
 def test_a_batch_equals_its_samples_alone(model: Backbone) -> None:
     x, t, condition = inputs(model.spec, batch=3)
     for level in model.spec.levels:
@@ -178,11 +197,16 @@ def test_each_training_step_lowers_the_loss_and_all_parameters_learn(spec: Backb
 
 def test_flops_are_those_that_torch_counts_in_blocks_and_between_them(model: Backbone) -> None:
     for level in model.spec.levels:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others are not counted
-            model(*inputs(model.spec, batch=1), level)
-        by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-        left_out = sum(count for name, count in by_module.items() if name.split(".", 1)[-1] in modules_left_out(model))
-        assert by_module["Global"] - left_out == pytest.approx(model.spec.flops(level).executed, rel=0.01)
+        counted = counted_flops(model, *inputs(model.spec, batch=1), level)
+        assert counted == pytest.approx(model.spec.flops(level).executed, rel=0.01)
+
+
+def counted_flops(model: Backbone, x: Tensor, t: Tensor, condition: Tensor, level: int) -> int:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others are not counted
+        model(x, t, condition, level)
+    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    left_out = sum(count for name, count in by_module.items() if name.split(".", 1)[-1] in modules_left_out(model))
+    return by_module["Global"] - left_out
 
 
 def modules_left_out(model: Backbone) -> set[str]:

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from elit_serve.bench.load.run import LoadOptions, run_load
 from elit_serve.catalogue import ModelQuality
 from elit_serve.client import Client
+from elit_serve.clock import MonotonicClock
 from elit_serve.engine.checkpoint import load_checkpoint, spec_of, write_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
@@ -167,6 +169,24 @@ def test_promises_of_two_sizes_are_kept_side_by_side(server: RunningServer) -> N
     for size, answer in answers:
         assert (answer["size"], answer["promised"], answer["deadline_met"]) == (size, True, True)
     assert server.metric('elit_pictures_total{size="48x16"}') == before + 4
+
+
+def test_a_load_test_mixes_sizes(server: RunningServer) -> None:
+    options = LoadOptions(url=server.url, closed_loop=2, requests=6, warm_up=2, slo_scales=(), sizes=("32x32", "48x16"))
+    report = run_load(options, clock=MonotonicClock())
+    assert {record.size for record in report.records} == {"32x32", "48x16"}
+    assert all(record.is_done for record in report.records)
+    with pytest.raises(InvalidInput, match=r"size: '7x7' is not allowed; the server has 32x32, 48x16, 64x64"):
+        run_load(replace(options, sizes=("7x7",)), clock=MonotonicClock())
+
+
+def test_targets_of_a_load_test_are_by_what_each_size_takes_alone(server: RunningServer) -> None:
+    options = LoadOptions(url=server.url, rate=50, requests=12, slo_scales=(3.0,), sizes=("48x16", "64x64"))
+    report = run_load(options, clock=MonotonicClock())
+    targets_ms = {call.size: call.latency_ms for call in report.calls}
+    solos_ms = {size: report.target.capacity_of(size).solo_ms for size in options.sizes}
+    assert targets_ms == pytest.approx({size: 3 * solo_ms for size, solo_ms in solos_ms.items() if solo_ms})
+    assert targets_ms["64x64"] > 2 * targets_ms["48x16"]
 
 
 def test_those_who_watch_see_the_size(
