@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -27,10 +28,12 @@ from elit_serve.catalogue import read_config
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.settings import Settings
+from tests.serving import COST
 
 FLAGS = ("no-sandbox", "disable-gpu", "disable-quic", "disable-background-networking", "disable-component-update")
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
+SHAPES = ("32x32", "16x48")  # names have the height first
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +57,16 @@ def measured(
 
 
 @pytest.fixture
-def make_named(tiny_model_dir: Path) -> Callable[[str], Pipeline]:
-    """The tiny model with this name for its last class."""
+def changed(tiny_model_dir: Path) -> Callable[[Callable[[Any], object]], Pipeline]:
+    """The tiny model after a change to its `config.json`."""
 
-    def make(name: str) -> Pipeline:
+    def load(change: Callable[[Any], object]) -> Pipeline:
         config = json.loads((tiny_model_dir / "config.json").read_text())
-        config["conditions"]["names"][-1] = name
+        change(config)
         (tiny_model_dir / "config.json").write_text(json.dumps(config))
         return Pipeline.load(tiny_model_dir, device="cpu")
 
-    return make
+    return load
 
 
 OpenPage = Callable[..., Page]
@@ -269,13 +272,13 @@ def test_classes_have_thumbnails_which_wait_while_a_picture_is_made(
     expect(page.locator("#class-list [role=option]")).to_have_count(3)
     server.executor.may_run.release(4)
     expect(page.locator("#facts")).to_be_visible()
-    expect(page.locator(".thumbnail[src]")).to_have_count(0)
+    expect(page.locator(".thumbnail img")).to_have_count(0)
     server.executor.may_run.release(100)
-    expect(page.locator(".thumbnail[src]")).to_have_count(3)
+    expect(page.locator(".thumbnail img")).to_have_count(3)
     page.get_by_role("combobox", name="Class").fill("tul")
-    expect(page.locator(".thumbnail[src]")).to_have_count(1)
-    width = page.locator(".thumbnail").evaluate("async (image) => { await image.decode(); return image.naturalWidth }")
-    assert width == 32
+    expect(page.locator(".thumbnail img")).to_have_count(1)
+    thumbnail = page.locator(".thumbnail img")
+    assert thumbnail.evaluate("async (image) => { await image.decode(); return image.naturalWidth }") == 32
     assert server.executor.num_launched == 16
 
 
@@ -380,6 +383,25 @@ def test_several_pictures_refine_in_a_grid_of_which_one_is_chosen(
     expect(page.locator("#film button")).to_have_count(4)
 
 
+def test_a_model_of_several_sizes_offers_them(
+    start_server: Any, open_page: OpenPage, changed: Callable[..., Pipeline]
+) -> None:
+    model = changed(lambda config: config["shapes"].update({"16x48": [3, 16, 48]}))
+    costs = {(kind._replace(shape=name), n): ms for (kind, n), ms in COST.steps_ms.items() for name in SHAPES}
+    page = open_page(start_server(model, cost=replace(COST, steps_ms=costs)))
+    choose(page)
+    page.get_by_label("Size").select_option("48x16")
+    generate(page)
+    expect(page.locator("#facts")).to_be_visible()
+    with Image.open(io.BytesIO(shown(page))) as picture:
+        assert picture.size == (48, 16)
+    frame = page.locator("#frame").bounding_box()
+    assert frame is not None
+    assert abs(frame["width"] / frame["height"] - 3) < 0.1
+    page.get_by_text("Make it elsewhere").click()
+    assert "size=48x16" in copied(page, "Copy the link")
+
+
 def test_steps_and_guidance_are_the_models_unless_they_are_given(
     start_server: Any, open_page: OpenPage, measured: Pipeline
 ) -> None:
@@ -480,10 +502,11 @@ def test_what_is_copied_runs_and_makes_the_same_picture(
 
 
 def test_what_is_copied_is_quoted_and_tells_no_key(
-    start_server: Any, open_page: OpenPage, make_named: Callable[[str], Pipeline], tmp_path: Path
+    start_server: Any, open_page: OpenPage, changed: Callable[..., Pipeline], tmp_path: Path
 ) -> None:
     name = 'lady\'s "slipper" $HOME'
-    page = open_page(start_server(make_named(name), Settings(response_ms=0, api_key=("a-secret",))), failure="of 401")
+    model = changed(lambda config: config["conditions"].update(names=["daisy", "rose", name]))
+    page = open_page(start_server(model, Settings(response_ms=0, api_key=("a-secret",))), failure="of 401")
     page.get_by_label("API key").fill("a-secret")
     page.get_by_role("button", name="Use key").click()
     choose(page, label=name)
@@ -509,11 +532,16 @@ def test_one_seed_at_every_budget(start_server: Any, open_page: OpenPage, measur
     (model,) = server.client.get("/v1/models").json()["data"]
     assert [re.sub(r"[\d.]+ m?s", "TIME", caption) for caption in captions] == [
         f"{100 * level['budget']:.0f} % level {level['level']} of 4 Time alone TIME Quality {level['quality']:.2f} "
-        "here after TIME, beside the others"
+        "ready after TIME, beside the others"
         for level in model["levels"]
     ]
     assert len({file_of(image) for image in figures.locator("img").all()}) == 4
     expect(page.get_by_alt_text(re.compile("^tulip, seed 7 at"))).to_have_count(4)
+    done = file_of(figures.locator("img").first)
+    page.get_by_label("All at").fill("1")
+    expect(page.get_by_alt_text(re.compile("^preview 1 at"))).to_have_count(4)
+    assert file_of(figures.locator("img").first) != done
+    page.get_by_label("All at").fill("4")
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as a picture").click()
     with Image.open(download.value.path()) as sheet:

@@ -63,7 +63,7 @@ export class ClassPicker {
   #option({ name, id }) {
     const option = document.createElement("li");
     Object.assign(option, { id: `class-${id}`, role: "option" });
-    option.append(this.#thumbnails.image(id), name);
+    option.append(this.#thumbnails.place(id), name);
     option.dataset.id = id;
     option.setAttribute("aria-selected", String(id === this.#chosen));
     return option;

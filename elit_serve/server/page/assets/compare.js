@@ -18,7 +18,7 @@ export async function compare(model, subject, signal) {
   part("strip").replaceChildren(...cards.map((card) => card.node));
   part("strip").style.setProperty("--columns", cards.length);
   part("comparison-title").textContent = `${subject.label}, seed ${subject.seed}`;
-  part("comparison-actions").hidden = true;
+  for (const id of ["comparison-actions", "stages"]) part(id).hidden = true;
   part("comparison-intro").hidden = true;
   part("comparison").hidden = false;
   const made = await Promise.allSettled(cards.map((card) => card.fill(subject, signal)));
@@ -40,24 +40,40 @@ async function comparedOptions(model, { seed, ...subject }, signal) {
   return [...new Set(wanted.map(nearest))];
 }
 
+/** What can be done with a complete comparison. */
 function offerActions(model, subject, cards) {
   part("comparison-actions").hidden = false;
   part("comparison-said").textContent = "";
-  part("comparison-link").onclick = async () => {
-    const link = asLink(subject, { view: "compare", modelHash: model.hash });
-    part("comparison-text").value = link;
-    part("comparison-text").hidden = false;
-    const isCopied = await copied(link, part("comparison-text"));
-    part("comparison-said").textContent = isCopied ? "The link is copied." : "The link is below: copy it from there.";
-  };
-  part("comparison-save").onclick = () =>
-    saveSheet(`${subject.label}, seed ${subject.seed}`, `${model.id}, ${part("served").textContent}`, cards);
   part("comparison-text").hidden = true;
+  part("comparison-link").onclick = () => copyLink(asLink(subject, { view: "compare", modelHash: model.hash }));
+  part("comparison-save").onclick = () =>
+    saveSheet(`${subject.label}, seed ${subject.seed}`, part("served").textContent, cards);
+  part("stages").hidden = false;
+  part("stage").oninput = () => showStage(Number(part("stage").value), cards);
+  part("stage").max = NUM_PREVIEWS + 1;
+  part("stage").value = NUM_PREVIEWS + 1;
+  showStage(NUM_PREVIEWS + 1, cards);
+}
+
+/** All of them as far as they were at one preview, or done. stage: from 1. */
+function showStage(stage, cards) {
+  const name = stage > NUM_PREVIEWS ? "their end" : `preview ${stage} of ${NUM_PREVIEWS}`;
+  part("stage-value").textContent = name;
+  part("stage").setAttribute("aria-valuetext", name);
+  for (const card of cards) card.turnTo(stage);
+}
+
+async function copyLink(link) {
+  part("comparison-text").value = link;
+  part("comparison-text").hidden = false;
+  const isCopied = await copied(link, part("comparison-text"));
+  part("comparison-said").textContent = isCopied ? "The link is copied." : "The link is below: copy it from there.";
 }
 
 class Card {
   node = document.createElement("figure");
   image = Object.assign(new Image(), { alt: "", hidden: true });
+  #shown = []; // {src, what} at each stage
   #frame = Object.assign(document.createElement("div"), { className: "frame" });
   #state = Object.assign(document.createElement("p"), { className: "hint", textContent: "waits" });
 
@@ -80,14 +96,14 @@ class Card {
   async fill(subject, signal) {
     const { budget, steps } = this.option;
     const onPreview = (_, src, number) => {
-      this.#show(src, `preview ${number}`, number / (NUM_PREVIEWS + 1));
+      this.#show(number, src, `preview ${number}`);
       this.#state.textContent = `preview ${number} of ${NUM_PREVIEWS}`;
     };
     try {
       const results = await drawn({ ...subject, steps, budget }, { signal, onPreview });
       const [{ src, seed, facts }] = results;
-      this.#show(src, `${facts.label}, seed ${seed}`, 1);
-      this.#state.textContent = `here after ${duration(facts.total_ms)}, beside the others`;
+      this.#show(NUM_PREVIEWS + 1, src, `${facts.label}, seed ${seed}`);
+      this.#state.textContent = `ready after ${duration(facts.total_ms)}, beside the others`;
       this.node.dataset.done = "";
       return results;
     } catch (error) {
@@ -96,10 +112,17 @@ class Card {
     }
   }
 
-  #show(src, what, done) {
+  /** Shows what it was like at a stage; with few steps there are fewer previews. */
+  turnTo(stage) {
+    const { src, what } = this.#shown[stage] ?? this.#shown.findLast(Boolean);
     const alt = `${what} at ${percent(this.option.budget)} of the latents`;
     Object.assign(this.image, { src, alt, hidden: false });
-    this.#frame.style.setProperty("--done", done);
+  }
+
+  #show(stage, src, what) {
+    this.#shown[stage] = { src, what };
+    this.turnTo(stage);
+    this.#frame.style.setProperty("--done", stage / (NUM_PREVIEWS + 1));
   }
 }
 

@@ -12,7 +12,7 @@ export function factsOf(result, latents, again) {
   list.append(
     fact("Time", duration(facts.total_ms), stages(facts)),
     fact("Budget", percent(level / latents), `mean level ${Number(level.toFixed(1))} of ${latents}`),
-    fact("Quality", quality(facts.quality), "1 is as good as photographs"),
+    fact("Quality", quality(facts.quality), qualityMeans(facts)),
     fact("Deadline", ...deadline(facts)),
   );
   const chart = element("figure", { className: "levels" });
@@ -26,6 +26,10 @@ export function factsOf(result, latents, again) {
 }
 
 export const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+function qualityMeans({ quality: value }) {
+  return value === null ? "of these steps and this guidance" : "1 is as good as photographs";
+}
 
 function stages({ queue_ms: queue, compute_ms: compute, encode_ms: encode }) {
   return `${duration(queue)} waiting, ${duration(compute)} computing, ${duration(encode)} encoding`;

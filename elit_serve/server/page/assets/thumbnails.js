@@ -5,7 +5,7 @@ import { picture } from "./api.js";
 export class Thumbnails {
   #model;
   #urls = new Map(); // by class id; null where there is none
-  #wanted = new Map(); // images that are seen and empty, by class id
+  #wanted = new Map(); // places that are seen and empty, by class id
   #isAsking = false;
   #isPaused = false;
   #seen = new IntersectionObserver((entries) => this.#look(entries));
@@ -14,13 +14,13 @@ export class Thumbnails {
     this.#model = model;
   }
 
-  /** An image that becomes that of a class once it is seen. */
-  image(id) {
-    const image = Object.assign(new Image(), { alt: "", className: "thumbnail" });
-    image.dataset.id = id;
-    if (this.#urls.get(id)) image.src = this.#urls.get(id);
-    else this.#seen.observe(image);
-    return image;
+  /** A place that gets the picture of a class once it is seen. */
+  place(id) {
+    const place = Object.assign(document.createElement("span"), { className: "thumbnail" });
+    place.dataset.id = id;
+    if (this.#urls.has(id)) this.#fill(place, id);
+    else this.#seen.observe(place);
+    return place;
   }
 
   /** While a picture is made, the server and the connections to it are for that. */
@@ -49,11 +49,14 @@ export class Thumbnails {
       this.#urls.set(id, null); // a class can be chosen without
     }
     this.#wanted.delete(id);
-    for (const image of document.querySelectorAll(`.thumbnail[data-id="${id}"]`)) {
-      this.#seen.unobserve(image);
-      if (this.#urls.get(id)) image.src = this.#urls.get(id);
-    }
+    for (const place of document.querySelectorAll(`.thumbnail[data-id="${id}"]`)) this.#fill(place, id);
     this.#isAsking = false;
     this.#ask();
+  }
+
+  #fill(place, id) {
+    this.#seen.unobserve(place);
+    const src = this.#urls.get(id);
+    if (src) place.replaceChildren(Object.assign(new Image(), { src, alt: "" }));
   }
 }
