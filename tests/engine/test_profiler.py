@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import io
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from elit_serve.catalogue import cost_table
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.profiler import device_name, device_slug, measure
+from elit_serve.engine.profile.profiler import device_name, device_slug, known_latency, measure, profile_to_file
 from elit_serve.engine.profile.profiler import latency_of as latency_of_steps
 from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.errors import CheckpointError
-from elit_serve.files.latency import Latency
+from elit_serve.files.latency import Latency, read_latency
 
 CLOCK = MonotonicClock()
 
@@ -179,3 +182,28 @@ def test_a_damaged_measurement_in_the_model_directory_is_an_error_that_names_it(
 def test_device_names_become_file_names() -> None:
     assert device_slug("NVIDIA H200") == "nvidia-h200"
     assert device_slug("AMD EPYC (tm) 9B14 @ 2.6GHz") == "amd-epyc-tm-9b14-2-6ghz"
+
+
+@pytest.fixture
+def several_sizes(tiny_model_dir: Path) -> Path:
+    """The tiny model, which is asked for two sizes."""
+    file = tiny_model_dir / "config.json"
+    config = json.loads(file.read_text())
+    config["shapes"] = {"32x32": [3, 32, 32], "16x24": [3, 16, 24]}
+    file.write_text(json.dumps(config))
+    return tiny_model_dir
+
+
+def test_steps_of_every_size_are_measured_and_a_server_of_some_takes_theirs(several_sizes: Path) -> None:
+    file = profile_to_file(
+        Pipeline.load(several_sizes, device="cpu"), None, repeats=1, command="", console=Console(file=io.StringIO())
+    )
+    costs = cost_table(read_latency(file))
+    assert costs.shapes == ("32x32", "16x24")
+    both = known_latency(Pipeline.load(several_sizes, device="cpu"))
+    assert both is not None
+    assert cost_table(both).shapes == costs.shapes
+    one = known_latency(Pipeline.load(several_sizes, device="cpu", sizes=["24x16"]))
+    assert one is not None
+    assert cost_table(one).shapes == ("16x24",)
+    assert {step.shape for step in one.steps} == {"16x24"}

@@ -18,12 +18,12 @@ def levels(steps: StepSet) -> list[int]:
 
 
 def test_the_levels_are_halvings_of_the_largest(tiny_config: ModelConfig) -> None:
-    assert levels(served_steps(tiny_config, ["s"], CPU)) == [1, 2, 4]
+    assert levels(served_steps(tiny_config, ["32x32"], CPU)) == [1, 2, 4]
 
 
 def test_only_trained_levels_are_served(tiny_config: ModelConfig) -> None:
     config = tiny_config.model_copy(update={"levels": (1, 4)})
-    assert levels(served_steps(config, ["s"], CPU)) == [1, 4]
+    assert levels(served_steps(config, ["32x32"], CPU)) == [1, 4]
 
 
 def test_what_the_recommended_sampling_uses_is_captured(tiny_config: ModelConfig) -> None:
@@ -33,16 +33,18 @@ def test_what_the_recommended_sampling_uses_is_captured(tiny_config: ModelConfig
 
     def captured(guidance: Guidance) -> list[int | None]:
         """The weak levels at the highest level."""
-        steps = served_steps(with_guidance(tiny_config, guidance), ["s"], CPU)
+        steps = served_steps(with_guidance(tiny_config, guidance), ["32x32"], CPU)
         return [kind.weak_level for kind in steps.captured if kind.level == 4]
 
     assert [captured(each) for each in (ccfg, late, cfg, Guidance())] == [[1], [None, 1], [4], [None]]
 
 
 def test_every_shape_has_its_steps(tiny_config: ModelConfig) -> None:
-    steps = served_steps(tiny_config, ["s", "l"], CPU)
-    assert {kind.shape for kind in steps.kinds} == {kind.shape for kind in steps.captured} == {"s", "l"}
-    assert len(steps.kinds) == 2 * len(served_steps(tiny_config, ["s"], CPU).kinds)
+    config = tiny_config.model_copy(update={"shapes": {"l": (3, 64, 32), "s": (3, 16, 16)}})
+    steps = served_steps(config, ["l", "s"], CPU)
+    assert list(dict.fromkeys(kind.shape for kind in steps.kinds)) == ["l", "s"]
+    assert list(dict.fromkeys(kind.shape for kind, _ in steps.captures[: len(steps.captured)])) == ["l", "s"]
+    assert len(steps.kinds) == 2 * len(served_steps(tiny_config, ["32x32"], CPU).kinds)
 
 
 def test_the_largest_step_is_captured_first_and_equal_steps_once() -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from elit_serve.bench.load.run import LoadOptions, run_load
 from elit_serve.catalogue import ModelQuality
+from elit_serve.cli import app
 from elit_serve.client import Client
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.checkpoint import load_checkpoint, spec_of, write_checkpoint
@@ -212,6 +214,18 @@ def test_a_server_may_serve_some_sizes_of_a_model(model_dir: Path, start_server:
     assert refused.json()["errors"][0]["allowed"] == "auto, or a size that is served: 48x16, 32x32"
     with pytest.raises(InvalidInput, match=r"sizes: '128x128' is not allowed; the model has 32x32, 48x16, 64x64"):
         Pipeline.load(model_dir, device="cpu", sizes=["128x128"])
+
+
+def test_the_command_line_draws_a_size_here_and_from_a_server(
+    model_dir: Path, server: RunningServer, tmp_path: Path
+) -> None:
+    asked = ["generate", "--label", "rose", "--size", "48x16", "--seed", "3", "--budget", "1"]
+    for name, where in (("here", [str(model_dir), "--device", "cpu"]), ("there", ["--server", server.url])):
+        result = CliRunner().invoke(app, [*asked, *where, "-o", str(tmp_path / f"{name}.png")])
+        assert result.exit_code == 0, result.output
+    here, there = (Image.open(tmp_path / f"{name}.png") for name in ("here", "there"))
+    assert here.size == (48, 16)
+    assert here.tobytes() == there.tobytes()
 
 
 def test_sizes_are_given_with_commas_or_one_by_one() -> None:

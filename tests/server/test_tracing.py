@@ -147,7 +147,8 @@ def test_a_request_is_a_span_of_its_caller_and_has_its_stages_below(
     assert [stage.name for stage in stages] == ["queue", "compute", "encode"]
     asked_ms = [answer["queue_ms"], answer["compute_ms"], answer["encode_ms"]]
     assert [took_ms(stage) for stage in stages] == pytest.approx(asked_ms, abs=0.01)
-    assert attributes(compute) == {"elit.steps": 4, "elit.level": 2.0, "elit.budget": 0.5, "elit.replans": 0}
+    how = {"elit.steps": 4, "elit.level": 2.0, "elit.budget": 0.5, "elit.replans": 0}
+    assert attributes(compute) == {"elit.size": "32x32", **how}
     assert attributes(encode) == {"elit.format": "png"}
     times = [before_ns, request.start_time_unix_nano, generation.start_time_unix_nano, queue.start_time_unix_nano]
     times += [queue.end_time_unix_nano, compute.start_time_unix_nano, encode.start_time_unix_nano]
@@ -177,7 +178,8 @@ def test_changes_of_level_are_counted(
     eventually(lambda: len([span for span in collector.spans if span.name == "compute"]) == 2)
     told = [attributes(span) for span in collector.spans if span.name == "compute"]
     level = sum(levels) / 8
-    assert {"elit.steps": 8, "elit.level": level, "elit.budget": level / 4, "elit.replans": changes} in told
+    how = {"elit.steps": 8, "elit.level": level, "elit.budget": level / 4, "elit.replans": changes}
+    assert {"elit.size": "32x32", **how} in told
     assert changes > 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import torch
 
@@ -19,7 +20,7 @@ HALVINGS = 5  # levels J, J/2, ... J/16
 
 @dataclass(frozen=True, kw_only=True)
 class StepSet:
-    """kinds: all that are prepared, the cheapest first.
+    """kinds: all that are prepared, the cheapest of each shape first, and the first shape's before others.
 
     captured: those of them that the model's recommended sampling and its served plans use; the others run, but slower.
     """
@@ -62,8 +63,9 @@ def served_steps(
     for plan in quality.table.plans if quality else ():
         captured += sorted({cap for cap in plan.weak_caps if cap is not None})
         captured += [None] if None in plan.weak_caps else []
+    small_first = sorted(shapes, key=lambda name: prod(config.shapes[name]))
     return StepSet(
         kinds=step_kinds(shapes, levels, [None, default, largest, *captured]),
-        captured=step_kinds(shapes, levels, captured),
+        captured=step_kinds(small_first, levels, captured),
         batches=GPU_BATCHES if device.type == "cuda" else CPU_BATCHES,
     )
