@@ -198,7 +198,7 @@ class Settings(BaseModel):
     )
     png_compression: PngCompression = Field(
         default="fast",
-        description="Of PNG files: fast, or small, which takes 15 times as long for files about a tenth smaller.",
+        description="Of PNG files: fast, or small, which takes 12 times as long for files about a tenth smaller.",
     )
     policy: Literal["elastic", "fixed"] = Field(
         default="elastic",

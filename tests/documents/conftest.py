@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from autoencoders import save_kl
 from PIL import Image
+from published import of_classes, published_tensors, published_weights, save_published
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[[str], subprocess.CompletedProcess[str]]
@@ -41,6 +45,29 @@ log = 2
 steps = 2
 """
 
+TINY_LATENT_RECIPE = """
+name = "tiny-latents"
+[backbone]
+kind = "elit-sit"
+channels = 4
+height = 16
+width = 16
+patch = 2
+dim = 32
+depth = 3
+num_heads = 2
+interface = { window = [4, 4], head = 1, core = 1, tail = 1 }
+[autoencoder]
+kind = "diffusers"
+[training]
+steps = 4
+batch = 8
+precision = "float32"
+compile = false
+[sampling]
+steps = 2
+"""
+
 # What is shorter in the tests than in the documents, so that the tests end.
 SHORTER = {
     "--nproc-per-node 8": "--nproc-per-node 2 --standalone",
@@ -50,6 +77,7 @@ SHORTER = {
     "training.steps=30000": "training.steps=6",
     "--callers 200 --seconds 60": "--callers 4 --seconds 1",
     "elit-serve evaluate models": "elit-serve evaluate --seeds 2 models",
+    "_2000000.pt ": "_2000000.pt --heads 4 --classes classes.txt ",
     "curl -s": "curl --fail-with-body -sS",
 }
 
@@ -77,6 +105,40 @@ class Block:
             return [self.text]
         lines = self.text.replace("\\\n", " ").splitlines()
         return [line for line in lines if line and not line.startswith("#")]
+
+
+class Servers:
+    """Commands that serve, each on a free port in place of its own; they end with `running`."""
+
+    def __init__(self, workspace: Path, running: ExitStack) -> None:
+        self._workspace = workspace
+        self._running = running
+        self._addresses: dict[str, str] = {}  # by what documents call it, as localhost:8000
+
+    def start(self, command: str) -> str:
+        """Runs it; gives host:port."""
+        arguments = shlex.split(command)[1:]
+        place = arguments.index("--port") if "--port" in arguments else len(arguments)
+        port = (arguments[place + 1 :] or ["8000"])[0]
+        script = Path(sysconfig.get_path("scripts")) / "elit-serve"
+        process = self._running.enter_context(
+            subprocess.Popen(
+                [script, *arguments[:place], "--host", "127.0.0.1", "--port", "0", *arguments[place + 2 :]],
+                stdout=subprocess.PIPE, text=True, cwd=self._workspace,
+            )
+        )  # fmt: skip
+        self._running.callback(process.terminate)
+        assert process.stdout is not None
+        announced = re.search(r"http://([\d.]+:\d+)", process.stdout.readline())
+        assert announced, f"{command} did not say where it listens"
+        self._addresses[f"localhost:{port}"] = announced[1]
+        return announced[1]
+
+    def addressed(self, command: str) -> str:
+        """The command, asking those servers that run."""
+        for place, address in self._addresses.items():
+            command = command.replace(place, address)
+        return command
 
 
 def documents() -> list[Path]:
@@ -141,34 +203,44 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch discourages TorchScript; operators still have it
         torch.jit.trace(_ImageMeans().eval(), torch.rand(2, 3, 16, 16)).save(str(folder / "features.ts"))
+        _add_published_model(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
-def server(workspace: Path) -> Iterator[str]:
-    """`elit-serve serve`, on a free port; gives host:port."""
-    script = Path(sysconfig.get_path("scripts")) / "elit-serve"
-    with subprocess.Popen(
-        [script, "serve", "--host", "127.0.0.1", "--port", "0"], stdout=subprocess.PIPE, text=True, cwd=workspace
-    ) as process:
-        assert process.stdout is not None
-        announced = re.search(r"http://([\d.]+:\d+)", process.stdout.readline())
-        assert announced, "the server did not say where it listens"
-        try:
-            yield announced[1]
-        finally:
-            process.terminate()
+def _add_published_model(folder: Path) -> None:
+    """A checkpoint of two classes as they are published, its autoencoder, and the photographs under ImageNet's name."""
+    weights = of_classes(published_weights(published_tensors()), 2)
+    save_published(folder / "elit_sit_mb_imagenet_256px_1k_2000000.pt", weights)
+    (folder / "classes.txt").write_text("daisy\ntulip\n")
+    (folder / "imagenet256-elit-sit-xl2").write_text(TINY_LATENT_RECIPE)
+    (folder / "imagenet-train.tar").symlink_to("photos.tar")
+    (folder / "imagenet-val.tar").symlink_to("held-out.tar")
+    save_kl(folder / "sd-vae", blocks=1)  # for pictures of 16 x 16 pixels, as the photographs
 
 
 @pytest.fixture(scope="session")
-def run(workspace: Path, request: pytest.FixtureRequest) -> Run:
-    """Runs a command of a document in the workspace, shortened, against the server if it asks for one."""
+def servers(workspace: Path) -> Iterator[Servers]:
+    """Runs what documents serve."""
+    with ExitStack() as running:
+        yield Servers(workspace, running)
+
+
+@pytest.fixture(scope="session")
+def server(servers: Servers) -> str:
+    """`elit-serve serve`, which answers as localhost:8000 in documents; gives its host:port."""
+    return servers.start("elit-serve serve")
+
+
+@pytest.fixture(scope="session")
+def run(workspace: Path, servers: Servers, request: pytest.FixtureRequest) -> Run:
+    """Runs a command of a document in the workspace, shortened, against the server that it asks."""
 
     def run_in_workspace(command: str) -> subprocess.CompletedProcess[str]:
         for whole, shorter in SHORTER.items():
             command = command.replace(whole, shorter)
         if "localhost:8000" in command:
-            command = command.replace("localhost:8000", request.getfixturevalue("server"))
+            request.getfixturevalue("server")
+        command = servers.addressed(command)
         scripts = sysconfig.get_path("scripts")
         environment = {
             "PATH": f"{scripts}:/usr/local/bin:/usr/bin:/bin",

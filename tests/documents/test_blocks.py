@@ -29,7 +29,7 @@ from elit_serve.server.settings import Settings
 from elit_serve.trainer.recipe import read_recipe
 
 if TYPE_CHECKING:
-    from tests.documents.conftest import Block
+    from tests.documents.conftest import Block, Servers
 
 Run = Callable[[str], subprocess.CompletedProcess[str]]
 
@@ -61,13 +61,17 @@ def test_the_readme_leads_from_photographs_to_a_server(five_commands: dict[str, 
     }
 
 
-def test_shell_blocks_run(sh_block: Block, run: Run, workspace: Path, request: pytest.FixtureRequest) -> None:
+def test_shell_blocks_run(
+    sh_block: Block, run: Run, servers: Servers, workspace: Path, request: pytest.FixtureRequest
+) -> None:
     ran = request.getfixturevalue("five_commands") if sh_block.is_run else {}
     assert subprocess.run(["bash", "-n", "-c", sh_block.text], capture_output=True).returncode == 0, sh_block.text
     for command in sh_block.commands:
-        if not sh_block.is_run or command.startswith("elit-serve serve"):  # the `server` fixture runs one
+        if not sh_block.is_run or command.startswith("elit-serve serve"):  # without a port: the `server` fixture's
             for arguments in command_lines(command):
                 has_its_options(arguments)
+            if sh_block.is_run and "--port" in command:
+                servers.start(command)
         elif command not in ran and command not in INSTALL:
             assert not command.startswith(ELSEWHERE), f"{sh_block}: say with `# needs ...` what {command} needs"
             does_what_it_is_for(command, run(command).stdout, workspace)

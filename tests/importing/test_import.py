@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from autoencoders import save_kl, save_tiny
+from published import random_weights, save_published
 from safetensors.torch import load, load_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -88,6 +90,22 @@ def test_the_command_imports_what_is_then_served(
     assert answer.status_code == 200, answer.text
     assert answer.headers["X-Elit-Levels"] == "4,4"
     assert load(answer.content)["latent"].shape == (4, 16, 16)
+
+
+@pytest.mark.parametrize(("side", "group"), [(6, 3), (8, 2)])
+def test_a_file_of_other_sizes_needs_nothing_else(tmp_path: Path, side: int, group: int) -> None:
+    """Another width, depth, patch, window, number of channels and place of Read."""
+    weights = random_weights(dim=48, depth=9, patch=4, channels=16, side=side, latents=group * group, num_classes=1000)
+    file = save_published(tmp_path / "other.pt", weights, args=Namespace(encoder_depth=4, elit_group_size=group))
+    config = imported(file, tmp_path / "other", split=Split(num_heads=3))
+    assert config.shapes == {f"{4 * side}x{4 * side}": (16, 4 * side, 4 * side)}
+    assert config.backbone.fields["interface"] == {"window": [group, group], "head": 4, "core": 3, "tail": 2}
+    assert (config.levels, len(config.classes)) == (tuple(range(1, group * group + 1)), 1000)
+    model = load_checkpoint(tmp_path / "other").model
+    x, t, label = torch.randn(2, 16, 4 * side, 4 * side), torch.tensor([0.2, 0.7]), torch.tensor([3, 1000])
+    velocities = [model(x, t, label, level) for level in (1, group * group)]
+    assert all(velocity.isfinite().all() for velocity in velocities)
+    assert not torch.allclose(*velocities)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
