@@ -18,7 +18,7 @@ def paths(server: Any) -> list[str]:
     assert "event: done" in server.client.get(f"/v1/jobs/{job['id']}/events").text
     documented = server.client.get("/openapi.json").json()["paths"].items()
     readable = [path for path, operations in documented if "get" in operations]
-    return [path.format(job_id=job["id"], index=0, name="tiny") for path in readable + OTHERS]
+    return [path.format(job_id=job["id"], index=0, name="tiny", class_id=2) for path in readable + OTHERS]
 
 
 def test_every_path_has_the_head_of_its_get(server: Any, paths: list[str]) -> None:
