@@ -29,9 +29,11 @@ WATCHED_MS = 45_000  # until the lines of the live view have a shape
 def main() -> None:
     with served() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = opened(browser, url, height=780, scheme="light")
+        page = opened(browser, url, height=860, scheme="light")
         make_picture(page)
         save(page, "make")
+        compare_budgets(page)
+        save(page, "compare", height=640)
         page.close()
         with callers(url):
             page = opened(browser, f"{url}/#live", height=800, scheme="dark")
@@ -77,6 +79,15 @@ def make_picture(page: Page) -> None:
     page.wait_for_timeout(1000)
 
 
+def compare_budgets(page: Page) -> None:
+    """Of the same class and seed."""
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#status")).to_have_text("The comparison is complete.", timeout=60_000)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1000)
+
+
 @contextmanager
 def callers(url: str) -> Iterator[None]:
     """Load with mixed targets, until the block ends."""
@@ -100,9 +111,10 @@ def call(url: str, draw: random.Random, left: threading.Event) -> None:
         httpx.post(f"{url}/v1/generate", json={"label": draw.randrange(40), **wish}, timeout=120)
 
 
-def save(page: Page, name: str) -> None:
-    """With few colours, because a page has few."""
+def save(page: Page, name: str, *, height: int | None = None) -> None:
+    """With few colours, because a page has few. height: of what is kept, from the top; all of the window if left out."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture = picture.crop((0, 0, picture.width, height or picture.height))
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
 
 

@@ -25,6 +25,7 @@ export class Stage {
     const image = this.#images[index];
     image.addEventListener("load", () => this.#fit(image), { once: true });
     Object.assign(image, { src, alt, hidden: false });
+    image.closest(".tile")?.removeAttribute("aria-label");
     part("empty").hidden = true;
   }
 
@@ -37,6 +38,7 @@ export class Stage {
   #tile(image, index) {
     const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile" });
     tile.setAttribute("aria-pressed", "false");
+    tile.setAttribute("aria-label", `Picture ${index + 1}, which is not there yet`);
     tile.append(image);
     tile.addEventListener("click", () => {
       if (part("frame").dataset.preview === "done") this.onChoice(index);
