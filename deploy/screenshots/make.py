@@ -112,7 +112,7 @@ def call(url: str, draw: random.Random, left: threading.Event) -> None:
 
 
 def save(page: Page, name: str, *, height: int | None = None) -> None:
-    """With few colours, because a page has few. height: of what is kept, from the top; all of the window if left out."""
+    """With few colours, because a page has few. height: of what is kept, from the top; all if left out."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture = picture.crop((0, 0, picture.width, height or picture.height))
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
