@@ -37,6 +37,11 @@ class EncoderOptions:
     num_threads: int | None = None
     compression: PngCompression = "fast"
 
+    @property
+    def threads(self) -> int:
+        """As many as encode."""
+        return self.num_threads or min(MAX_ENCODERS, os.cpu_count() or 1)
+
 
 class Encoders:
     """First in, first out, so that nothing waits for what comes after it.
@@ -57,8 +62,7 @@ class Encoders:
         self._on_file = on_file
         self._on_failure = on_failure
         self._compression = options.compression
-        num_threads = options.num_threads or min(MAX_ENCODERS, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="elit-encoder")
+        self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="elit-encoder")
 
     def show(self, pictures: Sequence[Picture], transfer: Transfer) -> None:
         """Previews of these, as they are after the steps that have been launched."""

@@ -28,6 +28,7 @@ class Order:
     min_level, max_level: what may be picked; without meaning for a `pinned` level per step.
     num_previews: of each picture while it is made, evenly spread over its steps; fewer if it has few steps.
     file_quality: of JPEG and lossy WebP, 0 to 100.
+    extra_ms: how much later its files are there than the costs of the device say, see `engine.file_times`.
     ceilings: one level per step that is not exceeded either, or None.
     owner: for whom; None is nobody in particular.
     expected_quality: at the levels that are expected when the order is made or given its plan; None is not known.
@@ -51,6 +52,7 @@ class Order:
     output_format: AnswerFormat
     num_previews: int = 0
     file_quality: int = FILE_QUALITY
+    extra_ms: float = 0.0
     ceilings: tuple[int, ...] | None = None
     owner: str | None = None
     expected_quality: float | None = None
@@ -90,6 +92,7 @@ class Order:
             pinned=self.pinned,
             is_hard=self.is_hard,
             priority=self.priority,
+            extra_s=self.extra_ms / 1000,
         )
 
     def given(self, scheduler: RequestScheduler, now_s: float) -> Order:
@@ -100,7 +103,7 @@ class Order:
         """
         if self.open_plans is None:
             return self
-        left_ms = 1000 * (self.deadline_s - now_s)
+        left_ms = 1000 * (self.deadline_s - now_s) - self.extra_ms
         option = scheduler.choose_plan(
             self.open_plans.menu, latency_ms=left_ms, num_images=len(self.seeds), now_s=now_s
         )

@@ -30,6 +30,7 @@ class Demand:
     min_level, max_level: what the scheduler may pick, both ends included.
     ceilings: one level per step that is not exceeded either, as in a low-early/high-late schedule, or None.
     pinned: one level per step that must be run exactly, or None; excludes the bounds.
+    extra_s: how much later than the table says its answer comes after its last step.
     """
 
     request_id: int
@@ -43,6 +44,7 @@ class Demand:
     pinned: tuple[int, ...] | None = None
     is_hard: bool = True
     priority: Priority = Priority.INTERACTIVE
+    extra_s: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.weak_caps, "a request has at least one step"

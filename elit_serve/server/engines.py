@@ -11,6 +11,7 @@ from elit_serve.catalogue import ModelQuality
 from elit_serve.clock import Clock
 from elit_serve.engine.encoders import EncoderOptions
 from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.file_times import FileTimes
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.worker import Observer, Worker
@@ -46,7 +47,8 @@ class Engine:
     """One model with the worker that makes its pictures.
 
     cost: with what HTTP adds. open_plans: by shape, for requests that leave it open how they are made; there are none
-    without measurements, and under the fixed policy. shares: of the keys in its queue; None where no keys are set.
+    without measurements, and under the fixed policy. file_times: what files of other formats take beyond the costs.
+    shares: of the keys in its queue; None where no keys are set.
     """
 
     pipeline: Pipeline
@@ -54,6 +56,7 @@ class Engine:
     cost: CostTable
     open_plans: Mapping[str, OpenPlans]
     worker: Worker
+    file_times: FileTimes
     shares: FairShares | None
 
     @classmethod
@@ -78,6 +81,7 @@ class Engine:
             cost=cost,
             open_plans={} if offered is None else OpenPlans.by_shape(offered, cost, pipeline.shape_names),
             worker=Worker(pipeline, model.executor, scheduler, clock=clock, observer=observer, encoders=encoders),
+            file_times=FileTimes.measured(pipeline, encoders, clock),
             shares=shares,
         )
 

@@ -49,7 +49,7 @@ def _levels(order: Order, pipeline: Pipeline, cost: CostTable) -> list[int]:
 
 def _course(request: GenerateRequest, order: Order, course: Course, pipeline: Pipeline, cost: CostTable) -> PlanCourse:
     mean_level = fmean(level for levels in course.levels for level in levels)
-    latency_ms = 1000 * (course.ended_s - order.arrived_s) + cost.overhead_ms
+    latency_ms = 1000 * (course.ended_s - order.arrived_s) + cost.overhead_ms + order.extra_ms
     return PlanCourse(
         steps=order.num_steps,
         guidance=guidance_used(order.guidance, pipeline.budgets),

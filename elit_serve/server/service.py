@@ -78,7 +78,7 @@ def order_for(
     engine: Engine, body: GenerateRequest, *, arrived_s: float, output_format: AnswerFormat | None = None
 ) -> Order:
     """What the engine is to do for `body`. Raises `InvalidInput` for what cannot be asked of its model."""
-    return order_of(
+    order = order_of(
         body,
         engine.pipeline,
         engine.cost,
@@ -87,6 +87,9 @@ def order_for(
         open_plans=engine.open_plans,
         output_format=output_format,
     )
+    size = engine.pipeline.sizes.size_of(order.shape)
+    extra_ms = engine.file_times.extra_ms(size, order.output_format, len(order.seeds))
+    return replace(order, extra_ms=extra_ms)
 
 
 def admit(

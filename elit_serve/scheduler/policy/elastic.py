@@ -340,6 +340,7 @@ class ElasticPolicy:
 
     def _usable_s(self, demand: Demand, target_s: float, costs: CorrectedCosts) -> float:
         """What a target leaves for steps: overhead and cushion come off."""
+        target_s -= demand.extra_s
         kinds = [StepKind.capped(demand.shape, costs.levels[-1], cap) for cap in set(demand.weak_caps)]
         step_s = max(costs.row_s(kind)[1] for kind in kinds)
         return target_s - costs.overhead_s - self._settings.cushion_steps * costs.correction * step_s
