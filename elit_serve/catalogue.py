@@ -11,12 +11,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import log
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files.config import BackboneCheck, ModelConfig
+from elit_serve.files.config import BackboneCheck, ModelConfig, SamplingConfig
 from elit_serve.files.latency import Latency
 from elit_serve.files.opening import read_file
 from elit_serve.files.quality import PlanQuality, Quality, read_quality
@@ -106,6 +107,26 @@ class ModelQuality:
             return None
         measured = next((plan for plan in alike if plan.step_levels == tuple(levels)), alike[0])
         return self.table.of_plan(self._measured(measured), levels)
+
+    def guidance_at(self, level: int, usual: SamplingConfig) -> Guidance:
+        """How pictures that stay at this level are best guided: low levels often bear a larger scale than the full one.
+
+        The guidance of the best measured plan that stays at this level, or at the measured one nearest to it, and costs
+        what the usual sampling does there: its steps, method and weak level. The usual guidance where nothing is
+        measured.
+        """
+        alike = [
+            plan
+            for plan in self.file.plans
+            if len(set(plan.step_levels)) == 1
+            and (plan.steps, plan.time_shift) == (usual.steps, usual.time_shift)
+            and (plan.guidance.method, plan.guidance.weak_level) == (usual.guidance.method, usual.guidance.weak_level)
+        ]
+        if not alike:
+            return usual.guidance
+        nearest = min((plan.step_levels[0] for plan in alike), key=lambda measured: abs(log(measured / level)))
+        there = [plan for plan in alike if plan.step_levels[0] == nearest]
+        return max(there, key=lambda plan: plan.quality.value).guidance
 
     def _measured(self, plan: PlanQuality) -> MeasuredPlan:
         """As the scheduler has it."""

@@ -134,14 +134,17 @@ def _draw_here(
     if grid and attention is not None:
         raise InvalidInput("attention", str(attention), "--grid makes many pictures, attention is that of one")
     pipeline = Pipeline.load(model, **runtime, sizes=[] if size is None else [size])
-    plan = pipeline.plan(budget=budget, steps=steps, guidance=pipeline.guidance(**guidance))
+    is_open = all(value is None for value in guidance.values())
+    chosen_guidance = None if is_open else pipeline.guidance(**guidance)
+    plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen_guidance)
     conditions = [pipeline.conditions.named(readable(name)) for name in label]
     if grid:
         from elit_serve.evaluation.report.sheets import budget_sheet, shown_levels
 
         trained = pipeline.config.levels
         chosen = [check_level(level, trained) for level in levels or shown_levels(plan.guidance, trained)]
-        save_image(budget_sheet(pipeline, plan, levels=chosen, conditions=conditions, seed=seed), output)
+        rows = [pipeline.plan(levels=[level] * plan.num_steps, guidance=chosen_guidance) for level in chosen]
+        save_image(budget_sheet(pipeline, rows, conditions=conditions, seed=seed), output)
     elif attention is not None:
         from rich.console import Console
 

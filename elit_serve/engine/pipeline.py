@@ -173,11 +173,9 @@ class Pipeline:
         """A plan from what a caller gives; the model's recommended sampling fills the rest.
 
         `budget` fixes one level for all steps (default: full); `levels` gives one level per step and excludes it.
+        Without `guidance` it is what is recommended for the highest of the levels.
         """
         defaults = self.config.sampling
-        guidance = guidance or defaults.guidance
-        if guidance.has_weak_level:
-            self.budgets.check(guidance.weak_level, field="guidance.weak_level")
         if levels is not None:
             if budget is not None:
                 raise InvalidInput("budget", budget, "levels already say the budget of every step; leave it out")
@@ -194,7 +192,15 @@ class Pipeline:
                 raise InvalidInput("steps", num_steps, f"between 1 and {MAX_STEPS}")
             level = self.budgets.level_of(1.0 if budget is None else budget)
             chosen = (level,) * num_steps
+        guidance = guidance or self.recommended_guidance(max(chosen, default=1))
+        if guidance.has_weak_level:
+            self.budgets.check(guidance.weak_level, field="guidance.weak_level")
         return Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift)
+
+    def recommended_guidance(self, level: int) -> Guidance:
+        """Of pictures whose highest level this is: as measured there, or else the model's recommended sampling."""
+        usual = self.config.sampling
+        return usual.guidance if self.quality is None else self.quality.guidance_at(level, usual)
 
     def guidance(
         self,

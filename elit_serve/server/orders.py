@@ -156,7 +156,10 @@ def _seeds(request: GenerateRequest, settings: Settings) -> tuple[int, ...]:
     return tuple(range(first, first + request.n))
 
 
-def _guidance(request: GuidanceRequest, pipeline: Pipeline) -> Guidance:
+def _guidance(request: GuidanceRequest, pipeline: Pipeline) -> Guidance | None:
+    """None where nothing of it is said, so that the levels decide."""
+    if request == GuidanceRequest():
+        return None
     guidance = pipeline.guidance(
         method=request.method,
         scale=request.scale,

@@ -175,3 +175,29 @@ def test_more_pictures_than_may_ever_wait_are_no_matter_of_time(start_server: An
         refusal = server.client.post(path, json={"label": "rose", "n": 3})
         assert refusal.status_code == 422
         assert "at most 2, which may wait" in refusal.text
+
+
+def test_a_low_budget_is_guided_as_was_best_there(
+    start_server: Any, tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
+) -> None:
+    """Pictures of few latents bear a larger scale; who says anything of guidance gets the rest of it from the model."""
+    config = read_config(tiny_model_dir)
+    usual = config.sampling
+    content = make_quality(model_hash=config.model_hash)
+
+    def measured_at(level: int, scale: float, quality: float) -> dict[str, Any]:
+        guidance = {"method": "ccfg", "scale": scale, "weak_level": 1, "interval": [0.0, 1.0]}
+        made: dict[str, Any] = {**content["plans"][0], "name": f"{scale} at {level}", "guidance": guidance}
+        estimate = {"value": quality, "half_width": 0.01}
+        return made | {"levels": [[level, usual.steps]], "quality": estimate, "on_front": False}
+
+    content["plans"] += [measured_at(1, 2.0, 0.3), measured_at(1, 3.0, 0.4), measured_at(4, 2.5, 0.85)]
+    (tiny_model_dir / "quality.json").write_text(json.dumps(content))
+    server = start_server(Pipeline.load(tiny_model_dir, device="cpu"))
+    assert asked(server, budget=0.25)["guidance"]["scale"] == 3.0
+    assert asked(server, budget=1)["guidance"]["scale"] == 2.5
+    assert asked(server, levels=[1, 4])["guidance"]["scale"] == 2.5  # as its highest level
+    assert asked(server, budget=0.25, guidance={"method": "ccfg"})["guidance"]["scale"] == usual.guidance.scale
+    low = asked(server, budget=0.25)
+    again = asked(server, levels=low["images"][0]["levels"], guidance=low["guidance"])
+    assert again["images"][0]["b64_json"] == low["images"][0]["b64_json"]

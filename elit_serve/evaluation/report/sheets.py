@@ -18,12 +18,13 @@ SHOWN_LEVELS = 5
 
 
 def budget_sheet(
-    pipeline: Pipeline, plan: Plan, *, levels: Sequence[int], conditions: Sequence[Condition], seed: int = 0
+    pipeline: Pipeline, plans: Sequence[Plan], *, conditions: Sequence[Condition], seed: int = 0
 ) -> Image.Image:
-    """A row per level, a column per condition; each column has one seed, so it shows one picture at every budget."""
+    """A row per plan, each of one level, and a column per condition, each of one seed: one picture at every budget."""
     seeds = [seed + column for column in range(len(conditions))]
-    chosen = sorted(levels, reverse=True)
-    rows = [[picture.image for picture in pipeline.run(conditions, seeds, plan.at_level(level))] for level in chosen]
+    by_level = {plan.levels[0]: plan for plan in plans}
+    chosen = sorted(by_level, reverse=True)
+    rows = [[picture.image for picture in pipeline.run(conditions, seeds, by_level[level])] for level in chosen]
     return labelled(
         rows,
         row_labels=[level_label(level, pipeline.config.budgets.of_level(level)) for level in chosen],

@@ -128,8 +128,7 @@ def write_sheets(
     """`budgets.png` and `nearest.png`, which needs the photographs, so that a reference file does without."""
     known, reference = pipeline.conditions, evaluator.reference
     shown = shown or [known[index] for index in evenly(len(known), SHOWN_CLASSES)]
-    levels = [plan.levels[0] for plan in plans]
-    budget_sheet(pipeline, plans[0], levels=levels, conditions=shown).save(out / "budgets.png")
+    budget_sheet(pipeline, plans, conditions=shown).save(out / "budgets.png")
     if reference.photographs:
         sheet = nearest_sheet(
             pipeline,
