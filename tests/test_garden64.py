@@ -37,7 +37,7 @@ def test_guided_sampling_at_the_lowest_level_takes_less_than_half_the_flops_of_t
     spec, weak = garden64.spec, garden64.config.sampling.guidance.weak_level
     costs = [spec.flops(level).executed + spec.flops(min(weak, level)).executed for level in garden64.config.levels]
     assert costs == sorted(costs)
-    assert costs[0] <= 0.4 * costs[-1]
+    assert costs[0] <= 0.45 * costs[-1]
 
 
 def test_a_class_and_a_budget_give_a_picture_that_can_be_made_again(garden64: Pipeline) -> None:
