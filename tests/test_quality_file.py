@@ -218,7 +218,7 @@ def test_what_the_served_plans_need_is_captured(tiny_model_dir: Path, make_quali
     config, cpu = read_config(tiny_model_dir), torch.device("cpu")
 
     def weak_levels(quality: Quality | None) -> set[int | None]:
-        return {kind.weak_level for kind in served_steps(config, ["s"], cpu, quality).captured if kind.level == 4}
+        return {kind.weak_level for kind in served_steps(config, ["32x32"], cpu, quality).captured if kind.level == 4}
 
     assert weak_levels(None) == {1}
     assert weak_levels(parsed(content)) == {1, 2, None}

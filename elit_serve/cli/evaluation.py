@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption, integers
+from elit_serve.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    ModelArgument,
+    QuantizeOption,
+    SizeOption,
+    ThreadsOption,
+    integers,
+)
 from elit_serve.text.command_line import readable
 
 
@@ -58,6 +66,7 @@ def evaluate(
             help="Only write DIR/report.html from the evaluation.json and quality.json there; excludes the rest.",
         ),
     ] = None,
+    size: SizeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
@@ -74,7 +83,8 @@ def evaluate(
     from elit_serve.evaluation.runs.evaluate import EvaluateOptions, run_evaluation
     from elit_serve.evaluation.runs.opening import PhotographOptions
 
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
+    sizes = [] if size is None else [size]
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads, sizes=sizes)
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
     start = chosen.interval[0] if interval_start is None else interval_start
     end = chosen.interval[1] if interval_end is None else interval_end

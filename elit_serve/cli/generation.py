@@ -14,6 +14,7 @@ from elit_serve.cli.options import (
     DtypeOption,
     ModelArgument,
     QuantizeOption,
+    SizeOption,
     ThreadsOption,
     integers,
 )
@@ -40,7 +41,7 @@ def generate(
     guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
-    size: Annotated[str | None, typer.Option(help="Of the picture, as 640x384. Default: the model's first.")] = None,
+    size: SizeOption = None,
     grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
     levels: Annotated[
         str | None, typer.Option(help="With --grid: its levels, as 1,4,16. Default: five, from the lowest to all.")

@@ -22,6 +22,9 @@ ApiKeyOption = Annotated[
     str | None,
     typer.Option(envvar="ELIT_SERVE_API_KEY", help="For a server with keys. As a variable, it stays out of `ps`."),
 ]
+SizeOption = Annotated[
+    str | None, typer.Option(help="Of the pictures, as 640x384, one that the model has. Default: its first.")
+]
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a TOML file, or a bundled one by name, as garden64.")]
 ChangesOption = Annotated[
     list[str] | None,

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from elit_serve.cli.options import DeviceOption, DtypeOption, ModelArgument, QuantizeOption, ThreadsOption, integers
+from elit_serve.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    ModelArgument,
+    QuantizeOption,
+    SizeOption,
+    ThreadsOption,
+    integers,
+)
 
 ReferenceOption = Annotated[
     Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg; or a saved reference.")
@@ -53,6 +61,7 @@ def sweep(
         bool, typer.Option("--write-defaults", help="Put quality.json and the recommended sampling into the model.")
     ] = False,
     batch_size: BatchOption = None,
+    size: SizeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
@@ -67,7 +76,8 @@ def sweep(
     from elit_serve.evaluation.runs.opening import PhotographOptions
     from elit_serve.evaluation.runs.sweep.command import SweepWords, run_sweep_command
 
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
+    sizes = [] if size is None else [size]
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads, sizes=sizes)
     words = SweepWords(
         levels=integers("levels", levels),
         steps=integers("steps", steps),

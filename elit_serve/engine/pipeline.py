@@ -85,7 +85,6 @@ class Pipeline:
         measured = checkpoint.quality
         self.quality = None if measured is None else replace(measured, precision=self.precision)
         self.model = checkpoint.model.to(device, dtype)
-        self.spec = self.model.spec
         if quantize is not None:
             quantize_(self.model)
         self._autoencoder = open_autoencoder(chosen.config, chosen.folder, device)
@@ -93,6 +92,7 @@ class Pipeline:
         self.conditions = ClassConditions(self.config.classes, model=self.config.name)
         self.sizes = Sizes.of(self.config.shapes, self._autoencoder).only(sizes)
         self.shapes = tuple(self.sizes.shapes.values())
+        self.spec = self.model.spec.at_size(*self.sizes.default.size[1:])
 
     @classmethod
     def load(
@@ -318,9 +318,12 @@ class Pipeline:
 
     @property
     def quality_size(self) -> str | None:
-        """The size of the pictures whose quality was measured, or None if none was: that of the model's default."""
+        """The size of the pictures whose quality was measured: where the measurements do not say, that of the model's
+        default. None if nothing was measured."""
         if self.quality is None:
             return None
+        if self.quality.file.size is not None:
+            return self.quality.file.size
         height, width = self._autoencoder.picture_size(self.config.default_shape.size)
         return str(Size(width, height))
 

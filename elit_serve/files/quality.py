@@ -106,7 +106,7 @@ class Quality(Measured):
 
     metric: what `distance` is called, as MobileNetV2-FD; features_sha256 is of what computes its features.
     reference: the photographs behind the distance, in words.
-    num_samples: pictures in a repeat.
+    num_samples: pictures in a repeat. size: of the pictures, as 640x384; None is the model's default.
     floor: the distance of unseen photographs to the reference, at the same number.
     levels: level -> quality of the default plan with every step at this level; measured means under their least
         concave majorant that does not fall, because policies need both, and noise has neither.
@@ -122,6 +122,7 @@ class Quality(Measured):
     features_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     reference: str
     num_samples: int = Field(ge=2, le=MAX_COUNT)
+    size: str | None = Field(default=None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")
     floor: EstimatedFigure
     scale: str = QUALITY_SCALE
     levels: dict[Level, Annotated[float, Field(ge=MIN_MEASURED, le=1)]] = Field(min_length=1)

@@ -70,6 +70,28 @@ def test_the_command_writes_figures_and_pictures_and_its_reference_serves_again(
     assert not (again / "nearest.png").exists()  # the file has no photographs
 
 
+def test_another_size_of_the_model_is_measured_and_keeps_features_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    training: Path,
+    held_out: Path,
+    feature_file: Path,
+) -> None:
+    config = json.loads((tiny_model_dir / "config.json").read_text())
+    config["shapes"] = {"32x32": [3, 32, 32], "24x32": [3, 24, 32]}
+    (tiny_model_dir / "config.json").write_text(json.dumps(config))
+    arguments = ("evaluate", tiny_model_dir, "--features", f"torchscript:{feature_file}", "--device", "cpu")
+    sampling = ("--levels", "1", "--seeds", 1, "--steps", 1, "--guidance", "none", "--out", tmp_path / "results")
+    pictures = []
+    for size in ((), ("--size", "32x24")):
+        assert run(monkeypatch, *arguments, *sampling, *size, "--reference", training, "--held-out", held_out) == 0
+        facts = json.loads((tmp_path / "results" / "evaluation.json").read_text())
+        pictures.append(facts["picture"])
+    assert [(picture["width"], picture["height"]) for picture in pictures] == [(32, 32), (32, 24)]
+    assert len(list((tmp_path / "results" / "features").iterdir())) == 2
+
+
 def test_without_held_out_photographs_some_of_the_reference_are_held_out(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

@@ -158,6 +158,7 @@ def test_a_sweep_writes_what_a_model_loads(tiny_model_dir: Path, tmp_path: Path)
     )
     assert quality is not None
     assert read_quality(tmp_path / "out" / "quality.json") == quality
+    assert quality.size == "32x32"
     throughput = json.loads((tmp_path / "out" / "throughput.json").read_text())["plans"]
     assert set(throughput) == {plan.name for plan in quality.plans}
     assert throughput["2 steps at 4, unguided"]["images_per_second"] == pytest.approx(4)

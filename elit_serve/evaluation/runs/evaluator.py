@@ -153,7 +153,9 @@ class Evaluator:
 
     def _facts(self, plan: Plan, repeat: int) -> dict[str, object]:
         """All that the features of a set depend on."""
+        shape, usual = self._pipeline.sizes.default, self._pipeline.config.default_shape
         return {
+            **({} if shape == usual else {"shape": shape.name}),
             "plan": asdict(plan),
             "repeat": repeat,
             "classes": self.reference.held_out_classes,

@@ -121,6 +121,7 @@ def measured_quality(
         features_sha256=facts.features_sha256,
         reference=facts.reference,
         num_samples=facts.num_samples,
+        size=pipeline.sizes.names[0],
         floor=evaluator.floor,
         levels=level_curve(points, default),
         default=plan_name(default),
