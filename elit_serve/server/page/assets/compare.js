@@ -18,8 +18,8 @@ export async function compare(model, subject, signal) {
   part("strip").replaceChildren(...cards.map((card) => card.node));
   part("strip").style.setProperty("--columns", cards.length);
   part("comparison-title").textContent = `${subject.label}, seed ${subject.seed}`;
-  for (const id of ["comparison-actions", "stages"]) part(id).hidden = true;
-  part("comparison-intro").hidden = true;
+  for (const id of ["comparison-intro", "comparison-actions", "comparison-text", "stages"]) part(id).hidden = true;
+  part("comparison-said").textContent = "";
   part("comparison").hidden = false;
   const made = await Promise.allSettled(cards.map((card) => card.fill(subject, signal)));
   const failed = made.find(({ status }) => status === "rejected");
@@ -43,8 +43,6 @@ async function comparedOptions(model, { seed, ...subject }, signal) {
 /** What can be done with a complete comparison. */
 function offerActions(model, subject, cards) {
   part("comparison-actions").hidden = false;
-  part("comparison-said").textContent = "";
-  part("comparison-text").hidden = true;
   part("comparison-link").onclick = () => copyLink(asLink(subject, { view: "compare", modelHash: model.hash }));
   part("comparison-save").onclick = () =>
     saveSheet(`${subject.label}, seed ${subject.seed}`, part("served").textContent, cards);
