@@ -164,3 +164,25 @@ def test_one_in_the_model_that_does_not_fit_is_refused(latent_model: Path) -> No
 def test_a_model_of_pixels_takes_no_autoencoder(shared_tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="this model needs none: its samples are pixels"):
         Pipeline.load(shared_tiny_model_dir, device="cpu", autoencoder=save_kl(tmp_path / "vae"))
+
+
+def test_memory_says_how_many_are_decoded_at_a_time_and_when_by_tiles(tmp_path: Path) -> None:
+    """32 x 32 pixels of 8 channels in float32 are estimated at 128 KiB."""
+    folder = save_kl(tmp_path / "vae")
+    samples = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = DiffusersAutoencoder(folder, CPU, max_bytes=1 << 30)
+    in_twos = DiffusersAutoencoder(folder, CPU, max_bytes=2 * (128 << 10))
+    sizes: list[int] = []
+    in_twos._vae.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    assert torch.allclose(in_twos.decode(samples), whole.decode(samples), atol=1e-4)
+    assert sizes == [2, 2, 1]
+    assert torch.allclose(in_twos.encode(images(3)), whole.encode(images(3)), atol=1e-5)
+
+    large = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    sizes.clear()
+    tiled = in_twos.decode(large)
+    assert len(sizes) > 1  # tiles of 8 x 8
+    assert tiled.shape == whole.decode(large).shape == (1, 3, 64, 64)
+    sizes.clear()
+    in_twos.decode(samples)
+    assert sizes == [2, 2, 1]  # and no tiles any more

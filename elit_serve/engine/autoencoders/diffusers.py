@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from elit_serve.engine.autoencoders.autoencoder import AutoencoderKind, FolderFa
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
 from elit_serve.files.validation import problems_in
+
+DECODE_SHARE = 8  # of the device's memory, decoding or encoding takes one in so many
+FULL_COPIES = (
+    4  # of the widest activation of a picture's full size: the block's input, its norm, its nonlinearity, a copy
+)
 
 Channels = Annotated[int, Field(ge=1, le=16384)]
 Blocks = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)]
@@ -50,6 +56,10 @@ class _NumbersOfKL(_Numbers):
     def factor(self) -> int:
         return int(2 ** (len(self.block_out_channels) - 1))
 
+    @property
+    def widest(self) -> int:
+        return max(self.block_out_channels[:2])
+
 
 class _NumbersOfTiny(_Numbers):
     """Each block but the first halves the sides, and each of the decoder's but the last doubles them again."""
@@ -62,18 +72,26 @@ class _NumbersOfTiny(_Numbers):
     def factor(self) -> int:
         return int(2 ** (len(self.encoder_block_out_channels) - 1))
 
+    @property
+    def widest(self) -> int:
+        return max(*self.encoder_block_out_channels[:2], *self.decoder_block_out_channels[-2:])
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusersClass:
-    """numbers: of its `config.json`. latents: of what its `encode` gives, [B, C, h, w]."""
+    """numbers: of its `config.json`. latents: of what its `encode` gives, [B, C, h, w]. has_tiles: whether it can work
+    on parts of a large picture."""
 
     numbers: type[_NumbersOfKL | _NumbersOfTiny]
     latents: Callable[[Any], Tensor]
+    has_tiles: bool
 
 
 CLASSES: dict[str, DiffusersClass] = {
-    "AutoencoderKL": DiffusersClass(numbers=_NumbersOfKL, latents=lambda encoded: encoded.latent_dist.mode()),
-    "AutoencoderTiny": DiffusersClass(numbers=_NumbersOfTiny, latents=lambda encoded: encoded.latents),
+    "AutoencoderKL": DiffusersClass(
+        numbers=_NumbersOfKL, latents=lambda encoded: encoded.latent_dist.mode(), has_tiles=True
+    ),
+    "AutoencoderTiny": DiffusersClass(numbers=_NumbersOfTiny, latents=lambda encoded: encoded.latents, has_tiles=False),
 }
 
 
@@ -100,16 +118,24 @@ def _read_numbers(folder: Path) -> tuple[str, _NumbersOfKL | _NumbersOfTiny]:
 class DiffusersAutoencoder:
     """One of `CLASSES` from a local folder in diffusers' format, safetensors only.
 
-    It computes in bfloat16 on a GPU and in float32 on a CPU: decoders overflow in float16. Pictures that are decoded
-    together differ from those decoded alone by what the order of sums makes of it: 1 of 255 at most in float32.
+    It computes in bfloat16, channels last, on a GPU and in float32 on a CPU: decoders overflow in float16. Pictures
+    that are decoded together differ from those decoded alone by what the order of sums makes of it: 1 of 255 at most
+    in float32.
+
+    max_bytes: what it may take of memory beside its weights, by default a share of the device's. As many pictures as
+    fit are worked on at a time, and of one that is too large for that, tiles, which overlap and are blended.
     """
 
     makes_pictures = True
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, max_bytes: int | None = None) -> None:
         name, numbers = _read_numbers(folder)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self._vae = _load(folder, name, dtype).to(device).eval().requires_grad_(False)
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self._vae = _load(folder, name, dtype).to(device, memory_format=layout).eval().requires_grad_(False)
+        self._has_tiles = CLASSES[name].has_tiles
+        self._max_bytes = _memory_bytes(device) // DECODE_SHARE if max_bytes is None else max_bytes
+        self._pixel_bytes = FULL_COPIES * numbers.widest * dtype.itemsize
         self._latents = CLASSES[name].latents
         self._scale, self._shift = numbers.scaling_factor, numbers.shift
         self.channels, self.factor = numbers.latent_channels, numbers.factor
@@ -119,14 +145,23 @@ class DiffusersAutoencoder:
         return height * self.factor, width * self.factor
 
     def encode(self, images: Tensor) -> Tensor:
-        latents = self._latents(self._vae.encode(images.to(self._vae.dtype)))
-        samples: Tensor = (latents - self._shift) * self._scale
-        return samples.float()
+        at_a_time = self._at_a_time(images.shape[-2] * images.shape[-1])
+        parts = torch.split(images.to(self._vae.dtype), at_a_time)
+        latents = torch.cat([self._latents(self._vae.encode(part)) for part in parts])
+        return (latents.float() - self._shift) * self._scale
 
     def decode(self, samples: Tensor) -> Tensor:
-        latents = samples.to(self._vae.dtype) / self._scale + self._shift
-        images: Tensor = self._vae.decode(latents).sample
-        return images.float()
+        height, width = self.picture_size(samples.shape[1:])
+        latents = (samples / self._scale + self._shift).to(self._vae.dtype)
+        parts = torch.split(latents, self._at_a_time(height * width))
+        return torch.cat([self._vae.decode(part).sample for part in parts]).float()
+
+    def _at_a_time(self, num_pixels: int) -> int:
+        """How many pictures of so many pixels are worked on together; where not even one is, by tiles."""
+        at_a_time = self._max_bytes // (num_pixels * self._pixel_bytes)
+        if self._has_tiles:
+            (self._vae.disable_tiling if at_a_time else self._vae.enable_tiling)()
+        return max(1, at_a_time)
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype) -> Any:
@@ -146,6 +181,13 @@ def _load(folder: Path, name: str, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise _no_folder(folder, error) from None
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Of the device, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _no_folder(folder: Path, error: Exception) -> CheckpointError:
