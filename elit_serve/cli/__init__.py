@@ -16,6 +16,7 @@ from rich.table import Table
 
 import elit_serve
 from elit_serve.cli.benchmarks import bench, simulate, soak
+from elit_serve.cli.encoding import encode
 from elit_serve.cli.evaluation import evaluate
 from elit_serve.cli.first_process import end_when_told
 from elit_serve.cli.generation import generate
@@ -163,7 +164,9 @@ def profile(
 @app.command()
 def train(
     recipe: RecipeArgument,
-    data: Annotated[Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg.")],
+    data: Annotated[
+        Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg, or the latents of such, of encode.")
+    ],
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     val: Annotated[Path | None, typer.Option(help="Validation pictures. Default: some of --data are held out.")] = None,
     autoencoder: Annotated[
@@ -227,7 +230,7 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (profile_training, generate, evaluate, sweep, precision, served, bench, soak, simulate, key):
+for command in (encode, profile_training, generate, evaluate, sweep, precision, served, bench, soak, simulate, key):
     app.command()(command)
 
 

@@ -21,7 +21,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.photographs import Photograph, size_of
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size
-from elit_serve.trainer.data import Batch, DamageReport, MemoryData, PictureSet, RunOrder, StreamedData
+from elit_serve.trainer.data import Batch, Batches, DamageReport, HeldBatches, PictureSet, RunOrder, TrainingSet
 from elit_serve.trainer.draws import seed_of
 
 ALIKE = 1e-6  # logarithms of aspect ratios that differ by less are equal
@@ -29,11 +29,11 @@ ALIKE = 1e-6  # logarithms of aspect ratios that differ by less are equal
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
-    """whole: all photographs. parts: those of each size, by the shape of the samples that they become; none is empty,
-    and where two sizes have one aspect ratio, photographs are in both."""
+    """whole: all photographs, or latents of them. parts: those of each size, by the shape of the samples that they
+    become; none is empty, and where two sizes have one aspect ratio, photographs are in both."""
 
-    whole: PictureSet
-    parts: Mapping[Shape, PictureSet]
+    whole: TrainingSet
+    parts: Mapping[Shape, TrainingSet]
 
     @classmethod
     def of(cls, pictures: PictureSet, sizes: Mapping[Shape, Size]) -> Buckets:
@@ -56,17 +56,12 @@ class Buckets:
         return len(self.whole)
 
     @property
-    def photographs(self) -> tuple[Photograph, ...]:
-        """All of them."""
-        return self.whole.photographs
-
-    @property
     def classes(self) -> tuple[str, ...]:
         return self.whole.classes
 
     @property
     def note(self) -> str | None:
-        """See `PictureSet`."""
+        """See `TrainingSet`."""
         return self.whole.note
 
     @property
@@ -84,7 +79,7 @@ class Buckets:
             count = len(self.parts[shape])
             if batch > max_repeats * count:
                 of_size = "" if len(shapes) == 1 else f" at {_sides(shape)}"
-                allowed = f"at most {max_repeats * count}, {max_repeats} times the {count} photographs"
+                allowed = f"at most {max_repeats * count}, {max_repeats} times the {count} {self.whole.what}"
                 raise InvalidInput("training.batch", batch, f"{allowed} that are trained on{of_size}")
 
     def in_memory(self, damage: DamageReport, device: torch.device) -> BucketedData:
@@ -94,15 +89,15 @@ class Buckets:
     def streamed(self, workers: int, *, pin_memory: bool) -> BucketedData:
         """Decoded by worker processes, of which each size has its part, when they are needed."""
         of_each = math.ceil(workers / len(self.parts))
-        parts = {shape: StreamedData(part, of_each, pin_memory) for shape, part in self.parts.items()}
+        parts = {shape: part.streamed(of_each, pin_memory=pin_memory) for shape, part in self.parts.items()}
         return BucketedData(parts, self._counts)
 
     def decoded(
         self, damage: DamageReport, device: torch.device, *, limit: int | None = None
-    ) -> dict[Shape, MemoryData]:
+    ) -> dict[Shape, HeldBatches]:
         """Those of each size on the device; with `limit`, about so many in all."""
         of_each = None if limit is None else max(1, limit // len(self.parts))
-        return {shape: MemoryData(part, damage, device, limit=of_each) for shape, part in self.parts.items()}
+        return {shape: part.in_memory(damage, device, limit=of_each) for shape, part in self.parts.items()}
 
     @property
     def _counts(self) -> list[int]:
@@ -112,7 +107,7 @@ class Buckets:
 class BucketedData:
     """parts: what there is of each size. weights: how often steps are of them, in the same order."""
 
-    def __init__(self, parts: Mapping[Shape, MemoryData | StreamedData], weights: Sequence[int]) -> None:
+    def __init__(self, parts: Mapping[Shape, Batches], weights: Sequence[int]) -> None:
         self.parts = parts
         self._weights = weights
 

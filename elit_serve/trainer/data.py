@@ -6,11 +6,13 @@ and two ranks together see what one would. Letters: B batch, H x W picture.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -21,12 +23,15 @@ from elit_serve.errors import DamagedPicture, DataError
 from elit_serve.photographs import Part, Photograph, decode, open_data_set
 from elit_serve.pictures import fit
 from elit_serve.plans.shape import Shape
+from elit_serve.plans.size import Size
 from elit_serve.trainer.draws import seed_of
+from elit_serve.trainer.identity import content_digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """images [B, 3, H, W] uint8, condition [B] int64 (of classes), and the damaged pictures met on the way.
+    """images [B, 3, H, W] uint8 or stored latents [B, 1 or 2, C, h, w], condition [B] int64 (of classes), and the
+    damaged pictures met on the way.
 
     shape: of the samples that they become; None is the one of the backbone.
     """
@@ -35,6 +40,43 @@ class Batch:
     condition: Tensor
     damaged: tuple[str, ...] = ()
     shape: Shape | None = None
+
+
+class Batches(Protocol):
+    """What a run reads: the batches of this rank from a step on."""
+
+    def batches(self, run_order: RunOrder, first_step: int) -> Iterator[Batch]: ...
+
+
+class HeldBatches(Batches, Protocol):
+    """The same, all on the device."""
+
+    images: Tensor
+    condition: Tensor
+
+
+class TrainingSet(Protocol):
+    """What can be trained on, of one size: a `PictureSet` is one, and a `LatentSet`.
+
+    what: a word for its members. note: one line on what their source holds that is not taken. digest: by which it is
+    known again.
+    """
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def size(self) -> Size: ...
+    @property
+    def note(self) -> str | None: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    def __len__(self) -> int: ...
+    def in_memory(self, damage: DamageReport, device: torch.device, *, limit: int | None = None) -> HeldBatches: ...
+    def streamed(self, workers: int, *, pin_memory: bool) -> Batches: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +88,7 @@ class PictureSet:
     height: int
     width: int
     note: str | None = None
+    what: ClassVar[str] = "photographs"
 
     @classmethod
     def open(
@@ -70,15 +113,29 @@ class PictureSet:
 
     def split(self, fraction: float) -> tuple[PictureSet, PictureSet]:
         """(rest, held out): every k-th photograph in order of class and name is held out, k = 1 / fraction."""
-        step = max(2, round(1 / fraction))
-        held_out = self.photographs[step - 1 :: step]
-        rest = tuple(p for i, p in enumerate(self.photographs) if i % step != step - 1)
-        if not held_out:
-            raise DataError(
-                f"{len(self)} photographs are too few to hold out a fraction of {fraction:g} for the validation loss; "
-                f"hold out more, as with --set data.holdout=0.2, or name others with --val"
-            )
+        rest, held_out = (
+            tuple(self.photographs[place] for place in places)
+            for places in held_out_places(len(self), fraction, self.what)
+        )
         return replace(self, photographs=rest), replace(self, photographs=held_out)
+
+    @property
+    def size(self) -> Size:
+        """Of its pictures."""
+        return Size(self.width, self.height)
+
+    @property
+    def digest(self) -> str:
+        """By which it is known again, see `identity`."""
+        return content_digest(self.photographs)
+
+    def in_memory(self, damage: DamageReport, device: torch.device, *, limit: int | None = None) -> MemoryData:
+        """All decoded on the device; with `limit`, that many spread evenly over them."""
+        return MemoryData(self, damage, device, limit=limit)
+
+    def streamed(self, workers: int, *, pin_memory: bool) -> StreamedData:
+        """Decoded by worker processes when they are needed."""
+        return StreamedData(self, workers, pin_memory=pin_memory)
 
     def label(self, index: int) -> int:
         return self.classes.index(self.photographs[index].label)
@@ -87,6 +144,18 @@ class PictureSet:
         """[3, H, W] uint8; raises `DamagedPicture` or `DataSetGone`."""
         pixels = np.asarray(fit(decode(self.photographs[index]), self.height, self.width))
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def held_out_places(count: int, fraction: float, what: str) -> tuple[list[int], list[int]]:
+    """(rest, held out) of so many in order: every k-th is held out, k = 1 / fraction. what: a word for them."""
+    step = max(2, round(1 / fraction))
+    held_out = list(range(step - 1, count, step))
+    if not held_out:
+        raise DataError(
+            f"{count} {what} are too few to hold out a fraction of {fraction:g} for the validation loss; "
+            f"hold out more, as with --set data.holdout=0.2, or name others with --val"
+        )
+    return [place for place in range(count) if place % step != step - 1], held_out
 
 
 @dataclass
@@ -148,6 +217,12 @@ class RunOrder:
     def build(self, num_samples: int) -> SampleOrder:
         return SampleOrder(num_samples, self.batch, self.seed)
 
+    def steps(self, num_samples: int, first_step: int) -> Iterator[Tensor]:
+        """This rank's samples of each step from one on: [B] int64."""
+        order = self.build(num_samples)
+        for step in itertools.count(first_step):
+            yield self.mine(order.indices(step))
+
     def mine(self, indices: Tensor) -> Tensor:
         """The part of a global draw [batch, ...] that belongs to this rank."""
         return indices.chunk(self.world)[self.rank]
@@ -162,7 +237,7 @@ class MemoryData:
         wanted = range(0, len(pictures), math.ceil(len(pictures) / limit) if limit else 1)
         kept, images = [], []
         with ThreadPoolExecutor() as pool:
-            decoded = pool.map(lambda index: _picture_or_damage(pictures, index), wanted)
+            decoded = pool.map(lambda index: picture_or_damage(pictures, index), wanted)
             for index, picture in zip(wanted, decoded, strict=True):
                 if isinstance(picture, DamagedPicture):
                     damage.add([str(picture)])
@@ -175,12 +250,9 @@ class MemoryData:
         self.condition = torch.tensor([pictures.label(index) for index in kept], device=device)
 
     def batches(self, run_order: RunOrder, first_step: int) -> Iterator[Batch]:
-        order = run_order.build(len(self.images))
-        step = first_step
-        while True:
-            indices = run_order.mine(order.indices(step)).to(self.images.device)
-            yield Batch(images=self.images[indices], condition=self.condition[indices])
-            step += 1
+        for indices in run_order.steps(len(self.images), first_step):
+            here = indices.to(self.images.device)
+            yield Batch(images=self.images[here], condition=self.condition[here])
 
 
 class StreamedData:
@@ -193,10 +265,9 @@ class StreamedData:
         self._pictures, self._workers, self._pin_memory = pictures, workers, pin_memory
 
     def batches(self, run_order: RunOrder, first_step: int) -> Iterator[Batch]:
-        order = run_order.build(len(self._pictures))
         loader = DataLoader(
             _DecodedPictures(self._pictures),
-            batch_sampler=_BatchSampler(run_order, order, first_step),
+            batch_sampler=_BatchSampler(run_order, len(self._pictures), first_step),
             num_workers=self._workers,
             collate_fn=_collate,
             pin_memory=self._pin_memory,
@@ -208,14 +279,12 @@ class StreamedData:
 
 
 class _BatchSampler:
-    def __init__(self, run_order: RunOrder, order: SampleOrder, first_step: int) -> None:
-        self._run_order, self._order, self._first_step = run_order, order, first_step
+    def __init__(self, run_order: RunOrder, num_samples: int, first_step: int) -> None:
+        self._run_order, self._num_samples, self._first_step = run_order, num_samples, first_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        step = self._first_step
-        while True:
-            yield self._run_order.mine(self._order.indices(step)).tolist()
-            step += 1
+        for indices in self._run_order.steps(self._num_samples, self._first_step):
+            yield indices.tolist()
 
 
 _Sample = tuple[Tensor, int, list[str]]  # a picture, its label, and the damaged ones in whose place it is
@@ -237,14 +306,15 @@ class _DecodedPictures(Dataset[_Sample | DataError]):
         damaged: list[str] = []
         for offset in range(len(self._pictures)):
             place = (index + offset) % len(self._pictures)
-            picture = _picture_or_damage(self._pictures, place)
+            picture = picture_or_damage(self._pictures, place)
             if not isinstance(picture, DamagedPicture):
                 return picture, self._pictures.label(place), damaged
             damaged.append(str(picture))
         raise DataError(f"none of {len(self._pictures)} photographs can be read")
 
 
-def _picture_or_damage(pictures: PictureSet, index: int) -> Tensor | DamagedPicture:
+def picture_or_damage(pictures: PictureSet, index: int) -> Tensor | DamagedPicture:
+    """As `PictureSet.picture`; a damaged one is given back instead of raised."""
     try:
         return pictures.picture(index)
     except DamagedPicture as damage:

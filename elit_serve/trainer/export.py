@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from elit_serve.engine.autoencoders.folder import PREVIEW_NAME, check_autoencoder, copy_autoencoder
+from elit_serve.engine.autoencoders.folder import PREVIEW_NAME, check_autoencoder, copy_autoencoder, fingerprint
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, UNWRITTEN_DIGEST, write_checkpoint
-from elit_serve.errors import CheckpointError
+from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ClassesConfig, ModelConfig, WeightDtype, WeightsConfig, check_name
 from elit_serve.files.validation import problems_in
 from elit_serve.trainer.run import RunDirectory, RunFacts
@@ -37,6 +37,7 @@ def export(
     check_folder_given(facts.recipe, autoencoder)
     recipe = facts.recipe
     coder = check_autoencoder(autoencoder, recipe.backbone.sketch.sample_shape, recipe.autoencoder.factor)
+    _check_same(autoencoder, facts)
     factor = None if coder is None else coder.factor
     check_autoencoder(preview_autoencoder, recipe.backbone.sketch.sample_shape, factor, field="--preview-autoencoder")
     try:
@@ -49,6 +50,15 @@ def export(
     copy_autoencoder(autoencoder, destination)
     copy_autoencoder(preview_autoencoder, destination, PREVIEW_NAME)
     return written
+
+
+def _check_same(autoencoder: Path | None, facts: RunFacts) -> None:
+    """Raises `InvalidInput` for another autoencoder than the run was trained behind, where that was noted."""
+    known = facts.autoencoder_sha256
+    if autoencoder is not None and known is not None and (given := fingerprint(autoencoder)) != known:
+        raise InvalidInput(
+            "--autoencoder", str(autoencoder), f"the one that was trained behind ({known[:12]}); this is {given[:12]}"
+        )
 
 
 def _config(name: str, facts: RunFacts, factor: int | None, step: int, dtype: WeightDtype) -> ModelConfig:

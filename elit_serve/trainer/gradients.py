@@ -18,7 +18,8 @@ WARM_UPS = 3  # runs before a capture: they compile, and pick their kernels
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """images [B, 3, H, W] uint8, condition [B, ...]; permutation [J] int64 of latents under random drop, or None."""
+    """images [B, 3, H, W] uint8 or stored latents [B, 1 or 2, C, h, w], condition [B, ...]; permutation [J] int64 of
+    latents under random drop, or None."""
 
     images: Tensor
     condition: Tensor

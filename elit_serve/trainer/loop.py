@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from elit_serve import __version__
 from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.autoencoders import Autoencoder, open_autoencoder
-from elit_serve.engine.autoencoders.folder import check_autoencoder
+from elit_serve.engine.autoencoders.folder import check_autoencoder, fingerprint
 from elit_serve.engine.conditions import ClassConditions
 from elit_serve.engine.executor import offline
 from elit_serve.engine.pixels import from_signed, to_images
@@ -33,18 +33,15 @@ from elit_serve.plans.shape import Shape
 from elit_serve.sampling import initial_noise
 from elit_serve.text.command_line import readable
 from elit_serve.trainer.buckets import BucketedData, Buckets
-from elit_serve.trainer.data import Batch, DamageReport, MemoryData, RunOrder
+from elit_serve.trainer.data import Batch, DamageReport, HeldBatches, RunOrder
 from elit_serve.trainer.distributed import World, join_world
-from elit_serve.trainer.draws import augment, to_unit
-from elit_serve.trainer.gradients import MicroBatch
-from elit_serve.trainer.identity import content_digest
-from elit_serve.trainer.learner import Learner, ToSamples
+from elit_serve.trainer.learner import Learner
 from elit_serve.trainer.loss import rectified_flow_loss, validation_times
 from elit_serve.trainer.progress import Reporter, say
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.resume import opened
 from elit_serve.trainer.run import DataFacts, RunDirectory, RunFacts, Snapshot, TrainState
-from elit_serve.trainer.sources import about, check_folder_given, fits_memory, open_data
+from elit_serve.trainer.sources import Source, about, check_folder_given, fits_memory, open_source
 
 VALIDATION_PICTURES = 512
 LATENT_PICTURES, LATENT_TIME = 32, 0.5  # looked at in one pass per level, half way between noise and picture
@@ -58,21 +55,21 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        training: Buckets,
-        validation: Buckets,
+        source: Source,
         world: World,
         run: RunDirectory,
         autoencoder: Autoencoder,
     ) -> None:
         self.recipe, self.world, self.run = recipe, world, run
-        self.autoencoder = autoencoder
+        self.autoencoder, self.source = autoencoder, source
+        training, validation = source.training, source.validation
         self.damage = DamageReport(total=len(training), max_fraction=recipe.data.max_corrupt)
         self.classes = training.classes
         self.order = RunOrder(batch=recipe.training.batch, seed=recipe.training.seed, rank=world.rank, world=world.size)
         self.data = self._open(training)
         self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
         self.validation = validation.decoded(self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
-        self.learner = Learner(recipe, self.classes, world, encoded_by(autoencoder))
+        self.learner = Learner(recipe, self.classes, world, source.drawn)
         self.window_loss = torch.zeros((), device=world.device)
         self.window_steps = 0
 
@@ -173,7 +170,7 @@ class Trainer:
                 total += self._held_out_loss(shape, held, level)
         return {level: float(total / count) for level, total in totals.items()}
 
-    def _held_out_loss(self, shape: Shape, held: MemoryData, level: int) -> Tensor:
+    def _held_out_loss(self, shape: Shape, held: HeldBatches, level: int) -> Tensor:
         """Summed over held-out pictures of one size."""
         training, model, device = self.recipe.training, self.learner.ema.model, self.world.device
         images, condition = held.images, held.condition
@@ -183,7 +180,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         for part in torch.split(torch.arange(len(images), device=device), batch):
             with self.learner.precision():
-                data = self.autoencoder.encode(to_unit(images[part]))
+                data = self.source.plain(images[part])
                 loss = rectified_flow_loss(model, data, noise[part], times[part], condition[part], level)
             total += loss * len(part)
         return total
@@ -205,7 +202,7 @@ class Trainer:
         noise = initial_noise(range(count), shape.size).to(device)
         t = torch.full((count,), LATENT_TIME, device=device)
         with self.learner.precision():
-            data = self.autoencoder.encode(to_unit(held.images[chosen]))
+            data = self.source.plain(held.images[chosen])
             noisy = (1 - LATENT_TIME) * noise + LATENT_TIME * data
             return {level: watch_latents(model, noisy, t, condition, level).figures() for level in self.shown_levels}
 
@@ -281,16 +278,6 @@ class Trainer:
             )
 
 
-def encoded_by(autoencoder: Autoencoder) -> ToSamples:
-    """Of pictures, moved and mirrored as drawn: micro-batches of images [B, 3, H, W] uint8 -> samples [B, C, h, w]."""
-
-    @torch.no_grad()
-    def encoded(micro: MicroBatch) -> Tensor:
-        return autoencoder.encode(augment(micro.images, micro.draws))
-
-    return encoded
-
-
 def _say_nothing(_: str) -> None:
     """Of ranks other than the main one."""
 
@@ -307,7 +294,7 @@ def train(
     console: Console,
     clock: Clock | None = None,
 ) -> None:
-    """Trains `recipe` on the photographs of `data` into the run directory `out`.
+    """Trains `recipe` on the photographs of `data`, or the latents of such, into the run directory `out`.
 
     Without `validation` the recipe's holdout fraction of the data serves for the validation loss. `autoencoder` is a
     folder in diffusers' format for recipes that need one. Under torchrun each process is a rank.
@@ -318,14 +305,15 @@ def train(
         check_world(recipe, world)
         run = RunDirectory(out)
         coder = open_autoencoder(recipe.autoencoder, autoencoder or out, world.device)
-        training, held_out = open_data(recipe, coder, data, validation)
+        source = open_source(recipe, coder, autoencoder, data, validation)
+        training, held_out = source.training, source.validation
         training.check_batch(recipe.training.batch, recipe.shapes, MAX_REPEATS)
-        facts = _facts(recipe, training, held_out, data) if world.is_main else None
+        facts = _facts(recipe, training, held_out, data, autoencoder) if world.is_main else None
         with opened(run, facts, resume=resume, world=world) as snapshot:
             if world.is_main:
                 for line in about(recipe, training, held_out):
                     say(console, line)
-            trainer = Trainer(recipe, training, held_out, world, run, coder)
+            trainer = Trainer(recipe, source, world, run, coder)
             if snapshot is not None:
                 trainer.restore(snapshot)
             if not world.is_main:
@@ -349,17 +337,18 @@ def check_world(recipe: Recipe, world: World) -> None:
         raise InvalidInput("training.batch", recipe.training.batch, allowed)
 
 
-def _facts(recipe: Recipe, training: Buckets, held_out: Buckets, data: Path) -> RunFacts:
+def _facts(recipe: Recipe, training: Buckets, held_out: Buckets, data: Path, autoencoder: Path | None) -> RunFacts:
     return RunFacts(
         recipe=recipe,
         classes=training.classes,
         data=DataFacts(
             source=readable(data.name),
-            sha256=content_digest(training.photographs),
-            held_out_sha256=content_digest(held_out.photographs),
+            sha256=training.whole.digest,
+            held_out_sha256=held_out.whole.digest,
             training_pictures=len(training),
             classes=len(training.classes),
         ),
+        autoencoder_sha256=None if autoencoder is None else fingerprint(autoencoder),
         versions={"elit-serve": __version__, "commit": source_commit(), "torch": torch.__version__},
     )
 

@@ -76,6 +76,7 @@ def changes_refused(before: RunFacts, now: RunFacts, done: int) -> list[str]:
     """What keeps a run of which `done` steps are done from going on with other facts, each with both values."""
     return [
         *_data_changes(before, now),
+        *_autoencoder_changes(before, now),
         *_recipe_changes(before.recipe, now.recipe, done),
     ]
 
@@ -93,6 +94,13 @@ def _data_changes(before: RunFacts, now: RunFacts) -> list[str]:
     if known is not None and held_out != known:
         return ["the held-out photographs are others, so that losses before and after could not be compared"]
     return []
+
+
+def _autoencoder_changes(before: RunFacts, now: RunFacts) -> list[str]:
+    ours, theirs = now.autoencoder_sha256, before.autoencoder_sha256
+    if ours is None or theirs in (None, ours):
+        return []
+    return [f"the autoencoder is another: {ours[:12]} here and {str(theirs)[:12]} in the run"]
 
 
 def _recipe_changes(before: Recipe, now: Recipe, done: int) -> list[str]:

@@ -56,11 +56,16 @@ class DataFacts(_Written):
 
 
 class RunFacts(_Written):
-    """`run.json`. The recipe and the data's source are those with which the run last went on."""
+    """`run.json`. The recipe and the data's source are those with which the run last went on.
+
+    autoencoder_sha256: of the autoencoder's folder, see `engine.autoencoders.folder.fingerprint`; None without one, and
+    in a run that was begun before it was noted.
+    """
 
     recipe: Recipe
     classes: tuple[str, ...] = Field(min_length=1)
     data: DataFacts
+    autoencoder_sha256: Sha256 | None = None
     versions: dict[str, str]
 
 

@@ -33,10 +33,10 @@ from elit_serve.trainer.distributed import World, check_alone
 from elit_serve.trainer.draws import drawable_levels, seed_of
 from elit_serve.trainer.gradients import MicroBatch
 from elit_serve.trainer.learner import Learner, ToSamples
-from elit_serve.trainer.loop import encoded_by, source_commit
+from elit_serve.trainer.loop import source_commit
 from elit_serve.trainer.progress import say
 from elit_serve.trainer.recipe import MAX_STEPS, Recipe
-from elit_serve.trainer.sources import picture_sizes
+from elit_serve.trainer.sources import encoded_by, picture_sizes
 
 NUM_CLASSES = 1000  # as in ImageNet; the data would decide, and only one embedding depends on it
 _CLASSES = tuple(map(str, range(NUM_CLASSES)))

@@ -26,11 +26,12 @@ from elit_serve.nn.latents import LatentFigures
 from elit_serve.trainer.distributed import World
 from elit_serve.trainer.draws import draw_levels, draw_permutation
 from elit_serve.trainer.ema import Ema
-from elit_serve.trainer.loop import Trainer, open_data
+from elit_serve.trainer.loop import Trainer
 from elit_serve.trainer.loss import distilled_loss, rectified_flow_loss, validation_times
 from elit_serve.trainer.progress import Reporter
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory
+from elit_serve.trainer.sources import open_source
 
 CPU = torch.device("cpu")
 ALWAYS_THERE = ("tokens_per_latent", "latents_per_token", "cosine_after_read", "rank_after_read")  # also at level 1
@@ -123,8 +124,8 @@ def test_a_few_pictures_are_learned(
 
 def trainer_with_signal(recipe: Recipe, photographs: Path, folder: Path) -> Trainer:
     """A trainer whose weights are all away from zero, so that every parameter in use has a gradient."""
-    training, held_out = open_data(recipe, Pixels(), photographs, None)
-    trainer = Trainer(recipe, training, held_out, World(device=CPU), RunDirectory(folder), Pixels())
+    source = open_source(recipe, Pixels(), None, photographs, None)
+    trainer = Trainer(recipe, source, World(device=CPU), RunDirectory(folder), Pixels())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in trainer.learner.model.parameters():

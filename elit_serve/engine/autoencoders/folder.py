@@ -14,12 +14,13 @@ from elit_serve.engine.autoencoders.autoencoder import FolderFacts
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.opening import open_file, regular
 
+FIELD = "--autoencoder"  # as a command names such a folder
 NAME = "autoencoder"  # of the folder in a model directory
 PREVIEW_NAME = "preview_autoencoder"  # of the one for previews, which is smaller and faster
 
 
 def check_autoencoder(
-    folder: Path | None, sample_shape: Sequence[int], factor: int | None = None, *, field: str = "--autoencoder"
+    folder: Path | None, sample_shape: Sequence[int], factor: int | None = None, *, field: str = FIELD
 ) -> FolderFacts | None:
     """What a folder in diffusers' format says of itself, if any is given.
 
@@ -28,13 +29,18 @@ def check_autoencoder(
     """
     if folder is None:
         return None
-    try:
-        facts = diffusers.read_facts(folder)
-    except CheckpointError as error:
-        raise InvalidInput(field, str(folder), "; ".join(error.problems)) from None
+    facts = read_folder(folder, field)
     if wrong := [*misfits(facts, sample_shape, factor), *_damaged(folder)]:
         raise InvalidInput(field, str(folder), "; ".join(wrong))
     return facts
+
+
+def read_folder(folder: Path, field: str = FIELD) -> FolderFacts:
+    """What a folder in diffusers' format says of itself. Raises `InvalidInput` for `field` if it is none."""
+    try:
+        return diffusers.read_facts(folder)
+    except CheckpointError as error:
+        raise InvalidInput(field, str(folder), "; ".join(error.problems)) from None
 
 
 def misfits(facts: FolderFacts, sample_shape: Sequence[int], factor: int | None = None) -> list[str]:
