@@ -94,7 +94,8 @@ class PartialImage(Answer):
 class Course(Answer):
     """What would be done if nobody else came. levels: for each picture one per step; level and budget are means.
 
-    latency_ms: from arrival to the answer, as predicted. queue_ms: from arrival to the first step.
+    latency_ms: from arrival to the answer, as predicted. queue_ms: from arrival to the first step. answer_ms: of
+    `latency_ms` what follows the last step.
     quality: as measured for such pictures. expected_quality: as in `Generation`.
     """
 
@@ -105,6 +106,7 @@ class Course(Answer):
     levels: tuple[tuple[int, ...], ...]
     queue_ms: float
     latency_ms: float
+    answer_ms: float | None = None
     deadline_met: bool | None = None
     quality: float | None = None
     expected_quality: float | None = None

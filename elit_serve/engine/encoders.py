@@ -46,8 +46,9 @@ class EncoderOptions:
 class Encoders:
     """First in, first out, so that nothing waits for what comes after it.
 
+    on_decoded: is told in how many milliseconds the device has decoded what ended together.
     on_file: is given each finished picture with its file. on_failure: is given what failed, the error, and `nan` or
-    `encoding`. Both are called on a thread of the pool.
+    `encoding`. All are called on a thread of the pool.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Encoders:
         pipeline: Pipeline,
         options: EncoderOptions,
         *,
+        on_decoded: Callable[[float], None],
         on_file: Callable[[Picture, bytes], None],
         on_failure: Callable[[Sequence[Picture], Exception, str], None],
     ) -> None:
         self._pipeline = pipeline
+        self._on_decoded = on_decoded
         self._on_file = on_file
         self._on_failure = on_failure
         self._compression = options.compression
@@ -73,7 +76,7 @@ class Encoders:
 
     def encode(self, pictures: Sequence[Picture], transfer: Transfer, picture_ids: Collection[int]) -> None:
         """The files of those whose ids are given."""
-        samples = self._pool.submit(transfer.result)
+        samples = self._pool.submit(self._decoded, transfer)
         for index, picture in enumerate(pictures):
             if picture.picture_id in picture_ids:
                 self._pool.submit(self._encode, picture, samples, index)
@@ -81,6 +84,11 @@ class Encoders:
     def close(self) -> None:
         """Drops what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _decoded(self, transfer: Transfer) -> _Samples:
+        samples = transfer.result()
+        self._on_decoded(transfer.took_ms())
+        return samples
 
     def _show(
         self, picture: Picture, samples: Future[_Samples], index: int, num_steps: int, before: Future[None] | None

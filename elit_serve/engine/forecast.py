@@ -128,12 +128,12 @@ def _alternative(
     plan: Plan, duration: Duration, quality: float | None, foreseen: Forecast, cost: CostTable
 ) -> Alternative:
     order, crowd = foreseen.order, foreseen.crowd
-    within_ms = (order.latency_ms - order.extra_ms - cost.overhead_ms) / crowd.correction
+    within_ms = (order.latency_ms - order.extra_ms - cost.after_ms(order.shape)) / crowd.correction
     return Alternative(
         plan=plan,
-        latency_ms=duration.latency_ms(crowd, cost) + order.extra_ms,
-        alone_ms=duration.latency_ms(replace(crowd, in_flight=len(order.seeds)), cost) + order.extra_ms,
-        min_latency_ms=target_to_ask_for(duration.min_latency_ms(crowd, cost) + order.extra_ms),
+        latency_ms=duration.latency_ms(crowd) + order.extra_ms,
+        alone_ms=duration.latency_ms(replace(crowd, in_flight=len(order.seeds))) + order.extra_ms,
+        min_latency_ms=target_to_ask_for(duration.min_latency_ms(crowd) + order.extra_ms),
         fits=duration.fits(within_ms, crowd),
         quality=quality,
     )

@@ -87,6 +87,7 @@ class Pipeline:
         self.model = checkpoint.model.to(device, dtype)
         if quantize is not None:
             quantize_(self.model)
+        self.autoencoder_hash = chosen.cost_hash
         self._autoencoder = open_autoencoder(chosen.config, chosen.folder, device)
         self._previewer = self._autoencoder if chosen.preview is None else DiffusersAutoencoder(chosen.preview, device)
         self.conditions = ClassConditions(self.config.classes, model=self.config.name)

@@ -52,6 +52,9 @@ class Observer:
     def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
         """observed_ms: what it took on the device; None if it did not run as it was planned."""
 
+    def images_decoded(self, took_ms: float) -> None:
+        """All that ended with a step, on the device. Called on a thread of the encoders."""
+
     def images_failed(self, cause: str, num_images: int) -> None:
         """cause: `step`, `memory`, `nan` or `encoding`."""
 
@@ -92,8 +95,13 @@ class Worker:
         self._ended: Future[None] = Future()
         self._has_died = False
         self._thread = threading.Thread(target=self._run, name="elit-worker", daemon=True)
-        options = encoders or EncoderOptions()
-        self._encoders = Encoders(pipeline, options, on_file=self._delivered, on_failure=self._fail)
+        self._encoders = Encoders(
+            pipeline,
+            encoders or EncoderOptions(),
+            on_decoded=self._observer.images_decoded,
+            on_file=self._delivered,
+            on_failure=self._fail,
+        )
         self._launcher = Launcher(executor, self._encoders, on_failure=self._fail, on_small_memory=self._limit_batch)
 
     @property
@@ -253,7 +261,7 @@ class Worker:
         if not self._running:
             return
         launch, parts = self._running[0]
-        due_s = self._free_s - LEAD_S - LEAD_SHARE * launch.predicted_ms / 1000
+        due_s = self._free_s - LEAD_S - LEAD_SHARE * launch.device_ms / 1000
         while not _are_done(parts) and (left_s := due_s - self._clock.now()) > 0:
             time.sleep(min(left_s, POLL_S))
         if _are_done(parts):
@@ -290,7 +298,7 @@ class Worker:
                 picture.started_s = start_s
                 self._executor.add(picture)
         self._running.append((launch, self._launcher.launch(members, launch.kind)))
-        self._free_s = start_s + launch.predicted_ms / 1000
+        self._free_s = start_s + launch.device_ms / 1000
 
     def _limit_batch(self, max_batch: int) -> None:
         with self._changed:
@@ -303,8 +311,10 @@ class Worker:
         self._observer.step_finished(launch, observed_ms)
         with self._changed:
             now_s = self._clock.now()
-            done = self._scheduler.finished(launch.launch_id, now_s, observed_ms)
-        self._free_s = now_s + sum(later.predicted_ms for later, _ in self._running) / 1000
+            has_decoded = not self._executor.is_asynchronous
+            done = self._scheduler.finished(launch.launch_id, now_s, observed_ms, has_decoded=has_decoded)
+        decode_ms = 0.0 if has_decoded else launch.decode_ms
+        self._free_s = now_s + (decode_ms + sum(later.device_ms for later, _ in self._running)) / 1000
         for part, part_ms in zip(parts, took_ms, strict=True):
             for tell, step_run in part.watched if part_ms is not None else ():
                 tell(step_run)

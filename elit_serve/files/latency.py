@@ -28,6 +28,21 @@ class StepCost(Measured):
     shape: ShapeName | None = None
 
 
+class AnswerTime(Measured):
+    """One measurement: what follows the last step of `batch` images that end together.
+
+    decode_ms: from the samples on the device to pictures on the host. encode_ms: from then until all are PNG files (or
+    safetensors, where there are no pictures).
+    is_interpolated: not measured, but as many times what one takes.
+    """
+
+    batch: int = Field(ge=1, le=MAX_BATCH)
+    decode_ms: float = Field(ge=0, le=MAX_MS)
+    encode_ms: float = Field(ge=0, le=MAX_MS)
+    is_interpolated: bool = False
+    shape: ShapeName | None = None
+
+
 class Latency(Measured):
     """`latency/<device>.json`: measured milliseconds, and everything they were measured with.
 
@@ -35,7 +50,9 @@ class Latency(Measured):
     dtype: what the model computes in; `fp8` for a quantised one.
     threads: CPU threads, or None on a GPU.
     graphs: whether steps were CUDA graphs captured for these batches, so that other batches are padded to the next.
-    overhead_ms: from the end of an image's last step to its encoded file.
+    overhead_ms: from the end of an image's last step to its encoded file, where it ends alone.
+    answers: the same of several that end together; empty in a file that is older than that.
+    autoencoder_hash: of what decoded; see `engine.autoencoders.choice`.
     command: what was run to measure.
     """
 
@@ -53,6 +70,8 @@ class Latency(Measured):
     repeats: int = Field(ge=1, le=MAX_COUNT)
     overhead_ms: float = Field(ge=0, le=MAX_MS)
     steps: tuple[StepCost, ...] = Field(min_length=2, strict=False)
+    answers: tuple[AnswerTime, ...] = Field(default=(), strict=False)
+    autoencoder_hash: str | None = Field(default=None, max_length=100)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Latency:
@@ -64,6 +83,8 @@ class Latency(Measured):
         distinct = {(shape, frozenset(measured)) for (shape, _), measured in points.items()}
         if len(distinct) != len({shape for shape, _ in points}):
             raise ValueError("every (level, weak_level) must be measured at the same batches")
+        if self.answers and {answer.shape for answer in self.answers} != {step.shape for step in self.steps}:
+            raise ValueError("answers must be of the shapes that steps are of")
         return self
 
 

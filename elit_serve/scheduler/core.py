@@ -127,14 +127,20 @@ class RequestScheduler:
             return self._decide_without_policy(error, view)
         return None if choice is None else self._launch(choice, start_s)
 
-    def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:
-        """A launch has run; names the requests that it finished (now FINISHING). Ended ones are not among them."""
+    def finished(
+        self, launch_id: int, now_s: float, observed_ms: float | None = None, *, has_decoded: bool = False
+    ) -> tuple[int, ...]:
+        """A launch has run; names the requests that it finished (now FINISHING). Ended ones are not among them.
+
+        has_decoded: these, too; otherwise the device does so now.
+        """
         done = self._outstanding.popleft()
         assert done.launch_id == launch_id, "launches finish in the order in which they were decided"
         if observed_ms is not None:
             table_ms = self._costs.table.step_ms(done.kind, len(done.request_ids))
             self._costs.observe(table_ms, observed_ms)
-        self._busy_until_s = now_s + sum(other.predicted_ms for other in self._outstanding) / 1000
+        decode_ms = 0.0 if has_decoded else done.decode_ms
+        self._busy_until_s = now_s + (decode_ms + sum(other.device_ms for other in self._outstanding)) / 1000
         complete = tuple([request_id for request_id in done.request_ids if self._is_complete(request_id)])
         for request_id in complete:
             self._move(self._requests[request_id], State.FINISHING)
@@ -313,15 +319,19 @@ class RequestScheduler:
         self._advance(choice)
         batch = len(choice.request_ids)
         assert 1 <= batch <= self._max_batch, batch
+        num_ending = sum(not self._requests[request_id].steps_left for request_id in choice.request_ids)
+        costs, table = self._costs, self._costs.table
         launch = Launch(
             launch_id=self._num_launches,
             request_ids=tuple(choice.request_ids),
             kind=choice.kind,
-            predicted_ms=self._costs.correction * self._costs.table.step_ms(choice.kind, batch),
+            predicted_ms=costs.correction * table.step_ms(choice.kind, batch),
+            decode_ms=costs.correction * table.decode_row(choice.kind.shape)[num_ending] if num_ending else 0.0,
+            answer_ms=costs.correction * table.answer_row(choice.kind.shape)[num_ending] if num_ending else 0.0,
         )
         self._num_launches += 1
         self._outstanding.append(launch)
-        self._busy_until_s = start_s + launch.predicted_ms / 1000
+        self._busy_until_s = start_s + launch.device_ms / 1000
         return launch
 
     def _advance(self, choice: Choice) -> None:

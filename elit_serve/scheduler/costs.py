@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, repeat
 from math import ceil, exp
+from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
 
@@ -20,21 +21,47 @@ OUTLIER = 1.5  # one launch counts for at most this factor off the present estim
 REST_S = 20.0  # of idle time, after which what was observed counts 1/e: three times too slow is forgotten in a minute
 
 
+class AnswerCost(NamedTuple):
+    """What follows the last step of images that end in one launch.
+
+    decode_ms: of the device, before it can run anything else. encode_ms: from then until all their files are there.
+    """
+
+    decode_ms: float
+    encode_ms: float
+
+
+class Answering(NamedTuple):
+    """Of images of a shape that end in one launch, by their number from 0 to the largest batch, in the table's seconds.
+
+    decode_s: how long the device decodes them. late_s: how much later they are answered than one alone is.
+    """
+
+    decode_s: tuple[float, ...]
+    late_s: tuple[float, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
     """Milliseconds of one step of a batch, measured for some kinds of steps and batches, interpolated between them.
 
     steps_ms: (kind of step, batch) -> milliseconds of the whole batch. Every kind is measured at the same batches, and
         every shape at the same levels.
-    overhead_ms: from the end of an image's last step to its answer: decoding, transfer, encoding, response.
+    overhead_ms: from the end of an image's last step to its answer, without what `answers_ms` tells: the response, and
+        where nothing is told decoding and encoding too.
+    answers_ms: (shape, how many end together) -> what follows their last step; nothing where it was not measured.
     pads_batches: a batch costs as much as the next measured one (graphs are captured for measured batches only);
         otherwise costs between two measured batches are interpolated.
     """
 
     steps_ms: Mapping[tuple[StepKind, int], float]
     overhead_ms: float
+    answers_ms: Mapping[tuple[str, int], AnswerCost] = field(default_factory=dict)
     pads_batches: bool = False
     _rows: dict[StepKind, tuple[float, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _answer_rows: dict[tuple[str, bool], tuple[float, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         assert self.steps_ms, "a cost table needs at least one measurement"
@@ -82,7 +109,19 @@ class CostTable:
         (as in `Demand`) per step."""
         batches, batch = ceil(num_images / self.max_batch), min(num_images, self.max_batch)
         kinds = map(StepKind.capped, repeat(shape), levels, weak_caps)
-        return batches * sum(self.step_ms(kind, batch) for kind in kinds) + self.overhead_ms
+        return batches * sum(self.step_ms(kind, batch) for kind in kinds) + self.after_ms(shape, batch)
+
+    def after_ms(self, shape: str, num_images: int = 1) -> float:
+        """From the last step of so many images that end together to their answers."""
+        return self.overhead_ms + self.answer_row(shape)[min(num_images, self.max_batch)]
+
+    def decode_row(self, shape: str) -> tuple[float, ...]:
+        """Milliseconds that the device decodes 0, 1, ... images that end together."""
+        return self._answer_row(shape, is_decoded=True)
+
+    def answer_row(self, shape: str) -> tuple[float, ...]:
+        """Milliseconds from the last step of 0, 1, ... images that end together to the last of their files."""
+        return self._answer_row(shape, is_decoded=False)
 
     def riding(self, shape: str, weak_caps: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """One entry per step, as in `Demand`, but with unguided steps among guided ones if that is cheaper.
@@ -105,8 +144,30 @@ class CostTable:
 
     def scaled(self, factor: float) -> CostTable:
         """The same table with every step `factor` times as long."""
-        steps_ms = {key: factor * cost for key, cost in self.steps_ms.items()}
-        return CostTable(steps_ms=steps_ms, overhead_ms=self.overhead_ms, pads_batches=self.pads_batches)
+        return replace(self, steps_ms={key: factor * cost for key, cost in self.steps_ms.items()})
+
+    def with_answers_alone(self) -> CostTable:
+        """The same for whoever knows no answers in batches: each takes what it takes alone, and no device time."""
+        answer_ms = max(self.answer_row(shape)[1] for shape in self.shapes)
+        return replace(self, overhead_ms=self.overhead_ms + answer_ms, answers_ms={})
+
+    def _answer_row(self, shape: str, *, is_decoded: bool) -> tuple[float, ...]:
+        """Until they are decoded, or else encoded too. Never falls with their number, as `row`."""
+        if (shape, is_decoded) not in self._answer_rows:
+            row = [0.0]
+            for number in range(1, self.max_batch + 1):
+                decode_ms, encode_ms = self._answer_ms(shape, number)
+                row.append(max(row[-1], decode_ms if is_decoded else decode_ms + encode_ms))
+            self._answer_rows[shape, is_decoded] = tuple(row)
+        return self._answer_rows[shape, is_decoded]
+
+    def _answer_ms(self, shape: str, number: int) -> AnswerCost:
+        measured = sorted(known for of, known in self.answers_ms if of == shape)
+        if not measured:
+            return AnswerCost(0.0, 0.0)
+        low, high, share = _neighbours(measured, number)
+        less, more = self.answers_ms[shape, low], self.answers_ms[shape, high]
+        return more if self.pads_batches else AnswerCost(*(_mix(a, b, share) for a, b in zip(less, more, strict=True)))
 
     def _batch_ms(self, measured: Sequence[float], batch: int) -> float:
         low, high, share = _neighbours(self.batches, batch)
@@ -156,14 +217,27 @@ class CorrectedCosts:
         self._estimate = 1.0
         self._rows_s: dict[StepKind, tuple[float, ...]] = {}
         self._levels_within: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._answering: dict[str, Answering] = {}
 
     @property
     def levels(self) -> tuple[int, ...]:
         return self.table.levels
 
-    @property
-    def overhead_s(self) -> float:
-        return self.table.overhead_ms / 1000
+    def after_s(self, shape: str) -> float:
+        """From the last step of an image that ends alone to its answer, as measured."""
+        return self.table.after_ms(shape) / 1000
+
+    def answering(self, shape: str) -> Answering | None:
+        """What decoding together costs; None where nothing is known of it."""
+        if not self.table.answers_ms:
+            return None
+        if shape not in self._answering:
+            answered = self.table.answer_row(shape)
+            self._answering[shape] = Answering(
+                tuple(decode_ms / 1000 for decode_ms in self.table.decode_row(shape)),
+                tuple(max(0.0, answer_ms - answered[1]) / 1000 for answer_ms in answered),
+            )
+        return self._answering[shape]
 
     def row_s(self, kind: StepKind) -> tuple[float, ...]:
         """Seconds of one step by the table, uncorrected, at every batch from 0 to the table's largest."""

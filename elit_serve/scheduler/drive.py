@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from math import inf
 from typing import NamedTuple, Protocol
 
@@ -59,7 +60,8 @@ class Device(Protocol):
 
     @property
     def overhead_s(self) -> float:
-        """From the end of an image's last step to its answer; overlaps with the next step."""
+        """From the end of an image's last step to its answer, without what its launch tells; overlaps with the next
+        step."""
 
     def run_ms(self, launch: Launch) -> float:
         """How long a launch takes; asked once for each."""
@@ -84,6 +86,11 @@ class Launched(NamedTuple):
     @property
     def end_s(self) -> float:
         return self.start_s + self.took_ms / 1000
+
+    @property
+    def free_s(self) -> float:
+        """When the device can run the next: it decodes those who end first, which takes what was predicted."""
+        return self.end_s + self.launch.decode_ms / 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +119,8 @@ class Driver:
         self.launches: list[Launched] = []
         self.running: deque[Launched] = deque()
         self._device, self._depth, self._foretells = device, depth, foretells
-        self._delivering: deque[tuple[float, int]] = deque()  # (when, request), in order of time
+        self._free_s = now_s  # when the device has decoded whom the last launch that has ended ended
+        self._delivering: list[tuple[float, int]] = []  # a heap of (when, request)
 
     def submit(self, demands: Sequence[Demand]) -> Refusal | None:
         """As `Scheduler.submit`, now."""
@@ -154,7 +162,7 @@ class Driver:
         if not self._foretells:
             for request_id in self.scheduler.expire(self.now_s):
                 self._end(request_id)
-        start_s = max(self.now_s, self.running[-1].end_s if self.running else self.now_s)
+        start_s = max(self.now_s, self.running[-1].free_s if self.running else self._free_s)
         launch = self.scheduler.decide(start_s)
         if launch is None:
             return None
@@ -190,16 +198,18 @@ class Driver:
         """The next event, at this time: an answer, or the end of a launch."""
         self.now_s = max(self.now_s, event_s)
         if self._delivering and self._delivering[0][0] <= event_s:
-            _, request_id = self._delivering.popleft()
+            _, request_id = heappop(self._delivering)
             if request_id not in self.endings:
                 self.scheduler.delivered(request_id, self.now_s)
                 self._end(request_id)
             return
-        launch, _, took_ms = self.running.popleft()
+        launched = self.running.popleft()
+        launch, _, took_ms = launched
+        self._free_s = max(self.now_s, launched.free_s)
         self.ran(launch)
         observed_ms = None if self._foretells else took_ms
         for request_id in self.scheduler.finished(launch.launch_id, self.now_s, observed_ms):
-            self._delivering.append((self.now_s + self._device.overhead_s, request_id))
+            heappush(self._delivering, (self.now_s + launch.answer_ms / 1000 + self._device.overhead_s, request_id))
 
     def _end(self, request_id: int) -> None:
         state = self.scheduler.state(request_id)

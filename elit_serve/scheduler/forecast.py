@@ -21,12 +21,13 @@ class Course:
     """Some images played through, every step taking what is predicted for it.
 
     levels: of each image, one per step. started_s: when the first step of any of them begins; ended_s: when the last
-    step of all is done.
+    step of all is done; encoded_s: when all their files are there.
     """
 
     levels: tuple[tuple[int, ...], ...]
     started_s: float
     ended_s: float
+    encoded_s: float
 
 
 def course_of(scheduler: RequestScheduler, demands: Sequence[Demand], now_s: float) -> Course | Refusal:
@@ -37,13 +38,18 @@ def course_of(scheduler: RequestScheduler, demands: Sequence[Demand], now_s: flo
     ids = {demand.request_id for demand in demands}
     levels = [scheduler.progress_of(demand.request_id) for demand in demands]
     driver = _driver(scheduler, now_s)
-    starts_s = []
+    own_launches = []
     while any(len(own) < demand.num_steps for own, demand in zip(levels, demands, strict=True)):
         started = driver.next_launch()
         assert started is not None, "whoever has steps left is run"
         if ids.intersection(started.launch.request_ids):
-            starts_s.append(started.start_s)
-    return Course(levels=tuple(map(tuple, levels)), started_s=starts_s[0], ended_s=scheduler.busy_until_s)
+            own_launches.append(started)
+    return Course(
+        levels=tuple(map(tuple, levels)),
+        started_s=own_launches[0].start_s,
+        ended_s=own_launches[-1].end_s,
+        encoded_s=max(started.end_s + started.launch.answer_ms / 1000 for started in own_launches),
+    )
 
 
 def retry_after_s(
@@ -79,6 +85,6 @@ def _driver(scheduler: RequestScheduler, now_s: float) -> Driver:
     """From when what is on the device is done, as predicted."""
     free_s = max(now_s, scheduler.busy_until_s)
     for launch in scheduler.outstanding:
-        for request_id in scheduler.finished(launch.launch_id, free_s):
+        for request_id in scheduler.finished(launch.launch_id, free_s, has_decoded=True):
             scheduler.delivered(request_id, free_s)
     return Driver(scheduler, AsPredicted(), now_s=free_s, foretells=True)

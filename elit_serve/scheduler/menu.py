@@ -26,11 +26,12 @@ class Duration:
     """How long pictures of one kind take, by the table.
 
     crowded_ms: what all steps of one take on the device with 1, 2, ... of them in flight, up to the largest batch.
-    cushion_ms: what a promise must have to spare.
+    cushion_ms: what a promise must have to spare. after_ms: from the last step of one alone to its answer.
     """
 
     crowded_ms: tuple[float, ...]
     cushion_ms: float
+    after_ms: float
 
     @classmethod
     def of(cls, shape: str, levels: Sequence[int], weak_caps: Sequence[int | None], table: CostTable) -> Duration:
@@ -40,6 +41,7 @@ class Duration:
         return cls(
             crowded_ms=_crowded_ms(Counter(map(StepKind.capped, repeat(shape), levels, caps)), table),
             cushion_ms=CUSHION_STEPS * max(table.step_ms(kind, 1) for kind in full),
+            after_ms=table.after_ms(shape),
         )
 
     def steps_ms(self, crowd: Crowd) -> float:
@@ -47,17 +49,17 @@ class Duration:
         largest = min(crowd.max_batch, len(self.crowded_ms))
         return self.crowded_ms[min(crowd.in_flight, largest) - 1] * ceil(crowd.in_flight / largest)
 
-    def latency_ms(self, crowd: Crowd, table: CostTable) -> float:
+    def latency_ms(self, crowd: Crowd) -> float:
         """When such pictures would be there in this crowd."""
-        return table.overhead_ms + crowd.correction * self.steps_ms(crowd)
+        return self.after_ms + crowd.correction * self.steps_ms(crowd)
 
     def needed_ms(self, crowd: Crowd) -> float:
         """How many milliseconds of the table a promise in this crowd needs for its steps."""
         return self.steps_ms(crowd) + self.cushion_ms
 
-    def min_latency_ms(self, crowd: Crowd, table: CostTable) -> float:
+    def min_latency_ms(self, crowd: Crowd) -> float:
         """The smallest target for which a promise can be given in this crowd: `latency_ms` and what it has to spare."""
-        return table.overhead_ms + crowd.correction * self.needed_ms(crowd)
+        return self.after_ms + crowd.correction * self.needed_ms(crowd)
 
     def fits(self, within_ms: float, crowd: Crowd) -> bool:
         """Whether a promise for so many milliseconds of the table from now can be given in this crowd."""
@@ -103,9 +105,8 @@ class Crowd:
 class PlanMenu:
     """Plans for pictures of one shape at every level that a device serves, to choose from."""
 
-    def __init__(self, table: CostTable, options: Sequence[Option]) -> None:
+    def __init__(self, options: Sequence[Option]) -> None:
         assert options, "a menu needs a plan"
-        self._table = table
         self.options = options
 
     @property
@@ -119,12 +120,12 @@ class PlanMenu:
     ) -> PlanMenu:
         """The menu of these plans for pictures of a shape; None are all of the quality table's."""
         offered = quality.plans if plans is None else plans
-        return cls(table, [option for plan in offered for option in _options(plan, quality, table, shape)])
+        return cls([option for plan in offered for option in _options(plan, quality, table, shape)])
 
     def within(self, max_steps: int) -> PlanMenu | None:
         """The same menu without the plans of more steps; None if there are no others."""
         kept = [option for option in self.options if option.plan.num_steps <= max_steps]
-        return PlanMenu(self._table, kept) if kept else None
+        return PlanMenu(kept) if kept else None
 
     def choose(self, *, latency_ms: float, crowd: Crowd) -> Option:
         """Of the options on the front that fit into the target in this crowd the one that is worth most, or else the
@@ -148,7 +149,7 @@ class PlanMenu:
 
     def _table_ms(self, latency_ms: float, crowd: Crowd) -> float:
         """What a target leaves for steps, in milliseconds of the table."""
-        return (latency_ms - self._table.overhead_ms) / crowd.correction
+        return (latency_ms - self.options[0].duration.after_ms) / crowd.correction
 
 
 def _front(options: Sequence[Option], time_ms: Callable[[Option], float]) -> list[Option]:

@@ -85,9 +85,18 @@ class Launch:
 
     kind: of the step, the same for all members; but unguided steps may ride in a guided launch, at scale 1.
     predicted_ms: what the corrected cost table says, to be compared with what is observed.
+    decode_ms, answer_ms: of those whose last step it is, as predicted: how long the device decodes them before it runs
+        anything else, and when all their files are there, both from the end of the step.
     """
 
     launch_id: int
     request_ids: tuple[int, ...]
     kind: StepKind
     predicted_ms: float
+    decode_ms: float = 0.0
+    answer_ms: float = 0.0
+
+    @property
+    def device_ms(self) -> float:
+        """How long the device is not free for anything else."""
+        return self.predicted_ms + self.decode_ms

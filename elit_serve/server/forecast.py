@@ -49,7 +49,7 @@ def _levels(order: Order, pipeline: Pipeline, cost: CostTable) -> list[int]:
 
 def _course(request: GenerateRequest, order: Order, course: Course, pipeline: Pipeline, cost: CostTable) -> PlanCourse:
     mean_level = fmean(level for levels in course.levels for level in levels)
-    latency_ms = 1000 * (course.ended_s - order.arrived_s) + cost.overhead_ms + order.extra_ms
+    latency_ms = 1000 * (course.encoded_s - order.arrived_s) + cost.overhead_ms + order.extra_ms
     return PlanCourse(
         steps=order.num_steps,
         guidance=guidance_used(order.guidance, pipeline.budgets),
@@ -58,6 +58,7 @@ def _course(request: GenerateRequest, order: Order, course: Course, pipeline: Pi
         levels=[list(levels) for levels in course.levels],
         queue_ms=round(1000 * (course.started_s - order.arrived_s), 3),
         latency_ms=round(latency_ms, 3),
+        answer_ms=round(1000 * (course.encoded_s - course.ended_s) + cost.overhead_ms + order.extra_ms, 3),
         deadline_met=None if request.latency_ms is None else latency_ms <= request.latency_ms,
         quality=rounded(mean_quality(pipeline, order, course.levels)),
         expected_quality=rounded(order.expected_quality),

@@ -99,6 +99,7 @@ def load_and_measure(settings: Settings) -> LoadedModel:
     executor = open_executor(pipeline, num_slots=num_slots(settings))
     served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
     executor.capture(served.captures)
+    executor.capture_decoding(served.batches)
     latency = latency_of(pipeline, executor, served, clock=MonotonicClock())
     cost = cost_table(latency, pipeline.config.default_shape.name)
     return LoadedModel(pipeline=pipeline, executor=executor, cost=cost)

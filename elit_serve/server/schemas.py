@@ -19,6 +19,7 @@ class PlanCourse(BaseModel):
     levels: list[list[int]]
     queue_ms: float = Field(description="From arrival to the first step of the first picture.")
     latency_ms: float = Field(description="From arrival to the answer, as predicted.")
+    answer_ms: float = Field(description="Of that what follows the last step: decoding, encoding and the response.")
     deadline_met: bool | None = Field(description="Whether that is within the target; null without a target.")
     quality: float | None = Field(
         description="Measured, the mean over the steps of what their levels are worth; null without measurements."

@@ -156,8 +156,40 @@ def test_a_cache_that_cannot_be_written_does_not_stop_anything(pipeline: Pipelin
 
 def test_a_measurement_in_the_model_directory_is_preferred(pipeline: Pipeline, tmp_path: Path) -> None:
     put_beside_the_model(pipeline, here(pipeline).model_dump_json())
-    assert latency_of(pipeline, tmp_path / "cache") == here(pipeline)
+    known = latency_of(pipeline, tmp_path / "cache")
+    assert known.steps == here(pipeline).steps
     assert not (tmp_path / "cache").exists()
+
+
+def test_answers_are_measured_by_how_many_end_together(pipeline: Pipeline) -> None:
+    latency = measured(pipeline)
+    assert [(answer.batch, answer.is_interpolated) for answer in latency.answers] == [(1, False), (4, False)]
+    assert latency.overhead_ms == latency.answers[0].decode_ms + latency.answers[0].encode_ms
+    costs = cost_table(latency, "32x32")
+    assert costs.overhead_ms == 0
+    assert costs.after_ms("32x32") == pytest.approx(latency.overhead_ms)
+    assert costs.decode_row("32x32")[4] >= latency.answers[1].decode_ms
+
+
+def test_a_first_start_on_a_cpu_decodes_one_picture_and_takes_more_to_be_as_many_times_it(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    one, four = latency_of(pipeline, tmp_path).answers
+    assert (one.batch, four.batch, four.is_interpolated) == (1, 4, True)
+    assert four.decode_ms == pytest.approx(4 * one.decode_ms)
+
+
+def test_a_file_without_answers_or_of_another_autoencoder_is_used_for_steps(pipeline: Pipeline, tmp_path: Path) -> None:
+    told = {"batch": 1, "decode_ms": 9999.0, "encode_ms": 1.0}
+    own = here(pipeline, answers=[told], autoencoder_hash=pipeline.autoencoder_hash)
+    put_beside_the_model(pipeline, own.model_dump_json())
+    assert latency_of(pipeline, tmp_path / "cache") == own
+    (file,) = (pipeline.path / "latency").iterdir()
+    for other in (here(pipeline), here(pipeline, answers=[told], autoencoder_hash="0" * 12)):
+        file.write_text(other.model_dump_json())
+        known = latency_of(pipeline, tmp_path / "cache")
+        assert known.steps == own.steps
+        assert max(answer.decode_ms for answer in known.answers) < 9999
 
 
 @pytest.mark.parametrize(

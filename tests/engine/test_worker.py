@@ -380,6 +380,9 @@ class _EnqueuedTransfer:
     def result(self) -> list[torch.Tensor | GenerationFailed]:
         return self.future.result(60).result()
 
+    def took_ms(self) -> float:
+        return self.future.result(60).took_ms()
+
 
 @dataclass(frozen=True)
 class _Enqueued:

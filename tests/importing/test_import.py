@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from autoencoders import save_kl, save_tiny
+from PIL import Image
 from published import random_weights, save_published
 from safetensors.torch import load, load_file
 from torch import Tensor
@@ -147,6 +149,19 @@ def test_a_plain_sit_is_imported_as_such(
     velocity = model(torch.randn(1, 4, 16, 16), torch.tensor([0.5]), torch.tensor([3]))
     assert velocity.isfinite().all()
     assert velocity.any()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_behind_an_autoencoder_it_answers_pictures_and_previews(
+    write_published: WritePublished, tmp_path: Path, start_server: Any
+) -> None:
+    folder, tiny = save_kl(tmp_path / "vae", blocks=4), save_tiny(tmp_path / "taesd", blocks=4)
+    imported(write_published(), tmp_path / "tiny", autoencoder=folder, preview_autoencoder=tiny)
+    server = start_server(Pipeline.load(tmp_path / "tiny", device="cpu"), cost=COST)
+    answer = server.generate({"label": 3, "steps": 2, "budget": 0.25}, accept="image/png")
+    assert answer.status_code == 200, answer.text
+    assert Image.open(io.BytesIO(answer.content)).size == (128, 128)
+    assert "elit_decode_seconds_count" in server.client.get("/metrics").text
 
 
 def test_a_thousand_classes_are_imagenets() -> None:

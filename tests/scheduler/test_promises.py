@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import inf
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
+from elit_serve.scheduler.costs import AnswerCost
 from elit_serve.scheduler.drive import Driver
 from elit_serve.scheduler.quality import logarithmic
 from elit_serve.scheduler.requests import Demand, Launch, Priority
@@ -77,7 +79,19 @@ def tables(draw: st.DrawFn) -> CostTable:
     if draw(st.booleans()):  # measured with noise: neither a larger batch nor a higher level need cost more
         random = draw(st.randoms(use_true_random=False))
         steps_ms = {key: cost * random.uniform(0.5, 2.0) for key, cost in steps_ms.items()}
-    return CostTable(steps_ms=steps_ms, overhead_ms=draw(st.floats(0.0, 10.0)), pads_batches=draw(st.booleans()))
+    return CostTable(
+        steps_ms=steps_ms,
+        overhead_ms=draw(st.floats(0.0, 10.0)),
+        answers_ms=draw(st.one_of(st.just({}), answers(batches))),
+        pads_batches=draw(st.booleans()),
+    )
+
+
+@st.composite
+def answers(draw: st.DrawFn, batches: Sequence[int]) -> dict[tuple[str, int], AnswerCost]:
+    """Decoding that costs as much as steps do, and now and then less for more pictures."""
+    costs = st.builds(AnswerCost, st.floats(0.1, 20.0), st.floats(0.0, 20.0))
+    return {(shape, batch): draw(costs) for shape in SHAPES for batch in batches}
 
 
 @st.composite

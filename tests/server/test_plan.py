@@ -40,6 +40,7 @@ def test_it_says_what_would_be_done_and_when_it_would_be_there(server: Any) -> N
     }
     assert 0 <= course.pop("queue_ms") < 1000
     assert 3000 <= course.pop("latency_ms") < 4000
+    assert course.pop("answer_ms") == 1000
     assert course == {
         "steps": 4,
         "guidance": {"method": "ccfg", "scale": 2.0, "weak_budget": 0.25, "interval": [0.0, 1.0]},

@@ -92,7 +92,7 @@ def decision_times(options: SimulateOptions, console: Console) -> tuple[Report, 
 
 def _comparison(options: SimulateOptions) -> Comparison:
     """Everything is read and checked before anything is computed."""
-    table = cost_table(read_latency(options.cost))
+    table = cost_table(read_latency(options.cost)).with_answers_alone()  # as rivals know it
     names = tuple(CONTENDERS) if options.policies == ("all",) else options.policies
     for name in names:
         contender(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from elit_serve.engine.autoencoders.folder import NAME, PREVIEW_NAME, check_auto
 from elit_serve.engine.autoencoders.table import kind_of
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import AutoencoderConfig, ModelConfig
+from elit_serve.files.opening import MAX_JSON_BYTES, read_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,13 @@ class AutoencoderChoice:
     config: AutoencoderConfig
     folder: Path
     preview: Path | None
+
+    @property
+    def cost_hash(self) -> str:
+        """Twelve hex digits of what decoding costs depends on: the kind and its configuration, whatever its weights."""
+        config = self.folder / "config.json"
+        content = read_file(config, MAX_JSON_BYTES) if kind_of(self.config).has_files else b""
+        return hashlib.sha256(self.config.kind.encode() + content).hexdigest()[:12]
 
 
 def choose_autoencoders(

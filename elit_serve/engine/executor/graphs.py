@@ -1,4 +1,5 @@
-"""Steps as CUDA graphs: captured once for a named set of levels and batches, then replayed without launch costs."""
+"""Steps and decoding as CUDA graphs: captured once for a named set of levels and batches, then replayed without launch
+costs."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from elit_serve.engine.executor.slots import Decode, Drawing, Executor, RunningStep, Transfer, are_finite, split_samples
+from elit_serve.engine.executor.slots import Drawing, Executor, RunningStep, Transfer, are_finite, split_samples
 from elit_serve.engine.picture import Picture
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.step_kind import StepKind
@@ -23,7 +24,8 @@ ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.
 class GraphExecutor(Executor):
     """An executor whose launches return at once: captured steps are replayed, others are enqueued kernel by kernel.
 
-    Steps run on one stream, decoding and copies to the host on another, so that they overlap with the next step.
+    All runs on one stream: what a decoder takes is taken from steps in either way, so it is known when each begins and
+    ends, and the graphs of both share their memory.
     """
 
     is_asynchronous = True
@@ -31,10 +33,10 @@ class GraphExecutor(Executor):
     def __init__(self, drawing: Drawing, *, num_slots: int) -> None:
         super().__init__(drawing, num_slots=num_slots)
         self._steps = _stream(self._device)
-        self._transfers = _stream(self._device)
         self._graphs: dict[tuple[StepKind, int], torch.cuda.CUDAGraph] = {}
         self._static: dict[int, Tensor] = {}  # batch -> inputs [6, batch] that the graphs of this batch read
         self._batches: list[int] = []
+        self._decodings: dict[tuple[torch.Size, int], _Decoding] = {}  # by the size of a sample and the batch
         self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
         self._model.side_stream = _stream(self._device)
         self._steps.wait_stream(torch.cuda.current_stream(self._device))
@@ -62,6 +64,27 @@ class GraphExecutor(Executor):
             finally:
                 graph.capture_end()
         self._graphs[kind, batch] = graph
+
+    @torch.inference_mode()
+    def capture_decoding(self, batches: Sequence[int]) -> None:
+        sizes = [torch.Size((batch, *shape.size)) for batch in batches for shape in self._drawing.shapes]
+        for size in sorted(sizes, key=torch.Size.numel, reverse=True):  # so that all others fit into its memory
+            samples = torch.zeros(size, device=self._device)
+            self._decodings[size[1:], size[0]] = self._captured_decoding(samples)
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()  # of what was tried out before the captures, gigabytes of large pictures
+
+    def _captured_decoding(self, samples: Tensor) -> _Decoding:
+        """Convolutions are tried out before: the graph has the fastest of each."""
+        with torch.cuda.stream(self._steps), _attention(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            self._drawing.decode(samples)
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=self._pool)
+            try:
+                pictures = self._drawing.decode(samples)
+            finally:
+                graph.capture_end()
+        return _Decoding(samples, pictures, graph)
 
     def add(self, picture: Picture) -> None:
         with torch.cuda.stream(self._steps):
@@ -102,20 +125,40 @@ class GraphExecutor(Executor):
         """Copied from pinned memory: from any other, the host would wait for all steps that are on their way."""
         return small.pin_memory().to(self._device, non_blocking=True)
 
-    def _decode(self, samples: Tensor, decode: Decode) -> Transfer:
-        self._transfers.wait_stream(self._steps)
-        with torch.cuda.stream(self._transfers):
-            on_host = _to_host(decode(samples))
-            finite = _to_host(are_finite(samples))
-            done = _event()
-            done.record()
-        samples.record_stream(self._transfers)
-        return _EnqueuedTransfer(on_host, finite, done)
+    def _decoded(self, samples: Tensor) -> Tensor:
+        """By the graph of the next captured batch, whose pictures stand until its next replay."""
+        size, batch = samples.shape[1:], len(samples)
+        bucket = min((of for known, of in self._decodings if known == size and of >= batch), default=None)
+        if bucket is None:
+            with _attention():
+                return super()._decoded(samples)
+        captured = self._decodings[size, bucket]
+        captured.samples[:batch].copy_(samples)
+        captured.graph.replay()
+        return captured.pictures[:batch]
+
+    def _transfer(self, decode: Callable[[Tensor], Tensor], samples: Tensor) -> Transfer:
+        started, decoded, done = _event(), _event(), _event()
+        started.record()
+        pictures = decode(samples)
+        decoded.record()
+        on_host, finite = _to_host(pictures), _to_host(are_finite(samples))
+        done.record()
+        return _EnqueuedTransfer(on_host, finite, started, decoded, done)
 
 
 def open_executor(drawing: Drawing, *, num_slots: int) -> Executor:
     """The executor for this device. On a GPU nothing is captured yet."""
     return (GraphExecutor if drawing.device.type == "cuda" else Executor)(drawing, num_slots=num_slots)
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """A captured graph, the samples that it reads and the pictures that it writes."""
+
+    samples: Tensor
+    pictures: Tensor
+    graph: torch.cuda.CUDAGraph
 
 
 @dataclass(frozen=True)
@@ -135,11 +178,16 @@ class _EnqueuedStep:
 class _EnqueuedTransfer:
     samples: Tensor
     finite: Tensor
+    started: Any
+    decoded: Any
     done: Any
 
     def result(self) -> list[Tensor | GenerationFailed]:
         self.done.synchronize()
         return split_samples(self.samples, self.finite)
+
+    def took_ms(self) -> float:
+        return float(self.started.elapsed_time(self.decoded))
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -22,8 +22,6 @@ from elit_serve.plans.shape import Shape
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import guided_step
 
-Decode = Callable[[Tensor], Tensor]
-
 SCRATCH = 0  # the slot that fills up a batch; what is in it means nothing
 
 
@@ -66,6 +64,9 @@ class Transfer(Protocol):
         """Waits (on any thread). uint8 [H, W, 3] for a picture, float32 [C, H, W] for a bare latent, in order;
         a sample that is not finite is a failure of its own."""
 
+    def took_ms(self) -> float:
+        """Milliseconds that the device decoded, to be asked after `result`."""
+
 
 class Executor:
     """Slots and steps of one model. A picture keeps its slot from `add` to `collect` or `remove`."""
@@ -97,6 +98,9 @@ class Executor:
         """Prepares steps of these kinds and batches, in this order, so that they cost the host nothing.
 
         Where there is no way to, as on a CPU, does nothing."""
+
+    def capture_decoding(self, batches: Sequence[int]) -> None:
+        """The same for the decoding of so many pictures of each shape."""
 
     @torch.inference_mode()
     def add(self, picture: Picture) -> None:
@@ -154,7 +158,8 @@ class Executor:
             t_before, t = picture.grid[picture.present_step], picture.grid[picture.present_step + 1]
             heading.append(state + (1 - t) / (t - t_before) * (state - picture.before))
             picture.before = None
-        return self._decode(torch.stack(heading), self._drawing.preview)
+        samples = torch.stack(heading)
+        return self._transfer(self._drawing.preview, samples)
 
     def samples(self, pictures: Sequence[Picture]) -> Tensor:
         """Copies of the states of pictures of one shape. [B, *shape], float32"""
@@ -171,13 +176,19 @@ class Executor:
         samples = self.samples(pictures)
         for picture in pictures:
             self.remove(picture)
-        return self._decode(samples, self._drawing.decode)
+        return self._transfer(self._decoded, samples)
 
     def _on_device(self, small: Tensor) -> Tensor:
         return small.to(self._device)
 
-    def _decode(self, samples: Tensor, decode: Decode) -> Transfer:
-        return _DoneTransfer(decode(samples), are_finite(samples))
+    def _decoded(self, samples: Tensor) -> Tensor:
+        return self._drawing.decode(samples)
+
+    def _transfer(self, decode: Callable[[Tensor], Tensor], samples: Tensor) -> Transfer:
+        """Decoded and on the way to the host, with word of which samples are finite."""
+        started_s = time.perf_counter()
+        decoded = decode(samples)
+        return _DoneTransfer(decoded, are_finite(samples), 1000 * (time.perf_counter() - started_s))
 
 
 def _column(picture: Picture, kind: StepKind, null: int) -> tuple[float, ...]:
@@ -211,9 +222,13 @@ class _DoneStep:
 class _DoneTransfer:
     samples: Tensor
     finite: Tensor
+    decoded_in_ms: float
 
     def result(self) -> list[Tensor | GenerationFailed]:
         return split_samples(self.samples, self.finite)
+
+    def took_ms(self) -> float:
+        return self.decoded_in_ms
 
 
 def split_samples(samples: Tensor, finite: Tensor) -> list[Tensor | GenerationFailed]:

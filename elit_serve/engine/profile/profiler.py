@@ -19,7 +19,6 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
-from safetensors.torch import save
 
 import elit_serve
 from elit_serve.catalogue import bundled_models, cost_table
@@ -29,10 +28,11 @@ from elit_serve.engine.executor.graphs import open_executor
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.profile.answers import answer_times
 from elit_serve.engine.profile.quick import anchors, interpolated
 from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.errors import ElitError, InvalidInput
-from elit_serve.files.latency import Latency, StepCost, read_latency
+from elit_serve.files.latency import AnswerTime, Latency, StepCost, read_latency
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
@@ -90,7 +90,8 @@ def latency_of(
     """
     shipped = known_latency(pipeline, served)
     if shipped is not None:
-        return shipped
+        is_told = bool(shipped.answers) and shipped.autoencoder_hash == pipeline.autoencoder_hash
+        return shipped if is_told else _with_answers(shipped, pipeline, executor, served, clock)
     folder = user_cache_path("elit-serve") / "latency" if cache_folder is None else cache_folder
     cached = folder / f"{_cache_key(pipeline, served)}.json"
     known = _read_cached(cached)
@@ -139,6 +140,7 @@ def profile_to_file(
             return lambda done, total: bar.update(task, completed=done, total=total)
 
         executor.capture(served.captures, show("capturing"))
+        executor.capture_decoding(served.batches)
         latency = measure(
             pipeline,
             executor,
@@ -154,6 +156,7 @@ def profile_to_file(
     except OSError as error:
         raise InvalidInput("out", str(file), f"it cannot be written: {error.strerror or error}") from None
     console.print(_as_table(latency))
+    console.print(_answers_as_table(latency))
     return file
 
 
@@ -169,6 +172,16 @@ def _as_table(latency: Latency) -> Table:
         row = [f"{costs.steps_ms[kind, batch]:.2f}" for batch in costs.batches]
         weak_level = "-" if kind.weak_level is None else str(kind.weak_level)
         table.add_row(*[kind.shape for _ in shape_column], str(kind.level), weak_level, *row)
+    return table
+
+
+def _answers_as_table(latency: Latency) -> Table:
+    table = Table(title="milliseconds from the last step of so many pictures to their files")
+    for column in ("shape", "pictures", "decoded in", "encoded in"):
+        table.add_column(column, justify="right")
+    for answer in latency.answers:
+        figures = f"{answer.decode_ms:.2f}", f"{answer.encode_ms:.2f}"
+        table.add_row(answer.shape or "-", str(answer.batch), *figures)
     return table
 
 
@@ -196,6 +209,7 @@ def measure(
             on_progress(count + 1, len(points))
     for batch in served.batches:
         steps += _interpolated(pipeline, steps, served, batch)
+    answers = answer_times(pipeline, executor, served, clock=clock, repeats=repeats, is_quick=is_quick)
     return Latency(
         model=pipeline.config.name,
         backbone_hash=pipeline.config.backbone_hash,
@@ -208,8 +222,10 @@ def measure(
         date=datetime.now(UTC).replace(microsecond=0),
         command=command,
         repeats=repeats,
-        overhead_ms=_overhead_ms(pipeline, executor, clock, repeats),
+        overhead_ms=_alone_ms(answers),
         steps=tuple(steps),
+        answers=answers,
+        autoencoder_hash=pipeline.autoencoder_hash,
     )
 
 
@@ -302,22 +318,15 @@ def _spread_ms(took_ms: list[float]) -> float:
     return (deciles[-1] - deciles[0]) / 2
 
 
-def _overhead_ms(pipeline: Pipeline, executor: Executor, clock: Clock, repeats: int) -> float:
-    """Median milliseconds from a finished image to its encoded file."""
-    took_ms, kind = [], StepKind(pipeline.shapes[0].name, max(pipeline.config.levels))
-    for _ in range(repeats + 1):
-        (picture,) = _pictures(pipeline, kind, 1, num_steps=1)
-        executor.add(picture)
-        started_s = clock.now()
-        (sample,) = executor.collect([picture]).result()
-        if isinstance(sample, ElitError):
-            raise sample
-        if pipeline.is_latent:
-            save({"latent": sample.contiguous()})
-        else:
-            pipeline.finished(sample, picture.condition, 0, Plan(levels=(1,))).encode("png")
-        took_ms.append(1000 * (clock.now() - started_s))
-    return median(took_ms[1:])
+def _with_answers(latency: Latency, pipeline: Pipeline, executor: Executor, served: StepSet, clock: Clock) -> Latency:
+    """A measurement that is older than this, or was made with another autoencoder, with what is measured of it now."""
+    answers = answer_times(pipeline, executor, served, clock=clock, repeats=1, is_quick=not executor.is_asynchronous)
+    told = {"answers": answers, "overhead_ms": _alone_ms(answers), "autoencoder_hash": pipeline.autoencoder_hash}
+    return latency.model_copy(update=told)
+
+
+def _alone_ms(answers: Sequence[AnswerTime]) -> float:
+    return answers[0].decode_ms + answers[0].encode_ms
 
 
 def _of_served(latency: Latency, pipeline: Pipeline) -> Latency | None:
@@ -387,6 +396,7 @@ def _cache_key(pipeline: Pipeline, served: StepSet) -> str:
         repr(served),
         device_name(pipeline.device),
         pipeline.precision,
+        pipeline.autoencoder_hash,
         _threads(pipeline),
         torch.__version__,
         elit_serve.__version__,

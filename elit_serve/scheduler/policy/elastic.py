@@ -275,7 +275,7 @@ class ElasticPolicy:
         """
         stretch, work_s, now_s, correction = inf, 0.0, view.start_s, view.costs.correction
         for work in order:
-            work_s += work.solo_s
+            work_s += work.solo_s + work.decode_s
             left_s = work.due_s - now_s
             if left_s < stretch * work_s:
                 least_s = correction * work.solo_s
@@ -306,19 +306,30 @@ class ElasticPolicy:
     def _safe_level(self, members: Sequence[Work], levels: Sequence[int], rates: Rates, view: View) -> int | None:
         """The highest of `levels` at which these, who count as run, leave every promise a way to be kept."""
         correction, batch = view.costs.correction, len(members)
-        due_s = min([work.due_s for work in members if not work.left and work.is_promised], default=inf)
+        ending = [work for work in members if not work.left]
+        decode_s, late_s = self._decoding(ending, correction)
+        due_s = min([work.due_s - late_s for work in ending if work.is_promised], default=inf)
         may_wait_until_s = self._promises.certificate.latest_start_s(correction)
         has_tried = False
         for candidate in reversed(levels):
             end_s = view.start_s + correction * rates.row_s(candidate)[batch]
             if end_s > due_s:
                 continue
-            if end_s <= may_wait_until_s + ROUNDING_S or (
-                not has_tried and self._promises.replan_with_slack(end_s, view)
+            free_s = end_s + decode_s
+            if free_s <= may_wait_until_s + ROUNDING_S or (
+                not has_tried and self._promises.replan_with_slack(free_s, view)
             ):
                 return candidate
             has_tried = True
         return None
+
+    @staticmethod
+    def _decoding(ending: Sequence[Work], correction: float) -> tuple[float, float]:
+        """How long these, who end in one launch, are decoded, and how much later than alone they are then answered."""
+        answering = ending[0].answering if ending else None
+        if answering is None:
+            return 0.0, 0.0
+        return correction * answering.decode_s[len(ending)], correction * answering.late_s[len(ending)]
 
     def _certified(self, view: View) -> tuple[list[Work], StepKind] | None:
         """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises. None
@@ -339,11 +350,11 @@ class ElasticPolicy:
         return Work(demand, costs, due_s=due_s, order=due_s + (self._settings.ageing_s if ages else 0.0))
 
     def _usable_s(self, demand: Demand, target_s: float, costs: CorrectedCosts) -> float:
-        """What a target leaves for steps: overhead and cushion come off."""
+        """What a target leaves for steps: the cushion comes off, and what follows the last step of one alone."""
         target_s -= demand.extra_s
         kinds = [StepKind.capped(demand.shape, costs.levels[-1], cap) for cap in set(demand.weak_caps)]
         step_s = max(costs.row_s(kind)[1] for kind in kinds)
-        return target_s - costs.overhead_s - self._settings.cushion_steps * costs.correction * step_s
+        return target_s - costs.after_s(demand.shape) - self._settings.cushion_steps * costs.correction * step_s
 
     def _take(self, works: Iterable[Work]) -> None:
         for work in works:

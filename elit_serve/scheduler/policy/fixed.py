@@ -96,7 +96,9 @@ class FixedPolicy:
 
 def solo_s(demand: Demand, costs: CorrectedCosts) -> float:
     """Seconds from the first step to the answer, alone on the device and at the highest allowed levels."""
-    return costs.overhead_s + costs.correction * sum(costs.row_s(kind)[1] for kind in highest_kinds(demand, costs))
+    return costs.after_s(demand.shape) + costs.correction * sum(
+        costs.row_s(kind)[1] for kind in highest_kinds(demand, costs)
+    )
 
 
 def highest_kinds(demand: Demand, costs: CorrectedCosts) -> tuple[StepKind, ...]:

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.costs import Answering, CorrectedCosts
 from elit_serve.scheduler.policy.view import View
 from elit_serve.scheduler.requests import Demand
 
@@ -50,14 +50,19 @@ class Run(NamedTuple):
 class Work:
     """A request with the steps it still needs, at the lowest levels that it allows.
 
-    due_s: when its last step must have run, overhead and cushion taken off; `is_promised` says whether it must.
+    due_s: when its last step must have run, cushion and what follows it alone taken off; `is_promised` says whether it
+        must.
     order: its place among all others, in seconds like `due_s`.
     runs: all its steps; `run` is the index of the present one, `run_left` what is left of that, `left` of all.
     ladder, kind, lowest, highest, row: of the next step, see `Run`.
     solo_s: what all that is left costs alone on the device.
+    answering: what decoding costs with others that end in the same launch; None where nothing is known of it. decode_s:
+        its share of that where a whole batch ends together.
     """
 
     __slots__ = (
+        "answering",
+        "decode_s",
         "demand",
         "due_s",
         "highest",
@@ -89,6 +94,8 @@ class Work:
         self.order = order
         self.is_promised = demand.is_hard
         self.runs = _runs(demand, costs)
+        self.answering: Answering | None = costs.answering(demand.shape)
+        self.decode_s = 0.0 if self.answering is None else self.answering.decode_s[-1] / costs.table.max_batch
         self.left = demand.num_steps
         self.solo_s: float = sum(run.steps * run.row[1] for run in self.runs)
         self._enter(0)

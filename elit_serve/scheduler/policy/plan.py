@@ -4,7 +4,8 @@
 
 The plan runs in rounds. A round is one step of every request in the batch: a launch for each kind of step in it.
 Requests join in order of their deadlines, as soon as there is room and nobody in the batch would fall behind the pace
-that it needs; they stay until they are done. Whoever ends later than its due time makes the plan void.
+that it needs; they stay until they are done. Those who end in a round are decoded behind it, a launch's together,
+before the next begins. Whoever ends later than its due time makes the plan void.
 
 Anything may run before the rest of the plan does, as long as that can then still start in time; a request that ran
 meanwhile sits out its next round. So most decisions need no new plan. Neither does a correction: a plan is made in
@@ -30,8 +31,10 @@ class Certificate:
     """A feasible plan. How far it has been followed shows in what its requests have left.
 
     works: everybody in it, in the order in which they join. joins, ends, ends_s: the first round in which each runs,
-        the first without it, and when that begins; here and elsewhere in seconds of the table since the plan began.
-    times_s: (round, when it begins) wherever the length of a round changes, and where all ends.
+        the first without it, and when it has ended, see `decoded`; here and elsewhere in seconds of the table since the
+        plan began.
+    times_s: (round, when it begins) wherever the length of a round changes, and where all ends; twice where those who
+        end before it are decoded, before and after that.
     """
 
     def __init__(
@@ -127,8 +130,11 @@ class Certificate:
         if not pending:
             return self._times_s[-1][1]
         segment = bisect_right(self._times_s, (at, inf))
-        (first, begin_s), (after, end_s) = self._times_s[segment - 1 : segment + 1]
-        return begin_s + (at + 1 - first) * (end_s - begin_s) / (after - first) - launches_s(pending)
+        (first, begin_s), (after, end_s), *later = self._times_s[segment - 1 : segment + 2]
+        done_s = begin_s + (at + 1 - first) * (end_s - begin_s) / (after - first) - launches_s(pending)
+        if at + 1 == after and later and later[0][0] == after:
+            done_s += later[0][1] - end_s - decoded([work for work in pending if work.left == 1])[0]
+        return done_s
 
 
 def launches_s(works: Sequence[Work]) -> float:
@@ -138,6 +144,23 @@ def launches_s(works: Sequence[Work]) -> float:
         return works[0].row[len(kinds)]
     rows = {work.kind: work.row for work in works}
     return sum([row[kinds.count(kind)] for kind, row in rows.items()])
+
+
+def decoded(ended: Sequence[Work]) -> tuple[float, list[float]]:
+    """How long those who end in one round are decoded, and how much later than alone each is then answered.
+
+    Those whose last steps are of one kind end in one launch. In which order the launches of a round run is open.
+    """
+    kinds = [work.runs[-1].kind for work in ended]
+    own = [(0.0, 0.0)] * len(ended)
+    total_s = 0.0
+    for kind in set(kinds):
+        answering, count = ended[kinds.index(kind)].answering, kinds.count(kind)
+        if answering is not None:
+            decode_s, late_s = answering.decode_s[count], answering.late_s[count]
+            total_s += decode_s
+            own = [(decode_s, late_s) if of == kind else told for of, told in zip(kinds, own, strict=True)]
+    return total_s, [total_s - decode_s + late_s for decode_s, late_s in own]
 
 
 def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: float = 1.0) -> Certificate | None:
@@ -179,6 +202,7 @@ class _Rounds:
         self._ends: list[int] = []
         self._ends_s = [0.0] * len(works)
         self._times_s = [(0, 0.0)]
+        self._decodes = bool(works) and works[0].answering is not None
 
     def run(self) -> bool:
         """Whether everybody ends in time."""
@@ -250,6 +274,7 @@ class _Rounds:
         time_s = self._time_s = self._time_s + (until - self._round) * round_s
         self._round = until
         self._times_s.append((until, time_s))
+        ended: list[int] = []
         while changes and changes[0][0] == until:
             _, index, run, alike = heappop(changes)
             row, count = alike.row, alike.count - 1
@@ -257,11 +282,24 @@ class _Rounds:
             round_s -= row[count + 1] - row[count]
             if until < ends[index]:
                 round_s += self._enter_next_run(index, run + 1)
+            elif self._decodes:
+                ended.append(index)
             elif time_s > self._dues_s[index] + ROUNDING_S:
                 return False
             else:
                 self._ends_s[index] = time_s
         self._round_s = round_s
+        return not ended or self._decode(ended)
+
+    def _decode(self, ended: Sequence[int]) -> bool:
+        """Lets those who have ended be decoded before the next round; False if somebody is too late then."""
+        decode_s, late_s = decoded([self._works[index] for index in ended])
+        for index, more_s in zip(ended, late_s, strict=True):
+            end_s = self._ends_s[index] = self._time_s + more_s
+            if end_s > self._dues_s[index] + ROUNDING_S:
+                return False
+        self._time_s += decode_s
+        self._times_s.append((self._round, self._time_s))
         return True
 
     def _enter_next_run(self, index: int, run: int) -> float:

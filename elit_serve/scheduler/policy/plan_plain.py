@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import copy
 
 from elit_serve.scheduler.policy.pace import Work
-from elit_serve.scheduler.policy.plan import ROUNDING_S, launches_s
+from elit_serve.scheduler.policy.plan import ROUNDING_S, decoded, launches_s
 
 Round = list[int]  # the ids of who takes a step in it
 
@@ -26,8 +26,13 @@ def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: f
         now_s += correction * launches_s(batch)
         for work in batch:
             work.advance()
-        if any(now_s > work.due_s + ROUNDING_S for work in batch if not work.left):
+        ended = [work for work in batch if not work.left]
+        decode_s, late_s = decoded(ended)
+        if any(
+            now_s + correction * more_s > work.due_s + ROUNDING_S for work, more_s in zip(ended, late_s, strict=True)
+        ):
             return None
+        now_s += correction * decode_s
         batch = [work for work in batch if work.left]
     return rounds
 

@@ -54,7 +54,7 @@ class Totals(BaseModel):
     promises_missed: int
     granted_steps: int = Field(description="Steps whose level was the server's to choose.")
     granted_budget: float = Field(description="Sum of the budgets of these steps.")
-    device_s: float = Field(description="Seconds that the device ran steps.")
+    device_s: float = Field(description="Seconds that the device ran steps, or decoded what they ended.")
     refusals: dict[str, int] = Field(description="Requests that were not taken, by reason.")
 
 

@@ -149,6 +149,12 @@ class Metrics:
         self.step_seconds = self._histogram(
             "elit_step_seconds", "Seconds that each step took on the device.", STEP_SECONDS_BUCKETS, model=names
         )
+        self.decode_seconds = self._histogram(
+            "elit_decode_seconds",
+            "Seconds that the device took to decode the pictures that ended with each step.",
+            STEP_SECONDS_BUCKETS,
+            model=names,
+        )
         self.cost_ratio = self._histogram(
             "elit_cost_ratio",
             "Observed time of each step over what was predicted for it.",
@@ -198,6 +204,7 @@ class EngineMetrics(Observer):
         self._step_level = metrics.step_level.labels(model)  # those of steps found once, for the engine's thread
         self._cohort = metrics.cohort.labels(model)
         self._step_seconds = metrics.step_seconds.labels(model)
+        self._decode_seconds = metrics.decode_seconds.labels(model)
         self._cost_ratio = metrics.cost_ratio.labels(model)
 
     def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
@@ -206,6 +213,9 @@ class EngineMetrics(Observer):
         if observed_ms is not None:
             self._step_seconds.observe(observed_ms / 1000)
             self._cost_ratio.observe(observed_ms / launch.predicted_ms)
+
+    def images_decoded(self, took_ms: float) -> None:
+        self._decode_seconds.observe(took_ms / 1000)
 
     def images_failed(self, cause: str, num_images: int) -> None:
         self._all.failures.labels(self._model, cause).inc(num_images)
@@ -241,14 +251,18 @@ class EngineMetrics(Observer):
 
     @property
     def device_s(self) -> float:
-        """Seconds that the device ran steps."""
-        samples = [sample for family in self._step_seconds.collect() for sample in family.samples]
-        return next(sample.value for sample in samples if sample.name.endswith("_sum"))
+        """Seconds that the device ran steps, or decoded what they ended."""
+        return _sum_of(self._step_seconds) + _sum_of(self._decode_seconds)
 
     @property
     def refusals(self) -> dict[str, int]:
         """Requests that were not taken, by reason."""
         return {reason: _count_of(self._all.refusals.labels(self._model, reason)) for reason in REASONS}
+
+
+def _sum_of(histogram: Histogram) -> float:
+    samples = [sample for family in histogram.collect() for sample in family.samples]
+    return next(sample.value for sample in samples if sample.name.endswith("_sum"))
 
 
 def _count_of(counter: Counter) -> int:
