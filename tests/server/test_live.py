@@ -40,7 +40,8 @@ def test_totals_tell_what_was_done(start_server: Any) -> None:
     assert totals["pictures"] == 3
     assert (totals["promises_kept"], totals["promises_missed"]) == (1, 0)
     assert (totals["granted_steps"], totals["granted_budget"]) == (4, 4.0), "pinned steps are not the server's choice"
-    assert totals["device_s"] == pytest.approx(4 * 0.5 + 4 * 0.25 * 2), "two pictures in a step cost twice as much"
+    stepping_s = 4 * 0.5 + 4 * 0.25 * 2  # two pictures in a step cost twice as much
+    assert stepping_s < totals["device_s"] < stepping_s + 2, "and decoding is measured"
     assert {reason for reason, count in totals["refusals"].items() if count} == {"infeasible"}
 
 

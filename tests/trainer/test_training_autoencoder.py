@@ -14,7 +14,7 @@ from elit_serve.engine.autoencoders import open_autoencoder
 from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder
 from elit_serve.engine.autoencoders.pixels import Pixels
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.errors import InvalidInput
 from elit_serve.files.config import AutoencoderConfig
 from elit_serve.trainer.export import export
 from elit_serve.trainer.recipe import Recipe
@@ -102,7 +102,9 @@ def test_a_missing_or_broken_autoencoder_is_one_clear_error(
     broken = Path(shutil.copytree(autoencoder, tmp_path / "broken"))
     weights = broken / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="broken is not a usable model: no autoencoder in diffusers' format"):
+    with pytest.raises(
+        InvalidInput, match=r"--autoencoder: .*broken.*; diffusion_pytorch_model.safetensors is no whole"
+    ):
         train_here(latent_recipe, autoencoder=broken)
     assert not (tmp_path / "run").exists()
 
