@@ -77,6 +77,7 @@ SHORTER = {
     "training.steps=30000": "training.steps=6",
     "--callers 200 --seconds 60": "--callers 4 --seconds 1",
     "elit-serve evaluate models": "elit-serve evaluate --seeds 2 models",
+    "--size 256x256": "--size 16x16",
     "_2000000.pt ": "_2000000.pt --heads 4 --classes classes.txt ",
     "curl -s": "curl --fail-with-body -sS",
 }
