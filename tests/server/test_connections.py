@@ -98,6 +98,9 @@ class _Late:
         assert self.executor.may_decode.wait(60)
         return self.transfer.result()
 
+    def took_ms(self) -> float:
+        return self.transfer.took_ms()
+
 
 @pytest.mark.parametrize("with_reset", [False, True], ids=["politely", "abruptly"])
 class TestWhoLeaves:
