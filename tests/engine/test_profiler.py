@@ -238,4 +238,4 @@ def test_steps_of_every_size_are_measured_and_a_server_of_some_takes_theirs(seve
     one = known_latency(Pipeline.load(several_sizes, device="cpu", sizes=["24x16"]))
     assert one is not None
     assert cost_table(one).shapes == ("16x24",)
-    assert {step.shape for step in one.steps} == {"16x24"}
+    assert {step.shape for step in one.steps} == {answer.shape for answer in one.answers} == {"16x24"}

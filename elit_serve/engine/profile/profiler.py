@@ -333,8 +333,10 @@ def _of_served(latency: Latency, pipeline: Pipeline) -> Latency | None:
     """What it says of the shapes that are served, if it knows them all."""
     served = pipeline.shape_names
     steps = tuple(step for step in latency.steps if _kind_of(step, pipeline).shape in served)
+    default = pipeline.config.default_shape.name
+    answers = tuple(answer for answer in latency.answers if (answer.shape or default) in served)
     has_all = {_kind_of(step, pipeline).shape for step in steps} == set(served)
-    return latency.model_copy(update={"steps": steps}) if has_all else None
+    return latency.model_copy(update={"steps": steps, "answers": answers}) if has_all else None
 
 
 def _threads(pipeline: Pipeline) -> int | None:
