@@ -33,7 +33,7 @@ def main() -> None:
         make_picture(page)
         save(page, "make")
         compare_budgets(page)
-        save(page, "compare", height=640)
+        save(page, "compare", height=790)
         page.close()
         with callers(url):
             page = opened(browser, f"{url}/#live", height=800, scheme="dark")
