@@ -103,18 +103,17 @@ def target_to_ask_for(min_latency_ms: float) -> int:
 def alternatives(
     foreseen: Forecast,
     open_plans: OpenPlans | None,
-    levels: Sequence[int],
+    plans: Sequence[Plan],
     cost: CostTable,
     quality: ModelQuality | None,
 ) -> list[Alternative]:
-    """Fastest first: the front of the open plans, or the order's own steps and guidance at each of `levels`."""
+    """Fastest first: the front of the open plans, or else `plans`."""
     order = foreseen.order
     found = []
     if open_plans is None:
-        for level in levels:
-            plan = order.plan((level,) * order.num_steps)
-            known = None if quality is None else quality.of(order.guidance, order.time_shift, plan.levels)
-            duration = Duration.of(order.shape, plan.levels, order.weak_caps, cost)
+        for plan in plans:
+            known = None if quality is None else quality.of(plan.guidance, plan.time_shift, plan.levels)
+            duration = Duration.of(order.shape, plan.levels, plan.weak_caps(cost.levels[-1]), cost)
             found.append(_alternative(plan, duration, known, foreseen, cost))
     else:
         for option in open_plans.menu.front:

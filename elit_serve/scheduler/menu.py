@@ -18,7 +18,7 @@ from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
 CUSHION_STEPS = 2.0  # of `ElasticSettings`: what fits only without them is refused
-HEADROOM = 2.0  # times as many as have lately arrived should be possible, for bursts; models/recipes/scheduling.md
+HEADROOM = 3.0  # times as many as have lately arrived should be possible, for bursts; models/recipes/scheduling.md
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import log
+from math import inf, log
 from statistics import fmean
 
 LOWEST_LEVEL_QUALITY = 0.75  # a guess, where nothing is measured: of a picture at the lowest level, 1 being the highest
@@ -43,8 +43,12 @@ class MeasuredPlan:
     @property
     def limits(self) -> tuple[int, ...] | None:
         """The ceilings that a request of this plan is held to: those of a schedule. A plan of one level may run at more
-        where there is time: it is worth no less then, and shares its launches with whoever runs there."""
-        return self.ceilings if len(set(self.ceilings)) > 1 else None
+        where there is time, as far as pictures become better: guidance that suits few latents spoils those of many."""
+        if len(set(self.ceilings)) > 1:
+            return self.ceilings
+        curve = {level: quality for level, quality in (self.levels or {}).items() if level >= self.ceilings[0]}
+        best = max(curve, key=lambda level: (curve[level], level), default=inf)
+        return None if best == max(curve, default=inf) else (int(best),) * self.num_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from elit_serve.engine.order import Order
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, Infeasible, Overloaded
 from elit_serve.http.faults import retry_after_ms
-from elit_serve.http.schemas import GenerateRequest
+from elit_serve.http.schemas import GenerateRequest, GuidanceRequest
+from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.forecast import Course
 from elit_serve.server.answers import guidance_used, mean_quality, rounded, whole
@@ -23,8 +24,7 @@ def plan_answer(
 ) -> PlanResponse:
     """The answer to a dry run."""
     order, course = foreseen.order, foreseen.course
-    levels = _levels(order, pipeline, cost)
-    others = alternatives(foreseen, open_plans, levels, cost, pipeline.quality)
+    others = alternatives(foreseen, open_plans, _plans(request, order, pipeline, cost), cost, pipeline.quality)
     return PlanResponse(
         model=pipeline.config.name,
         **order.condition.facts(),
@@ -38,6 +38,13 @@ def plan_answer(
         refusal=_refusal(course) if isinstance(course, ElitError) else None,
         alternatives=[_alternative(request, other, pipeline) for other in others],
     )
+
+
+def _plans(request: GenerateRequest, order: Order, pipeline: Pipeline, cost: CostTable) -> list[Plan]:
+    """What requests would get that were like this one and fixed a level, one for each."""
+    guidance = None if request.guidance == GuidanceRequest() else order.guidance
+    levels = _levels(order, pipeline, cost)
+    return [pipeline.plan(levels=[level] * order.num_steps, guidance=guidance) for level in levels]
 
 
 def _levels(order: Order, pipeline: Pipeline, cost: CostTable) -> list[int]:

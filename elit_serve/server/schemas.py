@@ -37,7 +37,7 @@ class PlanRefusal(BaseModel):
 
 
 class PlanAlternative(BaseModel):
-    """A level with the steps and guidance of the request, or a plan of the model's quality front.
+    """A level with the steps and guidance that a request like this one gets there, or a plan of the model's front.
 
     level and budget: means over the steps.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,6 +84,16 @@ def test_a_plan_of_one_level_is_not_held_to_it_and_a_schedule_is() -> None:
     assert plan("constant", 0.6).limits is None
     rising = MeasuredPlan(name="rising", weak_caps=(None,) * 2, ceilings=(4, 16), quality=0.6)
     assert rising.limits == (4, 16)
+
+
+def test_a_plan_of_one_level_rises_only_as_far_as_pictures_become_better() -> None:
+    """A guidance that suits few latents spoils pictures of many."""
+    low = MeasuredPlan(
+        name="low", weak_caps=(1,) * 3, ceilings=(4,) * 3, quality=0.5, levels={1: 0.3, 4: 0.5, 8: 0.7, 16: 0.6}
+    )
+    assert low.limits == (8, 8, 8)
+    assert replace(low, levels={1: 0.3, 4: 0.5, 8: 0.4, 16: 0.45}).limits == (4, 4, 4)
+    assert replace(low, levels={1: 0.6, 4: 0.5, 8: 0.55, 16: 0.58}).limits is None
 
 
 def test_long_plans_can_be_left_out(table: CostTable) -> None:

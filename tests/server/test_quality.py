@@ -198,6 +198,9 @@ def test_a_low_budget_is_guided_as_was_best_there(
     assert asked(server, budget=1)["guidance"]["scale"] == 2.5
     assert asked(server, levels=[1, 4])["guidance"]["scale"] == 2.5  # as its highest level
     assert asked(server, budget=0.25, guidance={"method": "ccfg"})["guidance"]["scale"] == usual.guidance.scale
+    foreseen = server.client.post("/v1/plan", json={"label": "rose", "steps": usual.steps}).json()["alternatives"]
+    scales = {each["level"]: each["guidance"]["scale"] for each in foreseen}
+    assert (scales[1], scales[4]) == (3.0, 2.5)
     low = asked(server, budget=0.25)
     again = asked(server, levels=low["images"][0]["levels"], guidance=low["guidance"])
     assert again["images"][0]["b64_json"] == low["images"][0]["b64_json"]
