@@ -150,19 +150,20 @@ def _measured_quality(pipeline: Pipeline) -> MeasuredQuality | None:
 
 
 def _levels(engine: Engine) -> list[LevelInfo]:
-    config = engine.pipeline.config
-    plan = engine.pipeline.plan()
-    caps, usable = plan.weak_caps(max(config.levels)), usable_levels(plan, config.levels)
-    shape = engine.pipeline.sizes.default.name
-    costs_ms = {level: engine.cost.alone_ms(shape, (level,) * plan.num_steps, caps) for level in usable}
+    pipeline, shape = engine.pipeline, engine.pipeline.sizes.default.name
+    levels, full = pipeline.config.levels, pipeline.plan()
+    plans = {level: pipeline.plan(levels=[level] * full.num_steps) for level in usable_levels(full, levels)}
+    costs_ms = {
+        level: engine.cost.alone_ms(shape, plan.levels, plan.weak_caps(max(levels))) for level, plan in plans.items()
+    }
     return [
         LevelInfo(
             level=level,
-            budget=engine.pipeline.budgets.of_level(level),
+            budget=pipeline.budgets.of_level(level),
             latency_ms=costs_ms.get(level),
-            quality=quality_of(engine.pipeline, plan.at_level(level)) if level in usable else None,
+            quality=quality_of(pipeline, plans[level]) if level in plans else None,
         )
-        for level in config.levels
+        for level in levels
     ]
 
 

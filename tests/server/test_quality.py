@@ -201,6 +201,9 @@ def test_a_low_budget_is_guided_as_was_best_there(
     foreseen = server.client.post("/v1/plan", json={"label": "rose", "steps": usual.steps}).json()["alternatives"]
     scales = {each["level"]: each["guidance"]["scale"] for each in foreseen}
     assert (scales[1], scales[4]) == (3.0, 2.5)
+    (model,) = server.client.get("/v1/models").json()["data"]
+    told = {each["level"]: each["quality"] for each in model["levels"]}
+    assert (told[1], told[4]) == (0.4, 0.85)
     low = asked(server, budget=0.25)
     again = asked(server, levels=low["images"][0]["levels"], guidance=low["guidance"])
     assert again["images"][0]["b64_json"] == low["images"][0]["b64_json"]

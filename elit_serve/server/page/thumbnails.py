@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from dataclasses import replace
 from typing import Any
 
 from anyio import to_thread
@@ -87,8 +86,7 @@ class Thumbnails:
 
     def _take(self, engine: Engine, class_id: int) -> Taken:
         body = request_of(engine, class_id)
-        order = order_for(engine, body, arrived_s=self._service.clock.now())
-        return hand_over(engine, body, replace(order, file_quality=FILE_QUALITY))
+        return hand_over(engine, body, order_for(engine, body, arrived_s=self._service.clock.now()))
 
 
 def request_of(engine: Engine, class_id: int) -> GenerateRequest:
@@ -99,7 +97,13 @@ def request_of(engine: Engine, class_id: int) -> GenerateRequest:
     budgets = [engine.pipeline.budgets.of_level(level) for level in levels]
     budget = min(budgets, key=lambda share: abs(share - BUDGET))
     return GenerateRequest(
-        label=class_id, seed=SEED, steps=steps, budget=budget, priority="batch", output_format="webp"
+        label=class_id,
+        seed=SEED,
+        steps=steps,
+        budget=budget,
+        priority="batch",
+        output_format="webp",
+        output_compression=FILE_QUALITY,
     )
 
 
