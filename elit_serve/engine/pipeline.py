@@ -13,8 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from elit_serve.catalogue import read_config, resolve_model
-from elit_serve.engine.autoencoders import Autoencoder, AutoencoderChoice, choose_autoencoders, open_autoencoder
-from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder, read_facts
+from elit_serve.engine.autoencoders import (
+    GIVEN,
+    Autoencoder,
+    AutoencoderChoice,
+    choose_autoencoders,
+    open_autoencoder,
+)
+from elit_serve.engine.autoencoders.folder import read_folder
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint
 from elit_serve.engine.conditions import ClassConditions, Condition
 from elit_serve.engine.cpu import keep_freed_memory
@@ -89,7 +95,8 @@ class Pipeline:
             quantize_(self.model)
         self.autoencoder_hash = chosen.cost_hash
         self._autoencoder = open_autoencoder(chosen.config, chosen.folder, device)
-        self._previewer = self._autoencoder if chosen.preview is None else DiffusersAutoencoder(chosen.preview, device)
+        preview = chosen.preview
+        self._previewer = self._autoencoder if preview is None else open_autoencoder(GIVEN, preview, device)
         self.conditions = ClassConditions(self.config.classes, model=self.config.name)
         self.sizes = Sizes.of(self.config.shapes, self._autoencoder).only(sizes)
         self.shapes = tuple(self.sizes.shapes.values())
@@ -154,7 +161,7 @@ class Pipeline:
         """
         target = choose_device(device)
         chosen = choose_dtype(target, dtype, quantize)
-        factor = 1 if autoencoder is None else read_facts(autoencoder).factor
+        factor = 1 if autoencoder is None else read_folder(autoencoder, "autoencoder").factor
         checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed, sizes=sizes, factor=factor)
         autoencoders = choose_autoencoders(checkpoint.config, checkpoint.path, autoencoder, preview_autoencoder)
         return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders, sizes=sizes)

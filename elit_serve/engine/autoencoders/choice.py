@@ -12,10 +12,13 @@ from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import AutoencoderConfig, ModelConfig
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file
 
+GIVEN = AutoencoderConfig(kind="diffusers")  # what a folder that a user names is
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderChoice:
-    """config: of the one for pictures, and folder: where its files lie. preview: the folder of one for previews."""
+    """config: of the one for pictures, and folder: where its files lie. preview: the folder of one for previews, of the
+    kind `GIVEN`."""
 
     config: AutoencoderConfig
     folder: Path
@@ -62,7 +65,7 @@ def _for_pictures(config: ModelConfig, model: Path, given: Path | None) -> Autoe
     if kind_of(own).channels is not None:
         raise InvalidInput("autoencoder", str(given), f"this model needs none: its samples are {own.kind}")
     check_autoencoder(given, shape, own.factor, field="autoencoder")
-    return AutoencoderChoice(config=AutoencoderConfig(kind="diffusers"), folder=given, preview=None)
+    return AutoencoderChoice(config=GIVEN, folder=given, preview=None)
 
 
 def _check_own(model: Path, name: str, problems: list[str]) -> None:

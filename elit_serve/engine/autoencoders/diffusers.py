@@ -93,7 +93,7 @@ CLASSES: dict[str, DiffusersClass] = {
 }
 
 
-def read_facts(folder: Path) -> FolderFacts:
+def folder_facts(folder: Path) -> FolderFacts:
     """What a folder's `config.json` says. Raises one `CheckpointError`."""
     return _read_numbers(folder)[1]
 
@@ -194,4 +194,4 @@ def _no_folder(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(folder, [f"no autoencoder in diffusers' format: {reason}"])
 
 
-KIND = AutoencoderKind(make=DiffusersAutoencoder, facts=read_facts)
+KIND = AutoencoderKind(make=DiffusersAutoencoder, facts=folder_facts)

@@ -38,7 +38,7 @@ def check_autoencoder(
 def read_folder(folder: Path, field: str = FIELD) -> FolderFacts:
     """What a folder in diffusers' format says of itself. Raises `InvalidInput` for `field` if it is none."""
     try:
-        return diffusers.read_facts(folder)
+        return diffusers.folder_facts(folder)
     except CheckpointError as error:
         raise InvalidInput(field, str(folder), "; ".join(error.problems)) from None
 
