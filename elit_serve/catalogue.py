@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import log
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -115,22 +114,22 @@ class ModelQuality:
     def guidance_at(self, level: int, usual: SamplingConfig) -> Guidance:
         """How pictures that stay at this level are best guided: low levels often bear a larger scale than the full one.
 
-        The guidance of the best measured plan that stays at this level, or at the measured one nearest to it, and costs
-        what the usual sampling does there: its steps, method and weak level. The usual guidance where nothing is
-        measured.
+        Of the guidances that were measured at one level throughout and cost what the usual one does there, with its
+        steps, method and weak level, the one that is worth most at this level, as measured or between measured levels.
+        The usual guidance where nothing is measured.
         """
-        alike = [
-            plan
-            for plan in self.file.plans
-            if len(set(plan.step_levels)) == 1
-            and (plan.steps, plan.time_shift) == (usual.steps, usual.time_shift)
-            and (plan.guidance.method, plan.guidance.weak_level) == (usual.guidance.method, usual.guidance.weak_level)
-        ]
-        if not alike:
-            return usual.guidance
-        nearest = min((plan.step_levels[0] for plan in alike), key=lambda measured: abs(log(measured / level)))
-        there = [plan for plan in alike if plan.step_levels[0] == nearest]
-        return max(there, key=lambda plan: plan.quality.value).guidance
+        measured: dict[Guidance, list[int]] = {}
+        for plan in self.file.plans:
+            guidance, has_usual_steps = plan.guidance, (plan.steps, plan.time_shift) == (usual.steps, usual.time_shift)
+            is_alike = (guidance.method, guidance.weak_level) == (usual.guidance.method, usual.guidance.weak_level)
+            if has_usual_steps and is_alike and len(plan.levels) == 1:
+                measured.setdefault(guidance, []).append(plan.step_levels[0])
+        levels = (level,) * usual.steps
+        return max(
+            (guidance for guidance, known in measured.items() if min(known) <= level <= max(known)),
+            key=lambda guidance: self.of(guidance, usual.time_shift, levels) or 0.0,
+            default=usual.guidance,
+        )
 
     def _measured(self, plan: PlanQuality) -> MeasuredPlan:
         """As the scheduler has it."""

@@ -90,6 +90,7 @@ class Pipeline:
         self.precision = precision_name(dtype, quantize)
         measured = checkpoint.quality
         self.quality = None if measured is None else replace(measured, precision=self.precision)
+        self._guidances: dict[int, Guidance] = {}  # by level, as recommended
         self.model = checkpoint.model.to(device, dtype)
         if quantize is not None:
             quantize_(self.model)
@@ -208,7 +209,11 @@ class Pipeline:
     def recommended_guidance(self, level: int) -> Guidance:
         """Of pictures whose highest level this is: as measured there, or else the model's recommended sampling."""
         usual = self.config.sampling
-        return usual.guidance if self.quality is None else self.quality.guidance_at(level, usual)
+        if self.quality is None:
+            return usual.guidance
+        if level not in self._guidances:  # looking it up takes milliseconds
+            self._guidances[level] = self.quality.guidance_at(level, usual)
+        return self._guidances[level]
 
     def guidance(
         self,
