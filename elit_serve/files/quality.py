@@ -18,7 +18,7 @@ from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 
 QUALITY_SCALE = "floor / distance, at most 1: 1 is as close to the reference as unseen photographs are"
-MAX_SERVED_PLANS = 12  # each kind of weak pass among them is captured and measured at start-up
+MAX_SERVED_PLANS = 12  # each kind of step among them is measured at start-up
 ROUNDING = 1e-6
 MAX_FACTOR = 2.0  # no precision makes pictures twice as good
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -11,18 +12,21 @@ import torch
 
 from elit_serve.catalogue import ModelQuality
 from elit_serve.files.config import ModelConfig
+from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.step_kind import StepKind
 
 GPU_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # in simulation powers of two alone cost 4 points of quality, these 1
 CPU_BATCHES = (1, 4)  # images gain little from sharing a step there, and wait for each other
 HALVINGS = 5  # levels J, J/2, ... J/16
+MAX_CAPTURED = 4  # weak passes at most, none being one: a graph for each at every level, shape and batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSet:
     """kinds: all that are prepared, the cheapest of each shape first, and the first shape's before others.
 
-    captured: those of them that the model's recommended sampling and its served plans use; the others run, but slower.
+    captured: those of them that are unguided, or that the model's recommended sampling and its served plans use; the
+        others run, but slower.
     """
 
     kinds: tuple[StepKind, ...]
@@ -55,17 +59,20 @@ def served_steps(
     largest = max(config.levels)
     halvings = {max(1, largest >> power) for power in range(HALVINGS)}
     levels = [level for level in config.levels if level in halvings]
-    guidance = config.sampling.guidance
-    default = guidance.weak_level_at(largest)
-    captured: list[int | None] = [] if guidance.method == "none" else [default]
-    if guidance.method == "none" or guidance.interval != (0.0, 1.0):
-        captured.append(None)
-    for plan in quality.table.plans if quality else ():
-        captured += sorted({cap for cap in plan.weak_caps if cap is not None})
-        captured += [None] if None in plan.weak_caps else []
+    default = config.sampling.guidance.weak_level_at(largest)
+    captured = _captured_caps(config.sampling.guidance, default, quality)
     small_first = sorted(shapes, key=lambda name: prod(config.shapes[name]))
     return StepSet(
         kinds=step_kinds(shapes, levels, [None, default, largest, *captured]),
         captured=step_kinds(small_first, levels, captured),
         batches=GPU_BATCHES if device.type == "cuda" else CPU_BATCHES,
     )
+
+
+def _captured_caps(recommended: Guidance, default: int, quality: ModelQuality | None) -> list[int | None]:
+    """The weak passes to capture: none, because any request may ask for an interval of guidance; the recommended one;
+    and those in most plans of the menu, as long as these are `MAX_CAPTURED` in all."""
+    always = [None] if recommended.method == "none" else [None, default]
+    plans = quality.table.plans if quality else ()
+    used = Counter(cap for plan in plans for cap in set(plan.weak_caps))
+    return list(dict.fromkeys([*always, *(cap for cap, _ in used.most_common())]))[:MAX_CAPTURED]
