@@ -8,6 +8,7 @@ What a product in float8 reads (`quantized`) is written as float8 by the pass th
 would be a pass over memory that costs half of what the product gains.
 
 Letters: B batch, N tokens, D width, H heads, E head size, M the number of head groups to normalise (q, or q and k).
+Of autoencoders' activations C channels, and P, their height and width.
 """
 
 from __future__ import annotations
@@ -105,6 +106,22 @@ def gelu_fp8(x: Tensor) -> Tensor:
     if kernels := _kernels(x):
         return kernels.gelu(x, FP8)
     return to_fp8(F.gelu(x, approximate="tanh"))
+
+
+def group_norm_silu(x: Tensor, norm: nn.GroupNorm, bias: Tensor | None = None) -> Tensor:
+    """SiLU of the group norm of x + bias: x [B, C, *P], bias [C] -> [B, C, *P]. The kernel takes and gives channels
+    last, as convolutions on a GPU want them; torch's own norm there takes and gives them first."""
+    groups, weight, shift, eps = norm.num_groups, norm.weight, norm.bias, norm.eps
+    if (kernels := _kernels(x)) and kernels.takes_groups(x.shape[1], groups):
+        return kernels.group_norm_silu(x, bias, groups, weight, shift, eps)
+    return F.silu(F.group_norm(x if bias is None else x + bias.view(-1, 1, 1), groups, weight, shift, eps))
+
+
+def add_biased(x: Tensor, update: Tensor, bias: Tensor) -> Tensor:
+    """x + update + bias: x and update [B, C, *P], bias [C] -> [B, C, *P]; the kernel's is channels last."""
+    if (kernels := _kernels(x)) and kernels.takes_groups(x.shape[1], 1):
+        return kernels.add_biased(x, update, bias)
+    return x + (update + bias.view(-1, 1, 1))
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:

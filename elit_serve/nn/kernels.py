@@ -16,6 +16,9 @@ WARPS = 2  # measured on an NVIDIA H200 at D = 1152: 7 % faster than 4
 HEAD_WARPS = 1
 ELEMENTS = 4096  # of a program that knows no rows; other sizes and warps are up to 15 % slower on an NVIDIA H200
 ELEMENTS_WARPS = 4
+TILE = 4096  # elements of channels-last activations that a program has at a time
+TILE_WARPS = 4
+SUMMING = 1024  # programs that sum up for a group norm, over all samples: some for each multiprocessor
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
@@ -77,6 +80,48 @@ def gelu(x: Tensor, out_dtype: torch.dtype) -> Tensor:
 def convert(x: Tensor, out_dtype: torch.dtype) -> Tensor:
     """See `fused.to_fp8`."""
     return _elementwise(x, out_dtype, gelu=False)
+
+
+def takes_groups(channels: int, groups: int) -> bool:
+    """Whether the kernels of activations know so many: powers of two, as tiles are."""
+    return channels & (channels - 1) == groups & (groups - 1) == 0 and groups <= channels <= TILE
+
+
+def group_norm_silu(x: Tensor, bias: Tensor | None, groups: int, weight: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """See `fused.group_norm_silu`. Three kernels: sums of parts of each sample, a scale and a shift for each of its
+    channels, and these applied."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, channels = x.shape[:2]
+    pixels = x[0, 0].numel()
+    rows = TILE // channels
+    parts = triton.next_power_of_2(max(1, min(SUMMING // batch, triton.cdiv(pixels, rows))))
+    sums = torch.empty(batch, parts, 2, groups, device=x.device, dtype=torch.float32)
+    affine = torch.empty(batch, 2, channels, device=x.device, dtype=torch.float32)
+    added = weight if bias is None else bias
+    sizes = {"CHANNELS": channels, "BIASED": bias is not None, "num_warps": TILE_WARPS}
+    _group_sums[(batch, parts)](
+        x, added, sums, pixels, triton.cdiv(triton.cdiv(pixels, rows), parts) * rows, GROUPS=groups, ROWS=rows, **sizes
+    )
+    _group_affine[(batch,)](
+        sums, weight, shift, added, affine, pixels * (channels // groups), eps, PARTS=parts, GROUPS=groups, **sizes
+    )
+    out = torch.empty_like(x)
+    _affine_silu[(triton.cdiv(pixels, rows), batch)](
+        x, affine, out, pixels, CHANNELS=channels, ROWS=rows, num_warps=TILE_WARPS
+    )
+    return out
+
+
+def add_biased(x: Tensor, update: Tensor, bias: Tensor) -> Tensor:
+    """See `fused.add_biased`."""
+    x, update = (part.contiguous(memory_format=torch.channels_last) for part in (x, update))
+    out = torch.empty_like(x)
+    rows = TILE // x.shape[1]
+    pixels = x.numel() // x.shape[1]
+    _add_biased[(triton.cdiv(pixels, rows),)](
+        x, update, bias, out, pixels, CHANNELS=x.shape[1], ROWS=rows, num_warps=TILE_WARPS
+    )
+    return out
 
 
 def _elementwise(x: Tensor, out_dtype: torch.dtype, *, gelu: bool) -> Tensor:
@@ -162,3 +207,81 @@ def _norm_rotate(
     sin = tl.load(rope_ptr + (tokens + token) * HALF + column, mask=in_half, other=0.0).to(tl.float32)
     tl.store(at, (a * cos - b * sin).to(x_ptr.dtype.element_ty), mask=inside)
     tl.store(at + HALF, (a * sin + b * cos).to(x_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _group_sums(
+    x_ptr, bias_ptr, sums_ptr, pixels, part_pixels,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, BIASED: tl.constexpr,
+):  # fmt: skip
+    """Of a part of one sample's pixels: the sum of each group, and that of squares."""
+    sample = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    channel = tl.arange(0, CHANNELS)
+    first = part * part_pixels
+    last = tl.minimum(first + part_pixels, pixels)
+    total = tl.zeros([ROWS, CHANNELS], tl.float32)
+    squares = tl.zeros([ROWS, CHANNELS], tl.float32)
+    for start in range(first, last, ROWS):
+        row = start + tl.arange(0, ROWS)
+        inside = (row < last)[:, None]
+        at = x_ptr + (sample * pixels + row)[:, None] * CHANNELS + channel[None, :]
+        x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        if BIASED:
+            x = tl.where(inside, x + tl.load(bias_ptr + channel).to(tl.float32)[None, :], 0.0)
+        total += x
+        squares += x * x
+    group = tl.arange(0, GROUPS)
+    sums_ptr += (sample * tl.num_programs(1) + part) * 2 * GROUPS
+    by_group = tl.reshape(tl.sum(total, axis=0), (GROUPS, CHANNELS // GROUPS))
+    tl.store(sums_ptr + group, tl.sum(by_group, axis=1))
+    by_group = tl.reshape(tl.sum(squares, axis=0), (GROUPS, CHANNELS // GROUPS))
+    tl.store(sums_ptr + GROUPS + group, tl.sum(by_group, axis=1))
+
+
+@triton.jit
+def _group_affine(
+    sums_ptr, weight_ptr, shift_ptr, bias_ptr, affine_ptr, count, eps,
+    PARTS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, BIASED: tl.constexpr,
+):  # fmt: skip
+    """Of one sample: what its channels are multiplied by, and what is added then."""
+    sample = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, GROUPS)
+    at = sums_ptr + (sample * PARTS + tl.arange(0, PARTS)[:, None]) * 2 * GROUPS + group[None, :]
+    mean = tl.sum(tl.load(at), axis=0) / count
+    variance = tl.maximum(tl.sum(tl.load(at + GROUPS), axis=0) / count - mean * mean, 0.0)
+    inverse = 1 / tl.sqrt(variance + eps)
+    channel = group[:, None] * (CHANNELS // GROUPS) + tl.arange(0, CHANNELS // GROUPS)[None, :]
+    scale = inverse[:, None] * tl.load(weight_ptr + channel).to(tl.float32)
+    if BIASED:
+        mean_of_x = mean[:, None] - tl.load(bias_ptr + channel).to(tl.float32)
+    else:
+        mean_of_x = mean[:, None] + tl.zeros([GROUPS, CHANNELS // GROUPS], tl.float32)
+    shift = tl.load(shift_ptr + channel).to(tl.float32) - mean_of_x * scale
+    tl.store(affine_ptr + sample * 2 * CHANNELS + channel, scale)
+    tl.store(affine_ptr + sample * 2 * CHANNELS + CHANNELS + channel, shift)
+
+
+@triton.jit
+def _affine_silu(x_ptr, affine_ptr, out_ptr, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    sample = tl.program_id(1).to(tl.int64)
+    channel = tl.arange(0, CHANNELS)
+    inside = (row < pixels)[:, None]
+    at = (sample * pixels + row)[:, None] * CHANNELS + channel[None, :]
+    scale = tl.load(affine_ptr + sample * 2 * CHANNELS + channel)[None, :]
+    shift = tl.load(affine_ptr + sample * 2 * CHANNELS + CHANNELS + channel)[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) * scale + shift
+    tl.store(out_ptr + at, (x * tl.sigmoid(x)).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _add_biased(x_ptr, update_ptr, bias_ptr, out_ptr, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, CHANNELS)
+    inside = (row < pixels)[:, None]
+    at = row[:, None] * CHANNELS + channel[None, :]
+    bias = tl.load(bias_ptr + channel).to(tl.float32)[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    update = tl.load(update_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, (x + update + bias).to(out_ptr.dtype.element_ty), mask=inside)

@@ -12,6 +12,7 @@ from autoencoders import save_kl, save_tiny
 from torch import Tensor
 
 from elit_serve.engine.autoencoders.diffusers import CLASSES, DiffusersAutoencoder
+from elit_serve.engine.autoencoders.quick_blocks import quicken
 from elit_serve.engine.checkpoint import spec_of, write_checkpoint
 from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.slots import Executor
@@ -49,6 +50,19 @@ def latent_model(tiny_config: ModelConfig, tmp_path: Path) -> Path:
 
 def images(count: int = 2) -> Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_quick_blocks_stand_for_those_of_diffusers(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    folder = save_kl(tmp_path / "vae", blocks=3)
+    theirs, ours = (AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).eval() for _ in range(2))
+    quicken(ours)
+    assert not any(type(module).__name__ == "ResnetBlock2D" for module in ours.modules())
+    with torch.inference_mode():
+        latents = theirs.encode(images()).latent_dist.mode()
+        torch.testing.assert_close(ours.encode(images()).latent_dist.mode(), latents)
+        torch.testing.assert_close(ours.decode(latents).sample, theirs.decode(latents).sample)
 
 
 def test_sd_has_a_scale_and_flux_a_shift_as_well(tmp_path: Path) -> None:

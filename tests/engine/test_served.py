@@ -79,7 +79,9 @@ class Capturing(Executor):
         self.eager: list[tuple[StepKind, int]] = []
 
     def capture(
-        self, wanted: Sequence[tuple[StepKind, int]], on_progress: Callable[[int, int], None] | None = None
+        self,
+        wanted: Sequence[tuple[StepKind, int]],
+        on_progress: Callable[[int, int], None] | None = None,  # noqa: ARG002
     ) -> None:
         self.captured |= set(wanted)
 

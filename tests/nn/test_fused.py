@@ -48,6 +48,32 @@ def test_an_update_that_is_added_at_last(kernels: ModuleType, draw: torch.Genera
     torch.testing.assert_close(kernels.gated_add(x, update, gate), fused.Residual(x, update, gate).settled())
 
 
+@pytest.mark.parametrize("is_biased", [False, True])
+@pytest.mark.parametrize(("channels", "groups"), [(8, 4), (64, 32), (256, 32)])
+def test_a_group_norm_and_what_is_around_it_channels_last(
+    kernels: ModuleType, draw: torch.Generator, channels: int, groups: int, is_biased: bool
+) -> None:
+    x = 2 * torch.randn(BATCH, channels, 9, 7, generator=draw) + 1
+    bias = torch.randn(channels, generator=draw) if is_biased else None
+    norm = torch.nn.GroupNorm(groups, channels).requires_grad_(False)
+    norm.weight.copy_(torch.randn(channels, generator=draw))
+    norm.bias.copy_(torch.randn(channels, generator=draw))
+    got = kernels.group_norm_silu(x, bias, groups, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(got, fused.group_norm_silu(x, norm, bias))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_sum_with_a_bias_channels_last(kernels: ModuleType, draw: torch.Generator) -> None:
+    x, update = torch.randn(2, BATCH, 32, 9, 7, generator=draw)
+    bias = torch.randn(32, generator=draw)
+    torch.testing.assert_close(kernels.add_biased(x, update, bias), fused.add_biased(x, update, bias))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(96, 32), (12, 4), (8192, 32)])
+def test_channels_that_no_tile_holds_are_left_to_torch(kernels: ModuleType, channels: int, groups: int) -> None:
+    assert not kernels.takes_groups(channels, groups)
+
+
 @pytest.mark.parametrize("gate_width", [1, 6])
 def test_an_update_and_the_norm_after_it_whatever_tensor_the_gate_is_a_part_of(
     kernels: ModuleType, draw: torch.Generator, gate_width: int

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from elit_serve.engine.autoencoders.autoencoder import AutoencoderKind, FolderFacts
+from elit_serve.engine.autoencoders.quick_blocks import quicken
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
 from elit_serve.files.validation import problems_in
@@ -131,6 +132,8 @@ class DiffusersAutoencoder:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self._vae = _load(folder, name, dtype).to(device, memory_format=layout).eval().requires_grad_(False)
+        if device.type == "cuda":
+            quicken(self._vae)
         self._has_tiles = CLASSES[name].has_tiles
         self._max_bytes = _memory_bytes(device) // DECODE_SHARE if max_bytes is None else max_bytes
         self._pixel_bytes = FULL_COPIES * numbers.widest * dtype.itemsize
