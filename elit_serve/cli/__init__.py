@@ -33,6 +33,7 @@ from elit_serve.cli.options import (
 )
 from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import precision, served, sweep
+from elit_serve.cli.tournament import tournament
 from elit_serve.cli.training_speed import profile_training
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
 from elit_serve.server.setting_sources import read_settings
@@ -230,7 +231,20 @@ def export(
     typer.echo(f"{destination}: {', '.join(config.weights.files)}")
 
 
-for command in (encode, profile_training, generate, evaluate, sweep, precision, served, bench, soak, simulate, key):
+for command in (
+    encode,
+    profile_training,
+    generate,
+    evaluate,
+    sweep,
+    precision,
+    served,
+    bench,
+    soak,
+    simulate,
+    tournament,
+    key,
+):
     app.command()(command)
 
 

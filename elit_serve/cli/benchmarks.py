@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from elit_serve.bench.load.run import LoadOptions
 
 TRACE = typer.Option(
-    help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B."
+    help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B, "
+    "step:to=F,share=S, on-off:burst=N,share=S."
 )
 SloScaleOption = Annotated[
-    str, typer.Option(help="Targets as multiples of the full-budget latency alone, drawn per request.")
+    str,
+    typer.Option(
+        help="Targets as multiples of the full-budget latency alone, drawn per request: numbers, or tight, short, "
+        "usual, loose or bimodal."
+    ),
 ]
 RecordedTargetsOption = Annotated[
     bool, typer.Option("--recorded-targets", help="The targets of an arrival log instead of --slo-scale.")
@@ -75,6 +80,7 @@ def bench(
     Open loop or closed; throughput, latency, and how many answers came in time.
     """
     from elit_serve.bench.load.run import LoadOptions
+    from elit_serve.bench.simulate.workload import scales_of
 
     if recorded_targets and (no_target or closed_loop):
         raise InvalidInput("recorded-targets", True, "neither --no-target nor --closed-loop, which have no targets")
@@ -83,7 +89,7 @@ def bench(
         trace=_arrivals(trace, burstiness),
         load=load,
         rate=rate,
-        slo_scales=() if no_target or closed_loop or recorded_targets else numbers("slo-scale", slo_scale),
+        slo_scales=() if no_target or closed_loop or recorded_targets else scales_of(slo_scale),
         recorded_targets=recorded_targets,
         requests=requests,
         cost=cost,
@@ -100,7 +106,7 @@ def bench(
         api_key=api_key,
     )
     report, tables = _load(options, records, policy if compare else None)
-    _show(report, tables, as_json=as_json, secret=api_key)
+    show(report, tables, as_json=as_json, secret=api_key)
 
 
 def _arrivals(trace: str | None, burstiness: float | None) -> str:
@@ -156,7 +162,7 @@ def soak(
 
     options = SoakOptions(url=url, callers=callers, seconds=seconds, seed=seed, api_key=api_key)
     report = run_soak(options, clock=MonotonicClock())
-    _show(report.as_dict(), soak_tables(report), as_json=as_json, secret=api_key)
+    show(report.as_dict(), soak_tables(report), as_json=as_json, secret=api_key)
     if not all(check.holds for check in report.checks):
         raise typer.Exit(1)
 
@@ -205,13 +211,14 @@ def simulate(
         plan_table,
         run_comparison,
     )
+    from elit_serve.bench.simulate.workload import scales_of
 
     options = SimulateOptions(
         trace=trace,
         cost=cost,
         loads=numbers("load", load),
         policies=tuple(policy.split(",")),
-        slo_scales=numbers("slo-scale", slo_scale),
+        slo_scales=scales_of(slo_scale),
         quality=quality,
         curves=tuple(curve.split(",")),
         seeds=seeds,
@@ -230,10 +237,10 @@ def simulate(
     if decisions is not None:
         run = decision_times
     report, table = run(options, Console(stderr=True))
-    _show(report, [table], as_json=as_json)
+    show(report, [table], as_json=as_json)
 
 
-def _show(report: Mapping[str, object], tables: Iterable[Table], *, as_json: bool, secret: str | None = None) -> None:
+def show(report: Mapping[str, object], tables: Iterable[Table], *, as_json: bool, secret: str | None = None) -> None:
     """A report as JSON, with where it comes from, or as tables."""
     if as_json:
         made_by = {"elit_serve_version": elit_serve.__version__, "command": command_line(secret)}

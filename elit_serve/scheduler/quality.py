@@ -76,6 +76,14 @@ class QualityTable:
             return self.levels[grid[min(index, len(grid) - 1)]]
         return self.levels[grid[index - 1]] + self._slopes[index - 1] * (mean_level - grid[index - 1])
 
+    def of_steps(self, levels: Sequence[int]) -> float:
+        """Of a picture of the default plan whose steps ran at these levels.
+
+        Each counts for what a picture with all steps at its level is worth. At the mean level it would be read off too
+        high, because quality is concave in the level.
+        """
+        return fmean([self.at(level) for level in levels])
+
     def moved(self, quality: float, measured_at: float, mean_level: float) -> float:
         """What a plan of this quality, measured at one mean level, is worth at another one: it gains or loses the same
         share as the default plan does between them. At most 1."""
@@ -84,9 +92,8 @@ class QualityTable:
     def of_plan(self, plan: MeasuredPlan, levels: Sequence[int]) -> float:
         """Of a picture that is made by this plan, its steps at these levels.
 
-        At its ceilings it is what was measured. Otherwise each step counts for what a picture with all steps at its
-        level is worth: at the mean level it would be read off too high, because quality is concave in the level. Where
-        a single level is measured, others gain or lose the default plan's share.
+        At its ceilings it is what was measured. Otherwise its steps count one by one, as in `of_steps`. Where a single
+        level is measured, others gain or lose the default plan's share.
         """
         if tuple(levels) == plan.ceilings:
             return plan.quality

@@ -11,8 +11,16 @@ from statistics import fmean, pstdev
 import pytest
 
 from elit_serve.bench.load.plan import open_calls
-from elit_serve.bench.simulate.arrivals import Gamma, Ramp, Recorded, arrival_times, open_arrivals, recorded_targets_ms
-from elit_serve.bench.simulate.workload import Setting, draw_workload
+from elit_serve.bench.simulate.arrivals import (
+    Gamma,
+    OnOff,
+    Ramp,
+    Recorded,
+    arrival_times,
+    open_arrivals,
+    recorded_targets_ms,
+)
+from elit_serve.bench.simulate.workload import Setting, draw_workload, scales_of
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
@@ -88,7 +96,11 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, content: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "spec", ["missing.csv", "gamma", "gamma:cv=0", "gamma:cv=x", "gamma:cv=1,cv=2", "poisson:cv=1", "ramp:from=1,to=-1"]
+    "spec",
+    [
+        *("missing.csv", "gamma", "gamma:cv=0", "gamma:cv=x", "gamma:cv=1,cv=2", "poisson:cv=1", "ramp:from=1,to=-1"),
+        *("step:to=0,share=0.5", "step:to=10,share=1", "step:to=10", "on-off:burst=0.5,share=0.5", "on-off:burst=9"),
+    ],
 )
 def test_a_bad_spec_is_refused(spec: str) -> None:
     with pytest.raises(InvalidInput, match=r"^trace: "):
@@ -121,6 +133,26 @@ def test_a_ramp_ends_faster_than_it_began() -> None:
     late = sum(time >= 0.75 * times[-1] for time in times) / len(times)
     assert early == pytest.approx(0.25 * (0.5 + 0.75) / 2, rel=0.05)
     assert late == pytest.approx(0.25 * (1.25 + 1.5) / 2, rel=0.05)
+
+
+def test_a_step_multiplies_the_rate_in_the_middle() -> None:
+    times = arrival_times(open_arrivals("step:to=10,share=0.1"), count=20_000, rate_per_s=20_000.0, seed=0)
+    shares = [sum(low <= time / times[-1] < low + 0.1 for time in times) / len(times) for low in (0.2, 0.45, 0.7)]
+    assert shares == pytest.approx([0.1 / 1.9, 1 / 1.9, 0.1 / 1.9], rel=0.05)
+
+
+def test_a_train_of_bursts_is_silent_in_between_and_its_bursts_have_the_wanted_size() -> None:
+    times = OnOff(burst=20, share=0.25).draw(40_000, Random(0))
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    pauses = sum(gap > 3 for gap in gaps)  # within bursts the mean gap is 0.25; pauses last 15 on average
+    assert times[-1] / len(times) == pytest.approx(1, rel=0.1)
+    assert len(times) / (pauses / 0.82) == pytest.approx(20, rel=0.15)  # exp(-3/15): a fifth of pauses are shorter
+
+
+def test_named_targets_and_numbers_are_read_alike() -> None:
+    assert scales_of("bimodal") == scales_of("1.5,20") == (1.5, 20.0)
+    with pytest.raises(InvalidInput, match="tight"):
+        scales_of("whenever")
 
 
 def test_more_arrivals_than_were_recorded_or_a_window_without_length_are_refused() -> None:

@@ -24,6 +24,8 @@ below each launch's cost and add up, the last two because a finished request has
 other is worth 0. Levels between those of the table cost no less than the planes say as long as the table interpolates
 linearly, so they are covered too.
 
+A picture counts here at the mean of its levels. What it is worth is less where they differ, because quality is concave.
+
 How tight. The programme may mix launches in fractions, levels within a launch, and finish half of a request for half of
 its worth; `looseness` says what that amounts to.
 """

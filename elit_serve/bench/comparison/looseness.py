@@ -95,14 +95,15 @@ def looseness_table(found: Sequence[Looseness]) -> Table:
 
 def _policy_quality(name: str, setting: Setting, quality: QualityTable, window: Sequence[Demand]) -> float:
     run = simulate(contender(name).make(setting, quality), window, SimulatedDevice(setting.table))
-    return sum(quality.at(fate.mean_level) for fate in run.fates if fate.is_on_time) / len(window)
+    return sum(fate.worth(quality) for fate in run.fates) / len(window)
 
 
 class _Search:
     """levels: index of the level of each slice; takes_part: for each request, 1 in its slices and 0 in the others."""
 
     def __init__(self, setting: Setting, quality: QualityTable, demands: Sequence[Demand], rng: Random) -> None:
-        self._setting, self._quality, self._demands, self._rng = setting, quality, demands, rng
+        self._setting, self._demands, self._rng = setting, demands, rng
+        self._worths = [quality.at(level) / setting.num_steps for level in setting.levels]
         self._rows_s = [[ms / 1000 for ms in setting.row_ms(level)] for level in setting.levels]
         self._slice_s = SLICE_SOLO_STEPS * self._rows_s[-1][1]
         self._due_s = [demand.deadline_s - setting.overhead_s for demand in demands]
@@ -145,7 +146,7 @@ class _Search:
     def _decoded(self) -> tuple[float, float]:
         """(what guides the search, mean quality) of the schedule as it is written now."""
         count, num_steps = len(self._demands), self._setting.num_steps
-        left, sums = [num_steps] * count, [0] * count
+        left, worths = [num_steps] * count, [0.0] * count
         arrived_s = [demand.arrived_s for demand in self._demands]
         now_s, end_s = arrived_s[0], max(self._due_s)
         ended_s = [float("inf")] * count
@@ -164,11 +165,9 @@ class _Search:
             now_s += self._rows_s[level][len(members)]
             for i in members:
                 left[i] -= 1
-                sums[i] += self._setting.levels[level]
+                worths[i] += self._worths[level]
                 if not left[i]:
                     ended_s[i] = now_s
-        worth = sum(
-            self._quality.at(sums[i] / num_steps) for i in range(count) if ended_s[i] <= self._due_s[i] + ROUNDING_S
-        )
+        worth = sum(worths[i] for i in range(count) if ended_s[i] <= self._due_s[i] + ROUNDING_S)
         progress = sum(1 - steps / num_steps for steps in left)
         return worth + PROGRESS_WORTH * progress, worth / count

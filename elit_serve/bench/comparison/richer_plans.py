@@ -121,8 +121,6 @@ def _worth(
 
 def _quality(fate: Fate, quality: QualityTable, plan: MeasuredPlan | None) -> float:
     """What a picture is worth: 0 if it is late."""
-    if not fate.is_on_time:
-        return 0.0
-    if plan is None:
-        return quality.at(fate.mean_level)
+    if plan is None or not fate.is_on_time:
+        return fate.worth(quality)
     return quality.of_plan(plan, fate.levels)

@@ -37,7 +37,7 @@ class Row:
     """A policy at a load under a curve. Shares are fractions.
 
     attainment: on time, of all that were offered: a refusal is a miss. accepted_attainment: of those accepted.
-    mean_quality: of on-time pictures. effective_quality: of all that were offered, a miss counting 0.
+    mean_quality: of on-time pictures, step by step. effective_quality: of all that were offered, a miss counting 0.
     bound: no schedule has more effective quality, even if it knew all arrivals. regret: what is missing to the bound,
         as a share of it.
     latency_ms, decision_us: percentiles of answered requests, and of calls of `decide`, over all seeds.
@@ -133,7 +133,7 @@ def _row(
     on_time = [[fate for fate in run.fates if fate.is_on_time] for run in runs]
     offered = [len(run.fates) for run in runs]
     accepted = [sum(fate.refusal is None for fate in run.fates) for run in runs]
-    worth = [[quality.at(fate.mean_level) for fate in done] for done in on_time]
+    worth = [[fate.worth(quality) for fate in done] for done in on_time]
     effective = [sum(values) / count for values, count in zip(worth, offered, strict=True)]
     latencies_ms = [1000 * s for run in runs for fate in run.fates if (s := fate.latency_s) is not None]
     decisions_us = [1e6 * seconds for run in runs for seconds in run.decision_s]

@@ -24,12 +24,14 @@ class EwmaBudget(Rival):
         self._rate_per_s = 0.0
         self._target_s = setting.solo_s
         self._seen_s = float("-inf")
+        self._batches: dict[int, int] = {}  # by level, for the present mean target
 
     def refusal(self, newcomer: Ticket, now_s: float) -> Refusal | None:
         """Refuses nobody; notes that somebody came."""
         self._rate_per_s = self._rate_at(now_s) + 1 / MEMORY_S
         self._target_s += (newcomer.deadline_s - now_s - self._target_s) * 0.1
         self._seen_s = now_s
+        self._batches.clear()
         return None
 
     def is_hopeless(self, ticket: Ticket, now_s: float) -> bool:
@@ -46,9 +48,12 @@ class EwmaBudget(Rival):
 
     def _batch(self, level: int) -> int:
         """The largest whose images take no longer than the mean target."""
-        step_s = (self._target_s - self._setting.overhead_s) / self._setting.num_steps
-        sizes = range(1, self._setting.table.max_batch + 1)
-        return max((size for size in sizes if self._setting.step_s(level, size) <= step_s), default=1)
+        if level not in self._batches:
+            step_s = (self._target_s - self._setting.overhead_s) / self._setting.num_steps
+            sizes = range(1, self._setting.table.max_batch + 1)
+            fitting = (size for size in sizes if self._setting.step_s(level, size) <= step_s)
+            self._batches[level] = max(fitting, default=1)
+        return self._batches[level]
 
     def _throughput_per_s(self, level: int) -> float:
         batch = self._batch(level)

@@ -7,6 +7,10 @@ A spec is a file or a drawn process:
     poisson                   independent arrivals
     gamma:cv=4                independent gaps with this coefficient of variation
     ramp:from=0.5,to=1.5      Poisson, whose rate goes from 0.5 to 1.5 times the mean, linearly in time (as proportion)
+    step:to=10,share=0.1      Poisson, whose rate is 10 times as high in a tenth of the time, in the middle
+    on-off:burst=20,share=0.25
+                              a train of bursts: Poisson for a quarter of the time, and nobody in between; a burst has
+                              20 arrivals on average, and lengths of bursts and pauses are exponentially distributed
 
 A seed draws a window from a file, or a sample of a process; the window is then stretched to the wanted mean rate, so
 that a file and a process are at the same load when they are asked for the same rate.
@@ -31,7 +35,7 @@ from elit_serve.files.opening import read_text
 
 TIMESTAMP = "TIMESTAMP"
 MAX_TRACE_BYTES = 1 << 30
-SPECS = "a file, poisson, gamma:cv=C or ramp:from=A,to=B"
+SPECS = "a file, poisson, gamma:cv=C, ramp:from=A,to=B, step:to=F,share=S or on-off:burst=N,share=S"
 
 
 class Arrivals(Protocol):
@@ -103,6 +107,56 @@ class Ramp:
         area, rise = share * (self.start + self.end) / 2, self.end - self.start
         root = math.sqrt(max(0.0, self.start**2 + 2 * rise * area))
         return 2 * area / (self.start + root) if area else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Poisson arrivals whose rate is `to` times as high for this share of the time, in the middle of the window."""
+
+    to: float
+    share: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.to <= 1000 and 0 < self.share < 1):
+            raise InvalidInput(
+                "trace", f"step:to={self.to:g},share={self.share:g}", "to above 0, share between 0 and 1"
+            )
+
+    def draw(self, count: int, rng: Random) -> Sequence[float]:
+        steady = Gamma(cv=1.0).draw(count, rng)
+        return [self._when(time / steady[-1]) for time in steady]
+
+    def _when(self, arrived: float) -> float:
+        """The time in [0, 1] by which this share of all arrivals is expected."""
+        before = (1 - self.share) / 2
+        expected = arrived * (1 + (self.to - 1) * self.share)
+        in_step = max(0.0, min(expected - before, self.to * self.share))
+        return expected - in_step + in_step / self.to
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnOff:
+    """A train of bursts: Poisson arrivals for `share` of the time, and none between; a burst is so many on average."""
+
+    burst: float
+    share: float
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.burst <= 1e6 and 0 < self.share < 1):
+            spec = f"on-off:burst={self.burst:g},share={self.share:g}"
+            raise InvalidInput("trace", spec, "burst from 1, share between 0 and 1")
+
+    def draw(self, count: int, rng: Random) -> Sequence[float]:
+        times: list[float] = []
+        began = 0.0
+        while len(times) < count:
+            ends = began + rng.expovariate(1 / (self.burst * self.share))
+            time = began + rng.expovariate(1 / self.share)
+            while time < ends and len(times) < count:
+                times.append(time)
+                time += rng.expovariate(1 / self.share)
+            began = ends + rng.expovariate(1 / (self.burst * (1 - self.share)))
+        return times
 
 
 def open_arrivals(spec: str) -> Arrivals:
@@ -209,4 +263,6 @@ _PROCESSES: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[str, float]], 
     "poisson": ((), lambda _: Gamma(cv=1.0)),
     "gamma": (("cv",), lambda given: Gamma(cv=given["cv"])),
     "ramp": (("from", "to"), lambda given: Ramp(start=given["from"], end=given["to"])),
+    "step": (("to", "share"), lambda given: Step(to=given["to"], share=given["share"])),
+    "on-off": (("burst", "share"), lambda given: OnOff(burst=given["burst"], share=given["share"])),
 }

@@ -22,7 +22,18 @@ def stated_curve(name: str, levels: Sequence[int]) -> QualityTable:
 
 def read_quality(file: Path) -> QualityTable:
     """The curve and the served plans of a `quality.json`."""
+    return catalogue.ModelQuality(_read(file)).table
+
+
+def read_default_plan(file: Path) -> tuple[str, int, QualityTable]:
+    """The model of a `quality.json`, the number of steps of its default plan, and the quality of that by level."""
+    read = _read(file)
+    steps = next(plan.steps for plan in read.plans if plan.name == read.default)
+    return read.model, steps, catalogue.ModelQuality(read).table
+
+
+def _read(file: Path) -> quality.Quality:
     try:
-        return catalogue.ModelQuality(quality.read_quality(file)).table
+        return quality.read_quality(file)
     except CheckpointError as error:
         raise InvalidInput("quality", str(file), "; ".join(error.problems[:3])) from None

@@ -9,6 +9,7 @@ from time import thread_time
 from typing import Any
 
 from elit_serve.scheduler.drive import Device, Driver, Launched, Scheduler
+from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Launch, Refusal
 from elit_serve.scheduler.state import State
 
@@ -40,6 +41,10 @@ class Fate:
     @property
     def mean_level(self) -> float:
         return sum(self.levels) / len(self.levels)
+
+    def worth(self, quality: QualityTable) -> float:
+        """Of its picture, made by the default plan, step by step as answers tell it; a miss is worth 0."""
+        return quality.of_steps(self.levels) if self.is_on_time else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

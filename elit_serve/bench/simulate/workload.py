@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -12,6 +12,13 @@ from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.requests import Demand
 
+TARGETS: Mapping[str, tuple[float, ...]] = {  # as multiples of the solo latency, by name
+    "tight": (1.2, 1.5),
+    "short": (1.5, 2.0),
+    "usual": (2.0, 3.0, 5.0),
+    "loose": (10.0, 20.0, 50.0),
+    "bimodal": (1.5, 20.0),
+}
 SOFT_SCALE = 3.0  # a server wishes to answer a request without a target in so many times what it takes alone
 
 
@@ -65,6 +72,15 @@ class Setting:
         """Full-budget requests per second in steps of the largest batch: load 1."""
         batch = self.table.max_batch
         return batch / (self.num_steps * self.step_s(self.full_level, batch))
+
+
+def scales_of(text: str) -> tuple[float, ...]:
+    """The multiples that a name of `TARGETS` stands for, or numbers with commas between them."""
+    try:
+        return TARGETS.get(text) or tuple(float(part) for part in text.split(","))
+    except ValueError:
+        allowed = f"numbers with commas between them, or one of {', '.join(TARGETS)}"
+        raise InvalidInput("slo-scale", text, allowed) from None
 
 
 def draw_targets(slo_scales: Sequence[float], count: int, seed: int) -> tuple[float, ...]:
