@@ -32,7 +32,7 @@ from elit_serve.cli.options import (
     ThreadsOption,
 )
 from elit_serve.cli.setting_options import takes_settings
-from elit_serve.cli.sweeps import precision, served, sweep
+from elit_serve.cli.sweeps import grids, precision, served, sweep
 from elit_serve.cli.tournament import tournament
 from elit_serve.cli.training_speed import profile_training
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
@@ -237,6 +237,7 @@ for command in (
     generate,
     evaluate,
     sweep,
+    grids,
     precision,
     served,
     bench,

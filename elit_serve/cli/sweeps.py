@@ -1,4 +1,5 @@
-"""`elit-serve sweep`, `precision` and `served`: measured quality of plans, also in other precisions and as served."""
+"""`elit-serve sweep`, `grids`, `precision` and `served`: measured quality of plans, by longer steps, in other
+precisions and as served."""
 
 from __future__ import annotations
 
@@ -96,6 +97,59 @@ def sweep(
         reference=reference, held_out=held_out, save_reference=save_reference, batch_size=batch_size
     )
     run_sweep_command(pipeline, open_features(features, pipeline.device), photographs, words, Console())
+
+
+def grids(
+    reference: ReferenceOption,
+    features: FeaturesOption,
+    out: Annotated[Path, typer.Option(help="The folder for quality.json and the features of all pictures.")],
+    model: ModelArgument = None,
+    held_out: HeldOutOption = None,
+    levels: Annotated[str | None, typer.Option(help="Levels, each throughout. Default: the highest.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Steps of the whole grid. Default: the model's own.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Settings as of sweep, as ccfg:4.5/1@0.1-1. Default: the model's own.")
+    ] = None,
+    changes: Annotated[
+        str,
+        typer.Option(
+            "--grids", help="Changed grids: STRIDE throughout, or STRIDE@START-END for steps that start then."
+        ),
+    ] = "2,4,2@0.25-1,2@0.5-1,2@0.75-1,4@0.25-1,4@0.5-1,4@0.75-1,2@0-0.25,2@0-0.5,2@0-0.75,4@0-0.5",
+    repeats: Annotated[int, typer.Option(min=1, help="Sets of pictures of each grid.")] = 5,
+    write: Annotated[bool, typer.Option("--write", help="Put the result into the model's quality.json.")] = False,
+    batch_size: BatchOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure what longer steps make of a model's quality.
+
+    Pictures on changed time grids are compared with the same seeds on the whole grid. A server then knows what it costs
+    to finish a picture in fewer steps than planned.
+    """
+    from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.evaluation.features import open_features
+    from elit_serve.evaluation.runs.grids import GridOptions, changed_grid, run_grids_command
+    from elit_serve.evaluation.runs.opening import PhotographOptions
+    from elit_serve.evaluation.runs.sweep.command import guidance_of
+
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
+    sampling = pipeline.config.sampling
+    options = GridOptions(
+        photographs=PhotographOptions(
+            reference=reference, held_out=held_out, save_reference=None, batch_size=batch_size
+        ),
+        out=out,
+        levels=[pipeline.budgets.full_level] if levels is None else integers("levels", levels),
+        steps=[sampling.steps] if steps is None else integers("steps", steps),
+        guidances=[sampling.guidance] if guidance is None else [guidance_of(word) for word in guidance.split(",")],
+        changes=[changed_grid(word) for word in changes.split(",")],
+        repeats=repeats,
+        writes=write,
+    )
+    run_grids_command(pipeline, open_features(features, pipeline.device), options, Console())
 
 
 def precision(

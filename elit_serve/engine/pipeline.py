@@ -176,25 +176,29 @@ class Pipeline:
         *,
         budget: float | None = None,
         levels: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
     ) -> Plan:
         """A plan from what a caller gives; the model's recommended sampling fills the rest.
 
-        `budget` fixes one level for all steps (default: full); `levels` gives one level per step and excludes it.
+        `budget` fixes one level for all steps (default: full); `levels` gives one level per step and excludes it. With
+        `levels`, `strides` says how many steps of the time grid each is, so that they come to `steps` together.
         Without `guidance` it is what is recommended for the highest of the levels.
         """
         defaults = self.config.sampling
         if levels is not None:
             if budget is not None:
                 raise InvalidInput("budget", budget, "levels already say the budget of every step; leave it out")
-            if steps is not None and steps != len(levels):
-                raise InvalidInput(
-                    "steps", steps, f"levels has {len(levels)} entries; leave steps out or make them equal"
-                )
+            covered = len(levels) if strides is None else sum(strides)
+            if steps is not None and steps != covered:
+                said = f"levels has {covered} entries" if strides is None else f"strides come to {covered}"
+                raise InvalidInput("steps", steps, f"{said}; leave steps out or make them equal")
             if len(levels) > MAX_STEPS:
                 raise InvalidInput("levels", f"{len(levels)} levels", f"one per step, at most {MAX_STEPS}")
             chosen = tuple(self.budgets.check(level) for level in levels)
+        elif strides is not None:
+            raise InvalidInput("strides", strides, "only beside levels, one for each")
         else:
             num_steps = defaults.steps if steps is None else steps
             if not 1 <= num_steps <= MAX_STEPS:
@@ -204,7 +208,7 @@ class Pipeline:
         guidance = guidance or self.recommended_guidance(max(chosen, default=1))
         if guidance.has_weak_level:
             self.budgets.check(guidance.weak_level, field="guidance.weak_level")
-        return Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift)
+        return Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift, strides=tuple(strides or ()))
 
     def recommended_guidance(self, level: int) -> Guidance:
         """Of pictures whose highest level this is: as measured there, or else the model's recommended sampling."""
@@ -354,8 +358,9 @@ class Pipeline:
             **condition.facts(),
             "size": str(self.sizes.size_of(shape)),
             "seed": seed,
-            "steps": plan.num_steps,
+            "steps": plan.grid_steps,
             "levels": list(plan.levels),
+            "strides": list(plan.strides),
             "time_shift": plan.time_shift,
             "guidance": {
                 "method": guidance.method,

@@ -11,7 +11,16 @@ from pydantic import Field, model_validator
 
 from elit_serve.errors import InvalidInput, shown
 from elit_serve.files.guidance import WrittenGuidance
-from elit_serve.files.measured import Divisor, EstimatedFigure, Level, Measured, Precision, ShapeName, read_measured
+from elit_serve.files.measured import (
+    Divisor,
+    EstimatedFigure,
+    Figure,
+    Level,
+    Measured,
+    Precision,
+    ShapeName,
+    read_measured,
+)
 from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MAX_TIME_SHIFT, MIN_MEASURED, MIN_TIME_SHIFT
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
@@ -20,7 +29,8 @@ from elit_serve.plans.plan import Plan
 QUALITY_SCALE = "floor / distance, at most 1: 1 is as close to the reference as unseen photographs are"
 MAX_SERVED_PLANS = 12  # each kind of step among them is measured at start-up
 ROUNDING = 1e-6
-MAX_FACTOR = 2.0  # no precision makes pictures twice as good
+MAX_FACTOR = 2.0  # neither a precision nor another time grid makes pictures twice as good
+MAX_EARLY = 32.0  # of what is skipped only the first tenth of the way counts then
 
 
 class PlanQuality(Measured):
@@ -101,6 +111,46 @@ class PrecisionQuality(Measured):
         return self
 
 
+class GridQuality(Measured):
+    """A picture on a changed time grid against one on the whole of it, by the same seeds.
+
+    steps: of the whole grid. strides: runs of (stride, number of steps with it), in the order of the steps.
+    repeats: sets of pictures behind the ratio. ratio: of quality, changed over whole. expected: what the rule says of
+        it; of even grids, on which it rests, that is what was measured.
+    """
+
+    level: Level
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    guidance: WrittenGuidance
+    time_shift: float = Field(ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
+    strides: tuple[tuple[Annotated[int, Field(ge=1, le=MAX_STEPS)], Annotated[int, Field(ge=1, le=MAX_STEPS)]], ...]
+    repeats: int = Field(ge=1, le=MAX_COUNT)
+    ratio: EstimatedFigure
+    expected: float = Field(ge=0, le=MAX_FACTOR)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> GridQuality:
+        covered = sum(stride * count for stride, count in self.strides)
+        if covered != self.steps:
+            raise ValueError(f"strides come to {covered} steps of the grid, not to {self.steps}")
+        return self
+
+
+class GridsQuality(Measured):
+    """What longer steps make of quality: see `plans.coarsening`, which has the rule.
+
+    early: the one number of the rule, fitted to `measured`. error: root mean square of what the rule says less what was
+    measured, over the grids whose strides change; noise: that of the standard errors of these measurements.
+    provenance: command, date, device, versions.
+    """
+
+    early: float = Field(ge=1, le=MAX_EARLY)
+    error: Figure
+    noise: Figure
+    measured: tuple[GridQuality, ...] = Field(min_length=1)
+    provenance: dict[str, str | int | float] = Field(default_factory=dict)
+
+
 class Quality(Measured):
     """`quality.json`: every measured plan of one set of weights, and everything it was measured with.
 
@@ -112,6 +162,7 @@ class Quality(Measured):
         concave majorant that does not fall, because policies need both, and noise has neither.
     default: the name of the plan that the model recommends.
     precisions: what others than the one of the measurements make of quality; one that is absent is not measured.
+    grids: what longer steps make of quality; None is not measured.
     provenance: command, date, device, versions, and as `dtype` the precision.
     """
 
@@ -129,6 +180,7 @@ class Quality(Measured):
     default: str
     plans: tuple[PlanQuality, ...] = Field(min_length=1)
     precisions: dict[Precision, PrecisionQuality] = Field(default_factory=dict)
+    grids: GridsQuality | None = None
     provenance: dict[str, str | int | float] = Field(default_factory=dict)
 
     @model_validator(mode="after")

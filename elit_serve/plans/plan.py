@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.bounds import MAX_STEPS
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.step_kind import StepKind
@@ -14,20 +15,36 @@ from elit_serve.plans.step_kind import StepKind
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything beside seed and condition that decides a picture: a level for every step, guidance, time grid."""
+    """Everything beside seed and condition that decides a picture: a level for every step, guidance, time grid.
+
+    strides: how many steps of the time grid each step is; none given is 1 for all, so that they are those of the grid.
+    """
 
     levels: tuple[int, ...]
     guidance: Guidance = Guidance()  # noqa: RUF009 (it is frozen)
     time_shift: float = 1.0
+    strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 1:
             raise InvalidInput("levels", self.levels, "one level of at least 1 for every step")
+        if not self.strides:
+            object.__setattr__(self, "strides", (1,) * len(self.levels))
+        if len(self.strides) != len(self.levels) or min(self.strides) < 1:
+            raise InvalidInput("strides", self.strides, f"one of at least 1 for each of {len(self.levels)} steps")
+        if self.grid_steps > MAX_STEPS:
+            raise InvalidInput("strides", f"a sum of {self.grid_steps}", f"at most {MAX_STEPS} steps of the time grid")
         self.guidance.check_levels(self.levels)
 
     @property
     def num_steps(self) -> int:
+        """Steps that run."""
         return len(self.levels)
+
+    @property
+    def grid_steps(self) -> int:
+        """Steps of the time grid, of which some are left out where strides are above 1."""
+        return sum(self.strides)
 
     @property
     def mean_level(self) -> float:
@@ -36,7 +53,8 @@ class Plan:
     @property
     def times(self) -> tuple[float, ...]:
         """When each step starts, and the end: num_steps + 1 times from 0 to 1."""
-        return tuple(time_grid(self.num_steps, self.time_shift))
+        grid = time_grid(self.grid_steps, self.time_shift)
+        return tuple(grid[at] for at in accumulate(self.strides, initial=0))
 
     def step_kinds(self, shape: str) -> list[StepKind]:
         """What each step is, of a sample of this shape (its name)."""
@@ -54,10 +72,10 @@ class Plan:
         return replace(self, levels=(level,) * self.num_steps)
 
 
-def runs_of(levels: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(level, steps at it) in order.
+def runs_of(values: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(level or stride, steps with it) in order.
 
     >>> runs_of([1, 1, 4])
     ((1, 2), (4, 1))
     """
-    return tuple((level, len(list(run))) for level, run in groupby(levels))
+    return tuple((value, len(list(run))) for value, run in groupby(values))

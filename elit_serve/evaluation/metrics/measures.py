@@ -8,9 +8,9 @@ disjoint sets and 10.0 by halves, the kernel distance's 0.007 and 0.012.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import pstdev
+from statistics import fmean, pstdev
 
 import torch
 from torch import Tensor
@@ -81,6 +81,18 @@ def mean_scores(sets: Sequence[Scores]) -> Scores:
         inception_score=Estimate.mean(inception_scores) if inception_scores else None,
         nearest_ratio=Estimate.mean([each.nearest_ratio for each in sets]),
     )
+
+
+def quality_ratios(sets: Sequence[MeasuredSet], over: Sequence[MeasuredSet]) -> tuple[float, ...]:
+    """Quality of some sets of pictures over that of as many others with the same seeds: of all pictures, then of their
+    halves, for `from_halves`. Quality is floor / distance, so its ratio needs no floor."""
+    pairs = [zip(one.frechets, other.frechets, strict=True) for one, other in zip(sets, over, strict=True)]
+    return mean_rows([other / one for one, other in pair] for pair in pairs)
+
+
+def mean_rows(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:
+    """Over rows of equal length, column by column."""
+    return tuple(fmean(column) for column in zip(*rows, strict=True))
 
 
 def from_halves(figures: Sequence[float]) -> Estimate:

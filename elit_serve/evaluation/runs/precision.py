@@ -6,10 +6,9 @@ Its interval is of pairs: each half of the pictures gives a ratio of its own, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from pydantic import ValidationError
 from rich import box
@@ -20,7 +19,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.precision import options_of
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
-from elit_serve.evaluation.metrics import MeasuredSet, from_halves
+from elit_serve.evaluation.metrics import MeasuredSet, from_halves, mean_rows, quality_ratios
 from elit_serve.evaluation.runs.comparable import quality_compared_with
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
@@ -57,14 +56,13 @@ class ComparedPlan:
 
     @classmethod
     def of(cls, plan: PlanQuality, here: Sequence[MeasuredSet], there: Sequence[MeasuredSet]) -> ComparedPlan:
-        """From sets of pictures with the same seeds. Quality is floor / distance, so its ratio needs no floor."""
-        pairs = [zip(one.frechets, other.frechets, strict=True) for one, other in zip(here, there, strict=True)]
+        """From sets of pictures with the same seeds."""
         return cls(
             plan=plan,
             here=Estimate.mean([each.frechet for each in here]),
             there=Estimate.mean([each.frechet for each in there]),
             repeats=len(here),
-            ratios=_means([one / other for one, other in pair] for pair in pairs),
+            ratios=quality_ratios(there, here),
         )
 
     @property
@@ -88,7 +86,7 @@ def run_precision_command(
     measured = Pipeline.load(pipeline.path, device=str(pipeline.device), dtype=dtype, quantize=quantize)
     with console.status("measuring"):
         compared = compare(evaluator.of(measured), evaluator, plans, max_repeats=options.max_repeats)
-    factor = from_halves(_means(each.ratios for each in compared))
+    factor = from_halves(mean_rows(each.ratios for each in compared))
     console.print(comparison_table(quality, pipeline.precision, compared, factor))
     try:
         found = PrecisionQuality(
@@ -160,8 +158,3 @@ def _other_precision(pipeline: Pipeline) -> str:
     if pipeline.precision == measured_in:
         raise InvalidInput("dtype", measured_in, "another one than the model's quality.json; or give --quantize")
     return measured_in
-
-
-def _means(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:
-    """Over rows of equal length, column by column."""
-    return tuple(fmean(column) for column in zip(*rows, strict=True))
