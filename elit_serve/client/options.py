@@ -20,6 +20,7 @@ class Wishes(TypedDict, total=False):
 
     label: a class name or id; or prompt: exactly a class name.
     latency_ms: when the answer must be there. budget, min_budget, max_budget: shares of the latents in (0, 1].
+    min_quality: no picture is worth less by the model's measurements, as `quality` of answers tells it.
     levels: a level for every step, as an answer reports it. size: one of the model's `sizes`, as "640x384".
     output_format: png, webp or jpeg.
     output_compression: of jpeg and webp, 0 to 100, which is the largest and best file.
@@ -32,6 +33,7 @@ class Wishes(TypedDict, total=False):
     budget: float | None
     min_budget: float | None
     max_budget: float | None
+    min_quality: float | None
     best_effort: bool | None
     priority: Literal["interactive", "batch"] | None
     levels: Sequence[int] | None

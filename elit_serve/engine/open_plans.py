@@ -30,5 +30,15 @@ class OpenPlans:
 
     def within(self, max_steps: int) -> OpenPlans | None:
         """Those of at most so many steps; None if there are none."""
-        menu = self.menu.within(max_steps)
+        return self._with(self.menu.within(max_steps))
+
+    def at_least(self, quality: float) -> OpenPlans | None:
+        """Those whose pictures are worth no less than this; None if there are none."""
+        return self._with(self.menu.at_least(quality))
+
+    @property
+    def best_quality(self) -> float:
+        return max(option.quality for option in self.menu.options)
+
+    def _with(self, menu: PlanMenu | None) -> OpenPlans | None:
         return None if menu is None else replace(self, menu=menu)

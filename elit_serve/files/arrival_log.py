@@ -23,6 +23,7 @@ class LoggedRequest(BaseModel):
     budget: float | None = None
     min_budget: float | None = None
     max_budget: float | None = None
+    min_quality: float | None = None
     steps: int | None = None
     size: str | None = None
     best_effort: bool | None = None

@@ -73,6 +73,10 @@ class Wishes(RequestBody):
     budget: Share | None = Field(default=None, description="Share of the latents to use; never changed.")
     min_budget: Share | None = Field(default=None, description="No less is used, also under load.")
     max_budget: Share | None = Field(default=None, description="No more is used, also on an idle server.")
+    min_quality: Share | None = Field(
+        default=None,
+        description="No picture is worth less by the model's measurements, also under load: as `quality` of answers.",
+    )
     levels: list[Annotated[int, Field(ge=1)]] | None = Field(
         default=None,
         min_length=1,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, repeat
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, repeat, takewhile
 from math import ceil, inf
 
 from elit_serve.plans.step_kind import StepKind
@@ -19,6 +19,7 @@ from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
 CUSHION_STEPS = 2.0  # of `ElasticSettings`: what fits only without them is refused
 HEADROOM = 3.0  # times as many as have lately arrived should be possible, for bursts; models/recipes/scheduling.md
+ROUNDING = 1e-9  # of qualities that are computed in two ways
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,14 @@ class PlanMenu:
         kept = [option for option in self.options if option.plan.num_steps <= max_steps]
         return PlanMenu(kept) if kept else None
 
+    def at_least(self, quality: float) -> PlanMenu | None:
+        """The same menu for pictures that are worth no less than this, whatever becomes of their levels; None if it has
+        none."""
+        kept: list[Option] = []
+        for _, of_plan in groupby(self.options, key=lambda option: option.plan.name):
+            kept.extend(_worth_at_least(quality, list(of_plan)))
+        return PlanMenu(kept) if kept else None
+
     def choose(self, *, latency_ms: float, crowd: Crowd) -> Option:
         """Of the options on the front that fit into the target in this crowd the one that is worth most, or else the
         fastest.
@@ -159,6 +168,15 @@ def _front(options: Sequence[Option], time_ms: Callable[[Option], float]) -> lis
         if not front or option.quality > front[-1].quality:
             front.append(option)
     return front
+
+
+def _worth_at_least(quality: float, options: Sequence[Option]) -> list[Option]:
+    """Those of one plan from which on, with the level, nothing is worth less; the plan then runs at no lower level."""
+    good = list(takewhile(lambda option: option.quality >= quality - ROUNDING, reversed(options)))[::-1]
+    if not good or good[0].level > min(good[0].plan.ceilings):  # of a schedule, which begins at a low level
+        return []
+    plan = replace(good[0].plan, min_level=good[0].level)
+    return [replace(option, plan=plan) for option in good]
 
 
 def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable, shape: str) -> list[Option]:

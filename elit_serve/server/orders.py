@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from elit_serve.engine.conditions import Condition
 from elit_serve.engine.open_plans import OpenPlans
@@ -18,6 +20,7 @@ from elit_serve.http.schemas import (
     RANDOM_SEEDS,
     GenerateRequest,
     GuidanceRequest,
+    Wishes,
 )
 from elit_serve.plans.bounds import MAX_SEED
 from elit_serve.plans.formats import FILE_QUALITY, LOSSY_FORMATS, AnswerFormat, answer_formats
@@ -84,7 +87,10 @@ def order_of(
             "steps", plan.num_steps, f"at most {settings.max_image_steps} steps over all images of a request"
         )
     pinned = plan.levels if request.budget is not None or request.levels is not None else None
+    offered = open_plans_of(request, open_plans.get(shape.name), settings)
     low, high = _bounds(request, plan, pipeline)
+    if request.min_quality is not None and offered is None:
+        low, high = _good_levels(request.min_quality, plan, pipeline, low, high)
     caps = plan.weak_caps(max(pipeline.config.levels))
     file_format = output_format or format_of(request, pipeline)
     latency_ms = request.latency_ms or settings.soft_latency_ms
@@ -108,7 +114,7 @@ def order_of(
         output_format=file_format,
         file_quality=_file_quality(request, file_format),
         expected_quality=quality_of(pipeline, replace(plan, levels=pinned or (high,) * plan.num_steps)),
-        open_plans=open_plans_of(request, open_plans.get(shape.name), settings),
+        open_plans=offered,
     )
 
 
@@ -124,10 +130,23 @@ def _file_quality(request: GenerateRequest, file_format: AnswerFormat) -> int:
 
 
 def open_plans_of(request: GenerateRequest, plans: OpenPlans | None, settings: Settings) -> OpenPlans | None:
-    """The measured plans that this request may get, or None if it says itself how its pictures are to be made."""
-    says_how = (request.budget, request.min_budget, request.max_budget, request.levels, request.steps)
-    is_open = request.guidance == GuidanceRequest() and all(value is None for value in says_how)
-    return plans.within(settings.max_image_steps // request.n) if plans is not None and is_open else None
+    """The measured plans that this request may get, or None if it says itself how its pictures are to be made.
+
+    Raises `InvalidInput` where none is as good as it asks for.
+    """
+    offered = plans.within(settings.max_image_steps // request.n) if plans is not None and is_open(request) else None
+    if offered is None or request.min_quality is None:
+        return offered
+    good = offered.at_least(request.min_quality)
+    if good is None:
+        raise InvalidInput("min_quality", request.min_quality, f"at most {_floored(offered.best_quality)}")
+    return good
+
+
+def is_open(wishes: Wishes) -> bool:
+    """Whether it leaves open how the pictures are made."""
+    says_how = (wishes.budget, wishes.min_budget, wishes.max_budget, wishes.levels, wishes.steps)
+    return wishes.guidance == GuidanceRequest() and all(value is None for value in says_how)
 
 
 def quality_of(pipeline: Pipeline, plan: Plan) -> float | None:
@@ -182,14 +201,38 @@ def _bounds(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> tuple[i
     """The lowest and the highest level that the scheduler may pick."""
     levels = usable_levels(plan, pipeline.config.levels)
     usable = replace(pipeline.budgets, levels=levels)
-    bounds = {"min_budget": levels[0], "max_budget": levels[-1]}
-    for field in bounds:
+    for field in ("min_budget", "max_budget", "min_quality"):
         share = getattr(request, field)
         if share is not None and (request.budget is not None or request.levels is not None):
             raise InvalidInput(field, share, "the compute is already fixed by budget or levels; leave it out")
+    bounds = {"min_budget": levels[0], "max_budget": levels[-1]}
+    for field in bounds:
+        share = getattr(request, field)
         if share is not None:
             bounds[field] = usable.level_of(share, field=field)
     low, high = bounds["min_budget"], bounds["max_budget"]
     if low > high:
         raise InvalidInput("min_budget", request.min_budget, f"at most max_budget, {request.max_budget}")
     return low, high
+
+
+def _good_levels(min_quality: float, plan: Plan, pipeline: Pipeline, low: int, high: int) -> tuple[int, int]:
+    """The bounds narrowed to the levels around the best one at which pictures of this plan are worth so much."""
+    levels = [level for level in usable_levels(plan, pipeline.config.levels) if low <= level <= high]
+    worth = {level: quality_of(pipeline, plan.at_level(level)) for level in levels}
+    known = {level: quality for level, quality in worth.items() if quality is not None}
+    if not known:
+        allowed = "left out, as nothing was measured of these steps and this guidance; min_budget is there without that"
+        raise InvalidInput("min_quality", min_quality, allowed)
+    best = max(known, key=lambda level: (known[level], level))
+    if known[best] < min_quality:
+        raise InvalidInput("min_quality", min_quality, f"at most {_floored(known[best])} with what else is asked for")
+    below, above = levels[: levels.index(best)][::-1], levels[levels.index(best) + 1 :]
+    lower = list(takewhile(lambda level: known[level] >= min_quality, below))
+    higher = list(takewhile(lambda level: known[level] >= min_quality, above))
+    return min(lower, default=best), max(higher, default=best)
+
+
+def _floored(quality: float) -> float:
+    """To four digits, so that it can be asked for."""
+    return math.floor(1e4 * quality) / 1e4

@@ -152,3 +152,22 @@ def test_who_waits_longer_never_gets_less_and_nobody_gets_what_is_beaten(offered
         for other in offered.options:
             is_faster = other.duration.needed_ms(crowd) < needed_ms
             assert not (is_faster and other.quality >= option.quality), "it is faster and as good"
+
+
+def test_what_must_be_good_runs_no_lower_than_it_is_good(table: CostTable) -> None:
+    """At level 8 two thirds of what lies between the levels 4 and 16 are lost."""
+    offered = menu(table, plan("low", 0.6, level=4), plan("plain", 0.9))
+    good = offered.at_least(0.6)
+    assert good is not None
+    assert [(option.plan.name, option.level) for option in good.options] == [("low", 4), ("plain", 8), ("plain", 16)]
+    assert [option.plan.min_level for option in good.options] == [4, 8, 8]
+    assert chosen(good, 0) == ("low", 4)
+    assert offered.at_least(0.95) is None
+
+
+def test_a_schedule_must_be_good_from_its_lowest_level_on(table: CostTable) -> None:
+    rising = MeasuredPlan(name="rising", weak_caps=(None,) * 4, ceilings=(4, 4, 16, 16), quality=0.8)
+    assert menu(table, rising).at_least(0.7) is None
+    good = menu(table, rising).at_least(0.5)
+    assert good is not None
+    assert good.options[0].plan.min_level == 4

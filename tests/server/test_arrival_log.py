@@ -32,7 +32,15 @@ from elit_serve.server.watching.arrival_log import ArrivalLog
 COST = CostTable(
     steps_ms={(StepKind("32x32", level, weak), 1): 1.0 for level in (1, 2, 3, 4) for weak in (None, 1)}, overhead_ms=1.0
 )
-NOT_SAID = {"latency_ms": None, "budget": None, "min_budget": None, "max_budget": None, "steps": None, "size": None}
+NOT_SAID = {
+    "latency_ms": None,
+    "budget": None,
+    "min_budget": None,
+    "max_budget": None,
+    "min_quality": None,
+    "steps": None,
+    "size": None,
+}
 DEFAULTS = {"n": 1, "best_effort": False, "priority": "interactive"}
 
 Record = Callable[..., None]  # of a log, when in the clock's seconds, and the fields of a request

@@ -97,14 +97,30 @@ def test_a_url_holds_the_picture_itself(client: OpenAI) -> None:
     assert linked.seed == image.seed == 3
 
 
-@pytest.mark.parametrize(("quality", "level"), [("low", 1), ("medium", 2), ("high", 4), ("standard", 2), ("hd", 4)])
-def test_quality_is_a_budget_and_usage_counts_latent_tokens(client: OpenAI, quality: Any, level: int) -> None:
+@pytest.mark.parametrize(("budget", "level", "quality"), [(0.25, 1, "low"), (0.5, 2, "medium"), (0.75, 3, "medium")])
+def test_usage_counts_latent_tokens(client: OpenAI, budget: float, level: int, quality: str) -> None:
     """A picture of 32 x 32 pixels has 64 tokens: 16 groups of 4."""
-    answer = client.images.generate(prompt="rose", n=2, quality=quality)
+    answer = client.images.generate(prompt="rose", n=2, extra_body={"budget": budget})
     assert [image.level for image in answer.data or []] == [level, level]
+    assert answer.quality == quality
     assert answer.usage is not None
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (1, 2 * 16 * level)
     assert answer.usage.total_tokens == 1 + 2 * 16 * level
+
+
+@pytest.mark.parametrize(("quality", "lowest"), [("low", 1), ("medium", 2), ("high", 4), ("standard", 2), ("hd", 4)])
+def test_quality_is_a_floor_and_the_answer_says_what_was_reached(client: OpenAI, quality: Any, lowest: int) -> None:
+    """All steps at a level take half a second for it; what is promised keeps two to spare, one of them for the answer.
+    Steps are done sooner than that, so there is time for more and more."""
+    asked: dict[str, Any] = {"prompt": "rose", "quality": quality}
+    at_ease = client.images.generate(**asked)
+    assert [(image.level, at_ease.quality) for image in at_ease.data or []] == [(4, "high")]
+    hurried = client.images.generate(**asked, extra_body={"latency_ms": 2100 + 500 * lowest})
+    (image,) = hurried.data or []
+    assert image.levels[0] == lowest == min(image.levels)
+    assert hurried.quality == ("low" if image.level < 2 else "medium" if image.level < 4 else "high")
+    with pytest.raises(openai.BadRequestError, match="smallest feasible"):
+        client.images.generate(**asked, extra_body={"latency_ms": 1900 + 500 * lowest})
 
 
 def test_compression_is_the_size_of_the_file(client: OpenAI) -> None:
@@ -131,6 +147,8 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"n": 5}, "n", "invalid_value", "between 1 and 4"),
     ({"quality": "best"}, "quality", "invalid_value", "'low'"),
     ({"quality": "low", "extra_body": {"budget": 1}}, "quality", "invalid_value", "budget says it already"),
+    ({"quality": "low", "extra_body": {"min_quality": 0.5}}, "quality", "invalid_value", "min_quality says it already"),
+    ({"quality": "hd", "extra_body": {"max_budget": 0.5}}, "quality", "invalid_value", "below max_budget, 0.5"),
     ({"response_format": "url", "stream": True}, "response_format", "invalid_value", "b64_json with stream"),
     ({"output_format": "svg"}, "output_format", "invalid_value", "'png'"),
     ({"output_compression": 50}, "output_compression", "invalid_value", "jpeg or webp"),
@@ -225,16 +243,17 @@ def streamed(client: OpenAI, **arguments: Any) -> list[Any]:
 
 
 def test_a_stream_shows_what_the_picture_is_becoming(client: OpenAI) -> None:
-    asked: dict[str, Any] = {"output_format": "webp", "quality": "low", "extra_body": {"seed": 3, "steps": 8}}
+    asked: dict[str, Any] = {"output_format": "webp", "extra_body": {"seed": 3, "steps": 8, "budget": 0.25}}
     *partial, end = streamed(client, partial_images=3, **asked)
     assert [event.type for event in partial] == ["image_generation.partial_image"] * 3
     assert [event.partial_image_index for event in partial] == [0, 1, 2]
     assert end.type == "image_generation.completed"
     for event in (*partial, end):
-        assert (event.size, event.background, event.output_format, event.quality) == ("32x32", "opaque", "webp", "low")
+        assert (event.size, event.background, event.output_format) == ("32x32", "opaque", "webp")
         assert abs(event.created_at - time.time()) < 60
         with Image.open(io.BytesIO(file_of(event))) as picture:
             assert (picture.format, picture.size) == ("WEBP", (32, 32))
+    assert [event.quality for event in (*partial, end)] == ["auto", "auto", "auto", "low"]
     assert len({file_of(event) for event in (*partial, end)}) == 4
     whole = client.images.generate(prompt="rose", **asked)
     assert whole.data is not None

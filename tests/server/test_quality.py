@@ -16,6 +16,8 @@ from elit_serve.files.config import SamplingConfig
 from elit_serve.plans.guidance import Guidance
 from elit_serve.server.settings import Settings
 
+PRESETS = ("low", "medium", "high")
+
 
 @pytest.fixture
 def measured(tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]) -> Pipeline:
@@ -84,6 +86,60 @@ def test_openai_s_answers_say_it_too(start_server: Any, measured: Pipeline) -> N
     body = {"prompt": "rose", "seed": 3, "latency_ms": 60_000}
     answer = start_server(measured).client.post("/v1/images/generations", json=body).json()
     assert answer["elit"]["quality"] == answer["data"][0]["quality"] == 0.9
+
+
+def test_no_picture_is_worth_less_than_it_is_asked_to_be(start_server: Any, measured: Pipeline) -> None:
+    """The fastest that is good enough is four steps at the full level; with what is to spare they need 4 s."""
+    server = start_server(measured)
+    assert asked(server, latency_ms=3_800)["quality"] < 0.78
+    refused = server.generate({"label": "rose", "latency_ms": 3_800, "min_quality": 0.78})
+    assert refused.json()["type"] == "urn:elit-serve:infeasible"
+    answer = asked(server, latency_ms=4_200, min_quality=0.78)
+    assert 0.78 <= answer["expected_quality"] <= answer["quality"]
+    course = server.client.post("/v1/plan", json={"label": "rose", "min_quality": 0.78}).json()
+    assert course["alternatives"][0]["quality"] == 0.8
+
+
+def test_who_says_steps_too_gets_levels_that_are_good_enough(start_server: Any, measured: Pipeline) -> None:
+    server = start_server(measured)
+    course = {"label": "rose", "steps": 4, "guidance": {"scale": 2.0}, "min_quality": 0.7}
+    offered = server.client.post("/v1/plan", json=course).json()["alternatives"]
+    assert {option["level"] for option in offered} < {1, 2, 3, 4}
+    assert min(option["quality"] for option in offered) >= 0.7
+
+
+@pytest.mark.parametrize(
+    ("wish", "allowed"),
+    [
+        ({"min_quality": 0.95}, "at most 0.9"),
+        ({"min_quality": 0.85, "steps": 4}, "at most 0.8 with what else is asked for"),
+        ({"min_quality": 0.5, "steps": 5}, "nothing was measured of these steps"),
+        ({"min_quality": 0.5, "budget": 0.5}, "leave it out"),
+        ({"min_quality": 0}, "greater than 0"),
+    ],
+)
+def test_a_quality_that_cannot_be_promised_is_refused(
+    start_server: Any, measured: Pipeline, wish: dict[str, object], allowed: str
+) -> None:
+    answer = start_server(measured).generate({"label": "rose", **wish})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["field"] == "min_quality"
+    assert allowed in error["allowed"]
+
+
+@pytest.mark.parametrize("quality", PRESETS)
+def test_a_preset_is_worth_at_least_what_its_budget_is(start_server: Any, measured: Pipeline, quality: str) -> None:
+    server = start_server(measured)
+    budget = {"low": 0.25, "medium": 0.5, "high": 1.0}[quality]
+    floor = asked(server, budget=budget)["quality"]
+    ask = {"prompt": "rose", "quality": quality}
+    refused = server.client.post("/v1/images/generations", json={**ask, "latency_ms": 10}).json()["error"]
+    tight = server.client.post("/v1/images/generations", json={**ask, "latency_ms": refused["min_latency_ms"]}).json()
+    at_ease = server.client.post("/v1/images/generations", json=ask).json()
+    assert floor <= tight["data"][0]["quality"] <= at_ease["data"][0]["quality"]
+    assert at_ease["quality"] == "high"
+    assert PRESETS.index(tight["quality"]) >= PRESETS.index(quality)
 
 
 def test_ceilings_of_a_plan_hold_and_the_picture_can_be_made_again(start_server: Any, measured: Pipeline) -> None:

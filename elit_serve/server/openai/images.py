@@ -11,6 +11,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.http.negotiation import media_type_of
 from elit_serve.http.schemas import GeneratedImage, GenerateRequest, GenerateResponse, ImageFacts, Wishes
 from elit_serve.plans.formats import OUTPUT_FORMATS, OutputFormat
+from elit_serve.server.openai.presets import floor_of, preset_of, reached_preset
 from elit_serve.server.openai.schemas import (
     CompletedEvent,
     ImagesRequest,
@@ -18,12 +19,8 @@ from elit_serve.server.openai.schemas import (
     InputTokensDetails,
     LinkedImage,
     PartialImageEvent,
-    QualityPreset,
     Usage,
 )
-
-BUDGETS: dict[QualityPreset, float] = {"low": 0.25, "medium": 0.5, "high": 1.0}
-LEGACY_QUALITIES: dict[str, QualityPreset] = {"standard": "medium", "hd": "high"}
 
 
 def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequest:
@@ -40,7 +37,7 @@ def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequ
         n=request.n or 1,
         output_format=request.output_format or OUTPUT_FORMATS[0],
         output_compression=request.output_compression,
-        **{**wishes, "budget": _budget(request)},
+        **{**wishes, **floor_of(request, pipeline)},
     )
 
 
@@ -56,7 +53,7 @@ def images_response(
         created=created,
         data=[_linked(image, output_format) for image in facts.images] if with_urls else facts.images,
         output_format=output_format,
-        quality=min(BUDGETS, key=lambda preset: abs(BUDGETS[preset] - fmean(budgets))),
+        quality=reached_preset(facts.quality, fmean(budgets), pipeline),
         size=facts.size,
         usage=usage_of(budgets, pipeline, facts.size),
         elit=facts,
@@ -78,7 +75,7 @@ def partial_image_event(
         seed=preview.seed,
         created_at=created,
         output_format=output_format,
-        quality=_preset(request) or "auto",
+        quality=preset_of(request) or "auto",
         size=size,
     )
 
@@ -119,24 +116,3 @@ def usage_of(budgets: list[float], pipeline: Pipeline, size: str) -> Usage:
         output_tokens=output_tokens,
         total_tokens=1 + output_tokens,
     )
-
-
-def _budget(request: ImagesRequest) -> float | None:
-    """What the request says itself, or what its quality stands for."""
-    preset = _preset(request)
-    if preset is None:
-        return request.budget
-    for field in ("budget", "min_budget", "max_budget", "levels"):
-        if getattr(request, field) is not None:
-            raise InvalidInput("quality", request.quality, f"auto or left out, because {field} says it already")
-    return BUDGETS[preset]
-
-
-def _preset(request: ImagesRequest) -> QualityPreset | None:
-    match request.quality:
-        case None | "auto":
-            return None
-        case "standard" | "hd":
-            return LEGACY_QUALITIES[request.quality]
-        case preset:
-            return preset

@@ -21,8 +21,8 @@ class OpenAIFields(RequestBody):
     n: int | None = Field(default=None, ge=1, description="Pictures; 1 when left out. Taken all or none.")
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
         default=None,
-        description="A preset of `budget`: `low` is 0.25, `medium` (`standard`) 0.5, `high` (`hd`) 1. `auto` leaves it "
-        "to the server, or to the fields that say more.",
+        description="How good pictures are at least: as those of budget 0.25 (`low`), 0.5 (`medium`, `standard`) or 1 "
+        "(`high`, `hd`). `auto` leaves it to the server, or to the fields that say more.",
     )
     output_format: OutputFormat | None = Field(default=None, description="png when left out.")
     output_compression: int | None = Field(
@@ -84,7 +84,7 @@ class LinkedImage(ImageFacts):
 
 
 class ImagesResponse(BaseModel):
-    """quality: the preset nearest to the budget that the pictures got. elit: what `/v1/generate` says of a request."""
+    """quality: the best preset that the pictures are as good as. elit: what `/v1/generate` says of a request."""
 
     created: int = Field(description="Unix time in seconds.")
     data: list[GeneratedImage] | list[LinkedImage]

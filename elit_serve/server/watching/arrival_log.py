@@ -62,6 +62,7 @@ class ArrivalLog:
             budget=None if order.pinned is None else budgets.of_level(fmean(order.pinned)),
             min_budget=request.min_budget,
             max_budget=request.max_budget,
+            min_quality=request.min_quality,
             steps=request.steps,
             size=request.size,
             best_effort=request.best_effort,
