@@ -172,4 +172,5 @@ def _ask_server(url: str, api_key: str | None, output: Path, options: GenerateOp
 def _summary(generation: Generation) -> str:
     took = "" if generation.total_ms is None else f", {generation.total_ms:.0f} ms"
     target = "" if generation.deadline_met is None else f", target {'met' if generation.deadline_met else 'missed'}"
-    return f"budget {generation.images[0].budget:.3g}, {generation.steps} steps{took}{target}"
+    spent = "" if generation.device_ms is None else f", {generation.device_ms:.0f} ms of the device"
+    return f"budget {generation.images[0].budget:.3g}, {generation.steps} steps{took}{spent}{target}"

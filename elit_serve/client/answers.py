@@ -25,7 +25,8 @@ File = Annotated[bytes, BeforeValidator(_decoded)]
 class ImageFacts(Answer):
     """levels: one per step. quality: as measured for pictures made like that.
 
-    Milliseconds as in `Generation`; None where the answer tells them for all images only.
+    gflops, device_ms: what it cost, as in `Generation`.
+    Other milliseconds as there; None where the answer tells them for all images only.
     """
 
     seed: int
@@ -36,6 +37,8 @@ class ImageFacts(Answer):
     queue_ms: float | None = None
     compute_ms: float | None = None
     encode_ms: float | None = None
+    gflops: float | None = None
+    device_ms: float | None = None
 
 
 class Image(ImageFacts):
@@ -52,6 +55,8 @@ class GenerationFacts(Answer):
     deadline_met: None without a target.
     queue_ms, compute_ms, encode_ms: to the first step, from there to the end of the last, from there to the files.
     total_ms: all of the server's time, from arrival to the answer.
+    gflops: what the steps of its pictures computed, in 10^9 floating-point operations. device_ms: their share of the
+    device's time, measured.
     quality: of what was done, the mean of its pictures; None where nothing was measured.
     expected_quality: of the plan when it was chosen; likewise.
     quality_size: of the pictures whose quality was measured. Where `size` is another, qualities are taken from there.
@@ -72,6 +77,8 @@ class GenerationFacts(Answer):
     compute_ms: float | None = None
     encode_ms: float | None = None
     total_ms: float | None = None
+    gflops: float | None = None
+    device_ms: float | None = None
     quality: float | None = None
     expected_quality: float | None = None
     quality_size: str | None = None

@@ -20,6 +20,7 @@ JSON = "application/json"
 PROBLEM = "application/problem+json"
 REQUEST_ID = "X-Request-Id"
 NOT_OURS = "it did not answer as an elit-serve server does"
+OWN_FACTS = ("quality", "queue_ms", "compute_ms", "encode_ms", "gflops", "device_ms")  # of a picture, in its `elit`
 LATE_STATUSES = {"deadline_exceeded": 504, "stopped": 503}  # of what goes wrong in a stream, whose status was 200
 
 
@@ -85,7 +86,7 @@ def cut_off(url: str) -> ConnectionLost:
 def _completed(members: dict[str, Any]) -> Generation:
     """What the picture is, from the event, where `quality` is a preset; what was done for it, from its `elit`."""
     facts = members["elit"]
-    own = {name: facts.get(name) for name in ("quality", "queue_ms", "compute_ms", "encode_ms")}
+    own = {name: facts.get(name) for name in OWN_FACTS}
     return Generation.model_validate({**facts, "images": [{**members, **own}]})
 
 

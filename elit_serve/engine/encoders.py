@@ -46,7 +46,8 @@ class EncoderOptions:
 class Encoders:
     """First in, first out, so that nothing waits for what comes after it.
 
-    on_decoded: is told in how many milliseconds the device has decoded what ended together.
+    on_previewed, on_decoded: are told in how many milliseconds the device has decoded these together, as previews or
+    because they have ended, before their files are made.
     on_file: is given each finished picture with its file. on_failure: is given what failed, the error, and `nan` or
     `encoding`. All are called on a thread of the pool.
     """
@@ -56,11 +57,13 @@ class Encoders:
         pipeline: Pipeline,
         options: EncoderOptions,
         *,
-        on_decoded: Callable[[float], None],
+        on_previewed: Callable[[Sequence[Picture], float], None],
+        on_decoded: Callable[[Sequence[Picture], float], None],
         on_file: Callable[[Picture, bytes], None],
         on_failure: Callable[[Sequence[Picture], Exception, str], None],
     ) -> None:
         self._pipeline = pipeline
+        self._on_previewed = on_previewed
         self._on_decoded = on_decoded
         self._on_file = on_file
         self._on_failure = on_failure
@@ -69,14 +72,14 @@ class Encoders:
 
     def show(self, pictures: Sequence[Picture], transfer: Transfer) -> None:
         """Previews of these, as they are after the steps that have been launched."""
-        samples = self._pool.submit(transfer.result)
+        samples = self._pool.submit(_decoded, pictures, transfer, self._on_previewed)
         for index, picture in enumerate(pictures):
             num_steps, before = len(picture.levels), picture.last_preview
             picture.last_preview = self._pool.submit(self._show, picture, samples, index, num_steps, before)
 
     def encode(self, pictures: Sequence[Picture], transfer: Transfer, picture_ids: Collection[int]) -> None:
         """The files of those whose ids are given."""
-        samples = self._pool.submit(self._decoded, transfer)
+        samples = self._pool.submit(_decoded, pictures, transfer, self._on_decoded)
         for index, picture in enumerate(pictures):
             if picture.picture_id in picture_ids:
                 self._pool.submit(self._encode, picture, samples, index)
@@ -84,11 +87,6 @@ class Encoders:
     def close(self) -> None:
         """Drops what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _decoded(self, transfer: Transfer) -> _Samples:
-        samples = transfer.result()
-        self._on_decoded(transfer.took_ms())
-        return samples
 
     def _show(
         self, picture: Picture, samples: Future[_Samples], index: int, num_steps: int, before: Future[None] | None
@@ -114,7 +112,8 @@ class Encoders:
             if isinstance(sample, GenerationFailed):
                 self._on_failure([picture], sample, "nan")
                 return
-            facts = self._pipeline.facts(order.condition, picture.seed, order.plan(picture.levels), order.shape)
+            plan = order.plan(picture.levels)
+            facts = self._pipeline.facts(order.condition, picture.seed, plan, order.shape, picture.cost.flops)
             file = self._file(sample, order, facts)
             if picture.last_preview is not None:
                 picture.last_preview.result()
@@ -126,3 +125,11 @@ class Encoders:
     def _file(self, sample: Tensor, order: Order, facts: dict[str, Any]) -> bytes:
         quality, compression = order.file_quality, self._compression
         return encode_sample(sample, order.output_format, facts, quality=quality, compression=compression)
+
+
+def _decoded(
+    pictures: Sequence[Picture], transfer: Transfer, tell: Callable[[Sequence[Picture], float], None]
+) -> _Samples:
+    samples = transfer.result()
+    tell(pictures, transfer.took_ms())
+    return samples

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from elit_serve.engine.conditions import Condition
+from elit_serve.engine.cost import Cost
 from elit_serve.engine.order import Order
 from elit_serve.errors import ElitError
 from elit_serve.plans.grid import time_grid
@@ -26,6 +27,7 @@ class Picture:
         it, the scheduler or `offline.advance`, and nobody else counts them.
     noise [C, H, W]: where it starts, drawn from its seed by whoever asks.
     caller: who waits for it; None if nobody does. The times and the file are written by the worker.
+    cost: of what was done for it so far.
     slot, before: the executor's; see there.
     """
 
@@ -58,6 +60,7 @@ class Picture:
         self.delivered_s: float | None = None
         self.file = b""
         self.last_preview: Future[None] | None = None
+        self._costs: list[Cost] = []  # appended to by any thread
 
     @classmethod
     def of_plan(
@@ -74,6 +77,14 @@ class Picture:
             guidance=plan.guidance,
             levels=[],
         )
+
+    def spend(self, cost: Cost) -> None:
+        """Adds to what it has cost."""
+        self._costs.append(cost)
+
+    @property
+    def cost(self) -> Cost:
+        return sum(tuple(self._costs), Cost())
 
     @property
     def has_caller(self) -> bool:
@@ -215,6 +226,10 @@ class Outcome:
     @property
     def compute_ms(self) -> float:
         return max(picture.queue_ms + picture.compute_ms for picture in self.pictures) - self.queue_ms
+
+    @property
+    def cost(self) -> Cost:
+        return sum((picture.cost for picture in self.pictures), Cost())
 
     @property
     def encode_ms(self) -> float:

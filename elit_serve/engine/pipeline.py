@@ -23,6 +23,7 @@ from elit_serve.engine.autoencoders import (
 from elit_serve.engine.autoencoders.folder import read_folder
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint
 from elit_serve.engine.conditions import ClassConditions, Condition
+from elit_serve.engine.cost import Cost
 from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.executor import offline
 from elit_serve.engine.picture import Picture
@@ -31,6 +32,7 @@ from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.engine.sizes import Sizes
 from elit_serve.errors import GenerationFailed, InvalidInput
+from elit_serve.nn.flops import step_flops
 from elit_serve.nn.quantized import quantize_
 from elit_serve.pictures import encode, format_of, write_file
 from elit_serve.plans.bounds import MAX_SEED, MAX_STEPS
@@ -39,6 +41,7 @@ from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size
+from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import initial_noise
 
 
@@ -91,6 +94,7 @@ class Pipeline:
         measured = checkpoint.quality
         self.quality = None if measured is None else replace(measured, precision=self.precision)
         self._guidances: dict[int, Guidance] = {}  # by level, as recommended
+        self._step_flops: dict[StepKind, float] = {}
         self.model = checkpoint.model.to(device, dtype)
         if quantize is not None:
             quantize_(self.model)
@@ -305,6 +309,13 @@ class Pipeline:
         noise = initial_noise(seeds, shape.size)
         return noise.pin_memory() if self.device.type == "cuda" else noise
 
+    def step_flops(self, kind: StepKind) -> float:
+        """What one step of one picture computes, see `nn.flops`."""
+        if kind not in self._step_flops:
+            (shape,) = (shape for shape in self.shapes if shape.name == kind.shape)
+            self._step_flops[kind] = step_flops(self.model.spec.at_size(*shape.size[1:]), kind)
+        return self._step_flops[kind]
+
     @torch.inference_mode()
     def decode(self, samples: Tensor) -> Tensor:
         """Samples [B, C, h, w] as they are answered, on the device: pictures as uint8 [B, H, W, 3], or, where there is
@@ -349,8 +360,13 @@ class Pipeline:
         facts = self.facts(condition, seed, plan, self.sizes.default.name)
         return FinishedPicture(image=Image.fromarray(pixels.numpy()), facts=facts)
 
-    def facts(self, condition: Condition, seed: int, plan: Plan, shape: str) -> dict[str, Any]:
-        """What makes a picture of the shape of this name again."""
+    def facts(
+        self, condition: Condition, seed: int, plan: Plan, shape: str, flops: float | None = None
+    ) -> dict[str, Any]:
+        """What makes a picture of the shape of this name again, and how many operations it took: `flops`, or what its
+        plan says. What differs from one time to the next is not in it, so that the same picture is the same file."""
+        if flops is None:
+            flops = sum(map(self.step_flops, plan.step_kinds(shape)))
         guidance = plan.guidance
         return {
             "model": self.config.name,
@@ -369,6 +385,7 @@ class Pipeline:
                 "interval": list(guidance.interval),
             },
             "dtype": self.precision,
+            "gflops": Cost(flops=flops).gflops,
         }
 
 

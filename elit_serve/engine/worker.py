@@ -19,11 +19,13 @@ from itertools import count
 import torch
 
 from elit_serve.clock import Clock
+from elit_serve.engine.cost import Cost
 from elit_serve.engine.encoders import EncoderOptions, Encoders
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.forecast import FULL, Forecast, forecast, has_room, infeasible, overloaded
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.launcher import LaunchedPart, Launcher
+from elit_serve.engine.observer import Observer
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Caller, Outcome, Picture, Preview, StepRun
 from elit_serve.engine.pipeline import Pipeline
@@ -44,19 +46,6 @@ logger = logging.getLogger(__name__)
 LEAD_S = 0.0015  # a launch is enqueued this long before the device is expected to be free: deciding and enqueueing
 LEAD_SHARE = 0.03  # plus this share of the running step, because it may end early
 POLL_S = 0.002  # and so often it is looked whether it has, for steps that take much less than was predicted
-
-
-class Observer:
-    """Is told what happens, on the thread where it happens; this one does nothing with it."""
-
-    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
-        """observed_ms: what it took on the device; None if it did not run as it was planned."""
-
-    def images_decoded(self, took_ms: float) -> None:
-        """All that ended with a step, on the device. Called on a thread of the encoders."""
-
-    def images_failed(self, cause: str, num_images: int) -> None:
-        """cause: `step`, `memory`, `nan` or `encoding`."""
 
 
 class Worker:
@@ -98,7 +87,8 @@ class Worker:
         self._encoders = Encoders(
             pipeline,
             encoders or EncoderOptions(),
-            on_decoded=self._observer.images_decoded,
+            on_previewed=self._share_time,
+            on_decoded=self._decoded,
             on_file=self._delivered,
             on_failure=self._fail,
         )
@@ -315,7 +305,10 @@ class Worker:
             done = self._scheduler.finished(launch.launch_id, now_s, observed_ms, has_decoded=has_decoded)
         decode_ms = 0.0 if has_decoded else launch.decode_ms
         self._free_s = now_s + (decode_ms + sum(later.device_ms for later, _ in self._running)) / 1000
+        flops = self._pipeline.step_flops(launch.kind)
         for part, part_ms in zip(parts, took_ms, strict=True):
+            if part_ms is not None:
+                self._share_time(part.pictures, part_ms, flops=flops)
             for tell, step_run in part.watched if part_ms is not None else ():
                 tell(step_run)
             for picture in part.last:
@@ -333,7 +326,18 @@ class Worker:
             self._fail(part.pictures, error, "step")
             return None
 
+    def _share_time(self, pictures: Sequence[Picture], took_ms: float, *, flops: float = 0.0) -> None:
+        """Of what these did together on the device. flops: of each of them."""
+        each = Cost(flops=flops, device_ms=took_ms / len(pictures))
+        for picture in pictures:
+            picture.spend(each)
+        self._observer.spent(pictures, each)
+
     # The encoders' threads
+
+    def _decoded(self, pictures: Sequence[Picture], took_ms: float) -> None:
+        self._observer.images_decoded(took_ms)
+        self._share_time(pictures, took_ms)
 
     def _delivered(self, picture: Picture, file: bytes) -> None:
         with self._changed:

@@ -143,6 +143,10 @@ class ImageFacts(BaseModel):
     queue_ms: float = Field(description="From arrival to the first step.")
     compute_ms: float = Field(description="From the first step to the end of the last, waits between them included.")
     encode_ms: float = Field(description="From there to the file: decoding, transfer, encoding.")
+    gflops: float = Field(description="What its steps computed, in 10^9 floating-point operations, both passes.")
+    device_ms: float = Field(
+        description="Its share of the device's time: of every launch that it was in, decoding included, as measured."
+    )
 
 
 class GeneratedImage(ImageFacts, ImageFile):
@@ -171,6 +175,8 @@ class GenerateFacts(BaseModel):
     compute_ms: float = Field(description="From there to the end of the last picture's last step.")
     encode_ms: float = Field(description="From there to the last file.")
     total_ms: float = Field(description="From arrival to the answer.")
+    gflops: float = Field(description="What the steps of all its pictures computed, in 10^9 operations.")
+    device_ms: float = Field(description="The share of the device's time that all its pictures had.")
     quality: float | None = Field(description="Of what was done: the mean of its pictures.")
     expected_quality: float | None = Field(
         description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are."

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Protocol
 
+from elit_serve.plans.step_kind import StepKind
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
@@ -39,6 +41,12 @@ class Counted(Protocol):
     @property
     def levels(self) -> Sequence[int]: ...
     def flops(self, level: int) -> Flops: ...
+
+
+def step_flops(spec: Counted, kind: StepKind) -> float:
+    """What one step of one sample computes, both passes; `spec` is that of its shape."""
+    passes = [kind.level] if kind.weak_level is None else [kind.level, kind.weak_level]
+    return sum(spec.flops(level).executed for level in passes)
 
 
 def flops_multi_budget(spec: Counted) -> Flops:

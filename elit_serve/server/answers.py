@@ -55,6 +55,8 @@ def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, to
         compute_ms=round(outcome.compute_ms, 3),
         encode_ms=round(outcome.encode_ms, 3),
         total_ms=round(total_ms, 3),
+        gflops=outcome.cost.gflops,
+        device_ms=round(outcome.cost.device_ms, 3),
         quality=rounded(mean_quality(pipeline, order, [picture.levels for picture in outcome.pictures])),
         expected_quality=rounded(order.expected_quality),
         quality_size=pipeline.quality_size,
@@ -81,6 +83,8 @@ def _image(picture: Picture, order: Order, pipeline: Pipeline) -> GeneratedImage
         queue_ms=round(picture.queue_ms, 3),
         compute_ms=round(picture.compute_ms, 3),
         encode_ms=round(picture.encode_ms, 3),
+        gflops=picture.cost.gflops,
+        device_ms=round(picture.cost.device_ms, 3),
     )
 
 
@@ -108,6 +112,8 @@ def bare_answer(facts: GenerateResponse) -> Response:
         "Compute-Ms": facts.compute_ms,
         "Encode-Ms": facts.encode_ms,
         "Total-Ms": facts.total_ms,
+        "Gflops": image.gflops,
+        "Device-Ms": image.device_ms,
         "Expected-Quality": facts.expected_quality,
         "Quality": image.quality,
         "Quality-Size": facts.quality_size,

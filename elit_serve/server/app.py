@@ -57,7 +57,8 @@ def create_app(
     routers = (router, openai_router, *(guest.router for guest in guests), live_router, thumbnail_router, page_router())
     all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     paths = [route.path for route in all_routes]
-    metrics = Metrics(models={model.name: model.pipeline for model in models}, routes=paths)
+    keys = [] if keyring is None else [key.name for key in keyring]
+    metrics = Metrics(models={model.name: model.pipeline for model in models}, routes=paths, keys=keys)
     engines = open_engines(models, settings, keyring, metrics, clock)
     tracing = open_tracing(settings, clock)
 

@@ -12,9 +12,10 @@ from elit_serve.clock import Clock
 from elit_serve.engine.encoders import EncoderOptions
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.file_times import FileTimes
+from elit_serve.engine.observer import Observer
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.worker import Observer, Worker
+from elit_serve.engine.worker import Worker
 from elit_serve.errors import InvalidInput, ModelNotFound
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
 from elit_serve.scheduler.quality import placeholder_quality

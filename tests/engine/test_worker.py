@@ -16,10 +16,11 @@ import torch
 from elit_serve.clock import Clock, MonotonicClock, VirtualClock
 from elit_serve.engine.conditions import ClassCondition
 from elit_serve.engine.executor.slots import Executor, RunningStep, Transfer
+from elit_serve.engine.observer import Observer
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome, Picture, Preview, StepRun
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.worker import Observer, Worker
+from elit_serve.engine.worker import Worker
 from elit_serve.errors import DeadlineExceeded, EngineStopped, GenerationFailed, Infeasible, Overloaded
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, RequestScheduler

@@ -23,6 +23,8 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
     (image,) = answer.pop("images")
     for name in ("queue_ms", "compute_ms", "encode_ms"):
         assert image.pop(name) == answer.pop(name) >= 0
+    assert image.pop("device_ms") == answer.pop("device_ms") > 0
+    assert image.pop("gflops") == answer.pop("gflops") > 0
     assert answer.pop("total_ms") > 0
     assert answer == {
         "model": "tiny",
@@ -150,6 +152,10 @@ def test_accept_gives_a_bare_picture_with_the_facts_in_headers(server: Any, outp
     assert headers["promised"] == "true"
     assert headers["deadline-met"] == "true"
     assert float(headers["total-ms"]) >= float(headers["compute-ms"]) > 0
+    assert float(headers["device-ms"]) > 0
+    facts = read_facts(answer.content)
+    assert facts is not None
+    assert float(headers["gflops"]) == facts["gflops"] > 0
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])

@@ -42,6 +42,8 @@ def test_totals_tell_what_was_done(start_server: Any) -> None:
     assert (totals["granted_steps"], totals["granted_budget"]) == (4, 4.0), "pinned steps are not the server's choice"
     stepping_s = 4 * 0.5 + 4 * 0.25 * 2  # two pictures in a step cost twice as much
     assert stepping_s < totals["device_s"] < stepping_s + 2, "and decoding is measured"
+    assert totals["spent"]["(no key)"]["device_s"] == pytest.approx(totals["device_s"])
+    assert totals["spent"]["(no key)"]["gflops"] == totals["gflops"] > 0
     assert {reason for reason, count in totals["refusals"].items() if count} == {"infeasible"}
 
 
@@ -77,7 +79,7 @@ def test_a_snapshot_is_made_once_for_all_and_never_for_nobody() -> None:
     def make() -> Load:
         made.append(len(made))
         counts = dict.fromkeys(("pictures", "promises_kept", "promises_missed", "granted_steps"), 0)
-        totals = Totals(**counts, granted_budget=0, device_s=0, refusals={})
+        totals = Totals(**counts, granted_budget=0, device_s=0, gflops=0, spent={}, refusals={})
         sizes = dict.fromkeys(("server_load", "running", "queue_length", "queue_limit"), 0)
         return Load(status="ok", at_s=len(made), **sizes, correction=1, totals=totals, in_flight=[])
 

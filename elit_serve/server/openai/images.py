@@ -18,6 +18,7 @@ from elit_serve.server.openai.schemas import (
     ImagesResponse,
     InputTokensDetails,
     LinkedImage,
+    OutputTokensDetails,
     PartialImageEvent,
     Usage,
 )
@@ -55,7 +56,7 @@ def images_response(
         output_format=output_format,
         quality=reached_preset(facts.quality, fmean(budgets), pipeline),
         size=facts.size,
-        usage=usage_of(budgets, pipeline, facts.size),
+        usage=usage_of(facts, pipeline),
         elit=facts,
     )
 
@@ -88,7 +89,8 @@ def completed_events(facts: GenerateResponse, pipeline: Pipeline, *, created: in
 def _completed_event(
     image: GeneratedImage, facts: GenerateResponse, pipeline: Pipeline, *, created: int
 ) -> CompletedEvent:
-    alone = facts.model_copy(update={"images": [image], "quality": image.quality})
+    own = {name: getattr(image, name) for name in ("quality", "gflops", "device_ms")}
+    alone = facts.model_copy(update={"images": [image], **own})
     answer = images_response(alone, pipeline, created=created)
     return CompletedEvent(
         b64_json=image.b64_json,
@@ -105,14 +107,17 @@ def _completed_event(
     )
 
 
-def usage_of(budgets: list[float], pipeline: Pipeline, size: str) -> Usage:
-    """Of pictures of a size that got these budgets."""
-    _, *sides = pipeline.sizes.shape_of(size).size
+def usage_of(facts: GenerateResponse, pipeline: Pipeline) -> Usage:
+    """Of all pictures of an answer."""
+    _, *sides = pipeline.sizes.shape_of(facts.size).size
     num_tokens = pipeline.spec.at_size(*sides).num_tokens
-    output_tokens = sum(round(budget * num_tokens) for budget in budgets)
+    output_tokens = sum(round(image.budget * num_tokens) for image in facts.images)
     return Usage(
         input_tokens=1,
         input_tokens_details=InputTokensDetails(text_tokens=1, image_tokens=0),
         output_tokens=output_tokens,
+        output_tokens_details=OutputTokensDetails(image_tokens=output_tokens),
         total_tokens=1 + output_tokens,
+        gflops=facts.gflops,
+        device_ms=facts.device_ms,
     )

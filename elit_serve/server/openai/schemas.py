@@ -67,14 +67,22 @@ class InputTokensDetails(BaseModel):
     image_tokens: int
 
 
+class OutputTokensDetails(BaseModel):
+    text_tokens: int = 0
+    image_tokens: int
+
+
 class Usage(BaseModel):
     """input_tokens: one, the class. output_tokens: latent tokens that carried the pictures, on average over the steps;
-    at full budget as many as the pictures have image tokens."""
+    at full budget as many as the pictures have image tokens. gflops, device_ms: what they cost, as in `elit`."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
+    output_tokens_details: OutputTokensDetails
     total_tokens: int
+    gflops: float
+    device_ms: float
 
 
 class LinkedImage(ImageFacts):
@@ -112,7 +120,7 @@ class PartialImageEvent(BaseModel):
 
 class CompletedEvent(BaseModel):
     """A picture; of several, each has its own event when all are done. elit: what `/v1/generate` says of a request,
-    with the quality of this picture."""
+    with quality and cost of this picture."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
     b64_json: Base64File

@@ -33,7 +33,8 @@ MAX_PICTURES = 64  # told one by one; the rest is in the numbers
 
 
 class LivePicture(BaseModel):
-    """levels: of the steps so far. left_ms: until it should be there; below 0 it is late."""
+    """levels: of the steps so far. gflops, device_ms: what it has cost so far. left_ms: until it should be
+    there; below 0 it is late."""
 
     id: int
     label: str
@@ -44,6 +45,15 @@ class LivePicture(BaseModel):
     age_ms: float
     left_ms: float
     promised: bool
+    gflops: float
+    device_ms: float
+
+
+class Spent(BaseModel):
+    """On pictures, whatever became of them. gflops: 10^9 operations of the model's steps."""
+
+    gflops: float
+    device_s: float
 
 
 class Totals(BaseModel):
@@ -55,6 +65,8 @@ class Totals(BaseModel):
     granted_steps: int = Field(description="Steps whose level was the server's to choose.")
     granted_budget: float = Field(description="Sum of the budgets of these steps.")
     device_s: float = Field(description="Seconds that the device ran steps, or decoded what they ended.")
+    gflops: float = Field(description="What these steps computed, in 10^9 operations.")
+    spent: dict[str, Spent] = Field(description="By the name of the key that it was for, where it was anything.")
     refusals: dict[str, int] = Field(description="Requests that were not taken, by reason.")
 
 
@@ -108,7 +120,7 @@ def load_of(engine: Engine, metrics: EngineMetrics) -> Load:
     """A snapshot."""
     pipeline, worker = engine.pipeline, engine.worker
     now = worker.in_flight(MAX_PICTURES)
-    counters = now.counters
+    counters, spent = now.counters, metrics.spent_by_key
     totals = Totals(
         pictures=counters.delivered,
         promises_kept=counters.kept,
@@ -116,6 +128,8 @@ def load_of(engine: Engine, metrics: EngineMetrics) -> Load:
         granted_steps=counters.granted_steps,
         granted_budget=pipeline.budgets.of_level(counters.granted_levels),
         device_s=metrics.device_s,
+        gflops=sum(cost.gflops for cost in spent.values()),
+        spent={key: Spent(gflops=cost.gflops, device_s=cost.device_ms / 1000) for key, cost in spent.items()},
         refusals=metrics.refusals,
     )
     return Load(
@@ -149,6 +163,8 @@ def _shown(picture: Picture, now: InFlight, sizes: Sizes) -> LivePicture:
         age_ms=round(1000 * (now.now_s - order.arrived_s), 1),
         left_ms=round(1000 * (order.deadline_s - now.now_s), 1),
         promised=order.is_hard,
+        gflops=picture.cost.gflops,
+        device_ms=round(picture.cost.device_ms, 1),
     )
 
 

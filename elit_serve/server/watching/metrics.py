@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -21,9 +22,11 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from elit_serve.engine.picture import Outcome
+from elit_serve.engine.cost import Cost
+from elit_serve.engine.observer import Observer
+from elit_serve.engine.picture import Outcome, Picture
 from elit_serve.engine.sizes import Sizes
-from elit_serve.engine.worker import Observer, Worker
+from elit_serve.engine.worker import Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
 from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.core import Counters
@@ -53,6 +56,8 @@ CAUSES = ("step", "memory", "nan", "encoding")
 CHOOSERS = ("server", "caller")
 STAGES = ("queue", "compute", "encode")
 OTHER_ROUTE = "other"
+NO_KEY = "(no key)"  # spelled as the name of no key can be: of servers without keys, and the server's own thumbnails
+FORMER_KEY = "(former key)"  # of jobs that came with a key which the server has no more
 
 
 class Measures(Protocol):
@@ -70,8 +75,8 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, *, models: Mapping[str, Measures], routes: Sequence[str]) -> None:
-        """models: those that are served, by name, which is their label."""
+    def __init__(self, *, models: Mapping[str, Measures], routes: Sequence[str], keys: Sequence[str] = ()) -> None:
+        """models: those that are served, by name, which is their label. keys: names of those that are known."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         labelled_routes = (*routes, OTHER_ROUTE)
@@ -88,6 +93,7 @@ class Metrics:
             "elit_event_loop_lag_seconds", "Seconds that what becomes ready waits for the event loop.", LAG_BUCKETS
         )
         self._add_families_of_requests(tuple(models))
+        self._add_families_of_costs(tuple(models), (*keys, NO_KEY, FORMER_KEY))
         self.pictures = Counter(
             "elit_pictures_total", "Finished pictures, by size.", ["model", "size"], registry=self.registry
         )
@@ -137,6 +143,21 @@ class Metrics:
         )
         self.failures = self._counter(
             "elit_image_failures_total", "Pictures that failed, by cause.", model=models, cause=CAUSES
+        )
+
+    def _add_families_of_costs(self, models: Sequence[str], keys: Sequence[str]) -> None:
+        self.keys = tuple(keys)
+        self.flops = self._counter(
+            "elit_flops_total",
+            "Floating-point operations of the model's steps, by the name of the key that they were for.",
+            model=models,
+            key=keys,
+        )
+        self.device_seconds = self._counter(
+            "elit_device_seconds_total",
+            "Seconds of the device, of each launch and decoding a share for every picture in it, by key.",
+            model=models,
+            key=keys,
         )
 
     def _add_families_of_steps(self, models: Mapping[str, Measures]) -> None:
@@ -206,6 +227,9 @@ class EngineMetrics(Observer):
         self._step_seconds = metrics.step_seconds.labels(model)
         self._decode_seconds = metrics.decode_seconds.labels(model)
         self._cost_ratio = metrics.cost_ratio.labels(model)
+        self._spent = {
+            key: (metrics.flops.labels(model, key), metrics.device_seconds.labels(model, key)) for key in metrics.keys
+        }
 
     def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
         self._cohort.observe(len(launch.request_ids))
@@ -216,6 +240,19 @@ class EngineMetrics(Observer):
 
     def images_decoded(self, took_ms: float) -> None:
         self._decode_seconds.observe(took_ms / 1000)
+
+    def spent(self, pictures: Sequence[Picture], each: Cost) -> None:
+        for key, count in Counts(self._key_of(picture) for picture in pictures).items():
+            cost, (flops, device_seconds) = each.times(count), self._spent[key]
+            flops.inc(cost.flops)
+            device_seconds.inc(cost.device_ms / 1000)
+
+    def _key_of(self, picture: Picture) -> str:
+        """Its label."""
+        owner = picture.caller.order.owner
+        if owner is None:
+            return NO_KEY
+        return owner if owner in self._spent else FORMER_KEY
 
     def images_failed(self, cause: str, num_images: int) -> None:
         self._all.failures.labels(self._model, cause).inc(num_images)
@@ -255,9 +292,18 @@ class EngineMetrics(Observer):
         return _sum_of(self._step_seconds) + _sum_of(self._decode_seconds)
 
     @property
+    def spent_by_key(self) -> dict[str, Cost]:
+        """What was spent for whom, where it was anything."""
+        costs = {
+            key: Cost(flops=_value_of(flops), device_ms=1000 * _value_of(device_seconds))
+            for key, (flops, device_seconds) in self._spent.items()
+        }
+        return {key: cost for key, cost in costs.items() if cost != Cost()}
+
+    @property
     def refusals(self) -> dict[str, int]:
         """Requests that were not taken, by reason."""
-        return {reason: _count_of(self._all.refusals.labels(self._model, reason)) for reason in REASONS}
+        return {reason: int(_value_of(self._all.refusals.labels(self._model, reason))) for reason in REASONS}
 
 
 def _sum_of(histogram: Histogram) -> float:
@@ -265,9 +311,9 @@ def _sum_of(histogram: Histogram) -> float:
     return next(sample.value for sample in samples if sample.name.endswith("_sum"))
 
 
-def _count_of(counter: Counter) -> int:
+def _value_of(counter: Counter) -> float:
     samples = [sample for family in counter.collect() for sample in family.samples]
-    return int(next(sample.value for sample in samples if sample.name.endswith("_total")))
+    return next(sample.value for sample in samples if sample.name.endswith("_total"))
 
 
 def _with_series(metric: AnyMetric, values: Mapping[str, Sequence[str]]) -> AnyMetric:

@@ -258,5 +258,7 @@ def computed(outcome: Outcome, pipeline: Pipeline) -> Attributes:
         "elit.steps": outcome.order.num_steps,
         "elit.level": level,
         "elit.budget": pipeline.budgets.of_level(level),
+        "elit.gflops": outcome.cost.gflops,
+        "elit.device_ms": outcome.cost.device_ms,
         "elit.replans": changes if outcome.order.pinned is None else 0,
     }

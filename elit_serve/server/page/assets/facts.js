@@ -2,7 +2,7 @@
 
 import { levelBars } from "./charts.js";
 import { fileName } from "./requests.js";
-import { duration, percent, plural, quality } from "./words.js";
+import { duration, operations, percent, plural, quality } from "./words.js";
 
 /** Nodes for a result of `drawn`. latents: the level at full budget. again: what makes the picture once more. */
 export function factsOf(result, latents, again) {
@@ -14,6 +14,7 @@ export function factsOf(result, latents, again) {
     fact("Budget", percent(level / latents), `mean level ${Number(level.toFixed(1))} of ${latents}`),
     fact("Quality", quality(facts.quality), qualityMeans(facts)),
     fact("Deadline", ...deadline(facts)),
+    fact("Cost", duration(facts.device_ms), `of the device, ${operations(facts.gflops)}`),
   );
   const chart = element("figure", { className: "levels" });
   chart.append(

@@ -3,10 +3,11 @@
 import { events } from "./api.js";
 import { grow, levelBars } from "./charts.js";
 import { HISTORY_S, Tile, TILES, WINDOW_S } from "./tiles.js";
-import { duration, explained, plural } from "./words.js";
+import { duration, explained, operations, percent, plural } from "./words.js";
 
 const SAID_EVERY_MS = 20_000; // how often a screen reader is told the numbers
 const RECONNECT_MS = 2000;
+const NO_KEY = "(no key)"; // how the server calls nobody in particular
 const part = (id) => document.getElementById(id);
 
 export class LiveView {
@@ -64,6 +65,7 @@ export class LiveView {
     if (this.#isPaused) return;
     for (const tile of TILES) this.#tile(tile.name).show(...tile.read(load, this.#history));
     this.#showFlights(load);
+    showSpent(load.totals.spent);
     this.#sum(load);
   }
 
@@ -115,6 +117,22 @@ export class LiveView {
   #say(text) {
     if (part("live-status").textContent !== text) part("live-status").textContent = text;
   }
+}
+
+/** By key, the largest first; without keys the tiles say it all. */
+function showSpent(spent) {
+  const rows = Object.entries(spent).sort(([, a], [, b]) => b.device_s - a.device_s);
+  const all = rows.reduce((sum, [, { device_s: seconds }]) => sum + seconds, 0);
+  part("spent").hidden = !rows.some(([key]) => key !== NO_KEY);
+  part("spent-rows").replaceChildren(
+    ...rows.map(([key, { device_s: seconds, gflops }]) => {
+      const row = document.createElement("tr");
+      const name = Object.assign(document.createElement("th"), { scope: "row", textContent: key });
+      const cells = [duration(1000 * seconds), percent(seconds / all), operations(gflops)];
+      row.append(name, ...cells.map((textContent) => Object.assign(document.createElement("td"), { textContent })));
+      return row;
+    }),
+  );
 }
 
 const hint = (more) => `A bar for every step; its height is the level.${more > 0 ? ` ${more} more wait.` : ""}`;

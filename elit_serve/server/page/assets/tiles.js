@@ -1,7 +1,7 @@
 // The figures of the live view: each with what it means, and a line of the last minute.
 
 import { sparkline, svg } from "./charts.js";
-import { percent } from "./words.js";
+import { operations, percent } from "./words.js";
 
 export const HISTORY_S = 60;
 export const WINDOW_S = 10; // over which rates are taken
@@ -48,7 +48,8 @@ export const TILES = [
     name: "Device busy",
     read: (load, history) => {
       const busy = (now, past) => Math.min(1, ratio(now, past, total("device_s"), at) ?? 0);
-      return [percent(busy(load, history)), "of the last ten seconds", over(history, busy), 1];
+      const computed = `${operations(ratio(load, history, total("gflops"), at) ?? 0)}/s in the last ten seconds`;
+      return [percent(busy(load, history)), computed, over(history, busy), 1];
     },
   },
   {

@@ -13,6 +13,13 @@ export function duration(ms) {
   return `${Math.floor(ms / 60_000)}${NARROW}min ${Math.round((ms % 60_000) / 1000)}${NARROW}s`;
 }
 
+/** 840 MFLOP, 6.63 GFLOP, 12.0 TFLOP */
+export function operations(gflops) {
+  const units = ["M", "G", "T", "P", "E"];
+  const power = gflops > 0 ? Math.max(-1, Math.min(3, Math.floor(Math.log10(gflops) / 3))) : 0;
+  return `${(gflops / 1000 ** power).toPrecision(3)}${NARROW}${units[power + 1]}FLOP`;
+}
+
 /** A target to propose where `minLatencyMs` is the smallest: a little more, for what moments differ. */
 export const comfortable = (minLatencyMs) => Math.ceil(1.02 * minLatencyMs + 5);
 

@@ -1,0 +1,25 @@
+"""Who is told what a worker does, as the server's metrics are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elit_serve.engine.cost import Cost
+from elit_serve.engine.picture import Picture
+from elit_serve.scheduler.requests import Launch
+
+
+class Observer:
+    """Is told what happens, on the thread where it happens; this one does nothing with it."""
+
+    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
+        """observed_ms: what it took on the device; None if it did not run as it was planned."""
+
+    def images_decoded(self, took_ms: float) -> None:
+        """All that ended with a step, on the device. Called on a thread of the encoders."""
+
+    def spent(self, pictures: Sequence[Picture], each: Cost) -> None:
+        """On these, by what they ran or were decoded in together. Called on the worker's thread or the encoders'."""
+
+    def images_failed(self, cause: str, num_images: int) -> None:
+        """cause: `step`, `memory`, `nan` or `encoding`."""
