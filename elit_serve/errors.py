@@ -21,6 +21,9 @@
     ├── EngineStopped         the engine no longer takes work (HTTP 503, exit code 1)
     ├── RequestOutstanding    another request with the same idempotency key has no answer yet (HTTP 409)
     ├── JobNotFound           no such job, or it is somebody else's (HTTP 404)
+    ├── RequestNotFound       no such request waits for pictures, or it is somebody else's (HTTP 404)
+    ├── NotBegun              pictures are to end early of which nothing is there yet (HTTP 409)
+    ├── JobEnded              a job cannot be changed any more (HTTP 409)
     ├── PictureNotFound       a job has fewer pictures (HTTP 404)
     ├── JobNotDone            a job has no pictures, because it is not done (HTTP 409)
     ├── ResultsGone           the pictures of a job have been removed (HTTP 410)
@@ -203,6 +206,27 @@ class JobNotFound(ElitError):
 
     def __init__(self) -> None:
         super().__init__("there is no such job, or not any more")
+
+
+class RequestNotFound(ElitError):
+    """Nobody waits for pictures under this id, for this caller."""
+
+    def __init__(self) -> None:
+        super().__init__("no request of this id waits for pictures, or not any more")
+
+
+class NotBegun(ElitError):
+    """Pictures that are to end early, and of which nothing is there yet that could be kept."""
+
+    def __init__(self) -> None:
+        super().__init__("no step of its pictures has run yet, so nothing is there to keep; it can be cancelled")
+
+
+class JobEnded(ElitError):
+    """A job that cannot be changed any more."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the job has ended: it is {state}")
 
 
 class PictureNotFound(ElitError):

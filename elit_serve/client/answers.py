@@ -53,6 +53,7 @@ class GenerationFacts(Answer):
     output_format: png, webp, jpeg or safetensors. size: of the pictures, as "640x384".
     promised: whether the target was one that the server had to keep.
     deadline_met: None without a target.
+    finished_early: whether its caller had it finished early.
     queue_ms, compute_ms, encode_ms: to the first step, from there to the end of the last, from there to the files.
     total_ms: all of the server's time, from arrival to the answer.
     gflops: what the steps of its pictures computed, in 10^9 floating-point operations. device_ms: their share of the
@@ -73,6 +74,7 @@ class GenerationFacts(Answer):
     latency_ms: float | None = None
     promised: bool | None = None
     deadline_met: bool | None = None
+    finished_early: bool | None = None
     queue_ms: float | None = None
     compute_ms: float | None = None
     encode_ms: float | None = None

@@ -94,6 +94,10 @@ class AsyncJobs:
         """Ends it, if it has not ended."""
         return await self._core.send(requests.cancel_job(job_id))
 
+    async def finish(self, job_id: str) -> Job:
+        """As `Jobs.finish`."""
+        return await self._core.send(requests.finish_job(job_id))
+
     def list(
         self, *, state: str | None = None, limit: int = requests.JOBS_PER_PAGE, cursor: str | None = None
     ) -> AsyncJobList:

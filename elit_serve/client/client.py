@@ -104,6 +104,13 @@ class Jobs:
         """Ends it, if it has not ended."""
         return done(self._core.send(requests.cancel_job(job_id)))
 
+    def finish(self, job_id: str) -> Job:
+        """Has it end with the fewest steps that its pictures allow, and keeps what they are then.
+
+        Raises `ServerProblem` if it has ended (`job-ended`), or nothing of it is there yet (`not-begun`).
+        """
+        return done(self._core.send(requests.finish_job(job_id)))
+
     def list(
         self, *, state: str | None = None, limit: int = requests.JOBS_PER_PAGE, cursor: str | None = None
     ) -> JobPages:

@@ -128,6 +128,10 @@ def cancel_job(job_id: str) -> AnswerRequest[Job]:
     return AnswerRequest(method="DELETE", path=_job_path(job_id), read=_job)
 
 
+def finish_job(job_id: str) -> AnswerRequest[Job]:
+    return AnswerRequest(method="POST", path=f"{_job_path(job_id)}/finish", read=_job)
+
+
 def job_page(state: str | None, limit: int, cursor: str | None) -> AnswerRequest[JobPage]:
     query = urlencode(_given({"state": state, "cursor": cursor, "limit": limit}))
     return AnswerRequest(path=f"{JOBS}?{query}", read=lambda reply: parsed(JobPage, reply))

@@ -144,7 +144,10 @@ class Picture:
 
 
 class Caller:
-    """Who waits for an order that was taken. on_preview, on_step: see `Worker.submit`."""
+    """Who waits for an order that was taken.
+
+    on_preview, on_step: see `Worker.submit`. is_hurried: see `Worker.hurry`.
+    """
 
     def __init__(
         self,
@@ -155,6 +158,7 @@ class Caller:
         self.order = order
         self.future: Future[Outcome] = Future()
         self.on_step = on_step
+        self.is_hurried = False
         self.on_preview = on_preview or (lambda _: None)
         self.preview_steps = frozenset(order.preview_steps) if on_preview is not None else frozenset()
         self.pictures: list[Picture] = []
@@ -214,10 +218,12 @@ class Outcome:
     """One finished picture for each seed of the order. The three times are those of `Picture` for all of them.
 
     order: as it was run, with the plan that it was given if it had left that open.
+    is_hurried: whether its caller has had it end early.
     """
 
     order: Order
     pictures: tuple[Picture, ...]
+    is_hurried: bool = False
 
     @property
     def queue_ms(self) -> float:

@@ -180,6 +180,19 @@ class Worker:
         caller.future.add_done_callback(lambda future: self._give_up(caller) if future.cancelled() else None)
         return caller.future
 
+    def hurry(self, future: Future[Outcome]) -> bool:
+        """Has the pictures of an order that was taken end with the fewest steps that their state allows. False if no
+        step of them has run, or they have ended."""
+        with self._changed:
+            left = [picture for picture in self._pictures.values() if picture.caller.future is future]
+            if not left or all(picture.started_s is None for picture in left[0].caller.pictures):
+                return False
+            left[0].caller.is_hurried = True
+            now_s = self._clock.now()
+            for picture in left:
+                self._scheduler.hurry(picture.picture_id, now_s)
+        return True
+
     def forecast(self, order: Order) -> Forecast:
         """What `submit` would do with this order now, and how it would go on; takes nothing and changes nothing.
 
@@ -193,18 +206,8 @@ class Worker:
     def in_flight(self, max_pictures: int) -> InFlight:
         """What is being made now, and what was counted. Holds the lock for a few microseconds."""
         with self._changed:
-            pictures, now_s, scheduler = list(self._pictures.values()), self._clock.now(), self._scheduler
-            waiting, running = scheduler.num_waiting, scheduler.num_running
-            correction, counters = scheduler.correction(now_s), scheduler.counters
-        return InFlight(
-            now_s=now_s,
-            num_pictures=len(pictures),
-            num_waiting=waiting,
-            num_running=running,
-            correction=correction,
-            counters=counters,
-            pictures=tuple(sorted(pictures, key=lambda picture: not picture.levels)[:max_pictures]),
-        )
+            pictures = list(self._pictures.values())
+            return InFlight.of(pictures, self._scheduler, self._clock.now(), max_pictures=max_pictures)
 
     def drain(self, timeout_s: float) -> None:
         """Takes no more orders, finishes the accepted ones if they are done within `timeout_s`, and stops."""
@@ -350,7 +353,8 @@ class Worker:
             picture.file, picture.delivered_s = file, now_s
             caller = picture.caller
             if all(sibling.delivered_s is not None for sibling in caller.pictures):
-                caller.tell(Outcome(order=caller.order, pictures=tuple(caller.pictures)))
+                pictures = tuple(caller.pictures)
+                caller.tell(Outcome(order=caller.order, pictures=pictures, is_hurried=caller.is_hurried))
             self._changed.notify_all()
 
     # Any thread

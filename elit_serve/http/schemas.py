@@ -171,6 +171,7 @@ class GenerateFacts(BaseModel):
     latency_ms: float | None = Field(description="The target as it was asked for.")
     promised: bool = Field(description="Whether the target was promised; a wish or no target is not.")
     deadline_met: bool | None = Field(description="None without a target.")
+    finished_early: bool = Field(description="Whether its caller had it finished early.")
     queue_ms: float = Field(description="From arrival to the first step of the first picture.")
     compute_ms: float = Field(description="From there to the end of the last picture's last step.")
     encode_ms: float = Field(description="From there to the last file.")

@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry
 from elit_serve.errors import (
     ElitError,
     EngineStopped,
+    JobEnded,
     JobNotDone,
+    NotBegun,
     Overloaded,
     PictureNotFound,
     ResultsGone,
@@ -35,7 +37,7 @@ from elit_serve.jobs.results import Results
 from elit_serve.jobs.retention import Retention
 from elit_serve.jobs.runner import Runner
 from elit_serve.jobs.schemas import JobInfo, JobList, JobRequest, JobResult, job_info, read_back
-from elit_serve.jobs.states import JobState, StoredJob, new_id
+from elit_serve.jobs.states import ENDED, JobState, StoredJob, new_id
 from elit_serve.jobs.store import JobStore
 from elit_serve.jobs.webhook_policy import WebhookPolicy
 from elit_serve.jobs.webhooks import Webhooks
@@ -124,6 +126,20 @@ class JobDesk:
         job = self._store.get(job_id, owner)
         if job.state is JobState.CANCELLED:  # also by an earlier call, whose answer was lost
             self._runner.give_up(job.id)
+        return self._info(job)
+
+    def finish(self, job_id: str, owner: str) -> JobInfo:
+        """Has it end with the fewest steps that its pictures allow.
+
+        Raises `JobEnded`, or `NotBegun` where nothing is there to keep.
+        """
+        job = self._store.get(job_id, owner)
+        if job.state not in ENDED and not self._runner.handover.finish(job.id):
+            job = self._store.get(job_id, owner)  # it may just have ended
+            if job.state not in ENDED:
+                raise NotBegun
+        if job.state in ENDED:
+            raise JobEnded(job.state)
         return self._info(job)
 
     def preview_format(self, job: JobInfo) -> AnswerFormat:

@@ -71,6 +71,11 @@ class Handover:
         if under_way is not None:
             under_way.submitted.future.cancel()
 
+    def finish(self, job_id: str) -> bool:
+        """The engine ends it early; False if it has not begun it."""
+        under_way = self._under_way.get(job_id)
+        return under_way is not None and (under_way.submitted.future.done() or under_way.submitted.finish())
+
     def forget(self, job_id: str) -> None:
         """Its end is stored, or the engine has ended before it."""
         self._under_way.pop(job_id, None)

@@ -19,6 +19,9 @@ class PicturesUnderWay(Protocol):
     def future(self) -> Future[Any]:
         """Done with the pictures. Cancelling it gives them up."""
 
+    def finish(self) -> bool:
+        """Has them end with the fewest steps that their state allows; False if no step of them has run."""
+
     def answer(self) -> GenerateResponse | None:
         """What was made, or None if it was given up, once the future is done. Raises why it was not made:
         `EngineStopped` if somebody else may make it. To be called once."""

@@ -99,6 +99,25 @@ async def cancel(request: Request, job_id: str) -> JobInfo:
     return await desk.run(desk.cancel, job_id, _owner(request))
 
 
+@router.post(
+    "/{job_id}/finish",
+    summary="Stop now and keep what there is: end a job with the fewest steps that its pictures allow",
+    status_code=202,
+    response_model=JobInfo,
+    responses={
+        202: {"description": "It will be `done` soon."},
+        404: NOT_FOUND,
+        409: documented("The job has ended, or nothing of it is there yet."),
+        422: INVALID,
+        503: UNAVAILABLE,
+    },
+)
+@access(needs="generate", work="jobs")
+async def finish(request: Request, job_id: str) -> JobInfo:
+    desk = _desk(request)
+    return await desk.run(desk.finish, job_id, _owner(request))
+
+
 @router.get(
     "/{job_id}/images/{index}",
     summary="A picture of a job that is done",

@@ -108,6 +108,22 @@ class RequestScheduler:
         """Ends a request that has not ended; False if it had, or is not known."""
         return self._end(request_id, State.CANCELLED, now_s)
 
+    def hurry(self, request_id: int, now_s: float) -> bool:
+        """From now on a request takes the fewest steps that its state allows, and asks for no level; False if it has
+        ended, or is not known. A pinned one keeps its levels."""
+        request = self._requests.get(request_id)
+        if request is None or request.state in ENDED:
+            return False
+        request.is_hurried = True
+        if request.steps_left:
+            try:
+                self._policy.hurry(request_id)
+            except Exception as error:
+                self._note(error)
+                view = self._view(now_s, max(now_s, self._busy_until_s))
+                self._begin_afresh(view, otherwise=self._stand_in(view))
+        return True
+
     def expire(self, now_s: float) -> tuple[int, ...]:
         """Ends the requests whose hard deadline has passed, and names them."""
         expired = []

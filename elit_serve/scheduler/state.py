@@ -36,11 +36,13 @@ class Tracked:
     """A request and how far it is. executed: the level of each step decided so far; those count as run.
 
     is_free: whether its levels are the policy's to choose.
+    is_hurried: whether it is to end as soon as that allows, however good it is then.
     """
 
     demand: Demand
     state: State = State.WAITING
     executed: list[int] = field(default_factory=list)
+    is_hurried: bool = False
     is_free: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,4 +53,5 @@ class Tracked:
         return self.demand.num_steps - len(self.executed)
 
     def copy(self) -> Tracked:
-        return Tracked(demand=self.demand, state=self.state, executed=self.executed.copy())
+        executed = self.executed.copy()
+        return Tracked(demand=self.demand, state=self.state, executed=executed, is_hurried=self.is_hurried)

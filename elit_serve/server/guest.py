@@ -134,6 +134,10 @@ class Submission:
         """Done with the pictures. Cancelling it gives them up: the engine is free of them within a step."""
         return self._taken.future
 
+    def finish(self) -> bool:
+        """Has them end with the fewest steps that their state allows; False if no step of them has run."""
+        return self._taken.engine.worker.hurry(self._taken.future)
+
     def answer(self) -> GenerateResponse | None:
         """What was made, or None if it was given up, once the future is done. Raises why it was not made. To be called
         once, for it is counted and traced."""

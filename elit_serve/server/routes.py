@@ -103,6 +103,25 @@ def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     return plan_answer(body, foreseen, order.open_plans, engine.pipeline, engine.cost)
 
 
+@router.post(
+    "/v1/requests/{request_id}/finish",
+    tags=[Group.PICTURES],
+    summary="Stop now and keep what there is: end pictures that somebody waits for with the fewest steps they allow",
+    status_code=202,
+    response_class=Response,
+    responses={
+        202: {"description": "Whoever waits for them gets them soon."},
+        404: {**_PROBLEM, "description": "No such request waits, or not with this key."},
+        409: {**_PROBLEM, "description": "Nothing of them is there yet."},
+    },
+)
+@access(needs="generate")
+async def finish(request: Request, request_id: str) -> Response:
+    service: Service = request.app.state.service
+    await run_in_threadpool(service.under_way.finish, request_id, owner_of(request))
+    return Response(status_code=202)
+
+
 @router.get("/v1/models", tags=[Group.MODELS], summary="The models, their classes and what their levels cost here")
 @access(needs="generate", errors="openai")
 def models(request: Request) -> ModelList:

@@ -22,6 +22,7 @@ from elit_serve.server.answers import answer, picture_quality
 from elit_serve.server.engines import Engine, Engines
 from elit_serve.server.orders import Taken, order_of
 from elit_serve.server.settings import Settings
+from elit_serve.server.under_way import UnderWay
 from elit_serve.server.watching.arrival_log import ArrivalLog
 from elit_serve.server.watching.metrics import Metrics
 
@@ -44,6 +45,7 @@ class Service:
     tracing: Tracing | None
     clock: Clock
     started_at: int = field(default_factory=lambda: int(time.time()))
+    under_way: UnderWay = field(default_factory=UnderWay)
     admission: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
@@ -159,7 +161,8 @@ async def answer_to(request: Request, service: Service, taken: Taken) -> Generat
     request.state.taken = taken
     metrics = service.metrics.of(taken.engine.name)
     try:
-        outcome = await _unless_disconnected(request, taken.future)
+        with service.under_way.waited_for(request.state.request_id, taken):
+            outcome = await _unless_disconnected(request, taken.future)
     except ElitError as error:
         metrics.ended(error)
         raise

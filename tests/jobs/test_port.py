@@ -23,7 +23,7 @@ from elit_serve.jobs.schemas import JobInfo, JobRequest
 
 
 def drawn(request: GenerateRequest) -> GenerateResponse:
-    milliseconds: dict[str, Any] = {"queue_ms": 1, "compute_ms": 2, "encode_ms": 3}
+    milliseconds: dict[str, Any] = {"queue_ms": 1, "compute_ms": 2, "encode_ms": 3, "gflops": 4, "device_ms": 5}
     facts: dict[str, Any] = {"level": 1, "budget": 1, "levels": [1], "quality": None, **milliseconds}
     images = [GeneratedImage(b64_json=b"drawn", seed=(request.seed or 0) + i, **facts) for i in range(request.n)]
     return GenerateResponse(
@@ -39,6 +39,7 @@ def drawn(request: GenerateRequest) -> GenerateResponse:
         latency_ms=None,
         promised=False,
         deadline_met=None,
+        finished_early=False,
         total_ms=6,
         quality=None,
         expected_quality=None,

@@ -45,6 +45,7 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
         "latency_ms": None,
         "promised": False,
         "deadline_met": None,
+        "finished_early": False,
         "expected_quality": None,
         "quality": None,
         "quality_size": None,

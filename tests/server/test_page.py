@@ -169,6 +169,32 @@ def test_a_picture_refines_while_it_is_made(
     expect(page.get_by_role("img", name="4 steps at level 4")).to_be_visible()
 
 
+def test_who_has_seen_enough_keeps_what_there_is(
+    start_server: Any, stepwise: Any, open_page: OpenPage, measured: Pipeline, eventually: Any
+) -> None:
+    """It says so where nothing is there yet, because another is being made."""
+    server = start_server(measured, settings=Settings(response_ms=0, max_batch=1), executor=stepwise)
+    with ThreadPoolExecutor(1) as callers:
+        page = open_page(server, failure="409")
+        choose(page)
+        other = callers.submit(server.generate, {"label": "rose", "latency_ms": 600_000})
+        eventually(lambda: server.executor.num_launched == 1)
+        generate(page)
+        finish = page.get_by_role("button", name="Finish")
+        finish.click()
+        expect(page.locator("#status")).to_have_text("Nothing of it is there yet: it waits for its turn.")
+        server.executor.may_run.release(3)  # one of them is the other picture's
+        expect(page.get_by_alt_text("tulip, seed 7, preview 1")).to_be_visible()
+        finish.click()
+        expect(page.locator("#status")).to_have_text("Finishing it …")
+        server.executor.may_run.release(20)
+        assert other.result().json()["finished_early"] is False
+    expect(page.locator("#status")).to_have_text("Done: tulip, seed 7, finished early.")
+    expect(finish).to_be_hidden()
+    assert re.search(r"Cost .* of the device, [\d.]+ MFLOP", text(page, "#facts"))
+    expect(page.locator("#facts").get_by_role("img")).to_have_attribute("aria-label", re.compile("at levels 1 to 4"))
+
+
 def test_a_picture_can_be_kept_and_made_again(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
     page = open_page(start_server(measured))
     choose(page, by="By time")

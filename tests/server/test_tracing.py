@@ -100,6 +100,11 @@ def settings(collector: Collector, start_http: Any, monkeypatch: pytest.MonkeyPa
     return Settings(response_ms=0, otlp_endpoint=start_http(collector))
 
 
+def spent(answer: dict[str, Any]) -> dict[str, float]:
+    """What an answer says of its cost, in the words of spans."""
+    return {"elit.gflops": answer["gflops"], "elit.device_ms": answer["device_ms"]}
+
+
 def test_a_request_is_a_span_of_its_caller_and_has_its_stages_below(
     start_server: Any,
     settings: Settings,
@@ -147,7 +152,7 @@ def test_a_request_is_a_span_of_its_caller_and_has_its_stages_below(
     assert [stage.name for stage in stages] == ["queue", "compute", "encode"]
     asked_ms = [answer["queue_ms"], answer["compute_ms"], answer["encode_ms"]]
     assert [took_ms(stage) for stage in stages] == pytest.approx(asked_ms, abs=0.01)
-    how = {"elit.steps": 4, "elit.level": 2.0, "elit.budget": 0.5, "elit.replans": 0}
+    how = {"elit.steps": 4, "elit.level": 2.0, "elit.budget": 0.5, "elit.replans": 0, **spent(answer)}
     assert attributes(compute) == {"elit.size": "32x32", **how}
     assert attributes(encode) == {"elit.format": "png"}
     times = [before_ns, request.start_time_unix_nano, generation.start_time_unix_nano, queue.start_time_unix_nano]
@@ -179,6 +184,7 @@ def test_changes_of_level_are_counted(
     told = [attributes(span) for span in collector.spans if span.name == "compute"]
     level = sum(levels) / 8
     how = {"elit.steps": 8, "elit.level": level, "elit.budget": level / 4, "elit.replans": changes}
+    how |= spent(answers["tulip"])
     assert {"elit.size": "32x32", **how} in told
     assert changes > 0
 

@@ -124,6 +124,8 @@ class ElasticPolicy:
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
         self._promises, self._soft, self._works = Promises(), [], {}
         works = [self._work(request.demand, view.costs).after(len(request.executed)) for request in requests]
+        for work, request in zip(works, requests, strict=True):
+            work.is_hurried = request.is_hurried
         for work in _promised(works):
             kept = [*self._promises.works, work]
             found = plan_for(kept, view.start_s, view)
@@ -141,6 +143,9 @@ class ElasticPolicy:
             self._promises.try_again()
         else:
             self._soft.remove(work)
+
+    def hurry(self, request_id: int) -> None:
+        self._works[request_id].is_hurried = True
 
     def copy(self) -> Self:
         twin = copy(self)  # what it remembers of costs and quality is true of both
@@ -226,6 +231,8 @@ class ElasticPolicy:
             if (work.ladder is ladder or work.ladder == ladder) and work.lowest <= level <= work.highest
         ]
         del members[view.max_batch :]
+        if all(work.is_hurried for work in members):
+            level = max(work.lowest for work in members)
         return self._at_pace(members, levels[: levels.index(level) + 1], price, rates, view)
 
     def _at_pace(

@@ -19,10 +19,11 @@ from elit_serve.scheduler.state import Tracked
 
 @dataclass(eq=False, kw_only=True)
 class _Queued:
-    """kinds: of all its steps; step: how many of them were chosen."""
+    """kinds: of all its steps, and lowest: at the lowest levels that they may; step: how many of them were chosen."""
 
     demand: Demand
     kinds: tuple[StepKind, ...]
+    lowest: tuple[StepKind, ...]
     step: int = 0
 
     @property
@@ -71,9 +72,16 @@ class FixedPolicy:
         self._queue = []
         for request in requests:
             self._take(request.demand, len(request.executed), view)
+            if request.is_hurried:
+                self.hurry(request.demand.request_id)
 
     def drop(self, request_id: int) -> None:
         self._queue = [queued for queued in self._queue if queued.demand.request_id != request_id]
+
+    def hurry(self, request_id: int) -> None:
+        for queued in self._queue:
+            if queued.demand.request_id == request_id:
+                queued.kinds = queued.lowest
 
     def copy(self) -> Self:
         twin = copy(self)
@@ -81,7 +89,8 @@ class FixedPolicy:
         return twin
 
     def _take(self, demand: Demand, step: int, view: View) -> None:
-        queued = _Queued(demand=demand, kinds=highest_kinds(demand, view.costs), step=step)
+        highest, lowest = highest_kinds(demand, view.costs), lowest_kinds(demand, view.costs)
+        queued = _Queued(demand=demand, kinds=highest, lowest=lowest, step=step)
         insort(self._queue, queued, key=lambda queued: queued.order)
 
     def _needed_s(self, newcomers: Sequence[Demand], view: View) -> float | None:
@@ -104,4 +113,10 @@ def solo_s(demand: Demand, costs: CorrectedCosts) -> float:
 def highest_kinds(demand: Demand, costs: CorrectedCosts) -> tuple[StepKind, ...]:
     """Of its steps, each at the highest level that it may."""
     levels = [costs.levels_within(*bounds)[-1] for bounds in demand.bounds]
+    return tuple(map(StepKind.capped, repeat(demand.shape), levels, demand.weak_caps))
+
+
+def lowest_kinds(demand: Demand, costs: CorrectedCosts) -> tuple[StepKind, ...]:
+    """The same at the lowest level that each may."""
+    levels = [costs.levels_within(*bounds)[0] for bounds in demand.bounds]
     return tuple(map(StepKind.capped, repeat(demand.shape), levels, demand.weak_caps))

@@ -52,6 +52,7 @@ class Work:
 
     due_s: when its last step must have run, cushion and what follows it alone taken off; `is_promised` says whether it
         must.
+    is_hurried: whether it is to end with the fewest steps, see `Policy.hurry`.
     order: its place among all others, in seconds like `due_s`.
     runs: all its steps; `run` is the index of the present one, `run_left` what is left of that, `left` of all.
     ladder, kind, lowest, highest, row: of the next step, see `Run`.
@@ -66,6 +67,7 @@ class Work:
         "demand",
         "due_s",
         "highest",
+        "is_hurried",
         "is_promised",
         "kind",
         "ladder",
@@ -93,6 +95,7 @@ class Work:
         self.due_s = due_s
         self.order = order
         self.is_promised = demand.is_hard
+        self.is_hurried = False
         self.runs = _runs(demand, costs)
         self.answering: Answering | None = costs.answering(demand.shape)
         self.decode_s = 0.0 if self.answering is None else self.answering.decode_s[-1] / costs.table.max_batch

@@ -51,5 +51,9 @@ class Policy(Protocol):
     def drop(self, request_id: int) -> None:
         """A request that was taken and has steps left ends early; it must not be chosen again."""
 
+    def hurry(self, request_id: int) -> None:
+        """A request that was taken and has steps left is to end with the fewest, whatever it is worth then; those who
+        share launches with it get what they would have without it."""
+
     def copy(self) -> Self:
         """A policy in the same state; what is done to one of them is not seen by the other."""

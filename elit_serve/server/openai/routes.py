@@ -117,4 +117,5 @@ async def _stream(
         preview_event=preview_event,
         end_events=end_events,
         metrics=service.metrics.of(engine.name),
+        under_way=service.under_way,
     )

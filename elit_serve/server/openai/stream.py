@@ -15,6 +15,7 @@ from elit_serve.http.faults import fault_of
 from elit_serve.server.openai.errors import error_json
 from elit_serve.server.openai.schemas import CompletedEvent, PartialImageEvent
 from elit_serve.server.orders import Taken
+from elit_serve.server.under_way import UnderWay
 from elit_serve.server.watching.metrics import EngineMetrics
 
 
@@ -29,6 +30,7 @@ class ImageStream(EventStream):
         preview_event: Callable[[Preview], PartialImageEvent],
         end_events: Callable[[Outcome], list[CompletedEvent]],
         metrics: EngineMetrics,
+        under_way: UnderWay,
     ) -> None:
         super().__init__(self._events())
         self._taken = taken
@@ -36,13 +38,15 @@ class ImageStream(EventStream):
         self._preview_event = preview_event
         self._end_events = end_events
         self._metrics = metrics
+        self._under_way = under_way
         self._has_ended = False
         taken.future.add_done_callback(lambda _: previews.put(None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["taken"] = self._taken
         try:
-            await super().__call__(scope, receive, send)
+            with self._under_way.waited_for(scope["state"]["request_id"], self._taken):
+                await super().__call__(scope, receive, send)
         finally:
             if not self._has_ended:
                 # on a thread, for which the engine's lock is needed

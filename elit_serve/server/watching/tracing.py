@@ -259,6 +259,6 @@ def computed(outcome: Outcome, pipeline: Pipeline) -> Attributes:
         "elit.level": level,
         "elit.budget": pipeline.budgets.of_level(level),
         "elit.gflops": outcome.cost.gflops,
-        "elit.device_ms": outcome.cost.device_ms,
+        "elit.device_ms": round(outcome.cost.device_ms, 3),
         "elit.replans": changes if outcome.order.pinned is None else 0,
     }

@@ -30,9 +30,16 @@ export async function picture(path) {
   return URL.createObjectURL(await (await send(path, { cache: "default" })).blob());
 }
 
-/** The events of a stream as {type, data}. Throws `ApiError` for a refusal, and for an `error` event. */
-export async function* events(path, { body, signal } = {}) {
+/** Has the pictures end early that a stream is waiting for; `requestId` is what `events` has told of it. */
+export const finishEarly = (requestId) => send(`v1/requests/${requestId}/finish`, { body: {} });
+
+/**
+ * The events of a stream as {type, data}. Throws `ApiError` for a refusal, and for an `error` event.
+ * `onTaken` is called with the id of the request before the first of them.
+ */
+export async function* events(path, { body, signal, onTaken } = {}) {
   const answer = await send(path, { body, signal });
+  onTaken?.(answer.headers.get("X-Request-Id"));
   let pending = "";
   for await (const text of textOf(answer.body)) {
     const blocks = (pending + text).split("\n\n");

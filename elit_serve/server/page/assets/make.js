@@ -1,5 +1,6 @@
 // The views that make pictures: what is wished, what that would mean, the pictures, and what was done for them.
 
+import { finishEarly } from "./api.js";
 import { compare } from "./compare.js";
 import { Controls } from "./controls.js";
 import { drawn, NUM_PREVIEWS } from "./drawing.js";
@@ -23,6 +24,7 @@ export class MakeView {
   #history = new History((result) => this.#reopen(result));
   #model = null;
   #work = null; // an AbortController while something is made
+  #requestId = null; // of what is being made, if it can be finished early
   #clock = null;
 
   constructor() {
@@ -31,6 +33,7 @@ export class MakeView {
       this.#start();
     });
     part("stop").addEventListener("click", () => this.#work?.abort());
+    part("finish").addEventListener("click", () => this.#finishEarly());
   }
 
   /** Once it is known what is served. query: of a link, behind `?`; what it says is made. */
@@ -109,8 +112,12 @@ export class MakeView {
       part("status").textContent = `Preview ${number} of ${NUM_PREVIEWS}`;
       part("frame").dataset.preview = number;
     };
+    const onTaken = (id) => {
+      this.#requestId = id;
+      part("finish").hidden = false;
+    };
     try {
-      const made = await drawn(request, { signal: this.#work.signal, onPreview });
+      const made = await drawn(request, { signal: this.#work.signal, onPreview, onTaken });
       const results = made.map((result) => ({ ...result, latents: this.#model.latents }));
       for (const [index, { src }] of results.entries()) this.#stage.show(index, src, name(index));
       this.#finish(results, sameness(results[0], original) + note);
@@ -121,10 +128,22 @@ export class MakeView {
     }
   }
 
+  /** Keeps what there is, made better by a few last steps. */
+  async #finishEarly() {
+    try {
+      await finishEarly(this.#requestId);
+      part("status").textContent = "Finishing it …";
+    } catch (error) {
+      if (error.code === "not_begun") part("status").textContent = "Nothing of it is there yet: it waits for its turn.";
+      else if (error.code !== "request_not_found") this.complain(error); // that one has just ended
+    }
+  }
+
   async #finish(results, note) {
     const [{ facts, seed }] = results;
     const what = results.length > 1 ? `${plural(results.length, "picture")} from seed ${seed}` : `seed ${seed}`;
-    part("status").textContent = `Done: ${facts.label}, ${what}.${note}`;
+    const early = facts.finished_early ? ", finished early" : "";
+    part("status").textContent = `Done: ${facts.label}, ${what}${early}.${note}`;
     this.#stage.onChoice = (index) => this.#tell(results[index], index);
     this.#tell(results[0], 0);
     this.#foretell(); // the forecast is that of now
@@ -190,7 +209,8 @@ export class MakeView {
     clearInterval(this.#clock);
     this.#work = null;
     part("course").hidden = true;
-    if (document.activeElement === part("stop")) part("generate").focus();
+    if ([part("stop"), part("finish")].includes(document.activeElement)) part("generate").focus();
+    part("finish").hidden = true;
     this.#busy(false);
   }
 

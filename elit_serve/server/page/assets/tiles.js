@@ -48,7 +48,7 @@ export const TILES = [
     name: "Device busy",
     read: (load, history) => {
       const busy = (now, past) => Math.min(1, ratio(now, past, total("device_s"), at) ?? 0);
-      const computed = `${operations(ratio(load, history, total("gflops"), at) ?? 0)}/s in the last ten seconds`;
+      const computed = `${operations(ratio(load, history, total("gflops"), at) ?? 0)}/s, in the last ten seconds`;
       return [percent(busy(load, history)), computed, over(history, busy), 1];
     },
   },
