@@ -16,6 +16,7 @@ from elit_serve.errors import ElitError
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import NO_SKIPS, Skips
 
 
 class Picture:
@@ -25,6 +26,7 @@ class Picture:
     grid: the times at which its steps start, and 1, where the last one ends.
     levels: of each step that was decided so far, the one on the device included. Whoever decides the steps appends to
         it, the scheduler or `offline.advance`, and nobody else counts them.
+    skips: what its steps use again of earlier ones.
     noise [C, H, W]: where it starts, drawn from its seed by whoever asks.
     caller: who waits for it; None if nobody does. The times and the file are written by the worker.
     cost: of what was done for it so far.
@@ -42,6 +44,7 @@ class Picture:
         grid: Sequence[float],
         guidance: Guidance,
         levels: Sequence[int],
+        skips: Skips = NO_SKIPS,
         caller: Caller | None = None,
     ) -> None:
         self.picture_id = picture_id
@@ -51,6 +54,7 @@ class Picture:
         self.noise = noise
         self.grid = grid
         self.guidance = guidance
+        self.skips = skips
         self.levels = levels
         self.slot: int | None = None
         self.before: Tensor | None = None
@@ -75,6 +79,7 @@ class Picture:
             noise=noise,
             grid=plan.times,
             guidance=plan.guidance,
+            skips=plan.skips,
             levels=[],
         )
 

@@ -10,20 +10,23 @@ from elit_serve.errors import InvalidInput
 from elit_serve.plans.bounds import MAX_STEPS
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.skips import NO_SKIPS, Skips
 from elit_serve.plans.step_kind import StepKind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything beside seed and condition that decides a picture: a level for every step, guidance, time grid.
+    """Everything beside seed and condition that decides a picture: a level for every step, guidance, time grid, skips.
 
     strides: how many steps of the time grid each step is; none given is 1 for all, so that they are those of the grid.
+    skips: what steps use again of earlier ones.
     """
 
     levels: tuple[int, ...]
     guidance: Guidance = Guidance()  # noqa: RUF009 (it is frozen)
     time_shift: float = 1.0
     strides: tuple[int, ...] = ()
+    skips: Skips = NO_SKIPS
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 1:
@@ -35,6 +38,8 @@ class Plan:
         if self.grid_steps > MAX_STEPS:
             raise InvalidInput("strides", f"a sum of {self.grid_steps}", f"at most {MAX_STEPS} steps of the time grid")
         self.guidance.check_levels(self.levels)
+        if self.skips:
+            self.skips.check(self.is_guided)
 
     @property
     def num_steps(self) -> int:
@@ -56,16 +61,23 @@ class Plan:
         grid = time_grid(self.grid_steps, self.time_shift)
         return tuple(grid[at] for at in accumulate(self.strides, initial=0))
 
+    @property
+    def is_guided(self) -> list[bool]:
+        """Whether each step is."""
+        return [self.guidance.applies_at(t) for t in self.times[:-1]]
+
     def step_kinds(self, shape: str) -> list[StepKind]:
         """What each step is, of a sample of this shape (its name)."""
+        caps, core = self.weak_caps(max(self.levels)), set(self.skips.core)
         return [
-            StepKind(shape, level, self.guidance.weak_level_at(level) if self.guidance.applies_at(t) else None)
-            for level, t in zip(self.levels, self.times[:-1], strict=True)
+            StepKind.capped(shape, level, cap, step in core)
+            for step, (level, cap) in enumerate(zip(self.levels, caps, strict=True))
         ]
 
     def weak_caps(self, full_level: int) -> tuple[int | None, ...]:
-        """`Guidance.weak_caps` of its steps."""
-        return self.guidance.weak_caps(self.times[:-1], full_level)
+        """`Guidance.weak_caps` of its steps; a weak pass that is left out is none."""
+        caps, left_out = self.guidance.weak_caps(self.times[:-1], full_level), set(self.skips.weak)
+        return tuple(None if step in left_out else cap for step, cap in enumerate(caps))
 
     def at_level(self, level: int) -> Plan:
         """This plan with every step at `level`."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 class StepKind(NamedTuple):
     """shape: the name of the samples' shape, see `Shape`. level: of the main pass.
 
-    weak_level: of the pass that guides, never above `level`; None is an unguided step. is_skipped: whether the last
-    velocity is used again in place of a new one.
+    weak_level: of the pass that guides, never above `level`; None is a step without one. is_skipped: whether its passes
+    skip their cores, see `Skips.core`.
     """
 
     shape: str
@@ -18,10 +18,10 @@ class StepKind(NamedTuple):
     is_skipped: bool = False
 
     @classmethod
-    def capped(cls, shape: str, level: int, weak_cap: int | None) -> StepKind:
-        """With its weak pass at min(weak_cap, level), see `Guidance.weak_caps`; unguided for None.
+    def capped(cls, shape: str, level: int, weak_cap: int | None, is_skipped: bool = False) -> StepKind:
+        """With its weak pass at min(weak_cap, level), see `Guidance.weak_caps`; without one for None.
 
         >>> StepKind.capped("64x64", 4, 8)
         StepKind(shape='64x64', level=4, weak_level=4, is_skipped=False)
         """
-        return cls(shape, level, None if weak_cap is None else min(weak_cap, level))
+        return cls(shape, level, None if weak_cap is None else min(weak_cap, level), is_skipped)

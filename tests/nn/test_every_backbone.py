@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import ClassesConfig, ModelConfig, SamplingConfig, WeightsConfig
 from elit_serve.nn import Backbone, BackboneSpec, build, count_parameters, parse_spec
+from elit_serve.nn.backbones.elit import ElitSpec
 from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.fused import Residual
+from elit_serve.nn.reuse import CoreChange
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
@@ -201,9 +204,61 @@ def test_flops_are_those_that_torch_counts_in_blocks_and_between_them(model: Bac
         assert counted == pytest.approx(model.spec.flops(level).executed, rel=0.01)
 
 
-def counted_flops(model: Backbone, x: Tensor, t: Tensor, condition: Tensor, level: int) -> int:
+def test_a_core_is_skipped_with_what_it_changed_and_computes_nothing(model: Backbone) -> None:
+    spec = model.spec
+    x, t, condition = inputs(spec)
+    later = t + 0.1, condition
+    for level in spec.levels:
+        change = CoreChange(levels=torch.full((2,), level))
+        assert_near(model(x, t, condition, level, changes=[change]), model(x, t, condition, level))
+        assert change.value is not None
+        assert change.value.shape == (2, *spec.core_shape(level))
+        assert_near(model(x, t, condition, level, changes=[change]), model(x, t, condition, level))
+        assert not torch.allclose(model(x, *later, level, changes=[change]), model(x, *later, level), atol=1e-5)
+        one = CoreChange(value=change.value[:1], levels=torch.tensor([level]))
+        counted = counted_flops(model, *inputs(spec, batch=1), level, changes=[one])
+        whole = spec.flops(level).executed
+        assert counted == pytest.approx(whole - spec.core_flops(level), rel=0.01, abs=0.01 * whole)
+
+
+@pytest.mark.parametrize("kind", ELASTIC)
+def test_parts_of_several_levels_skip_their_cores_side_by_side(kind: str) -> None:
+    model = randomised(ELASTIC[kind])
+    x, t, condition = inputs(model.spec)
+    levels = [model.spec.levels[-1], model.spec.levels[0]]
+    twice = x.repeat(2, 1, 1, 1), t.repeat(2), condition.repeat(2), levels
+    changes = [CoreChange(levels=torch.full((2,), level)) for level in levels]
+    assert_near(model(*twice, changes=changes), model(*twice))
+    later = x.repeat(2, 1, 1, 1), t.repeat(2) + 0.1, condition.repeat(2), levels
+    together = model(*later, changes=changes)
+    for part, level, change in zip(together.chunk(2), levels, changes, strict=True):
+        assert_near(part, model(x, t + 0.1, condition, level, changes=[change]))
+
+
+@pytest.mark.parametrize("kind", ELASTIC)
+@pytest.mark.parametrize("knows", ["nothing", "level"])
+def test_a_skipped_core_needs_no_level_of_its_own_where_read_and_write_see_all_latents(kind: str, knows: str) -> None:
+    """At the full level, with zeros for the latents that the core did not have."""
+    spec = ELASTIC[kind]
+    if isinstance(spec, ElitSpec):
+        spec = replace(spec, interface=replace(spec.interface, knows=knows))
+    assert spec.skips_at_any_level
+    model = randomised(spec)
+    x, t, condition = inputs(spec)
+    low, full = spec.levels[1], spec.levels[-1]
+    change = CoreChange(levels=torch.full((2,), low))
+    velocity = model(x, t, condition, low, changes=[change])
+    assert change.value is not None
+    grouped = change.value.unflatten(1, (spec.num_groups, low))
+    padded = torch.nn.functional.pad(grouped, (0, 0, 0, full - low)).flatten(1, 2)
+    assert_near(model(x, t, condition, full, changes=[CoreChange(value=padded, levels=change.levels)]), velocity)
+
+
+def counted_flops(
+    model: Backbone, x: Tensor, t: Tensor, condition: Tensor, level: int, changes: Sequence[CoreChange] = ()
+) -> int:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others are not counted
-        model(x, t, condition, level)
+        model(x, t, condition, level, changes=changes)
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     left_out = sum(count for name, count in by_module.items() if name.split(".", 1)[-1] in modules_left_out(model))
     return by_module["Global"] - left_out

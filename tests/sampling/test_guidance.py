@@ -51,10 +51,10 @@ def test_guidance_is_the_papers_combination(scale: float) -> None:
     main, weak = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = scale - 1  # lambda
     expected = (weight + 1) * main - weight * weak
-    torch.testing.assert_close(guided(main, weak, scale), expected)
-    torch.testing.assert_close(guided(main, weak, torch.tensor([[scale], [1.0], [scale]]))[1], main[1])
-    assert torch.equal(guided(main, main, scale), main)
-    assert torch.equal(guided(main, weak, 1), main)
+    torch.testing.assert_close(guided(main, main - weak, scale), expected)
+    torch.testing.assert_close(guided(main, main - weak, torch.tensor([[scale], [1.0], [scale]]))[1], main[1])
+    assert torch.equal(guided(main, main - main, scale), main)
+    assert torch.equal(guided(main, main - weak, 1), main)
 
 
 @pytest.mark.parametrize(

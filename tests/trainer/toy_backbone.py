@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from elit_serve.nn import Backbone, BackboneSpec, Flops
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.fields import whole
+from elit_serve.nn.reuse import CoreChange
 
 NUM_LEVELS = 4
 
@@ -67,8 +68,10 @@ class Toy(Backbone):
         condition: Tensor,
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
+        changes: Sequence[CoreChange] = (),
     ) -> Tensor:
         assert latent_order is None
+        assert not changes
         levels = [level] if isinstance(level, int) else list(level)
         flat = torch.cat([x.flatten(1), t.unsqueeze(1).to(x)], dim=1).to(self.up.weight.dtype)  # [B, C * H * W + 1]
         hidden = torch.tanh(self.up(flat) + self.classes(condition))  # [B, 4 * U]

@@ -30,11 +30,11 @@ class GraphExecutor(Executor):
 
     is_asynchronous = True
 
-    def __init__(self, drawing: Drawing, *, num_slots: int) -> None:
-        super().__init__(drawing, num_slots=num_slots)
+    def __init__(self, drawing: Drawing, *, num_slots: int, keeps: bool = False) -> None:
+        super().__init__(drawing, num_slots=num_slots, keeps=keeps)
         self._steps = _stream(self._device)
         self._graphs: dict[tuple[StepKind, int], torch.cuda.CUDAGraph] = {}
-        self._static: dict[int, Tensor] = {}  # batch -> inputs [6, batch] that the graphs of this batch read
+        self._static: dict[int, Tensor] = {}  # batch -> inputs [7, batch] that the graphs of this batch read
         self._batches: list[int] = []
         self._decodings: dict[tuple[torch.Size, int], _Decoding] = {}  # by the size of a sample and the batch
         self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
@@ -48,7 +48,7 @@ class GraphExecutor(Executor):
         """Captures graphs; `on_progress` is told how many of how many are done."""
         self._batches = sorted({*self._batches, *(batch for _, batch in wanted)})
         for count, (kind, batch) in enumerate(wanted):
-            self._capture(kind, batch)
+            self._capture(self._as_run(kind), batch)
             if on_progress is not None:
                 on_progress(count + 1, len(wanted))
         torch.cuda.synchronize(self._device)
@@ -147,9 +147,10 @@ class GraphExecutor(Executor):
         return _EnqueuedTransfer(on_host, finite, started, decoded, done)
 
 
-def open_executor(drawing: Drawing, *, num_slots: int) -> Executor:
+def open_executor(drawing: Drawing, *, num_slots: int, keeps: bool = False) -> Executor:
     """The executor for this device. On a GPU nothing is captured yet."""
-    return (GraphExecutor if drawing.device.type == "cuda" else Executor)(drawing, num_slots=num_slots)
+    kind = GraphExecutor if drawing.device.type == "cuda" else Executor
+    return kind(drawing, num_slots=num_slots, keeps=keeps)
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,8 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 def _padding(count: int) -> Tensor:
-    """Inputs [6, count] that move the scratch slot by nothing."""
-    return torch.tensor([[0.0], [0.0], [0.0], [0.5], [0.0], [1.0]]).repeat(1, count)
+    """Inputs [7, count] that move the scratch slot by nothing."""
+    return torch.tensor([[0.0], [0.0], [0.0], [0.5], [0.0], [1.0], [0.0]]).repeat(1, count)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def samples_of(
     after_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Samples of one of the drawing's shapes, one for each condition and seed. [B, *shape], float32, on its device"""
-    executor = Executor(drawing, num_slots=len(seeds))
+    executor = Executor(drawing, num_slots=len(seeds), keeps=bool(plan.skips))
     pictures = pictures_of(conditions, seeds, plan, shape, initial_noise(seeds, shape.size))
     run(executor, pictures, plan, after_step=after_step)
     return executor.samples(pictures)

@@ -9,20 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from elit_serve.engine.conditions import Conditions
+from elit_serve.engine.executor.memory import SCRATCH, Memory
 from elit_serve.engine.picture import Picture
 from elit_serve.errors import GenerationFailed
 from elit_serve.nn import Backbone
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import guided_step
-
-SCRATCH = 0  # the slot that fills up a batch; what is in it means nothing
 
 
 class Drawing(Protocol):
@@ -69,11 +69,14 @@ class Transfer(Protocol):
 
 
 class Executor:
-    """Slots and steps of one model. A picture keeps its slot from `add` to `collect` or `remove`."""
+    """Slots and steps of one model. A picture keeps its slot from `add` to `collect` or `remove`.
+
+    keeps: whether slots also keep what later steps may use again; pictures whose plans skip something need it.
+    """
 
     is_asynchronous = False  # whether `launch` returns before the device is done
 
-    def __init__(self, drawing: Drawing, *, num_slots: int) -> None:
+    def __init__(self, drawing: Drawing, *, num_slots: int, keeps: bool = False) -> None:
         self._drawing = drawing
         self._model = drawing.model
         self._device = drawing.device
@@ -81,12 +84,21 @@ class Executor:
         self._states = {
             shape.name: torch.zeros((num_slots + 1, *shape.size), device=self._device) for shape in drawing.shapes
         }
+        slots, device = num_slots + 1, self._device
+        self._memories = {
+            shape.name: Memory(self._model, shape, slots=slots, device=device) for shape in drawing.shapes if keeps
+        }
         self._num_slots = num_slots
         self._free = list(range(num_slots, SCRATCH, -1))
 
     @property
     def num_slots(self) -> int:
         return self._num_slots
+
+    @property
+    def keeps(self) -> bool:
+        """Whether pictures may skip something."""
+        return bool(self._memories)
 
     @property
     def num_free(self) -> int:
@@ -106,7 +118,10 @@ class Executor:
     def add(self, picture: Picture) -> None:
         """Gives a picture a slot; there must be a free one."""
         assert picture.slot is None, "it has a slot already"
+        assert self.keeps or not picture.skips, "it skips what nobody keeps"
         picture.slot = self._free.pop()
+        if self.keeps:
+            self._memories[picture.shape].forget(picture.slot)
         self._states[picture.shape][picture.slot].copy_(picture.noise, non_blocking=True)
         self._conditions.put(picture.slot, picture.condition)
 
@@ -119,25 +134,36 @@ class Executor:
     @torch.inference_mode()
     def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
         """Runs, or on a GPU enqueues, the present step of each of these. Raises whatever the device raises."""
-        return self._run(self._inputs(pictures, kind), kind)
+        return self._run(self._inputs(pictures, kind), self._as_run(kind))
 
     def _run(self, inputs: Tensor, kind: StepKind) -> RunningStep:
         started_s = time.perf_counter()
         self._step(self._on_device(inputs), kind)
         return _DoneStep(1000 * (time.perf_counter() - started_s))
 
-    def _step(self, inputs: Tensor, kind: StepKind) -> None:
-        """Moves the slots that `inputs` [6, B] names one step on.
+    def _as_run(self, kind: StepKind) -> StepKind:
+        """The kind that one is run as, see `Memory.as_run`."""
+        return self._memories[kind.shape].as_run(kind) if kind.is_skipped else kind
 
-        Rows: slot, condition of the main and of the weak pass, t, dt, guidance scale. Indices are exact in float32 up
-        to 2^24, so one small tensor carries everything.
+    def _step(self, inputs: Tensor, kind: StepKind) -> None:
+        """Moves the slots that `inputs` [7, B] names one step on.
+
+        Rows: slot, condition of the main and of the weak pass, t, dt, guidance scale, and 1 where the picture has no
+        weak pass of its own. Indices are exact in float32 up to 2^24, so one small tensor carries everything.
         """
-        state = self._states[kind.shape]
+        state, memory = self._states[kind.shape], self._memories.get(kind.shape)
         index = inputs[:3].long()
-        t, dt, scale = inputs[3:]
+        t, dt, scale, uses_kept = inputs[3:]
         told = self._conditions.at(index[1] if kind.weak_level is None else index[1:].flatten())
         x = state.index_select(0, index[0])
-        state.index_copy_(0, index[0], guided_step(self._model, x, t, dt, scale, told, kind))
+        if memory is None:
+            moved = guided_step(self._model, x, t, dt, scale, told, kind)
+        else:
+            kept = memory.step(kind, index[0], uses_kept)
+            velocity = partial(self._model, changes=kept.changes)
+            moved = guided_step(velocity, x, t, dt, scale, told, kind, kept)
+            kept.keep()
+        state.index_copy_(0, index[0], moved)
 
     def _inputs(self, pictures: Sequence[Picture], kind: StepKind) -> Tensor:
         columns = [_column(picture, kind, self._conditions.null) for picture in pictures]
@@ -195,12 +221,13 @@ def _column(picture: Picture, kind: StepKind, null: int) -> tuple[float, ...]:
     """What the present step of a picture needs to know, see `Executor._step`."""
     assert picture.slot is not None, "a picture is added before its first step"
     t, t_next = picture.grid[picture.present_step], picture.grid[picture.present_step + 1]
-    guidance = picture.guidance
-    is_guided = guidance.applies_at(t)
-    assert kind.weak_level is not None or not is_guided, "a guided step is in an unguided launch"
+    guidance, skips, step = picture.guidance, picture.skips, picture.present_step
+    is_guided, uses_kept = guidance.applies_at(t), step in skips.weak
+    assert (step in skips.core) == kind.is_skipped, "a step that computes its core is in a launch that does not"
+    assert kind.weak_level is not None or uses_kept or not is_guided, "a guided step is in an unguided launch"
     weak = null if guidance.drops_condition else picture.slot
-    scale = guidance.scale if is_guided else 1.0  # unguided steps may ride along
-    return picture.slot, picture.slot, weak, t, t_next - t, scale
+    scale = guidance.scale if is_guided else 1.0  # steps without a weak pass may ride along
+    return picture.slot, picture.slot, weak, t, t_next - t, scale, float(uses_kept)
 
 
 def are_finite(samples: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.nn.fields import Checked, as_table
 from elit_serve.nn.flops import Flops
 from elit_serve.nn.layers import Block, GroupedCrossAttention
+from elit_serve.nn.reuse import CoreChange
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.shape import Shape
 
@@ -58,6 +59,20 @@ class BackboneSpec(Checked):
     def flops(self, level: int) -> Flops:
         """Of one forward pass of one sample at a level."""
         raise NotImplementedError
+
+    def core_flops(self, level: int) -> float:
+        """What a pass at a level spares that skips its core, see `nn.reuse`."""
+        raise NotImplementedError
+
+    def core_shape(self, level: int) -> tuple[int, int]:
+        """Tokens and width of what runs through the core at a level. The tokens of a group follow one another."""
+        raise NotImplementedError
+
+    @property
+    def skips_at_any_level(self) -> bool:
+        """Whether a pass that skips its core computes the same at every level: it adds a change to the latents that the
+        core had, and all others are as they were."""
+        return len(self.levels) == 1
 
     def check_size(self, *size: int) -> None:
         """Raises `InvalidInput` unless a sample may have these sides, channels left out."""
@@ -123,12 +138,19 @@ class Backbone(nn.Module):
         condition: Tensor,
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
+        changes: Sequence[CoreChange] = (),
     ) -> Tensor:
         """Velocity [B, *] at x [B, *], t [B] in [0, 1], under condition [B, ...], at one level or at several.
 
         With S levels the batch is S equal parts, and part i runs at level[i]. latent_order: [J] int64, the order in
-        which a kind with `droppable_latents` keeps its learned latents; None is their own.
+        which a kind with `droppable_latents` keeps its learned latents; None is their own. changes: one for each part,
+        of its core: to be used, or to be left there; without any nothing is kept.
         """
+        raise NotImplementedError
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        """What t [B] in [0, 1] is to the blocks before the condition is added: [B, D]. Which steps may skip their cores
+        follows from how it changes."""
         raise NotImplementedError
 
     def null_like(self, condition: Tensor) -> Tensor:

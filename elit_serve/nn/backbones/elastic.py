@@ -54,6 +54,10 @@ class ElasticSpec(TransformerSpec):
         return self.latents_per_group
 
     @property
+    def skips_at_any_level(self) -> bool:
+        return self.reads_all or super().skips_at_any_level
+
+    @property
     def reads_all(self) -> bool:
         """Whether Read and Write work on all latents below the full level, of which the first run through the core."""
         return True

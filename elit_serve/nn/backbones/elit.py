@@ -28,6 +28,7 @@ from elit_serve.nn.fields import nested, one_of
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import LatentInterface, Read, Write
 from elit_serve.nn.layers import Block, run, settled
+from elit_serve.nn.reuse import CoreChange, are_given, levels_of, through_core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,23 +121,26 @@ class Elit(Transformer):
         condition: Tensor,
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
+        changes: Sequence[CoreChange] = (),
     ) -> Tensor:
         """Velocity at a level, or at several levels in one call.
 
         x [B, C, H, W], t [B], class ids [B] -> [B, C, H, W]. With a sequence of S levels the batch is S equal
         parts and part i runs at level[i]: head and tail run once over all of them, which costs less
-        than S calls. `latent_order` [J] permutes the learned latents (training with random drop does).
+        than S calls. `latent_order` [J] permutes the learned latents (training with random drop does). What `changes`
+        skips is between Read and Write.
         """
         layout = self.layout(x.shape[2], x.shape[3], x.device)
         levels = [level] if isinstance(level, int) else list(level)
         assert all(1 <= each <= self.spec.latents_per_group for each in levels), levels
-        tokens, c = self.embed(x, t, condition, self._known(levels, len(x)))  # [B, N, D], [B, D]
-        modulations = self.modulations([*self.head, self.read, *self.core, *self.tail, self.final], c)
+        tokens, c = self.embed(x, t, condition, self._known(levels, changes, len(x)))  # [B, N, D], [B, D]
+        core = () if are_given(changes) else self.core
+        modulations = self.modulations([*self.head, self.read, *core, *self.tail, self.final], c)
 
         def inside(tokens: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
-            modulations_inside = [next(modulations) for _ in (self.read, *self.core)]  # [B, 6D] each
+            modulations_inside = [next(modulations) for _ in (self.read, *core)]  # [B, 6D] each
             part_at = partial(self._part_through_latents, order=latent_order, layout=layout)
-            return self.at_each_level(part_at, tokens, modulations_inside, levels)
+            return self.at_each_level(part_at, tokens, modulations_inside, levels, changes)
 
         written = self.run_around(inside, tokens, modulations, layout.token_rope)
         return self.unembed(written, next(modulations), layout)  # [B, C, H, W]
@@ -158,20 +162,33 @@ class Elit(Transformer):
         """A stream of latents and their RoPE [2, G * L, 1, E/2] through the core. -> a stream of latents"""
         return run(self.core, z, modulations, rope)
 
-    def _known(self, levels: Sequence[int], batch: int) -> Tensor | None:
+    def _known(self, levels: Sequence[int], changes: Sequence[CoreChange], batch: int) -> Tensor | None:
         """The learned vector of each sample's level, if the model knows it. [B, D]"""
         if self.level_embed is None:
             return None
+        if are_given(changes):
+            return self.level_embed(levels_of(changes) - 1)
         part = batch // len(levels)
         return torch.cat([self.level_embed.weight[level - 1].expand(part, -1) for level in levels])
 
     def _part_through_latents(
-        self, tokens: Tensor, modulations: Sequence[Tensor], level: int, *, order: Tensor | None, layout: Layout
+        self,
+        tokens: Tensor,
+        modulations: Sequence[Tensor],
+        level: int,
+        change: CoreChange | None,
+        *,
+        order: Tensor | None,
+        layout: Layout,
     ) -> Tensor:
         """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D]."""
         of_read, *of_core = modulations
+
+        def core(z: Tensor | Residual, rope: Tensor) -> Tensor:
+            return through_core(lambda z: self.run_core(z, iter(of_core), rope, layout), z, change)
+
         return self.interface.through(
-            lambda z, rope: settled(self.run_core(z, iter(of_core), rope, layout)),
+            core,
             tokens,
             of_read,
             level,

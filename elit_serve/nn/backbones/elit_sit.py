@@ -37,6 +37,7 @@ from elit_serve.nn.fields import one_of
 from elit_serve.nn.fused import Residual, norm_modulate, settle_and_norm
 from elit_serve.nn.interface import first_of_each_group, in_every_group, in_order, with_first_replaced
 from elit_serve.nn.layers import Block, GroupedCrossAttention, HeadNorm, Mlp, run, settled
+from elit_serve.nn.reuse import CoreChange, are_given, through_core
 
 NUM_POSITIONS = 4096  # of latents; those of a grid of N tokens are the first N, counted row by row
 SPLITS = {name: size.split for name, size in SIZES.items()} | {"xl": (8, 16, 4)}  # XL as it was published
@@ -176,19 +177,22 @@ class ElitSiT(SineTransformer):
         condition: Tensor,
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
+        changes: Sequence[CoreChange] = (),
     ) -> Tensor:
         """Velocity at a level, or at several levels in one call.
 
         x [B, C, H, W], t [B], class ids [B] -> [B, C, H, W]. With a sequence of S levels the batch is S equal parts and
         part i runs at level[i]: all but the core run once over all of them. `latent_order` [J] permutes the latents
-        after Read, which works on all of them anyway (training with random drop does).
+        after Read, which works on all of them anyway (training with random drop does). What `changes` skips is between
+        Read and Write.
         """
         layout = self.layout(x.shape[2], x.shape[3], x.device)
         groups = layout.num_groups
         levels = [level] if isinstance(level, int) else list(level)
         assert all(1 <= each <= self.spec.latents_per_group for each in levels), levels
         tokens, c = self.embed(x, t, condition)  # [B, N, D], [B, D]
-        modulations = self.modulations([*self.head, self.read, *self.core, *self.tail, self.final], c)
+        core = () if are_given(changes) else self.core
+        modulations = self.modulations([*self.head, self.read, *core, *self.tail, self.final], c)
         stream = run(self.head, tokens, modulations, layout.token_rope)
         tokens = placed(settled(stream), self.read.places, groups)  # [B, N, D]
         latents = self.read(in_every_group(self.latents, len(x), groups), tokens, next(modulations), groups)
@@ -196,20 +200,29 @@ class ElitSiT(SineTransformer):
         if latent_order is not None:
             latents = in_order(latents, latent_order, groups)
         part_at = partial(self._part_through_core, layout=layout)
-        latents = self.at_each_level(part_at, latents, [next(modulations) for _ in self.core], levels)
+        latents = self.at_each_level(part_at, latents, [next(modulations) for _ in core], levels, changes)
         tokens = self.write(placed(tokens, self.write.places, groups), latents, groups)
         stream = run(self.tail, tokens, modulations, layout.token_rope)
         return self.unembed(stream, next(modulations), layout)  # [B, C, H, W]
 
     def _part_through_core(
-        self, latents: Tensor, modulations: Sequence[Tensor], level: int, *, layout: Layout
+        self,
+        latents: Tensor,
+        modulations: Sequence[Tensor],
+        level: int,
+        change: CoreChange | None,
+        *,
+        layout: Layout,
     ) -> Tensor:
         """The core on the first `level` latents of each group: latents [B, G * J, D] -> [B, G * J, D]."""
+
+        def core(first: Tensor | Residual) -> Tensor | Residual:
+            return run(self.core, first, iter(modulations), layout.latent_rope)
+
         if level == self.spec.latents_per_group:
-            return settled(run(self.core, latents, iter(modulations), layout.latent_rope))
+            return through_core(core, latents, change)
         first = first_of_each_group(latents, level, layout.num_groups)  # [B, G * L, D]
-        first = settled(run(self.core, first, iter(modulations), layout.latent_rope))
-        return with_first_replaced(latents, first, layout.num_groups)
+        return with_first_replaced(latents, through_core(core, first, change), layout.num_groups)
 
 
 def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitSiTSpec:

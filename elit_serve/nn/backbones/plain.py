@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from elit_serve.nn.backbones.transformer import Layout, Transformer, TransformerSpec, blocks_of
 from elit_serve.nn.flops import Flops, block_flops
 from elit_serve.nn.fused import Residual
-from elit_serve.nn.layers import Block, run
+from elit_serve.nn.layers import Block, run, settled
+from elit_serve.nn.reuse import CoreChange, are_given, through_core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,11 @@ class PlainSpec(TransformerSpec):
         assert level == 1, level
         total = self.blocks_flops()
         return Flops(prefix=total, all_latents=total)
+
+    def core_flops(self, level: int) -> float:
+        """All that is counted."""
+        assert level == 1, level
+        return self.blocks_flops()
 
     def blocks_flops(self) -> float:
         """Of all blocks and what is between them."""
@@ -51,14 +57,20 @@ class Plain(Transformer):
         condition: Tensor,
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
+        changes: Sequence[CoreChange] = (),
     ) -> Tensor:
-        """Velocity [B, C, H, W] at x [B, C, H, W], t [B], class ids [B]."""
+        """Velocity [B, C, H, W] at x [B, C, H, W], t [B], class ids [B]. What `changes` skips is all blocks."""
         assert latent_order is None, f"{self.spec.kind} has no latents"
         assert level == 1, level
         layout = self.layout(x.shape[2], x.shape[3], x.device)
         tokens, c = self.embed(x, t, condition)  # [B, N, D], [B, D]
-        modulations = self.modulations([*self.blocks, self.final], c)
-        stream = self.run_blocks(tokens, modulations, layout)
+        modulations = self.modulations([*(() if are_given(changes) else self.blocks), self.final], c)
+        stream: Tensor | Residual
+        if changes:
+            (change,) = changes
+            stream = through_core(lambda stream: self.run_blocks(settled(stream), modulations, layout), tokens, change)
+        else:
+            stream = self.run_blocks(tokens, modulations, layout)
         return self.unembed(stream, next(modulations), layout)  # [B, C, H, W]
 
     def run_blocks(self, tokens: Tensor, modulations: Iterator[Tensor], layout: Layout) -> Tensor | Residual:

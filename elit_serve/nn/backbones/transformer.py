@@ -28,6 +28,7 @@ from elit_serve.nn.interface import (
     without_zeros_between,
 )
 from elit_serve.nn.layers import Block, FinalLayer, TimestepEmbedder, initialise, rope_table
+from elit_serve.nn.reuse import CoreChange
 from elit_serve.plans.bounds import MAX_TOKENS
 from elit_serve.plans.size import nearest_multiples
 
@@ -103,6 +104,9 @@ class TransformerSpec(BackboneSpec):
         """(C, H, W) of one sample."""
         return self.channels, self.height, self.width
 
+    def core_shape(self, level: int) -> tuple[int, int]:
+        return self.num_groups * level, self.dim
+
     @property
     def num_tokens(self) -> int:
         """N, spatial tokens after patchify, zeros included."""
@@ -161,6 +165,9 @@ class Transformer(Backbone):
 
     def start(self) -> None:
         """What a kind changes of its initial weights."""
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        return self.time_embed(t)
 
     def null_like(self, condition: Tensor) -> Tensor:
         """What stands for no condition, in place of each of these: class ids [B] -> [B]."""
@@ -240,19 +247,21 @@ class Transformer(Backbone):
 
     def at_each_level(
         self,
-        part_at: Callable[[Tensor, Sequence[Tensor], int], Tensor],
+        part_at: Callable[[Tensor, Sequence[Tensor], int, CoreChange | None], Tensor],
         whole: Tensor,
         modulations: Sequence[Tensor],
         levels: Sequence[int],
+        changes: Sequence[CoreChange] = (),
     ) -> Tensor:
         """Equal parts of a batch, each at its level: whole [B, K, D] -> [B, K, D], through `part_at` of a part, its
-        modulations [B / S, ...] and its level.
+        modulations [B / S, ...], its level and, with changes, what becomes of its core.
 
         A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
         """
         count = len(levels)
-        of_parts = zip(*(equal_parts(modulation, count) for modulation in modulations), strict=True)
-        main, *weak = zip(equal_parts(whole, count), of_parts, levels, strict=True)
+        divided = [equal_parts(modulation, count) for modulation in modulations]
+        of_parts = [[parts[part] for parts in divided] for part in range(count)]
+        main, *weak = zip(equal_parts(whole, count), of_parts, levels, changes or (None,) * count, strict=True)
         with self.beside():
             weak_parts = [part_at(*part) for part in weak]
         main_part = part_at(*main)
