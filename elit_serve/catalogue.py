@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from elit_serve.files.config import BackboneCheck, ModelConfig, SamplingConfig
 from elit_serve.files.latency import Latency
 from elit_serve.files.opening import read_file
 from elit_serve.files.quality import PlanQuality, Quality, read_quality
+from elit_serve.files.skips import SkipCalibration, read_skips
 from elit_serve.files.validation import MAX_PROBLEMS, problems_in
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
@@ -99,17 +100,16 @@ class ModelQuality:
         levels = {level: self._worth(quality) for level, quality in self.file.levels.items()}
         return QualityTable(levels=levels, plans=tuple(self._measured(plan) for plan in self.file.served))
 
-    def of(self, guidance: Guidance, time_shift: float, levels: Sequence[int]) -> float | None:
-        """The quality of a picture whose steps ran at these levels; None if nothing was measured with its steps and
-        guidance.
+    def of(self, plan: Plan) -> float | None:
+        """The quality of a picture that was made so; None if nothing was measured with its steps and guidance.
 
         As `QualityTable.of_plan` has it.
         """
-        alike = [plan for plan in self.file.plans if plan.is_sampled_like(guidance, len(levels), time_shift)]
+        alike = self._alike(plan)
         if not alike:
             return None
-        measured = next((plan for plan in alike if plan.step_levels == tuple(levels)), alike[0])
-        return self.table.of_plan(self._measured(measured), levels)
+        measured = next((other for other in alike if other.step_levels == plan.levels), alike[0])
+        return self.table.of_plan(self._measured(measured), plan.levels)
 
     def guidance_at(self, level: int, usual: SamplingConfig) -> Guidance:
         """How pictures that stay at this level are best guided: low levels often bear a larger scale than the full one.
@@ -122,12 +122,12 @@ class ModelQuality:
         for plan in self.file.plans:
             guidance, has_usual_steps = plan.guidance, (plan.steps, plan.time_shift) == (usual.steps, usual.time_shift)
             is_alike = (guidance.method, guidance.weak_level) == (usual.guidance.method, usual.guidance.weak_level)
-            if has_usual_steps and is_alike and len(plan.levels) == 1:
+            if has_usual_steps and is_alike and len(plan.levels) == 1 and not plan.skips:
                 measured.setdefault(guidance, []).append(plan.step_levels[0])
-        levels = (level,) * usual.steps
+        usual_plan = usual.plan(level)
         return max(
             (guidance for guidance, known in measured.items() if min(known) <= level <= max(known)),
-            key=lambda guidance: self.of(guidance, usual.time_shift, levels) or 0.0,
+            key=lambda guidance: self.of(replace(usual_plan, guidance=guidance)) or 0.0,
             default=usual.guidance,
         )
 
@@ -139,12 +139,12 @@ class ModelQuality:
             weak_caps=plan.plan.weak_caps(full_level),
             ceilings=plan.step_levels,
             quality=self._worth(plan.quality.value),
-            levels=self._curve_of(self._alike(plan)),
+            levels=self._curve_of(self._alike(plan.plan)),
             min_level=plan.guidance.min_level,
         )
 
-    def _alike(self, plan: PlanQuality) -> list[PlanQuality]:
-        return [other for other in self.file.plans if other.is_sampled_like(plan.guidance, plan.steps, plan.time_shift)]
+    def _alike(self, plan: Plan) -> list[PlanQuality]:
+        return [other for other in self.file.plans if other.is_sampled_like(plan)]
 
     def _curve_of(self, alike: Sequence[PlanQuality]) -> dict[float, float]:
         """Level -> quality of these plans, those of one level if there are such; mean level -> the best otherwise."""
@@ -159,20 +159,22 @@ class ModelQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A model without its weights. quality: None where nothing was measured with these weights."""
+    """A model without its weights. quality, calibration: None where nothing was measured with these weights."""
 
     path: Path
     config: ModelConfig
     quality: ModelQuality | None = None
+    calibration: SkipCalibration | None = None
 
 
 def read_offer(path: Path) -> Offer:
     """What a model directory offers. Raises one `CheckpointError` that lists all that is wrong with these files."""
     config = read_config(path)
     quality, problems = measured_quality(path, config)
-    if problems:
-        raise CheckpointError(path, problems)
-    return Offer(path=path, config=config, quality=quality)
+    calibration, others = measured_skips(path, config)
+    if problems or others:
+        raise CheckpointError(path, [*problems, *others])
+    return Offer(path=path, config=config, quality=quality, calibration=calibration)
 
 
 def read_config(path: Path, check_backbone: BackboneCheck | None = None) -> ModelConfig:
@@ -200,13 +202,30 @@ def measured_quality(path: Path, config: ModelConfig) -> tuple[ModelQuality | No
         quality = read_quality(file, model=path)
     except CheckpointError as error:
         return None, list(error.problems)
-    if quality.model_hash != config.model_hash:
-        logger.warning(
-            "%s was measured with the weights %s and these are %s: it is not used", file, quality.model_hash,
-            config.model_hash,
-        )  # fmt: skip
+    if not _is_of(config, file, quality.model_hash):
         return None, []
     return ModelQuality(quality), at_most(_level_problems(quality, config.levels), MAX_PROBLEMS)
+
+
+def measured_skips(path: Path, config: ModelConfig) -> tuple[SkipCalibration | None, list[str]]:
+    """`skips.json` of a model directory where there is one, and what is wrong with it, as `measured_quality`."""
+    file = path / "skips.json"
+    if not os.path.lexists(file):
+        return None, []
+    try:
+        calibration = read_skips(file, model=path)
+    except CheckpointError as error:
+        return None, list(error.problems)
+    return (calibration if _is_of(config, file, calibration.model_hash) else None), []
+
+
+def _is_of(config: ModelConfig, file: Path, model_hash: str) -> bool:
+    """Whether a file was measured with these weights; says so if it was not."""
+    if model_hash != config.model_hash:
+        logger.warning(
+            "%s was measured with the weights %s and these are %s: it is not used", file, model_hash, config.model_hash
+        )
+    return model_hash == config.model_hash
 
 
 def _level_problems(quality: Quality, trained: tuple[int, ...]) -> list[str]:

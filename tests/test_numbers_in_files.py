@@ -76,7 +76,7 @@ def use_quality(folder: Path) -> None:
     levels = sorted(quality.file.levels)
     values = [quality.table.at(level) for level in levels]
     values += [quality.table.of_plan(measured, [levels[0]] * measured.num_steps) for measured in quality.table.plans]
-    values += [quality.of(plan.guidance, plan.time_shift, [level] * plan.steps) or 1.0 for level in levels]
+    values += [quality.of(plan.plan.at_level(level)) or 1.0 for level in levels]
     assert all(0 < value <= 1 for value in values)
 
 

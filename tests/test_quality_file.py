@@ -19,6 +19,7 @@ from elit_serve.files.config import SamplingConfig
 from elit_serve.files.quality import MAX_SERVED_PLANS, Quality, read_quality
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, PlanMenu
 
@@ -147,7 +148,7 @@ def test_every_quality_is_multiplied_by_what_the_precision_makes_of_it(make_qual
     for factor, at_full, at_two in ((0.9, 0.81, 0.63), (1.2, 1.0, 0.84), (None, 0.9, 0.7)):
         content = make_quality() if factor is None else with_precisions(make_quality, factor)
         quality = replace(parsed(content), precision="fp8")
-        assert quality.of(ccfg, 1.0, (4,) * 8) == pytest.approx(at_full)
+        assert quality.of(Plan(levels=(4,) * 8, guidance=ccfg)) == pytest.approx(at_full)
         assert quality.table.at(2) == pytest.approx(at_two)
         assert max(plan.quality for plan in quality.table.plans) == pytest.approx(at_full)
 
@@ -165,19 +166,19 @@ def test_quality_is_read_off_plans_that_are_sampled_alike(make_quality: Make) ->
     """From level 4 to 2 the default plan keeps 0.7 of 0.8; with two steps levels 1 and 4 are measured themselves."""
     quality = parsed(make_quality())
     ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
-    assert quality.of(ccfg, 1.0, (4,) * 8) == pytest.approx(0.9)
-    assert quality.of(ccfg, 1.0, (2,) * 8) == pytest.approx(0.9 * 0.7 / 0.8)
-    assert quality.of(ccfg, 1.0, (1, 1)) == pytest.approx(0.3)
-    assert quality.of(ccfg, 1.0, (2, 2)) == pytest.approx(0.35)
-    assert quality.of(Guidance(), 1.0, (4,) * 6) == pytest.approx(0.5)
-    assert quality.of(Guidance(), 1.0, (4,) * 7) is None
+    assert quality.of(Plan(levels=(4,) * 8, guidance=ccfg)) == pytest.approx(0.9)
+    assert quality.of(Plan(levels=(2,) * 8, guidance=ccfg)) == pytest.approx(0.9 * 0.7 / 0.8)
+    assert quality.of(Plan(levels=(1, 1), guidance=ccfg)) == pytest.approx(0.3)
+    assert quality.of(Plan(levels=(2, 2), guidance=ccfg)) == pytest.approx(0.35)
+    assert quality.of(Plan(levels=(4,) * 6, guidance=Guidance())) == pytest.approx(0.5)
+    assert quality.of(Plan(levels=(4,) * 7, guidance=Guidance())) is None
 
 
 def test_a_schedule_has_its_own_quality_and_any_other_the_mean_of_its_steps(make_quality: Make) -> None:
     quality = parsed(make_quality())
     ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
-    assert quality.of(ccfg, 1.0, (1, 1, 4, 4)) == pytest.approx(0.7)
-    assert quality.of(ccfg, 1.0, (4, 1)) == pytest.approx((0.45 + 0.3) / 2)
+    assert quality.of(Plan(levels=(1, 1, 4, 4), guidance=ccfg)) == pytest.approx(0.7)
+    assert quality.of(Plan(levels=(4, 1), guidance=ccfg)) == pytest.approx((0.45 + 0.3) / 2)
 
 
 def test_a_served_plan_is_worth_at_other_levels_what_was_measured_there(make_quality: Make) -> None:
@@ -200,7 +201,7 @@ def test_what_a_plan_is_chosen_for_is_what_is_said_of_its_pictures(make_quality:
     for option in menu.options:
         plan = quality.file.plan(option.plan.name)
         held = [min(option.level, level) for level in plan.step_levels]
-        assert quality.of(plan.guidance, plan.time_shift, held) == option.quality
+        assert quality.of(replace(plan.plan, levels=tuple(held))) == option.quality
 
 
 def test_a_long_front_is_thinned_evenly_over_cost(make_quality: Make) -> None:

@@ -32,7 +32,7 @@ from elit_serve.cli.options import (
     ThreadsOption,
 )
 from elit_serve.cli.setting_options import takes_settings
-from elit_serve.cli.sweeps import grids, precision, served, sweep
+from elit_serve.cli.sweeps import calibrate, grids, precision, served, sweep
 from elit_serve.cli.tournament import tournament
 from elit_serve.cli.training_speed import profile_training
 from elit_serve.errors import ElitError, EngineStopped, InvalidInput
@@ -238,6 +238,7 @@ for command in (
     evaluate,
     sweep,
     grids,
+    calibrate,
     precision,
     served,
     bench,

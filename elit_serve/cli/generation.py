@@ -21,6 +21,7 @@ from elit_serve.cli.options import (
 from elit_serve.errors import InvalidInput
 from elit_serve.pictures import format_of, write_file
 from elit_serve.plans.levels import check_level
+from elit_serve.plans.skips import SkipRule
 from elit_serve.text.command_line import readable
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def generate(
     guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
+    skips: Annotated[
+        str | None,
+        typer.Option(help="What steps skip: a threshold for cores as 0.15, weak, or both as 0.15+weak. Default: none."),
+    ] = None,
     size: SizeOption = None,
     grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
     levels: Annotated[
@@ -83,6 +88,7 @@ def generate(
             seed=seed,
             steps=steps,
             guidance=chosen,
+            skips=SkipRule() if skips is None else SkipRule.read(skips),
             size=size,
             levels=integers("levels", levels) if levels else None,
             grid=grid,
@@ -90,7 +96,7 @@ def generate(
             runtime=runtime,
         )
     else:
-        of_here = {"model": model, "grid": grid, "attention": attention, **runtime}
+        of_here = {"model": model, "grid": grid, "attention": attention, "skips": skips, **runtime}
         _refuse_given(of_here, "a server has its own, and draws one picture; leave it or --server out")
         options: GenerateOptions = {
             "label": readable(label[0]),
@@ -122,6 +128,7 @@ def _draw_here(
     seed: int,
     steps: int | None,
     guidance: Mapping[str, Any],
+    skips: SkipRule,
     size: str | None,
     levels: list[int] | None,
     grid: bool,
@@ -137,14 +144,16 @@ def _draw_here(
     pipeline = Pipeline.load(model, **runtime, sizes=[] if size is None else [size])
     is_open = all(value is None for value in guidance.values())
     chosen_guidance = None if is_open else pipeline.guidance(**guidance)
-    plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen_guidance)
+    plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen_guidance, skips=skips)
     conditions = [pipeline.conditions.named(readable(name)) for name in label]
     if grid:
         from elit_serve.evaluation.report.sheets import budget_sheet, shown_levels
 
         trained = pipeline.config.levels
         chosen = [check_level(level, trained) for level in levels or shown_levels(plan.guidance, trained)]
-        rows = [pipeline.plan(levels=[level] * plan.num_steps, guidance=chosen_guidance) for level in chosen]
+        rows = [
+            pipeline.plan(levels=[level] * plan.num_steps, guidance=chosen_guidance, skips=skips) for level in chosen
+        ]
         save_image(budget_sheet(pipeline, rows, conditions=conditions, seed=seed), output)
     elif attention is not None:
         from rich.console import Console

@@ -1,5 +1,5 @@
-"""`elit-serve sweep`, `grids`, `precision` and `served`: measured quality of plans, by longer steps, in other
-precisions and as served."""
+"""`elit-serve sweep`, `grids`, `calibrate`, `precision` and `served`: measured quality of plans, by longer steps, in
+other precisions and as served, and which steps may skip something."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from elit_serve.cli.options import (
     ThreadsOption,
     integers,
 )
+from elit_serve.plans.levels import check_level
 
 ReferenceOption = Annotated[
     Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg; or a saved reference.")
@@ -51,6 +52,9 @@ def sweep(
         str | None,
         typer.Option(help="Pairs of levels, half of the steps at each, both ways round, as 1-16; '' for none."),
     ] = None,
+    skips: Annotated[
+        str, typer.Option(help="What plans skip: none, a threshold for cores as 0.15, weak, or both as 0.15+weak.")
+    ] = "none",
     max_repeats: Annotated[int, typer.Option(min=1, help="Most sets of pictures of one plan.")] = 5,
     max_measurements: Annotated[
         int | None, typer.Option(min=1, help="Sets of pictures in all. Default: twice the number of plans.")
@@ -84,6 +88,7 @@ def sweep(
         steps=integers("steps", steps),
         guidance=guidance,
         schedules=schedules,
+        skips=skips,
         part=part,
         latency=latency,
         out=out,
@@ -150,6 +155,42 @@ def grids(
         writes=write,
     )
     run_grids_command(pipeline, open_features(features, pipeline.device), options, Console())
+
+
+def calibrate(
+    model: ModelArgument = None,
+    steps: Annotated[str, typer.Option(help="Numbers of denoising steps to look at.")] = "10,20,40",
+    levels: Annotated[
+        str | None, typer.Option(help="Levels to look at. Default: the highest, and a quarter of it if trained.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each, their classes in turn.")] = 16,
+    out: Annotated[Path | None, typer.Option(help="The file to write. Default: skips.json of MODEL.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Fit which steps may skip a model's core.
+
+    How much its output changes from step to step, against how much the timestep embedding does, on pictures of its own.
+    Thresholds of --skips are then shares of that output.
+    """
+    from elit_serve.engine.pipeline import Pipeline
+    from elit_serve.evaluation.runs.calibrate import calibrate as fit
+    from elit_serve.files.skips import write_skips
+
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
+    trained, full = pipeline.config.levels, pipeline.budgets.full_level
+    chosen = integers("levels", levels) if levels else sorted({full, pipeline.budgets.level_of(0.25)})
+    calibration = fit(
+        pipeline,
+        steps=integers("steps", steps),
+        levels=[check_level(level, trained) for level in chosen],
+        num_samples=samples,
+        console=Console(stderr=True),
+    )
+    file = out or pipeline.path / "skips.json"
+    write_skips(calibration, file)
+    typer.echo(f"{file}: off by {calibration.error:.3f} where the output changes by {calibration.mean:.3f} in the mean")
 
 
 def precision(

@@ -3,6 +3,7 @@
 config.json                      what the model is, and the SHA-256 of every weight file
 model.safetensors                the weights; when large, model-00001-of-0000N.safetensors and an index
 quality.json                     optional: what its plans are worth, see `files.quality`
+skips.json                       optional: how much its cores change between steps, see `files.skips`
 latency/, README.md              optional, read elsewhere
 """
 
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit_serve.catalogue import Offer, at_most, measured_quality, read_config
+from elit_serve.catalogue import Offer, at_most, measured_quality, measured_skips, read_config
 from elit_serve.engine.autoencoders import kind_of
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
@@ -115,11 +116,13 @@ def load_checkpoint(path: Path, *, dtype: torch.dtype = torch.float32) -> Checkp
     config, spec = read_spec(path)
     model = build_empty(spec)
     quality, quality_problems = measured_quality(path, config)
-    problems = [*_weight_problems(path, config.weights, model), *quality_problems]
+    calibration, skip_problems = measured_skips(path, config)
+    problems = [*_weight_problems(path, config.weights, model), *quality_problems, *skip_problems]
     if problems:
         raise CheckpointError(path, problems)
     model.load_state_dict(_read_tensors(path, config.weights, dtype), assign=True)
-    return Checkpoint(path=path, config=config, model=model.eval().requires_grad_(False), quality=quality)
+    model = model.eval().requires_grad_(False)
+    return Checkpoint(path=path, config=config, model=model, quality=quality, calibration=calibration)
 
 
 def write_sampling(path: Path, sampling: SamplingConfig) -> ModelConfig:

@@ -112,7 +112,7 @@ def alternatives(
     found = []
     if open_plans is None:
         for plan in plans:
-            known = None if quality is None else quality.of(plan.guidance, plan.time_shift, plan.levels)
+            known = None if quality is None else quality.of(plan)
             duration = Duration.of(order.shape, plan.levels, plan.weak_caps(cost.levels[-1]), cost)
             found.append(_alternative(plan, duration, known, foreseen, cost))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.engine.sizes import Sizes
+from elit_serve.engine.skips import with_skips
 from elit_serve.errors import GenerationFailed, InvalidInput
 from elit_serve.nn.flops import step_flops
 from elit_serve.nn.quantized import quantize_
@@ -41,6 +42,7 @@ from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size
+from elit_serve.plans.skips import NO_SKIPS, SkipRule, Skips
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import initial_noise
 
@@ -93,6 +95,7 @@ class Pipeline:
         self.precision = precision_name(dtype, quantize)
         measured = checkpoint.quality
         self.quality = None if measured is None else replace(measured, precision=self.precision)
+        self.calibration = checkpoint.calibration
         self._guidances: dict[int, Guidance] = {}  # by level, as recommended
         self._step_flops: dict[StepKind, float] = {}
         self.model = checkpoint.model.to(device, dtype)
@@ -183,12 +186,14 @@ class Pipeline:
         strides: Sequence[int] | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
+        skips: Skips | SkipRule = NO_SKIPS,
     ) -> Plan:
         """A plan from what a caller gives; the model's recommended sampling fills the rest.
 
         `budget` fixes one level for all steps (default: full); `levels` gives one level per step and excludes it. With
         `levels`, `strides` says how many steps of the time grid each is, so that they come to `steps` together.
-        Without `guidance` it is what is recommended for the highest of the levels.
+        Without `guidance` it is what is recommended for the highest of the levels. `skips` are steps, or a rule for
+        them.
         """
         defaults = self.config.sampling
         if levels is not None:
@@ -212,7 +217,8 @@ class Pipeline:
         guidance = guidance or self.recommended_guidance(max(chosen, default=1))
         if guidance.has_weak_level:
             self.budgets.check(guidance.weak_level, field="guidance.weak_level")
-        return Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift, strides=tuple(strides or ()))
+        plan = Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift, strides=tuple(strides or ()))
+        return with_skips(self, plan, skips) if isinstance(skips, SkipRule) else replace(plan, skips=skips)
 
     def recommended_guidance(self, level: int) -> Guidance:
         """Of pictures whose highest level this is: as measured there, or else the model's recommended sampling."""
@@ -247,13 +253,14 @@ class Pipeline:
         levels: Sequence[int] | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
+        skips: Skips | SkipRule = NO_SKIPS,
         size: str | None = None,
     ) -> FinishedPicture:
         """One picture of what `label` names, of the model's first size or this one, as "640x384".
 
         >>> load("models/garden64").generate("tulip", budget=0.25, seed=7).save("tulip.png")  # doctest: +SKIP
         """
-        plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance)
+        plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance, skips=skips)
         return self.run([self.conditions.named(label)], [seed], plan, size=size)[0]
 
     def run(
@@ -385,6 +392,7 @@ class Pipeline:
                 "interval": list(guidance.interval),
             },
             "dtype": self.precision,
+            **({"skips": asdict(plan.skips)} if plan.skips else {}),
             "gflops": Cost(flops=flops).gflops,
         }
 

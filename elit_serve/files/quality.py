@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import chain, pairwise, repeat
 from math import log
 from pathlib import Path
@@ -21,10 +22,11 @@ from elit_serve.files.measured import (
     ShapeName,
     read_measured,
 )
+from elit_serve.files.written_skips import WrittenSkips
 from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MAX_TIME_SHIFT, MIN_MEASURED, MIN_TIME_SHIFT
 from elit_serve.plans.estimate import Estimate
-from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import NO_SKIPS
 
 QUALITY_SCALE = "floor / distance, at most 1: 1 is as close to the reference as unseen photographs are"
 MAX_SERVED_PLANS = 12  # each kind of step among them is measured at start-up
@@ -43,6 +45,7 @@ class PlanQuality(Measured):
     quality: on the scale of the file. Its interval leaves out the floor's, which moves all plans together.
     gflops: of one picture: every step, both passes.
     shape: of the samples, by its name; None is the model's only one.
+    skips: what its steps use again of earlier ones; None is nothing.
     on_front: better than every cheaper plan, by more than the uncertainty of the difference.
     """
 
@@ -56,6 +59,7 @@ class PlanQuality(Measured):
     gflops: Divisor
     on_front: bool
     shape: ShapeName | None = None
+    skips: WrittenSkips | None = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> PlanQuality:
@@ -66,11 +70,20 @@ class PlanQuality(Measured):
             raise ValueError(f"plan {self.name}: {self.steps} steps are not allowed; at most {MAX_STEPS}")
         if self.guidance.method == "ag" and min(self.step_levels) <= self.guidance.weak_level:
             raise ValueError(f"plan {self.name}: autoguidance stays above its weak level")
+        try:
+            _ = self.plan
+        except InvalidInput as error:
+            raise ValueError(f"plan {self.name}: {error}") from None
         return self
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
-        return Plan(levels=self.step_levels, guidance=self.guidance, time_shift=self.time_shift)
+        return Plan(
+            levels=self.step_levels,
+            guidance=self.guidance,
+            time_shift=self.time_shift,
+            skips=self.skips or NO_SKIPS,
+        )
 
     @property
     def steps(self) -> int:
@@ -85,10 +98,11 @@ class PlanQuality(Measured):
     def mean_level(self) -> float:
         return sum(level * count for level, count in self.levels) / self.steps
 
-    def is_sampled_like(self, guidance: Guidance, num_steps: int, time_shift: float) -> bool:
+    def is_sampled_like(self, other: Plan) -> bool:
         """Whether only the levels may differ."""
-        same_grid = (num_steps, time_shift) == (self.steps, self.time_shift)
-        return same_grid and guidance.is_like(self.guidance)
+        own = self.plan
+        is_alike = (own.strides, own.time_shift, own.skips) == (other.strides, other.time_shift, other.skips)
+        return is_alike and other.guidance.is_like(self.guidance)
 
 
 class PrecisionQuality(Measured):
@@ -235,8 +249,9 @@ class Quality(Measured):
 
     @property
     def served(self) -> tuple[PlanQuality, ...]:
-        """What a server offers: the front or, of a long one, plans spread evenly over the logarithm of cost."""
-        return _spread(self.front, MAX_SERVED_PLANS)
+        """What a server offers: the front or, of a long one, plans spread evenly over the logarithm of cost. Plans that
+        skip something are made offline only."""
+        return _spread(tuple(plan for plan in self.front if not plan.skips), MAX_SERVED_PLANS)
 
     def plan(self, name: str) -> PlanQuality:
         return next(plan for plan in self.plans if plan.name == name)

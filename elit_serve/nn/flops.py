@@ -41,12 +41,13 @@ class Counted(Protocol):
     @property
     def levels(self) -> Sequence[int]: ...
     def flops(self, level: int) -> Flops: ...
+    def core_flops(self, level: int) -> float: ...
 
 
 def step_flops(spec: Counted, kind: StepKind) -> float:
-    """What one step of one sample computes, both passes; `spec` is that of its shape."""
+    """What one step of one sample computes, both passes, without cores that it skips; `spec` is that of its shape."""
     passes = [kind.level] if kind.weak_level is None else [kind.level, kind.weak_level]
-    return sum(spec.flops(level).executed for level in passes)
+    return sum(spec.flops(level).executed - (spec.core_flops(level) if kind.is_skipped else 0.0) for level in passes)
 
 
 def flops_multi_budget(spec: Counted) -> Flops:

@@ -151,7 +151,7 @@ def is_open(wishes: Wishes) -> bool:
 
 def quality_of(pipeline: Pipeline, plan: Plan) -> float | None:
     """Measured quality of pictures made by this plan."""
-    return None if pipeline.quality is None else pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
+    return None if pipeline.quality is None else pipeline.quality.of(plan)
 
 
 def _condition(request: GenerateRequest, pipeline: Pipeline) -> Condition:

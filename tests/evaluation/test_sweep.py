@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from rich.console import Console
 from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.checkpoint import load_checkpoint, spec_of
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.skips import with_skips
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.runs.sweep.command import guidance_of, pair_of, part_of
 from elit_serve.evaluation.runs.sweep.outcome import SweepFacts, SweepOptions, sweep_to_folder
@@ -35,6 +37,7 @@ from elit_serve.files.quality import read_quality
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import SkipRule, Skips
 
 CCFG = Guidance(method="ccfg", scale=2.0, weak_level=1)
 GRID = SweepGrid(levels=(1, 2, 4), steps=(2, 4, 8), guidances=(Guidance(), CCFG), schedules=((1, 4),))
@@ -82,6 +85,44 @@ def test_flops_count_both_passes_of_guided_steps(tiny_config: ModelConfig) -> No
     wanted = 2 * spec.flops(4).executed + spec.flops(1).executed
     assert plan_gflops(late, spec) == pytest.approx(wanted / 1e9)
     assert plan_name(late) == "2 steps at 4, ccfg 2/1 in 0.5-1"
+
+
+def test_flops_leave_out_what_is_skipped_and_names_say_how_much(tiny_config: ModelConfig) -> None:
+    spec = spec_of(tiny_config)
+    plan = Plan(levels=(4,) * 4, guidance=CCFG, skips=Skips(core=(2,), weak=(1, 3)))
+    passes = 4 * spec.flops(4).executed + 2 * spec.flops(1).executed
+    assert plan_gflops(plan, spec) == pytest.approx((passes - spec.core_flops(4) - spec.core_flops(1)) / 1e9)
+    assert plan_name(plan) == "4 steps at 4, ccfg 2/1 in 0-1, without 1 cores and 2 weak passes"
+    assert plan_name(replace(plan, skips=Skips(core=(1, 2)))) == "4 steps at 4, ccfg 2/1 in 0-1, without 2 cores"
+
+
+def test_skips_are_an_axis_of_the_grid_and_rules_that_skip_as_much_are_one(tiny_model_dir: Path) -> None:
+    rules = tuple(map(SkipRule.read, ("none", "0.0001", "1000", "2000", "weak", "1000+weak")))
+    skipping = partial(with_skips, Pipeline.load(tiny_model_dir, device="cpu"))
+    grid = SweepGrid(levels=(1, 4), steps=(4,), guidances=(CCFG,), skips=rules, with_skips=skipping)
+    for level in (1, 4):
+        skips = [plan.skips for plan in grid.plans() if plan.levels[0] == level]
+        assert skips == [Skips(), Skips(core=(1, 2)), Skips(weak=(1, 3)), Skips(core=(1, 2), weak=(1, 3))]
+
+
+def test_plans_that_skip_are_written_and_read_and_none_is_the_default(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Here they are as good as others and cheaper, so the front is theirs."""
+    pipeline = Pipeline.load(tiny_model_dir, device="cpu")
+    grid = SweepGrid(
+        levels=(1, 4),
+        steps=(4, 8),
+        guidances=(CCFG,),
+        skips=(SkipRule(), SkipRule(threshold=1000.0, halves_weak=True)),
+        with_skips=partial(with_skips, pipeline),
+    )
+    exact = Formula(noise=1e-6)
+    quality = sweep_to_folder(pipeline, exact, FACTS, options(tmp_path, grid=grid, max_measurements=8), console=QUIET)
+    assert quality is not None
+    read = read_quality(tmp_path / "quality.json")
+    assert read == quality
+    assert {plan.plan for plan in read.plans} == set(grid.plans())
+    assert all(plan.skips for plan in read.front)
+    assert read.plan(read.default).skips is None
 
 
 def test_repeats_go_to_plans_that_may_lie_on_the_front(tiny_config: ModelConfig) -> None:

@@ -98,7 +98,7 @@ def record_reads(pipeline: Pipeline, condition: Condition, seed: int, plan: Plan
     Each recorded step costs one more pass of the model; the picture is the one that is made without recording.
     """
     (model, _), passes = _elastic(pipeline), dict[int, LatentPass]()
-    executor = Executor(pipeline, num_slots=1)
+    executor = Executor(pipeline, num_slots=1, keeps=bool(plan.skips))
     pictures = pipeline.pictures([condition], [seed], plan)
 
     def record(step: int) -> None:

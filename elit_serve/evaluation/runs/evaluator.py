@@ -156,7 +156,7 @@ class Evaluator:
         shape, usual = self._pipeline.sizes.default, self._pipeline.config.default_shape
         return {
             **({} if shape == usual else {"shape": shape.name}),
-            "plan": asdict(plan),
+            "plan": {name: value for name, value in asdict(plan).items() if name != "skips" or plan.skips},
             "repeat": repeat,
             "classes": self.reference.held_out_classes,
             "model": self._pipeline.model_hash,

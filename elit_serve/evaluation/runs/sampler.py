@@ -15,7 +15,7 @@ from torch import Tensor
 from elit_serve.engine.conditions import Condition
 from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.graphs import open_executor
-from elit_serve.engine.executor.slots import Transfer
+from elit_serve.engine.executor.slots import Executor, Transfer
 from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
@@ -27,27 +27,29 @@ BATCHES_AHEAD = 2  # enqueued on the device, beside the one whose pictures the h
 
 
 class Sampler:
-    """Owns an executor. Graphs are captured when a plan first needs them, and kept."""
+    """Owns an executor, and another one for plans that skip something, from the first of these on. Graphs are captured
+    when a plan first needs them, and kept."""
 
     def __init__(self, pipeline: Pipeline, *, batch_size: int) -> None:
         if batch_size < 1:
             raise InvalidInput("batch_size", batch_size, "at least 1")
         self._pipeline = pipeline
         self._batch_size = batch_size
-        self._executor = open_executor(pipeline, num_slots=2 * batch_size)
-        self._captured: set[tuple[StepKind, int]] = set()
+        self._executors: dict[bool, Executor] = {}  # by whether it keeps anything
+        self._captured: set[tuple[Executor, StepKind, int]] = set()
 
     def prepare(self, plan: Plan, num_samples: int) -> None:
         """Captures the steps of `plan` that have not been; nothing may run on the device meanwhile."""
-        batch = even_batch(num_samples, self._batch_size)
+        executor, batch = self._executor_for(plan), even_batch(num_samples, self._batch_size)
         for kind in dict.fromkeys(plan.step_kinds(self._pipeline.shapes[0].name)):
-            if (kind, batch) not in self._captured:
-                self._executor.capture([(kind, batch)])
-                self._captured.add((kind, batch))
+            if (executor, kind, batch) not in self._captured:
+                executor.capture([(kind, batch)])
+                self._captured.add((executor, kind, batch))
 
     def pictures(self, plan: Plan, conditions: Sequence[Condition], seeds: Sequence[int]) -> Iterator[Tensor]:
         """Pictures [B, H, W, 3], uint8 on the CPU, in order, as they are done; the last batch may be smaller."""
         self.prepare(plan, len(seeds))
+        executor = self._executor_for(plan)
         batch = even_batch(len(seeds), self._batch_size)
         parts = [slice(start, start + batch) for start in range(0, len(seeds), batch)]
 
@@ -56,12 +58,19 @@ class Sampler:
 
         enqueued: deque[Transfer] = deque()
         for pictures in in_background(drawn, parts, ahead=1):
-            offline.run(self._executor, pictures, plan)
-            enqueued.append(self._executor.collect(pictures))
+            offline.run(executor, pictures, plan)
+            enqueued.append(executor.collect(pictures))
             if len(enqueued) > BATCHES_AHEAD:
                 yield _arrived(enqueued.popleft())
         while enqueued:
             yield _arrived(enqueued.popleft())
+
+    def _executor_for(self, plan: Plan) -> Executor:
+        keeps = bool(plan.skips)
+        if keeps not in self._executors:
+            slots = 2 * self._batch_size
+            self._executors[keeps] = open_executor(self._pipeline, num_slots=slots, keeps=keeps)
+        return self._executors[keeps]
 
 
 def even_batch(count: int, largest: int) -> int:

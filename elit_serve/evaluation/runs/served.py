@@ -145,7 +145,7 @@ def _parts(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
 
 def _interpolated(pipeline: Pipeline, plan: Plan) -> float:
     assert pipeline.quality is not None
-    quality = pipeline.quality.of(plan.guidance, plan.time_shift, plan.levels)
+    quality = pipeline.quality.of(plan)
     if quality is None:
         raise InvalidInput(
             "records", plan_name(plan), "steps and guidance that are measured in the model's quality.json"

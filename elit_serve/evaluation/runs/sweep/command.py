@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.skips import with_skips
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
@@ -22,6 +24,7 @@ from elit_serve.files.quality import Quality
 from elit_serve.files.writing import check_folder
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import check_level
+from elit_serve.plans.skips import SkipRule
 from elit_serve.text.digits import whole_number
 
 GUIDANCE = re.compile(
@@ -33,7 +36,7 @@ GUIDANCE_SPELLING = "none, or METHOD:SCALE, METHOD:SCALE/WEAK_LEVEL and either w
 @dataclass(frozen=True, kw_only=True)
 class SweepWords:
     """As on the command line. schedules: pairs as 1-16; None are pairs of the lowest, the middle and the highest.
-    threads: of the host, see `share_cores`.
+    skips: rules as `SkipRule.read` spells them. threads: of the host, see `share_cores`.
     """
 
     levels: Sequence[int]
@@ -47,6 +50,7 @@ class SweepWords:
     max_measurements: int | None
     first_repeat: int
     writes_defaults: bool
+    skips: str = "none"
     threads: int | None = None
 
 
@@ -118,6 +122,8 @@ def grid_of(pipeline: Pipeline, words: SweepWords) -> SweepGrid:
         guidances=guidances,
         schedules=tuple(schedules),
         time_shift=pipeline.config.sampling.time_shift,
+        skips=tuple(SkipRule.read(word) for word in words.skips.split(",")),
+        with_skips=partial(with_skips, pipeline),
     )
 
 

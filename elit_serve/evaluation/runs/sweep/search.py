@@ -2,7 +2,6 @@
 
 Every plan is measured once. Then those that may lie on the Pareto front of quality against FLOPs, as far as their
 intervals tell, are measured again with other seeds, round after round, until none is in doubt or the budget is used.
-TeaCache's thresholds would be one more axis of the grid; this code base does not have TeaCache.
 """
 
 from __future__ import annotations
@@ -16,9 +15,11 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.metrics import MeasuredSet, quality_of
 from elit_serve.files.quality import PlanQuality
 from elit_serve.nn import BackboneSpec
+from elit_serve.nn.flops import step_flops
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan, runs_of
+from elit_serve.plans.skips import SkipRule
 
 Told = Callable[[str], None]
 
@@ -35,9 +36,10 @@ class PlanEvaluator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepGrid:
-    """levels x steps x guidances, at one level throughout and by every pair of `schedules`.
+    """levels x steps x guidances x skips, at one level throughout and by every pair of `schedules`.
 
     schedules: pairs (low, high): the first half of the steps at one, the rest at the other, both ways round.
+    skips: rules by which plans leave something out; by default none do. with_skips: a plan with what a rule skips.
     """
 
     levels: tuple[int, ...]
@@ -45,9 +47,20 @@ class SweepGrid:
     guidances: tuple[Guidance, ...]
     schedules: tuple[tuple[int, int], ...] = ()
     time_shift: float = 1.0
+    skips: tuple[SkipRule, ...] = (SkipRule(),)
+    with_skips: Callable[[Plan, SkipRule], Plan] = lambda plan, _: plan
 
     def plans(self) -> tuple[Plan, ...]:
-        """Each once; autoguidance only where all levels lie above its weak level."""
+        """Each once, and of rules that skip equally much of a plan the first; autoguidance only where all levels lie
+        above its weak level."""
+        found: dict[str, Plan] = {}
+        for computed, rule in product(self._computed(), self.skips):
+            plan = self.with_skips(computed, rule)
+            found.setdefault(plan_name(plan), plan)
+        return tuple(found.values())
+
+    def _computed(self) -> tuple[Plan, ...]:
+        """Those that skip nothing."""
         found: list[Plan] = []
         for steps, guidance in product(self.steps, self.guidances):
             half = steps // 2
@@ -153,8 +166,10 @@ def pareto_front(points: Sequence[SweptPlan]) -> list[SweptPlan]:
 
 def recommended(points: Sequence[SweptPlan], usual_gflops: float) -> SweptPlan:
     """The best plan of the front that keeps one level throughout and costs at most what the model's own sampling does
-    at full budget; if there is none, the cheapest on the front that keeps one level."""
-    constant = [point for point in pareto_front(points) if len(set(point.plan.levels)) == 1]
+    at full budget; if there is none, the cheapest on the front that keeps one level. The front is that of plans that
+    skip nothing."""
+    front = pareto_front([point for point in points if not point.plan.skips])
+    constant = [point for point in front if len(set(point.plan.levels)) == 1]
     if not constant:
         raise InvalidInput("levels", "no plan of one level on the front", "more levels, so that a default can be named")
     affordable = [point for point in constant if point.gflops <= usual_gflops * (1 + 1e-9)]
@@ -202,12 +217,17 @@ def _lies_below(means: Mapping[int, float], left: int, middle: int, right: int) 
 
 def plan_gflops(plan: Plan, spec: BackboneSpec) -> float:
     """Of one picture: every step, both passes, counted as this code computes them."""
-    passes = [level for _, *levels, _ in plan.step_kinds("") for level in levels if level is not None]
-    return sum(spec.flops(level).executed for level in passes) / 1e9
+    return sum(step_flops(spec, kind) for kind in plan.step_kinds("")) / 1e9
 
 
 def plan_name(plan: Plan) -> str:
-    """As `40 steps at 16, ccfg 4.5/1 in 0.1-1`."""
+    """As `40 steps at 16, ccfg 4.5/1 in 0.1-1, without 12 cores and 18 weak passes`."""
+    left_out = {"cores": len(plan.skips.core), "weak passes": len(plan.skips.weak)}
+    without = " and ".join(f"{count} {what}" for what, count in left_out.items() if count)
+    return f"{_computed_name(plan)}, without {without}" if without else _computed_name(plan)
+
+
+def _computed_name(plan: Plan) -> str:
     levels = "-".join(str(level) for level, _ in runs_of(plan.levels))
     guidance = plan.guidance
     if guidance.method == "none":
@@ -229,6 +249,7 @@ def record_of(point: SweptPlan, *, on_front: bool) -> PlanQuality:
         quality=point.quality,
         gflops=point.gflops,
         on_front=on_front,
+        skips=point.plan.skips or None,
     )
 
 
