@@ -6,30 +6,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from elit_serve.files.skips import SkipCalibration
+from elit_serve.nn import Backbone
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.skips import SkipRule
 
-if TYPE_CHECKING:
-    from elit_serve.engine.pipeline import Pipeline
+
+class Calibrated(Protocol):
+    """A model on a device, and what is known of its cores; `Pipeline` is one."""
+
+    @property
+    def model(self) -> Backbone: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def calibration(self) -> SkipCalibration | None: ...
 
 
-def with_skips(pipeline: Pipeline, plan: Plan, rule: SkipRule) -> Plan:
+def with_skips(of: Calibrated, plan: Plan, rule: SkipRule) -> Plan:
     """The plan with what the rule skips of it. A model that was not calibrated is taken to change by as much as its
     timestep embedding does."""
-    shares = embedding_shares(pipeline, plan.times[:-1])
-    changes = shares if pipeline.calibration is None else pipeline.calibration.expected(shares)
+    shares = embedding_shares(of, plan.times[:-1])
+    changes = shares if of.calibration is None else of.calibration.expected(shares)
     return replace(plan, skips=rule.skips(changes, plan.is_guided))
 
 
 @torch.inference_mode()
-def embedding_shares(pipeline: Pipeline, times: Sequence[float]) -> list[float]:
+def embedding_shares(of: Calibrated, times: Sequence[float]) -> list[float]:
     """By which share the timestep embedding at each time but the first differs from that at the time before."""
-    embedded = pipeline.model.time_embedding(torch.tensor(times, device=pipeline.device)).float()
+    embedded = of.model.time_embedding(torch.tensor(times, device=of.device)).float()
     return [share_of(now, before) for before, now in pairwise(embedded)]
 
 
