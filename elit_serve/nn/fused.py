@@ -124,6 +124,13 @@ def add_biased(x: Tensor, update: Tensor, bias: Tensor) -> Tensor:
     return x + (update + bias.view(-1, 1, 1))
 
 
+def doubled(x: Tensor) -> Tensor:
+    """Each pixel four times: [B, C, H, W] -> [B, C, 2 H, 2 W]; the kernel's is channels last."""
+    if (kernels := _kernels(x)) and kernels.takes_groups(x.shape[1], 1):
+        return kernels.doubled(x)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """RoPE: x [B, N, H, E], rope [2, N, 1, E / 2] -> [B, N, H, E] in x's dtype."""
     cos, sin = rope.to(x.dtype)

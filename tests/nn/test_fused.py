@@ -69,6 +69,11 @@ def test_a_sum_with_a_bias_channels_last(kernels: ModuleType, draw: torch.Genera
     torch.testing.assert_close(kernels.add_biased(x, update, bias), fused.add_biased(x, update, bias))
 
 
+def test_doubled_sides_channels_last(kernels: ModuleType, draw: torch.Generator) -> None:
+    x = torch.randn(BATCH, 32, 5, 7, generator=draw)
+    torch.testing.assert_close(kernels.doubled(x), fused.doubled(x))
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(96, 32), (12, 4), (8192, 32)])
 def test_channels_that_no_tile_holds_are_left_to_torch(kernels: ModuleType, channels: int, groups: int) -> None:
     assert not kernels.takes_groups(channels, groups)

@@ -1,15 +1,16 @@
-"""The residual blocks of diffusers' autoencoders with less work between their convolutions.
+"""The blocks of diffusers' autoencoders with less work between their convolutions.
 
 At 512 pixels the norms, biases and sums between the convolutions of SD's decoder move more bytes than the convolutions
 do: torch's group norm turns channels-last activations into channels-first ones and back, and each bias, SiLU and sum is
-a pass of its own. Here a block has four passes: each norm takes the bias before it and the SiLU behind it, and the sum
-at the end takes the last bias.
+a pass of its own. Here a norm takes the bias before it and the SiLU behind it, a block's sum takes its last biases, and
+doubling the sides reads each pixel once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,11 +20,14 @@ from elit_serve.nn import fused
 def quicken(autoencoder: nn.Module) -> None:
     """Puts these blocks in the place of those of diffusers that they can stand for; the weights stay where they are."""
     from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.upsampling import Upsample2D
 
     for parent in list(autoencoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, ResnetBlock2D) and _is_plain(child):
                 setattr(parent, name, QuickBlock(child))
+            elif isinstance(child, Upsample2D) and isinstance(child.conv, nn.Conv2d) and child.norm is None:
+                setattr(parent, name, nn.Sequential(Doubled(), child.conv))
         norm = getattr(parent, "conv_norm_out", None)
         if isinstance(norm, nn.GroupNorm) and isinstance(parent.conv_act, nn.SiLU):
             parent.conv_norm_out, parent.conv_act = NormSilu(norm), nn.Identity()
@@ -47,12 +51,21 @@ class QuickBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1, self.norm2, self.conv2 = block.norm1, block.conv1, block.norm2, block.conv2
         self.shortcut = block.conv_shortcut
+        biases = [layer.bias for layer in (self.conv2, self.shortcut) if layer is not None and layer.bias is not None]
+        self.bias = torch.stack([bias.detach().float() for bias in biases]).sum(0)
 
     def forward(self, x: Tensor, temb: None = None) -> Tensor:  # noqa: ARG002
         """[B, C, H, W] -> [B, C', H, W]. temb: diffusers' blocks are given one; autoencoders have none."""
         inner = _without_bias(self.conv1, fused.group_norm_silu(x, self.norm1))
         inner = _without_bias(self.conv2, fused.group_norm_silu(inner, self.norm2, self.conv1.bias))
-        return fused.add_biased(x if self.shortcut is None else self.shortcut(x), inner, self.conv2.bias)
+        return fused.add_biased(x if self.shortcut is None else _without_bias(self.shortcut, x), inner, self.bias)
+
+
+class Doubled(nn.Module):
+    """Twice the height and width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused.doubled(x)
 
 
 def _without_bias(convolution: nn.Conv2d, x: Tensor) -> Tensor:

@@ -70,14 +70,16 @@ class GraphExecutor(Executor):
         sizes = [torch.Size((batch, *shape.size)) for batch in batches for shape in self._drawing.shapes]
         for size in sorted(sizes, key=torch.Size.numel, reverse=True):  # so that all others fit into its memory
             samples = torch.zeros(size, device=self._device)
-            self._decodings[size[1:], size[0]] = self._captured_decoding(samples)
+            if (captured := self._captured_decoding(samples)) is not None:
+                self._decodings[size[1:], size[0]] = captured
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()  # of what was tried out before the captures, gigabytes of large pictures
 
-    def _captured_decoding(self, samples: Tensor) -> _Decoding:
-        """Convolutions are tried out before: the graph has the fastest of each."""
+    def _captured_decoding(self, samples: Tensor) -> _Decoding | None:
+        """Convolutions are tried out before: the graph has the fastest of each. None where samples are the answer."""
         with torch.cuda.stream(self._steps), _attention(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            self._drawing.decode(samples)
+            if self._drawing.decode(samples) is samples:
+                return None
             graph = torch.cuda.CUDAGraph()
             graph.capture_begin(pool=self._pool)
             try:
