@@ -26,8 +26,8 @@ def quicken(autoencoder: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, ResnetBlock2D) and _is_plain(child):
                 setattr(parent, name, QuickBlock(child))
-            elif isinstance(child, Upsample2D) and isinstance(child.conv, nn.Conv2d) and child.norm is None:
-                setattr(parent, name, nn.Sequential(Doubled(), child.conv))
+            elif isinstance(child, Upsample2D) and (conv := _conv_behind(child)) is not None:
+                setattr(parent, name, nn.Sequential(Doubled(), conv))
         norm = getattr(parent, "conv_norm_out", None)
         if isinstance(norm, nn.GroupNorm) and isinstance(parent.conv_act, nn.SiLU):
             parent.conv_norm_out, parent.conv_act = NormSilu(norm), nn.Identity()
@@ -85,3 +85,8 @@ def _is_plain(block: Any) -> bool:
         and block.conv1.bias is not None
         and block.conv2.bias is not None
     )
+
+
+def _conv_behind(doubling: Any) -> nn.Conv2d | None:
+    """Of a doubling, if that is all that it does besides."""
+    return doubling.conv if isinstance(doubling.conv, nn.Conv2d) and doubling.norm is None else None
