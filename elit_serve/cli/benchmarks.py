@@ -194,6 +194,10 @@ def simulate(
     plans: Annotated[
         bool, typer.Option("--plans", help="Show what the plans of --quality add to elastic instead.")
     ] = False,
+    presets: Annotated[
+        bool,
+        typer.Option("--presets", help="Show what OpenAI's quality costs as exact budgets and as floors instead."),
+    ] = False,
     decisions: Annotated[
         int | None,
         typer.Option(min=1, help="Time so many decisions of elastic, with 64 in flight and 1,000 waiting, instead."),
@@ -209,6 +213,7 @@ def simulate(
         decision_times,
         looseness_by_window,
         plan_table,
+        presets_as_floors,
         run_comparison,
     )
     from elit_serve.bench.simulate.workload import scales_of
@@ -231,11 +236,16 @@ def simulate(
         decisions=decisions or 0,
         recorded_targets=recorded_targets,
     )
-    if plans + bound_looseness + (decisions is not None) > 1:
-        raise InvalidInput("decisions", decisions, "only one of --plans, --bound-looseness and --decisions at a time")
-    run = plan_table if plans else looseness_by_window if bound_looseness else run_comparison
-    if decisions is not None:
-        run = decision_times
+    instead = {
+        "--plans": (plans, plan_table),
+        "--presets": (presets, presets_as_floors),
+        "--bound-looseness": (bound_looseness, looseness_by_window),
+        "--decisions": (decisions is not None, decision_times),
+    }
+    chosen = [run for is_chosen, run in instead.values() if is_chosen]
+    if len(chosen) > 1:
+        raise InvalidInput("decisions", decisions, f"only one of {', '.join(instead)} at a time")
+    run = chosen[0] if chosen else run_comparison
     report, table = run(options, Console(stderr=True))
     show(report, [table], as_json=as_json)
 

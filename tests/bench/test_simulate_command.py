@@ -18,6 +18,7 @@ from elit_serve.bench.comparison.command import (
     decision_times,
     looseness_by_window,
     plan_table,
+    presets_as_floors,
     run_comparison,
 )
 from elit_serve.bench.comparison.policies import CONTENDERS
@@ -205,6 +206,28 @@ def test_what_richer_plans_add_is_measured_on_the_same_arrivals(
 def test_a_table_of_plans_needs_plans(cost: Path) -> None:
     with pytest.raises(InvalidInput, match="plans"):
         plan_table(options(cost), QUIET)
+
+
+def test_floors_share_launches_and_are_worth_more_than_exact_budgets(
+    cost: Path, tmp_path: Path, make_quality: Callable[..., dict[str, Any]]
+) -> None:
+    """Four steps at level 4 are worth 0.8, and share no launch with those that must run at another level."""
+    file = tmp_path / "quality.json"
+    file.write_text(json.dumps(make_quality()))
+    report, _ = presets_as_floors(options(cost, quality=file, loads=(1.5,), num_steps=4, requests=150), QUIET)
+    listed = report["rows"]
+    assert isinstance(listed, list)
+    rows = {(row["share"], row["meaning"]): row for row in listed}
+    assert len(rows) == 6
+    for share in (0.3, 1.0):
+        assert rows[share, "exact"]["num_below"] == rows[share, "quality floor"]["num_below"] == 0
+    for figure in ("effective_quality", "per_launch"):
+        assert rows[1.0, "exact"][figure] < rows[1.0, "quality floor"][figure], figure
+
+
+def test_presets_need_measurements(cost: Path) -> None:
+    with pytest.raises(InvalidInput, match="--quality beside it"):
+        presets_as_floors(options(cost), QUIET)
 
 
 def test_large_windows_are_not_searched(cost: Path) -> None:

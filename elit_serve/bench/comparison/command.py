@@ -13,11 +13,12 @@ from rich.table import Table
 from elit_serve.bench.comparison.decisions import decision_table, time_decisions
 from elit_serve.bench.comparison.looseness import looseness_table, measure_looseness
 from elit_serve.bench.comparison.policies import CONTENDERS, contender
+from elit_serve.bench.comparison.presets import preset_rows, preset_table
 from elit_serve.bench.comparison.report import comparison_table, draw_comparison
 from elit_serve.bench.comparison.richer_plans import menu_rows, menu_table
 from elit_serve.bench.comparison.side_by_side import Comparison
 from elit_serve.bench.simulate.arrivals import open_arrivals
-from elit_serve.bench.simulate.quality_file import read_quality, stated_curve
+from elit_serve.bench.simulate.quality_file import read_measurements, read_quality, stated_curve
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.catalogue import cost_table
 from elit_serve.charts import check_file
@@ -79,6 +80,16 @@ def plan_table(options: SimulateOptions, console: Console) -> tuple[Report, Tabl
     with console.status("simulating"):
         rows = list(menu_rows(_comparison(options)))
     return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, menu_table(rows)
+
+
+def presets_as_floors(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    """What presets of quality cost everybody."""
+    if options.quality is None:
+        raise InvalidInput("presets", True, "--quality beside it, by which presets mean something")
+    comparison, measured = _comparison(options), read_measurements(options.quality)
+    with console.status("simulating"):
+        rows = list(preset_rows(comparison, measured))
+    return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, preset_table(rows)
 
 
 def decision_times(options: SimulateOptions, console: Console) -> tuple[Report, Table]:

@@ -25,6 +25,11 @@ def read_quality(file: Path) -> QualityTable:
     return catalogue.ModelQuality(_read(file)).table
 
 
+def read_measurements(file: Path) -> catalogue.ModelQuality:
+    """All of a `quality.json`."""
+    return catalogue.ModelQuality(_read(file))
+
+
 def read_default_plan(file: Path) -> tuple[str, int, QualityTable]:
     """The model of a `quality.json`, the number of steps of its default plan, and the quality of that by level."""
     read = _read(file)

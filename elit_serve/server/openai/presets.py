@@ -12,11 +12,11 @@ from dataclasses import replace
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.presets import PRESET_BUDGETS, QualityPreset
 from elit_serve.server.answers import rounded
-from elit_serve.server.openai.schemas import ImagesRequest, QualityPreset
+from elit_serve.server.openai.schemas import ImagesRequest
 from elit_serve.server.orders import is_open, quality_of, usable_levels
 
-BUDGETS: dict[QualityPreset, float] = {"low": 0.25, "medium": 0.5, "high": 1.0}  # the lowest first
 LEGACY_QUALITIES: dict[str, QualityPreset] = {"standard": "medium", "hd": "high"}
 
 
@@ -40,10 +40,10 @@ def floor_of(request: ImagesRequest, pipeline: Pipeline) -> dict[str, float]:
     for field in ("budget", "min_budget", "min_quality", "levels"):
         if getattr(request, field) is not None:
             raise InvalidInput("quality", request.quality, f"auto or left out, because {field} says it already")
-    if request.max_budget is not None and request.max_budget < BUDGETS[preset]:
+    if request.max_budget is not None and request.max_budget < PRESET_BUDGETS[preset]:
         raise InvalidInput("quality", request.quality, f"a preset below max_budget, {request.max_budget:g}; or auto")
     worth = quality_of(pipeline, _plan_of(preset, pipeline))
-    return {"min_quality": worth} if worth is not None and is_open(request) else {"min_budget": BUDGETS[preset]}
+    return {"min_quality": worth} if worth is not None and is_open(request) else {"min_budget": PRESET_BUDGETS[preset]}
 
 
 def reached_preset(quality: float | None, budget: float, pipeline: Pipeline) -> QualityPreset:
@@ -52,7 +52,7 @@ def reached_preset(quality: float | None, budget: float, pipeline: Pipeline) -> 
     The lowest one of pictures that are below all.
     """
     reached: QualityPreset = "low"
-    for preset in BUDGETS:
+    for preset in PRESET_BUDGETS:
         plan = _plan_of(preset, pipeline)
         worth = rounded(quality_of(pipeline, plan))
         if quality is None or worth is None:
@@ -67,4 +67,4 @@ def _plan_of(preset: QualityPreset, pipeline: Pipeline) -> Plan:
     """Recommended sampling at the level of its budget, or the nearest one that recommended autoguidance can use."""
     full = pipeline.plan()
     usable = replace(pipeline.budgets, levels=usable_levels(full, pipeline.config.levels))
-    return pipeline.plan(levels=[usable.level_of(BUDGETS[preset])] * full.num_steps)
+    return pipeline.plan(levels=[usable.level_of(PRESET_BUDGETS[preset])] * full.num_steps)

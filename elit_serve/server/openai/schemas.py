@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from elit_serve.http.schemas import Base64File, GeneratedImage, GenerateFacts, ImageFacts, RequestBody, Wishes
 from elit_serve.plans.formats import OutputFormat
+from elit_serve.plans.presets import QualityPreset
 
-QualityPreset = Literal["low", "medium", "high"]
 MAX_PARTIAL_IMAGES = 3
 
 
