@@ -200,13 +200,15 @@ def test_the_bare_picture_has_quality_in_its_headers(start_server: Any, measured
     assert (answer.headers["X-Elit-Quality"], answer.headers["X-Elit-Expected-Quality"]) == ("0.9", "0.9")
 
 
-def test_quality_is_counted_where_it_is_known(start_server: Any, measured: Pipeline) -> None:
+def test_what_was_granted_is_counted_and_quality_where_it_is_known(start_server: Any, measured: Pipeline) -> None:
     server, unmeasured = start_server(measured), start_server()
     answers = {"server": asked(server, latency_ms=60_000), "caller": asked(server, budget=0.25)}
     asked(unmeasured, budget=0.25)
     for chooser, answer in answers.items():
         counted = server.metric(f'elit_granted_quality_sum{{chosen_by="{chooser}"}}')
         assert counted == pytest.approx(answer["images"][0]["quality"], abs=1e-4)
+        steps = server.metric(f'elit_granted_steps_sum{{chosen_by="{chooser}"}}')
+        assert steps == len(answer["images"][0]["levels"])
     assert unmeasured.metric('elit_granted_quality_count{chosen_by="caller"}') == 0
     assert unmeasured.metric('elit_granted_budget_count{chosen_by="caller"}') == 1
 

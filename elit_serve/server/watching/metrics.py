@@ -46,6 +46,7 @@ LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 
 COHORT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
 BUDGET_BUCKETS = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+STEPS_BUCKETS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 250)
 QUALITY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 MAX_LEVEL_BUCKETS = 32
 
@@ -131,6 +132,13 @@ class Metrics:
             "elit_granted_quality",
             "Measured quality of what was done for each finished picture, by who chose its budget.",
             QUALITY_BUCKETS,
+            model=models,
+            chosen_by=CHOOSERS,
+        )
+        self.granted_steps = self._histogram(
+            "elit_granted_steps",
+            "Steps in which each finished picture was made, by who chose its budget.",
+            STEPS_BUCKETS,
             model=models,
             chosen_by=CHOOSERS,
         )
@@ -266,6 +274,7 @@ class EngineMetrics(Observer):
         for picture, quality in zip(outcome.pictures, qualities, strict=True):
             level = outcome.order.plan(picture.levels).mean_level
             self._all.budget.labels(self._model, chooser).observe(self._measures.budgets.of_level(level))
+            self._all.granted_steps.labels(self._model, chooser).observe(len(picture.levels))
             if quality is not None:
                 self._all.quality.labels(self._model, chooser).observe(quality)
             for stage, took_ms in zip(STAGES, (picture.queue_ms, picture.compute_ms, picture.encode_ms), strict=True):
