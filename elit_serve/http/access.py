@@ -30,23 +30,27 @@ F = TypeVar("F", bound=Callable[..., object])
 class Access:
     """needs: nothing, any key, or a key with this scope. work: what a request is for: `pictures` are the engine's,
     `health` is always answered, and the others take turns, each kind for itself. errors: their shape; RFC 9457's, or
-    OpenAI's. has_scripts: whether its page brings scripts of its own, as the documentation does.
+    OpenAI's. has_scripts: whether its page brings scripts of its own, as the documentation does. is_free: whether it
+    counts towards no key's rate, as what spares the server work.
     """
 
     needs: Need
     work: WorkKind = "others"
     errors: ErrorShape = "problem"
     has_scripts: bool = False
+    is_free: bool = False
 
 
 UNDECLARED = Access(needs="admin")
 
 
-def access(*, needs: Need, work: WorkKind = "others", errors: ErrorShape = "problem") -> Callable[[F], F]:
+def access(
+    *, needs: Need, work: WorkKind = "others", errors: ErrorShape = "problem", is_free: bool = False
+) -> Callable[[F], F]:
     """Declares it for the route that is below its router's own decorator. See `Access`."""
 
     def declare(endpoint: F) -> F:
-        endpoint.__dict__["access"] = Access(needs=needs, work=work, errors=errors)
+        endpoint.__dict__["access"] = Access(needs=needs, work=work, errors=errors, is_free=is_free)
         return endpoint
 
     return declare

@@ -112,7 +112,7 @@ async def cancel(request: Request, job_id: str) -> JobInfo:
         503: UNAVAILABLE,
     },
 )
-@access(needs="generate", work="jobs")
+@access(needs="generate", work="jobs", is_free=True)
 async def finish(request: Request, job_id: str) -> JobInfo:
     desk = _desk(request)
     return await desk.run(desk.finish, job_id, _owner(request))

@@ -115,7 +115,7 @@ def plan(request: Request, body: GenerateRequest) -> PlanResponse:
         409: {**_PROBLEM, "description": "Nothing of them is there yet."},
     },
 )
-@access(needs="generate")
+@access(needs="generate", is_free=True)
 async def finish(request: Request, request_id: str) -> Response:
     service: Service = request.app.state.service
     await run_in_threadpool(service.under_way.finish, request_id, owner_of(request))

@@ -159,6 +159,8 @@ def test_a_key_has_its_rate_and_looking_is_free(guarded: Any) -> None:
     assert 1 <= int(refused.headers["retry-after"]) <= 10
     assert post("maker").status_code == 200
     assert guarded.client.get("/v1/models", headers=bearer("slow")).status_code == 200
+    for sparing in ("/v1/requests/none/finish", f"/v1/jobs/{'0' * 32}/finish"):
+        assert guarded.client.post(sparing, headers=bearer("slow")).status_code == 404
 
 
 def test_openai_s_client_knows_these_errors(guarded: Any) -> None:

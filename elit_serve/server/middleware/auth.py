@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from elit_serve.clock import Clock
 from elit_serve.errors import ElitError, InvalidKey, MissingScope, RateLimited
-from elit_serve.http.access import Need
+from elit_serve.http.access import Access
 from elit_serve.http.faults import fault_of
 from elit_serve.server.fairness import TokenBucket
 from elit_serve.server.keys import SCOPES, Key, Keyring
@@ -33,22 +33,22 @@ class Auth:
             return
         if scope["type"] == "http" and asked_of(scope).needs != "nothing":
             try:
-                self._admit(scope, asked_of(scope).needs)
+                self._admit(scope, asked_of(scope))
             except ElitError as error:
                 await error_answer(fault_of(error), scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope, need: Need) -> None:
+    def _admit(self, scope: Scope, declared: Access) -> None:
         token = _token(scope)
         key = None if token is None else self._keyring.find(token)
         if key is None:
             raise InvalidKey(was_sent=token is not None)
         scope["state"] |= {"key_name": key.name, "key_scopes": key.scopes}
-        if need in SCOPES and not key.allows(need):
-            raise MissingScope(need)
+        if declared.needs in SCOPES and not key.allows(declared.needs):
+            raise MissingScope(declared.needs)
         bucket = self._buckets.get(key.name)
-        if bucket is not None and scope["method"] == "POST":  # looking and cancelling are free
+        if bucket is not None and scope["method"] == "POST" and not declared.is_free:  # so are looking and cancelling
             wait_s = bucket.wait_s(self._clock.now())
             if wait_s > 0:
                 raise RateLimited(key.name, wait_s)
