@@ -6,11 +6,12 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 from elit_serve.bench.load.sender import ending_of
 from elit_serve.client import AsyncClient, GenerateOptions, Generation
+from elit_serve.client.job_answers import JobStep
 from elit_serve.client.options import Wishes
 from elit_serve.clock import Clock
 from elit_serve.errors import ServerProblem, ServerUnreachable
@@ -20,6 +21,7 @@ REFUSED_WAIT_S = 1.0  # where the server does not say
 PINNED_BUDGETS = (0.25, 0.5, 1.0)
 PROMISE_SCALES = (2.0, 12.0)  # targets over the full-budget latency alone
 CANCELLED_JOBS = 0.25  # share of the jobs that are cancelled at once
+FINISHED_JOBS = 0.25  # share of the jobs that are finished early, once a step has run
 LEFT = "left"  # the caller did not wait for the answer
 
 
@@ -144,15 +146,27 @@ class Callers:
 
     async def _job(self) -> EndedRequest:
         job = await self._client.jobs.create(**self._subject())
-        if self._random.random() < CANCELLED_JOBS:
+        drawn = self._random.random()
+        if drawn < CANCELLED_JOBS:
             job = await self._client.jobs.cancel(job.id)
         try:
+            if CANCELLED_JOBS <= drawn < CANCELLED_JOBS + FINISHED_JOBS:
+                await self._finish(job.id)
             job = job if job.has_ended else await self._client.jobs.wait(job.id)
         except asyncio.CancelledError:
             await self._client.jobs.cancel(job.id)  # which would be made otherwise
             raise
         ending = LEFT if job.state == "cancelled" else job.state
         return EndedRequest(ending=ending, images=len(job.result.images) if job.result else 0)
+
+    async def _finish(self, job_id: str) -> None:
+        """Once a step of it has run. It may just end by itself, or the server be too busy for that: then it is made."""
+        with suppress(ServerProblem):
+            async with aclosing(self._client.jobs.events(job_id)) as events:
+                async for event in events:
+                    if isinstance(event, JobStep):
+                        break
+            await self._client.jobs.finish(job_id)
 
     async def _generate(self, **options: object) -> EndedRequest:
         asked: GenerateOptions = {**self._subject(), **options}  # type: ignore[typeddict-item]
