@@ -48,6 +48,10 @@ class AsyncClient:
         """
         return self._core.follow(requests.stream(options))
 
+    async def finish(self, request_id: str) -> None:
+        """As `Client.finish`."""
+        await self._core.send(requests.finish(request_id))
+
     async def plan(self, **options: Unpack[PlanOptions]) -> Plan:
         """What would become of a request now; nothing is made."""
         return await self._core.send(requests.plan(options))

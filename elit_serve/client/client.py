@@ -57,6 +57,14 @@ class Client:
         """
         return steps(self._core.follow(requests.stream(options)))
 
+    def finish(self, request_id: str) -> None:
+        """Stop now and keep what there is: has the pictures of this id, which `generate` or `stream` still waits for,
+        end with the fewest steps that they allow.
+
+        Raises `ServerProblem` if nobody waits for them (`request-not-found`), or nothing is there yet (`not-begun`).
+        """
+        done(self._core.send(requests.finish(request_id)))
+
     def plan(self, **options: Unpack[PlanOptions]) -> Plan:
         """What would become of a request now; nothing is made."""
         return done(self._core.send(requests.plan(options)))

@@ -52,15 +52,18 @@ class PlanOptions(Wishes, total=False):
 
 class GenerateOptions(PlanOptions, total=False):
     """Of pictures. accept: the media type wanted, JSON by default; a picture's or a latent's own type gives the file
-    without base64 around it."""
+    without base64 around it. request_id: of one's own, for `finish`."""
 
     accept: str | None
+    request_id: str | None
 
 
 class StreamOptions(Wishes, total=False):
-    """Of one picture that is shown while it is made. partial_images: how many previews of it, up to 3."""
+    """Of one picture that is shown while it is made. partial_images: how many previews of it, up to 3. request_id: of
+    one's own, for `finish`."""
 
     partial_images: int | None
+    request_id: str | None
 
 
 class JobWebhook(TypedDict):

@@ -3,6 +3,7 @@ and what its answer means."""
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,12 +14,13 @@ from elit_serve.client.answers import Generation, Health, Model, ModelList, Part
 from elit_serve.client.event_stream import Event
 from elit_serve.client.job_answers import Job, JobEvent, JobPage, job_event
 from elit_serve.client.options import GenerateOptions, JobOptions, PlanOptions, StreamOptions
-from elit_serve.client.replies import JSON, Reply, generation, parsed, streamed
+from elit_serve.client.replies import JSON, REQUEST_ID, Reply, generation, parsed, streamed
 from elit_serve.errors import InvalidInput
 
 T = TypeVar("T")
 
 EVENTS = "text/event-stream"
+SANE_ID = re.compile("[A-Za-z0-9._-]{1,128}")  # of a request
 JOBS = "/v1/jobs"
 JOBS_PER_PAGE = 100  # where none is asked for: as many as a server gives
 
@@ -65,12 +67,13 @@ class StreamRequest(HttpRequest, Generic[T]):
 
 def generate(options: GenerateOptions) -> AnswerRequest[Generation]:
     fields = _given(options)
+    named = _named(fields)
     accept = str(fields.pop("accept", JSON))
     return AnswerRequest(
         method="POST",
         path="/v1/generate",
         body=fields,
-        headers={"Accept": accept},
+        headers={"Accept": accept, **named},
         is_repeatable="seed" in fields,  # without one, the lost pictures cannot be had again
         read=generation,
     )
@@ -79,6 +82,7 @@ def generate(options: GenerateOptions) -> AnswerRequest[Generation]:
 def stream(options: StreamOptions) -> StreamRequest[PartialImage | Generation]:
     """OpenAI's route, where a class id is a prompt too."""
     fields = _given(options)
+    named = _named(fields)
     label = fields.pop("label", None)
     if label is not None and "prompt" in fields:
         raise InvalidInput("prompt", fields["prompt"], "a label is given; leave one of them out")
@@ -87,11 +91,15 @@ def stream(options: StreamOptions) -> StreamRequest[PartialImage | Generation]:
         method="POST",
         path="/v1/images/generations",
         body={**fields, **subject, "stream": True},
-        headers={"Accept": EVENTS},
+        headers={"Accept": EVENTS, **named},
         is_repeatable="seed" in fields,
         read=streamed,
         is_last=lambda told: isinstance(told, Generation),
     )
+
+
+def finish(request_id: str) -> AnswerRequest[None]:
+    return AnswerRequest(method="POST", path=f"/v1/requests/{quote(request_id, safe='')}/finish", read=lambda _: None)
 
 
 def plan(options: PlanOptions) -> AnswerRequest[Plan]:
@@ -157,6 +165,17 @@ def _job(reply: Reply) -> Job:
 
 def _job_path(job_id: str) -> str:
     return f"{JOBS}/{quote(job_id, safe='')}"
+
+
+def _named(fields: dict[str, Any]) -> dict[str, str]:
+    """The header for the id that the caller has chosen, which is taken out of the fields. A server would give others to
+    such as it does not take."""
+    request_id = fields.pop("request_id", None)
+    if request_id is None:
+        return {}
+    if not SANE_ID.fullmatch(str(request_id)):
+        raise InvalidInput("request_id", request_id, "1 to 128 letters, digits, '.', '_' and '-'")
+    return {REQUEST_ID: str(request_id)}
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from elit_serve.client import Client
-from elit_serve.errors import ServerProblem
+from elit_serve.client import Client, Generation, PartialImage
+from elit_serve.errors import InvalidInput, ServerProblem
 from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.settings import Settings
 
@@ -87,6 +87,28 @@ def test_a_stream_tells_its_id_in_time(start_server: Any, stepwise: Any, eventua
         assert httpx.post(f"{server.url}/v1/requests/{request_id}/finish").status_code == 202
         server.executor.may_run.release(9)
         assert '"finished_early":true' in answer.read().decode()
+
+
+def test_a_program_that_has_seen_enough_finishes_its_stream(
+    start_server: Any, stepwise: Any, eventually: Eventually
+) -> None:
+    server = start_server(executor=stepwise)
+    server.executor.may_run.release()
+    with Client(server.url) as client:
+        events = client.stream(label="rose", seed=3, partial_images=3, request_id="mine")
+        assert isinstance(next(events), PartialImage)
+        eventually(lambda: server.executor.num_launched == 2)
+        client.finish("mine")
+        server.executor.may_run.release(9)
+        *_, generation = events
+        assert isinstance(generation, Generation)
+        assert generation.finished_early
+        assert generation.images[0].levels == (4, 4, 1, 1)
+        with pytest.raises(ServerProblem) as late:
+            client.finish("mine")
+        assert late.value.code == "request-not-found"
+        with pytest.raises(InvalidInput, match="letters, digits"):
+            client.generate(label="rose", request_id="not sane")
 
 
 def test_only_the_key_that_asked_finishes(
