@@ -60,7 +60,7 @@ def cost_table(latency: Latency, only_shape: str = "only") -> CostTable:
     """What a policy knows of a device. only_shape: of the steps of a file that names none."""
     return CostTable(
         steps_ms={
-            (StepKind(step.shape or only_shape, step.level, step.weak_level), step.batch): step.step_ms
+            (StepKind(step.shape or only_shape, step.level, step.weak_level, step.is_skipped), step.batch): step.step_ms
             for step in latency.steps
         },
         overhead_ms=0.0 if latency.answers else latency.overhead_ms,
@@ -75,7 +75,8 @@ def cost_table(latency: Latency, only_shape: str = "only") -> CostTable:
 def alone_ms(latency: Latency, plan: Plan) -> float:
     """Of one picture by this plan on an idle device, from its first step to its encoded file."""
     costs = cost_table(latency)
-    return costs.alone_ms(costs.shapes[0], plan.levels, plan.weak_caps(max(plan.levels)))
+    caps = plan.weak_caps(max(plan.levels))
+    return costs.alone_ms(costs.shapes[0], plan.levels, caps, skipped=plan.skips.core)
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,12 @@ class ModelQuality:
 
     precision: what the pictures are computed in; None is what the file was measured in. All qualities are multiplied by
     what was measured of it, and told as they are in the file where nothing was.
+    can_skip: whether plans that skip something are served.
     """
 
     file: Quality
     precision: str | None = None
+    can_skip: bool = False
 
     @cached_property
     def factor(self) -> Estimate | None:
@@ -98,7 +101,13 @@ class ModelQuality:
     def table(self) -> QualityTable:
         """What the scheduler reads."""
         levels = {level: self._worth(quality) for level, quality in self.file.levels.items()}
-        return QualityTable(levels=levels, plans=tuple(self._measured(plan) for plan in self.file.served))
+        return QualityTable(levels=levels, plans=tuple(self._measured(plan) for plan in self.served))
+
+    @cached_property
+    def served(self) -> tuple[PlanQuality, ...]:
+        """What a server offers: the front or, of a long one, plans spread evenly over the logarithm of cost. Without
+        plans that skip something it is the front of all others."""
+        return self.file.served(can_skip=self.can_skip)
 
     def of(self, plan: Plan) -> float | None:
         """The quality of a picture that was made so; None if nothing was measured with its steps and guidance.
@@ -141,6 +150,7 @@ class ModelQuality:
             quality=self._worth(plan.quality.value),
             levels=self._curve_of(self._alike(plan.plan)),
             min_level=plan.guidance.min_level,
+            skipped=plan.plan.skips.core,
         )
 
     def _alike(self, plan: Plan) -> list[PlanQuality]:

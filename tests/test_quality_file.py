@@ -197,7 +197,7 @@ def test_what_a_plan_is_chosen_for_is_what_is_said_of_its_pictures(make_quality:
         overhead_ms=0,
     )
     menu = PlanMenu.of(quality.table, table, "32x32")
-    assert {option.plan.name for option in menu.options} == {plan.name for plan in quality.file.served}
+    assert {option.plan.name for option in menu.options} == {plan.name for plan in quality.served}
     for option in menu.options:
         plan = quality.file.plan(option.plan.name)
         held = [min(option.level, level) for level in plan.step_levels]
@@ -208,7 +208,7 @@ def test_a_long_front_is_thinned_evenly_over_cost(make_quality: Make) -> None:
     (first, *_) = make_quality()["plans"]
     many = [{**first, "name": str(i), "gflops": 1.1**i, "quality": {"value": 0.01 * i + 0.1, "half_width": 0.0}}
             for i in range(40)]  # fmt: skip
-    served = parsed(make_quality(plans=many, default="0")).file.served
+    served = parsed(make_quality(plans=many, default="0")).served
     assert len(served) == MAX_SERVED_PLANS
     assert (served[0].name, served[-1].name) == ("0", "39")
 

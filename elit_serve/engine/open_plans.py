@@ -20,7 +20,7 @@ class OpenPlans:
     @classmethod
     def of(cls, quality: ModelQuality, cost: CostTable, shape: str) -> OpenPlans:
         """The plans of a model's `quality.json` that servers offer, at what they cost here for pictures of a shape."""
-        plans = {measured.name: measured.plan for measured in quality.file.served}
+        plans = {measured.name: measured.plan for measured in quality.served}
         return cls(menu=PlanMenu.of(quality.table, cost, shape), plans=plans)
 
     @classmethod

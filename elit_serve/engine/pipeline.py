@@ -94,7 +94,8 @@ class Pipeline:
         self.dtype = dtype
         self.precision = precision_name(dtype, quantize)
         measured = checkpoint.quality
-        self.quality = None if measured is None else replace(measured, precision=self.precision)
+        can_skip = checkpoint.model.spec.skips_at_any_level
+        self.quality = None if measured is None else replace(measured, precision=self.precision, can_skip=can_skip)
         self.calibration = checkpoint.calibration
         self._guidances: dict[int, Guidance] = {}  # by level, as recommended
         self._step_flops: dict[StepKind, float] = {}

@@ -14,6 +14,7 @@ from elit_serve.plans.bounds import MAX_BATCH, MAX_COUNT, MAX_MS, MIN_MS
 class StepCost(Measured):
     """One measurement: a step of `batch` images at `level`, guided at `weak_level` or unguided.
 
+    is_skipped: whether it skips its cores, see `plans.skips`.
     shape: of the samples, by its name; None is the model's only one.
     spread_ms: half the distance between the 10th and the 90th percentile of the repeats.
     is_interpolated: not measured, but read off a line through others of the same batch.
@@ -26,6 +27,7 @@ class StepCost(Measured):
     spread_ms: float = Field(default=0.0, ge=0, le=MAX_MS)
     is_interpolated: bool = False
     shape: ShapeName | None = None
+    is_skipped: bool = False
 
 
 class AnswerTime(Measured):
@@ -75,11 +77,12 @@ class Latency(Measured):
 
     @model_validator(mode="after")
     def _is_complete(self) -> Latency:
-        if len({step.weak_level is None for step in self.steps}) != 2:
-            raise ValueError("both guided and unguided steps are needed")
-        points: dict[tuple[str | None, int], set[tuple[int, int | None]]] = {}
+        for skips in {step.is_skipped for step in self.steps} | {False}:
+            if len({step.weak_level is None for step in self.steps if step.is_skipped == skips}) != 2:
+                raise ValueError("both guided and unguided steps are needed")
+        points: dict[tuple[str | None, int], set[tuple[int, int | None, bool]]] = {}
         for step in self.steps:
-            points.setdefault((step.shape, step.batch), set()).add((step.level, step.weak_level))
+            points.setdefault((step.shape, step.batch), set()).add((step.level, step.weak_level, step.is_skipped))
         distinct = {(shape, frozenset(measured)) for (shape, _), measured in points.items()}
         if len(distinct) != len({shape for shape, _ in points}):
             raise ValueError("every (level, weak_level) must be measured at the same batches")

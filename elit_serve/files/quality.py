@@ -247,11 +247,16 @@ class Quality(Measured):
         """Cheapest first."""
         return tuple(sorted((plan for plan in self.plans if plan.on_front), key=lambda plan: plan.gflops))
 
-    @property
-    def served(self) -> tuple[PlanQuality, ...]:
-        """What a server offers: the front or, of a long one, plans spread evenly over the logarithm of cost. Plans that
-        skip something are made offline only."""
-        return _spread(tuple(plan for plan in self.front if not plan.skips), MAX_SERVED_PLANS)
+    def served(self, *, can_skip: bool) -> tuple[PlanQuality, ...]:
+        """See `catalogue.ModelQuality.served`."""
+        if can_skip or not any(plan.skips for plan in self.front):
+            return _spread(self.front, MAX_SERVED_PLANS)
+        computed = sorted((plan for plan in self.plans if not plan.skips), key=lambda plan: plan.gflops)
+        front: list[PlanQuality] = []
+        for plan in computed:
+            if all(plan.quality.is_surely_above(other.quality) for other in front):
+                front.append(plan)
+        return _spread(tuple(front), MAX_SERVED_PLANS)
 
     def plan(self, name: str) -> PlanQuality:
         return next(plan for plan in self.plans if plan.name == name)

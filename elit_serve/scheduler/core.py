@@ -351,17 +351,19 @@ class RequestScheduler:
         return launch
 
     def _advance(self, choice: Choice) -> None:
-        level, num_free, num_changed = choice.kind.level, 0, 0
+        granted, num_free, num_changed = 0, 0, 0
         for request_id in choice.request_ids:
             member = self._requests[request_id]
             executed = member.executed
+            level = executed[-1] if choice.kind.is_skipped else choice.kind.level
             if member.is_free:
                 num_free += 1
+                granted += level
                 num_changed += bool(executed) and executed[-1] != level
             if not executed:
                 self._move(member, State.RUNNING)
             executed.append(level)
-        self._counted["granted_levels"] += level * num_free
+        self._counted["granted_levels"] += granted
         self._counted["granted_steps"] += num_free
         self._counted["replans"] += num_changed
 

@@ -6,7 +6,7 @@ Knows nothing of how anything is measured, and reads no clock.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, repeat
@@ -46,7 +46,8 @@ class CostTable:
     """Milliseconds of one step of a batch, measured for some kinds of steps and batches, interpolated between them.
 
     steps_ms: (kind of step, batch) -> milliseconds of the whole batch. Every kind is measured at the same batches, and
-        every shape at the same levels.
+        every shape at the same levels; steps that skip their cores at those that make a difference. Where none of
+        these are measured they cost as much as others.
     overhead_ms: from the end of an image's last step to its answer, without what `answers_ms` tells: the response, and
         where nothing is told decoding and encoding too.
     answers_ms: (shape, how many end together) -> what follows their last step; nothing where it was not measured.
@@ -74,7 +75,7 @@ class CostTable:
     @cached_property
     def levels(self) -> tuple[int, ...]:
         """Measured levels, lowest first: the ones a policy picks from."""
-        return tuple(sorted({kind.level for kind, _ in self.steps_ms}))
+        return tuple(sorted({kind.level for kind, _ in self.steps_ms if not kind.is_skipped}))
 
     @cached_property
     def batches(self) -> tuple[int, ...]:
@@ -103,13 +104,24 @@ class CostTable:
         return self._rows[kind]
 
     def alone_ms(
-        self, shape: str, levels: Sequence[int], weak_caps: Sequence[int | None], num_images: int = 1
+        self,
+        shape: str,
+        levels: Sequence[int],
+        weak_caps: Sequence[int | None],
+        num_images: int = 1,
+        *,
+        skipped: Collection[int] = (),
     ) -> float:
         """From the first step to the answer of so many images, side by side on an idle device, one level and weak cap
-        (as in `Demand`) per step."""
+        (as in `Demand`) per step. skipped: the steps that skip their cores."""
         batches, batch = ceil(num_images / self.max_batch), min(num_images, self.max_batch)
-        kinds = map(StepKind.capped, repeat(shape), levels, weak_caps)
+        are_skipped = (step in skipped for step in range(len(levels)))
+        kinds = map(StepKind.capped, repeat(shape), levels, weak_caps, are_skipped)
         return batches * sum(self.step_ms(kind, batch) for kind in kinds) + self.after_ms(shape, batch)
+
+    def knows_skips(self, shape: str) -> bool:
+        """Whether steps that skip their cores are measured."""
+        return any(kind.is_skipped for kind in self._kinds_of(shape))
 
     def after_ms(self, shape: str, num_images: int = 1) -> float:
         """From the last step of so many images that end together to their answers."""
@@ -181,22 +193,23 @@ class CostTable:
         Outside the measured range the nearest measurement counts. Between two measured levels the weak level keeps
         its relative place between 1 and the level, so that equal levels are interpolated between equal levels.
         """
-        shape, level, weak_level, _ = kind
-        alike = [other for other in self._kinds_of(shape) if (other.weak_level is None) == (weak_level is None)]
+        shape, level, weak_level, is_skipped = kind
+        is_skipped = is_skipped and self.knows_skips(shape)
+        alike = [other for other in self._kinds_of(shape) if other.is_skipped == is_skipped]
+        alike = [other for other in alike if (other.weak_level is None) == (weak_level is None)]
         low, high, share = _neighbours(_sorted(other.level for other in alike), level)
         if weak_level is None:
-            low_ms, high_ms = (self.steps_ms[StepKind(shape, main), batch] for main in (low, high))
+            low_ms, high_ms = (self.steps_ms[StepKind(shape, main, None, is_skipped), batch] for main in (low, high))
         else:
             place = (weak_level - 1) / (level - 1) if level > 1 else 1.0
-            low_ms, high_ms = (self._guided_ms(shape, main, 1 + place * (main - 1), batch) for main in (low, high))
+            low_ms, high_ms = (self._guided_ms(alike, main, 1 + place * (main - 1), batch) for main in (low, high))
         return _mix(low_ms, high_ms, share)
 
-    def _guided_ms(self, shape: str, level: int, weak_level: float, batch: int) -> float:
-        """A guided step at a measured level; the weak level may lie between two measured ones."""
-        kinds = [kind for kind in self._kinds_of(shape) if kind.level == level]
-        measured = _sorted(kind.weak_level for kind in kinds if kind.weak_level is not None)
-        low, high, share = _neighbours(measured, weak_level)
-        low_ms, high_ms = (self.steps_ms[StepKind(shape, level, weak), batch] for weak in (low, high))
+    def _guided_ms(self, alike: Sequence[StepKind], level: int, weak_level: float, batch: int) -> float:
+        """A guided step at the level of some of these; the weak level may lie between two of theirs."""
+        by_weak = {kind.weak_level: kind for kind in alike if kind.level == level and kind.weak_level is not None}
+        low, high, share = _neighbours(sorted(by_weak), weak_level)
+        low_ms, high_ms = (self.steps_ms[by_weak[weak], batch] for weak in (low, high))
         return _mix(low_ms, high_ms, share)
 
     def _kinds_of(self, shape: str) -> list[StepKind]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, repeat, takewhile
 from math import ceil, inf
@@ -35,12 +35,24 @@ class Duration:
     after_ms: float
 
     @classmethod
-    def of(cls, shape: str, levels: Sequence[int], weak_caps: Sequence[int | None], table: CostTable) -> Duration:
-        """Of pictures of a shape whose steps run at these levels, with these weak caps (as in `Demand`)."""
+    def of(
+        cls,
+        shape: str,
+        levels: Sequence[int],
+        weak_caps: Sequence[int | None],
+        table: CostTable,
+        skipped: Collection[int] = (),
+    ) -> Duration:
+        """Of pictures of a shape whose steps run at these levels, with these weak caps, and skip these cores (as in
+        `Demand`)."""
         caps = table.riding(shape, tuple(weak_caps))
         full = [StepKind.capped(shape, table.levels[-1], cap) for cap in set(caps)]
+        are_skipped = [step in skipped for step in range(len(levels))]
+        levels = [
+            1 if skips else level for skips, level in zip(are_skipped, levels, strict=True)
+        ]  # they share launches
         return cls(
-            crowded_ms=_crowded_ms(Counter(map(StepKind.capped, repeat(shape), levels, caps)), table),
+            crowded_ms=_crowded_ms(Counter(map(StepKind.capped, repeat(shape), levels, caps, are_skipped)), table),
             cushion_ms=CUSHION_STEPS * max(table.step_ms(kind, 1) for kind in full),
             after_ms=table.after_ms(shape),
         )
@@ -185,7 +197,7 @@ def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable, shape:
     options = []
     for level in [*(level for level in table.levels if plan.min_level <= level < highest), highest]:
         held = [min(level, ceiling) for ceiling in plan.ceilings]
-        duration = Duration.of(shape, held, plan.weak_caps, table)
+        duration = Duration.of(shape, held, plan.weak_caps, table, plan.skipped)
         options.append(Option(plan=plan, level=level, duration=duration, quality=quality.of_plan(plan, held)))
     return options
 

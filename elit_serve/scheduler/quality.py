@@ -23,6 +23,7 @@ class MeasuredPlan:
     quality: when every step runs at its ceiling.
     levels: mean level -> quality, as measured with these steps and this guidance; None is this plan alone.
     min_level: the lowest level at which its steps may run: autoguidance stays above its weak level.
+    skipped: the steps that skip their cores, as in `Demand`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class MeasuredPlan:
     quality: float
     levels: Mapping[float, float] | None = None
     min_level: int = 1
+    skipped: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.weak_caps) == len(self.ceilings), (len(self.weak_caps), len(self.ceilings))

@@ -8,6 +8,8 @@ from functools import cached_property
 
 from elit_serve.plans.step_kind import StepKind
 
+SKIPPED_BOUNDS = (1, 1)  # one for all, so that their kinds are the same
+
 
 class Priority(StrEnum):
     """Who goes first where not everybody can: `batch` work yields to `interactive`, but ages."""
@@ -30,6 +32,8 @@ class Demand:
     min_level, max_level: what the scheduler may pick, both ends included.
     ceilings: one level per step that is not exceeded either, as in a low-early/high-late schedule, or None.
     pinned: one level per step that must be run exactly, or None; excludes the bounds.
+    skipped: the steps, from 0, that skip their cores (`plans.skips`). They run at any level: all of them can share
+        launches, and count as of the level of the step before.
     extra_s: how much later than the table says its answer comes after its last step.
     """
 
@@ -42,6 +46,7 @@ class Demand:
     max_level: int
     ceilings: tuple[int, ...] | None = None
     pinned: tuple[int, ...] | None = None
+    skipped: tuple[int, ...] = ()
     is_hard: bool = True
     priority: Priority = Priority.INTERACTIVE
     extra_s: float = 0.0
@@ -52,6 +57,7 @@ class Demand:
         assert self.ceilings is None or len(self.ceilings) == len(self.weak_caps)
         assert self.ceilings is None or min(self.ceilings) >= self.min_level, (self.ceilings, self.min_level)
         assert self.pinned is None or len(self.pinned) == len(self.weak_caps)
+        assert not self.skipped or 0 < self.skipped[0] <= self.skipped[-1] < len(self.weak_caps), self.skipped
 
     @property
     def num_steps(self) -> int:
@@ -61,9 +67,19 @@ class Demand:
     def bounds(self) -> tuple[tuple[int, int], ...]:
         """The levels that each step may run at: from, to."""
         if self.pinned is not None:
-            return tuple((level, level) for level in self.pinned)
-        ceilings = self.ceilings or (self.max_level,) * self.num_steps
-        return tuple((self.min_level, min(self.max_level, ceiling)) for ceiling in ceilings)
+            bounds = [(level, level) for level in self.pinned]
+        else:
+            ceilings = self.ceilings or (self.max_level,) * self.num_steps
+            bounds = [(self.min_level, min(self.max_level, ceiling)) for ceiling in ceilings]
+        for step in self.skipped:
+            bounds[step] = SKIPPED_BOUNDS
+        return tuple(bounds)
+
+    @cached_property
+    def are_skipped(self) -> tuple[bool, ...]:
+        """Whether each step skips its cores."""
+        skipped = set(self.skipped)
+        return tuple(step in skipped for step in range(self.num_steps))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,8 +96,8 @@ def default_results(port: int) -> Path:
 def load_and_measure(settings: Settings) -> LoadedModel:
     """The model with slots for its pictures, and what its steps cost on this device."""
     pipeline = _load(settings)
-    executor = open_executor(pipeline, num_slots=num_slots(settings))
     served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
+    executor = open_executor(pipeline, num_slots=num_slots(settings), keeps=served.keeps)
     executor.capture(served.captures)
     executor.capture_decoding(served.batches)
     latency = latency_of(pipeline, executor, served, clock=MonotonicClock())

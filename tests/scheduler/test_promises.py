@@ -70,12 +70,15 @@ def tables(draw: st.DrawFn) -> CostTable:
     main = [sum(per_level[: i + 1]) for i in range(len(LEVELS))]
     size = [1 + sum(per_batch[1 : i + 1]) for i in range(len(batches))]
     fixed_ms, weak_share = draw(st.floats(0.1, 5.0)), draw(st.floats(0.0, 1.0))
-    steps_ms: dict[tuple[StepKind, int], float] = {}
+    skips, steps_ms = draw(st.booleans()), dict[tuple[StepKind, int], float]()
     for (i, level), (b, batch), shape in product(enumerate(LEVELS), enumerate(batches), SHAPES):
         image_ms = size[b] * (1 + SHAPES.index(shape))
         steps_ms[StepKind(shape, level), batch] = fixed_ms + main[i] * image_ms
         for j, weak in enumerate(LEVELS[: i + 1]):
             steps_ms[StepKind(shape, level, weak), batch] = fixed_ms + (main[i] + weak_share * main[j]) * image_ms
+        if i == 0 and skips:
+            steps_ms[StepKind(shape, 1, None, is_skipped=True), batch] = fixed_ms + image_ms / 2
+            steps_ms[StepKind(shape, 1, 1, is_skipped=True), batch] = fixed_ms + image_ms
     if draw(st.booleans()):  # measured with noise: neither a larger batch nor a higher level need cost more
         random = draw(st.randoms(use_true_random=False))
         steps_ms = {key: cost * random.uniform(0.5, 2.0) for key, cost in steps_ms.items()}
@@ -102,6 +105,7 @@ def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
     low, high = sorted((draw(st.integers(1, 18)), draw(st.integers(1, 18))))
     bounds = draw(st.sampled_from([(2, 16), (2, 16), (low, high)]))
     pins = st.one_of(st.none(), st.none(), st.integers(1, 18).map(lambda level: (level,) * num_steps))
+    skips = st.one_of(st.just([]), st.just([]), st.lists(st.integers(1, max(1, num_steps - 1)), unique=True))
     replays = st.lists(st.sampled_from(LEVELS), min_size=num_steps, max_size=num_steps).map(tuple)
     return Demand(
         shape=draw(st.sampled_from([SHAPES[0], *SHAPES])),
@@ -113,6 +117,7 @@ def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
         max_level=bounds[1],
         ceilings=draw(st.sampled_from([None, None, tuple(max(bounds[0], 4 * step) for step in range(num_steps))])),
         pinned=draw(st.one_of(pins, pins, replays)),
+        skipped=tuple(sorted(draw(skips))) if num_steps > 1 else (),
         is_hard=draw(st.sampled_from([True, True, False])),
         priority=draw(st.sampled_from([Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BATCH])),
     )
@@ -143,10 +148,17 @@ def assert_all_accounted_for(driver: Driver, accepted: dict[int, Demand]) -> Non
         levels = driver.endings[request_id].levels
         if driver.endings[request_id].state is State.DONE:
             assert len(levels) == demand.num_steps, "every step runs once"
+        for step in demand.skipped:
+            assert levels[step : step + 1] == levels[step - 1 : step][: len(levels) - step], (
+                "it has no level of its own"
+            )
+        levels = [level for step, level in enumerate(levels) if step not in demand.skipped]
         if demand.pinned is not None:
-            assert tuple(levels) == demand.pinned[: len(levels)]
+            pinned = [level for step, level in enumerate(demand.pinned) if step not in demand.skipped]
+            assert levels == pinned[: len(levels)]
         else:
             ceilings = demand.ceilings or (demand.max_level,) * demand.num_steps
+            ceilings = tuple(ceiling for step, ceiling in enumerate(ceilings) if step not in demand.skipped)
             assert all(demand.min_level <= level <= demand.max_level for level in levels)
             assert all(level <= ceiling for level, ceiling in zip(levels, ceilings, strict=False))
     assert_launches_are_of_one_kind(driver, accepted)
@@ -158,7 +170,8 @@ def assert_launches_are_of_one_kind(driver: Driver, accepted: dict[int, Demand])
         for request_id in launch.request_ids:
             demand = accepted[request_id]
             caps = [demand.weak_caps[step[request_id]], *demand.weak_caps]
-            own, *others = [StepKind.capped(demand.shape, launch.kind.level, cap) for cap in caps]
+            skips = step[request_id] in demand.skipped
+            own, *others = [StepKind.capped(demand.shape, launch.kind.level, cap, skips) for cap in caps]
             rides = own.weak_level is None and launch.kind in others
             assert own == launch.kind or rides, "a step runs in a launch of its kind; unguided ones may ride"
             step[request_id] += 1

@@ -41,7 +41,9 @@ class PlanningScheduler(RequestScheduler):
         plan = self.choose_plan(self._menu, latency_ms=target_ms, num_images=1, now_s=now_s).plan
         self.plans[demand.request_id] = plan
         min_level = max(demand.min_level, plan.min_level)
-        return replace(demand, weak_caps=plan.weak_caps, ceilings=plan.limits, min_level=min_level)
+        return replace(
+            demand, weak_caps=plan.weak_caps, skipped=plan.skipped, ceilings=plan.limits, min_level=min_level
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

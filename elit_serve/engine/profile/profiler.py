@@ -35,6 +35,7 @@ from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.files.latency import AnswerTime, Latency, StepCost, read_latency
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import NO_SKIPS, Skips
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import initial_noise
 
@@ -115,7 +116,7 @@ def latency_of(
 
 def known_latency(pipeline: Pipeline, served: StepSet | None = None) -> Latency | None:
     """The measured cost of these steps (default: a server's) on this device in the model directory, or bundled."""
-    served = served or served_steps(pipeline.config, pipeline.shape_names, pipeline.device)
+    served = served or served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
     name = file_name(pipeline)
     own = pipeline.path / "latency" / name
     for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
@@ -132,7 +133,7 @@ def profile_to_file(
     """What `elit-serve profile` does: captures, measures, shows progress and a table, and writes the file."""
     file = file or pipeline.path / "latency" / file_name(pipeline)
     served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
-    executor = open_executor(pipeline, num_slots=max(served.batches))
+    executor = open_executor(pipeline, num_slots=max(served.batches), keeps=served.keeps)
     with ProgressBar(console=console, transient=True) as bar:
 
         def show(what: str) -> Progress:
@@ -166,12 +167,13 @@ def _as_table(latency: Latency) -> Table:
     )
     costs = cost_table(latency)
     shape_column = ("shape",) if len(costs.shapes) > 1 else ()
-    for column in (*shape_column, "level", "weak level", *map(str, costs.batches)):
+    for column in (*shape_column, "level", "weak level", "core", *map(str, costs.batches)):
         table.add_column(column, justify="right")
     for kind in dict.fromkeys(kind for kind, _ in costs.steps_ms):
         row = [f"{costs.steps_ms[kind, batch]:.2f}" for batch in costs.batches]
         weak_level = "-" if kind.weak_level is None else str(kind.weak_level)
-        table.add_row(*[kind.shape for _ in shape_column], str(kind.level), weak_level, *row)
+        core = "skipped" if kind.is_skipped else "-"
+        table.add_row(*[kind.shape for _ in shape_column], str(kind.level), weak_level, core, *row)
     return table
 
 
@@ -254,9 +256,11 @@ def _announcing(kinds: Sequence[StepKind], batches: int, clock: Clock, then: Pro
 
 def _measured(pipeline: Pipeline, executor: Executor, kind: StepKind, batch: int, repeats: int) -> StepCost:
     """The median of `repeats` steps, back to back as under load, after one that is not counted."""
-    pictures = _pictures(pipeline, kind, batch, num_steps=repeats + 1)
+    pictures = _pictures(pipeline, kind, batch, num_steps=repeats + 2)
     for picture in pictures:
         executor.add(picture)
+    if kind.is_skipped:  # behind one that computes what it skips
+        offline.advance(executor, pictures, kind._replace(is_skipped=False))
     running = [offline.advance(executor, pictures, kind) for _ in range(repeats + 1)]
     took_ms = [step.wait() for step in running][1:]
     for picture in pictures:
@@ -276,6 +280,7 @@ def _cost(
         spread_ms=spread_ms,
         is_interpolated=is_guess,
         shape=kind.shape if len(pipeline.config.shapes) > 1 else None,
+        is_skipped=kind.is_skipped,
     )
 
 
@@ -290,13 +295,14 @@ def _interpolated(pipeline: Pipeline, steps: Sequence[StepCost], served: StepSet
 
 
 def _kind_of(step: StepCost, pipeline: Pipeline) -> StepKind:
-    return StepKind(step.shape or pipeline.config.default_shape.name, step.level, step.weak_level)
+    return StepKind(step.shape or pipeline.config.default_shape.name, step.level, step.weak_level, step.is_skipped)
 
 
 def _pictures(pipeline: Pipeline, kind: StepKind, count: int, *, num_steps: int) -> list[Picture]:
     """Some that steps of this kind can be run of."""
     guidance = Guidance() if kind.weak_level is None else Guidance(method="ccfg", scale=2.0)
-    plan = Plan(levels=(kind.level,) * num_steps, guidance=guidance)
+    skips = Skips(core=tuple(range(1, num_steps))) if kind.is_skipped else NO_SKIPS
+    plan = Plan(levels=(kind.level,) * num_steps, guidance=guidance, skips=skips)
     shape = next(shape for shape in pipeline.shapes if shape.name == kind.shape)
     return [
         Picture.of_plan(
@@ -344,11 +350,13 @@ def _threads(pipeline: Pipeline) -> int | None:
 
 
 def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
-    """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served."""
+    """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served; it may
+    hold steps that skip their cores besides."""
     here = (pipeline.config.backbone_hash, device_name(pipeline.device), pipeline.precision, _threads(pipeline))
     of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
     measured = {(_kind_of(step, pipeline), step.batch) for step in latency.steps}
-    return of == here and measured == set(served.costs)
+    others = measured - set(served.costs)
+    return of == here and measured >= set(served.costs) and all(kind.is_skipped for kind, _ in others)
 
 
 def _was_disturbed(latency: Latency, pipeline: Pipeline, executor: Executor) -> bool:

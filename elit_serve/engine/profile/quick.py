@@ -1,7 +1,8 @@
 """What steps cost from a few that were measured, so that a first start on a CPU takes seconds.
 
 A step's time is nearly a line in the latents that its passes keep, with an intercept for each kind of step: unguided,
-guided at its own level (both passes in one batch), guided at a lower one (two passes). All kinds share the slope. Of
+guided at its own level (both passes in one batch), guided at a lower one (two passes); steps that skip their cores are
+kinds of their own, at one level. All kinds share the slope. Of
 garden64 on a CPU, steps predicted in this way were within 3 % of the least of six measured times, and 1 % in the mean
 (the median of the six was 5 % above the least). Knows nothing of models or devices.
 """
@@ -18,6 +19,8 @@ class _Passes(IntEnum):
     UNGUIDED = 0
     EQUAL = 1
     LOWER = 2
+    SKIPPED = 3
+    SKIPPED_GUIDED = 4
 
 
 def anchors(points: Sequence[StepKind]) -> list[StepKind]:
@@ -56,6 +59,8 @@ def _by_kind(points: Sequence[StepKind]) -> list[list[StepKind]]:
 
 
 def _kind(point: StepKind) -> _Passes:
+    if point.is_skipped:
+        return _Passes.SKIPPED if point.weak_level is None else _Passes.SKIPPED_GUIDED
     if point.weak_level is None:
         return _Passes.UNGUIDED
     return _Passes.EQUAL if point.weak_level == point.level else _Passes.LOWER

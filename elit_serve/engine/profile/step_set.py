@@ -27,11 +27,13 @@ class StepSet:
 
     captured: those of them that are unguided, or that the model's recommended sampling and its served plans use; the
         others run, but slower.
+    keeps: whether there are plans among the served ones whose steps use again what earlier ones computed.
     """
 
     kinds: tuple[StepKind, ...]
     captured: tuple[StepKind, ...]
     batches: tuple[int, ...]
+    keeps: bool = False
 
     @property
     def costs(self) -> list[tuple[StepKind, int]]:
@@ -62,11 +64,21 @@ def served_steps(
     default = config.sampling.guidance.weak_level_at(largest)
     captured = _captured_caps(config.sampling.guidance, default, quality)
     small_first = sorted(shapes, key=lambda name: prod(config.shapes[name]))
+    served = [plan.skips for plan in quality.served if plan.skips] if quality else []
+    skips_cores = any(skips.core for skips in served)
     return StepSet(
-        kinds=step_kinds(shapes, levels, [None, default, largest, *captured]),
-        captured=step_kinds(small_first, levels, captured),
+        kinds=_with_skipped(step_kinds(shapes, levels, [None, default, largest, *captured]), shapes, skips_cores),
+        captured=_with_skipped(step_kinds(small_first, levels, captured), small_first, skips_cores),
         batches=GPU_BATCHES if device.type == "cuda" else CPU_BATCHES,
+        keeps=bool(served),
     )
+
+
+def _with_skipped(kinds: tuple[StepKind, ...], shapes: Sequence[str], skips_cores: bool) -> tuple[StepKind, ...]:
+    """Of each shape also the two steps that skip their cores, with and without a weak pass, if any plan has such: at
+    every level they are alike."""
+    skipped = [StepKind(shape, 1, weak, is_skipped=True) for shape in shapes for weak in (None, 1)]
+    return (*skipped, *kinds) if skips_cores else kinds
 
 
 def _captured_caps(recommended: Guidance, default: int, quality: ModelQuality | None) -> list[int | None]:

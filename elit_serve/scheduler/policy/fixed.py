@@ -113,10 +113,10 @@ def solo_s(demand: Demand, costs: CorrectedCosts) -> float:
 def highest_kinds(demand: Demand, costs: CorrectedCosts) -> tuple[StepKind, ...]:
     """Of its steps, each at the highest level that it may."""
     levels = [costs.levels_within(*bounds)[-1] for bounds in demand.bounds]
-    return tuple(map(StepKind.capped, repeat(demand.shape), levels, demand.weak_caps))
+    return tuple(map(StepKind.capped, repeat(demand.shape), levels, demand.weak_caps, demand.are_skipped))
 
 
 def lowest_kinds(demand: Demand, costs: CorrectedCosts) -> tuple[StepKind, ...]:
     """The same at the lowest level that each may."""
     levels = [costs.levels_within(*bounds)[0] for bounds in demand.bounds]
-    return tuple(map(StepKind.capped, repeat(demand.shape), levels, demand.weak_caps))
+    return tuple(map(StepKind.capped, repeat(demand.shape), levels, demand.weak_caps, demand.are_skipped))

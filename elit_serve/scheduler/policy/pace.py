@@ -17,15 +17,17 @@ from elit_serve.scheduler.requests import Demand
 class Ladder(NamedTuple):
     """Steps of one shape with one weak pass: those that run at the same level can share a launch.
 
-    weak_cap: as in `Demand`, the highest level of the weak pass; None is an unguided step.
+    weak_cap: as in `Demand`, the highest level of the weak pass; None is a step without one. is_skipped: whether they
+        skip their cores.
     """
 
     shape: str
     weak_cap: int | None
+    is_skipped: bool = False
 
     def at(self, level: int) -> StepKind:
         """A step of this ladder at a level."""
-        return _kind(self.shape, level, self.weak_cap)
+        return _kind(self.shape, level, self.weak_cap, self.is_skipped)
 
 
 # Equal values are one object each, so that they are compared at once
@@ -145,8 +147,8 @@ class Work:
 def _runs(demand: Demand, costs: CorrectedCosts) -> tuple[Run, ...]:
     lowest = {bounds: costs.levels_within(*bounds)[0] for bounds in set(demand.bounds)}
     runs = []
-    for (cap, bounds), alike in groupby(zip(demand.weak_caps, demand.bounds, strict=True)):
-        ladder = _ladder(demand.shape, cap)
+    for (cap, bounds, skips), alike in groupby(zip(demand.weak_caps, demand.bounds, demand.are_skipped, strict=True)):
+        ladder = _ladder(demand.shape, cap, skips)
         kind = ladder.at(lowest[bounds])
         highest = max(bounds[1], kind.level)
         runs.append(Run(ladder, kind, highest, costs.row_s(kind), len(list(alike))))
