@@ -71,6 +71,7 @@ class GenerationFacts(Answer):
     dtype: str = ""
     steps: int
     guidance: Mapping[str, Any] = {}
+    skips: Mapping[str, Any] | None = None
     latency_ms: float | None = None
     promised: bool | None = None
     deadline_met: bool | None = None
@@ -110,6 +111,7 @@ class Course(Answer):
 
     steps: int
     guidance: Mapping[str, Any] = {}
+    skips: Mapping[str, Any] | None = None
     level: float
     budget: float
     levels: tuple[tuple[int, ...], ...]
@@ -137,6 +139,7 @@ class Alternative(Answer):
 
     steps: int
     guidance: Mapping[str, Any] = {}
+    skips: Mapping[str, Any] | None = None
     level: float
     budget: float
     latency_ms: float

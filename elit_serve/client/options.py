@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 
@@ -15,13 +15,21 @@ class GuidanceOptions(TypedDict, total=False):
     interval: Sequence[float]
 
 
+class SkipsOptions(TypedDict, total=False):
+    """Steps, numbered from 0, that use again what earlier ones computed: their cores, or their weak passes."""
+
+    core: Sequence[int]
+    weak: Sequence[int]
+
+
 class Wishes(TypedDict, total=False):
     """A class, what a picture of it may cost, when it must be there, and how it is made.
 
     label: a class name or id; or prompt: exactly a class name.
     latency_ms: when the answer must be there. budget, min_budget, max_budget: shares of the latents in (0, 1].
     min_quality: no picture is worth less by the model's measurements, as `quality` of answers tells it.
-    levels: a level for every step, as an answer reports it. size: one of the model's `sizes`, as "640x384".
+    levels: a level for every step, as an answer reports it; skips likewise.
+    size: one of the model's `sizes`, as "640x384".
     output_format: png, webp or jpeg.
     output_compression: of jpeg and webp, 0 to 100, which is the largest and best file.
     """
@@ -39,6 +47,7 @@ class Wishes(TypedDict, total=False):
     levels: Sequence[int] | None
     steps: int | None
     guidance: GuidanceOptions | None
+    skips: SkipsOptions | Mapping[str, Sequence[int]] | None
     size: str | None
     output_format: str | None
     output_compression: int | None

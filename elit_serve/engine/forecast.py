@@ -113,7 +113,7 @@ def alternatives(
     if open_plans is None:
         for plan in plans:
             known = None if quality is None else quality.of(plan)
-            duration = Duration.of(order.shape, plan.levels, plan.weak_caps(cost.levels[-1]), cost)
+            duration = Duration.of(order.shape, plan.levels, plan.weak_caps(cost.levels[-1]), cost, plan.skips.core)
             found.append(_alternative(plan, duration, known, foreseen, cost))
     else:
         for option in open_plans.menu.front:

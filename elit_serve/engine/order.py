@@ -12,6 +12,7 @@ from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import NO_SKIPS, Skips
 from elit_serve.scheduler import RequestScheduler
 from elit_serve.scheduler.requests import Demand, Priority
 
@@ -30,6 +31,7 @@ class Order:
     file_quality: of JPEG and lossy WebP, 0 to 100.
     extra_ms: how much later its files are there than the costs of the device say, see `engine.file_times`.
     ceilings: one level per step that is not exceeded either, or None.
+    skips: what its steps use again of earlier ones; `weak_caps` are without the weak passes that are left out.
     owner: for whom; None is nobody in particular.
     expected_quality: at the levels that are expected when the order is made or given its plan; None is not known.
     open_plans: it gets one of these in place of its own steps, guidance and levels when it is taken; None keeps them.
@@ -54,6 +56,7 @@ class Order:
     file_quality: int = FILE_QUALITY
     extra_ms: float = 0.0
     ceilings: tuple[int, ...] | None = None
+    skips: Skips = NO_SKIPS
     owner: str | None = None
     expected_quality: float | None = None
     open_plans: OpenPlans | None = None
@@ -90,6 +93,7 @@ class Order:
             max_level=self.max_level,
             ceilings=self.ceilings,
             pinned=self.pinned,
+            skipped=self.skips.core,
             is_hard=self.is_hard,
             priority=self.priority,
             extra_s=self.extra_ms / 1000,
@@ -115,10 +119,11 @@ class Order:
             weak_caps=measured.weak_caps,
             ceilings=measured.limits,
             min_level=measured.min_level,
+            skips=plan.skips,
             expected_quality=option.quality,
             open_plans=None,
         )
 
     def plan(self, levels: Sequence[int]) -> Plan:
         """The plan of a picture that is made at these levels."""
-        return Plan(levels=tuple(levels), guidance=self.guidance, time_shift=self.time_shift)
+        return Plan(levels=tuple(levels), guidance=self.guidance, time_shift=self.time_shift, skips=self.skips)

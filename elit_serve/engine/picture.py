@@ -179,6 +179,7 @@ class Caller:
             noise=order.noise[index],
             grid=time_grid(order.num_steps, order.time_shift),
             guidance=order.guidance,
+            skips=order.skips,
             levels=levels,
             caller=self,
         )

@@ -31,7 +31,7 @@ class RequestRecord(BaseModel):
 
     reason: the server's code for a request that is not done; `unreachable` without an answer.
     budget: what was granted, as a mean over steps and images.
-    label, seed, size, steps, guidance, levels: make the pictures again; levels has one per step, for each image.
+    label, seed, size, steps, guidance, skips, levels: make the pictures again; levels has one per step, for each image.
     expected_quality: of the plan at admission; quality: of what was done, as a mean over images.
     """
 
@@ -53,6 +53,7 @@ class RequestRecord(BaseModel):
     size: str | None = None
     steps: int | None = None
     guidance: Mapping[str, Any] | None = None
+    skips: Mapping[str, Any] | None = None
     levels: tuple[tuple[int, ...], ...] | None = None
     expected_quality: float | None = None
     quality: float | None = None

@@ -44,6 +44,16 @@ class GuidanceRequest(RequestBody):
     )
 
 
+StepNumbers = Annotated[list[Annotated[int, Field(ge=1, lt=MAX_STEPS)]], Field(max_length=MAX_STEPS)]
+
+
+class SkipsRequest(RequestBody):
+    """Steps, numbered from 0, that use again what earlier ones computed."""
+
+    core: StepNumbers = Field(default=[], description="No core runs: what it changed last is added instead.")
+    weak: StepNumbers = Field(default=[], description="Guided without a weak pass, by how far both were apart last.")
+
+
 class Subject(RequestBody):
     """What the pictures show, how many there are, and who makes them."""
 
@@ -84,6 +94,9 @@ class Wishes(RequestBody):
         description="A level for every step, as an answer reports it: makes the same picture again.",
     )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Denoising steps.")
+    skips: SkipsRequest | None = Field(
+        default=None, description="What steps use again of earlier ones, as an answer reports it."
+    )
     size: str | None = Field(
         default=None,
         max_length=40,
@@ -128,6 +141,13 @@ class GuidanceUsed(BaseModel):
     interval: list[float] = Field(min_length=2, max_length=2)
 
 
+class SkipsUsed(BaseModel):
+    """A request may repeat it as it is. Steps are numbered from 0."""
+
+    core: list[int] = Field(description="Steps that ran no core.")
+    weak: list[int] = Field(description="Guided steps that ran no weak pass.")
+
+
 class ImageFile(BaseModel):
     b64_json: Base64File = Field(description="The file in base64; its metadata holds the same facts.")
 
@@ -167,6 +187,7 @@ class GenerateFacts(BaseModel):
     )
     steps: int
     guidance: GuidanceUsed
+    skips: SkipsUsed | None = Field(default=None, description="What steps used again of earlier ones; null is nothing.")
     priority: Literal["interactive", "batch"]
     latency_ms: float | None = Field(description="The target as it was asked for.")
     promised: bool = Field(description="Whether the target was promised; a wish or no target is not.")

@@ -17,9 +17,11 @@ from elit_serve.http.schemas import (
     GenerateRequest,
     GenerateResponse,
     GuidanceUsed,
+    SkipsUsed,
 )
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
+from elit_serve.plans.skips import Skips
 from elit_serve.server.orders import quality_of
 
 
@@ -47,6 +49,7 @@ def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, to
         size=str(pipeline.sizes.size_of(order.shape)),
         steps=order.num_steps,
         guidance=guidance_used(order.guidance, pipeline.budgets),
+        skips=skips_used(order.skips),
         priority=request.priority,
         latency_ms=request.latency_ms,
         promised=order.is_hard,
@@ -70,6 +73,10 @@ def guidance_used(guidance: Guidance, budgets: Budgets) -> GuidanceUsed:
     return GuidanceUsed(
         method=guidance.method, scale=guidance.scale, weak_budget=weak_budget, interval=list(guidance.interval)
     )
+
+
+def skips_used(skips: Skips) -> SkipsUsed | None:
+    return SkipsUsed(core=list(skips.core), weak=list(skips.weak)) if skips else None
 
 
 def _image(picture: Picture, order: Order, pipeline: Pipeline) -> GeneratedImage:
@@ -105,6 +112,7 @@ def bare_answer(facts: GenerateResponse) -> Response:
         "Levels": ",".join(map(str, image.levels)),
         "Steps": facts.steps,
         "Guidance": facts.guidance.model_dump_json(),
+        "Skips": None if facts.skips is None else facts.skips.model_dump_json(),
         "Priority": facts.priority,
         "Latency-Ms": facts.latency_ms,
         "Promised": str(facts.promised).lower(),

@@ -14,7 +14,7 @@ from elit_serve.http.schemas import GenerateRequest, GuidanceRequest
 from elit_serve.plans.plan import Plan
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.forecast import Course
-from elit_serve.server.answers import guidance_used, mean_quality, rounded, whole
+from elit_serve.server.answers import guidance_used, mean_quality, rounded, skips_used, whole
 from elit_serve.server.orders import usable_levels
 from elit_serve.server.schemas import PlanAlternative, PlanCourse, PlanRefusal, PlanResponse
 
@@ -44,7 +44,7 @@ def _plans(request: GenerateRequest, order: Order, pipeline: Pipeline, cost: Cos
     """What requests would get that were like this one and fixed a level, one for each."""
     guidance = None if request.guidance == GuidanceRequest() else order.guidance
     levels = _levels(order, pipeline, cost)
-    return [pipeline.plan(levels=[level] * order.num_steps, guidance=guidance) for level in levels]
+    return [pipeline.plan(levels=[level] * order.num_steps, guidance=guidance, skips=order.skips) for level in levels]
 
 
 def _levels(order: Order, pipeline: Pipeline, cost: CostTable) -> list[int]:
@@ -60,6 +60,7 @@ def _course(request: GenerateRequest, order: Order, course: Course, pipeline: Pi
     return PlanCourse(
         steps=order.num_steps,
         guidance=guidance_used(order.guidance, pipeline.budgets),
+        skips=skips_used(order.skips),
         level=whole(mean_level),
         budget=pipeline.budgets.of_level(mean_level),
         levels=[list(levels) for levels in course.levels],
@@ -86,6 +87,7 @@ def _alternative(request: GenerateRequest, other: Alternative, pipeline: Pipelin
     return PlanAlternative(
         steps=plan.num_steps,
         guidance=guidance_used(plan.guidance, pipeline.budgets),
+        skips=skips_used(plan.skips),
         level=whole(plan.mean_level),
         budget=pipeline.budgets.of_level(plan.mean_level),
         latency_ms=round(other.latency_ms, 3),

@@ -26,6 +26,7 @@ from elit_serve.plans.bounds import MAX_SEED
 from elit_serve.plans.formats import FILE_QUALITY, LOSSY_FORMATS, AnswerFormat, answer_formats
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import NO_SKIPS, Skips
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.requests import Priority
 from elit_serve.server.engines import Engine
@@ -81,6 +82,7 @@ def order_of(
         levels=request.levels,
         steps=request.steps,
         guidance=_guidance(request.guidance, pipeline),
+        skips=_skips(request, cost, shape.name),
     )
     if len(seeds) * plan.num_steps > settings.max_image_steps:
         raise InvalidInput(
@@ -95,7 +97,8 @@ def order_of(
     file_format = output_format or format_of(request, pipeline)
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
-        latency_ms = SOFT_SCALE * cost.alone_ms(shape.name, pinned or (high,) * plan.num_steps, caps, len(seeds))
+        levels = pinned or (high,) * plan.num_steps
+        latency_ms = SOFT_SCALE * cost.alone_ms(shape.name, levels, caps, len(seeds), skipped=plan.skips.core)
     return Order(
         condition=condition,
         shape=shape.name,
@@ -110,6 +113,7 @@ def order_of(
         min_level=low,
         max_level=high,
         pinned=pinned,
+        skips=plan.skips,
         priority=Priority(request.priority),
         output_format=file_format,
         file_quality=_file_quality(request, file_format),
@@ -145,7 +149,7 @@ def open_plans_of(request: GenerateRequest, plans: OpenPlans | None, settings: S
 
 def is_open(wishes: Wishes) -> bool:
     """Whether it leaves open how the pictures are made."""
-    says_how = (wishes.budget, wishes.min_budget, wishes.max_budget, wishes.levels, wishes.steps)
+    says_how = (wishes.budget, wishes.min_budget, wishes.max_budget, wishes.levels, wishes.steps, wishes.skips)
     return wishes.guidance == GuidanceRequest() and all(value is None for value in says_how)
 
 
@@ -190,6 +194,17 @@ def _guidance(request: GuidanceRequest, pipeline: Pipeline) -> Guidance | None:
             "guidance.weak_budget", request.weak_budget, f"only ccfg and ag have a weak pass, not {guidance.method}"
         )
     return guidance
+
+
+def _skips(request: GenerateRequest, cost: CostTable, shape: str) -> Skips:
+    """Raises `InvalidInput` for steps without a core where none are measured: nothing is kept for them then."""
+    if request.skips is None:
+        return NO_SKIPS
+    skips = Skips(core=tuple(request.skips.core), weak=tuple(request.skips.weak))
+    if skips and not cost.knows_skips(shape):
+        allowed = "left out: no plan of the model's quality.json that is served here skips anything"
+        raise InvalidInput("skips", f"{len(skips.core)} cores, {len(skips.weak)} weak passes", allowed)
+    return skips
 
 
 def usable_levels(plan: Plan, levels: Sequence[int]) -> tuple[int, ...]:

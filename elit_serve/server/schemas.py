@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from elit_serve.http.schemas import GuidanceUsed
+from elit_serve.http.schemas import GuidanceUsed, SkipsUsed
 
 
 class PlanCourse(BaseModel):
@@ -14,6 +14,7 @@ class PlanCourse(BaseModel):
 
     steps: int
     guidance: GuidanceUsed
+    skips: SkipsUsed | None = Field(description="What steps use again of earlier ones; null is nothing.")
     level: int | float
     budget: float
     levels: list[list[int]]
@@ -44,6 +45,7 @@ class PlanAlternative(BaseModel):
 
     steps: int
     guidance: GuidanceUsed
+    skips: SkipsUsed | None = Field(description="As of a course.")
     level: int | float
     budget: float
     latency_ms: float = Field(description="Estimated, as crowded as it is now.")

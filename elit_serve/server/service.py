@@ -134,7 +134,7 @@ def _check_share(service: Service, engine: Engine, order: Order) -> None:
     waiting = engine.worker.waiting_by_owner()
     excess = engine.shares.excess(order.owner, len(order.seeds), waiting, service.clock.now())
     if excess > 0:
-        alone_ms = engine.cost.alone_ms(order.shape, order.expected_levels, order.weak_caps)
+        alone_ms = engine.cost.alone_ms(order.shape, order.expected_levels, order.weak_caps, skipped=order.skips.core)
         raise ShareExceeded(order.owner, excess * alone_ms / 1000)
 
 

@@ -44,6 +44,7 @@ def test_it_says_what_would_be_done_and_when_it_would_be_there(server: Any) -> N
     assert course == {
         "steps": 4,
         "guidance": {"method": "ccfg", "scale": 2.0, "weak_budget": 0.25, "interval": [0.0, 1.0]},
+        "skips": None,
         "level": 4,
         "budget": 1.0,
         "levels": [[4, 4, 4, 4]],

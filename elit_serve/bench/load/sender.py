@@ -94,6 +94,7 @@ async def _send(
         size=generation.size if generation else call.size,
         steps=generation.steps if generation else None,
         guidance=generation.guidance if generation else None,
+        skips=generation.skips if generation else None,
         levels=tuple(image.levels for image in generation.images) if generation else None,
         expected_quality=generation.expected_quality if generation else None,
         quality=_mean_quality(generation) if generation else None,

@@ -23,7 +23,8 @@ MAX_CAPTURED = 4  # weak passes at most, none being one: a graph for each at eve
 
 @dataclass(frozen=True, kw_only=True)
 class StepSet:
-    """kinds: all that are prepared, the cheapest of each shape first, and the first shape's before others.
+    """kinds: all that are prepared: those that skip their cores, then the others, the cheapest of each shape first and
+    the first shape's before others.
 
     captured: those of them that are unguided, or that the model's recommended sampling and its served plans use; the
         others run, but slower.
@@ -64,21 +65,19 @@ def served_steps(
     default = config.sampling.guidance.weak_level_at(largest)
     captured = _captured_caps(config.sampling.guidance, default, quality)
     small_first = sorted(shapes, key=lambda name: prod(config.shapes[name]))
-    served = [plan.skips for plan in quality.served if plan.skips] if quality else []
-    skips_cores = any(skips.core for skips in served)
+    keeps = quality is not None and any(plan.skips for plan in quality.served)
     return StepSet(
-        kinds=_with_skipped(step_kinds(shapes, levels, [None, default, largest, *captured]), shapes, skips_cores),
-        captured=_with_skipped(step_kinds(small_first, levels, captured), small_first, skips_cores),
+        kinds=_skipped(shapes, keeps) + step_kinds(shapes, levels, [None, default, largest, *captured]),
+        captured=_skipped(small_first, keeps) + step_kinds(small_first, levels, captured),
         batches=GPU_BATCHES if device.type == "cuda" else CPU_BATCHES,
-        keeps=bool(served),
+        keeps=keeps,
     )
 
 
-def _with_skipped(kinds: tuple[StepKind, ...], shapes: Sequence[str], skips_cores: bool) -> tuple[StepKind, ...]:
-    """Of each shape also the two steps that skip their cores, with and without a weak pass, if any plan has such: at
-    every level they are alike."""
-    skipped = [StepKind(shape, 1, weak, is_skipped=True) for shape in shapes for weak in (None, 1)]
-    return (*skipped, *kinds) if skips_cores else kinds
+def _skipped(shapes: Sequence[str], keeps: bool) -> tuple[StepKind, ...]:
+    """The two steps of each shape that skip their cores, with and without a weak pass, if any can: at every level they
+    are alike."""
+    return tuple(StepKind(shape, 1, weak, is_skipped=True) for shape in shapes for weak in (None, 1) if keeps)
 
 
 def _captured_caps(recommended: Guidance, default: int, quality: ModelQuality | None) -> list[int | None]:

@@ -34,6 +34,7 @@ from elit_serve.files.records import read_records
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import Skips
 from elit_serve.plans.step_kind import StepKind
 
 
@@ -71,7 +72,12 @@ def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
     time_shift = pipeline.config.sampling.time_shift
     try:
         served = [
-            Plan(levels=levels, guidance=_guidance(record.guidance or {}, pipeline), time_shift=time_shift)
+            Plan(
+                levels=levels,
+                guidance=_guidance(record.guidance or {}, pipeline),
+                time_shift=time_shift,
+                skips=_skips(record.skips or {}),
+            )
             for record in read_records(file)
             if record.is_done and record.size in sizes
             for levels in record.levels or ()
@@ -116,7 +122,7 @@ def remake(
     pipeline: Pipeline, plans: Sequence[Plan], conditions: Sequence[Condition], seeds: Sequence[int], *, batch_size: int
 ) -> Tensor:
     """Pictures [n, H, W, 3], uint8 on the CPU, each by its own plan: whoever is at the same level shares a step."""
-    executor = open_executor(pipeline, num_slots=len(plans))
+    executor = open_executor(pipeline, num_slots=len(plans), keeps=any(plan.skips for plan in plans))
     pictures = [
         pipeline.pictures([condition], [seed], plan)[0]
         for plan, condition, seed in zip(plans, conditions, seeds, strict=True)
@@ -159,6 +165,11 @@ def _guidance(facts: Mapping[str, Any], pipeline: Pipeline) -> Guidance:
     return pipeline.guidance(
         method=facts["method"], scale=facts["scale"], weak_budget=facts["weak_budget"], interval=(start, end)
     )
+
+
+def _skips(facts: Mapping[str, Any]) -> Skips:
+    """As an answer tells them."""
+    return Skips(core=tuple(facts.get("core", ())), weak=tuple(facts.get("weak", ())))
 
 
 def _features(extractor: FeatureExtractor, pictures: Tensor, batch_size: int) -> Tensor:

@@ -8,6 +8,11 @@ const MOST_STEPS = 1000;
 const number = { is: "a number", write: String, read: (text) => (text.trim() ? Number(text) : NaN) };
 const text = { is: "a text", write: String, read: (value) => value || NaN };
 const runs = { is: "levels with how often each, as 4x8.16x12", write: inRuns, read: fromRuns };
+const steps = {
+  is: "numbers of steps, as 1.3.4",
+  write: (numbers) => numbers.join("."),
+  read: (value) => (/^\d{1,4}(\.\d{1,4})*$/.test(value) ? value.split(".").map(Number) : NaN),
+};
 const range = {
   is: "two numbers, as 0.2-1",
   write: (ends) => ends.join("-"),
@@ -17,20 +22,23 @@ const range = {
 /** All that decides a picture, in the order in which a link says it. */
 const FIELDS = { label: text, seed: number, n: number, size: text, latency_ms: number, budget: number, levels: runs };
 const PLAN_FIELDS = { steps: number, method: text, scale: number, weak_budget: number, interval: range };
-const LINK_FIELDS = { ...FIELDS, ...PLAN_FIELDS };
+const SKIP_FIELDS = { core: steps, weak: steps };
+const LINK_FIELDS = { ...FIELDS, ...PLAN_FIELDS, ...SKIP_FIELDS };
 
 /** The wishes that make a picture again which was made: its own levels, whatever was asked for then. */
 export function repeated({ facts, seed, levels, request }, latents) {
   const isEven = levels.every((level) => level === levels[0]);
   const compute = isEven ? { budget: levels[0] / latents, steps: levels.length } : { levels };
   const size = request.size ? { size: request.size } : {};
-  return { label: facts.label, seed, ...size, ...compute, guidance: withoutNull(facts.guidance) };
+  const skips = facts.skips ? { skips: facts.skips } : {};
+  return { label: facts.label, seed, ...size, ...compute, guidance: withoutNull(facts.guidance), ...skips };
 }
 
 /** view: `make` or `compare`. modelHash: of the weights that the link means. */
 export function asLink(wishes, { view, modelHash }) {
-  const { guidance = {}, ...fields } = wishes;
-  const said = { ...fields, ...guidance };
+  const { guidance = {}, skips = {}, ...fields } = wishes;
+  const skipped = Object.entries(skips).filter(([, numbers]) => numbers.length);
+  const said = { ...fields, ...guidance, ...Object.fromEntries(skipped) };
   const query = new URLSearchParams();
   for (const [name, field] of Object.entries(LINK_FIELDS)) {
     if (said[name] !== undefined) query.set(name, field.write(said[name]));
@@ -44,10 +52,14 @@ export function fromLink(query, model) {
   const { model: modelHash = null, ...said } = Object.fromEntries(new URLSearchParams(query));
   const values = Object.entries(said).map(([name, value]) => [name, readField(name, value)]);
   const isPlan = ([name]) => name in PLAN_FIELDS && name !== "steps";
-  const wishes = Object.fromEntries(values.filter((field) => !isPlan(field)));
-  const guidance = Object.fromEntries(values.filter(isPlan));
+  const isSkip = ([name]) => name in SKIP_FIELDS;
+  const wishes = Object.fromEntries(values.filter((field) => !isPlan(field) && !isSkip(field)));
+  const parts = { guidance: values.filter(isPlan), skips: values.filter(isSkip) };
+  for (const [name, part] of Object.entries(parts)) {
+    if (part.length) wishes[name] = Object.fromEntries(part);
+  }
   wishes.label = classOf(wishes.label, model);
-  return { wishes: Object.keys(guidance).length ? { ...wishes, guidance } : wishes, modelHash };
+  return { wishes, modelHash };
 }
 
 function readField(name, value) {
