@@ -70,6 +70,8 @@ def test_an_open_request_gets_the_best_plan_and_its_answer_makes_the_picture_aga
     assert computed["skips"] is None
     assert computed["images"][0]["b64_json"] != first["images"][0]["b64_json"]
     assert computed["gflops"] > first["gflops"]
+    skipped = [server.metric(f'elit_skipped_steps_total{{part="{part}"}}') for part in ("core", "weak_pass")]
+    assert skipped == [2 * len(SKIPS["core"]), 2 * len(SKIPS["weak"])], "of the two pictures that skip"
 
 
 def test_its_file_makes_it_again_offline(server: RunningServer, skipping: Pipeline) -> None:

@@ -23,6 +23,8 @@ from elit_serve.http.access import access
 from elit_serve.http.events import EventStream, enter_stream, event, stream_content
 from elit_serve.http.groups import Group
 from elit_serve.http.problems import Problem
+from elit_serve.http.schemas import SkipsUsed
+from elit_serve.server.answers import skips_used
 from elit_serve.server.engines import Engine, Engines
 from elit_serve.server.lane import Kind, Lane
 from elit_serve.server.watching.metrics import EngineMetrics, Metrics
@@ -42,6 +44,7 @@ class LivePicture(BaseModel):
     state: Literal["waiting", "running", "finishing"]
     levels: list[int]
     steps: int
+    skips: SkipsUsed | None
     age_ms: float
     left_ms: float
     promised: bool
@@ -160,6 +163,7 @@ def _shown(picture: Picture, now: InFlight, sizes: Sizes) -> LivePicture:
         state=picture.state,
         levels=list(picture.levels),
         steps=picture.num_steps,
+        skips=skips_used(order.skips),
         age_ms=round(1000 * (now.now_s - order.arrived_s), 1),
         left_ms=round(1000 * (order.deadline_s - now.now_s), 1),
         promised=order.is_hard,

@@ -55,6 +55,7 @@ ENDINGS = ("done", "refused", "expired", "failed", "cancelled")
 REASONS = ("infeasible", "overloaded", "queue_full", "share", "stopped")
 CAUSES = ("step", "memory", "nan", "encoding")
 CHOOSERS = ("server", "caller")
+SKIPPED_PARTS = ("core", "weak_pass")
 STAGES = ("queue", "compute", "encode")
 OTHER_ROUTE = "other"
 NO_KEY = "(no key)"  # spelled as the name of no key can be: of servers without keys, and the server's own thumbnails
@@ -141,6 +142,12 @@ class Metrics:
             STEPS_BUCKETS,
             model=models,
             chosen_by=CHOOSERS,
+        )
+        self.skipped = self._counter(
+            "elit_skipped_steps_total",
+            "Steps of finished pictures that used again what an earlier step computed, by what they ran without.",
+            model=models,
+            part=SKIPPED_PARTS,
         )
         self.image_seconds = self._histogram(
             "elit_image_seconds",
@@ -271,6 +278,9 @@ class EngineMetrics(Observer):
         chooser = "server" if outcome.order.pinned is None else "caller"
         size = str(self._measures.sizes.size_of(outcome.order.shape))
         self._all.pictures.labels(self._model, size).inc(len(outcome.pictures))
+        skips = outcome.order.skips
+        for part, steps in zip(SKIPPED_PARTS, (skips.core, skips.weak), strict=True):
+            self._all.skipped.labels(self._model, part).inc(len(steps) * len(outcome.pictures))
         for picture, quality in zip(outcome.pictures, qualities, strict=True):
             level = outcome.order.plan(picture.levels).mean_level
             self._all.budget.labels(self._model, chooser).observe(self._measures.budgets.of_level(level))
