@@ -493,7 +493,33 @@ def test_a_link_makes_the_same_picture(start_server: Any, open_page: OpenPage, m
     assert other.url == f"{server.url}/#make"
 
 
+WISHES_AND_BACK = """async ([result, model]) => {
+  const { repeated, asLink, fromLink } = await import("./static/requests.js");
+  const wishes = repeated(result, 4);
+  const link = asLink(wishes, { view: "make", modelHash: "of-these" });
+  return [wishes, link, fromLink(link.split("?")[1], model).wishes];
+}"""
+
+
+def test_a_link_says_what_steps_skip(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured))
+    guidance = {"method": "cfg", "scale": 2, "weak_budget": None, "interval": [0, 1]}
+    result = {"seed": 7, "levels": [4, 2, 2, 4], "request": {}}
+    model = {"id": "tiny", "classes": ["tulip"]}
+    for skips, said in (
+        ({"core": [2], "weak": [1, 3]}, "&core=2&weak=1.3&"),
+        ({"core": [], "weak": [1]}, "&weak=1&"),
+        (None, "&interval=0-1&model"),
+    ):
+        facts = {"label": "tulip", "guidance": guidance, "skips": skips}
+        wishes, link, again = page.evaluate(WISHES_AND_BACK, [{**result, "facts": facts}, model])
+        assert wishes.get("skips") == skips
+        assert said in link
+        assert again.get("skips") == (skips and {name: steps for name, steps in skips.items() if steps})
+
+
 LINKS = [
+    ("label=tulip&core=2,3", "Its core is “2,3”, and should be numbers of steps, as 1.3.4"),
     ("label=tulpe&seed=7", "Its class is “tulpe”, which tiny does not know."),
     ("label=tulip&seed=seven", "Its seed is “seven”, and should be a number."),
     ("label=tulip&levels=4x2000", "Its levels is “4x2000”, and should be levels with how often each"),
