@@ -3,13 +3,15 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from elit_serve.catalogue import cost_table
+from elit_serve.catalogue import cost_table, read_config
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
@@ -18,6 +20,7 @@ from elit_serve.engine.profile.profiler import latency_of as latency_of_steps
 from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.errors import CheckpointError
 from elit_serve.files.latency import Latency, read_latency
+from elit_serve.plans.step_kind import StepKind
 
 CLOCK = MonotonicClock()
 
@@ -214,6 +217,39 @@ def test_a_damaged_measurement_in_the_model_directory_is_an_error_that_names_it(
 def test_device_names_become_file_names() -> None:
     assert device_slug("NVIDIA H200") == "nvidia-h200"
     assert device_slug("AMD EPYC (tm) 9B14 @ 2.6GHz") == "amd-epyc-tm-9b14-2-6ghz"
+
+
+def test_steps_that_skip_their_cores_are_measured_where_a_served_plan_has_them(
+    tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
+) -> None:
+    content = make_quality(model_hash=read_config(tiny_model_dir).model_hash)
+    content["plans"][-1]["skips"] = {"core": [1, 2, 4], "weak": [3]}
+    (tiny_model_dir / "quality.json").write_text(json.dumps(content))
+    pipeline = Pipeline.load(tiny_model_dir, device="cpu")
+    file = profile_to_file(pipeline, None, repeats=2, command="", console=Console(file=io.StringIO()))
+    skipped = [(step.weak_level, step.batch) for step in read_latency(file).steps if step.is_skipped]
+    assert sorted(skipped, key=str) == sorted(((weak, batch) for weak in (None, 1) for batch in (1, 4)), key=str)
+    costs = cost_table(read_latency(file), "32x32")
+    assert costs.knows_skips("32x32")
+    assert costs.step_ms(StepKind("32x32", 4, 1, is_skipped=True), 1) < costs.step_ms(StepKind("32x32", 4, 1), 1)
+    (tiny_model_dir / "quality.json").unlink()
+    assert known_latency(Pipeline.load(tiny_model_dir, device="cpu")) == read_latency(file)
+
+
+def test_a_first_start_measures_them_too_and_reads_nothing_off_them(
+    tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    content = make_quality(model_hash=read_config(tiny_model_dir).model_hash)
+    content["plans"][-1]["skips"] = {"core": [1, 2, 4], "weak": []}
+    (tiny_model_dir / "quality.json").write_text(json.dumps(content))
+    pipeline = Pipeline.load(tiny_model_dir, device="cpu")
+    served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
+    executor = Executor(pipeline, num_slots=4, keeps=served.keeps)
+    latency = latency_of_steps(pipeline, executor, served, clock=CLOCK, cache_folder=tmp_path)
+    assert {(step.weak_level, step.is_interpolated) for step in latency.steps if step.is_skipped} == {
+        (None, False),
+        (1, False),
+    }
 
 
 @pytest.fixture
