@@ -22,6 +22,7 @@ from elit_serve.files.opening import read_file
 from elit_serve.files.quality import PlanQuality, Quality, read_quality
 from elit_serve.files.skips import SkipCalibration, read_skips
 from elit_serve.files.validation import MAX_PROBLEMS, problems_in
+from elit_serve.plans.coarsening import Coarsening, losses_between
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -110,15 +111,30 @@ class ModelQuality:
         return self.file.served(can_skip=self.can_skip)
 
     def of(self, plan: Plan) -> float | None:
-        """The quality of a picture that was made so; None if nothing was measured with its steps and guidance.
+        """The quality of a picture that is made so; None if nothing was measured with its steps and guidance, or longer
+        steps than are allowed are among them.
 
         As `QualityTable.of_plan` has it.
         """
+        measured = self._measured_like(plan)
+        if measured is None:
+            return None
+        allowed = 1 if measured.coarsening is None else measured.coarsening.max_stride
+        return self.table.of_plan(measured, plan.levels, plan.strides) if max(plan.strides) <= allowed else None
+
+    def coarsening_of(self, plan: Plan) -> Coarsening | None:
+        """How long the steps of a plan may become, and what that costs: where longer steps were measured (`grids` of
+        the file), up to those of the fewest that were measured with its guidance. None is not at all.
+        """
+        measured = self._measured_like(plan)
+        return None if measured is None else measured.coarsening
+
+    def _measured_like(self, plan: Plan) -> MeasuredPlan | None:
+        """Of this guidance and grid; of these very levels, if they were measured."""
         alike = self._alike(plan)
         if not alike:
             return None
-        measured = next((other for other in alike if other.step_levels == plan.levels), alike[0])
-        return self.table.of_plan(self._measured(measured), plan.levels)
+        return self._measured(next((known for known in alike if known.step_levels == plan.levels), alike[0]))
 
     def guidance_at(self, level: int, usual: SamplingConfig) -> Guidance:
         """How pictures that stay at this level are best guided: low levels often bear a larger scale than the full one.
@@ -151,9 +167,34 @@ class ModelQuality:
             levels=self._curve_of(self._alike(plan.plan)),
             min_level=plan.guidance.min_level,
             skipped=plan.plan.skips.core,
+            coarsening=self._coarsening(plan),
         )
 
+    def _coarsening(self, plan: PlanQuality) -> Coarsening | None:
+        """One object for each guidance and grid, by which the scheduler remembers what follows from it."""
+        return next((found for known, found in self._coarsenings if known.is_sampled_like(plan.plan)), None)
+
+    @cached_property
+    def _coarsenings(self) -> list[tuple[PlanQuality, Coarsening]]:
+        """Of each guidance and grid the first plan of one level, if its steps may become longer: what steps use again
+        of earlier ones goes with their own length."""
+        found: list[tuple[PlanQuality, Coarsening]] = []
+        if self.file.grids is None:
+            return found
+        even = [plan for plan in self.file.plans if len(plan.levels) == 1 and not plan.skips]
+        for plan in even:
+            if not any(known.is_sampled_like(plan.plan) for known, _ in found):
+                losses = _losses(plan, [other for other in even if other.is_guided_like(plan)])
+                if losses:
+                    found.append((plan, Coarsening.of(plan.plan.times, losses, self.file.grids.last)))
+        return found
+
     def _alike(self, plan: Plan) -> list[PlanQuality]:
+        """Measured ones on its whole grid."""
+        if max(plan.strides) > 1:
+            if plan.skips:
+                return []
+            plan = replace(plan, levels=(max(plan.levels),) * plan.grid_steps, strides=())
         return [other for other in self.file.plans if other.is_sampled_like(plan)]
 
     def _curve_of(self, alike: Sequence[PlanQuality]) -> dict[float, float]:
@@ -165,6 +206,27 @@ class ModelQuality:
     def _worth(self, measured: float) -> float:
         """What a measured quality is in this precision."""
         return measured if self.factor is None else min(1.0, measured * self.factor.value)
+
+
+def _losses(plan: PlanQuality, even: Sequence[PlanQuality]) -> dict[int, tuple[float, ...]]:
+    """Level -> the share of quality lost by each stride on the grid of `plan`, down to the fewest steps of `even`,
+    plans of one level and its guidance; of the levels at which both were measured. Empty if there are none.
+    """
+    fewest = min(other.steps for other in even)
+    longest = plan.steps // fewest
+    quality = {(other.steps, other.step_levels[0]): other.quality.value for other in even}
+    losses = {}
+    for steps, level in quality:
+        if steps != plan.steps or longest < 2:
+            continue
+        known = {
+            plan.steps / fewer: 1 - worth / quality[steps, level]
+            for (fewer, at), worth in quality.items()
+            if at == level and fewer < steps
+        }
+        if max(known, default=0) >= longest:
+            losses[level] = losses_between(known, longest)
+    return losses
 
 
 @dataclass(frozen=True, kw_only=True)

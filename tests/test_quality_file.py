@@ -231,3 +231,56 @@ def test_new_defaults_leave_the_weights_and_their_hash_alone(tiny_model_dir: Pat
     after = load_checkpoint(tiny_model_dir)
     assert after.config.sampling.steps == 9
     assert after.model_hash == before.model_hash
+
+
+def with_grids(make_quality: Make, **changes: Any) -> dict[str, Any]:
+    """Longer steps were measured: half of what they lose at level 4 is lost at the last one, and nothing at level 1."""
+    guidance = {"method": "ccfg", "scale": 2.0, "weak_level": 1, "interval": [0.0, 1.0]}
+    grid = {"level": 4, "steps": 4, "guidance": guidance, "time_shift": 1.0, "strides": [[1, 2], [2, 1]], "repeats": 1}
+    measured = [{**grid, "ratio": {"value": 0.9, "half_width": 0.01}, "expected": 0.9, **changes}]
+    return make_quality(grids={"last": {"1": 0.0, "4": 0.5}, "error": 0.01, "noise": 0.01, "measured": measured})
+
+
+def test_steps_may_become_as_long_as_fewer_were_measured_with_the_same_guidance(make_quality: Make) -> None:
+    """With this guidance eight steps are worth 0.9 at level 4, four 0.8 and two 0.45."""
+    ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
+    quality = parsed(with_grids(make_quality))
+    long = quality.coarsening_of(Plan(levels=(4,) * 8, guidance=ccfg))
+    assert long is not None
+    assert long.max_stride == 4
+    assert [long.loss(4, stride) + long.end_loss(4, stride) for stride in (1, 2, 4)] == pytest.approx([0, 1 / 9, 1 / 2])
+    assert long.end_loss(4, 2) == pytest.approx(1 / 18)
+    usual = quality.coarsening_of(Plan(levels=(4,) * 4, guidance=ccfg))
+    assert usual is not None
+    assert usual.max_stride == 2
+    assert quality.coarsening_of(Plan(levels=(2,) * 8, guidance=ccfg)) is long, "one object for each guidance and grid"
+    assert quality.coarsening_of(Plan(levels=(4,) * 2, guidance=ccfg)) is None
+    assert quality.coarsening_of(Plan(levels=(4,) * 6)) is None, "unguided, nothing else was measured"
+    assert {plan.name: plan.coarsening for plan in quality.table.plans}["long"] is long
+    assert parsed(make_quality()).coarsening_of(Plan(levels=(4,) * 8, guidance=ccfg)) is None
+
+
+def test_a_picture_of_longer_steps_is_worth_what_they_leave_of_its_plan(make_quality: Make) -> None:
+    ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
+    quality = parsed(with_grids(make_quality))
+
+    def of(*strides: int) -> float | None:
+        return quality.of(Plan(levels=(4,) * len(strides), strides=strides, guidance=ccfg))
+
+    assert of(2, 2, 2, 2) == pytest.approx(0.8), "as four even steps"
+    assert of(4, 4) == pytest.approx(0.45)
+    assert of(1, 1, 1, 1, 2, 2) == pytest.approx(0.9 * (1 - (0.5 + 0.5 * 0.125) / 9))
+    assert of(8) is None, "one step was not measured"
+    assert of(2, 2) == pytest.approx(0.45), "of the usual plan"
+
+
+def test_grids_that_do_not_come_to_their_steps_are_refused(tmp_path: Path, make_quality: Make) -> None:
+    file = tmp_path / "quality.json"
+    for changes, said in (
+        ({"strides": [[2, 3]]}, "strides come to 6 steps of the grid, not to 4"),
+        ({"strides": [[0, 4]]}, "grids.measured.0.strides"),
+        ({"expected": 3.0}, "grids.measured.0.expected"),
+    ):
+        file.write_text(json.dumps(with_grids(make_quality, **changes)))
+        with pytest.raises(CheckpointError, match=said):
+            read_quality(file)

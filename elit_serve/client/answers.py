@@ -23,7 +23,8 @@ File = Annotated[bytes, BeforeValidator(_decoded)]
 
 
 class ImageFacts(Answer):
-    """levels: one per step. quality: as measured for pictures made like that.
+    """levels, strides: one per step that was run; a stride is how many steps of the plan's time grid it was.
+    quality: as measured for pictures made like that.
 
     gflops, device_ms: what it cost, as in `Generation`.
     Other milliseconds as there; None where the answer tells them for all images only.
@@ -33,6 +34,7 @@ class ImageFacts(Answer):
     level: float
     budget: float
     levels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     quality: float | None = None
     queue_ms: float | None = None
     compute_ms: float | None = None
@@ -115,6 +117,7 @@ class Course(Answer):
     level: float
     budget: float
     levels: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...] = ()
     queue_ms: float
     latency_ms: float
     answer_ms: float | None = None

@@ -72,7 +72,7 @@ class JobStarted(Answer):
 
 
 class JobStep(Answer):
-    """A step of one of its pictures, from 1."""
+    """A step of one of its pictures. step: how many of its `steps` are done; a long one is several."""
 
     seed: int
     step: int

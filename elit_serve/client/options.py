@@ -28,7 +28,8 @@ class Wishes(TypedDict, total=False):
     label: a class name or id; or prompt: exactly a class name.
     latency_ms: when the answer must be there. budget, min_budget, max_budget: shares of the latents in (0, 1].
     min_quality: no picture is worth less by the model's measurements, as `quality` of answers tells it.
-    levels: a level for every step, as an answer reports it; skips likewise.
+    levels, strides: a level for every step, and how many steps of the time grid each is, as an answer reports them:
+    they make the same picture again; skips likewise.
     size: one of the model's `sizes`, as "640x384".
     output_format: png, webp or jpeg.
     output_compression: of jpeg and webp, 0 to 100, which is the largest and best file.
@@ -45,6 +46,7 @@ class Wishes(TypedDict, total=False):
     best_effort: bool | None
     priority: Literal["interactive", "batch"] | None
     levels: Sequence[int] | None
+    strides: Sequence[int] | None
     steps: int | None
     guidance: GuidanceOptions | None
     skips: SkipsOptions | Mapping[str, Sequence[int]] | None

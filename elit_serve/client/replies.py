@@ -99,8 +99,8 @@ def _bare_generation(reply: Reply) -> Generation:
     }
     facts["label"] = unquote(facts.get("label", ""))
     facts["guidance"] = _guidance(facts.get("guidance", "{}"))
-    levels = facts.get("levels", "")
-    image = {**facts, "b64_json": reply.content, "levels": levels.split(",") if levels else ()}
+    by_step = {name: facts[name].split(",") for name in ("levels", "strides") if facts.get(name)}
+    image = {**facts, "b64_json": reply.content, **by_step}
     output_format = reply.media_type.rpartition("/")[2].removeprefix("x-")
     try:
         return Generation.model_validate({**facts, "output_format": output_format, "images": (image,)})

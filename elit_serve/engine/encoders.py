@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -74,8 +74,10 @@ class Encoders:
         """Previews of these, as they are after the steps that have been launched."""
         samples = self._pool.submit(_decoded, pictures, transfer, self._on_previewed)
         for index, picture in enumerate(pictures):
-            num_steps, before = len(picture.levels), picture.last_preview
-            picture.last_preview = self._pool.submit(self._show, picture, samples, index, num_steps, before)
+            number, before = picture.present_preview, picture.last_preview
+            assert number is not None, "a preview of it is due"
+            told = Preview(file=b"", seed=picture.seed, index=number, num_steps=picture.progress.at)
+            picture.last_preview = self._pool.submit(self._show, picture, samples, index, told, before)
 
     def encode(self, pictures: Sequence[Picture], transfer: Transfer, picture_ids: Collection[int]) -> None:
         """The files of those whose ids are given."""
@@ -89,19 +91,18 @@ class Encoders:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _show(
-        self, picture: Picture, samples: Future[_Samples], index: int, num_steps: int, before: Future[None] | None
+        self, picture: Picture, samples: Future[_Samples], index: int, told: Preview, before: Future[None] | None
     ) -> None:
-        """before: the picture's last preview, which must be out first."""
+        """told: but for its file. before: the picture's last preview, which must be out first."""
         order = picture.caller.order
         try:
             sample = samples.result()[index]
             if isinstance(sample, GenerationFailed):
                 return
-            file = self._file(sample, order, {"preview_after_steps": num_steps})
+            file = self._file(sample, order, {"preview_after_steps": told.num_steps})
             if before is not None:
                 before.result()
-            number = order.preview_steps.index(num_steps)
-            picture.caller.on_preview(Preview(file=file, seed=picture.seed, index=number, num_steps=num_steps))
+            picture.caller.on_preview(replace(told, file=file))
         except Exception:
             logger.warning("a preview could not be shown", exc_info=True)
 
@@ -112,7 +113,7 @@ class Encoders:
             if isinstance(sample, GenerationFailed):
                 self._on_failure([picture], sample, "nan")
                 return
-            plan = order.plan(picture.levels)
+            plan = order.plan(picture.progress)
             facts = self._pipeline.facts(order.condition, picture.seed, plan, order.shape, picture.cost.flops)
             file = self._file(sample, order, facts)
             if picture.last_preview is not None:

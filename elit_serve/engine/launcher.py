@@ -53,7 +53,7 @@ class Launcher:
 
     def launch(self, pictures: Sequence[Picture], kind: StepKind) -> list[LaunchedPart]:
         """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone."""
-        previewed = [picture for picture in pictures if len(picture.levels) in picture.caller.preview_steps]
+        previewed = [picture for picture in pictures if picture.present_preview is not None]
         try:
             if previewed:
                 self._executor.watch(previewed)

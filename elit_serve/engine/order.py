@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from torch import Tensor
 
 from elit_serve.engine.conditions import Condition
 from elit_serve.engine.open_plans import OpenPlans
+from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
+from elit_serve.plans.grid import times_of
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.progress import Progress
 from elit_serve.plans.skips import NO_SKIPS, Skips
 from elit_serve.scheduler import RequestScheduler
 from elit_serve.scheduler.requests import Demand, Priority
@@ -32,6 +35,8 @@ class Order:
     extra_ms: how much later its files are there than the costs of the device say, see `engine.file_times`.
     ceilings: one level per step that is not exceeded either, or None.
     skips: what its steps use again of earlier ones; `weak_caps` are without the weak passes that are left out.
+    strides: how many steps of a finer time grid each step is, for a picture that is made again; else 1 for all.
+    coarsening: how long steps may become in flight; None keeps them as they are.
     owner: for whom; None is nobody in particular.
     expected_quality: at the levels that are expected when the order is made or given its plan; None is not known.
     open_plans: it gets one of these in place of its own steps, guidance and levels when it is taken; None keeps them.
@@ -50,6 +55,7 @@ class Order:
     min_level: int
     max_level: int
     pinned: tuple[int, ...] | None
+    strides: tuple[int, ...]
     priority: Priority
     output_format: AnswerFormat
     num_previews: int = 0
@@ -57,13 +63,25 @@ class Order:
     extra_ms: float = 0.0
     ceilings: tuple[int, ...] | None = None
     skips: Skips = NO_SKIPS
+    coarsening: Coarsening | None = None
     owner: str | None = None
     expected_quality: float | None = None
     open_plans: OpenPlans | None = None
 
     @property
     def num_steps(self) -> int:
+        """That run, if none becomes longer in flight."""
         return len(self.weak_caps)
+
+    @property
+    def grid_steps(self) -> int:
+        """Of the time grid that strides are told on."""
+        return sum(self.strides)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """At which its steps may start, and the end."""
+        return times_of(self.strides, self.time_shift)
 
     @property
     def deadline_s(self) -> float:
@@ -94,6 +112,7 @@ class Order:
             ceilings=self.ceilings,
             pinned=self.pinned,
             skipped=self.skips.core,
+            coarsening=self.coarsening,
             is_hard=self.is_hard,
             priority=self.priority,
             extra_s=self.extra_ms / 1000,
@@ -117,13 +136,26 @@ class Order:
             guidance=plan.guidance,
             time_shift=plan.time_shift,
             weak_caps=measured.weak_caps,
+            strides=plan.strides,
             ceilings=measured.limits,
             min_level=measured.min_level,
             skips=plan.skips,
+            coarsening=measured.coarsening,
             expected_quality=option.quality,
             open_plans=None,
         )
 
-    def plan(self, levels: Sequence[int]) -> Plan:
-        """The plan of a picture that is made at these levels."""
-        return Plan(levels=tuple(levels), guidance=self.guidance, time_shift=self.time_shift, skips=self.skips)
+    def plan(self, progress: Progress) -> Plan:
+        """How a picture is made whose steps are these."""
+        ends = accumulate(progress.strides, initial=0)
+        strides = tuple(sum(self.strides[start:end]) for start, end in pairwise(ends))
+        return self._plan(tuple(progress.levels), strides)
+
+    def plan_at(self, level: int) -> Plan:
+        """How a picture is made whose steps all run at this level, none of them longer than planned."""
+        return self._plan((level,) * self.num_steps, self.strides)
+
+    def _plan(self, levels: tuple[int, ...], strides: tuple[int, ...]) -> Plan:
+        return Plan(
+            levels=levels, guidance=self.guidance, time_shift=self.time_shift, strides=strides, skips=self.skips
+        )

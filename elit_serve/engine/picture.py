@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from elit_serve.engine.conditions import Condition
 from elit_serve.engine.cost import Cost
 from elit_serve.engine.order import Order
 from elit_serve.errors import ElitError
-from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.progress import Progress
 from elit_serve.plans.skips import NO_SKIPS, Skips
 
 
@@ -23,9 +24,9 @@ class Picture:
     """What is being made, how far it is, and where it lies.
 
     picture_id: unique among those that an executor holds; the scheduler's request id.
-    grid: the times at which its steps start, and 1, where the last one ends.
-    levels: of each step that was decided so far, the one on the device included. Whoever decides the steps appends to
-        it, the scheduler or `offline.advance`, and nobody else counts them.
+    grid: the times at which its steps may start, and 1, where the last one ends.
+    progress: the steps that were decided so far, the one on the device included. Whoever decides them adds to it, the
+        scheduler or `offline.advance`, and nobody else counts them.
     skips: what its steps use again of earlier ones.
     noise [C, H, W]: where it starts, drawn from its seed by whoever asks.
     caller: who waits for it; None if nobody does. The times and the file are written by the worker.
@@ -43,7 +44,7 @@ class Picture:
         noise: Tensor,
         grid: Sequence[float],
         guidance: Guidance,
-        levels: Sequence[int],
+        progress: Progress,
         skips: Skips = NO_SKIPS,
         caller: Caller | None = None,
     ) -> None:
@@ -55,7 +56,7 @@ class Picture:
         self.grid = grid
         self.guidance = guidance
         self.skips = skips
-        self.levels = levels
+        self.progress = progress
         self.slot: int | None = None
         self.before: Tensor | None = None
         self._caller = caller
@@ -80,7 +81,7 @@ class Picture:
             grid=plan.times,
             guidance=plan.guidance,
             skips=plan.skips,
-            levels=[],
+            progress=Progress(),
         )
 
     def spend(self, cost: Cost) -> None:
@@ -101,23 +102,48 @@ class Picture:
         return self._caller
 
     @property
+    def levels(self) -> Sequence[int]:
+        """Of the steps that were decided."""
+        return self.progress.levels
+
+    @property
+    def strides(self) -> Sequence[int]:
+        """Of the steps that were decided."""
+        return self.progress.strides
+
+    @property
     def num_steps(self) -> int:
+        """Of its grid."""
         return len(self.grid) - 1
 
     @property
     def present_step(self) -> int:
-        """The index of the last step that was decided: the one to launch, or on the device."""
+        """The number, from 0, of the last step that was decided: the one to launch, or on the device."""
         return len(self.levels) - 1
+
+    @property
+    def present_times(self) -> tuple[float, float]:
+        """From when to when the present step goes."""
+        return self.grid[self.progress.at - self.strides[-1]], self.grid[self.progress.at]
 
     @property
     def is_complete(self) -> bool:
         """Whether its last step was decided."""
-        return len(self.levels) == self.num_steps
+        return self.progress.at == self.num_steps
+
+    @property
+    def present_preview(self) -> int | None:
+        """Which of its previews is due after the present step; None is none."""
+        if self.is_complete:
+            return None
+        due = self.caller.preview_steps
+        index = bisect_right(due, self.progress.at) - 1
+        return index if index >= 0 and due[index] > self.progress.at - self.strides[-1] else None
 
     @property
     def last_step(self) -> StepRun:
         """The present step, as those are told who watch."""
-        return StepRun(seed=self.seed, number=len(self.levels), num_steps=self.num_steps, level=self.levels[-1])
+        return StepRun(seed=self.seed, number=self.progress.at, num_steps=self.num_steps, level=self.levels[-1])
 
     @property
     def state(self) -> Literal["waiting", "running", "finishing"]:
@@ -165,11 +191,11 @@ class Caller:
         self.on_step = on_step
         self.is_hurried = False
         self.on_preview = on_preview or (lambda _: None)
-        self.preview_steps = frozenset(order.preview_steps) if on_preview is not None else frozenset()
+        self.preview_steps = order.preview_steps if on_preview is not None else ()
         self.pictures: list[Picture] = []
 
-    def add(self, picture_id: int, levels: Sequence[int]) -> Picture:
-        """The picture of the next seed, which has come as far as `levels` says."""
+    def add(self, picture_id: int, progress: Progress) -> Picture:
+        """The picture of the next seed, which has come as far as `progress` says."""
         order, index = self.order, len(self.pictures)
         picture = Picture(
             picture_id,
@@ -177,10 +203,10 @@ class Caller:
             shape=order.shape,
             seed=order.seeds[index],
             noise=order.noise[index],
-            grid=time_grid(order.num_steps, order.time_shift),
+            grid=order.times,
             guidance=order.guidance,
             skips=order.skips,
-            levels=levels,
+            progress=progress,
             caller=self,
         )
         self.pictures.append(picture)
@@ -198,7 +224,7 @@ class Caller:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRun:
-    """One step of a picture has run. number: from 1."""
+    """One step of a picture has run. number: how many steps of the plan's grid are done with it, of `num_steps`."""
 
     seed: int
     number: int
@@ -210,7 +236,7 @@ class StepRun:
 class Preview:
     """What an unfinished picture promises to become: a file as of a finished one.
 
-    index: from 0, of the picture's previews. num_steps: how many of its steps have run.
+    index: from 0, of the picture's previews. num_steps: how many steps of its plan's grid are done.
     """
 
     file: bytes

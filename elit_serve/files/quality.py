@@ -32,7 +32,6 @@ QUALITY_SCALE = "floor / distance, at most 1: 1 is as close to the reference as 
 MAX_SERVED_PLANS = 12  # each kind of step among them is measured at start-up
 ROUNDING = 1e-6
 MAX_FACTOR = 2.0  # neither a precision nor another time grid makes pictures twice as good
-MAX_EARLY = 32.0  # of what is skipped only the first tenth of the way counts then
 
 
 class PlanQuality(Measured):
@@ -98,6 +97,10 @@ class PlanQuality(Measured):
     def mean_level(self) -> float:
         return sum(level * count for level, count in self.levels) / self.steps
 
+    def is_guided_like(self, other: PlanQuality) -> bool:
+        """Whether steps, levels and skips alone may differ."""
+        return self.time_shift == other.time_shift and self.guidance.is_like(other.guidance)
+
     def is_sampled_like(self, other: Plan) -> bool:
         """Whether only the levels may differ."""
         own = self.plan
@@ -153,12 +156,14 @@ class GridQuality(Measured):
 class GridsQuality(Measured):
     """What longer steps make of quality: see `plans.coarsening`, which has the rule.
 
-    early: the one number of the rule, fitted to `measured`. error: root mean square of what the rule says less what was
-    measured, over the grids whose strides change; noise: that of the standard errors of these measurements.
+    last: level -> the share of the loss that is lost at the last step, the one number of the rule, fitted to what was
+        measured at this level.
+    error: root mean square of what the rule says less what was measured, over the grids whose strides change. noise:
+        that of the standard errors of these measurements.
     provenance: command, date, device, versions.
     """
 
-    early: float = Field(ge=1, le=MAX_EARLY)
+    last: dict[Level, Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
     error: Figure
     noise: Figure
     measured: tuple[GridQuality, ...] = Field(min_length=1)

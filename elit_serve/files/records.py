@@ -31,7 +31,8 @@ class RequestRecord(BaseModel):
 
     reason: the server's code for a request that is not done; `unreachable` without an answer.
     budget: what was granted, as a mean over steps and images.
-    label, seed, size, steps, guidance, skips, levels: make the pictures again; levels has one per step, for each image.
+    label, seed, size, steps, guidance, skips, levels, strides: make the pictures again; the last two have one per step,
+        for each image.
     expected_quality: of the plan at admission; quality: of what was done, as a mean over images.
     """
 
@@ -55,6 +56,7 @@ class RequestRecord(BaseModel):
     guidance: Mapping[str, Any] | None = None
     skips: Mapping[str, Any] | None = None
     levels: tuple[tuple[int, ...], ...] | None = None
+    strides: tuple[tuple[int, ...], ...] | None = None
     expected_quality: float | None = None
     quality: float | None = None
 

@@ -93,6 +93,12 @@ class Wishes(RequestBody):
         max_length=MAX_STEPS,
         description="A level for every step, as an answer reports it: makes the same picture again.",
     )
+    strides: list[Annotated[int, Field(ge=1, le=MAX_STEPS)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_STEPS,
+        description="Beside `levels`, as an answer reports it: how many steps of the plan's time grid each step is.",
+    )
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS, description="Denoising steps.")
     skips: SkipsRequest | None = Field(
         default=None, description="What steps use again of earlier ones, as an answer reports it."
@@ -157,6 +163,11 @@ class ImageFacts(BaseModel):
     level: int | float
     budget: float
     levels: list[int]
+    strides: list[int] = Field(
+        default=[],
+        description="How many steps of the plan's time grid each step was, `steps` together: above 1 under load. Empty "
+        "of a job from before it was told.",
+    )
     quality: float | None = Field(
         description="Measured, the mean over the steps of what their levels are worth; null without measurements."
     )
@@ -170,7 +181,8 @@ class ImageFacts(BaseModel):
 
 
 class GeneratedImage(ImageFacts, ImageFile):
-    """level is the mean over the steps, budget the share of the latents that it is, levels one per step."""
+    """level is the mean over the steps, budget the share of the latents that it is, levels one per step
+    that was run."""
 
 
 class GenerateFacts(BaseModel):
@@ -185,7 +197,7 @@ class GenerateFacts(BaseModel):
     size: str | None = Field(
         default=None, description="Of the pictures, as WIDTHxHEIGHT; null of a job from before it was told."
     )
-    steps: int
+    steps: int = Field(description="Of the plan's time grid; under load a picture may be made in fewer, longer ones.")
     guidance: GuidanceUsed
     skips: SkipsUsed | None = Field(default=None, description="What steps used again of earlier ones; null is nothing.")
     priority: Literal["interactive", "batch"]

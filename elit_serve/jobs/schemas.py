@@ -104,7 +104,7 @@ class JobStarted(BaseModel):
 
 
 class JobStep(BaseModel):
-    """The event `step`. step: from 1."""
+    """The event `step`. step: how many of the `steps` of its plan's time grid are done: a long step is several."""
 
     seed: int
     step: int

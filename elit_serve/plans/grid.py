@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.bounds import MAX_TIME_SHIFT, MIN_TIME_SHIFT
 
@@ -19,3 +22,13 @@ def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
         raise InvalidInput("time_shift", shift, f"a shift lies in {MIN_TIME_SHIFT} to {MAX_TIME_SHIFT}; 1 is uniform")
     times = (step / num_steps for step in range(num_steps + 1))
     return [t / (1 + (shift - 1) * (1 - t)) for t in times]
+
+
+def times_of(strides: Sequence[int], shift: float = 1.0) -> tuple[float, ...]:
+    """Where steps start that are so many steps of a grid each, and where the last one ends.
+
+    >>> times_of([1, 1, 2])
+    (0.0, 0.25, 0.5, 1.0)
+    """
+    grid = time_grid(sum(strides), shift)
+    return tuple(grid[at] for at in accumulate(strides, initial=0))

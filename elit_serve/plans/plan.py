@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from itertools import groupby
 
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.bounds import MAX_STEPS
-from elit_serve.plans.grid import time_grid
+from elit_serve.plans.grid import times_of
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.skips import NO_SKIPS, Skips
 from elit_serve.plans.step_kind import StepKind
@@ -53,13 +53,13 @@ class Plan:
 
     @property
     def mean_level(self) -> float:
+        """Of the steps that run."""
         return sum(self.levels) / len(self.levels)
 
     @property
     def times(self) -> tuple[float, ...]:
         """When each step starts, and the end: num_steps + 1 times from 0 to 1."""
-        grid = time_grid(self.grid_steps, self.time_shift)
-        return tuple(grid[at] for at in accumulate(self.strides, initial=0))
+        return times_of(self.strides, self.time_shift)
 
     @property
     def is_guided(self) -> list[bool]:

@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Self
 
+from elit_serve.plans.progress import Progress
 from elit_serve.scheduler.arrivals import RecentArrivals
 from elit_serve.scheduler.costs import CorrectedCosts, CostTable
 from elit_serve.scheduler.menu import Crowd, Option, PlanMenu
@@ -242,7 +243,7 @@ class RequestScheduler:
 
     @property
     def num_steps_left(self) -> int:
-        """Of all accepted requests together; those on the device do not count."""
+        """Of the grids of all accepted requests together; those on the device do not count."""
         return sum(request.steps_left for request in self._requests.values() if request.state not in ENDED)
 
     @property
@@ -254,9 +255,9 @@ class RequestScheduler:
     def counters(self) -> Counters:
         return Counters(**self._counted)
 
-    def progress_of(self, request_id: int) -> Sequence[int]:
-        """The level of each step decided so far, those on the device included: a list that goes on growing while the
-        request runs, and is only ever appended to. Whoever wants to know how far a picture is reads it here."""
+    def progress_of(self, request_id: int) -> Progress:
+        """The steps decided so far, those on the device included: it goes on growing while the request runs, and is
+        only ever added to. Whoever wants to know how far a picture is reads it here."""
         return self._requests[request_id].executed
 
     # Inside
@@ -341,6 +342,7 @@ class RequestScheduler:
             launch_id=self._num_launches,
             request_ids=tuple(choice.request_ids),
             kind=choice.kind,
+            strides=tuple(choice.strides),
             predicted_ms=costs.correction * table.step_ms(choice.kind, batch),
             decode_ms=costs.correction * table.decode_row(choice.kind.shape)[num_ending] if num_ending else 0.0,
             answer_ms=costs.correction * table.answer_row(choice.kind.shape)[num_ending] if num_ending else 0.0,
@@ -352,17 +354,19 @@ class RequestScheduler:
 
     def _advance(self, choice: Choice) -> None:
         granted, num_free, num_changed = 0, 0, 0
-        for request_id in choice.request_ids:
+        for request_id, stride in zip(choice.request_ids, choice.strides, strict=True):
             member = self._requests[request_id]
             executed = member.executed
-            level = executed[-1] if choice.kind.is_skipped else choice.kind.level
+            before = executed.levels[-1] if executed.at else None
+            level = before if before is not None and choice.kind.is_skipped else choice.kind.level
             if member.is_free:
                 num_free += 1
                 granted += level
-                num_changed += bool(executed) and executed[-1] != level
-            if not executed:
+                num_changed += before is not None and before != level
+            if before is None:
                 self._move(member, State.RUNNING)
-            executed.append(level)
+            executed.take(level, stride)
+            assert executed.at <= member.demand.num_steps, (executed.at, member.demand.num_steps)
         self._counted["granted_levels"] += granted
         self._counted["granted_steps"] += num_free
         self._counted["replans"] += num_changed

@@ -14,6 +14,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import NamedTuple, Protocol
 
+from elit_serve.plans.progress import Progress
 from elit_serve.scheduler.requests import Demand, Launch, Refusal
 from elit_serve.scheduler.state import State
 
@@ -45,8 +46,8 @@ class Scheduler(Protocol):
     def delivered(self, request_id: int, now_s: float) -> None:
         """The picture is out: FINISHING becomes DONE."""
 
-    def progress_of(self, request_id: int) -> Sequence[int]:
-        """The levels of its steps decided so far: a list that goes on growing, and is only ever appended to."""
+    def progress_of(self, request_id: int) -> Progress:
+        """Its steps decided so far; it goes on growing, and is only ever added to."""
 
     def state(self, request_id: int) -> State | None:
         """Where a request is; None when it is not known, or ended and forgotten."""
@@ -95,11 +96,12 @@ class Launched(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """What became of a request that was taken. levels: of the steps that were run for it."""
+    """What became of a request that was taken. levels, strides: of the steps that were run for it."""
 
     state: State
     at_s: float
     levels: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 class Driver:
@@ -215,6 +217,7 @@ class Driver:
         state = self.scheduler.state(request_id)
         assert state is not None, request_id
         assert request_id not in self.endings, "a request ends once"
-        levels = tuple(self.scheduler.progress_of(request_id))
-        self.endings[request_id] = Ended(state=state, at_s=self.now_s, levels=levels)
+        progress = self.scheduler.progress_of(request_id)
+        levels, strides = tuple(progress.levels), tuple(progress.strides)
+        self.endings[request_id] = Ended(state=state, at_s=self.now_s, levels=levels, strides=strides)
         self.scheduler.forget(request_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from elit_serve.plans.progress import Progress
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.drive import AsPredicted, Driver
 from elit_serve.scheduler.requests import Demand, Refusal
@@ -20,11 +21,11 @@ TRIES_APART = 1.03  # and between two tries the time must have grown by this fac
 class Course:
     """Some images played through, every step taking what is predicted for it.
 
-    levels: of each image, one per step. started_s: when the first step of any of them begins; ended_s: when the last
-    step of all is done; encoded_s: when all their files are there.
+    steps: of each image. started_s: when the first step of any of them begins; ended_s: when the last step of all is
+    done; encoded_s: when all their files are there.
     """
 
-    levels: tuple[tuple[int, ...], ...]
+    steps: tuple[Progress, ...]
     started_s: float
     ended_s: float
     encoded_s: float
@@ -36,16 +37,16 @@ def course_of(scheduler: RequestScheduler, demands: Sequence[Demand], now_s: flo
     if refusal is not None:
         return refusal
     ids = {demand.request_id for demand in demands}
-    levels = [scheduler.progress_of(demand.request_id) for demand in demands]
+    steps = tuple(scheduler.progress_of(demand.request_id) for demand in demands)
     driver = _driver(scheduler, now_s)
     own_launches = []
-    while any(len(own) < demand.num_steps for own, demand in zip(levels, demands, strict=True)):
+    while any(own.at < demand.num_steps for own, demand in zip(steps, demands, strict=True)):
         started = driver.next_launch()
         assert started is not None, "whoever has steps left is run"
         if ids.intersection(started.launch.request_ids):
             own_launches.append(started)
     return Course(
-        levels=tuple(map(tuple, levels)),
+        steps=steps,
         started_s=own_launches[0].start_s,
         ended_s=own_launches[-1].end_s,
         encoded_s=max(started.end_s + started.launch.answer_ms / 1000 for started in own_launches),

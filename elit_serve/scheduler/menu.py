@@ -183,11 +183,14 @@ def _front(options: Sequence[Option], time_ms: Callable[[Option], float]) -> lis
 
 
 def _worth_at_least(quality: float, options: Sequence[Option]) -> list[Option]:
-    """Those of one plan from which on, with the level, nothing is worth less; the plan then runs at no lower level."""
+    """Those of one plan from which on, with the level, nothing is worth less; the plan then runs at no lower level, and
+    with no longer steps than leave it so much there."""
     good = list(takewhile(lambda option: option.quality >= quality - ROUNDING, reversed(options)))[::-1]
     if not good or good[0].level > min(good[0].plan.ceilings):  # of a schedule, which begins at a low level
         return []
-    plan = replace(good[0].plan, min_level=good[0].level)
+    plan = good[0].plan
+    coarsening = plan.coarsening and plan.coarsening.up_to(1 - quality / good[0].quality)
+    plan = replace(plan, min_level=good[0].level, coarsening=coarsening)
     return [replace(option, plan=plan) for option in good]
 
 

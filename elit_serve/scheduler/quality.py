@@ -10,6 +10,8 @@ from itertools import pairwise
 from math import inf, log
 from statistics import fmean
 
+from elit_serve.plans.coarsening import Coarsening, between
+
 LOWEST_LEVEL_QUALITY = 0.75  # a guess, where nothing is measured: of a picture at the lowest level, 1 being the highest
 
 
@@ -24,6 +26,7 @@ class MeasuredPlan:
     levels: mean level -> quality, as measured with these steps and this guidance; None is this plan alone.
     min_level: the lowest level at which its steps may run: autoguidance stays above its weak level.
     skipped: the steps that skip their cores, as in `Demand`.
+    coarsening: how long its steps may become, and what that costs; None is not at all.
     """
 
     name: str
@@ -33,6 +36,7 @@ class MeasuredPlan:
     levels: Mapping[float, float] | None = None
     min_level: int = 1
     skipped: tuple[int, ...] = ()
+    coarsening: Coarsening | None = None
 
     def __post_init__(self) -> None:
         assert len(self.weak_caps) == len(self.ceilings), (len(self.weak_caps), len(self.ceilings))
@@ -78,20 +82,23 @@ class QualityTable:
             return self.levels[grid[min(index, len(grid) - 1)]]
         return self.levels[grid[index - 1]] + self._slopes[index - 1] * (mean_level - grid[index - 1])
 
-    def of_steps(self, levels: Sequence[int]) -> float:
+    def of_steps(
+        self, levels: Sequence[int], strides: Sequence[int] | None = None, coarsening: Coarsening | None = None
+    ) -> float:
         """Of a picture of the default plan whose steps ran at these levels.
 
         Each counts for what a picture with all steps at its level is worth. At the mean level it would be read off too
-        high, because quality is concave in the level.
+        high, because quality is concave in the level. A step of a stride counts as so many, and what long ones lose
+        together comes off.
         """
-        return fmean([self.at(level) for level in levels])
+        return kept(coarsening, levels, strides) * fmean([self.at(level) for level in levels], strides)
 
     def moved(self, quality: float, measured_at: float, mean_level: float) -> float:
         """What a plan of this quality, measured at one mean level, is worth at another one: it gains or loses the same
         share as the default plan does between them. At most 1."""
         return min(1.0, quality * self.at(mean_level) / self.at(measured_at))
 
-    def of_plan(self, plan: MeasuredPlan, levels: Sequence[int]) -> float:
+    def of_plan(self, plan: MeasuredPlan, levels: Sequence[int], strides: Sequence[int] | None = None) -> float:
         """Of a picture that is made by this plan, its steps at these levels.
 
         At its ceilings it is what was measured. Otherwise its steps count one by one, as in `of_steps`. Where a single
@@ -101,9 +108,11 @@ class QualityTable:
             return plan.quality
         curve = plan.levels or {fmean(plan.ceilings): plan.quality}
         if len(curve) > 1:
-            return fmean([between(curve, level) for level in levels])
-        ((measured_at, quality),) = curve.items()
-        return fmean([self.moved(quality, measured_at, level) for level in levels])
+            worths = [between(curve, level) for level in levels]
+        else:
+            ((measured_at, quality),) = curve.items()
+            worths = [self.moved(quality, measured_at, level) for level in levels]
+        return kept(plan.coarsening, levels, strides) * fmean(worths, strides)
 
     def slope(self, level: float) -> float:
         """What one more latent adds just below this level (at or below the lowest: just above it)."""
@@ -121,18 +130,12 @@ class QualityTable:
         return [(self.levels[high] - self.levels[low]) / (high - low) for low, high in pairs]
 
 
-def between(levels: Mapping[float, float], level: float) -> float:
-    """Linear between the levels, the nearest end's value outside of them.
-
-    >>> between({1: 0.2, 4: 0.8}, 2.5), between({1: 0.2, 4: 0.8}, 16)
-    (0.5, 0.8)
-    """
-    grid = sorted(levels)
-    if level <= grid[0] or level >= grid[-1]:
-        return levels[grid[0] if level <= grid[0] else grid[-1]]
-    high = bisect_left(grid, level)
-    share = (level - grid[high - 1]) / (grid[high] - grid[high - 1])
-    return (1 - share) * levels[grid[high - 1]] + share * levels[grid[high]]
+def kept(coarsening: Coarsening | None, levels: Sequence[int], strides: Sequence[int] | None) -> float:
+    """The share of quality that a picture keeps whose steps have these strides; None are those of its plan."""
+    if strides is None or max(strides) == 1:
+        return 1.0
+    assert coarsening is not None, "nothing is known of longer steps"
+    return 1 - coarsening.lost(levels, strides)
 
 
 def logarithmic(levels: Sequence[int], *, lowest: float) -> dict[int, float]:

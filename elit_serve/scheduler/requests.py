@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.step_kind import StepKind
 
 SKIPPED_BOUNDS = (1, 1)  # one for all, so that their kinds are the same
@@ -34,6 +35,7 @@ class Demand:
     pinned: one level per step that must be run exactly, or None; excludes the bounds.
     skipped: the steps, from 0, that skip their cores (`plans.skips`). They run at any level: all of them can share
         launches, and count as of the level of the step before.
+    coarsening: how long its steps may become, so that they are fewer; None keeps them as they are.
     extra_s: how much later than the table says its answer comes after its last step.
     """
 
@@ -47,6 +49,7 @@ class Demand:
     ceilings: tuple[int, ...] | None = None
     pinned: tuple[int, ...] | None = None
     skipped: tuple[int, ...] = ()
+    coarsening: Coarsening | None = None
     is_hard: bool = True
     priority: Priority = Priority.INTERACTIVE
     extra_s: float = 0.0
@@ -58,10 +61,18 @@ class Demand:
         assert self.ceilings is None or min(self.ceilings) >= self.min_level, (self.ceilings, self.min_level)
         assert self.pinned is None or len(self.pinned) == len(self.weak_caps)
         assert not self.skipped or 0 < self.skipped[0] <= self.skipped[-1] < len(self.weak_caps), self.skipped
+        assert self.coarsening is None or (self.pinned is None and not self.skipped), "these steps stay as they are"
+        assert self.coarsening is None or len(self.coarsening.weights) == len(self.weak_caps)
 
     @property
     def num_steps(self) -> int:
+        """Of its time grid."""
         return len(self.weak_caps)
+
+    @property
+    def max_stride(self) -> int:
+        """How many steps of its grid one step may be at most."""
+        return 1 if self.coarsening is None else self.coarsening.max_stride
 
     @cached_property
     def bounds(self) -> tuple[tuple[int, int], ...]:
@@ -100,6 +111,7 @@ class Launch:
     """One denoising step of a cohort: the executor runs the next step of each of these requests.
 
     kind: of the step, the same for all members; but unguided steps may ride in a guided launch, at scale 1.
+    strides: of the step of each member, in the same order.
     predicted_ms: what the corrected cost table says, to be compared with what is observed.
     decode_ms, answer_ms: of those whose last step it is, as predicted: how long the device decodes them before it runs
         anything else, and when all their files are there, both from the end of the step.
@@ -109,6 +121,7 @@ class Launch:
     request_ids: tuple[int, ...]
     kind: StepKind
     predicted_ms: float
+    strides: tuple[int, ...]
     decode_ms: float = 0.0
     answer_ms: float = 0.0
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from elit_serve.plans.progress import Progress
 from elit_serve.scheduler.requests import Demand
 
 
@@ -33,7 +34,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 
 @dataclass(slots=True, kw_only=True)
 class Tracked:
-    """A request and how far it is. executed: the level of each step decided so far; those count as run.
+    """A request and how far it is. executed: the steps decided so far; those count as run.
 
     is_free: whether its levels are the policy's to choose.
     is_hurried: whether it is to end as soon as that allows, however good it is then.
@@ -41,7 +42,7 @@ class Tracked:
 
     demand: Demand
     state: State = State.WAITING
-    executed: list[int] = field(default_factory=list)
+    executed: Progress = field(default_factory=Progress)
     is_hurried: bool = False
     is_free: bool = field(init=False)
 
@@ -50,7 +51,8 @@ class Tracked:
 
     @property
     def steps_left(self) -> int:
-        return self.demand.num_steps - len(self.executed)
+        """Of its time grid, which may be covered by fewer, longer ones."""
+        return self.demand.num_steps - self.executed.at
 
     def copy(self) -> Tracked:
         executed = self.executed.copy()

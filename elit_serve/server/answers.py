@@ -21,18 +21,19 @@ from elit_serve.http.schemas import (
 )
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
+from elit_serve.plans.progress import Progress
 from elit_serve.plans.skips import Skips
 from elit_serve.server.orders import quality_of
 
 
-def picture_quality(pipeline: Pipeline, order: Order, levels: Sequence[int]) -> float | None:
-    """Measured quality of pictures of this order whose steps run at these levels, foretold or done."""
-    return quality_of(pipeline, order.plan(levels))
+def picture_quality(pipeline: Pipeline, order: Order, steps: Progress) -> float | None:
+    """Measured quality of pictures of this order whose steps are these, foretold or done."""
+    return quality_of(pipeline, order.plan(steps))
 
 
-def mean_quality(pipeline: Pipeline, order: Order, levels: Sequence[Sequence[int]]) -> float | None:
-    """Over the pictures of an order. levels: for each picture one per step."""
-    qualities = [picture_quality(pipeline, order, of_one) for of_one in levels]
+def mean_quality(pipeline: Pipeline, order: Order, pictures: Sequence[Progress]) -> float | None:
+    """Over the pictures of an order, by their steps."""
+    qualities = [picture_quality(pipeline, order, steps) for steps in pictures]
     known = [quality for quality in qualities if quality is not None]
     return fmean(known) if known else None
 
@@ -47,7 +48,7 @@ def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, to
         **order.condition.facts(),
         output_format=order.output_format,
         size=str(pipeline.sizes.size_of(order.shape)),
-        steps=order.num_steps,
+        steps=order.grid_steps,
         guidance=guidance_used(order.guidance, pipeline.budgets),
         skips=skips_used(order.skips),
         priority=request.priority,
@@ -61,7 +62,7 @@ def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, to
         total_ms=round(total_ms, 3),
         gflops=outcome.cost.gflops,
         device_ms=round(outcome.cost.device_ms, 3),
-        quality=rounded(mean_quality(pipeline, order, [picture.levels for picture in outcome.pictures])),
+        quality=rounded(mean_quality(pipeline, order, [picture.progress for picture in outcome.pictures])),
         expected_quality=rounded(order.expected_quality),
         quality_size=pipeline.quality_size,
         images=[_image(picture, order, pipeline) for picture in outcome.pictures],
@@ -80,14 +81,15 @@ def skips_used(skips: Skips) -> SkipsUsed | None:
 
 
 def _image(picture: Picture, order: Order, pipeline: Pipeline) -> GeneratedImage:
-    mean_level = fmean(picture.levels)
+    plan = order.plan(picture.progress)
     return GeneratedImage(
         b64_json=picture.file,
         seed=picture.seed,
-        level=whole(mean_level),
-        budget=pipeline.budgets.of_level(mean_level),
-        levels=list(picture.levels),
-        quality=rounded(picture_quality(pipeline, order, picture.levels)),
+        level=whole(plan.mean_level),
+        budget=pipeline.budgets.of_level(plan.mean_level),
+        levels=list(plan.levels),
+        strides=list(plan.strides),
+        quality=rounded(quality_of(pipeline, plan)),
         queue_ms=round(picture.queue_ms, 3),
         compute_ms=round(picture.compute_ms, 3),
         encode_ms=round(picture.encode_ms, 3),
@@ -110,6 +112,7 @@ def bare_answer(facts: GenerateResponse) -> Response:
         "Level": image.level,
         "Budget": image.budget,
         "Levels": ",".join(map(str, image.levels)),
+        "Strides": ",".join(map(str, image.strides)),
         "Steps": facts.steps,
         "Guidance": facts.guidance.model_dump_json(),
         "Skips": None if facts.skips is None else facts.skips.model_dump_json(),

@@ -49,26 +49,28 @@ def _plans(request: GenerateRequest, order: Order, pipeline: Pipeline, cost: Cos
 
 def _levels(order: Order, pipeline: Pipeline, cost: CostTable) -> list[int]:
     """Those among which the scheduler would choose, or could if they were not pinned."""
-    usable = usable_levels(order.plan((order.max_level,) * order.num_steps), pipeline.config.levels)
+    usable = usable_levels(order.plan_at(order.max_level), pipeline.config.levels)
     bounded = [level for level in usable if order.min_level <= level <= order.max_level]
     return [level for level in bounded if level in cost.levels] or bounded[:1]
 
 
 def _course(request: GenerateRequest, order: Order, course: Course, pipeline: Pipeline, cost: CostTable) -> PlanCourse:
-    mean_level = fmean(level for levels in course.levels for level in levels)
+    plans = [order.plan(steps) for steps in course.steps]
+    mean_level = fmean(plan.mean_level for plan in plans)
     latency_ms = 1000 * (course.encoded_s - order.arrived_s) + cost.overhead_ms + order.extra_ms
     return PlanCourse(
-        steps=order.num_steps,
+        steps=order.grid_steps,
         guidance=guidance_used(order.guidance, pipeline.budgets),
         skips=skips_used(order.skips),
         level=whole(mean_level),
         budget=pipeline.budgets.of_level(mean_level),
-        levels=[list(levels) for levels in course.levels],
+        levels=[list(plan.levels) for plan in plans],
+        strides=[list(plan.strides) for plan in plans],
         queue_ms=round(1000 * (course.started_s - order.arrived_s), 3),
         latency_ms=round(latency_ms, 3),
         answer_ms=round(1000 * (course.encoded_s - course.ended_s) + cost.overhead_ms + order.extra_ms, 3),
         deadline_met=None if request.latency_ms is None else latency_ms <= request.latency_ms,
-        quality=rounded(mean_quality(pipeline, order, course.levels)),
+        quality=rounded(mean_quality(pipeline, order, course.steps)),
         expected_quality=rounded(order.expected_quality),
     )
 

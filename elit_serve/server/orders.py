@@ -23,6 +23,7 @@ from elit_serve.http.schemas import (
     Wishes,
 )
 from elit_serve.plans.bounds import MAX_SEED
+from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.formats import FILE_QUALITY, LOSSY_FORMATS, AnswerFormat, answer_formats
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -80,6 +81,7 @@ def order_of(
     plan = pipeline.plan(
         budget=request.budget,
         levels=request.levels,
+        strides=request.strides,
         steps=request.steps,
         guidance=_guidance(request.guidance, pipeline),
         skips=_skips(request, cost, shape.name),
@@ -91,8 +93,11 @@ def order_of(
     pinned = plan.levels if request.budget is not None or request.levels is not None else None
     offered = open_plans_of(request, open_plans.get(shape.name), settings)
     low, high = _bounds(request, plan, pipeline)
+    coarsening = _coarsening_of(request, plan, pipeline)
     if request.min_quality is not None and offered is None:
         low, high = _good_levels(request.min_quality, plan, pipeline, low, high)
+        worth = quality_of(pipeline, plan.at_level(low))
+        coarsening = coarsening and coarsening.up_to(0.0 if worth is None else 1 - request.min_quality / worth)
     caps = plan.weak_caps(max(pipeline.config.levels))
     file_format = output_format or format_of(request, pipeline)
     latency_ms = request.latency_ms or settings.soft_latency_ms
@@ -114,6 +119,8 @@ def order_of(
         max_level=high,
         pinned=pinned,
         skips=plan.skips,
+        strides=plan.strides,
+        coarsening=coarsening,
         priority=Priority(request.priority),
         output_format=file_format,
         file_quality=_file_quality(request, file_format),
@@ -156,6 +163,13 @@ def is_open(wishes: Wishes) -> bool:
 def quality_of(pipeline: Pipeline, plan: Plan) -> float | None:
     """Measured quality of pictures made by this plan."""
     return None if pipeline.quality is None else pipeline.quality.of(plan)
+
+
+def _coarsening_of(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> Coarsening | None:
+    """How long steps may become; None where the request itself says how many there are, or which."""
+    if pipeline.quality is None or (request.steps, request.budget, request.levels) != (None, None, None):
+        return None
+    return pipeline.quality.coarsening_of(plan)
 
 
 def _condition(request: GenerateRequest, pipeline: Pipeline) -> Condition:

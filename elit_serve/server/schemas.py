@@ -10,7 +10,8 @@ from elit_serve.http.schemas import GuidanceUsed, SkipsUsed
 
 
 class PlanCourse(BaseModel):
-    """What would be done if nobody else came. levels: for each picture one per step; level and budget are means."""
+    """What would be done if nobody else came. levels, strides: for each picture one per step, as in an answer; level
+    and budget are means."""
 
     steps: int
     guidance: GuidanceUsed
@@ -18,6 +19,7 @@ class PlanCourse(BaseModel):
     level: int | float
     budget: float
     levels: list[list[int]]
+    strides: list[list[int]]
     queue_ms: float = Field(description="From arrival to the first step of the first picture.")
     latency_ms: float = Field(description="From arrival to the answer, as predicted.")
     answer_ms: float = Field(description="Of that what follows the last step: decoding, encoding and the response.")

@@ -151,7 +151,7 @@ def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateRespon
     pipeline = taken.engine.pipeline
     total_ms = 1000 * (service.clock.now() - taken.order.arrived_s)
     facts = answer(taken.body, outcome, pipeline=pipeline, total_ms=total_ms)
-    qualities = [picture_quality(pipeline, outcome.order, picture.levels) for picture in outcome.pictures]
+    qualities = [picture_quality(pipeline, outcome.order, picture.progress) for picture in outcome.pictures]
     service.metrics.of(taken.engine.name).done(outcome, qualities)
     return facts
 

@@ -121,6 +121,7 @@ def order(
     plan = pipeline.plan(steps=steps)
     arrived_s = CLOCK.now() if arrived_s is None else arrived_s
     return Order(
+        strides=(1,) * steps,
         condition=condition or pipeline.conditions[2],
         shape=pipeline.shapes[0].name,
         seeds=tuple(seeds),

@@ -107,38 +107,48 @@ def test_a_changed_grid_ends_where_the_whole_one_does() -> None:
     assert ChangedGrid(stride=4, end=0.5).strides(10, 1.0) == (4, 4, 1, 1)
 
 
-def made_up(rule: Coarsening, noise: Sequence[float] = (0.0,), num_steps: int = 40) -> list[MeasuredGrid]:
-    """Measurements that follow a rule, but for noise."""
-    whole = Plan(levels=(4,) * num_steps, guidance=Guidance())
+WHOLE = Plan(levels=(4,) * 40, guidance=Guidance())
+RULE = Coarsening.of(WHOLE.times, {4: (0.0, 0.0, 0.08, 0.14, 0.2)}, {4: 0.35})
+
+
+@pytest.mark.parametrize(
+    ("strides", "is_even"), [((2, 2), True), ((4, 4, 2), True), ((1, 1, 2), False), ((2, 1, 1), False), ((6,), True)]
+)
+def test_a_grid_is_even_whose_last_step_alone_is_shorter(strides: tuple[int, ...], is_even: bool) -> None:
+    plan = Plan(levels=(4,) * len(strides), strides=strides)
+    whole = Plan(levels=(4,) * sum(strides))
+    grid = MeasuredGrid(plan=plan, whole=whole, repeats=1, ratio=Estimate(value=1.0, half_width=0.0))
+    assert grid.is_even == is_even
+
+
+def made_up(noise: Sequence[float] = (0.0,)) -> list[MeasuredGrid]:
+    """Measurements that follow the rule, but for noise."""
     grids = []
     for index, change in enumerate(CHANGES):
-        strides = change.strides(num_steps, 1.0)
+        strides = change.strides(40, 1.0)
         plan = Plan(levels=(4,) * len(strides), strides=strides)
-        kept = 1 - rule.lost(whole.times, plan.levels, plan.strides) + noise[index % len(noise)] * (index > 1)
+        kept = 1 - RULE.lost(plan.levels, plan.strides) + noise[index % len(noise)] * (index > 1)
         ratio = Estimate(value=kept, half_width=0.0196)
-        grids.append(MeasuredGrid(plan=plan, whole=whole, repeats=1, ratio=ratio))
+        grids.append(MeasuredGrid(plan=plan, whole=WHOLE, repeats=1, ratio=ratio))
     return grids
 
 
 def test_the_rule_is_found_again_in_what_follows_it() -> None:
-    rule = Coarsening(early=3.5, losses={4: (0.0, 0.0, 0.08, 0.14, 0.2)})
-    found = judged(made_up(rule), {})
-    assert found.early == pytest.approx(3.5)
+    found = judged(made_up(), {})
+    assert found.last == {4: pytest.approx(0.35)}
     assert found.error == pytest.approx(0, abs=1e-9)
     assert found.noise == pytest.approx(0.01, rel=0.01)
     assert [grid.expected for grid in found.measured] == pytest.approx([grid.ratio.value for grid in found.measured])
 
 
 def test_what_the_rule_does_not_catch_is_its_error() -> None:
-    rule = Coarsening(early=3.5, losses={4: (0.0, 0.0, 0.08, 0.14, 0.2)})
-    found = judged(made_up(rule, noise=(0.03, -0.03)), {})
+    found = judged(made_up(noise=(0.03, -0.03)), {})
     assert 0.02 < found.error < 0.04
 
 
 def test_a_stride_for_a_part_of_the_way_needs_one_throughout() -> None:
-    rule = Coarsening(early=3.5, losses={4: (0.0, 0.0, 0.08, 0.14, 0.2)})
-    partly = [grid for grid in made_up(rule) if grid.plan.strides[0] != 4 or len(set(grid.plan.strides)) > 1]
+    partly = [grid for grid in made_up() if grid.plan.strides[0] != 4 or len(set(grid.plan.strides)) > 1]
     with pytest.raises(InvalidInput, match="a stride of 4 for a part of the way"):
         judged(partly, {})
     with pytest.raises(InvalidInput, match="2 even grids"):
-        judged(made_up(rule)[:2], {})
+        judged(made_up()[:2], {})

@@ -66,7 +66,9 @@ def swept(tiny_model_dir: Path, tmp_path: Path, photographs: PhotographOptions, 
 def record(plan: Any, levels: list[int]) -> RequestRecord:
     guidance = {**asdict(plan.guidance), "weak_budget": 0.25}
     done = {"planned_s": 5.0, "sent_s": 5.0, "ended_s": 5.5, "latency_ms": 700.0, "ending": "done"}
-    return RequestRecord.model_validate({**done, "levels": [levels], "guidance": guidance})
+    return RequestRecord.model_validate(
+        {**done, "levels": [levels], "strides": [[1] * len(levels)], "guidance": guidance}
+    )
 
 
 def test_served_levels_are_made_again_and_compared(

@@ -38,27 +38,37 @@ def test_strides_that_make_no_plan_are_refused(strides: tuple[int, ...]) -> None
         Plan(levels=(4, 4), strides=strides)
 
 
-COARSENING = Coarsening(early=2.0, losses={1: (0.0, 0.0, 0.02, 0.06), 4: (0.0, 0.0, 0.1, 0.3)})
+LOSSES = {1: (0.0, 0.0, 0.02, 0.06), 4: (0.0, 0.0, 0.1, 0.3)}
 
 
-def test_a_stride_throughout_loses_what_was_measured_whatever_the_weights() -> None:
-    times = time_grid(6)
-    for early in (1.0, 2.0, 5.5):
-        rule = Coarsening(early=early, losses=COARSENING.losses)
-        assert rule.lost(times, (4,) * 6, (1,) * 6) == 0
-        assert rule.lost(times, (4,) * 3, (2,) * 3) == pytest.approx(0.1)
-        assert rule.lost(times, (1,) * 2, (3,) * 2) == pytest.approx(0.06)
+def test_a_stride_throughout_loses_what_was_measured_whatever_is_lost_at_the_end() -> None:
+    for share in (0.0, 0.4, 1.0):
+        rule = Coarsening.of(time_grid(6, 1.5), LOSSES, {4: share})
+        assert rule.lost((4,) * 6, (1,) * 6) == 0
+        assert rule.lost((4,) * 3, (2,) * 3) == pytest.approx(0.1)
+        assert rule.lost((1,) * 2, (3,) * 2) == pytest.approx(0.06)
 
 
-def test_steps_given_up_early_cost_more_than_late_ones() -> None:
-    times = time_grid(8)
-    early = COARSENING.lost(times, (4,) * 6, (2, 2, 1, 1, 1, 1))
-    late = COARSENING.lost(times, (4,) * 6, (1, 1, 1, 1, 2, 2))
-    assert early == pytest.approx(0.75 * 0.1)  # W(0.5) = 1 - 0.5^2
-    assert late == pytest.approx(0.25 * 0.1)
+def test_steps_given_up_early_cost_more_than_late_ones_but_for_the_last() -> None:
+    rule = Coarsening.of(time_grid(8), LOSSES)
+    assert rule.lost((4,) * 6, (2, 2, 1, 1, 1, 1)) == pytest.approx(0.875 * 0.1)  # W(0.5) = 1 - 0.5^3
+    assert rule.lost((4,) * 6, (1, 1, 1, 1, 2, 2)) == pytest.approx(0.125 * 0.1)
+    rule = Coarsening.of(time_grid(8), LOSSES, {1: 0.0, 4: 0.6})
+    assert rule.lost((4,) * 6, (1, 1, 1, 1, 2, 2)) == pytest.approx((0.6 + 0.4 * 0.125) * 0.1)
+    assert rule.lost((4,) * 5, (1, 1, 1, 1, 2)) < 0.4 * 0.125 * 0.1, "the last step is still to come"
 
 
 def test_between_levels_a_loss_lies_between() -> None:
-    assert COARSENING.loss(2.5, 2) == pytest.approx(0.06)
-    assert COARSENING.loss(16, 3) == 0.3
-    assert COARSENING.max_stride == 3
+    rule = Coarsening.of(time_grid(8), LOSSES, {1: 0.0, 4: 0.5})
+    assert rule.loss(2.5, 2) == pytest.approx((0.02 + 0.05) / 2)
+    assert rule.end_loss(16, 3) == pytest.approx(0.15)
+    assert rule.max_stride == 3
+
+
+def test_strides_that_lose_too_much_can_be_left_out() -> None:
+    rule = Coarsening.of(time_grid(8), LOSSES, {4: 0.5})
+    shorter = rule.up_to(0.2)
+    assert shorter is not None
+    assert shorter.max_stride == 2
+    assert rule.up_to(0.2) is shorter
+    assert (rule.up_to(0.3), rule.up_to(0.05)) == (rule, None)

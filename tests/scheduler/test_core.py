@@ -48,7 +48,7 @@ def test_a_request_goes_from_waiting_over_running_and_finishing_to_done(schedule
     assert (scheduler.state(1), scheduler.num_running) == (State.FINISHING, 0)
     scheduler.delivered(1, 0.02)
     assert scheduler.state(1) is State.DONE
-    assert scheduler.progress_of(1) == [16, 16]
+    assert scheduler.progress_of(1).levels == [16, 16]
     assert (scheduler.counters.promised, scheduler.counters.kept, scheduler.counters.missed) == (1, 1, 0)
     scheduler.forget(1)
     assert scheduler.state(1) is None

@@ -57,7 +57,7 @@ def test_pictures_are_made_in_time_though_decisions_fail(
     assert scheduler.submit([image(5, is_hard=False)], 0.0) is None
     assert run_all(scheduler) + 0.01 <= 0.5
     assert all(scheduler.state(i) is State.DONE for i in (0, 1, 2, 3, 5))
-    assert all(len(scheduler.progress_of(i)) == 6 for i in (0, 1, 2, 3, 5))
+    assert all(scheduler.progress_of(i).at == 6 for i in (0, 1, 2, 3, 5))
     assert scheduler.counters.decision_errors == (3 if recovers else 2)
 
 

@@ -100,7 +100,7 @@ def test_two_launches_may_be_on_the_device_and_the_second_starts_when_the_first_
 def test_what_is_over_may_be_forgotten_and_all_goes_on(scheduler: RequestScheduler) -> None:
     driver = Driver(scheduler, Slow())  # whose answers take a while
     driver.submit([image(0, within_s=9.0)])
-    while len(scheduler.progress_of(0)) < 2:
+    while scheduler.progress_of(0).at < 2:
         driver.next_launch()
     driver.finish()
     driver.cancel(0)  # between its last step and its answer

@@ -41,7 +41,7 @@ def test_a_request_alone_with_time_runs_at_the_highest_level(table: CostTable, q
     assert scheduler.submit([image(1, within_s=10.0)], 0.0) is None
     launch = scheduler.decide(0.0)
     assert isinstance(launch, Launch)
-    assert launch == Launch(launch_id=0, request_ids=(1,), kind=StepKind("32x32", 16), predicted_ms=6.0)
+    assert launch == Launch(launch_id=0, request_ids=(1,), kind=StepKind("32x32", 16), predicted_ms=6.0, strides=(1,))
 
 
 def test_a_request_in_flight_gives_compute_back_when_others_arrive(table: CostTable, quality: QualityTable) -> None:
@@ -137,7 +137,7 @@ def test_soft_requests_are_never_refused_for_their_deadline_and_never_break_a_pr
     for _ in range(10):
         launch, now_s = run_next(scheduler, now_s)
         finished_s = now_s if 20 in launch.request_ids else finished_s
-    assert len(scheduler.progress_of(20)) == 10
+    assert scheduler.progress_of(20).at == 10
     assert finished_s <= 0.0301
 
 
@@ -192,7 +192,7 @@ def test_hundreds_of_promises_are_planned_and_kept(table: CostTable, quality: Qu
     while scheduler.num_waiting + scheduler.num_running:
         _, now_s = run_next(scheduler, now_s)
     assert now_s + 0.01 <= 2.6
-    assert all(len(scheduler.progress_of(i)) == 10 for i in taken)
+    assert all(scheduler.progress_of(i).at == 10 for i in taken)
 
 
 def test_promises_that_are_due_later_run_beside_urgent_ones(table: CostTable, quality: QualityTable) -> None:

@@ -76,8 +76,8 @@ def test_what_is_forecast_is_what_happens_when_nobody_else_comes(make_scheduler:
         started_s = now_s if started_s is None and 99 in decision.request_ids else started_s
         now_s += decision.predicted_ms / 1000
         scheduler.finished(decision.launch_id, now_s)
-    levels = (tuple(scheduler.progress_of(99)),)
-    assert foreseen == Course(levels=levels, started_s=started_s or 0.0, ended_s=now_s, encoded_s=now_s)
+    steps = (scheduler.progress_of(99),)
+    assert foreseen == Course(steps=steps, started_s=started_s or 0.0, ended_s=now_s, encoded_s=now_s)
 
 
 @pytest.mark.parametrize("seed", range(20))

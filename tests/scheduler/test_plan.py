@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
+from math import ceil
 from random import Random
 
 import pytest
 
+from elit_serve.plans.coarsening import Coarsening
+from elit_serve.plans.grid import time_grid
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.costs import AnswerCost, CorrectedCosts
@@ -56,6 +59,8 @@ def drawn_works(random: Random, count: int, max_steps: int, *, decodes: bool = F
         steps = random.randint(1, max_steps)
         guided_from = random.choice([0, steps, steps // 2]) if mixed else 0
         low = random.choice(LEVELS) if mixed else 2
+        longest = random.choice([1, 1, 2, 3]) if mixed else 1
+        losses = {2: (0.0, *(0.01 * stride for stride in range(longest)))}
         demand = Demand(
             request_id=request_id,
             shape=random.choice(SHAPES) if mixed else SHAPES[0],
@@ -64,8 +69,9 @@ def drawn_works(random: Random, count: int, max_steps: int, *, decodes: bool = F
             weak_caps=(None,) * guided_from + (random.choice([2, 8]),) * (steps - guided_from),
             min_level=low,
             max_level=8,
+            coarsening=Coarsening.of(time_grid(steps), losses) if longest > 1 else None,
         )
-        work = Work(demand, costs, due_s=0.0, order=0.0)
+        work = Work(demand, costs, due_s=0.0, order=0.0).moved_to(random.choice([0, random.randrange(steps)]))
         work.due_s = work.order = work.solo_s * random.uniform(crowd**0.5, crowd)
         works.append(work)
     return sorted(works, key=lambda work: work.due_s)
@@ -81,7 +87,7 @@ def assert_in_time_when_followed(works: Sequence[Work], max_batch: int) -> None:
         assert certificate.latest_start_s(1.0) >= now_s - ROUNDING_S, "the rest can still be in time"
         now_s += members[0].row[len(members)]
         for work in members:
-            work.advance()
+            work.advance(work.longest)
         ended = [work for work in members if not work.left]
         decode_s, late_s = decoded(ended)
         for work, more_s in zip(ended, late_s, strict=True):
@@ -114,7 +120,44 @@ def test_the_few_that_are_remembered_decide_as_all_do_until_when_a_plan_may_wait
             assert certificate.latest_start_s(correction) == looked_at_all
         for work in certificate.next_members() if random.random() < 0.7 else works:
             if work.left:
-                work.advance()
+                work.advance(work.longest)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_no_shorter_step_needs_more_afterwards_nor_others(seed: int) -> None:
+    """Whatever strides a request takes: the longest steps that are left are an end of those that were planned."""
+    random = Random(seed)
+    costs = CorrectedCosts(drawn_table(random))
+    steps, longest = random.randint(1, 13), random.choice([1, 2, 3, 5])
+    losses = {2: (0.0, *(0.01 * stride for stride in range(longest)))}
+    demand = Demand(
+        request_id=0,
+        shape=SHAPES[0],
+        arrived_s=0.0,
+        deadline_s=1.0,
+        weak_caps=tuple(random.choice([None, None, 2]) for _ in range(steps)),
+        min_level=2,
+        max_level=8,
+        ceilings=tuple(random.choice([2, 4, 8]) for _ in range(steps)),
+        coarsening=Coarsening.of(time_grid(steps), losses) if longest > 1 else None,
+    )
+    work = Work(demand, costs, due_s=1.0, order=1.0)
+    planned = [run.kind for run in work.runs for _ in range(run.steps)]
+    while work.at < steps:
+        before = [getattr(work, name) for name in ("at", "left", "run", "run_left", "kind", "highest")]
+        assert work.left == ceil((steps - work.at) / longest)
+        assert work.kind == planned[len(planned) - work.left]
+        assert work.solo_s == pytest.approx(sum(costs.row_s(kind)[1] for kind in planned[len(planned) - work.left :]))
+        cap, (_, ceiling) = demand.weak_caps[work.at], demand.bounds[work.at]
+        assert cap is None or work.ladder.weak_cap == cap
+        assert work.highest <= ceiling
+        stride = random.randint(1, work.longest)
+        work.advance(stride)
+        work.retreat(stride)
+        assert [getattr(work, name) for name in ("at", "left", "run", "run_left", "kind", "highest")] == before
+        work.advance(stride)
+    assert work.left == 0
+    assert work.solo_s == pytest.approx(0)
 
 
 def is_possible(works: Sequence[Work], max_batch: int) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import accumulate, product
 from math import inf
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elit_serve.bench.simulate.device import SimulatedDevice
+from elit_serve.plans.coarsening import Coarsening
+from elit_serve.plans.grid import time_grid
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
 from elit_serve.scheduler.costs import AnswerCost
@@ -98,6 +100,17 @@ def answers(draw: st.DrawFn, batches: Sequence[int]) -> dict[tuple[str, int], An
 
 
 @st.composite
+def coarsenings(draw: st.DrawFn, num_steps: int) -> Coarsening | None:
+    """Steps that may become longer, for nothing or for much, or may not."""
+    longest = draw(st.sampled_from([1, 2, 2, 3, 4]))
+    if longest == 1:
+        return None
+    rises = draw(st.lists(st.sampled_from([0.0, 0.01, 0.1]), min_size=longest - 1, max_size=longest - 1))
+    losses = {level: (0.0, 0.0, *accumulate(rises)) for level in draw(st.sampled_from([(2,), (2, 16)]))}
+    return Coarsening.of(time_grid(num_steps), losses, {2: draw(st.sampled_from([0.0, 0.5]))})
+
+
+@st.composite
 def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
     num_steps = draw(st.integers(1, 8))
     guided_from = draw(st.sampled_from([0, 0, 0, num_steps, num_steps // 2]))
@@ -107,6 +120,8 @@ def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
     pins = st.one_of(st.none(), st.none(), st.integers(1, 18).map(lambda level: (level,) * num_steps))
     skips = st.one_of(st.just([]), st.just([]), st.lists(st.integers(1, max(1, num_steps - 1)), unique=True))
     replays = st.lists(st.sampled_from(LEVELS), min_size=num_steps, max_size=num_steps).map(tuple)
+    pinned = draw(st.one_of(pins, pins, replays))
+    skipped = tuple(sorted(draw(skips))) if num_steps > 1 else ()
     return Demand(
         shape=draw(st.sampled_from([SHAPES[0], *SHAPES])),
         request_id=request_id,
@@ -116,8 +131,9 @@ def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
         min_level=bounds[0],
         max_level=bounds[1],
         ceilings=draw(st.sampled_from([None, None, tuple(max(bounds[0], 4 * step) for step in range(num_steps))])),
-        pinned=draw(st.one_of(pins, pins, replays)),
-        skipped=tuple(sorted(draw(skips))) if num_steps > 1 else (),
+        pinned=pinned,
+        skipped=skipped,
+        coarsening=None if pinned or skipped else draw(coarsenings(num_steps)),
         is_hard=draw(st.sampled_from([True, True, False])),
         priority=draw(st.sampled_from([Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BATCH])),
     )
@@ -145,36 +161,35 @@ def assert_all_accounted_for(driver: Driver, accepted: dict[int, Demand]) -> Non
     assert driver.endings.keys() == accepted.keys(), "every accepted request ends"
     assert driver.scheduler.num_waiting == driver.scheduler.num_running == 0
     for request_id, demand in accepted.items():
-        levels = driver.endings[request_id].levels
+        levels, strides = driver.endings[request_id].levels, driver.endings[request_id].strides
+        assert all(1 <= stride <= demand.max_stride for stride in strides)
         if driver.endings[request_id].state is State.DONE:
-            assert len(levels) == demand.num_steps, "every step runs once"
+            assert sum(strides) == demand.num_steps, "every step of the grid is covered once"
         for step in demand.skipped:
             assert levels[step : step + 1] == levels[step - 1 : step][: len(levels) - step], (
                 "it has no level of its own"
             )
-        levels = [level for step, level in enumerate(levels) if step not in demand.skipped]
+        starts = accumulate(strides[:-1], initial=0) if strides else ()
+        own = [(level, at) for level, at in zip(levels, starts, strict=True) if at not in demand.skipped]
         if demand.pinned is not None:
-            pinned = [level for step, level in enumerate(demand.pinned) if step not in demand.skipped]
-            assert levels == pinned[: len(levels)]
+            assert all(level == demand.pinned[at] for level, at in own)
         else:
             ceilings = demand.ceilings or (demand.max_level,) * demand.num_steps
-            ceilings = tuple(ceiling for step, ceiling in enumerate(ceilings) if step not in demand.skipped)
-            assert all(demand.min_level <= level <= demand.max_level for level in levels)
-            assert all(level <= ceiling for level, ceiling in zip(levels, ceilings, strict=False))
+            assert all(demand.min_level <= level <= min(demand.max_level, ceilings[at]) for level, at in own)
     assert_launches_are_of_one_kind(driver, accepted)
 
 
 def assert_launches_are_of_one_kind(driver: Driver, accepted: dict[int, Demand]) -> None:
     step = dict.fromkeys(accepted, 0)
     for launch, _, _ in driver.launches:
-        for request_id in launch.request_ids:
+        for request_id, stride in zip(launch.request_ids, launch.strides, strict=True):
             demand = accepted[request_id]
             caps = [demand.weak_caps[step[request_id]], *demand.weak_caps]
             skips = step[request_id] in demand.skipped
             own, *others = [StepKind.capped(demand.shape, launch.kind.level, cap, skips) for cap in caps]
             rides = own.weak_level is None and launch.kind in others
             assert own == launch.kind or rides, "a step runs in a launch of its kind; unguided ones may ride"
-            step[request_id] += 1
+            step[request_id] += stride
 
 
 @settings(max_examples=300, deadline=None)

@@ -52,7 +52,14 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
         "quality_size": None,
     }
     file = base64.b64decode(image.pop("b64_json"))
-    assert image == {"seed": 7, "level": 4, "budget": 1.0, "levels": [4, 4, 4, 4], "quality": None}
+    assert image == {
+        "seed": 7,
+        "level": 4,
+        "budget": 1.0,
+        "levels": [4, 4, 4, 4],
+        "strides": [1, 1, 1, 1],
+        "quality": None,
+    }
     assert Image.open(io.BytesIO(file)).size == (32, 32)
 
 

@@ -48,6 +48,7 @@ def test_it_says_what_would_be_done_and_when_it_would_be_there(server: Any) -> N
         "level": 4,
         "budget": 1.0,
         "levels": [[4, 4, 4, 4]],
+        "strides": [[1, 1, 1, 1]],
         "deadline_met": True,
         "quality": None,
         "expected_quality": None,

@@ -96,6 +96,7 @@ async def _send(
         guidance=generation.guidance if generation else None,
         skips=generation.skips if generation else None,
         levels=tuple(image.levels for image in generation.images) if generation else None,
+        strides=tuple(image.strides for image in generation.images) if generation else None,
         expected_quality=generation.expected_quality if generation else None,
         quality=_mean_quality(generation) if generation else None,
     )

@@ -12,25 +12,26 @@ from itertools import count
 
 from elit_serve.bench.rivals.pace import Need, all_in_time
 from elit_serve.bench.simulate.workload import Setting
+from elit_serve.plans.progress import Progress
 from elit_serve.scheduler.requests import Demand, Launch, Refusal
 from elit_serve.scheduler.state import ENDED, State
 
 
 @dataclass(kw_only=True)
 class Ticket:
-    """A request that a rival has taken. executed: the level of each step decided so far.
+    """A request that a rival has taken. executed: the steps decided so far, which no rival makes longer.
 
     level: for rules that choose it once for the whole image; 0 until they have.
     """
 
     demand: Demand
     state: State = State.WAITING
-    executed: list[int] = field(default_factory=list)
+    executed: Progress = field(default_factory=Progress)
     level: int = 0
 
     @property
     def steps_left(self) -> int:
-        return self.demand.num_steps - len(self.executed)
+        return self.demand.num_steps - self.executed.at
 
     @property
     def deadline_s(self) -> float:
@@ -105,7 +106,7 @@ class Rival(ABC):
     def delivered(self, request_id: int, now_s: float) -> None:  # noqa: ARG002
         self._end(request_id, State.DONE)
 
-    def progress_of(self, request_id: int) -> Sequence[int]:
+    def progress_of(self, request_id: int) -> Progress:
         return self._tickets[request_id].executed
 
     def state(self, request_id: int) -> State | None:
@@ -141,12 +142,13 @@ class Rival(ABC):
 
     def _launch(self, cohort: Cohort, start_s: float) -> Launch:
         for ticket in cohort.tickets:
-            ticket.executed.append(cohort.level)
+            ticket.executed.take(cohort.level)
             ticket.state = State.RUNNING
         launch = Launch(
             launch_id=next(self._launch_ids),
             request_ids=tuple(ticket.demand.request_id for ticket in cohort.tickets),
             kind=self._setting.kind(cohort.level),
+            strides=(1,) * len(cohort.tickets),
             predicted_ms=1000 * self._setting.step_s(cohort.level, len(cohort.tickets)),
         )
         self._launches[launch.launch_id] = launch.request_ids

@@ -21,13 +21,14 @@ class Fate:
     """What became of a request.
 
     refusal: why it was not taken, or None.
-    levels: of the steps that were run for it, in order.
+    levels, strides: of the steps that were run for it, in order.
     answered_s: when its picture was out; None if it never was.
     """
 
     demand: Demand
     refusal: Refusal | None
     levels: tuple[int, ...]
+    strides: tuple[int, ...]
     answered_s: float | None
 
     @property
@@ -44,7 +45,7 @@ class Fate:
 
     def worth(self, quality: QualityTable) -> float:
         """Of its picture, made by the default plan, step by step as answers tell it; a miss is worth 0."""
-        return quality.of_steps(self.levels) if self.is_on_time else 0.0
+        return quality.of_steps(self.levels, self.strides, self.demand.coarsening) if self.is_on_time else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,5 +98,6 @@ def _fate(demand: Demand, refusal: Refusal | None, driver: Driver) -> Fate:
         demand=demand,
         refusal=refusal,
         levels=ending.levels if ending else (),
+        strides=ending.strides if ending else (),
         answered_s=ending.at_s if ending and ending.state is State.DONE else None,
     )

@@ -63,8 +63,7 @@ def advance(executor: Executor, pictures: Sequence[Picture], kind: StepKind) -> 
     """Decides and launches one step of pictures that nobody schedules."""
     for picture in pictures:
         assert not picture.has_caller, "a scheduler decides the steps of this picture"
-        assert isinstance(picture.levels, list)
-        picture.levels.append(kind.level)
+        picture.progress.take(kind.level)
     return executor.launch(pictures, kind)
 
 

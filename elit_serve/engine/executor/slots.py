@@ -181,7 +181,7 @@ class Executor:
         heading = []
         for picture, state in zip(pictures, self.samples(pictures), strict=True):
             assert picture.before is not None, "it is watched before the step"
-            t_before, t = picture.grid[picture.present_step], picture.grid[picture.present_step + 1]
+            t_before, t = picture.present_times
             heading.append(state + (1 - t) / (t - t_before) * (state - picture.before))
             picture.before = None
         samples = torch.stack(heading)
@@ -220,7 +220,7 @@ class Executor:
 def _column(picture: Picture, kind: StepKind, null: int) -> tuple[float, ...]:
     """What the present step of a picture needs to know, see `Executor._step`."""
     assert picture.slot is not None, "a picture is added before its first step"
-    t, t_next = picture.grid[picture.present_step], picture.grid[picture.present_step + 1]
+    t, t_next = picture.present_times
     guidance, skips, step = picture.guidance, picture.skips, picture.present_step
     is_guided, uses_kept = guidance.applies_at(t), step in skips.weak
     assert (step in skips.core) == kind.is_skipped, "a step that computes its core is in a launch that does not"

@@ -1,6 +1,6 @@
 """What longer steps make of quality: pictures on changed time grids against the same seeds on the whole grid.
 
-The rule and its one number are `plans.coarsening`'s. Here that number is fitted, and the error of the rule is told.
+The rule is that of `plans.coarsening`. Here its one number is fitted at each level, and its error is told.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
 from elit_serve.evaluation.runs.provenance import provenance
 from elit_serve.evaluation.runs.sweep.search import plan_name
-from elit_serve.files.quality import MAX_EARLY, GridQuality, GridsQuality, Quality, write_quality
+from elit_serve.files.quality import GridQuality, GridsQuality, Quality, write_quality
 from elit_serve.files.writing import check_folder
-from elit_serve.plans.coarsening import Coarsening
+from elit_serve.plans.coarsening import Coarsening, losses_between
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
@@ -37,7 +37,10 @@ from elit_serve.plans.plan import Plan, runs_of
 
 CHANGED_GRID = re.compile(r"(?P<stride>[1-9][0-9]{0,2})(?:@(?P<start>[0-9.]+)-(?P<end>[0-9.]+))?")
 CHANGED_GRID_SPELLING = "STRIDE, or STRIDE@START-END for steps that start between these times, as 2@0.5-1"
-EARLIES = tuple(1 + index / 10 for index in range(int(10 * (MAX_EARLY - 1)) + 1))  # that are tried for the rule
+LASTS = tuple(index / 20 for index in range(21))  # shares of the loss at the last step that are tried
+
+
+Rules = dict[tuple[int, int, Guidance], Coarsening]  # by level, steps of the grid and guidance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +89,21 @@ class MeasuredGrid:
 
     @property
     def is_even(self) -> bool:
-        """Of one stride throughout, the last step of a grid that it does not divide aside."""
-        return len(set(self.plan.strides[:-1])) <= 1
+        """Of one stride throughout, but for a shorter last step where it does not divide the grid."""
+        return len(set(self.plan.strides[:-1])) <= 1 and self.plan.strides[-1] <= self.plan.strides[0]
 
     @property
-    def setting(self) -> tuple[object, ...]:
-        return self.plan.levels[0], self.plan.grid_steps, self.plan.guidance
+    def level(self) -> int:
+        return self.plan.levels[0]
+
+    @property
+    def setting(self) -> tuple[int, int, Guidance]:
+        return self.level, self.plan.grid_steps, self.plan.guidance
 
     def record(self, rule: Coarsening | None) -> GridQuality:
         """As `quality.json` has it."""
         return GridQuality(
-            level=self.plan.levels[0],
+            level=self.level,
             steps=self.plan.grid_steps,
             guidance=self.plan.guidance,
             time_shift=self.plan.time_shift,
@@ -107,7 +114,7 @@ class MeasuredGrid:
         )
 
     def expected(self, rule: Coarsening) -> float:
-        return 1 - rule.lost(self.whole.times, self.plan.levels, self.plan.strides)
+        return 1 - rule.lost(self.plan.levels, self.plan.strides)
 
 
 def changed_grid(word: str) -> ChangedGrid:
@@ -184,57 +191,48 @@ def judged(measured: Sequence[MeasuredGrid], provenance: dict[str, str | int | f
     uneven = [each for each in measured if not each.is_even]
     if not uneven:
         raise InvalidInput("grids", f"{len(measured)} even grids", "at least one whose strides change")
-    early = min(EARLIES, key=lambda early: _error(measured, uneven, early))
-    rules = rules_of(measured, early)
+    last = {level: _fitted(measured, level) for level in sorted({each.level for each in measured})}
+    rules = rules_of(measured, last)
     return GridsQuality(
-        early=early,
-        error=_error(measured, uneven, early),
+        last=last,
+        error=_error(uneven, rules),
         noise=sqrt(fmean((each.ratio.half_width / NORMAL_95) ** 2 for each in uneven)),
         measured=tuple(each.record(None if each.is_even else rules[each.setting]) for each in measured),
         provenance=provenance,
     )
 
 
-def rules_of(measured: Sequence[MeasuredGrid], early: float) -> dict[tuple[object, ...], Coarsening]:
+def _fitted(measured: Sequence[MeasuredGrid], level: int) -> float:
+    """The share of the loss at the last step that fits best at a level; none where no strides change there."""
+    own = [each for each in measured if each.level == level]
+    uneven = [each for each in own if not each.is_even]
+    return min(LASTS, key=lambda share: _error(uneven, rules_of(own, {level: share})) if uneven else share)
+
+
+def rules_of(measured: Sequence[MeasuredGrid], last: Mapping[int, float]) -> Rules:
     """Of each level, number of steps and guidance, by its own even grids."""
-    rules = {}
+    rules: Rules = {}
     for setting in dict.fromkeys(each.setting for each in measured):
         own = [each for each in measured if each.setting == setting]
-        known = {each.plan.strides[0]: 1 - each.ratio.value for each in own if each.is_even}
+        known = {float(each.plan.strides[0]): 1 - each.ratio.value for each in own if each.is_even}
         longest = max(max(each.plan.strides) for each in own)
         if longest > max(known, default=1):
             allowed = f"also {longest}, one as long throughout, beside those that change it"
             raise InvalidInput("grids", f"a stride of {longest} for a part of the way", allowed)
-        rules[setting] = Coarsening(early=early, losses={own[0].plan.levels[0]: losses_between(known)})
+        losses = losses_between(known, int(max(known)))
+        rules[setting] = Coarsening.of(own[0].whole.times, {own[0].level: losses}, last)
     return rules
 
 
-def losses_between(known: Mapping[int, float]) -> tuple[float, ...]:
-    """By stride from 0, of which 0 and 1 lose nothing; linear between those that are known, and never falling.
-
-    >>> losses_between({2: 0.1, 4: 0.3})
-    (0.0, 0.0, 0.1, 0.2, 0.3)
-    """
-    losses = [0.0, 0.0]
-    low = (1, 0.0)
-    for stride in sorted(known):
-        high = (stride, max(low[1], known[stride]))
-        for between in range(low[0] + 1, stride + 1):
-            share = (between - low[0]) / (stride - low[0])
-            losses.append(low[1] + share * (high[1] - low[1]))
-        low = high
-    return tuple(losses)
-
-
-def _error(measured: Sequence[MeasuredGrid], uneven: Sequence[MeasuredGrid], early: float) -> float:
-    """Root mean square of what the rule says less what was measured."""
-    rules = rules_of(measured, early)
+def _error(uneven: Sequence[MeasuredGrid], rules: Rules) -> float:
+    """Root mean square of what the rules say less what was measured."""
     return sqrt(fmean((each.expected(rules[each.setting]) - each.ratio.value) ** 2 for each in uneven))
 
 
 def grids_table(quality: Quality, grids: GridsQuality, measured: Sequence[MeasuredGrid]) -> Table:
     """Grid by grid; the rule in the title."""
-    rule = f"W(t) = 1 - (1 - t)^{grids.early:g}, off by {grids.error:.4f} where noise is {grids.noise:.4f}"
+    shares = ", ".join(f"{share:.0%} at level {level}" for level, share in grids.last.items())
+    rule = f"at the last step {shares}; the rule is off by {grids.error:.4f} where noise is {grids.noise:.4f}"
     table = Table(
         title=f"{quality.model}: quality on changed grids over that on the whole; {rule}", box=box.SIMPLE_HEAD
     )

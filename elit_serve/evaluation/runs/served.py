@@ -1,9 +1,9 @@
 """How far the scheduler's idea of quality is from that of pictures as they were served.
 
 The quality of a picture whose level changed in flight is put together from that of pictures of single levels. Here the
-levels that were executed under load, one per step, as `elit-serve bench --records` writes them, make new pictures: of
+levels and strides that were executed under load, as `elit-serve bench --records` writes them, make new pictures: of
 the classes and as many as the reference asks for, so that their distance can be compared. The very same classes and
-seeds at full level show what the load took from each picture.
+seeds at full level and in all steps show what the load took from each picture.
 
 Letters: n pictures, H x W, F features.
 """
@@ -11,7 +11,7 @@ Letters: n pictures, H x W, F features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,7 +44,7 @@ class ServedError:
 
     interpolated: mean quality, as answers tell it. measured: floor / distance of the pictures made again.
     error: interpolated less measured; its half width is that of `measured`.
-    psnr_db: mean, of each picture against the same seed at full level.
+    psnr_db: mean, of each picture against the same seed at full level and in all steps.
     feature_distance: between these two, over that between pictures of different seeds; 0 is the same, 1 unrelated.
     """
 
@@ -74,13 +74,14 @@ def read_served(file: Path, pipeline: Pipeline) -> list[Plan]:
         served = [
             Plan(
                 levels=levels,
+                strides=strides,
                 guidance=_guidance(record.guidance or {}, pipeline),
                 time_shift=time_shift,
                 skips=_skips(record.skips or {}),
             )
             for record in read_records(file)
             if record.is_done and record.size in sizes
-            for levels in record.levels or ()
+            for levels, strides in zip(record.levels or (), record.strides or (), strict=True)
         ]
     except (ValueError, KeyError, TypeError):
         raise InvalidInput("records", str(file), "a file of elit-serve bench --records") from None
@@ -99,7 +100,8 @@ def measure_served(
     quality_compared_with(pipeline, evaluator)
     plans = [served[index % len(served)] for index in range(reference.num_samples)]
     interpolated = [_interpolated(pipeline, plan) for plan in plans]
-    full = [plan.at_level(max(pipeline.config.levels)) for plan in plans]
+    full_level = max(pipeline.config.levels)
+    full = [replace(plan, levels=(full_level,) * plan.grid_steps, strides=()) for plan in plans]
     conditions, seeds = [pipeline.conditions[index] for index in reference.held_out_classes], evaluator.seeds(0)
     pictures = remake(pipeline, plans, conditions, seeds, batch_size=evaluator.batch_size)
     best = remake(pipeline, full, conditions, seeds, batch_size=evaluator.batch_size)

@@ -1,10 +1,12 @@
-"""The elastic policy: one level per launch, chosen anew at every step, behind a plan that keeps every promise.
+"""The elastic policy: one level per launch and a stride for each member, chosen anew at every step, behind a plan that
+keeps every promise.
 
-Promises: a request with a hard deadline is taken only if a certificate exists, a plan at the lowest allowed levels in
-which it and everything promised before is in time. A launch is run only if a certificate exists for what follows it;
-otherwise the certificate itself says what to run. So a promise holds as long as predictions do.
+Promises: a request with a hard deadline is taken only if a certificate exists, a plan at the lowest allowed levels and
+with the fewest steps in which it and everything promised before is in time. A launch is run only if a certificate
+exists for what follows it; otherwise the certificate itself says what to run. So a promise holds as long as predictions
+do.
 
-Quality: the launch's level maximises quality minus price times milliseconds, where the price of a millisecond on the
+Quality: level and strides maximise quality minus price times milliseconds, where the price of a millisecond on the
 device follows from how much work is due how soon, and from how much is expected to arrive.
 
 Requests with soft deadlines take part in the order and in the price, not in the certificate.
@@ -20,6 +22,7 @@ from math import inf
 from operator import attrgetter
 from typing import Literal, Self
 
+from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.arrivals import RecentArrivals
 from elit_serve.scheduler.costs import CorrectedCosts
@@ -91,7 +94,7 @@ class ElasticPolicy:
         self._promises = Promises()
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
-        self._rates: dict[tuple[int, Ladder], Rates] = {}
+        self._rates: dict[tuple[int, Ladder, Coarsening | None], Rates] = {}
         self._planned_for = 1.0  # the correction
         self._probed_s = -inf
         self._next_turn_s = -inf  # of overdue soft work
@@ -123,7 +126,7 @@ class ElasticPolicy:
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
         self._promises, self._soft, self._works = Promises(), [], {}
-        works = [self._work(request.demand, view.costs).after(len(request.executed)) for request in requests]
+        works = [self._work(request.demand, view.costs).moved_to(request.executed.at) for request in requests]
         for work, request in zip(works, requests, strict=True):
             work.is_hurried = request.is_hurried
         for work in _promised(works):
@@ -164,16 +167,17 @@ class ElasticPolicy:
         if not order:
             return None
         ladder = order[0].ladder
-        rates = self._rates_of(len(order), ladder, view)
-        members, level = self._preferred(order, rates, view)
-        granted = self._granted_level(members, level, rates, view)
+        rates = self._rates_of(len(order), order[0], view)
+        members, level, price = self._preferred(order, rates, view)
+        granted = self._granted(members, level, price, rates, view)
         if granted is None:
             members, kind = self._certified(view) or (members, ladder.at(level))
-            self._advance(members)
+            strides = _longest(members)
+            _advance(members, strides)
         else:
-            kind = ladder.at(granted)
+            kind, strides = ladder.at(granted[0]), granted[1]
         self._settle(members)
-        return Choice(request_ids=[work.request_id for work in members], kind=kind)
+        return Choice(request_ids=[work.request_id for work in members], kind=kind, strides=strides)
 
     def _give_turn(self, view: View) -> None:
         """Promises an end to the soft work that has waited longest, see `soft_share`."""
@@ -218,13 +222,14 @@ class ElasticPolicy:
         rest = sorted([*urgent[before:], *soft[overdue:]], key=_order)
         return [*urgent[:before], *soft[:overdue], *rest][:limit]
 
-    def _preferred(self, order: Sequence[Work], rates: Rates, view: View) -> tuple[list[Work], int]:
-        """Whom to run, and at which level, if no promise stood in the way."""
+    def _preferred(self, order: Sequence[Work], rates: Rates, view: View) -> tuple[list[Work], int, float]:
+        """Whom to run, at which level, and at which price of a second, if no promise stood in the way."""
         head = order[0]
         ladder = head.ladder
         levels = view.costs.levels_within(head.lowest, head.highest)
         price = rates.price(self._stretch(order, view) * head.row[1])
-        level = rates.best_level(levels, price)
+        stride = rates.mean_stride(price)
+        level = rates.best_level(levels, price / stride)
         members = [
             work
             for work in order
@@ -233,7 +238,7 @@ class ElasticPolicy:
         del members[view.max_batch :]
         if all(work.is_hurried for work in members):
             level = max(work.lowest for work in members)
-        return self._at_pace(members, levels[: levels.index(level) + 1], price, rates, view)
+        return *self._at_pace(members, levels[: levels.index(level) + 1], price / stride, rates, view), price
 
     def _at_pace(
         self, members: list[Work], levels: Sequence[int], price: float, rates: Rates, view: View
@@ -266,12 +271,14 @@ class ElasticPolicy:
         staying = [members[index] for index in (0, *sorted(lax))]
         return [work for work in staying if work.allows(levels[at])], levels[at]
 
-    def _rates_of(self, count: int, ladder: Ladder, view: View) -> Rates:
-        """For a batch as large as requests can fill where so many are there; remembered."""
-        batch = min(count, self._settings.pricing_batch, view.max_batch)
-        rates = self._rates.get((batch, ladder))
+    def _rates_of(self, count: int, like: Work, view: View) -> Rates:
+        """Of a plan and a next step as this one's, for a batch as large as requests can fill where so many are there;
+        remembered."""
+        key = min(count, self._settings.pricing_batch, view.max_batch), like.ladder, like.demand.coarsening
+        rates = self._rates.get(key)
         if rates is None:
-            rates = self._rates[batch, ladder] = Rates(self._quality, view.costs, batch, ladder)
+            batch, ladder, coarsening = key
+            rates = self._rates[key] = Rates(self._quality, view.costs, batch, ladder, coarsening)
         return rates
 
     def _stretch(self, order: Sequence[Work], view: View) -> float:
@@ -293,21 +300,61 @@ class ElasticPolicy:
         stretch /= correction
         horizon_s = self._settings.horizon * self._arrivals.mean_target_s
         known_s = self._settings.held_back * self._arrivals.mean_target_s
-        taken = self._rates_of(view.max_batch, order[0].ladder, view).throughput / correction
+        taken = self._rates_of(view.max_batch, order[0], view).throughput / correction
         coming_s = min(self._arrivals.rate(view.start_s), taken) / 2 * (horizon_s - known_s)
         return min(stretch, horizon_s / correction / (work_s + coming_s)) if horizon_s else stretch
 
-    def _granted_level(self, members: Sequence[Work], level: int, rates: Rates, view: View) -> int | None:
-        """The highest level up to `level` at which these can run with every promise kept, and counts them as run."""
+    def _granted(
+        self, members: Sequence[Work], level: int, price: float, rates: Rates, view: View
+    ) -> tuple[int, list[int]] | None:
+        """The highest level up to `level` at which these can run with every promise kept, and their strides, and counts
+        them as run. Before any level is lowered, all take the longest steps they may."""
+        longest = _longest(members)
+        wished = longest
+        if max(longest) > 1:
+            wished = self._wished(members, longest, level, price, rates.row_s(level)[len(members)], view)
+        if wished != longest and self._can_run(members, wished, [level], rates, view) is not None:
+            return level, wished
         levels = view.costs.levels_within(max([work.lowest for work in members]), level)
+        granted = self._can_run(members, longest, levels, rates, view)
+        return None if granted is None else (granted, longest)
+
+    def _wished(
+        self, members: Sequence[Work], longest: Sequence[int], level: int, price: float, step_s: float, view: View
+    ) -> list[int]:
+        """The strides that are worth most at this price.
+
+        A promise that cannot go on to its end in the shortest steps, if they take as long as this one, would take the
+        time that it lacks from the level of all. So a second is worth to it at least what the highest level would lose.
+        """
+        everywhere: dict[tuple[Coarsening, bool], Sequence[int]] = {}
+        wished = []
+        for work, most, pace_s in zip(members, longest, paces_s(members, view), strict=True):
+            coarsening = work.demand.coarsening
+            if coarsening is None or work.is_hurried:
+                wished.append(most)
+                continue
+            lacks_time = work.is_promised and pace_s < work.max_stride * step_s
+            best = everywhere.get((coarsening, lacks_time))
+            if best is None:
+                rates = self._rates_of(len(members), work, view)
+                own_price = max(price, rates.top_price) if lacks_time else price
+                best = everywhere[coarsening, lacks_time] = rates.best_strides(level, own_price)
+            wished.append(min(best[work.at], most))
+        return wished
+
+    def _can_run(
+        self, members: Sequence[Work], strides: Sequence[int], levels: Sequence[int], rates: Rates, view: View
+    ) -> int | None:
+        """The highest of `levels` at which these can take such steps with every promise kept; counts them as run."""
         granted = None
-        self._advance(members)
+        _advance(members, strides)
         try:
             granted = self._safe_level(members, levels, rates, view)
         finally:
             if granted is None:
-                for work in members:
-                    work.retreat()
+                for work, stride in zip(members, strides, strict=True):
+                    work.retreat(stride)
         return granted
 
     def _safe_level(self, members: Sequence[Work], levels: Sequence[int], rates: Rates, view: View) -> int | None:
@@ -369,10 +416,6 @@ class ElasticPolicy:
                 insort(self._soft, work, key=_order)
             self._works[work.request_id] = work
 
-    def _advance(self, members: Iterable[Work]) -> None:
-        for work in members:
-            work.advance()
-
     def _settle(self, members: Sequence[Work]) -> None:
         """Lets those go that need no more steps."""
         done = [work for work in members if not work.left]
@@ -421,13 +464,13 @@ class ElasticPolicy:
         """A plan for what is promised and the newcomers, if the setting of `admission` lets them in."""
         promised = self._promises.works
         if self._settings.admission == "quality" and promised:
-            slowdown *= self._leisure(hard[0].ladder, view)
+            slowdown *= self._leisure(hard[0], view)
         return plan_for(_merged(promised, hard), view.start_s, view, slowdown)
 
-    def _leisure(self, ladder: Ladder, view: View) -> float:
+    def _leisure(self, like: Work, view: View) -> float:
         """How much more has just arrived than the device can take at the level with the most quality per millisecond,
         at least 1, and at most what that level takes of the lowest one's time and `leisure` more."""
-        rates = self._rates_of(view.max_batch, ladder, view)
+        rates = self._rates_of(view.max_batch, like, view)
         excess = view.costs.correction * self._burst.rate(view.now_s) / rates.throughput
         most = rates.best_s / rates.cost_s[view.costs.levels[0]] + self._settings.leisure
         return max(1.0, min(excess, most))
@@ -464,6 +507,16 @@ class ElasticPolicy:
         for work in works:
             work.due_s = view.now_s + self._usable_s(work.demand, latency_ms / 1000, view.costs)
         return plan_for(_promised(works), view.now_s, view, slowdown) is not None
+
+
+def _longest(members: Iterable[Work]) -> list[int]:
+    """The largest stride that each may take."""
+    return [work.longest for work in members]
+
+
+def _advance(members: Iterable[Work], strides: Iterable[int]) -> None:
+    for work, stride in zip(members, strides, strict=True):
+        work.advance(stride)
 
 
 def _promised(works: Iterable[Work]) -> list[Work]:

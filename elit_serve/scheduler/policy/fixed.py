@@ -66,12 +66,13 @@ class FixedPolicy:
         for member in members:
             member.step += 1
         self._queue = [queued for queued in self._queue if queued.step < len(queued.kinds)]
-        return Choice(request_ids=[member.demand.request_id for member in members], kind=kind)
+        ids = [member.demand.request_id for member in members]
+        return Choice(request_ids=ids, kind=kind, strides=[1] * len(ids))
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
         self._queue = []
         for request in requests:
-            self._take(request.demand, len(request.executed), view)
+            self._take(request.demand, request.executed.at, view)
             if request.is_hurried:
                 self.hurry(request.demand.request_id)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import copy
 from functools import lru_cache
 from itertools import groupby
@@ -36,7 +36,7 @@ _kind = lru_cache(maxsize=4096)(StepKind.capped)
 
 
 class Run(NamedTuple):
-    """Equal steps of a request in a row.
+    """Equal longest steps of a request in a row, see `Work`.
 
     kind: at the lowest level that they allow; row: what that costs at every batch, in seconds of the table, as all
     costs here. highest: the level up to which they may run.
@@ -50,21 +50,30 @@ class Run(NamedTuple):
 
 
 class Work:
-    """A request with the steps it still needs, at the lowest levels that it allows.
+    """A request with the fewest steps that it still needs, at the lowest levels that it allows.
+
+    A step may be as long as `max_stride` steps of the request's time grid. Counted back from its end, the grid falls
+    into stretches of so many, and the first has what is left over. Each is one longest step, wherever in it that
+    begins, and all steps of a stretch are of one kind: guided if any is. So a shorter step costs time, but afterwards
+    no more steps are needed than there are stretches left, and none of another kind.
 
     due_s: when its last step must have run, cushion and what follows it alone taken off; `is_promised` says whether it
         must.
     is_hurried: whether it is to end with the fewest steps, see `Policy.hurry`.
     order: its place among all others, in seconds like `due_s`.
-    runs: all its steps; `run` is the index of the present one, `run_left` what is left of that, `left` of all.
+    at: how many steps of its grid have been decided. num_steps: of the grid.
+    runs: all its stretches; `run` is the index of the present run, `run_left` what is left of that, `left` of all: the
+        fewest steps that it needs.
     ladder, kind, lowest, highest, row: of the next step, see `Run`.
-    solo_s: what all that is left costs alone on the device.
+    solo_s: what the fewest steps that are left cost alone on the device.
     answering: what decoding costs with others that end in the same launch; None where nothing is known of it. decode_s:
         its share of that where a whole batch ends together.
     """
 
     __slots__ = (
+        "_stretch_end",
         "answering",
+        "at",
         "decode_s",
         "demand",
         "due_s",
@@ -75,6 +84,8 @@ class Work:
         "ladder",
         "left",
         "lowest",
+        "max_stride",
+        "num_steps",
         "order",
         "request_id",
         "row",
@@ -101,20 +112,35 @@ class Work:
         self.runs = _runs(demand, costs)
         self.answering: Answering | None = costs.answering(demand.shape)
         self.decode_s = 0.0 if self.answering is None else self.answering.decode_s[-1] / costs.table.max_batch
-        self.left = demand.num_steps
+        self.at, self.num_steps, self.max_stride = 0, demand.num_steps, demand.max_stride
+        self.left = -(-self.num_steps // self.max_stride)
+        self._stretch_end = self.num_steps - (self.left - 1) * self.max_stride
         self.solo_s: float = sum(run.steps * run.row[1] for run in self.runs)
         self._enter(0)
 
-    def advance(self) -> None:
-        """One step has been decided."""
+    @property
+    def longest(self) -> int:
+        """The largest stride that the next step may have."""
+        return min(self.max_stride, self.num_steps - self.at)
+
+    def advance(self, stride: int) -> None:
+        """One step of this stride has been decided."""
+        self.at += stride
+        if self.at < self._stretch_end:
+            return
+        self._stretch_end += self.max_stride
         self.left -= 1
         self.run_left -= 1
         self.solo_s -= self.row[1]
         if self.run_left == 0 and self.left:
             self._enter(self.run + 1)
 
-    def retreat(self) -> None:
+    def retreat(self, stride: int) -> None:
         """Takes one `advance` back."""
+        self.at -= stride
+        if self.at >= self._stretch_end - self.max_stride:
+            return
+        self._stretch_end -= self.max_stride
         if self.left and self.run_left == self.runs[self.run].steps:
             self._enter(self.run - 1)
             self.run_left = 0
@@ -122,10 +148,10 @@ class Work:
         self.run_left += 1
         self.solo_s += self.row[1]
 
-    def after(self, steps: int) -> Work:
-        """The same after so many more steps."""
-        for _ in range(steps):
-            self.advance()
+    def moved_to(self, at: int) -> Work:
+        """The same where so many steps of its grid have been decided."""
+        while self.at < at:
+            self.advance(min(self.max_stride, at - self.at))
         return self
 
     def promised(self, due_s: float) -> Work:
@@ -145,17 +171,31 @@ class Work:
 
 
 def _runs(demand: Demand, costs: CorrectedCosts) -> tuple[Run, ...]:
-    lowest = {bounds: costs.levels_within(*bounds)[0] for bounds in set(demand.bounds)}
     runs = []
-    for (cap, bounds, skips), alike in groupby(zip(demand.weak_caps, demand.bounds, demand.are_skipped, strict=True)):
+    for (cap, bounds, skips), alike in groupby(_stretches(demand)):
         ladder = _ladder(demand.shape, cap, skips)
-        kind = ladder.at(lowest[bounds])
+        kind = ladder.at(costs.levels_within(*bounds)[0])
         highest = max(bounds[1], kind.level)
         runs.append(Run(ladder, kind, highest, costs.row_s(kind), len(list(alike))))
     return tuple(runs)
 
 
+def _stretches(demand: Demand) -> Iterator[tuple[int | None, tuple[int, int], bool]]:
+    """(weak cap, levels from, to, whether its core is skipped) of each longest step, see `Work`: what any step of the
+    grid in it needs, and every one allows. Plans that skip have no longer steps."""
+    caps, bounds, stride = demand.weak_caps, demand.bounds, demand.max_stride
+    if stride == 1:
+        yield from zip(caps, bounds, demand.are_skipped, strict=True)
+        return
+    start, end = 0, (demand.num_steps - 1) % stride + 1
+    while start < demand.num_steps:
+        guided = [cap for cap in caps[start:end] if cap is not None]
+        low, high = bounds[start]
+        yield max(guided, default=None), (low, min(high, *(ceiling for _, ceiling in bounds[start:end]))), False
+        start, end = end, end + stride
+
+
 def paces_s(works: Iterable[Work], view: View) -> list[float]:
-    """How long their steps may take by the table, those of the present run at least, for each to end in time."""
+    """How long their longest steps may take by the table, of the present run at least, for each to end in time."""
     start_s, correction = view.start_s, view.costs.correction
     return [(work.due_s - start_s) / correction * work.row[1] / work.solo_s for work in works]

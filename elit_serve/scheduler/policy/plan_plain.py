@@ -25,7 +25,7 @@ def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: f
         rounds.append([work.request_id for work in batch])
         now_s += correction * launches_s(batch)
         for work in batch:
-            work.advance()
+            work.advance(work.longest)
         ended = [work for work in batch if not work.left]
         decode_s, late_s = decoded(ended)
         if any(

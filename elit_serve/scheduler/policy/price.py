@@ -1,21 +1,40 @@
-"""What a second of the device is worth: the quality that the level which can be afforded would gain from more."""
+"""What a second of the device is worth: the quality that pictures would gain from one more."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
+from math import ceil, inf, log
+from statistics import fmean
 
+from elit_serve.plans.coarsening import Coarsening
 from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.policy.pace import Ladder
+from elit_serve.scheduler.policy.strides import Strides
 from elit_serve.scheduler.quality import QualityTable
+
+PLACES = 8  # of a grid at which is looked for what a picture takes at a price
+DEARER = 1.25  # the prices that are looked at are whole powers of this
+PRICES = 48  # so many, down to a 36,000th of the highest
 
 
 class Rates:
     """What a step costs an image in a batch, at each level and by the table, and what quality that buys.
 
-    best_s: at the level with the most quality per second. throughput: work (as `Work.solo_s`) done there per second.
+    coarsening: of the image's plan; None where no step may become longer.
+    best_s: of each longest step (see `Work`) at the level and stride with the most quality per second. throughput: work
+    (as `Work.solo_s`) done there per second.
     """
 
-    def __init__(self, quality: QualityTable, costs: CorrectedCosts, batch: int, ladder: Ladder) -> None:
+    def __init__(
+        self,
+        quality: QualityTable,
+        costs: CorrectedCosts,
+        batch: int,
+        ladder: Ladder,
+        coarsening: Coarsening | None = None,
+    ) -> None:
         self._quality, self._costs, self._ladder = quality, costs, ladder
         self._rows_s = {level: costs.row_s(ladder.at(level)) for level in costs.levels}
         self.cost_s = {level: row_s[batch] / batch for level, row_s in self._rows_s.items()}
@@ -23,8 +42,10 @@ class Rates:
         self._lowest, self._highest = costs.levels[0], costs.levels[-1]
         width = max(self._highest - self._lowest, 1)
         self._slope_s = (self.cost_s[self._highest] - self.cost_s[self._lowest]) / width
-        self._most, self.best_s = max((quality.at(level) / cost_s, cost_s) for level, cost_s in self.cost_s.items())
+        self._strides = None if coarsening is None else Strides(coarsening)
+        self._most, self.best_s = max(self._throughout())
         self.throughput = self._rows_s[self._lowest][1] / self.best_s
+        self._expected = None if self._strides is None else self._expectation(self._strides)
 
     def worth(self, level: int) -> float:
         """As `QualityTable.at`."""
@@ -39,17 +60,101 @@ class Rates:
         gains = [worths[level] - price * cost_s[level] for level in levels]
         return levels[gains.index(max(gains))]
 
+    def best_strides(self, level: int, price: float) -> Sequence[int]:
+        """That of a step at this level and price, for every place of the grid."""
+        assert self._strides is not None
+        cost_s = self.cost_s.get(level) or self.row_s(level)[1]
+        return self._strides.everywhere(level, price * cost_s / self.worth(level))
+
+    def mean_stride(self, price: float) -> float:
+        """Of the steps of a whole picture that is made at this price."""
+        return 1.0 if self._expected is None else self._expected.mean_stride(price)
+
     def row_s(self, level: int) -> tuple[float, ...]:
         """As `CorrectedCosts.row_s`, at any level."""
         return self._rows_s.get(level) or self._costs.row_s(self._ladder.at(level))
 
+    @property
+    def top_price(self) -> float:
+        """From which on the highest level is worth less than those below."""
+        return self._quality.slope(self._highest) / self._slope_s if self._slope_s > 0 else 0.0
+
     def price(self, affordable_s: float) -> float:
-        """Quality per second of the table: what the level that can be afforded for all would gain from more."""
+        """Quality per second of the table: what the level that can be afforded for all would gain from more. Where
+        steps may become longer, the price at which pictures take what can be afforded for each longest step."""
+        if self._expected is not None:
+            return self._expected.price(affordable_s)
         if self._slope_s <= 0:
             return 0.0
         lowest_s, highest_s = self.cost_s[self._lowest], self.cost_s[self._highest]
         if affordable_s >= highest_s:
-            slope = self._quality.slope(self._highest) * (highest_s / affordable_s) ** 2
-        else:
-            slope = self._quality.slope(self._lowest + max(0.0, affordable_s - lowest_s) / self._slope_s)
+            return min(self._most, self.top_price * (highest_s / affordable_s) ** 2)
+        slope = self._quality.slope(self._lowest + max(0.0, affordable_s - lowest_s) / self._slope_s)
         return min(self._most, slope / self._slope_s)
+
+    def _throughout(self) -> list[tuple[float, float]]:
+        """(quality per second, seconds of a longest step) at every level and with every stride throughout."""
+        if self._strides is None:
+            return [(self._worths[level] / cost_s, cost_s) for level, cost_s in self.cost_s.items()]
+        found, longest = [], self._strides.longest
+        for level, cost_s in self.cost_s.items():
+            for stride, loss in enumerate(self._strides.losses(level)[1:], 1):
+                found.append((self._worths[level] * (1 - loss) * stride / cost_s, longest * cost_s / stride))
+        return found
+
+    def _expectation(self, strides: Strides) -> Expectation:
+        """With the best level and stride at every place and price."""
+        num_places = min(PLACES, len(strides.density))
+        middles = [(2 * place + 1) * len(strides.density) // (2 * num_places) for place in range(num_places)]
+        highest = ceil(log(self._most, DEARER))
+        takes_s, mean_strides = [], []
+        for power in range(highest - PRICES + 1, highest + 1):
+            found = [self._best(strides, DEARER**power, strides.density[middle]) for middle in middles]
+            takes_s.append(strides.longest * fmean(cost_s / stride for cost_s, stride in found))
+            mean_strides.append(1 / fmean(1 / stride for _, stride in found))
+        return Expectation(highest, takes_s, mean_strides)
+
+    def _best(self, strides: Strides, price: float, density: float) -> tuple[float, int]:
+        """(seconds, stride) of the best step at a place of this density."""
+        best, found = -inf, (0.0, 1)
+        for level, cost_s in self.cost_s.items():
+            worth = self._worths[level]
+            stride = strides.best(level, price * cost_s / worth, density)
+            gain = worth * (1 - density * strides.losses(level)[stride]) - price * cost_s / stride
+            if gain > best:
+                best, found = gain, (cost_s, stride)
+        return found
+
+
+class Expectation:
+    """What a whole picture takes at each of `PRICES`, the lowest first.
+
+    highest: the power of `DEARER` that the last price is. takes_s: in the mean for each longest step. mean_strides: of
+    its steps.
+    """
+
+    def __init__(self, highest: int, takes_s: Sequence[float], mean_strides: Sequence[float]) -> None:
+        self._lowest = highest - PRICES + 1
+        self._takes_s = list(accumulate(reversed(takes_s), max))[::-1]
+        self._mean_strides = mean_strides
+
+    def price(self, affordable_s: float) -> float:
+        """At which so much is taken: between those that were looked at. Below all of them as for the level alone, which
+        falls with the square of what can be afforded more than is taken."""
+        takes_s = self._takes_s
+        if affordable_s >= takes_s[0]:
+            return float(DEARER**self._lowest * (takes_s[0] / affordable_s) ** 2)
+        index = bisect_left(takes_s, -affordable_s, key=_negative)
+        if index == PRICES:
+            return float(DEARER ** (self._lowest + PRICES - 1))
+        less_s, more_s = takes_s[index], takes_s[index - 1]
+        return float(DEARER ** (self._lowest + index - (affordable_s - less_s) / (more_s - less_s)))
+
+    def mean_stride(self, price: float) -> float:
+        """At this price, or the next that was looked at."""
+        place = ceil(log(price, DEARER)) - self._lowest
+        return self._mean_strides[min(max(place, 0), PRICES - 1)]
+
+
+def _negative(seconds: float) -> float:
+    return -seconds

@@ -27,10 +27,11 @@ class View(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One step of this kind for these requests."""
+    """One step of this kind for these requests, each of its own stride."""
 
     request_ids: Sequence[int]
     kind: StepKind
+    strides: Sequence[int]
 
 
 class Policy(Protocol):

@@ -103,6 +103,7 @@ def _completed_event(
         level=image.level,
         budget=image.budget,
         levels=image.levels,
+        strides=image.strides,
         elit=answer.elit,
     )
 

@@ -134,6 +134,7 @@ class CompletedEvent(BaseModel):
     level: int | float
     budget: float
     levels: list[int]
+    strides: list[int]
     elit: GenerateFacts
 
 

@@ -35,14 +35,15 @@ MAX_PICTURES = 64  # told one by one; the rest is in the numbers
 
 
 class LivePicture(BaseModel):
-    """levels: of the steps so far. gflops, device_ms: what it has cost so far. left_ms: until it should be
-    there; below 0 it is late."""
+    """levels, strides: of the steps so far; steps: of the plan's time grid. gflops, device_ms: what it has cost so far.
+    left_ms: until it should be there; below 0 it is late."""
 
     id: int
     label: str
     size: str
     state: Literal["waiting", "running", "finishing"]
     levels: list[int]
+    strides: list[int]
     steps: int
     skips: SkipsUsed | None
     age_ms: float
@@ -162,6 +163,7 @@ def _shown(picture: Picture, now: InFlight, sizes: Sizes) -> LivePicture:
         size=str(sizes.size_of(picture.shape)),
         state=picture.state,
         levels=list(picture.levels),
+        strides=list(picture.strides),
         steps=picture.num_steps,
         skips=skips_used(order.skips),
         age_ms=round(1000 * (now.now_s - order.arrived_s), 1),

@@ -282,7 +282,7 @@ class EngineMetrics(Observer):
         for part, steps in zip(SKIPPED_PARTS, (skips.core, skips.weak), strict=True):
             self._all.skipped.labels(self._model, part).inc(len(steps) * len(outcome.pictures))
         for picture, quality in zip(outcome.pictures, qualities, strict=True):
-            level = outcome.order.plan(picture.levels).mean_level
+            level = outcome.order.plan(picture.progress).mean_level
             self._all.budget.labels(self._model, chooser).observe(self._measures.budgets.of_level(level))
             self._all.granted_steps.labels(self._model, chooser).observe(len(picture.levels))
             if quality is not None:

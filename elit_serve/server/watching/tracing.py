@@ -251,11 +251,12 @@ def became(taken: Taken, ended: Outcome | BaseException | None) -> Attributes:
 
 def computed(outcome: Outcome, pipeline: Pipeline) -> Attributes:
     """Means over the pictures; replans over all of them, as `elit_replans_total` counts."""
-    level = fmean(fmean(picture.levels) for picture in outcome.pictures)
+    plans = [outcome.order.plan(picture.progress) for picture in outcome.pictures]
+    level = fmean(plan.mean_level for plan in plans)
     changes = sum(one != other for picture in outcome.pictures for one, other in pairwise(picture.levels))
     return {
         "elit.size": str(pipeline.sizes.size_of(outcome.order.shape)),
-        "elit.steps": outcome.order.num_steps,
+        "elit.steps": fmean(plan.num_steps for plan in plans),
         "elit.level": level,
         "elit.budget": pipeline.budgets.of_level(level),
         "elit.gflops": outcome.cost.gflops,

@@ -11,28 +11,35 @@ export function svg(name, attributes = {}, children = []) {
   return node;
 }
 
-/** A bar for every step that has a level, in room for all `steps`. */
-export function levelBars(levels, steps, latents) {
-  const bars = svg("path", { class: "bars", d: barPath(levels, latents) });
+/** A bar for every step that has a level, as wide as its stride, in room for all `steps`. */
+export function levelBars(levels, strides, steps, latents) {
+  const bars = svg("path", { class: "bars", d: barPath(levels, strides, latents) });
   const ground = svg("rect", { class: "ground", x: 0, y: 0, width: steps, height: latents });
   const frame = { class: "level-bars", viewBox: `0 0 ${steps} ${latents}`, preserveAspectRatio: "none" };
-  return svg("svg", { ...frame, role: "img", "aria-label": levelText(levels, steps) }, [ground, bars]);
+  return svg("svg", { ...frame, role: "img", "aria-label": levelText(levels, strides, steps) }, [ground, bars]);
 }
 
 /** The same drawing with more steps done. */
-export function grow(chart, levels, steps, latents) {
-  chart.querySelector(".bars").setAttribute("d", barPath(levels, latents));
-  chart.setAttribute("aria-label", levelText(levels, steps));
+export function grow(chart, levels, strides, steps, latents) {
+  chart.querySelector(".bars").setAttribute("d", barPath(levels, strides, latents));
+  chart.setAttribute("aria-label", levelText(levels, strides, steps));
 }
 
-function barPath(levels, latents) {
-  return levels.map((level, step) => `M${step + 0.09} ${latents}V${latents - level}h.82V${latents}z`).join("");
+function barPath(levels, strides, latents) {
+  let at = 0;
+  const bar = (level, stride) => {
+    const left = at + 0.09;
+    at += stride;
+    return `M${left} ${latents}V${latents - level}h${stride - 0.18}V${latents}z`;
+  };
+  return levels.map((level, step) => bar(level, strides[step])).join("");
 }
 
-function levelText(levels, steps) {
+function levelText(levels, strides, steps) {
   if (!levels.length) return `no step of ${steps} yet`;
   const [low, high] = [Math.min(...levels), Math.max(...levels)];
-  const done = levels.length < steps ? `${levels.length} of ${steps} steps` : `${steps} steps`;
+  const at = strides.reduce((sum, stride) => sum + stride, 0);
+  const done = at < steps ? `${at} of ${steps} steps` : `${levels.length} steps`;
   return low === high ? `${done} at level ${low}` : `${done} at levels ${low} to ${high}`;
 }
 

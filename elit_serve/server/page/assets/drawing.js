@@ -7,7 +7,7 @@ export const NUM_PREVIEWS = 3;
 /**
  * Makes the pictures of a request; `onPreview(index, src, number)` is called with what each promises to become, and
  * `onTaken` with the id of the request once the server has taken it.
- * Resolves to a list of {src, seed, levels, facts, size, request}: facts as `/v1/generate` tells them.
+ * Resolves to a list of {src, seed, levels, strides, facts, size, request}: facts as `/v1/generate` tells them.
  */
 export async function drawn(request, { signal, onPreview, onTaken }) {
   const { label, ...wishes } = request;
@@ -19,8 +19,8 @@ export async function drawn(request, { signal, onPreview, onTaken }) {
       onPreview(data.seed - request.seed, src, data.partial_image_index + 1);
     }
     if (type === "image_generation.completed") {
-      const { seed, levels, size, elit: facts } = data;
-      results.push({ src, seed, levels, facts, size, request });
+      const { seed, levels, strides, size, elit: facts } = data;
+      results.push({ src, seed, levels, strides, facts, size, request });
     }
   }
   if (results.length !== (request.n ?? 1)) throw new ApiError({ status: 0, code: "unreachable", message: "" });

@@ -6,7 +6,7 @@ import { duration, operations, percent, plural, quality } from "./words.js";
 
 /** Nodes for a result of `drawn`. latents: the level at full budget. again: what makes the picture once more. */
 export function factsOf(result, latents, again) {
-  const { facts, levels } = result;
+  const { facts, levels, strides } = result;
   const level = mean(levels);
   const list = element("dl", { className: "facts" });
   list.append(
@@ -18,7 +18,7 @@ export function factsOf(result, latents, again) {
   );
   const chart = element("figure", { className: "levels" });
   chart.append(
-    levelBars(levels, levels.length, latents),
+    levelBars(levels, strides, facts.steps, latents),
     element("figcaption", { textContent: `Level, of ${latents}, in ${plural(levels.length, "step")}` }),
   );
   const actions = element("div", { className: "actions" });

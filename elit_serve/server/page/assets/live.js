@@ -137,6 +137,8 @@ function showSpent(spent) {
 
 const hint = (more) => `A bar for every step; its height is the level.${more > 0 ? ` ${more} more wait.` : ""}`;
 
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+
 class Flight {
   node = document.createElement("li");
   #state = document.createElement("span");
@@ -146,18 +148,18 @@ class Flight {
 
   constructor({ label, steps }, latents) {
     this.#latents = latents;
-    this.#chart = levelBars([], steps, latents);
+    this.#chart = levelBars([], [], steps, latents);
     const name = Object.assign(document.createElement("strong"), { textContent: label });
     this.#due.className = "due";
     this.node.append(name, this.#state, this.#due, this.#chart);
   }
 
-  show({ state, levels, steps, left_ms: left, promised }) {
+  show({ state, levels, strides, steps, left_ms: left, promised }) {
     this.node.dataset.state = state;
     this.#state.textContent =
-      { waiting: "waits", finishing: "being encoded" }[state] ?? `step ${levels.length} of ${steps}`;
+      { waiting: "waits", finishing: "being encoded" }[state] ?? `step ${sum(strides)} of ${steps}`;
     const kind = promised ? "promised" : "due";
     this.#due.textContent = left < 0 ? `${duration(-left)} late` : `${kind} in ${duration(left)}`;
-    grow(this.#chart, levels, steps, this.#latents);
+    grow(this.#chart, levels, strides, steps, this.#latents);
   }
 }

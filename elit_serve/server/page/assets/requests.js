@@ -7,7 +7,7 @@ const MOST_STEPS = 1000;
 
 const number = { is: "a number", write: String, read: (text) => (text.trim() ? Number(text) : NaN) };
 const text = { is: "a text", write: String, read: (value) => value || NaN };
-const runs = { is: "levels with how often each, as 4x8.16x12", write: inRuns, read: fromRuns };
+const runs = { is: "numbers with how often each, as 4x8.16x12", write: inRuns, read: fromRuns };
 const steps = {
   is: "numbers of steps, as 1.3.4",
   write: (numbers) => numbers.join("."),
@@ -20,15 +20,26 @@ const range = {
 };
 
 /** All that decides a picture, in the order in which a link says it. */
-const FIELDS = { label: text, seed: number, n: number, size: text, latency_ms: number, budget: number, levels: runs };
+const FIELDS = {
+  label: text,
+  seed: number,
+  n: number,
+  size: text,
+  latency_ms: number,
+  budget: number,
+  levels: runs,
+  strides: runs,
+};
 const PLAN_FIELDS = { steps: number, method: text, scale: number, weak_budget: number, interval: range };
 const SKIP_FIELDS = { core: steps, weak: steps };
 const LINK_FIELDS = { ...FIELDS, ...PLAN_FIELDS, ...SKIP_FIELDS };
 
-/** The wishes that make a picture again which was made: its own levels, whatever was asked for then. */
-export function repeated({ facts, seed, levels, request }, latents) {
-  const isEven = levels.every((level) => level === levels[0]);
-  const compute = isEven ? { budget: levels[0] / latents, steps: levels.length } : { levels };
+/** The wishes that make a picture again which was made: its own steps, whatever was asked for then. */
+export function repeated({ facts, seed, levels, strides, request }, latents) {
+  const hasLong = strides.some((stride) => stride > 1);
+  const isEven = !hasLong && levels.every((level) => level === levels[0]);
+  const bySteps = { levels, ...(hasLong && { strides }) };
+  const compute = isEven ? { budget: levels[0] / latents, steps: levels.length } : bySteps;
   const size = request.size ? { size: request.size } : {};
   const skips = facts.skips ? { skips: facts.skips } : {};
   return { label: facts.label, seed, ...size, ...compute, guidance: withoutNull(facts.guidance), ...skips };
