@@ -55,6 +55,7 @@ class GenerationFacts(Answer):
     output_format: png, webp, jpeg or safetensors. size: of the pictures, as "640x384".
     promised: whether the target was one that the server had to keep.
     deadline_met: None without a target.
+    skips: which steps used again what earlier ones computed, of `core` and of `weak` passes; None if none did.
     finished_early: whether its caller had it finished early.
     queue_ms, compute_ms, encode_ms: to the first step, from there to the end of the last, from there to the files.
     total_ms: all of the server's time, from arrival to the answer.
