@@ -25,7 +25,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from elit_serve.catalogue import read_config
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler import CostTable
 from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.settings import Settings
 from tests.serving import COST
@@ -33,6 +36,11 @@ from tests.serving import COST
 FLAGS = ("no-sandbox", "disable-gpu", "disable-quic", "disable-background-networking", "disable-component-update")
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
+SKIPPING_COST = CostTable(
+    steps_ms={**COST.steps_ms}
+    | {(StepKind("32x32", 1, weak, is_skipped=True), batch): 50.0 * batch for weak in (None, 1) for batch in (1, 4)},
+    overhead_ms=1000.0,
+)
 SHAPES = ("32x32", "16x48")  # names have the height first
 
 
@@ -193,6 +201,33 @@ def test_who_has_seen_enough_keeps_what_there_is(
     expect(finish).to_be_hidden()
     assert re.search(r"Cost .* of the device, [\d.]+ MFLOP", text(page, "#facts"))
     expect(page.locator("#facts").get_by_role("img")).to_have_attribute("aria-label", re.compile("at levels 1 to 4"))
+
+
+class Keeping(Executor):
+    """For plans that use again what earlier steps computed."""
+
+    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
+        super().__init__(pipeline, num_slots=num_slots, keeps=True)
+
+
+def test_what_is_skipped_is_told_before_and_after(
+    start_server: Any, open_page: OpenPage, tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
+) -> None:
+    """The best plan of seven steps has two without a core, of which one has no weak pass either."""
+    content = make_quality(model_hash=read_config(tiny_model_dir).model_hash)
+    best = {"quality": {"value": 0.95, "half_width": 0.01}, "skips": {"core": [2, 5], "weak": [5]}, "gflops": 9.0}
+    usual = next(plan for plan in content["plans"] if plan["name"] == "usual")
+    plans = [*content["plans"], {**usual, **best, "name": "skipping", "levels": [[4, 7]]}]
+    (tiny_model_dir / "quality.json").write_text(json.dumps({**content, "plans": plans}))
+    pipeline = Pipeline.load(tiny_model_dir, device="cpu")
+    page = open_page(start_server(pipeline, executor=Keeping, cost=SKIPPING_COST))
+    choose(page)
+    expect(page.locator("#forecast-text")).to_contain_text("7 steps, 2 cores and 1 weak pass skipped, at level 4 of 4")
+    generate(page)
+    expect(page.locator("#facts")).to_contain_text("Level, of 4, in 7 steps, 2 cores and 1 weak pass skipped")
+    pale = page.locator("#facts .pale").get_attribute("d")
+    assert pale is not None
+    assert [part.partition(" ")[0] for part in pale.split("M")[1:]] == ["2.09", "5.09"]
 
 
 def test_a_picture_can_be_kept_and_made_again(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
@@ -504,7 +539,7 @@ WISHES_AND_BACK = """async ([result, model]) => {
 def test_a_link_says_what_steps_skip(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
     page = open_page(start_server(measured))
     guidance = {"method": "cfg", "scale": 2, "weak_budget": None, "interval": [0, 1]}
-    result = {"seed": 7, "levels": [4, 2, 2, 4], "request": {}}
+    result = {"seed": 7, "levels": [4, 2, 2, 4], "strides": [1, 1, 1, 1], "request": {}}
     model = {"id": "tiny", "classes": ["tulip"]}
     for skips, said in (
         ({"core": [2], "weak": [1, 3]}, "&core=2&weak=1.3&"),
@@ -518,11 +553,21 @@ def test_a_link_says_what_steps_skip(start_server: Any, open_page: OpenPage, mea
         assert again.get("skips") == (skips and {name: steps for name, steps in skips.items() if steps})
 
 
+def test_a_link_says_how_long_steps_are(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
+    page = open_page(start_server(measured))
+    guidance = {"method": "cfg", "scale": 2, "weak_budget": None, "interval": [0, 1]}
+    facts = {"label": "tulip", "guidance": guidance, "skips": None}
+    result = {"seed": 7, "levels": [4, 4, 1], "strides": [1, 1, 2], "request": {}, "facts": facts}
+    wishes, link, again = page.evaluate(WISHES_AND_BACK, [result, {"id": "tiny", "classes": ["tulip"]}])
+    assert "&levels=4x2.1x1&strides=1x2.2x1&" in link
+    assert (wishes["levels"], wishes["strides"]) == (again["levels"], again["strides"]) == ([4, 4, 1], [1, 1, 2])
+
+
 LINKS = [
     ("label=tulip&core=2,3", "Its core is “2,3”, and should be numbers of steps, as 1.3.4"),
     ("label=tulpe&seed=7", "Its class is “tulpe”, which tiny does not know."),
     ("label=tulip&seed=seven", "Its seed is “seven”, and should be a number."),
-    ("label=tulip&levels=4x2000", "Its levels is “4x2000”, and should be levels with how often each"),
+    ("label=tulip&levels=4x2000", "Its levels is “4x2000”, and should be numbers with how often each"),
     ("label=tulip&seeds=7", "It says seeds, and may say label, seed,"),
 ]
 

@@ -1,6 +1,6 @@
 // Small drawings in SVG.
 
-import { duration, quality } from "./words.js";
+import { duration, quality, total } from "./words.js";
 
 const NS = "http://www.w3.org/2000/svg";
 
@@ -11,34 +11,41 @@ export function svg(name, attributes = {}, children = []) {
   return node;
 }
 
-/** A bar for every step that has a level, as wide as its stride, in room for all `steps`. */
-export function levelBars(levels, strides, steps, latents) {
-  const bars = svg("path", { class: "bars", d: barPath(levels, strides, latents) });
-  const ground = svg("rect", { class: "ground", x: 0, y: 0, width: steps, height: latents });
-  const frame = { class: "level-bars", viewBox: `0 0 ${steps} ${latents}`, preserveAspectRatio: "none" };
-  return svg("svg", { ...frame, role: "img", "aria-label": levelText(levels, strides, steps) }, [ground, bars]);
+/**
+ * A bar for every step that has a level, as wide as its stride, in room for all `steps`; those that skip their cores are
+ * pale. made: {levels, strides, steps, skips} of a picture.
+ */
+export function levelBars(made, latents) {
+  const ground = svg("rect", { class: "ground", x: 0, y: 0, width: made.steps, height: latents });
+  const frame = { class: "level-bars", viewBox: `0 0 ${made.steps} ${latents}`, preserveAspectRatio: "none", role: "img" };
+  const chart = svg("svg", frame, [ground, svg("path", { class: "bars" }), svg("path", { class: "bars pale" })]);
+  grow(chart, made, latents);
+  return chart;
 }
 
 /** The same drawing with more steps done. */
-export function grow(chart, levels, strides, steps, latents) {
-  chart.querySelector(".bars").setAttribute("d", barPath(levels, strides, latents));
-  chart.setAttribute("aria-label", levelText(levels, strides, steps));
+export function grow(chart, made, latents) {
+  const [computed, skipped] = barPaths(made, latents);
+  chart.querySelector(".bars").setAttribute("d", computed);
+  chart.querySelector(".pale").setAttribute("d", skipped);
+  chart.setAttribute("aria-label", levelText(made));
 }
 
-function barPath(levels, strides, latents) {
+function barPaths({ levels, strides, skips }, latents) {
+  const paths = ["", ""];
   let at = 0;
-  const bar = (level, stride) => {
-    const left = at + 0.09;
-    at += stride;
-    return `M${left} ${latents}V${latents - level}h${stride - 0.18}V${latents}z`;
-  };
-  return levels.map((level, step) => bar(level, strides[step])).join("");
+  for (const [step, level] of levels.entries()) {
+    const isSkipped = skips?.core.includes(step) ?? false;
+    paths[Number(isSkipped)] += `M${at + 0.09} ${latents}V${latents - level}h${strides[step] - 0.18}V${latents}z`;
+    at += strides[step];
+  }
+  return paths;
 }
 
-function levelText(levels, strides, steps) {
+function levelText({ levels, strides, steps }) {
   if (!levels.length) return `no step of ${steps} yet`;
   const [low, high] = [Math.min(...levels), Math.max(...levels)];
-  const at = strides.reduce((sum, stride) => sum + stride, 0);
+  const at = total(strides);
   const done = at < steps ? `${at} of ${steps} steps` : `${levels.length} steps`;
   return low === high ? `${done} at level ${low}` : `${done} at levels ${low} to ${high}`;
 }

@@ -2,7 +2,7 @@
 
 import { levelBars } from "./charts.js";
 import { fileName } from "./requests.js";
-import { duration, operations, percent, plural, quality } from "./words.js";
+import { duration, operations, percent, quality, stepsText, total } from "./words.js";
 
 /** Nodes for a result of `drawn`. latents: the level at full budget. again: what makes the picture once more. */
 export function factsOf(result, latents, again) {
@@ -18,15 +18,17 @@ export function factsOf(result, latents, again) {
   );
   const chart = element("figure", { className: "levels" });
   chart.append(
-    levelBars(levels, strides, facts.steps, latents),
-    element("figcaption", { textContent: `Level, of ${latents}, in ${plural(levels.length, "step")}` }),
+    levelBars({ levels, strides, steps: facts.steps, skips: facts.skips }, latents),
+    element("figcaption", {
+      textContent: `Level, of ${latents}, in ${stepsText(levels.length, facts.steps, facts.skips)}`,
+    }),
   );
   const actions = element("div", { className: "actions" });
   actions.append(download(result), button("Make again", again));
   return [list, chart, actions];
 }
 
-export const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+export const mean = (values) => total(values) / values.length;
 
 function qualityMeans({ quality: value }) {
   return value === null ? "of these steps and this guidance" : "1 is as good as photographs";

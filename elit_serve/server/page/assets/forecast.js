@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { tradeoff } from "./charts.js";
-import { comfortable, duration, explained, percent, plural, quality } from "./words.js";
+import { comfortable, duration, explained, percent, quality, stepsText, total } from "./words.js";
 
 const DEBOUNCE_MS = 150;
 const part = (id) => document.getElementById(id);
@@ -78,7 +78,9 @@ const pointOf = ({ latency_ms: ms, min_latency_ms: neededMs, quality: q, fits },
 
 function courseText(course, latents) {
   const level = Number(course.level.toFixed(1));
-  const facts = [`${plural(course.steps, "step")} at level ${level} of ${latents} (${percent(course.budget)})`];
+  const run = Math.round(total(course.strides.map((of) => of.length)) / course.strides.length); // of each picture
+  const steps = stepsText(run, course.steps, course.skips);
+  const facts = [`${steps}${course.skips ? "," : ""} at level ${level} of ${latents} (${percent(course.budget)})`];
   if (course.quality !== null) facts.push(`expected quality ${quality(course.quality)}`);
   return ["Should take ", strong(duration(course.latency_ms)), ": ", facts.join(", "), "."];
 }

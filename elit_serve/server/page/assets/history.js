@@ -5,6 +5,7 @@ import { mean } from "./facts.js";
 import { percent } from "./words.js";
 
 const STORE = "pictures";
+const FORM = 2; // of what is kept: what was kept in another one goes
 const NAME = `elit-serve ${new URL(base()).pathname}`; // other servers may share this host
 const MOST_PICTURES = 60;
 const MOST_BYTES = 48e6; // of them together
@@ -106,10 +107,12 @@ export class History {
 const keyOf = ({ src, facts, seed }) => `${seed} ${facts.total_ms} ${src.slice(-24)}`;
 
 function opened() {
-  const request = indexedDB.open(NAME, 1);
-  request.addEventListener("upgradeneeded", () =>
-    request.result.createObjectStore(STORE, { keyPath: "id", autoIncrement: true }),
-  );
+  const request = indexedDB.open(NAME, FORM);
+  request.addEventListener("upgradeneeded", () => {
+    const database = request.result;
+    if (database.objectStoreNames.contains(STORE)) database.deleteObjectStore(STORE);
+    database.createObjectStore(STORE, { keyPath: "id", autoIncrement: true });
+  });
   return settled(request);
 }
 

@@ -3,7 +3,7 @@
 import { events } from "./api.js";
 import { grow, levelBars } from "./charts.js";
 import { HISTORY_S, Tile, TILES, WINDOW_S } from "./tiles.js";
-import { duration, explained, operations, percent, plural } from "./words.js";
+import { duration, explained, operations, percent, plural, total } from "./words.js";
 
 const SAID_EVERY_MS = 20_000; // how often a screen reader is told the numbers
 const RECONNECT_MS = 2000;
@@ -137,8 +137,6 @@ function showSpent(spent) {
 
 const hint = (more) => `A bar for every step; its height is the level.${more > 0 ? ` ${more} more wait.` : ""}`;
 
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-
 class Flight {
   node = document.createElement("li");
   #state = document.createElement("span");
@@ -146,20 +144,21 @@ class Flight {
   #chart;
   #latents;
 
-  constructor({ label, steps }, latents) {
+  constructor(picture, latents) {
     this.#latents = latents;
-    this.#chart = levelBars([], [], steps, latents);
-    const name = Object.assign(document.createElement("strong"), { textContent: label });
+    this.#chart = levelBars(picture, latents);
+    const name = Object.assign(document.createElement("strong"), { textContent: picture.label });
     this.#due.className = "due";
     this.node.append(name, this.#state, this.#due, this.#chart);
   }
 
-  show({ state, levels, strides, steps, left_ms: left, promised }) {
+  show(picture) {
+    const { state, strides, steps, left_ms: left, promised } = picture;
     this.node.dataset.state = state;
     this.#state.textContent =
-      { waiting: "waits", finishing: "being encoded" }[state] ?? `step ${sum(strides)} of ${steps}`;
+      { waiting: "waits", finishing: "being encoded" }[state] ?? `step ${total(strides)} of ${steps}`;
     const kind = promised ? "promised" : "due";
     this.#due.textContent = left < 0 ? `${duration(-left)} late` : `${kind} in ${duration(left)}`;
-    grow(this.#chart, levels, strides, steps, this.#latents);
+    grow(this.#chart, picture, this.#latents);
   }
 }

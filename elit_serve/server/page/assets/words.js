@@ -20,6 +20,19 @@ export function operations(gflops) {
   return `${(gflops / 1000 ** power).toPrecision(3)}${NARROW}${units[power + 1]}FLOP`;
 }
 
+export const total = (values) => values.reduce((sum, value) => sum + value, 0);
+
+/** Of a plan of so many steps, how many are run, and what they use again: 15 of 20 steps, 6 cores skipped */
+export function stepsText(run, steps, skips) {
+  const count = run < steps ? `${run} of ${plural(steps, "step")}` : plural(steps, "step");
+  const { core = [], weak = [] } = skips ?? {};
+  const parts = [
+    ...(core.length ? [plural(core.length, "core")] : []),
+    ...(weak.length ? [plural(weak.length, "weak pass", "weak passes")] : []),
+  ];
+  return parts.length ? `${count}, ${parts.join(" and ")} skipped` : count;
+}
+
 /** A target to propose where `minLatencyMs` is the smallest: a little more, for what moments differ. */
 export const comfortable = (minLatencyMs) => Math.ceil(1.02 * minLatencyMs + 5);
 
