@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from rich import box
 from rich.table import Table
 
+from elit_serve.bench.comparison.richer_plans import by_plan
 from elit_serve.bench.comparison.side_by_side import Comparison, over_seeds
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Fate, SimulatedRun, simulate
@@ -91,8 +92,7 @@ class PresetScheduler(RequestScheduler):
         target_ms = 1000 * (demand.deadline_s - demand.arrived_s)
         plan = self.choose_plan(menu, latency_ms=target_ms, num_images=1, now_s=now_s).plan
         self.plans[demand.request_id] = plan
-        min_level = max(demand.min_level, plan.min_level)
-        return replace(demand, weak_caps=plan.weak_caps, ceilings=plan.limits, min_level=min_level)
+        return by_plan(demand, plan)
 
     def _bounded(self, demand: Demand, preset: QualityPreset) -> Demand:
         exact = self._presets.exact[preset]

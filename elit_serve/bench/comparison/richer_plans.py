@@ -40,10 +40,13 @@ class PlanningScheduler(RequestScheduler):
         target_ms = 1000 * (demand.deadline_s - demand.arrived_s)
         plan = self.choose_plan(self._menu, latency_ms=target_ms, num_images=1, now_s=now_s).plan
         self.plans[demand.request_id] = plan
-        min_level = max(demand.min_level, plan.min_level)
-        return replace(
-            demand, weak_caps=plan.weak_caps, skipped=plan.skipped, ceilings=plan.limits, min_level=min_level
-        )
+        return by_plan(demand, plan)
+
+
+def by_plan(demand: Demand, plan: MeasuredPlan) -> Demand:
+    """The same picture made by a plan of a menu, in all of its steps."""
+    min_level = max(demand.min_level, plan.min_level)
+    return replace(demand, weak_caps=plan.weak_caps, skipped=plan.skipped, ceilings=plan.limits, min_level=min_level)
 
 
 @dataclass(frozen=True, kw_only=True)
