@@ -14,6 +14,7 @@ from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal
 from elit_serve.scheduler.state import State
 
 NO_CUSHION = ElasticSettings(cushion_steps=0.0)
+ALL_ALIKE = QualityTable(levels={4: 1.0})  # no level is better than another, so whoever finds room is worth it
 UNGUIDED_10 = (None,) * 10
 
 
@@ -173,19 +174,34 @@ def test_a_full_queue_refuses_until_one_of_it_runs(table: CostTable, quality: Qu
     assert scheduler.submit([image(3, within_s=5.0, is_hard=False)], 0.01) is None
 
 
-def test_admission_for_quality_takes_fewer_than_admission_for_most(table: CostTable) -> None:
-    steep = QualityTable(levels={4: 0.1, 8: 0.5, 16: 0.9})
-    taken = {}
-    for admission in ("most", "quality"):
-        settings = replace(NO_CUSHION, admission=admission)
-        scheduler = scheduler_of(table, steep, settings)
-        taken[admission] = sum(scheduler.submit([image(i, within_s=0.15)], 0.0) is None for i in range(30))
-    assert taken["quality"] < taken["most"]
+def taken_at_once(table: CostTable, quality: QualityTable) -> int:
+    scheduler = scheduler_of(table, quality)
+    return sum(scheduler.submit([image(i, within_s=0.15)], 0.0) is None for i in range(30))
 
 
-def test_hundreds_of_promises_are_planned_and_kept(table: CostTable, quality: QualityTable) -> None:
+def test_where_low_levels_are_worth_little_fewer_are_taken_who_are_made_better(table: CostTable) -> None:
+    """In 14 ms a step, 12 fit by the plan at the lowest level, 8 in a launch; level 16 takes 4 at a time."""
+    steep, gentle = QualityTable(levels={4: 0.1, 8: 0.5, 16: 0.9}), QualityTable(levels={4: 0.9, 16: 1.0})
+    assert taken_at_once(table, steep) < taken_at_once(table, gentle) == taken_at_once(table, ALL_ALIKE)
+
+
+def test_a_newcomer_is_worth_less_where_others_are_expected_who_would_lose_by_it(table: CostTable) -> None:
+    """The same request beside the same promises, with and without many who have just asked for the impossible."""
+
+    def is_taken(*, others: int) -> bool:
+        scheduler = scheduler_of(table, QualityTable(levels={4: 0.5, 8: 0.8, 16: 1.0}))
+        for i in range(100, 100 + others):
+            assert scheduler.submit([image(i, within_s=0.02)], 0.0) is not None
+        assert scheduler.submit([image(i, within_s=0.09) for i in range(3)], 0.0) is None
+        return scheduler.submit([image(3, within_s=0.09)], 0.0) is None
+
+    assert is_taken(others=0)
+    assert not is_taken(others=40)
+
+
+def test_hundreds_of_promises_are_planned_and_kept(table: CostTable) -> None:
     """Saturated at the lowest level, 8 images take 100 ms, so 200 take 2.5 s."""
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most"))
+    scheduler = scheduler_of(table, ALL_ALIKE)
     taken = [i for i in range(250) if scheduler.submit([image(i, within_s=2.6)], 0.0) is None]
     assert 195 <= len(taken) < 250
     now_s = 0.0
@@ -202,18 +218,16 @@ def test_promises_that_are_due_later_run_beside_urgent_ones(table: CostTable, qu
     assert launch.request_ids == (0, 1, 2, 3, 4, 5)
 
 
-def test_as_many_are_taken_as_fit_side_by_side(table: CostTable, quality: QualityTable) -> None:
+def test_as_many_are_taken_as_fit_side_by_side(table: CostTable) -> None:
     """Eight side by side take 100 ms at the lowest level, and nine would take their turns."""
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most"))
+    scheduler = scheduler_of(table, ALL_ALIKE)
     assert sum(scheduler.submit([image(i, within_s=0.111)], 0.0) is None for i in range(9)) == 8
 
 
 @pytest.mark.parametrize(("later", "soft"), [(1, 1), (5, 6), (8, 3)])
-def test_promises_that_have_all_ended_stand_in_nobodys_way(
-    table: CostTable, quality: QualityTable, later: int, soft: int
-) -> None:
+def test_promises_that_have_all_ended_stand_in_nobodys_way(table: CostTable, later: int, soft: int) -> None:
     """Those that are due later may end before the others; soft work then goes on as if nothing was promised."""
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, admission="most"))
+    scheduler = scheduler_of(table, ALL_ALIKE)
     assert scheduler.submit([image(i, within_s=3.0) for i in range(2)], 0.0) is None
     short = {"weak_caps": (None,)}
     assert scheduler.submit([image(i, within_s=3.1, **short) for i in range(10, 10 + later)], 0.0) is None
@@ -231,12 +245,10 @@ def test_promises_that_have_all_ended_stand_in_nobodys_way(
     assert scheduler.counters.decision_errors == 0
 
 
-def test_soft_work_of_another_guidance_gets_its_turn_beside_promises_that_never_end(
-    table: CostTable, quality: QualityTable
-) -> None:
+def test_soft_work_of_another_guidance_gets_its_turn_beside_promises_that_never_end(table: CostTable) -> None:
     """Before every step as many are asked for with a promise of 0.2 s as find room, all of one guidance; somebody who
     has none, and wants another guidance, hopes for 0.1 s."""
-    scheduler, now_s, next_id = scheduler_of(table, quality, replace(NO_CUSHION, admission="most")), 0.0, 100
+    scheduler, now_s, next_id = scheduler_of(table, ALL_ALIKE), 0.0, 100
     waits = image(1, within_s=0.1, arrived_s=0.5, is_hard=False, weak_caps=(4,) * 10)
     while scheduler.state(1) is not State.DONE and now_s < 20:
         if now_s >= 0.5 and scheduler.state(1) is None:
@@ -252,7 +264,7 @@ def test_soft_work_of_another_guidance_gets_its_turn_beside_promises_that_never_
     assert scheduler.counters.missed == 0
 
 
-def test_admission_for_quality_never_plans_with_steps_shorter_than_they_are(quality: QualityTable) -> None:
+def test_nobody_is_taken_by_a_plan_with_steps_shorter_than_they_are(quality: QualityTable) -> None:
     """Where the highest level costs least a picture, its price is below half of the lowest one's."""
     steps_ms = {
         (StepKind("32x32", 4, None), 1): 10.0,

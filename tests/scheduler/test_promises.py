@@ -152,8 +152,11 @@ def traffics(draw: st.DrawFn, *, fails: bool = False) -> Traffic:
     return Traffic(submissions, cancellations, failing)
 
 
-def elastic(table: CostTable, elastic_settings: ElasticSettings | None = None) -> RequestScheduler:
-    quality = QualityTable(levels=logarithmic(LEVELS, lowest=0.5))
+def elastic(
+    table: CostTable, elastic_settings: ElasticSettings | None = None, *, lowest: float = 0.5
+) -> RequestScheduler:
+    """lowest: quality at the lowest level, which says who is worth it."""
+    quality = QualityTable(levels=logarithmic(LEVELS, lowest=lowest))
     return RequestScheduler(table, ElasticPolicy(quality, elastic_settings))
 
 
@@ -198,14 +201,11 @@ def assert_launches_are_of_one_kind(driver: Driver, accepted: dict[int, Demand])
     traffic=traffics(),
     depth=st.integers(1, 2),
     max_batch=st.sampled_from([8, 8, 3, 1]),
-    admission=st.sampled_from(["most", "quality"]),
+    lowest=st.sampled_from([0.1, 0.5, 1.0]),
     max_waiting=st.sampled_from([None, None, 4]),
 )
-def test_every_promise_is_kept(table, traffic, depth, max_batch, admission, max_waiting) -> None:  # type: ignore[no-untyped-def]
-    scheduler = elastic(
-        table,
-        ElasticSettings(admission=admission, max_waiting=max_waiting, cushion_steps=1e-3),
-    )
+def test_every_promise_is_kept(table, traffic, depth, max_batch, lowest, max_waiting) -> None:  # type: ignore[no-untyped-def]
+    scheduler = elastic(table, ElasticSettings(max_waiting=max_waiting, cushion_steps=1e-3), lowest=lowest)
     scheduler.limit_batch(max_batch)
     driver, accepted = drive(scheduler, table, traffic, depth=depth)
     assert_all_accounted_for(driver, accepted)

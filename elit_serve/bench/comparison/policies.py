@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from elit_serve.bench.rivals import BatchedFifo, BudgetAtAdmission, EwmaBudget, SlackFit, StepFifo, StepSlackFit
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.errors import InvalidInput
-from elit_serve.scheduler import ElasticPolicy, ElasticSettings, FixedPolicy, QualityTable, RequestScheduler
+from elit_serve.scheduler import ElasticPolicy, FixedPolicy, QualityTable, RequestScheduler
 from elit_serve.scheduler.drive import Scheduler
 
 
@@ -24,13 +24,8 @@ def _elastic(setting: Setting, quality: QualityTable) -> Scheduler:
     return RequestScheduler(setting.table, ElasticPolicy(quality))
 
 
-def _elastic_generous(setting: Setting, quality: QualityTable) -> Scheduler:
-    return RequestScheduler(setting.table, ElasticPolicy(quality, ElasticSettings(admission="most")))
-
-
 CONTENDERS: Mapping[str, Contender] = {
     "elastic": Contender(make=_elastic, reads_quality=True),
-    "elastic-most": Contender(make=_elastic_generous, reads_quality=True),
     "fixed": Contender(make=lambda setting, _: RequestScheduler(setting.table, FixedPolicy())),
     "fifo-batch": Contender(make=lambda setting, _: BatchedFifo(setting)),
     "fifo-step": Contender(make=lambda setting, _: StepFifo(setting)),

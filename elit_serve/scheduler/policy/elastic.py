@@ -20,12 +20,14 @@ from copy import copy
 from dataclasses import dataclass
 from math import inf
 from operator import attrgetter
-from typing import Literal, Self
+from typing import Self
 
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.arrivals import RecentArrivals
 from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.policy.admission import admissible
+from elit_serve.scheduler.policy.cohort import at_pace
 from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
 from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
 from elit_serve.scheduler.policy.price import Rates
@@ -45,13 +47,6 @@ _order = attrgetter("order")
 class ElasticSettings:
     """The constants of the policy.
 
-    admission: "most" takes whatever fits at the lowest levels. "quality" is choosier in a burst: beside others it takes
-        a newcomer only if all would fit even if every step took longer, by as much as arrivals exceed what the device
-        can take at the level with the most quality per millisecond, but at most so that there is time to run all at
-        that level and, of the time at the lowest, the share `leisure` to spare. Fewer then find room, and are served
-        in larger batches and better.
-    leisure: see admission.
-    burst: memory of the arrivals that make a burst, relative to the mean target of late.
     cushion_steps: steps are planned to end so many times a solo full-level step before the deadline: covers noise.
     batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
         every step took 1 / (1 - batch_reserve) times as long.
@@ -62,24 +57,21 @@ class ElasticSettings:
         is promised an end, too: as many at a time as share a launch, and no more than take such a share of the device.
         Else promised work of another guidance would keep it waiting for ever.
     max_waiting: accepted requests that have not started, beyond which newcomers are refused; None is no limit.
-    pricing_batch: batch at which a level's cost per image is judged, where that many are there.
-    memory: of the arrival rate that the price expects to go on, relative to the mean target.
+    parking: what it costs to leave a request out of a launch that has no spare step, in pictures' steps.
+    memory: of the arrivals that are expected to go on, relative to the mean target.
     horizon: how far ahead arrivals are expected, and held_back: how much of that is already known, both relative to
         the mean target.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
-    admission: Literal["most", "quality"] = "quality"
-    leisure: float = 0.48
-    burst: float = 0.85
     cushion_steps: float = 2.0
     batch_reserve: float = 0.2
     ageing_s: float = 30.0
     soft_yield: float = 4.0
     soft_share: float = 0.2
     max_waiting: int | None = None
-    pricing_batch: int = 4
-    memory: float = 5.0
+    parking: float = 4.0
+    memory: float = 1.0
     horizon: float = 1.0
     held_back: float = 0.4
     scan: int = 2
@@ -99,7 +91,6 @@ class ElasticPolicy:
         self._probed_s = -inf
         self._next_turn_s = -inf  # of overdue soft work
         self._arrivals = RecentArrivals(self._settings.memory)
-        self._burst = RecentArrivals(self._settings.burst)
 
     # Admission
 
@@ -117,11 +108,11 @@ class ElasticPolicy:
         return None
 
     def would_admit(self, newcomers: Sequence[Demand], view: View) -> bool:
-        kept = self._arrivals, self._burst, self._probed_s
-        self._arrivals, self._burst = copy(self._arrivals), copy(self._burst)
+        kept = self._arrivals, self._probed_s
+        self._arrivals = copy(self._arrivals)
         works = self._seen(newcomers, view)
         found = self._considered(works, _promised(works), view)
-        self._arrivals, self._burst, self._probed_s = kept
+        self._arrivals, self._probed_s = kept
         return not isinstance(found, str)
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
@@ -143,7 +134,6 @@ class ElasticPolicy:
         work.left = 0
         if work.is_promised:
             self._promises.let_go([work])
-            self._promises.try_again()
         else:
             self._soft.remove(work)
 
@@ -155,7 +145,7 @@ class ElasticPolicy:
         twin._works = works = {request_id: copy(work) for request_id, work in self._works.items()}
         twin._soft = [works[work.request_id] for work in self._soft]
         twin._promises = self._promises.copy(works)
-        twin._arrivals, twin._burst = copy(self._arrivals), copy(self._burst)
+        twin._arrivals = copy(self._arrivals)
         return twin
 
     # Decision
@@ -238,43 +228,12 @@ class ElasticPolicy:
         del members[view.max_batch :]
         if all(work.is_hurried for work in members):
             level = max(work.lowest for work in members)
-        return *self._at_pace(members, levels[: levels.index(level) + 1], price / stride, rates, view), price
-
-    def _at_pace(
-        self, members: list[Work], levels: Sequence[int], price: float, rates: Rates, view: View
-    ) -> tuple[list[Work], int]:
-        """Lowers the level, or leaves out who can wait, whichever costs less, until no promise falls behind its pace.
-
-        levels: from the lowest that may be to the one to begin with.
-        """
-        kept, step_s = len(members), rates.row_s(levels[-1])[len(members)]
-        tightest_s = min(paces_s([work for work in members if work.is_promised], view), default=inf)
-        if step_s <= tightest_s:
-            return members, levels[-1]
-        pace_of = paces_s(members, view)
-        lax, at = sorted(range(1, kept), key=pace_of.__getitem__), len(levels) - 1
-        while kept > 1 and step_s > tightest_s:
-            spare = (pace_of[lax[-1]] / step_s - 1) * members[lax[-1]].left
-            parking = 1 / (1 + spare) if spare > 0 else inf
-            lowering = inf
-            if at:
-                lost = kept * (rates.worth(levels[at]) - rates.worth(levels[at - 1]))
-                lowering = lost - price * (step_s - rates.row_s(levels[at - 1])[kept])
-            if parking == lowering == inf:
-                break
-            if parking < lowering:
-                lax.pop()
-                kept -= 1
-            else:
-                at -= 1
-            step_s = rates.row_s(levels[at])[kept]
-        staying = [members[index] for index in (0, *sorted(lax))]
-        return [work for work in staying if work.allows(levels[at])], levels[at]
+        levels = levels[: levels.index(level) + 1]
+        return *at_pace(members, levels, price / stride, rates, view, parking=self._settings.parking), price
 
     def _rates_of(self, count: int, like: Work, view: View) -> Rates:
-        """Of a plan and a next step as this one's, for a batch as large as requests can fill where so many are there;
-        remembered."""
-        key = min(count, self._settings.pricing_batch, view.max_batch), like.ladder, like.demand.coarsening
+        """Of a plan and a next step as this one's, for the batch that so many requests can fill; remembered."""
+        key = min(count, view.max_batch), like.ladder, like.demand.coarsening
         rates = self._rates.get(key)
         if rates is None:
             batch, ladder, coarsening = key
@@ -437,8 +396,7 @@ class ElasticPolicy:
         """What is asked for, noted as arrived."""
         works = [self._work(newcomer, view.costs) for newcomer in newcomers]
         work_s = sum([work.solo_s for work in works])
-        for arrivals in (self._arrivals, self._burst):
-            arrivals.saw(view.now_s, newcomers, work_s)
+        self._arrivals.saw(view.now_s, newcomers, work_s)
         return works
 
     def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Certificate | str | None:
@@ -461,19 +419,17 @@ class ElasticPolicy:
         return 1 / (1 - self._settings.batch_reserve) if is_batch else 1.0
 
     def _admissible(self, hard: Sequence[Work], view: View, slowdown: float) -> Certificate | None:
-        """A plan for what is promised and the newcomers, if the setting of `admission` lets them in."""
-        promised = self._promises.works
-        if self._settings.admission == "quality" and promised:
-            slowdown *= self._leisure(hard[0], view)
-        return plan_for(_merged(promised, hard), view.start_s, view, slowdown)
-
-    def _leisure(self, like: Work, view: View) -> float:
-        """How much more has just arrived than the device can take at the level with the most quality per millisecond,
-        at least 1, and at most what that level takes of the lowest one's time and `leisure` more."""
-        rates = self._rates_of(view.max_batch, like, view)
-        excess = view.costs.correction * self._burst.rate(view.now_s) / rates.throughput
-        most = rates.best_s / rates.cost_s[view.costs.levels[0]] + self._settings.leisure
-        return max(1.0, min(excess, most))
+        """A plan for what is promised and the newcomers, if these are worth it."""
+        together = _merged(self._promises.works, hard)
+        return admissible(
+            hard,
+            self._promises.works,
+            together,
+            view,
+            self._rates_of(len(together), hard[0], view),
+            slowdown=slowdown,
+            images_per_s=self._arrivals.images_per_s(view.now_s),
+        )
 
     def _may_probe(self, hard: Sequence[Work], view: View, slowdown: float) -> bool:
         """Whether to take these although the correction says that they cannot be in time: it may be out of date, and

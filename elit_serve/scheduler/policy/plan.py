@@ -76,6 +76,13 @@ class Certificate:
         begins_s = [work.due_s - correction * end_s for work, end_s in deciding if work.left]
         return min(begins_s) + correction * self._done_s() if begins_s else inf
 
+    def spans(self) -> list[tuple[Work, float, float]]:
+        """Everybody with when its first step begins and when it ends, see `ends_s`."""
+        return [
+            (work, self._begins_s(joins), end_s)
+            for (work, joins, _), end_s in zip(self._places, self._ends_s, strict=True)
+        ]
+
     def next_members(self) -> list[Work]:
         """The next launch of the plan, all of one kind; none when all is done."""
         _, pending = self._present_round()
@@ -108,6 +115,15 @@ class Certificate:
         if not all(left):
             self._works, self._ends_s = list(compress(self._works, left)), list(compress(self._ends_s, left))
             self._places = list(compress(self._places, left))
+
+    def _begins_s(self, at: int) -> float:
+        """When a round begins, whoever has ended being decoded."""
+        segment = bisect_right(self._times_s, (at, inf)) - 1
+        (first, begin_s), *later = self._times_s[segment : segment + 2]
+        if at == first or not later:
+            return begin_s
+        ((after, end_s),) = later
+        return begin_s + (at - first) * (end_s - begin_s) / (after - first)
 
     def _present_round(self) -> tuple[int, list[Work]]:
         """The first round in which somebody has yet to run, and who."""

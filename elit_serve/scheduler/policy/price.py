@@ -52,6 +52,34 @@ class Rates:
         found = self._worths.get(level)
         return self._quality.at(level) if found is None else found
 
+    @property
+    def longest(self) -> float:
+        """How many times as long as with the fewest steps at the lowest level an image can usefully take."""
+        most_s = self.cost_s[self._highest] if self._expected is None else self._expected.most_s
+        return max(1.0, most_s / self.cost_s[self._lowest])
+
+    def worth_within(self, times: float, bounds: tuple[int, int] | None = None) -> float:
+        """What is expected of an image that takes so many times as long as with the fewest steps at the lowest level:
+        linear between levels, and where steps may become longer, with the best strides at that price.
+
+        bounds: the lowest and the highest level; None are the table's.
+        """
+        lowest, highest = bounds or (self._lowest, self._highest)
+        levels = self._costs.levels_within(lowest, highest)
+        if len(levels) == 1:
+            return self.worth(levels[0])  # the only one that may be, and perhaps none of the table's
+        if self._expected is not None:
+            return min(self._expected.worth(times * self.cost_s[levels[0]]), self.worth(levels[-1]))
+        within_s = times * self.cost_s[levels[0]]
+        below = levels[0]
+        for level in levels[1:]:
+            low_s, high_s = self.cost_s[below], self.cost_s[level]
+            if within_s < high_s:
+                share = (within_s - low_s) / (high_s - low_s)
+                return self.worth(below) + share * (self.worth(level) - self.worth(below))
+            below = level
+        return self.worth(below)
+
     def best_level(self, levels: Sequence[int], price: float) -> int:
         """The one with the most quality less what it costs an image at this price."""
         if len(levels) == 1:
@@ -107,22 +135,24 @@ class Rates:
         num_places = min(PLACES, len(strides.density))
         middles = [(2 * place + 1) * len(strides.density) // (2 * num_places) for place in range(num_places)]
         highest = ceil(log(self._most, DEARER))
-        takes_s, mean_strides = [], []
+        takes_s, mean_strides, worths = [], [], []
         for power in range(highest - PRICES + 1, highest + 1):
             found = [self._best(strides, DEARER**power, strides.density[middle]) for middle in middles]
-            takes_s.append(strides.longest * fmean(cost_s / stride for cost_s, stride in found))
-            mean_strides.append(1 / fmean(1 / stride for _, stride in found))
-        return Expectation(highest, takes_s, mean_strides)
+            takes_s.append(strides.longest * fmean(cost_s / stride for cost_s, stride, _ in found))
+            mean_strides.append(1 / fmean(1 / stride for _, stride, _ in found))
+            worths.append(fmean(worth for _, _, worth in found))
+        return Expectation(highest, takes_s, mean_strides, worths)
 
-    def _best(self, strides: Strides, price: float, density: float) -> tuple[float, int]:
-        """(seconds, stride) of the best step at a place of this density."""
-        best, found = -inf, (0.0, 1)
+    def _best(self, strides: Strides, price: float, density: float) -> tuple[float, int, float]:
+        """(seconds, stride, worth) of the best step at a place of this density."""
+        best, found = -inf, (0.0, 1, 0.0)
         for level, cost_s in self.cost_s.items():
             worth = self._worths[level]
             stride = strides.best(level, price * cost_s / worth, density)
-            gain = worth * (1 - density * strides.losses(level)[stride]) - price * cost_s / stride
+            kept = worth * (1 - density * strides.losses(level)[stride])
+            gain = kept - price * cost_s / stride
             if gain > best:
-                best, found = gain, (cost_s, stride)
+                best, found = gain, (cost_s, stride, kept)
         return found
 
 
@@ -130,13 +160,30 @@ class Expectation:
     """What a whole picture takes at each of `PRICES`, the lowest first.
 
     highest: the power of `DEARER` that the last price is. takes_s: in the mean for each longest step. mean_strides: of
-    its steps.
+    its steps. worths: what it is worth.
     """
 
-    def __init__(self, highest: int, takes_s: Sequence[float], mean_strides: Sequence[float]) -> None:
+    def __init__(
+        self, highest: int, takes_s: Sequence[float], mean_strides: Sequence[float], worths: Sequence[float]
+    ) -> None:
         self._lowest = highest - PRICES + 1
         self._takes_s = list(accumulate(reversed(takes_s), max))[::-1]
         self._mean_strides = mean_strides
+        self._worths = worths
+
+    @property
+    def most_s(self) -> float:
+        """Taken at the lowest price."""
+        return self._takes_s[0]
+
+    def worth(self, affordable_s: float) -> float:
+        """Of a picture that takes so much for each longest step."""
+        takes_s, worths = self._takes_s, self._worths
+        index = bisect_left(takes_s, -affordable_s, key=_negative)
+        if index in (0, PRICES):
+            return worths[min(index, PRICES - 1)]
+        less_s, more_s = takes_s[index], takes_s[index - 1]
+        return worths[index] + (affordable_s - less_s) / (more_s - less_s) * (worths[index - 1] - worths[index])
 
     def price(self, affordable_s: float) -> float:
         """At which so much is taken: between those that were looked at. Below all of them as for the level alone, which

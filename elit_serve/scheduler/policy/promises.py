@@ -8,7 +8,6 @@ from elit_serve.scheduler.policy.pace import Work
 from elit_serve.scheduler.policy.plan import Certificate, plan
 from elit_serve.scheduler.policy.view import View
 
-REPLAN_PAUSE = 4  # decisions without a search for a new plan after one that found none
 REPLAN_SLOWDOWN = 1.3  # a new plan is made with this to spare, so that it serves several decisions
 
 
@@ -21,28 +20,22 @@ class Promises:
     def __init__(self) -> None:
         self.works: list[Work] = []
         self.certificate = Certificate.of_nothing()
-        self._pause = 0
 
     def copy(self, works: Mapping[int, Work]) -> Promises:
         """The same with copies of the requests, by their ids."""
         twin = Promises()
         twin.works = [works[work.request_id] for work in self.works]
         twin.certificate = self.certificate.copy(works)
-        twin._pause = self._pause
         return twin
 
     def keep(self, works: list[Work], certificate: Certificate) -> None:
         """From now on all of these, by this plan."""
-        self.works, self.certificate, self._pause = works, certificate, 0
+        self.works, self.certificate = works, certificate
 
     def let_go(self, ended: Iterable[Work]) -> None:
         """Forgets these, which have nothing left."""
         for work in ended:
             self.works.remove(work)
-
-    def try_again(self) -> None:
-        """There may be a new plan where there was none."""
-        self._pause = 0
 
     def replan(self, start_s: float, view: View, slowdown: float = 1.0) -> bool:
         """Looks for a new plan from `start_s` on; False if the old one stays. slowdown: as in `plan_for`."""
@@ -52,14 +45,8 @@ class Promises:
         return found is not None
 
     def replan_with_slack(self, start_s: float, view: View) -> bool:
-        """The same for a plan with time to spare, which is not looked for every time."""
-        if self._pause:
-            self._pause -= 1
-            return False
-        has_found = self.replan(start_s, view, REPLAN_SLOWDOWN)
-        if not has_found:
-            self._pause = REPLAN_PAUSE
-        return has_found
+        """The same for a plan with time to spare, or else for one without."""
+        return self.replan(start_s, view, REPLAN_SLOWDOWN) or self.replan(start_s, view)
 
 
 def plan_for(works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:

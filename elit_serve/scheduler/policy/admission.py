@@ -1,0 +1,138 @@
+"""Whether a newcomer is worth what it takes: from those who are promised, and from those who are expected meanwhile.
+
+A plan at the lowest levels says when everybody would end. What it leaves until they must have ended is time for better
+levels: the *room* says how many times as long as in the plan steps may take at which time of it. From that follows
+what pictures are expected to be worth, with the newcomer and without. Nothing here fits one cost table or one curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import NamedTuple
+
+from elit_serve.scheduler.policy.pace import Work
+from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
+from elit_serve.scheduler.policy.price import Rates
+from elit_serve.scheduler.policy.promises import plan_for
+from elit_serve.scheduler.policy.view import View
+
+HALVINGS = 4  # of the interval in which the largest slowdown of a plan is searched
+OVERLAP = 0.5  # of a picture, that those who come during it share with it on average
+
+
+class Room(NamedTuple):
+    """How many times as long as in a plan steps may take from one time of it to another."""
+
+    from_s: float
+    until_s: float
+    times: float
+
+
+def best_plan(
+    works: Sequence[Work], view: View, most: float, slowdown: float = 1.0, known: float = 1.0
+) -> tuple[float, Certificate] | None:
+    """How many times as long all steps may take, at most `most`, and the plan in which they may; None if there is none.
+
+    known: at which there is a plan, or else at none. slowdown: as in `plan_for`, on top.
+    """
+    found = plan_for(works, view.start_s, view, most * slowdown)
+    if found is not None:
+        return most, found
+    found = plan_for(works, view.start_s, view, known * slowdown)
+    if found is None:
+        return None
+    low, high = known, most
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        slower = plan_for(works, view.start_s, view, middle * slowdown)
+        if slower is None:
+            high = middle
+        else:
+            low, found = middle, slower
+    return low, found
+
+
+def rooms(plan: Certificate, view: View, most: float) -> list[Room]:
+    """How the time that a plan leaves is best spread, until the end of all times.
+
+    Quality is concave in time, so it is spread evenly as far as deadlines let it: the tightest one decides until then,
+    the next tightest from then on (a lower convex hull), and nowhere is it more than `most`.
+    """
+    ends = sorted((end_s, (work.due_s - view.start_s) / view.costs.correction) for work, _, end_s in plan.spans())
+    found: list[Room] = []
+    now_s = used_s = 0.0
+    while ends := [(end_s, due_s) for end_s, due_s in ends if end_s > now_s]:
+        times, until_s = min(((due_s - used_s) / (end_s - now_s), end_s) for end_s, due_s in ends)
+        if times >= most:
+            break
+        times = max(1.0, times)  # so it was planned, but for rounding
+        found.append(Room(now_s, until_s, times))
+        used_s += times * (until_s - now_s)
+        now_s = until_s
+    return [*found, Room(now_s, inf, most)]
+
+
+class Expected:
+    """What pictures are expected to be worth whose steps are spread over a time of a plan."""
+
+    def __init__(self, within: Sequence[Room], rates: Rates) -> None:
+        self._within, self._rates = within, rates
+        self._worths: dict[tuple[int, int] | None, list[float]] = {}
+
+    def quality(self, from_s: float, until_s: float, bounds: tuple[int, int] | None = None) -> float:
+        """The mean over that time; bounds: the lowest and the highest level that steps may run at."""
+        worths = self._worths.get(bounds)
+        if worths is None:
+            worths = [self._rates.worth_within(room.times, bounds) for room in self._within]
+            self._worths[bounds] = worths
+        until_s, total = max(until_s, from_s + ROUNDING_S), 0.0
+        for (begin_s, end_s, _), worth in zip(self._within, worths, strict=True):
+            if begin_s < until_s and end_s > from_s:
+                total += (min(end_s, until_s) - max(begin_s, from_s)) * worth
+        return total / (until_s - from_s)
+
+    def of_all(self, plan: Certificate) -> float:
+        """The sum over what is left of everybody's pictures."""
+        return sum(
+            [
+                (1 - work.at / work.num_steps) * self.quality(begins_s, ends_s, (work.lowest, work.highest))
+                for work, begins_s, ends_s in plan.spans()
+            ]
+        )
+
+
+def admissible(
+    newcomers: Sequence[Work],
+    promised: Sequence[Work],
+    together: Sequence[Work],
+    view: View,
+    rates: Rates,
+    *,
+    slowdown: float,
+    images_per_s: float,
+) -> Certificate | None:
+    """A plan for all, if there is one and the newcomers are worth it, or None.
+
+    They are if what is expected of everybody's pictures is at least what is expected of the others without them, and
+    what those lose who are expected to come until then.
+
+    together: newcomers and promised, in order of deadlines. slowdown: of newcomers of the batch class, see `plan_for`.
+    images_per_s: that are expected to come.
+    """
+    found = best_plan(together, view, rates.longest, slowdown)
+    if found is None:
+        return None
+    times, plan = found
+    if times >= rates.longest or not promised:
+        return plan
+    before = best_plan(promised, view, rates.longest, known=times) or best_plan(promised, view, rates.longest)
+    if before is None:
+        return plan  # there is no plan without them either, so nothing is taken from anybody
+    with_them = Expected(rooms(plan, view, rates.longest), rates)
+    without = Expected(rooms(before[1], view, rates.longest), rates)
+    gain = with_them.of_all(plan) - without.of_all(before[1])
+    ends_s = max(end_s for work, _, end_s in plan.spans() if work in newcomers)
+    lost = max(0.0, without.quality(0.0, ends_s) - with_them.quality(0.0, ends_s))
+    coming = images_per_s * (max(work.due_s for work in newcomers) - view.now_s)
+    return plan if gain >= OVERLAP * coming * lost else None
