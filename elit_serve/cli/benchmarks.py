@@ -185,6 +185,10 @@ def simulate(
     weak_level: Annotated[
         int | None, typer.Option(min=1, help="Level of the guidance pass. Default: the lowest measured one.")
     ] = None,
+    strides: Annotated[
+        str,
+        typer.Option(help="For elastic-strides: longer steps and what quality they keep throughout, as 2:0.99,4:0.95."),
+    ] = "",
     noise: Annotated[float, typer.Option(min=0, max=0.3, help="Standard deviation of a launch's time.")] = 0.0,
     bias: Annotated[float, typer.Option(min=-0.5, max=4, help="0.1: the device is 10 % slower than --cost.")] = 0.0,
     plot: Annotated[Path | None, typer.Option(help="Draw regret and attainment against load there, as .png.")] = None,
@@ -235,6 +239,7 @@ def simulate(
         plot=plot,
         decisions=decisions or 0,
         recorded_targets=recorded_targets,
+        strides=strides,
     )
     instead = {
         "--plans": (plans, plan_table),

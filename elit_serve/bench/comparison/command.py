@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +25,12 @@ from elit_serve.catalogue import cost_table
 from elit_serve.charts import check_file
 from elit_serve.errors import InvalidInput
 from elit_serve.files.latency import read_latency
+from elit_serve.plans.coarsening import Coarsening, losses_between
+from elit_serve.plans.grid import time_grid
 from elit_serve.scheduler import CostTable, QualityTable
 
 Report = dict[str, object]
+STRIDE = re.compile(r"(?P<stride>[0-9]{1,4}):(?P<kept>[01](?:\.[0-9]{1,6})?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,7 @@ class SimulateOptions:
     plot: Path | None
     decisions: int = 0
     recorded_targets: bool = False
+    strides: str = ""
 
     @property
     def conditions(self) -> Report:
@@ -104,9 +109,13 @@ def decision_times(options: SimulateOptions, console: Console) -> tuple[Report, 
 def _comparison(options: SimulateOptions) -> Comparison:
     """Everything is read and checked before anything is computed."""
     table = cost_table(read_latency(options.cost)).with_answers_alone()  # as rivals know it
-    names = tuple(CONTENDERS) if options.policies == ("all",) else options.policies
+    coarsening = coarsening_of(options.strides, options.num_steps, table.levels[-1]) if options.strides else None
+    names = options.policies
+    if names == ("all",):
+        names = tuple(name for name, made in CONTENDERS.items() if coarsening or not made.takes_strides)
     for name in names:
-        contender(name)
+        if contender(name).takes_strides and coarsening is None:
+            raise InvalidInput("policy", name, "--strides beside it, which says what longer steps keep of quality")
     for load in options.loads:
         if not (math.isfinite(load) and load > 0):
             raise InvalidInput("load", load, "above 0; 1 is the saturated full-budget throughput")
@@ -127,7 +136,25 @@ def _comparison(options: SimulateOptions) -> Comparison:
         noise=options.noise,
         bias=options.bias,
         recorded_targets=options.recorded_targets,
+        coarsening=coarsening,
     )
+
+
+def coarsening_of(words: str, num_steps: int, level: int) -> Coarsening:
+    """From what even grids of fewer steps keep of quality, as 2:0.99,4:0.95 for half and a quarter of the steps, at any
+    level; nothing is lost at the last step in particular.
+
+    >>> coarsening_of("2:0.99", 40, 64).losses[64]
+    (0.0, 0.0, 0.01)
+    """
+    known: dict[float, float] = {}
+    for word in words.split(","):
+        found = STRIDE.fullmatch(word)
+        stride, kept = (int(found["stride"]), float(found["kept"])) if found else (0, 0.0)
+        if not (2 <= stride <= num_steps and 0 < kept <= 1):
+            raise InvalidInput("strides", word, f"STRIDE:KEPT with a stride of 2 to {num_steps}, as 2:0.99")
+        known[stride] = round(1 - kept, 9)
+    return Coarsening.of(time_grid(num_steps), {level: losses_between(known, int(max(known)))})
 
 
 def _weak_cap(table: CostTable, wanted: int | None) -> int:

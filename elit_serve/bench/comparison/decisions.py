@@ -19,7 +19,6 @@ from rich.table import Table
 from elit_serve.bench.comparison.side_by_side import Comparison
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Timed
-from elit_serve.bench.simulate.workload import Setting
 from elit_serve.scheduler import ElasticPolicy, QualityTable, RequestScheduler
 from elit_serve.scheduler.drive import Driver
 from elit_serve.scheduler.requests import Demand, Priority
@@ -72,7 +71,7 @@ def time_decisions(comparison: Comparison, decisions: int) -> Iterator[DecisionT
     for situation in SITUATIONS:
         for seed in range(comparison.seeds):
             device = SimulatedDevice(comparison.setting.table, noise=comparison.noise, bias=comparison.bias, seed=seed)
-            yield _Crowd(situation, comparison.setting, quality, device, seed).measure(decisions)
+            yield _Crowd(situation, comparison, quality, device, seed).measure(decisions)
 
 
 def decision_table(title: str, runs: list[DecisionTimes]) -> Table:
@@ -93,10 +92,11 @@ class _Crowd:
     """Drives a scheduler on a simulated device, and keeps the crowd complete."""
 
     def __init__(
-        self, situation: Situation, setting: Setting, quality: QualityTable, device: SimulatedDevice, seed: int
+        self, situation: Situation, comparison: Comparison, quality: QualityTable, device: SimulatedDevice, seed: int
     ) -> None:
-        self._situation, self._setting, self._seed = situation, setting, seed
-        self._scheduler = RequestScheduler(setting.table, ElasticPolicy(quality))
+        self._situation, self._setting, self._coarsening = situation, comparison.setting, comparison.coarsening
+        self._seed = seed
+        self._scheduler = RequestScheduler(comparison.setting.table, ElasticPolicy(quality))
         self._timed = Timed(self._scheduler)
         self._driver = Driver(self._timed, device)
         self._rng = Random(f"crowd {seed}")
@@ -151,6 +151,7 @@ class _Crowd:
             min_level=setting.levels[0],
             max_level=setting.full_level,
             pinned=pinned,
+            coarsening=None if pinned else self._coarsening,
             is_hard=not (mixed and rng.random() < 0.2),
             priority=Priority.BATCH if mixed and rng.random() < 0.1 else Priority.INTERACTIVE,
         )

@@ -40,7 +40,7 @@ class PlanningScheduler(RequestScheduler):
         target_ms = 1000 * (demand.deadline_s - demand.arrived_s)
         plan = self.choose_plan(self._menu, latency_ms=target_ms, num_images=1, now_s=now_s).plan
         self.plans[demand.request_id] = plan
-        return by_plan(demand, plan)
+        return replace(by_plan(demand, plan), coarsening=plan.coarsening)
 
 
 def by_plan(demand: Demand, plan: MeasuredPlan) -> Demand:
@@ -128,4 +128,4 @@ def _quality(fate: Fate, quality: QualityTable, plan: MeasuredPlan | None) -> fl
     """What a picture is worth: 0 if it is late."""
     if plan is None or not fate.is_on_time:
         return fate.worth(quality)
-    return quality.of_plan(plan, fate.levels)
+    return quality.of_plan(plan, fate.levels, fate.strides)

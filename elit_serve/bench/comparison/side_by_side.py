@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, sqrt
 from statistics import fmean, stdev
@@ -17,6 +17,7 @@ from elit_serve.bench.simulate.arrivals import Arrivals
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import SimulatedRun, simulate
 from elit_serve.bench.simulate.workload import Setting, draw_workload
+from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.estimate import Estimate
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand
@@ -70,7 +71,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """noise, bias: of the simulated device, see `SimulatedDevice`; policies are told neither."""
+    """noise, bias: of the simulated device, see `SimulatedDevice`; policies are told neither.
+
+    coarsening: how long steps may become under those policies that take that, and what it costs. The bound knows of no
+    longer steps.
+    """
 
     setting: Setting
     source: Arrivals
@@ -83,6 +88,7 @@ class Comparison:
     noise: float
     bias: float
     recorded_targets: bool = False
+    coarsening: Coarsening | None = None
 
     def rows(self, progress: Callable[[str], None] = lambda _: None) -> Iterator[Row]:
         """Load by load, curve by curve; bounds are computed once for all policies."""
@@ -124,7 +130,10 @@ class Comparison:
 
     def _run(self, policy: str, quality: QualityTable, seed: int, window: Sequence[Demand]) -> SimulatedRun:
         device = SimulatedDevice(self.setting.table, noise=self.noise, bias=self.bias, seed=seed)
-        return simulate(contender(policy).make(self.setting, quality), window, device)
+        made = contender(policy)
+        if made.takes_strides:
+            window = [replace(demand, coarsening=self.coarsening) for demand in window]
+        return simulate(made.make(self.setting, quality), window, device)
 
 
 def _row(
