@@ -467,7 +467,7 @@ class ElasticPolicy:
 
 def _longest(members: Iterable[Work]) -> list[int]:
     """The largest stride that each may take."""
-    return [work.longest for work in members]
+    return [1 if work.max_stride == 1 else work.longest for work in members]
 
 
 def _advance(members: Iterable[Work], strides: Iterable[int]) -> None:
