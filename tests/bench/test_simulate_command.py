@@ -83,6 +83,19 @@ def test_a_row_for_every_policy_load_and_curve_with_figures_that_fit_together(co
         assert row["regret_ci"] >= 0  # type: ignore[operator]
 
 
+def test_steps_in_flight_are_compared_with_the_level_alone(cost: Path) -> None:
+    found = rows(options(cost, loads=(2.0,), policies=("elastic", "elastic-strides"), strides="2:0.99", num_steps=8))
+    for curve in ("gentle", "steep"):
+        alone, strides = (row["effective_quality"] for row in found if row["quality_curve"] == curve)
+        assert strides > alone  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("strides", ["", "2", "1:0.9", "2:1.5", "9:0.9", "2:0", "2:0.99;4:0.9"])
+def test_longer_steps_that_nothing_is_known_of_are_refused(cost: Path, strides: str) -> None:
+    with pytest.raises(InvalidInput, match=r"--strides beside it|STRIDE:KEPT"):
+        rows(options(cost, policies=("elastic-strides",), strides=strides, num_steps=8))
+
+
 def test_the_same_seeds_give_the_same_figures(cost: Path) -> None:
     def figures() -> list[object]:
         return [
