@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,33 @@ def test_its_file_makes_it_again_offline(server: RunningServer, skipping: Pipeli
     offline = skipping.generate("rose", seed=5, levels=levels, skips=Skips(core=(2, 5), weak=(3, 5)))
     assert read_facts(answer.content) == offline.facts | {"skips": SKIPS}
     assert Image.open(io.BytesIO(answer.content)).convert("RGB").tobytes() == offline.image.tobytes()
+
+
+def test_pictures_that_are_made_together_are_those_that_are_made_alone(
+    server: RunningServer, skipping: Pipeline, assert_same_picture: Callable[[bytes, Image.Image], None]
+) -> None:
+    """Some are by plans that skip, some fix their levels, and steps that skip are shared by all."""
+
+    def body(seed: int) -> dict[str, Any]:
+        pinned = {"budget": 0.5, "steps": 7, "skips": SKIPS}
+        free = {"latency_ms": 500 + 50 * seed, "best_effort": True}
+        return {"label": "rose", "seed": seed, **(pinned if seed % 3 == 0 else free)}
+
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(lambda seed: server.generate(body(seed)).json(), range(8)))
+    assert all(answer["skips"] == SKIPS for answer in answers[::3])
+    for answer in answers:
+        (image,) = answer["images"]
+        skips = answer["skips"] or {"core": [], "weak": []}
+        plan = skipping.plan(
+            levels=image["levels"],
+            guidance=skipping.guidance(
+                method=answer["guidance"]["method"], scale=answer["guidance"]["scale"], weak_budget=0.25
+            ),
+            skips=Skips(core=tuple(skips["core"]), weak=tuple(skips["weak"])),
+        )
+        alone = skipping.run([skipping.conditions.named("rose")], [image["seed"]], plan)[0]
+        assert_same_picture(base64.b64decode(image["b64_json"]), alone.image)
 
 
 def test_a_forecast_tells_what_is_skipped(server: RunningServer) -> None:
