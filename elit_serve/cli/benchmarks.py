@@ -71,6 +71,10 @@ def bench(
         bool, typer.Option("--compare", help="Simulate the same arrivals and targets as well; needs --cost.")
     ] = False,
     policy: Annotated[str, typer.Option(help="With --compare: the server's policy, elastic or fixed.")] = "elastic",
+    bias: Annotated[
+        float | None,
+        typer.Option(min=-0.5, max=4, help="With --compare: 0.1 is 10 % slower than --cost. Default: as observed."),
+    ] = None,
     api_key: ApiKeyOption = None,
     records: Annotated[Path | None, typer.Option(help="Write every request's record there, a JSON line each.")] = None,
     as_json: JsonOption = False,
@@ -93,6 +97,7 @@ def bench(
         recorded_targets=recorded_targets,
         requests=requests,
         cost=cost,
+        bias=bias,
         seed=seed,
         closed_loop=closed_loop,
         warm_up=warm_up,
@@ -191,6 +196,12 @@ def simulate(
     ] = "",
     noise: Annotated[float, typer.Option(min=0, max=0.3, help="Standard deviation of a launch's time.")] = 0.0,
     bias: Annotated[float, typer.Option(min=-0.5, max=4, help="0.1: the device is 10 % slower than --cost.")] = 0.0,
+    as_served: Annotated[
+        bool, typer.Option("--as-served", help="Charge decoding, time between launches and HTTP, as measured.")
+    ] = False,
+    pins: Annotated[float, typer.Option(help="Share of requests that are pinned to a random level.")] = 0.0,
+    unguided: Annotated[float, typer.Option(help="Share of requests without guidance.")] = 0.0,
+    batch_class: Annotated[float, typer.Option(help="Share of requests of the batch class.")] = 0.0,
     plot: Annotated[Path | None, typer.Option(help="Draw regret and attainment against load there, as .png.")] = None,
     bound_looseness: Annotated[
         bool, typer.Option("--bound-looseness", help="Compare the bound with the best known schedules instead.")
@@ -220,7 +231,7 @@ def simulate(
         presets_as_floors,
         run_comparison,
     )
-    from elit_serve.bench.simulate.workload import scales_of
+    from elit_serve.bench.simulate.workload import Mix, scales_of
 
     options = SimulateOptions(
         trace=trace,
@@ -240,6 +251,8 @@ def simulate(
         decisions=decisions or 0,
         recorded_targets=recorded_targets,
         strides=strides,
+        as_served=as_served,
+        mix=Mix(pins=pins, unguided=unguided, batch=batch_class),
     )
     instead = {
         "--plans": (plans, plan_table),

@@ -64,6 +64,9 @@ class Device(Protocol):
         """From the end of an image's last step to its answer, without what its launch tells; overlaps with the next
         step."""
 
+    def gap_s(self, *, has_rested: bool) -> float:
+        """How long a launch begins after the device was free and it was decided. has_rested: nothing ran until then."""
+
     def run_ms(self, launch: Launch) -> float:
         """How long a launch takes; asked once for each."""
 
@@ -72,6 +75,9 @@ class AsPredicted:
     """A device that takes for each step what is predicted for it, and nothing for an answer."""
 
     overhead_s = 0.0
+
+    def gap_s(self, *, has_rested: bool) -> float:  # noqa: ARG002
+        return 0.0
 
     def run_ms(self, launch: Launch) -> float:
         return launch.predicted_ms
@@ -168,7 +174,9 @@ class Driver:
         launch = self.scheduler.decide(start_s)
         if launch is None:
             return None
-        started = Launched(launch, start_s, self._device.run_ms(launch))
+        has_rested = not self.running and start_s > self._free_s
+        begins_s = start_s + self._device.gap_s(has_rested=has_rested)
+        started = Launched(launch, begins_s, self._device.run_ms(launch))
         self.running.append(started)
         self.launches.append(started)
         return started

@@ -21,6 +21,7 @@ from elit_serve.bench.load.report import Summary
 from elit_serve.bench.load.run import LoadOptions
 from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.arrivals import open_arrivals
+from elit_serve.bench.simulate.device import Charges, SimulatedDevice
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.levels import Budgets
@@ -45,11 +46,22 @@ COMPARABLE = LoadOptions(url="http://127.0.0.1:1", cost=Path("some.json"))
 
 def simulated(calls: list[PlannedCall], wish: Wish = WISH, policy: str = "fixed") -> Summary:
     scheduler = RequestScheduler(TABLE, POLICIES[policy](TABLE))
-    return predicted(calls, wish, scheduler=scheduler, table=TABLE, budgets=BUDGETS)
+    return predicted(calls, wish, scheduler=scheduler, device=SimulatedDevice(TABLE), budgets=BUDGETS)
 
 
 def call(at_s: float, latency_ms: float) -> PlannedCall:
     return PlannedCall(at_s=at_s, label=0, seed=0, latency_ms=latency_ms)
+
+
+def test_a_device_is_charged_what_a_server_adds() -> None:
+    """Half a second apart, 2 ms from rest to the first step, 1 between launches and 0.5 for the answer."""
+    charges = Charges(gap_ms=1.0, rested_ms=2.0, response_ms=0.5)
+    scheduler = RequestScheduler(TABLE, POLICIES["fixed"](TABLE))
+    calls = [call(0.5, 100.0), call(1.0, 100.0)]
+    figures = predicted(
+        calls, WISH, scheduler=scheduler, device=SimulatedDevice(TABLE, charges=charges), budgets=BUDGETS
+    )
+    assert figures.e2el_ms.median == pytest.approx(2.0 + 4 * 10 + 3 * 1.0 + 2.0 + 0.5)
 
 
 def test_lonely_requests_take_what_the_table_says() -> None:

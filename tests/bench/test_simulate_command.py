@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from elit_serve.bench.comparison.command import (
 )
 from elit_serve.bench.comparison.policies import CONTENDERS
 from elit_serve.bench.comparison.side_by_side import over_seeds
+from elit_serve.bench.simulate.workload import Mix
 from elit_serve.errors import InvalidInput
 
 QUIET = Console(file=StringIO())
@@ -122,6 +124,21 @@ def test_a_slower_device_is_judged_by_what_it_could_have_done(cost: Path) -> Non
     (slower,) = rows(options(cost, loads=(1.0,), curves=("gentle",), policies=("fixed",), bias=0.3))
     assert slower["bound"] < told["bound"]  # type: ignore[operator]
     assert slower["attainment"] < told["attainment"]  # type: ignore[operator]
+
+
+def test_what_a_server_adds_is_charged_if_wanted(cost: Path) -> None:
+    shared = {"loads": (1.0,), "curves": ("gentle",), "policies": ("fixed",)}
+    (bare,), (served,) = rows(options(cost, **shared)), rows(options(cost, **shared, as_served=True))
+    assert served["attainment"] <= bare["attainment"]  # type: ignore[operator]
+    assert served["p50_latency_ms"] != bare["p50_latency_ms"]
+
+
+def test_a_mix_is_served_by_those_who_know_it(cost: Path) -> None:
+    mixed = options(cost, policies=("elastic", "fixed"), loads=(1.0,), mix=Mix(pins=0.3, unguided=0.3, batch=0.3))
+    for row in rows(mixed):
+        assert row["effective_quality"] <= row["bound"]  # type: ignore[operator]
+    with pytest.raises(InvalidInput, match="slackfit"):
+        rows(replace(mixed, policies=("elastic", "slackfit")))
 
 
 def test_a_confidence_interval_is_student_s() -> None:

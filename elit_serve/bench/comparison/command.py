@@ -19,8 +19,9 @@ from elit_serve.bench.comparison.report import comparison_table, draw_comparison
 from elit_serve.bench.comparison.richer_plans import menu_rows, menu_table
 from elit_serve.bench.comparison.side_by_side import Comparison
 from elit_serve.bench.simulate.arrivals import open_arrivals
+from elit_serve.bench.simulate.device import AS_SERVED, NOTHING
 from elit_serve.bench.simulate.quality_file import read_measurements, read_quality, stated_curve
-from elit_serve.bench.simulate.workload import Setting
+from elit_serve.bench.simulate.workload import PLAIN, Mix, Setting
 from elit_serve.catalogue import cost_table
 from elit_serve.charts import check_file
 from elit_serve.errors import InvalidInput
@@ -54,6 +55,8 @@ class SimulateOptions:
     decisions: int = 0
     recorded_targets: bool = False
     strides: str = ""
+    as_served: bool = False
+    mix: Mix = PLAIN
 
     @property
     def conditions(self) -> Report:
@@ -108,7 +111,9 @@ def decision_times(options: SimulateOptions, console: Console) -> tuple[Report, 
 
 def _comparison(options: SimulateOptions) -> Comparison:
     """Everything is read and checked before anything is computed."""
-    table = cost_table(read_latency(options.cost)).with_answers_alone()  # as rivals know it
+    table = cost_table(read_latency(options.cost))
+    if not options.as_served:
+        table = table.with_answers_alone()  # as rivals know it
     coarsening = coarsening_of(options.strides, options.num_steps, table.levels[-1]) if options.strides else None
     names = options.policies
     if names == ("all",):
@@ -116,6 +121,8 @@ def _comparison(options: SimulateOptions) -> Comparison:
     for name in names:
         if contender(name).takes_strides and coarsening is None:
             raise InvalidInput("policy", name, "--strides beside it, which says what longer steps keep of quality")
+    if options.mix != PLAIN and (rivals := [name for name in names if not contender(name).serves_all]):
+        raise InvalidInput("policy", ", ".join(rivals), "elastic or fixed: others know one kind of request")
     for load in options.loads:
         if not (math.isfinite(load) and load > 0):
             raise InvalidInput("load", load, "above 0; 1 is the saturated full-budget throughput")
@@ -135,8 +142,10 @@ def _comparison(options: SimulateOptions) -> Comparison:
         seeds=options.seeds,
         noise=options.noise,
         bias=options.bias,
+        charges=AS_SERVED if options.as_served else NOTHING,
         recorded_targets=options.recorded_targets,
         coarsening=coarsening,
+        mix=options.mix,
     )
 
 

@@ -70,8 +70,7 @@ def time_decisions(comparison: Comparison, decisions: int) -> Iterator[DecisionT
     quality = next(iter(comparison.curves.values()))
     for situation in SITUATIONS:
         for seed in range(comparison.seeds):
-            device = SimulatedDevice(comparison.setting.table, noise=comparison.noise, bias=comparison.bias, seed=seed)
-            yield _Crowd(situation, comparison, quality, device, seed).measure(decisions)
+            yield _Crowd(situation, comparison, quality, comparison.device(seed), seed).measure(decisions)
 
 
 def decision_table(title: str, runs: list[DecisionTimes]) -> Table:

@@ -14,12 +14,16 @@ from elit_serve.scheduler.drive import Scheduler
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """reads_quality: whether the curve changes what it does; otherwise one run is judged by every curve. takes_strides:
-    whether its requests may be finished in longer steps; otherwise the level alone is elastic."""
+    """reads_quality: whether the curve changes what it does; otherwise one run is judged by every curve.
+
+    takes_strides: whether its requests may be finished in longer steps; otherwise the level alone is elastic.
+    serves_all: whether it serves pins, several kinds of guidance and priorities.
+    """
 
     make: Callable[[Setting, QualityTable], Scheduler]
     reads_quality: bool = False
     takes_strides: bool = False
+    serves_all: bool = False
 
 
 def _elastic(setting: Setting, quality: QualityTable) -> Scheduler:
@@ -27,9 +31,9 @@ def _elastic(setting: Setting, quality: QualityTable) -> Scheduler:
 
 
 CONTENDERS: Mapping[str, Contender] = {
-    "elastic": Contender(make=_elastic, reads_quality=True),
-    "elastic-strides": Contender(make=_elastic, reads_quality=True, takes_strides=True),
-    "fixed": Contender(make=lambda setting, _: RequestScheduler(setting.table, FixedPolicy())),
+    "elastic": Contender(make=_elastic, reads_quality=True, serves_all=True),
+    "elastic-strides": Contender(make=_elastic, reads_quality=True, takes_strides=True, serves_all=True),
+    "fixed": Contender(make=lambda setting, _: RequestScheduler(setting.table, FixedPolicy()), serves_all=True),
     "fifo-batch": Contender(make=lambda setting, _: BatchedFifo(setting)),
     "fifo-step": Contender(make=lambda setting, _: StepFifo(setting)),
     "slackfit": Contender(make=lambda setting, _: SlackFit(setting)),

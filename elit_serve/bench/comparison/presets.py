@@ -19,7 +19,6 @@ from rich.table import Table
 
 from elit_serve.bench.comparison.richer_plans import by_plan
 from elit_serve.bench.comparison.side_by_side import Comparison, over_seeds
-from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Fate, SimulatedRun, simulate
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.catalogue import ModelQuality
@@ -167,7 +166,7 @@ def _row(
         window = comparison.window(load, seed)
         asked = _drawn(window, share, seed)
         scheduler = PresetScheduler(setting, quality, presets, meaning, asked)
-        device = SimulatedDevice(setting.table, noise=comparison.noise, bias=comparison.bias, seed=seed)
+        device = comparison.device(seed)
         run = simulate(scheduler, window, device)
         worth = {fate.demand.request_id: _worth(fate, scheduler, presets) for fate in run.fates}
         on_time.append(fmean(fate.is_on_time for fate in run.fates))

@@ -35,7 +35,7 @@ def comparison_table(title: str, rows: Sequence[Row]) -> Table:
                 f"{100 * row.attainment.value:.1f}",
                 f"{100 * row.accepted_attainment.value:.2f}",
                 f"{row.mean_quality.value:.3f}",
-                f"{row.effective_quality.value:.3f}",
+                _share(row.effective_quality),
                 _percent(row.regret),
                 _latencies(row),
                 f"{row.p99_decision_us:.0f}",
@@ -82,6 +82,11 @@ def _chart(rows: Sequence[Row], curve: str, figure: str, y_label: str) -> Chart:
         x_ticks=tuple(loads),
         y_limits=(0.0, 100.0),
     )
+
+
+def _share(estimate: Estimate) -> str:
+    spread = f" ±{estimate.half_width:.3f}" if estimate.has_interval else ""
+    return f"{estimate.value:.3f}{spread}"
 
 
 def _percent(estimate: Estimate) -> str:

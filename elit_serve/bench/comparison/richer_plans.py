@@ -13,7 +13,6 @@ from rich import box
 from rich.table import Table
 
 from elit_serve.bench.comparison.side_by_side import Comparison, over_seeds
-from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import Fate, simulate
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.errors import InvalidInput
@@ -117,7 +116,7 @@ def _worth(
     for seed in range(comparison.seeds):
         planning = PlanningScheduler(setting, quality, menu) if menu else None
         scheduler = planning or RequestScheduler(setting.table, ElasticPolicy(quality))
-        device = SimulatedDevice(setting.table, noise=comparison.noise, bias=comparison.bias, seed=seed)
+        device = comparison.device(seed)
         run = simulate(scheduler, comparison.window(load, seed), device)
         plans = planning.plans if planning else {}
         windows.append([_quality(fate, quality, plans.get(fate.demand.request_id)) for fate in run.fates])

@@ -14,9 +14,9 @@ from elit_serve.bench.bound.bound import ClairvoyantBound
 from elit_serve.bench.bound.programme import package
 from elit_serve.bench.comparison.policies import contender
 from elit_serve.bench.simulate.arrivals import Arrivals
-from elit_serve.bench.simulate.device import SimulatedDevice
+from elit_serve.bench.simulate.device import NOTHING, Charges, SimulatedDevice
 from elit_serve.bench.simulate.simulation import SimulatedRun, simulate
-from elit_serve.bench.simulate.workload import Setting, draw_workload
+from elit_serve.bench.simulate.workload import PLAIN, Mix, Setting, draw_workload
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.estimate import Estimate
 from elit_serve.scheduler.quality import QualityTable
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """noise, bias: of the simulated device, see `SimulatedDevice`; policies are told neither.
+    """noise, bias, charges: of the simulated device, see `SimulatedDevice`; policies are told none of them.
 
     coarsening: how long steps may become under those policies that take that, and what it costs. The bound knows of no
     longer steps.
@@ -89,6 +89,8 @@ class Comparison:
     bias: float
     recorded_targets: bool = False
     coarsening: Coarsening | None = None
+    charges: Charges = NOTHING
+    mix: Mix = PLAIN
 
     def rows(self, progress: Callable[[str], None] = lambda _: None) -> Iterator[Row]:
         """Load by load, curve by curve; bounds are computed once for all policies."""
@@ -116,24 +118,28 @@ class Comparison:
             count=self.requests,
             seed=seed,
             recorded_targets=self.recorded_targets,
+            mix=self.mix,
         )
+
+    def device(self, seed: int) -> SimulatedDevice:
+        """On which a seed's requests run."""
+        return SimulatedDevice(self.setting.table, noise=self.noise, bias=self.bias, charges=self.charges, seed=seed)
 
     @cached_property
     def _bounds(self) -> Mapping[str, ClairvoyantBound]:
-        """Of the device as it is, its bias included."""
+        """Of the device as it is, its bias included. Where some are unguided, as if all were: no step takes less."""
         actual = Setting(
             table=self.setting.table.scaled(1 + self.bias),
             num_steps=self.setting.num_steps,
-            weak_cap=self.setting.weak_cap,
+            weak_cap=None if self.mix.unguided else self.setting.weak_cap,
         )
         return {name: ClairvoyantBound(actual, quality) for name, quality in self.curves.items()}
 
     def _run(self, policy: str, quality: QualityTable, seed: int, window: Sequence[Demand]) -> SimulatedRun:
-        device = SimulatedDevice(self.setting.table, noise=self.noise, bias=self.bias, seed=seed)
         made = contender(policy)
         if made.takes_strides:
-            window = [replace(demand, coarsening=self.coarsening) for demand in window]
-        return simulate(made.make(self.setting, quality), window, device)
+            window = [demand if demand.pinned else replace(demand, coarsening=self.coarsening) for demand in window]
+        return simulate(made.make(self.setting, quality), window, self.device(seed))
 
 
 def _row(

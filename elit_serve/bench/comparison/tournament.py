@@ -36,8 +36,8 @@ STATED_STEPS = 40  # of every request where quality is a stated curve
 
 
 def is_rival(name: str) -> bool:
-    """Whether it is not the policy whose place is asked for."""
-    return name != "elastic"
+    """Whether it is no form of the server's elastic policy."""
+    return not name.startswith("elastic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Tournament:
     seeds: int
     requests: int
     noise: float
-    policies: Sequence[str] = tuple(CONTENDERS)
+    policies: Sequence[str] = ("elastic", *filter(is_rival, CONTENDERS))
 
     def check(self) -> None:
         """Everything is read before anything is computed."""

@@ -11,14 +11,14 @@ from elit_serve.bench.load.plan import budgets_of
 from elit_serve.bench.load.report import Summary, open_summary, shown, unit_of
 from elit_serve.bench.load.run import LoadOptions, LoadReport
 from elit_serve.bench.load.sender import PlannedCall
-from elit_serve.bench.simulate.device import SimulatedDevice
+from elit_serve.bench.simulate.device import AS_SERVED, SimulatedDevice
 from elit_serve.bench.simulate.simulation import Fate, simulate
 from elit_serve.errors import InvalidInput
 from elit_serve.files.records import RequestEnding, RequestRecord
 from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.costs import CostTable
-from elit_serve.scheduler.drive import Scheduler
+from elit_serve.scheduler.drive import Device, Scheduler
 from elit_serve.scheduler.policy.elastic import ElasticPolicy
 from elit_serve.scheduler.policy.fixed import FixedPolicy
 from elit_serve.scheduler.policy.view import Policy
@@ -88,7 +88,11 @@ def check_comparable(options: LoadOptions, policy: str) -> None:
 
 
 def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
-    """The figures that the simulator predicts for a run, with a policy of this name."""
+    """The figures that the simulator predicts for a run, with a policy of this name.
+
+    On a device that is as much slower than its cost table as the server has observed, or as `bias` says, and that is
+    charged what a server adds.
+    """
     check_comparable(options, policy)
     table, budgets = report.target.table, budgets_of(report.target.model)
     assert table is not None
@@ -100,15 +104,17 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
         is_hard=not options.best_effort,
     )
     scheduler = RequestScheduler(table, POLICIES[policy](table))
-    return predicted(report.calls, wish, scheduler=scheduler, table=table, budgets=budgets)
+    bias = options.bias if options.bias is not None else (report.correction or 1.0) - 1
+    device = SimulatedDevice(table, bias=bias, charges=AS_SERVED)
+    return predicted(report.calls, wish, scheduler=scheduler, device=device, budgets=budgets)
 
 
 def predicted(
-    calls: Sequence[PlannedCall], wish: Wish, *, scheduler: Scheduler, table: CostTable, budgets: Budgets
+    calls: Sequence[PlannedCall], wish: Wish, *, scheduler: Scheduler, device: Device, budgets: Budgets
 ) -> Summary:
-    """Figures of a run against a device that takes exactly what the cost table says, and a client without delay."""
+    """Figures of a run on this device, with a client without delay."""
     demands = [wish.demand(index, call) for index, call in enumerate(calls)]
-    run = simulate(scheduler, demands, SimulatedDevice(table))
+    run = simulate(scheduler, demands, device)
     return open_summary([_record(fate, budgets) for fate in run.fates])
 
 

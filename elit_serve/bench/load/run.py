@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.catalogue import cost_table
 from elit_serve.client import AsyncClient, Client, GenerateOptions, Model
 from elit_serve.clock import Clock
-from elit_serve.errors import InvalidInput
+from elit_serve.errors import InvalidInput, ServerProblem
 from elit_serve.files.latency import read_latency
 from elit_serve.files.records import RequestRecord
 from elit_serve.plans.plan import Plan
@@ -34,6 +35,7 @@ class LoadOptions:
     slo_scales: targets as multiples of the full-budget latency alone, drawn per request; empty for no targets.
     recorded_targets: the targets of the trace instead.
     cost: a latency file, which says both; without it targets come from what the server reports.
+    bias: how much slower than `cost` a simulated device is, where one is compared; None is what the server observed.
     closed_loop: callers that each ask again once answered, without targets and at a pinned budget; None is open loop.
     warm_up: requests of a closed loop that are not counted.
     budget: pinned for every request. steps: of every request; None is the model's.
@@ -50,6 +52,7 @@ class LoadOptions:
     recorded_targets: bool = False
     requests: int = 500
     cost: Path | None = None
+    bias: float | None = None
     seed: int = 0
     closed_loop: int | None = None
     warm_up: int | None = None
@@ -130,13 +133,17 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """facts: the whole configuration. calls: what was planned; empty for a closed loop."""
+    """facts: the whole configuration. calls: what was planned; empty for a closed loop.
+
+    correction: observed over measured step times, as the server told at the end of an open loop; None if it did not.
+    """
 
     facts: Mapping[str, object]
     target: Target
     calls: tuple[PlannedCall, ...]
     records: tuple[RequestRecord, ...]
     summary: Summary
+    correction: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         return {**self.summary.as_dict(), "config": dict(self.facts)}
@@ -177,18 +184,31 @@ def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
         sizes=target.stretches,
     )
 
-    async def drive() -> tuple[RequestRecord, ...]:
+    async def drive() -> tuple[tuple[RequestRecord, ...], float | None]:
         async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
-            return await replay(client, calls, options.common, clock=clock)
+            records = await replay(client, calls, options.common, clock=clock)
+            return records, await _correction(client, target.model.id)
 
-    records = asyncio.run(drive())
+    records, correction = asyncio.run(drive())
     facts = {
         **_facts(options, target),
         "load": rate_per_s / capacity.rate_per_s if capacity.rate_per_s else None,
         "rate_per_s": rate_per_s,
         "solo_ms": capacity.solo_ms,
+        "correction": correction,
     }
-    return LoadReport(facts=facts, target=target, calls=calls, records=records, summary=open_summary(records))
+    summary = open_summary(records)
+    return LoadReport(facts=facts, target=target, calls=calls, records=records, summary=summary, correction=correction)
+
+
+async def _correction(client: AsyncClient, model: str) -> float | None:
+    """Observed over measured step times; None where the key may not read metrics."""
+    try:
+        told = await client.metrics()
+    except ServerProblem:
+        return None
+    found = re.search(rf'^elit_cost_correction{{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)$', told, re.MULTILINE)
+    return None if found is None else float(found[1])
 
 
 def _closed_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:

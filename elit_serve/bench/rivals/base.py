@@ -144,15 +144,18 @@ class Rival(ABC):
         for ticket in cohort.tickets:
             ticket.executed.take(cohort.level)
             ticket.state = State.RUNNING
+        num_ending = sum(not ticket.steps_left for ticket in cohort.tickets)
         launch = Launch(
             launch_id=next(self._launch_ids),
             request_ids=tuple(ticket.demand.request_id for ticket in cohort.tickets),
             kind=self._setting.kind(cohort.level),
             strides=(1,) * len(cohort.tickets),
             predicted_ms=1000 * self._setting.step_s(cohort.level, len(cohort.tickets)),
+            decode_ms=self._setting.table.decode_row(self._setting.shape)[num_ending],
+            answer_ms=self._setting.table.answer_row(self._setting.shape)[num_ending],
         )
         self._launches[launch.launch_id] = launch.request_ids
-        self._busy_until_s = start_s + launch.predicted_ms / 1000
+        self._busy_until_s = start_s + launch.device_ms / 1000
         return launch
 
     def _end(self, request_id: int, state: State) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 
 from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
-from elit_serve.scheduler.requests import Demand
+from elit_serve.scheduler.requests import Demand, Priority
 
 TARGETS: Mapping[str, tuple[float, ...]] = {  # as multiples of the solo latency, by name
     "tight": (1.2, 1.5),
@@ -20,6 +20,23 @@ TARGETS: Mapping[str, tuple[float, ...]] = {  # as multiples of the solo latency
     "bimodal": (1.5, 20.0),
 }
 SOFT_SCALE = 3.0  # a server wishes to answer a request without a target in so many times what it takes alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Which shares of requests are pinned to a random level, unguided, and of the batch class; drawn independently."""
+
+    pins: float = 0.0
+    unguided: float = 0.0
+    batch: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, share in self.__dict__.items():
+            if not 0 <= share <= 1:
+                raise InvalidInput(name, share, "a share of requests, from 0 to 1")
+
+
+PLAIN = Mix()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +61,8 @@ class Setting:
 
     @property
     def overhead_s(self) -> float:
-        return self.table.overhead_ms / 1000
+        """From the last step of an image that ends alone to its answer."""
+        return self.table.after_ms(self.shape) / 1000
 
     @property
     def shape(self) -> str:
@@ -100,8 +118,9 @@ def draw_workload(
     count: int,
     seed: int,
     recorded_targets: bool = False,
+    mix: Mix = PLAIN,
 ) -> tuple[Demand, ...]:
-    """Requests in order of arrival; the same seed draws the same pattern and targets at every load.
+    """Requests in order of arrival; the same seed draws the same pattern, targets and mix at every load.
 
     recorded_targets: the source's own targets instead of `slo_scales`; a request without one gets a soft deadline.
     """
@@ -114,7 +133,7 @@ def draw_workload(
         targets_s = [None if target_ms is None else target_ms / 1000 for target_ms in recorded_ms]
     else:
         targets_s = [scale * setting.solo_s for scale in draw_targets(slo_scales, count, seed)]
-    return tuple(
+    plain = (
         Demand(
             request_id=index,
             shape=setting.shape,
@@ -127,3 +146,20 @@ def draw_workload(
         )
         for index, (arrived_s, target_s) in enumerate(zip(arrivals, targets_s, strict=True))
     )
+    return tuple(plain) if mix == PLAIN else mixed(plain, mix, setting, seed)
+
+
+def mixed(demands: Iterable[Demand], mix: Mix, setting: Setting, seed: int) -> tuple[Demand, ...]:
+    """The same requests, some of them of other kinds. Whoever is pinned at a share is so at every larger one."""
+    rng, changed = Random(f"mix {seed}"), []
+    for demand in demands:
+        pins, unguided, batch, level = rng.random(), rng.random(), rng.random(), rng.choice(setting.levels)
+        changed.append(
+            replace(
+                demand,
+                pinned=(level,) * setting.num_steps if pins < mix.pins else None,
+                weak_caps=(None,) * setting.num_steps if unguided < mix.unguided else demand.weak_caps,
+                priority=Priority.BATCH if batch < mix.batch else demand.priority,
+            )
+        )
+    return tuple(changed)
