@@ -81,7 +81,7 @@ def test_a_server_is_asked_with_the_same_options(tiny_server_url: str, tiny_mode
     asked = run("generate", "--server", tiny_server_url, *options, "-o", tmp_path / "there.png")
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.strip() == str(tmp_path / "there.png")
-    assert re.fullmatch(r"budget 0.5, 3 steps, \d+ ms\n", asked.stderr)
+    assert re.fullmatch(r"budget 0.5, 3 steps, \d+ ms, \d+ ms of the device\n", asked.stderr)
     assert run("generate", tiny_model_dir, *options, "-o", tmp_path / "here.png").returncode == 0
     there, here = (read_facts((tmp_path / name).read_bytes()) for name in ("there.png", "here.png"))
     assert there is not None
