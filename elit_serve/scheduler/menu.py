@@ -90,12 +90,14 @@ class Option:
     """A plan whose steps run at `level`, or at its ceilings where these are lower.
 
     quality: of a picture with its steps at these levels.
+    longer: the same in longer steps throughout, one for each stride that the plan allows.
     """
 
     plan: MeasuredPlan
     level: int
     duration: Duration
     quality: float
+    longer: tuple[Option, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +151,27 @@ class PlanMenu:
         return PlanMenu(kept) if kept else None
 
     def choose(self, *, latency_ms: float, crowd: Crowd) -> Option:
-        """Of the options on the front that fit into the target in this crowd the one that is worth most, or else the
-        fastest.
+        """What a picture gets that has so much time in this crowd.
+
+        A plan whose steps may become longer gives back in flight what others need, steps and levels. So it is the best
+        of these that could be in time alone, in some form: several of them at once would run at different levels, and
+        share fewer launches. What is told of it is its best form that fits in this crowd. Where there is none, it is of
+        the options on the front that fit into the target the one that is worth most, or else the fastest.
 
         What an option is worth: its quality, times the share of what arrives that could be made in time if all had it.
         This depends on the crowd and not on the target, so with more time the choice only moves up the front: who
         waits longer never gets less.
         """
+        within_ms = self._table_ms(latency_ms, crowd)
+        alone = replace(crowd, in_flight=1)
+        for option in sorted(self.options, key=lambda option: option.quality, reverse=True):
+            if option.longer:
+                forms = [form for other in self.options if other.plan is option.plan for form in (other, *other.longer)]
+                possible = [form for form in forms if form.duration.fits(within_ms, alone)]
+                if possible:
+                    fitting = [form for form in possible if form.duration.fits(within_ms, crowd)]
+                    fastest = min(possible, key=lambda form: form.duration.needed_ms(crowd))
+                    return max(fitting, key=lambda form: form.quality, default=fastest)
         coming = HEADROOM * crowd.images_per_s
         usual_ms = self._table_ms(crowd.target_ms, crowd)
 
@@ -164,7 +180,6 @@ class PlanMenu:
             return option.quality * (min(1.0, made / coming) if coming > 0 else 1.0)
 
         front = _front(self.options, lambda option: option.duration.needed_ms(crowd))
-        within_ms = self._table_ms(latency_ms, crowd)
         fitting = [option for option in front if option.duration.fits(within_ms, crowd)]
         return max(fitting or front[:1], key=lambda option: (worth(option), option.quality))
 
@@ -191,7 +206,11 @@ def _worth_at_least(quality: float, options: Sequence[Option]) -> list[Option]:
     plan = good[0].plan
     coarsening = plan.coarsening and plan.coarsening.up_to(1 - quality / good[0].quality)
     plan = replace(plan, min_level=good[0].level, coarsening=coarsening)
-    return [replace(option, plan=plan) for option in good]
+    longest = 1 if coarsening is None else coarsening.max_stride
+    return [
+        replace(option, plan=plan, longer=tuple(replace(each, plan=plan) for each in option.longer[: longest - 1]))
+        for option in good
+    ]
 
 
 def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable, shape: str) -> list[Option]:
@@ -201,8 +220,25 @@ def _options(plan: MeasuredPlan, quality: QualityTable, table: CostTable, shape:
     for level in [*(level for level in table.levels if plan.min_level <= level < highest), highest]:
         held = [min(level, ceiling) for ceiling in plan.ceilings]
         duration = Duration.of(shape, held, plan.weak_caps, table, plan.skipped)
-        options.append(Option(plan=plan, level=level, duration=duration, quality=quality.of_plan(plan, held)))
+        options.append(
+            Option(
+                plan=plan,
+                level=level,
+                duration=duration,
+                quality=quality.of_plan(plan, held),
+                longer=tuple(_longer(plan, level, stride, quality, table, shape) for stride in plan.longer_strides),
+            )
+        )
     return options
+
+
+def _longer(plan: MeasuredPlan, level: int, stride: int, quality: QualityTable, table: CostTable, shape: str) -> Option:
+    """The plan at this level, or its ceilings where these are lower, in steps of this stride throughout."""
+    starts = range(0, plan.num_steps, stride)
+    held = [min(level, plan.ceilings[start]) for start in starts]
+    strides = [min(stride, plan.num_steps - start) for start in starts]
+    duration = Duration.of(shape, held, [plan.weak_caps[start] for start in starts], table)
+    return Option(plan=plan, level=level, duration=duration, quality=quality.of_plan(plan, held, strides))
 
 
 def _crowded_ms(steps: Counter[StepKind], table: CostTable) -> tuple[float, ...]:

@@ -47,6 +47,11 @@ class MeasuredPlan:
         return len(self.weak_caps)
 
     @property
+    def longer_strides(self) -> range:
+        """The strides above 1 that its steps may have."""
+        return range(2, 1 + (1 if self.coarsening is None else self.coarsening.max_stride))
+
+    @property
     def limits(self) -> tuple[int, ...] | None:
         """The ceilings that a request of this plan is held to: those of a schedule. A plan of one level may run at more
         where there is time, as far as pictures become better: guidance that suits few latents spoils those of many."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elit_serve.plans.coarsening import Coarsening
+from elit_serve.plans.grid import time_grid
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, MeasuredPlan, PlanMenu, QualityTable
 from elit_serve.scheduler.menu import Crowd
@@ -45,6 +48,21 @@ def test_a_crowd_leaves_less_for_each_and_so_does_a_slow_device(table: CostTable
     few, many = (Crowd(in_flight=8, max_batch=size) for size in (8, 1))
     assert chosen(offered, 500, few) == ("guided", 16)
     assert chosen(offered, 500, many) == ("guided", 8)
+
+
+def test_a_plan_whose_steps_may_become_longer_is_taken_however_crowded_it_is(table: CostTable) -> None:
+    """What others need it gives back in flight; what is told of it is its best form that fits in this crowd."""
+    flexible = replace(plan("long", 0.9, steps=20), coarsening=Coarsening.of(time_grid(20), {4: (0.0, 0.0, 0.1)}))
+    offered = menu(table, plan("low", 0.6, level=4), plan("short", 0.8), flexible)
+    assert chosen(offered, 1e9) == ("long", 16)
+    alone = offered.choose(latency_ms=1e9, crowd=ALONE)
+    assert alone.quality == 0.9
+    half = offered.choose(latency_ms=100, crowd=ALONE)
+    assert (half.plan.name, half.quality) == ("long", pytest.approx(0.9 * 0.9)), "twenty steps take 120 ms, ten 60"
+    busy = Crowd(in_flight=8, max_batch=8, images_per_s=1000.0, target_ms=120.0)
+    assert chosen(offered, 120, busy)[0] == "long"
+    assert offered.choose(latency_ms=120, crowd=busy).quality < half.quality
+    assert chosen(offered, 10) == ("low", 4), "what cannot be in time even so is as before"
 
 
 def test_a_plan_held_below_its_ceilings_may_be_the_best_that_fits(table: CostTable) -> None:

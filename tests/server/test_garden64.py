@@ -134,8 +134,8 @@ def test_a_replayed_picture_equals_its_original(server: Any) -> None:
         answers = list(callers.map(lambda body: ask(server, {"label": "tulip", "seed": 3, **body}), originals))
     for answer in answers:
         assert answer is not None
-        levels = answer.json()["images"][0]["levels"]
-        replay = {"label": "tulip", "seed": 3, "levels": levels, "guidance": answer.json()["guidance"]}
+        steps = {name: answer.json()["images"][0][name] for name in ("levels", "strides")}
+        replay = {"label": "tulip", "seed": 3, **steps, "guidance": answer.json()["guidance"]}
         replays = [server.generate(replay) for _ in range(2)]
         assert psnr(pixels(replays[0]), pixels(answer)) >= 40
         assert replays[0].json()["images"][0]["b64_json"] == replays[1].json()["images"][0]["b64_json"]
