@@ -124,15 +124,20 @@ def test_bytes_of_the_sqlite_files_overwritten(
     server = start_server(executor=held, cost=cheap, settings=Settings(response_ms=0, results=str(tmp_path)))
     jobs = jobs_of(server)
     # Not by way of Python's files, and never closed: that would end SQLite's locks on them.
-    files = [os.open(tmp_path / name, os.O_RDWR) for name in ("jobs.sqlite3", "jobs.sqlite3-wal")]
+    # The index of the log goes too: SQLite makes it anew then, from files whose pages it may else have in memory.
+    names = ("jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm")
+    *files, index = (os.open(tmp_path / name, os.O_RDWR) for name in names)
+    no_index = b"\xa5" * os.fstat(index).st_size
     with jobs_under_way(server, jobs, eventually):
         intact = [os.pread(file, os.fstat(file).st_size, 0) for file in files]
         for file, content in zip(files, intact, strict=True):
             os.pwrite(file, b"\xa5" * len(content), 0)
+        os.pwrite(index, no_index, 0)
         stuck(server, jobs, eventually)
         eventually(lambda: refused(server.client.get(f"/v1/jobs/{'0' * 32}")))
         for file, content in zip(files, intact, strict=True):  # at once: the one must not be used without the other
             os.pwrite(file, content, 0)
+        os.pwrite(index, no_index, 0)
 
 
 def test_a_damaged_row_is_no_fault_of_others(start_server: Any, jobs_of: Any, tmp_path: Path) -> None:
