@@ -9,19 +9,21 @@ class StepKind(NamedTuple):
     """shape: the name of the samples' shape, see `Shape`. level: of the main pass.
 
     weak_level: of the pass that guides, never above `level`; None is a step without one. is_skipped: whether its passes
-    skip their cores, see `Skips.core`.
+    skip their cores, see `Skips.core`. is_mixed: whether its members run at levels of their own, none above `level`,
+    and the weak pass of each at min(weak_level, own level). A mixed step skips no core.
     """
 
     shape: str
     level: int
     weak_level: int | None = None
     is_skipped: bool = False
+    is_mixed: bool = False
 
     @classmethod
     def capped(cls, shape: str, level: int, weak_cap: int | None, is_skipped: bool = False) -> StepKind:
         """With its weak pass at min(weak_cap, level), see `Guidance.weak_caps`; without one for None.
 
         >>> StepKind.capped("64x64", 4, 8)
-        StepKind(shape='64x64', level=4, weak_level=4, is_skipped=False)
+        StepKind(shape='64x64', level=4, weak_level=4, is_skipped=False, is_mixed=False)
         """
         return cls(shape, level, None if weak_cap is None else min(weak_cap, level), is_skipped)

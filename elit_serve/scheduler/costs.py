@@ -193,7 +193,7 @@ class CostTable:
         Outside the measured range the nearest measurement counts. Between two measured levels the weak level keeps
         its relative place between 1 and the level, so that equal levels are interpolated between equal levels.
         """
-        shape, level, weak_level, is_skipped = kind
+        shape, level, weak_level, is_skipped, _ = kind
         is_skipped = is_skipped and self.knows_skips(shape)
         alike = [other for other in self._kinds_of(shape) if other.is_skipped == is_skipped]
         alike = [other for other in alike if (other.weak_level is None) == (weak_level is None)]
