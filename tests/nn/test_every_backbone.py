@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,6 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from elit_serve.engine.checkpoint import load_checkpoint, write_checkpoint
+from elit_serve.engine.conditions import ClassConditions
+from elit_serve.engine.executor import offline
+from elit_serve.engine.executor.graphs import GraphExecutor
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
@@ -28,7 +31,10 @@ from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import Skips
 from elit_serve.plans.step_kind import StepKind
+from elit_serve.sampling import initial_noise
 from elit_serve.scheduler import CostTable
 from elit_serve.trainer.compiling import compile_blocks
 from elit_serve.trainer.loss import rectified_flow_loss
@@ -252,6 +258,56 @@ def test_a_skipped_core_needs_no_level_of_its_own_where_read_and_write_see_all_l
     grouped = change.value.unflatten(1, (spec.num_groups, low))
     padded = torch.nn.functional.pad(grouped, (0, 0, 0, full - low)).flatten(1, 2)
     assert_near(model(x, t, condition, full, changes=[CoreChange(value=padded, levels=change.levels)]), velocity)
+
+
+def every_kind_of_step(spec: BackboneSpec, method: Literal["cfg", "ccfg"]) -> Plan:
+    """A plan with three steps at each level: an unguided one, later a guided one, and behind that another which skips
+    its cores."""
+    guided = [level for level in spec.levels for _ in ("computed", "skipped")]
+    skipped = tuple(range(len(spec.levels) + 1, len(spec.levels) + len(guided), 2))
+    guidance = Guidance(method=method, scale=2.0, weak_level=1, interval=(1 / 3 - 1e-6, 1.0))
+    return Plan(levels=(*spec.levels, *guided), guidance=guidance, skips=Skips(core=skipped))
+
+
+def drawing_of(model: Backbone) -> offline.BareModel:
+    device = next(model.parameters()).device
+    conditions = ClassConditions(CLASSES, model="tiny")
+    return offline.BareModel(model=model, device=device, conditions=conditions, shapes=(model.spec.shape,))
+
+
+def states_made(executor: Executor, spec: BackboneSpec, plan: Plan, seeds: Sequence[int]) -> list[Tensor]:
+    """Of pictures that take all steps of a plan together, after each: [B, C, H, W] on the CPU."""
+    conditions = ClassConditions(CLASSES, model="tiny")
+    noise = initial_noise(seeds, spec.sample_shape)
+    pictures = offline.pictures_of([conditions[seed] for seed in seeds], seeds, plan, spec.shape, noise)
+    states: list[Tensor] = []
+    offline.run(executor, pictures, plan, after_step=lambda _: states.append(executor.samples(pictures).cpu()))
+    return states
+
+
+@pytest.mark.parametrize("method", ["cfg", "ccfg"])
+def test_pictures_made_together_equal_each_alone(model: Backbone, method: Literal["cfg", "ccfg"]) -> None:
+    plan = every_kind_of_step(model.spec, method)
+    together, *alone = (
+        states_made(Executor(drawing_of(model), num_slots=len(seeds), keeps=True), model.spec, plan, seeds)
+        for seeds in ([0, 1, 2], [0], [1], [2])
+    )
+    for step, states in enumerate(together):
+        assert_near(states, torch.cat([each[step] for each in alone]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["cfg", "ccfg"])
+def test_graphs_equal_eager(model: Backbone, method: Literal["cfg", "ccfg"]) -> None:
+    """Three pictures in graphs of four, so that one of each launch is padding."""
+    plan = every_kind_of_step(model.spec, method)
+    drawing = drawing_of(model.to("cuda"))
+    eager = states_made(Executor(drawing, num_slots=3, keeps=True), model.spec, plan, [0, 1, 2])
+    graphs = GraphExecutor(drawing, num_slots=3, keeps=True)
+    graphs.capture([(kind, 4) for kind in dict.fromkeys(plan.step_kinds(model.spec.shape.name))])
+    replayed = states_made(graphs, model.spec, plan, [0, 1, 2])
+    for by_graph, by_kernel in zip(replayed, eager, strict=True):
+        torch.testing.assert_close(by_graph, by_kernel, atol=1e-4, rtol=1e-3)
 
 
 def counted_flops(
