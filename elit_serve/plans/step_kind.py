@@ -20,10 +20,17 @@ class StepKind(NamedTuple):
     is_mixed: bool = False
 
     @classmethod
-    def capped(cls, shape: str, level: int, weak_cap: int | None, is_skipped: bool = False) -> StepKind:
+    def capped(
+        cls, shape: str, level: int, weak_cap: int | None, is_skipped: bool = False, is_mixed: bool = False
+    ) -> StepKind:
         """With its weak pass at min(weak_cap, level), see `Guidance.weak_caps`; without one for None.
 
         >>> StepKind.capped("64x64", 4, 8)
         StepKind(shape='64x64', level=4, weak_level=4, is_skipped=False, is_mixed=False)
         """
-        return cls(shape, level, None if weak_cap is None else min(weak_cap, level), is_skipped)
+        return cls(shape, level, None if weak_cap is None else min(weak_cap, level), is_skipped, is_mixed)
+
+    @property
+    def unmixed(self) -> StepKind:
+        """The same for members that are all at its level."""
+        return self._replace(is_mixed=False)

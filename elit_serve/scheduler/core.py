@@ -342,6 +342,7 @@ class RequestScheduler:
             launch_id=self._num_launches,
             request_ids=tuple(choice.request_ids),
             kind=choice.kind,
+            levels=tuple(choice.levels),
             strides=tuple(choice.strides),
             predicted_ms=costs.correction * table.step_ms(choice.kind, batch),
             decode_ms=costs.correction * table.decode_row(choice.kind.shape)[num_ending] if num_ending else 0.0,
@@ -354,18 +355,18 @@ class RequestScheduler:
 
     def _advance(self, choice: Choice) -> None:
         granted, num_free, num_changed = 0, 0, 0
-        for request_id, stride in zip(choice.request_ids, choice.strides, strict=True):
+        for request_id, level, stride in zip(choice.request_ids, choice.levels, choice.strides, strict=True):
             member = self._requests[request_id]
             executed = member.executed
             before = executed.levels[-1] if executed.at else None
-            level = before if before is not None and choice.kind.is_skipped else choice.kind.level
+            own_level = before if before is not None and choice.kind.is_skipped else level
             if member.is_free:
                 num_free += 1
-                granted += level
-                num_changed += before is not None and before != level
+                granted += own_level
+                num_changed += before is not None and before != own_level
             if before is None:
                 self._move(member, State.RUNNING)
-            executed.take(level, stride)
+            executed.take(own_level, stride)
         self._counted["granted_levels"] += granted
         self._counted["granted_steps"] += num_free
         self._counted["replans"] += num_changed

@@ -14,6 +14,7 @@ from math import ceil, exp
 from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler.mixing import Mixing, Rung
 
 SMOOTHING_S = 1.5  # of device time: a lasting change is followed within a few times this, noise of single launches not
 NOTICEABLE = 0.003  # the correction moves when the estimate has left it by more than this share
@@ -47,7 +48,7 @@ class CostTable:
 
     steps_ms: (kind of step, batch) -> milliseconds of the whole batch. Every kind is measured at the same batches, and
         every shape at the same levels; steps that skip their cores at those that make a difference. Where none of
-        these are measured they cost as much as others.
+        these are measured they cost as much as others. Mixed steps need no batch of one; see `mixed_levels`.
     overhead_ms: from the end of an image's last step to its answer, without what `answers_ms` tells: the response, and
         where nothing is told decoding and encoding too.
     answers_ms: (shape, how many end together) -> what follows their last step; nothing where it was not measured.
@@ -94,13 +95,15 @@ class CostTable:
         """`step_ms` for every batch from 0 (which costs nothing) to `max_batch`.
 
         It never falls with the batch, whatever was measured: a plan is in time with fewer members than it was made for,
-        because some have left, only if fewer never cost more. Measurements of small steps do fall here and there.
+        because some have left, only if fewer never cost more. Measurements of small steps do fall here and there. For
+        the same reason a mixed step never costs less than another of its level.
         """
         if kind not in self._rows:
             assert kind.shape in self.shapes, f"nothing is known of shape {kind.shape}, only of {self.shapes}"
             measured = [self._measured_ms(kind, batch) for batch in self.batches]
             by_batch = (self._batch_ms(measured, n) for n in range(1, self.max_batch + 1))
-            self._rows[kind] = (0.0, *accumulate(by_batch, max))
+            row = (0.0, *accumulate(by_batch, max))
+            self._rows[kind] = tuple(map(max, row, self.row(kind.unmixed))) if kind.is_mixed else row
         return self._rows[kind]
 
     def alone_ms(
@@ -122,6 +125,13 @@ class CostTable:
     def knows_skips(self, shape: str) -> bool:
         """Whether steps that skip their cores are measured."""
         return any(kind.is_skipped for kind in self._kinds_of(shape))
+
+    def mixed_levels(self, shape: str, weak_cap: int | None) -> tuple[int, ...]:
+        """Those whose steps with this weak pass may share launches: all that are measured, if for every level above the
+        lowest a mixed step is, else none."""
+        measured = {kind for kind, _ in self.steps_ms if kind.is_mixed and kind.shape == shape}
+        above = (StepKind.capped(shape, level, weak_cap, is_mixed=True) for level in self.levels[1:])
+        return self.levels if measured and all(kind in measured for kind in above) else ()
 
     def after_ms(self, shape: str, num_images: int = 1) -> float:
         """From the last step of so many images that end together to their answers."""
@@ -193,13 +203,17 @@ class CostTable:
         Outside the measured range the nearest measurement counts. Between two measured levels the weak level keeps
         its relative place between 1 and the level, so that equal levels are interpolated between equal levels.
         """
-        shape, level, weak_level, is_skipped, _ = kind
+        shape, level, weak_level, is_skipped, is_mixed = kind
         is_skipped = is_skipped and self.knows_skips(shape)
-        alike = [other for other in self._kinds_of(shape) if other.is_skipped == is_skipped]
+        known = self._kinds_of(shape, batch) if is_mixed else self._kinds_of(shape)
+        alike = [other for other in known if other.is_skipped == is_skipped and other.is_mixed == is_mixed]
         alike = [other for other in alike if (other.weak_level is None) == (weak_level is None)]
+        if is_mixed and not alike:
+            return self._measured_ms(kind.unmixed, batch)
         low, high, share = _neighbours(_sorted(other.level for other in alike), level)
         if weak_level is None:
-            low_ms, high_ms = (self.steps_ms[StepKind(shape, main, None, is_skipped), batch] for main in (low, high))
+            mains = (StepKind(shape, main, None, is_skipped, is_mixed) for main in (low, high))
+            low_ms, high_ms = (self.steps_ms[main, batch] for main in mains)
         else:
             place = (weak_level - 1) / (level - 1) if level > 1 else 1.0
             low_ms, high_ms = (self._guided_ms(alike, main, 1 + place * (main - 1), batch) for main in (low, high))
@@ -212,9 +226,10 @@ class CostTable:
         low_ms, high_ms = (self.steps_ms[by_weak[weak], batch] for weak in (low, high))
         return _mix(low_ms, high_ms, share)
 
-    def _kinds_of(self, shape: str) -> list[StepKind]:
-        """What was measured of a shape."""
-        return [kind for kind, batch in self.steps_ms if kind.shape == shape and batch == self.batches[0]]
+    def _kinds_of(self, shape: str, at_batch: int | None = None) -> list[StepKind]:
+        """What was measured of a shape, at the smallest batch by default."""
+        at_batch = at_batch or self.batches[0]
+        return [kind for kind, batch in self.steps_ms if kind.shape == shape and batch == at_batch]
 
 
 class CorrectedCosts:
@@ -231,6 +246,8 @@ class CorrectedCosts:
         self._rows_s: dict[StepKind, tuple[float, ...]] = {}
         self._levels_within: dict[tuple[int, int], tuple[int, ...]] = {}
         self._answering: dict[str, Answering] = {}
+        self._rungs: dict[StepKind | tuple[StepKind, int | None], Rung] = {}
+        self._mixings: dict[tuple[str, int | None], Mixing | None] = {}
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -258,6 +275,27 @@ class CorrectedCosts:
         if row is None:
             row = self._rows_s[kind] = tuple(step_ms / 1000 for step_ms in self.table.row(kind))
         return row
+
+    def rung(self, kind: StepKind, weak_cap: int | None) -> Rung:
+        """One for all steps of this kind; where they may share launches with others, for those of one weak cap."""
+        mixing = None if kind.is_skipped else self._mixing(kind.shape, weak_cap)
+        if mixing is not None and kind.level not in mixing.levels:
+            mixing = None
+        key = kind if mixing is None else (kind, weak_cap)
+        rung = self._rungs.get(key)
+        if rung is None:
+            rung = self._rungs[key] = Rung(kind, self.row_s(kind), mixing)
+        return rung
+
+    def _mixing(self, shape: str, weak_cap: int | None) -> Mixing | None:
+        if (shape, weak_cap) not in self._mixings:
+            levels = self.table.mixed_levels(shape, weak_cap)
+            rows_s = [
+                [self.row_s(StepKind.capped(shape, level, weak_cap, is_mixed=is_mixed)) for level in levels]
+                for is_mixed in (False, True)
+            ]
+            self._mixings[shape, weak_cap] = Mixing(levels, *rows_s) if len(levels) > 1 else None
+        return self._mixings[shape, weak_cap]
 
     def observe(self, table_ms: float, observed_ms: float) -> None:
         """A launch took `observed_ms` where the uncorrected table says `table_ms`."""

@@ -111,7 +111,7 @@ class Launch:
     """One denoising step of a cohort: the executor runs the next step of each of these requests.
 
     kind: of the step, the same for all members; but unguided steps may ride in a guided launch, at scale 1.
-    strides: of the step of each member, in the same order.
+    levels, strides: of the step of each member, in the same order; all levels are that of the kind unless it is mixed.
     predicted_ms: what the corrected cost table says, to be compared with what is observed.
     decode_ms, answer_ms: of those whose last step it is, as predicted: how long the device decodes them before it runs
         anything else, and when all their files are there, both from the end of the step.
@@ -121,6 +121,7 @@ class Launch:
     request_ids: tuple[int, ...]
     kind: StepKind
     predicted_ms: float
+    levels: tuple[int, ...]
     strides: tuple[int, ...]
     decode_ms: float = 0.0
     answer_ms: float = 0.0

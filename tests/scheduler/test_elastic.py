@@ -42,7 +42,9 @@ def test_a_request_alone_with_time_runs_at_the_highest_level(table: CostTable, q
     assert scheduler.submit([image(1, within_s=10.0)], 0.0) is None
     launch = scheduler.decide(0.0)
     assert isinstance(launch, Launch)
-    assert launch == Launch(launch_id=0, request_ids=(1,), kind=StepKind("32x32", 16), predicted_ms=6.0, strides=(1,))
+    assert launch == Launch(
+        launch_id=0, request_ids=(1,), kind=StepKind("32x32", 16), predicted_ms=6.0, levels=(16,), strides=(1,)
+    )
 
 
 def test_a_request_in_flight_gives_compute_back_when_others_arrive(table: CostTable, quality: QualityTable) -> None:

@@ -27,8 +27,9 @@ SLACK = 0.01  # share of what the fast planner accepts that the plain one accept
 ROUNDING_S = 1e-7
 
 
-def drawn_table(random: Random, *, decodes: bool = False) -> CostTable:
-    """Costs that rise with level, weak level and batch, and in half of the tables not even that."""
+def drawn_costs(random: Random, *, decodes: bool = False) -> CorrectedCosts:
+    """Costs that rise with level, weak level and batch, and in half of the tables not even that. In half of them
+    several levels share launches."""
     fixed_ms, noise = random.uniform(0.1, 5), random.choice([0.0, 0.5])
     steps_ms = {
         (StepKind(shape, level, weak), batch): (fixed_ms + batch * (level + (weak or 0)) * (1 + SHAPES.index(shape)))
@@ -38,8 +39,14 @@ def drawn_table(random: Random, *, decodes: bool = False) -> CostTable:
         for weak in {None, 2, level}
         for batch in (1, 2, 3, 8)
     }
+    if random.random() < 0.5:
+        steps_ms |= {
+            (kind._replace(is_mixed=True), batch): step_ms * random.uniform(1 - noise, 1.1)
+            for (kind, batch), step_ms in steps_ms.items()
+            if kind.level > LEVELS[0] and kind.weak_level != kind.level and batch > 1
+        }
     table = CostTable(steps_ms=steps_ms, overhead_ms=0.0, pads_batches=random.random() < 0.5)
-    return replace(table, answers_ms=drawn_answers(random)) if decodes else table
+    return CorrectedCosts(replace(table, answers_ms=drawn_answers(random)) if decodes else table)
 
 
 def drawn_answers(random: Random) -> dict[tuple[str, int], AnswerCost]:
@@ -51,9 +58,9 @@ def drawn_answers(random: Random) -> dict[tuple[str, int], AnswerCost]:
     }
 
 
-def drawn_works(random: Random, count: int, max_steps: int, *, decodes: bool = False) -> list[Work]:
+def drawn_works(random: Random, costs: CorrectedCosts, count: int, max_steps: int) -> list[Work]:
     """In order of their deadlines, and none of them hopeless alone."""
-    costs, works = CorrectedCosts(drawn_table(random, decodes=decodes)), []
+    works = []
     mixed, crowd = random.random() < 0.6, random.uniform(1.0, 1.0 + 3 * count)
     for request_id in range(count):
         steps = random.randint(1, max_steps)
@@ -77,15 +84,15 @@ def drawn_works(random: Random, count: int, max_steps: int, *, decodes: bool = F
     return sorted(works, key=lambda work: work.due_s)
 
 
-def assert_in_time_when_followed(works: Sequence[Work], max_batch: int) -> None:
+def assert_in_time_when_followed(works: Sequence[Work], costs: CorrectedCosts, max_batch: int) -> None:
     """Runs a plan launch by launch, each for as long as the table says."""
     certificate, now_s = plan(works, 0.0, max_batch=max_batch), 0.0
     assert certificate is not None
     while members := certificate.next_members():
         assert len(members) <= max_batch
-        assert len({work.kind for work in members}) == 1, "a launch is of one kind"
+        assert len({work.kind for work in members}) == 1 or can_mix(members), "a launch is of one kind or mixed"
         assert certificate.latest_start_s(1.0) >= now_s - ROUNDING_S, "the rest can still be in time"
-        now_s += members[0].row[len(members)]
+        now_s += launch_s(members, costs)
         for work in members:
             work.advance(work.longest)
         ended = [work for work in members if not work.left]
@@ -96,19 +103,31 @@ def assert_in_time_when_followed(works: Sequence[Work], max_batch: int) -> None:
     assert not any(work.left for work in works), "everybody is done"
 
 
-@pytest.mark.parametrize("seed", range(400))
+def can_mix(members: Sequence[Work]) -> bool:
+    mixings = {work.rung.mixing for work in members}
+    return len(mixings) == 1 and None not in mixings
+
+
+def launch_s(members: Sequence[Work], costs: CorrectedCosts) -> float:
+    """Of these, each at its lowest level, by the table."""
+    kind = members[0].ladder.across([work.lowest for work in members])
+    return costs.row_s(kind)[len(members)]
+
+
+@pytest.mark.parametrize("seed", range(600))
 def test_whoever_follows_a_plan_is_in_time_with_everybody(seed: int) -> None:
     random = Random(seed)
-    works = drawn_works(random, random.choice([2, 5, 12, 40]), random.choice([2, 8, 20]), decodes=seed % 2 == 1)
+    costs = drawn_costs(random, decodes=seed % 2 == 1)
+    works = drawn_works(random, costs, random.choice([2, 5, 12, 40]), random.choice([2, 8, 20]))
     max_batch = random.choice([1, 3, 8])
     if plan(works, 0.0, max_batch=max_batch) is not None:
-        assert_in_time_when_followed(works, max_batch)
+        assert_in_time_when_followed(works, costs, max_batch)
 
 
 @pytest.mark.parametrize("seed", range(100))
 def test_the_few_that_are_remembered_decide_as_all_do_until_when_a_plan_may_wait(seed: int) -> None:
     random = Random(seed)
-    works = drawn_works(random, random.choice([5, 12, 40]), 20)
+    works = drawn_works(random, drawn_costs(random), random.choice([5, 12, 40]), 20)
     certificate = plan(works, 0.0, max_batch=8)
     if certificate is None:
         return
@@ -127,7 +146,7 @@ def test_the_few_that_are_remembered_decide_as_all_do_until_when_a_plan_may_wait
 def test_no_shorter_step_needs_more_afterwards_nor_others(seed: int) -> None:
     """Whatever strides a request takes: the longest steps that are left are an end of those that were planned."""
     random = Random(seed)
-    costs = CorrectedCosts(drawn_table(random))
+    costs = drawn_costs(random)
     steps, longest = random.randint(1, 13), random.choice([1, 2, 3, 5])
     losses = {2: (0.0, *(0.01 * stride for stride in range(longest)))}
     demand = Demand(
@@ -160,20 +179,22 @@ def test_no_shorter_step_needs_more_afterwards_nor_others(seed: int) -> None:
     assert work.solo_s == pytest.approx(0)
 
 
-def is_possible(works: Sequence[Work], max_batch: int) -> bool:
+def is_possible(works: Sequence[Work], costs: CorrectedCosts, max_batch: int) -> bool:
     """Whether any order of launches at the lowest levels has everybody in time: all are tried."""
-    kinds = [[run for run in work.runs for _ in range(run.steps)] for work in works]
+    runs = [[run for run in work.runs for _ in range(run.steps)] for work in works]
 
     @cache
     def can_end(done: tuple[int, ...], now_s: float) -> bool:
         if any(now_s > work.due_s + ROUNDING_S for work, steps in zip(works, done, strict=True) if steps < work.left):
             return False
-        nexts = {i: kinds[i][steps] for i, steps in enumerate(done) if steps < works[i].left}
+        nexts = {i: runs[i][steps] for i, steps in enumerate(done) if steps < works[i].left}
         for size in range(1, min(len(nexts), max_batch) + 1):
             for members in combinations(nexts, size):
-                if len({nexts[i].kind for i in members}) > 1:
+                kinds, mixings = {nexts[i].kind for i in members}, {nexts[i].rung.mixing for i in members}
+                if len(kinds) > 1 and (len(mixings) > 1 or None in mixings):
                     continue
-                end_s = now_s + nexts[members[0]].row[size]
+                kind = nexts[members[0]].ladder.across([kind.level for kind in kinds])
+                end_s = now_s + costs.row_s(kind)[size]
                 after = tuple(steps + (i in members) for i, steps in enumerate(done))
                 late = any(after[i] == works[i].left and end_s > works[i].due_s + ROUNDING_S for i in members)
                 if not late and can_end(after, round(end_s, 9)):
@@ -187,9 +208,10 @@ def test_no_plan_is_found_where_no_order_of_launches_is_in_time_and_some_where_o
     possible, found = 0, 0
     for seed in range(400):
         random = Random(seed)
-        works = drawn_works(random, random.choice([2, 3]), 3)
+        costs = drawn_costs(random)
+        works = drawn_works(random, costs, random.choice([2, 3]), 3)
         max_batch = random.choice([1, 2, 3])
-        truth = is_possible(works, max_batch)
+        truth = is_possible(works, costs, max_batch)
         for planned in (plan(works, 0.0, max_batch=max_batch), plan_plain.plan(works, 0.0, max_batch=max_batch)):
             assert truth or planned is None, f"seed {seed}: what is planned is impossible"
         possible += truth
@@ -206,7 +228,9 @@ def test_the_fast_planner_accepts_what_the_plain_one_accepts_but_for_a_hundredth
     accepted, only_plain = 0, 0
     for seed in range(1500):
         random = Random(seed)
-        works = drawn_works(random, random.choice([2, 5, 12, 30]), random.choice([2, 8, 20]), decodes=decodes)
+        works = drawn_works(
+            random, drawn_costs(random, decodes=decodes), random.choice([2, 5, 12, 30]), random.choice([2, 8, 20])
+        )
         max_batch = random.choice([1, 3, 8])
         fast = plan(works, 0.0, max_batch=max_batch) is not None
         accepted += fast

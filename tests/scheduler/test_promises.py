@@ -81,6 +81,13 @@ def tables(draw: st.DrawFn) -> CostTable:
         if i == 0 and skips:
             steps_ms[StepKind(shape, 1, None, is_skipped=True), batch] = fixed_ms + image_ms / 2
             steps_ms[StepKind(shape, 1, 1, is_skipped=True), batch] = fixed_ms + image_ms
+    if draw(st.booleans()):
+        dearer = draw(st.floats(1.0, 1.5))
+        steps_ms |= {
+            (kind._replace(is_mixed=True), batch): dearer * step_ms
+            for (kind, batch), step_ms in steps_ms.items()
+            if not kind.is_skipped and kind.level > LEVELS[0] and kind.weak_level in {None, 2, 8} and batch > 1
+        }
     if draw(st.booleans()):  # measured with noise: neither a larger batch nor a higher level need cost more
         random = draw(st.randoms(use_true_random=False))
         steps_ms = {key: cost * random.uniform(0.5, 2.0) for key, cost in steps_ms.items()}
@@ -185,13 +192,16 @@ def assert_all_accounted_for(driver: Driver, accepted: dict[int, Demand]) -> Non
 def assert_launches_are_of_one_kind(driver: Driver, accepted: dict[int, Demand]) -> None:
     step = dict.fromkeys(accepted, 0)
     for launch, _, _ in driver.launches:
+        assert (len(set(launch.levels)) > 1) == launch.kind.is_mixed
+        assert max(launch.levels) == launch.kind.level
         for request_id, stride in zip(launch.request_ids, launch.strides, strict=True):
             demand = accepted[request_id]
             caps = [demand.weak_caps[step[request_id]], *demand.weak_caps]
             skips = step[request_id] in demand.skipped
-            own, *others = [StepKind.capped(demand.shape, launch.kind.level, cap, skips) for cap in caps]
-            rides = own.weak_level is None and launch.kind in others
-            assert own == launch.kind or rides, "a step runs in a launch of its kind; unguided ones may ride"
+            kind = launch.kind.unmixed
+            own, *others = [StepKind.capped(demand.shape, kind.level, cap, skips) for cap in caps]
+            rides = own.weak_level is None and kind in others
+            assert own == kind or rides, "a step runs in a launch of its kind; unguided ones may ride"
             step[request_id] += stride
 
 

@@ -149,6 +149,7 @@ class Rival(ABC):
             launch_id=next(self._launch_ids),
             request_ids=tuple(ticket.demand.request_id for ticket in cohort.tickets),
             kind=self._setting.kind(cohort.level),
+            levels=(cohort.level,) * len(cohort.tickets),
             strides=(1,) * len(cohort.tickets),
             predicted_ms=1000 * self._setting.step_s(cohort.level, len(cohort.tickets)),
             decode_ms=self._setting.table.decode_row(self._setting.shape)[num_ending],

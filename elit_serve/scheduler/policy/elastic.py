@@ -32,6 +32,7 @@ from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
 from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
 from elit_serve.scheduler.policy.price import Rates
 from elit_serve.scheduler.policy.promises import Promises, plan_for
+from elit_serve.scheduler.policy.rounds import first_launch
 from elit_serve.scheduler.policy.view import Choice, View
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
@@ -161,13 +162,14 @@ class ElasticPolicy:
         members, level, price = self._preferred(order, rates, view)
         granted = self._granted(members, level, price, rates, view)
         if granted is None:
-            members, kind = self._certified(view) or (members, ladder.at(level))
-            strides = _longest(members)
+            members, levels = self._certified(view) or (members, [level] * len(members))
+            ladder, strides = members[0].ladder, _longest(members)
             _advance(members, strides)
         else:
-            kind, strides = ladder.at(granted[0]), granted[1]
+            levels, strides = [granted[0]] * len(members), granted[1]
+        kind = ladder.across(levels)
         self._settle(members)
-        return Choice(request_ids=[work.request_id for work in members], kind=kind, strides=strides)
+        return Choice(request_ids=[work.request_id for work in members], kind=kind, levels=levels, strides=strides)
 
     def _give_turn(self, view: View) -> None:
         """Promises an end to the soft work that has waited longest, see `soft_share`."""
@@ -344,7 +346,7 @@ class ElasticPolicy:
             return 0.0, 0.0
         return correction * answering.decode_s[len(ending)], correction * answering.late_s[len(ending)]
 
-    def _certified(self, view: View) -> tuple[list[Work], StepKind] | None:
+    def _certified(self, view: View) -> tuple[list[Work], list[int]] | None:
         """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises. None
         where nothing is promised."""
         self._repair(view)
@@ -352,8 +354,8 @@ class ElasticPolicy:
         if not promised:
             return None
         members = self._promises.certificate.next_members()
-        members = members or [work for work in promised if work.kind == promised[0].kind]
-        return members[: view.max_batch], members[0].kind
+        members = (members or first_launch(promised[: view.max_batch]))[: view.max_batch]
+        return members, [work.lowest for work in members]
 
     # State
 

@@ -67,7 +67,7 @@ class FixedPolicy:
             member.step += 1
         self._queue = [queued for queued in self._queue if queued.step < len(queued.kinds)]
         ids = [member.demand.request_id for member in members]
-        return Choice(request_ids=ids, kind=kind, strides=[1] * len(ids))
+        return Choice(request_ids=ids, kind=kind, levels=[kind.level] * len(ids), strides=[1] * len(ids))
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
         self._queue = []

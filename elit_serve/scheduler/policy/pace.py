@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from copy import copy
 from functools import lru_cache
 from itertools import groupby
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import Answering, CorrectedCosts
+from elit_serve.scheduler.mixing import Rung
 from elit_serve.scheduler.policy.view import View
 from elit_serve.scheduler.requests import Demand
 
@@ -29,6 +30,10 @@ class Ladder(NamedTuple):
         """A step of this ladder at a level."""
         return _kind(self.shape, level, self.weak_cap, self.is_skipped)
 
+    def across(self, levels: Collection[int]) -> StepKind:
+        """A step whose members are at these levels."""
+        return _kind(self.shape, max(levels), self.weak_cap, self.is_skipped, min(levels) < max(levels))
+
 
 # Equal values are one object each, so that they are compared at once
 _ladder = lru_cache(maxsize=256)(Ladder)
@@ -39,13 +44,14 @@ class Run(NamedTuple):
     """Equal longest steps of a request in a row, see `Work`.
 
     kind: at the lowest level that they allow; row: what that costs at every batch, in seconds of the table, as all
-    costs here. highest: the level up to which they may run.
+    costs here; rung: both, and whom it may share launches with. highest: the level up to which they may run.
     """
 
     ladder: Ladder
     kind: StepKind
     highest: int
     row: tuple[float, ...]
+    rung: Rung
     steps: int
 
 
@@ -64,7 +70,7 @@ class Work:
     at: how many steps of its grid have been decided. num_steps: of the grid.
     runs: all its stretches; `run` is the index of the present run, `run_left` what is left of that, `left` of all: the
         fewest steps that it needs.
-    ladder, kind, lowest, highest, row: of the next step, see `Run`.
+    ladder, kind, lowest, highest, row, rung: of the next step, see `Run`.
     solo_s: what the fewest steps that are left cost alone on the device.
     answering: what decoding costs with others that end in the same launch; None where nothing is known of it. decode_s:
         its share of that where a whole batch ends together.
@@ -91,6 +97,7 @@ class Work:
         "row",
         "run",
         "run_left",
+        "rung",
         "runs",
         "solo_s",
     )
@@ -102,6 +109,7 @@ class Work:
     row: tuple[float, ...]
     run: int
     run_left: int
+    rung: Rung
 
     def __init__(self, demand: Demand, costs: CorrectedCosts, *, due_s: float, order: float) -> None:
         self.demand, self.request_id = demand, demand.request_id
@@ -166,7 +174,7 @@ class Work:
 
     def _enter(self, run: int) -> None:
         self.run = run
-        self.ladder, self.kind, self.highest, self.row, self.run_left = self.runs[run]
+        self.ladder, self.kind, self.highest, self.row, self.rung, self.run_left = self.runs[run]
         self.lowest = self.kind.level
 
 
@@ -176,7 +184,8 @@ def _runs(demand: Demand, costs: CorrectedCosts) -> tuple[Run, ...]:
         ladder = _ladder(demand.shape, cap, skips)
         kind = ladder.at(costs.levels_within(*bounds)[0])
         highest = max(bounds[1], kind.level)
-        runs.append(Run(ladder, kind, highest, costs.row_s(kind), len(list(alike))))
+        rung = costs.rung(kind, cap)
+        runs.append(Run(ladder, kind, highest, rung.row_s, rung, len(list(alike))))
     return tuple(runs)
 
 

@@ -2,7 +2,8 @@
 
 `plan_plain` says in a few lines what such a plan is; here it is made fast, and followed.
 
-The plan runs in rounds. A round is one step of every request in the batch: a launch for each kind of step in it.
+The plan runs in rounds. A round is one step of every request in the batch, in the launches that take the least: one for
+each kind of step in it, or for several levels together where that is measured (`Mixing`).
 Requests join in order of their deadlines, as soon as there is room and nobody in the batch would fall behind the pace
 that it needs; they stay until they are done. Those who end in a round are decoded behind it, a launch's together,
 before the next begins. Whoever ends later than its due time makes the plan void.
@@ -20,8 +21,9 @@ from heapq import heappop, heappush, heapreplace
 from itertools import compress
 from math import inf
 
-from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler.mixing import Mixing, Rung
 from elit_serve.scheduler.policy.pace import Work
+from elit_serve.scheduler.policy.rounds import decoded, first_launch, launches_s
 
 ROUNDING_S = 1e-9
 DRIFT = 1.2  # corrections that differ by no more are looked ahead for together: 3 places of 1,000 then decide
@@ -84,9 +86,9 @@ class Certificate:
         ]
 
     def next_members(self) -> list[Work]:
-        """The next launch of the plan, all of one kind; none when all is done."""
+        """The next launch of the plan, of one kind or mixed; none when all is done."""
         _, pending = self._present_round()
-        return [work for work in pending if work.kind == pending[0].kind]
+        return first_launch(pending) if pending else []
 
     @property
     def _is_decided(self) -> bool:
@@ -153,32 +155,6 @@ class Certificate:
         return done_s
 
 
-def launches_s(works: Sequence[Work]) -> float:
-    """What one step of each costs, in a launch for every kind."""
-    kinds = [work.kind for work in works]
-    if kinds.count(kinds[0]) == len(kinds):
-        return works[0].row[len(kinds)]
-    rows = {work.kind: work.row for work in works}
-    return sum([row[kinds.count(kind)] for kind, row in rows.items()])
-
-
-def decoded(ended: Sequence[Work]) -> tuple[float, list[float]]:
-    """How long those who end in one round are decoded, and how much later than alone each is then answered.
-
-    Those whose last steps are of one kind end in one launch. In which order the launches of a round run is open.
-    """
-    kinds = [work.runs[-1].kind for work in ended]
-    own = [(0.0, 0.0)] * len(ended)
-    total_s = 0.0
-    for kind in set(kinds):
-        answering, count = ended[kinds.index(kind)].answering, kinds.count(kind)
-        if answering is not None:
-            decode_s, late_s = answering.decode_s[count], answering.late_s[count]
-            total_s += decode_s
-            own = [(decode_s, late_s) if of == kind else told for of, told in zip(kinds, own, strict=True)]
-    return total_s, [total_s - decode_s + late_s for decode_s, late_s in own]
-
-
 def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: float = 1.0) -> Certificate | None:
     """A plan for `works` (in order of their deadlines) on a device that is free from `start_s`, or None.
 
@@ -188,14 +164,39 @@ def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: f
     return rounds.certificate() if rounds.run() else None
 
 
+class _Crowd:
+    """Who of a round may share launches though their levels differ, as a key of `Mixing`."""
+
+    __slots__ = ("key", "mixing")
+
+    def __init__(self, mixing: Mixing) -> None:
+        self.mixing, self.key = mixing, 0
+
+
 class _Count:
-    """How many requests of a round share a launch, and what that costs at every count."""
+    """How many requests of a round are on one rung, and of which crowd they are, if any."""
 
-    __slots__ = ("count", "row")
+    __slots__ = ("count", "crowd", "row", "unit")
 
-    def __init__(self, row: tuple[float, ...]) -> None:
-        self.count = 0
-        self.row = row
+    def __init__(self, rung: Rung, crowd: _Crowd | None) -> None:
+        self.count, self.crowd = 0, crowd
+        self.row, self.unit = rung.row_s, rung.unit
+
+    def join(self) -> float:
+        """One more; by how much that lengthens the round."""
+        self.count += 1
+        if self.crowd is None:
+            return self.row[self.count] - self.row[self.count - 1]
+        self.crowd.key += self.unit
+        return self.crowd.mixing.seconds(self.crowd.key) - self.crowd.mixing.seconds(self.crowd.key - self.unit)
+
+    def leave(self) -> float:
+        """One less; by how much that shortens it."""
+        self.count -= 1
+        if self.crowd is None:
+            return self.row[self.count + 1] - self.row[self.count]
+        self.crowd.key -= self.unit
+        return self.crowd.mixing.seconds(self.crowd.key + self.unit) - self.crowd.mixing.seconds(self.crowd.key)
 
 
 class _Rounds:
@@ -208,7 +209,8 @@ class _Rounds:
 
     def __init__(self, works: Sequence[Work], dues_s: Sequence[float], max_batch: int) -> None:
         self._works, self._dues_s, self._max_batch = works, dues_s, max_batch
-        self._counts: dict[StepKind, _Count] = {}
+        self._counts: dict[Rung, _Count] = {}
+        self._crowds: dict[Mixing, _Crowd] = {}
         self._changes: list[tuple[int, int, int, _Count]] = []
         self._limits: list[tuple[float, int]] = []
         self._round = 0
@@ -248,17 +250,14 @@ class _Rounds:
         index, last = first, min(len(works), first + self._max_batch - len(changes))
         while index < last:
             work = works[index]
-            alike = counts.get(work.kind)
-            if alike is None:
-                alike = counts[work.kind] = _Count(work.row)
-            row, count = alike.row, alike.count
-            longer_s = round_s + row[count + 1] - row[count]
-            limit_s = (dues_s[index] - time_s) * row[1] / work.solo_s
+            alike = counts.get(work.rung) or self._count_of(work.rung)
+            longer_s = round_s + alike.join()
+            limit_s = (dues_s[index] - time_s) * alike.row[1] / work.solo_s
             needed_s = longer_s - ROUNDING_S
             if needed_s > limit_s or (limits and needed_s > limits[0][0] and self._is_too_slow(needed_s)):
+                alike.leave()
                 break
             round_s = longer_s
-            alike.count = count + 1
             self._joins.append(at)
             self._ends.append(at + work.left)
             heappush(limits, (limit_s, index))
@@ -293,9 +292,7 @@ class _Rounds:
         ended: list[int] = []
         while changes and changes[0][0] == until:
             _, index, run, alike = heappop(changes)
-            row, count = alike.row, alike.count - 1
-            alike.count = count
-            round_s -= row[count + 1] - row[count]
+            round_s -= alike.leave()
             if until < ends[index]:
                 round_s += self._enter_next_run(index, run + 1)
             elif self._decodes:
@@ -320,10 +317,16 @@ class _Rounds:
 
     def _enter_next_run(self, index: int, run: int) -> float:
         """By how much that lengthens a round."""
-        _, kind, _, row, steps = self._works[index].runs[run]
-        alike = self._counts.get(kind)
-        if alike is None:
-            alike = self._counts[kind] = _Count(row)
-        alike.count += 1
-        heappush(self._changes, (self._round + steps, index, run, alike))
-        return alike.row[alike.count] - alike.row[alike.count - 1]
+        entered = self._works[index].runs[run]
+        alike = self._counts.get(entered.rung) or self._count_of(entered.rung)
+        heappush(self._changes, (self._round + entered.steps, index, run, alike))
+        return alike.join()
+
+    def _count_of(self, rung: Rung) -> _Count:
+        """Of the requests on a rung that nobody of this plan has been on."""
+        crowd = None
+        if rung.mixing is not None:
+            crowd = self._crowds.get(rung.mixing) or _Crowd(rung.mixing)
+            self._crowds[rung.mixing] = crowd
+        self._counts[rung] = _Count(rung, crowd)
+        return self._counts[rung]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from copy import copy
 
 from elit_serve.scheduler.policy.pace import Work
-from elit_serve.scheduler.policy.plan import ROUNDING_S, decoded, launches_s
+from elit_serve.scheduler.policy.plan import ROUNDING_S
+from elit_serve.scheduler.policy.rounds import decoded, launches_s
 
 Round = list[int]  # the ids of who takes a step in it
 

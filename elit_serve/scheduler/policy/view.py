@@ -27,10 +27,11 @@ class View(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One step of this kind for these requests, each of its own stride."""
+    """One step of this kind for these requests, each of its own level and stride."""
 
     request_ids: Sequence[int]
     kind: StepKind
+    levels: Sequence[int]
     strides: Sequence[int]
 
 
