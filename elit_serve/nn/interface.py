@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.nn.fused import Residual, norm_modulate, settle_and_norm
+from elit_serve.nn.kept import Kept
 from elit_serve.nn.layers import GroupedCrossAttention, Mlp, settled
 
 Core = Callable[[Tensor | Residual, Tensor], Tensor]  # latents [B, G * L, D] and their RoPE -> [B, G * L, D]
@@ -170,11 +171,22 @@ class Write(nn.Module):
         self.zero_at_start = (self.attention.out, self.mlp.down)
 
     def forward(
-        self, tokens: Tensor, placed: Tensor, latents: Tensor, token_rope: Tensor, rope: Tensor, num_groups: int
+        self,
+        tokens: Tensor,
+        placed: Tensor,
+        latents: Tensor,
+        token_rope: Tensor,
+        rope: Tensor,
+        num_groups: int,
+        *,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """tokens [B, N, D], which ask as `placed` [B, N, D], read latents [B, G * L, D]. -> [B, N, D]"""
-        written = self.attention(self.norm1(placed), self.context_norm(latents), token_rope, rope, num_groups)
-        tokens = tokens + written
+        """tokens [B, N, D], which ask as `placed` [B, N, D], read latents [B, G * L, D]. -> [B, N, D]
+
+        mask: see `GroupedCrossAttention`.
+        """
+        asking, context = self.norm1(placed), self.context_norm(latents)
+        tokens = tokens + self.attention(asking, context, token_rope, rope, num_groups, mask=mask)
         return tokens + self.mlp(self.norm2(tokens))
 
 
@@ -249,11 +261,12 @@ class LatentInterface:
         token_rope: Tensor,
         latent_rope: Tensor,
         order: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D].
 
         modulation [B, 6D] is Read's. latent_rope is that of all latents [2, G * J, 1, E/2]. With an order [J] the first
-        latents are the first of that.
+        latents are the first of that. kept: where samples keep different ones of the first latents.
         """
         latents = Latents(self.latents, latent_rope, self.core_positions)
         if order is not None:
@@ -273,4 +286,5 @@ class LatentInterface:
             first = first_of_each_group(whole, level, num_groups)  # [B, G * L, D]
             first = core(first, first_of_each_group(rope, level, num_groups))
             z = with_first_replaced(whole, first, num_groups)
-        return self.write(tokens, placed, z, token_rope, rope, num_groups)  # [B, N, D]
+        mask = kept.mask_in_groups(z.dtype) if kept is not None and self.reach == "prefix" else None
+        return self.write(tokens, placed, z, token_rope, rope, num_groups, mask=mask)  # [B, N, D]

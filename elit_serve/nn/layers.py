@@ -6,7 +6,8 @@ Letters: B batch, N tokens (or K tokens of another sequence), D width, H heads, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +83,9 @@ class SelfAttention(nn.Module):
         self.k_norm = None if plain else HeadNorm(dim // num_heads)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        y = F.scaled_dot_product_attention(*self.project(x, rope))  # [B, H, N, E]
+    def forward(self, x: Tensor, rope: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """mask: what is added to scores, [B, 1, 1, N] for all queries alike."""
+        y = F.scaled_dot_product_attention(*self.project(x, rope), attn_mask=mask)  # [B, H, N, E]
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
     def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,11 +113,21 @@ class GroupedCrossAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, context: Tensor, rope: Tensor | None, context_rope: Tensor | None, num_groups: int
+        self,
+        x: Tensor,
+        context: Tensor,
+        rope: Tensor | None,
+        context_rope: Tensor | None,
+        num_groups: int,
+        *,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """x [B, N, D] reads context [B, K, D]; N and K are multiples of num_groups. -> [B, N, D]"""
+        """x [B, N, D] reads context [B, K, D]; N and K are multiples of num_groups. -> [B, N, D]
+
+        mask: what is added to scores, [B * G, 1, 1, K / G] for all queries of a group alike.
+        """
         q, k, v = self.project(x, context, rope, context_rope, num_groups)
-        y = F.scaled_dot_product_attention(q, k, v)  # [B * G, H, N / G, E]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B * G, H, N / G, E]
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
     def project(
@@ -141,7 +153,7 @@ class Block(nn.Module):
     """A DiT block with adaLN-Zero: a residual stream and its `modulation(c)` [B, 6D] -> the residual stream.
 
     c is [B, D] too, unless it is said to have another width. plain: its attention has neither QK normalisation nor
-    RoPE, whatever it is given.
+    RoPE, whatever it is given. mask: see `SelfAttention`.
     """
 
     def __init__(
@@ -158,10 +170,12 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, mlp_ratio)
         self.modulation = nn.Linear(condition_dim or dim, 6 * dim)
 
-    def forward(self, residual: Tensor | Residual, modulation: Tensor, rope: Tensor) -> Residual:
+    def forward(
+        self, residual: Tensor | Residual, modulation: Tensor, rope: Tensor, *, mask: Tensor | None = None
+    ) -> Residual:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         x, normed = settle_and_norm(residual, shift1, scale1, fp8=takes_fp8(self.attention.qkv))  # [B, N, D] each
-        attended = Residual(x, self.attention(normed, rope), gate1)
+        attended = Residual(x, self.attention(normed, rope, mask=mask), gate1)
         x, normed = settle_and_norm(attended, shift2, scale2, fp8=takes_fp8(self.mlp.up))
         return Residual(x, self.mlp(normed), gate2)
 
@@ -180,8 +194,11 @@ class FinalLayer(nn.Module):
         return self.linear(normed)
 
 
+AnyBlock = Callable[..., Any]  # a block, or one with some of its arguments given
+
+
 def run(
-    blocks: Iterable[nn.Module], stream: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor
+    blocks: Iterable[AnyBlock], stream: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor
 ) -> Tensor | Residual:
     """A residual stream through blocks, one after another; each takes the next modulation [B, 6D]."""
     for block in blocks:

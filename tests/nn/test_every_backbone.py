@@ -149,6 +149,56 @@ def test_several_levels_in_one_call_equal_separate_calls(kind: str) -> None:
         assert_near(part, model(x, t, condition, level))
 
 
+def with_interface(spec: ElitSpec, reach: str, knows: str) -> ElitSpec:
+    return replace(spec, interface=replace(spec.interface, reach=reach, knows=knows))
+
+
+INTERFACES = ELASTIC | {
+    f"{name} {reach} {knows}": with_interface(spec, reach, knows)
+    for name, spec in ELASTIC.items()
+    for reach, knows in (("prefix", "nothing"), ("all", "level"), ("prefix", "level"))
+    if isinstance(spec, ElitSpec)
+}
+
+
+@pytest.mark.parametrize("name", INTERFACES)
+@pytest.mark.parametrize("passes", [(8,), (6,), (8, 3), (5, 1)])
+def test_samples_with_levels_of_their_own_equal_each_alone(name: str, passes: tuple[int, ...]) -> None:
+    """Main passes of five samples at the first level, and weak ones at the second: each no higher than its own."""
+    spec = INTERFACES[name]
+    model = randomised(spec)
+    x, t, condition = inputs(spec, batch=5)
+    own = torch.tensor([2, passes[0], 1, 5, passes[0] - 1])
+    count = len(passes)
+    together = model(
+        x.repeat(count, 1, 1, 1),
+        t.repeat(count),
+        condition.repeat(count),
+        passes,
+        own_levels=torch.cat([own.clamp(max=level) for level in passes]),
+    )
+    for part, level in zip(together.chunk(count), passes, strict=True):
+        alone = [model(x[i : i + 1], t[i : i + 1], condition[i : i + 1], min(int(own[i]), level)) for i in range(5)]
+        assert_near(part, torch.cat(alone))
+
+
+@pytest.mark.parametrize("kind", ELASTIC)
+def test_a_sample_with_a_level_of_its_own_leaves_what_its_core_changed_there(kind: str) -> None:
+    spec = ELASTIC[kind]
+    model = randomised(spec)
+    x, t, condition = inputs(spec, batch=3)
+    own, change = torch.tensor([1, 6, 3]), CoreChange()
+    model(x, t, condition, 6, changes=[change], own_levels=own)
+    assert change.value is not None
+    grouped = change.value.unflatten(1, (spec.num_groups, 6))
+    for i, level in enumerate(own.tolist()):
+        alone = CoreChange()
+        model(x[i : i + 1], t[i : i + 1], condition[i : i + 1], level, changes=[alone])
+        assert alone.value is not None
+        assert_near(grouped[i, :, :level].flatten(0, 1), alone.value[0])
+        assert not grouped[i, :, level:].any()
+
+
 def test_its_parts_are_given_tensors_without_gaps(model: Backbone) -> None:
     """Kernels for a GPU copy others first, and compiled code takes them for another kind of input."""
     with_gaps: set[str] = set()
@@ -172,6 +222,9 @@ def test_compiled_parts_compute_what_they_do_uncompiled(model: Backbone, fresh_c
     compile_blocks(compiled.compilable(), backend="eager")
     for level in some_levels(model.spec):
         assert_near(compiled(*inputs(model.spec), level), model(*inputs(model.spec), level))
+    if len(model.spec.levels) > 1:
+        own = {"own_levels": torch.tensor([2, 5])}
+        assert_near(compiled(*inputs(model.spec), 5, **own), model(*inputs(model.spec), 5, **own))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 

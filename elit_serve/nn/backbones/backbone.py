@@ -139,12 +139,15 @@ class Backbone(nn.Module):
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
+        own_levels: Tensor | None = None,
     ) -> Tensor:
         """Velocity [B, *] at x [B, *], t [B] in [0, 1], under condition [B, ...], at one level or at several.
 
         With S levels the batch is S equal parts, and part i runs at level[i]. latent_order: [J] int64, the order in
         which a kind with `droppable_latents` keeps its learned latents; None is their own. changes: one for each part,
-        of its core: to be used, or to be left there; without any nothing is kept.
+        of its core: to be used, or to be left there; without any nothing is kept. own_levels: [B] int64, of each sample
+        its own, none above the level of its part, which is what it costs (`nn.kept`); None is that level for all. Not
+        together with changes that are to be used.
         """
         raise NotImplementedError
 

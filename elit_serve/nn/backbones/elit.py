@@ -27,6 +27,7 @@ from elit_serve.nn.backbones.transformer import (
 from elit_serve.nn.fields import nested, one_of
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import LatentInterface, Read, Write
+from elit_serve.nn.kept import Kept, mask_of, masked, only_kept
 from elit_serve.nn.layers import Block, run, settled
 from elit_serve.nn.reuse import CoreChange, are_given, levels_of, through_core
 
@@ -122,25 +123,27 @@ class Elit(Transformer):
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
+        own_levels: Tensor | None = None,
     ) -> Tensor:
         """Velocity at a level, or at several levels in one call.
 
         x [B, C, H, W], t [B], class ids [B] -> [B, C, H, W]. With a sequence of S levels the batch is S equal
         parts and part i runs at level[i]: head and tail run once over all of them, which costs less
         than S calls. `latent_order` [J] permutes the learned latents (training with random drop does). What `changes`
-        skips is between Read and Write.
+        skips is between Read and Write. Samples with `own_levels` [B] keep no more latents than these say.
         """
         layout = self.layout(x.shape[2], x.shape[3], x.device)
         levels = [level] if isinstance(level, int) else list(level)
         assert all(1 <= each <= self.spec.latents_per_group for each in levels), levels
-        tokens, c = self.embed(x, t, condition, self._known(levels, changes, len(x)))  # [B, N, D], [B, D]
+        known = self._known(levels, own_levels, changes, len(x))
+        tokens, c = self.embed(x, t, condition, known)  # [B, N, D], [B, D]
         core = () if are_given(changes) else self.core
         modulations = self.modulations([*self.head, self.read, *core, *self.tail, self.final], c)
 
         def inside(tokens: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
             modulations_inside = [next(modulations) for _ in (self.read, *core)]  # [B, 6D] each
             part_at = partial(self._part_through_latents, order=latent_order, layout=layout)
-            return self.at_each_level(part_at, tokens, modulations_inside, levels, changes)
+            return self.at_each_level(part_at, tokens, modulations_inside, levels, own_levels, changes)
 
         written = self.run_around(inside, tokens, modulations, layout.token_rope)
         return self.unembed(written, next(modulations), layout)  # [B, C, H, W]
@@ -158,14 +161,22 @@ class Elit(Transformer):
         modulations: Iterator[Tensor],
         rope: Tensor,
         _: Layout,
+        kept: Kept | None,
     ) -> Tensor | Residual:
-        """A stream of latents and their RoPE [2, G * L, 1, E/2] through the core. -> a stream of latents"""
-        return run(self.core, z, modulations, rope)
+        """A stream of latents and their RoPE [2, G * L, 1, E/2] through the core. -> a stream of latents
 
-    def _known(self, levels: Sequence[int], changes: Sequence[CoreChange], batch: int) -> Tensor | None:
+        kept: where samples keep different latents, and see no others; what becomes of others does not matter.
+        """
+        return run(masked(self.core, mask_of(kept, z)), z, modulations, rope)
+
+    def _known(
+        self, levels: Sequence[int], own_levels: Tensor | None, changes: Sequence[CoreChange], batch: int
+    ) -> Tensor | None:
         """The learned vector of each sample's level, if the model knows it. [B, D]"""
         if self.level_embed is None:
             return None
+        if own_levels is not None:
+            return self.level_embed(own_levels - 1)
         if are_given(changes):
             return self.level_embed(levels_of(changes) - 1)
         part = batch // len(levels)
@@ -176,6 +187,7 @@ class Elit(Transformer):
         tokens: Tensor,
         modulations: Sequence[Tensor],
         level: int,
+        own_levels: Tensor | None,
         change: CoreChange | None,
         *,
         order: Tensor | None,
@@ -183,9 +195,11 @@ class Elit(Transformer):
     ) -> Tensor:
         """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D]."""
         of_read, *of_core = modulations
+        kept = Kept.of(own_levels, level, layout.num_groups)
 
         def core(z: Tensor | Residual, rope: Tensor) -> Tensor:
-            return through_core(lambda z: self.run_core(z, iter(of_core), rope, layout), z, change)
+            run_core = only_kept(lambda z: self.run_core(z, iter(of_core), rope, layout, kept), kept)
+            return through_core(run_core, z, change)
 
         return self.interface.through(
             core,
@@ -196,6 +210,7 @@ class Elit(Transformer):
             token_rope=layout.token_rope,
             latent_rope=layout.latent_rope,
             order=order,
+            kept=kept,
         )
 
 

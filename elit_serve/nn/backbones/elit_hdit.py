@@ -28,6 +28,7 @@ from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.backbones.transformer import PRESETS, Layout
 from elit_serve.nn.fields import whole
 from elit_serve.nn.fused import Residual
+from elit_serve.nn.kept import Kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +69,10 @@ class ElitHDiT(Elit):
         return [*super().compilable(), self.down, self.up]
 
     def run_core(
-        self, z: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor, layout: Layout
+        self, z: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor, layout: Layout, kept: Kept | None
     ) -> Tensor | Residual:
-        between = self.down, self.up
-        return run_hourglass(list(self.core), self.spec.wide, between, z, modulations, rope, layout.group_rope)
+        blocks, between, ropes = list(self.core), (self.down, self.up), (rope, layout.group_rope)
+        return run_hourglass(blocks, self.spec.wide, between, z, modulations, *ropes, kept)
 
 
 def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitHDiTSpec:

@@ -36,6 +36,7 @@ from elit_serve.nn.backbones.transformer import (
 from elit_serve.nn.fields import one_of
 from elit_serve.nn.fused import Residual, norm_modulate, settle_and_norm
 from elit_serve.nn.interface import first_of_each_group, in_every_group, in_order, with_first_replaced
+from elit_serve.nn.kept import Kept, mask_of, masked, only_kept
 from elit_serve.nn.layers import Block, GroupedCrossAttention, HeadNorm, Mlp, run, settled
 from elit_serve.nn.reuse import CoreChange, are_given, through_core
 
@@ -178,13 +179,14 @@ class ElitSiT(SineTransformer):
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
+        own_levels: Tensor | None = None,
     ) -> Tensor:
         """Velocity at a level, or at several levels in one call.
 
         x [B, C, H, W], t [B], class ids [B] -> [B, C, H, W]. With a sequence of S levels the batch is S equal parts and
         part i runs at level[i]: all but the core run once over all of them. `latent_order` [J] permutes the latents
         after Read, which works on all of them anyway (training with random drop does). What `changes` skips is between
-        Read and Write.
+        Read and Write. Samples with `own_levels` [B] keep no more latents than these say.
         """
         layout = self.layout(x.shape[2], x.shape[3], x.device)
         groups = layout.num_groups
@@ -200,7 +202,8 @@ class ElitSiT(SineTransformer):
         if latent_order is not None:
             latents = in_order(latents, latent_order, groups)
         part_at = partial(self._part_through_core, layout=layout)
-        latents = self.at_each_level(part_at, latents, [next(modulations) for _ in core], levels, changes)
+        of_core = [next(modulations) for _ in core]
+        latents = self.at_each_level(part_at, latents, of_core, levels, own_levels, changes)
         tokens = self.write(placed(tokens, self.write.places, groups), latents, groups)
         stream = run(self.tail, tokens, modulations, layout.token_rope)
         return self.unembed(stream, next(modulations), layout)  # [B, C, H, W]
@@ -210,15 +213,20 @@ class ElitSiT(SineTransformer):
         latents: Tensor,
         modulations: Sequence[Tensor],
         level: int,
+        own_levels: Tensor | None,
         change: CoreChange | None,
         *,
         layout: Layout,
     ) -> Tensor:
         """The core on the first `level` latents of each group: latents [B, G * J, D] -> [B, G * J, D]."""
 
-        def core(first: Tensor | Residual) -> Tensor | Residual:
-            return run(self.core, first, iter(modulations), layout.latent_rope)
+        kept = Kept.of(own_levels, level, layout.num_groups)
+        blocks = masked(self.core, mask_of(kept, latents))
 
+        def run_core(first: Tensor | Residual) -> Tensor | Residual:
+            return run(blocks, first, iter(modulations), layout.latent_rope)
+
+        core = only_kept(run_core, kept)
         if level == self.spec.latents_per_group:
             return through_core(core, latents, change)
         first = first_of_each_group(latents, level, layout.num_groups)  # [B, G * L, D]

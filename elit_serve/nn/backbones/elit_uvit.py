@@ -26,6 +26,7 @@ from elit_serve.nn.backbones.uvit import (
     start_skips,
 )
 from elit_serve.nn.fused import Residual
+from elit_serve.nn.kept import Kept, mask_of, masked
 from elit_serve.nn.layers import run
 
 
@@ -85,9 +86,9 @@ class ElitUViT(Elit):
         )
 
     def run_core(
-        self, z: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor, _: Layout
+        self, z: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor, _: Layout, kept: Kept | None
     ) -> Tensor | Residual:
-        return run_with_skips(list(self.core), list(self.core_skips), z, modulations, rope)
+        return run_with_skips(masked(self.core, mask_of(kept, z)), list(self.core_skips), z, modulations, rope)
 
 
 def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitUViTSpec:

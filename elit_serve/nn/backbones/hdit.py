@@ -27,6 +27,7 @@ from elit_serve.nn.backbones.transformer import PRESETS, SIZES, Layout, Transfor
 from elit_serve.nn.fields import whole
 from elit_serve.nn.flops import block_flops
 from elit_serve.nn.fused import Residual
+from elit_serve.nn.kept import Kept, mask_of, masked
 from elit_serve.nn.layers import Block, run, settled
 
 QUAD = 4  # tokens that become one
@@ -84,20 +85,24 @@ def run_hourglass(
     modulations: Iterator[Tensor],
     rope: Tensor,
     group_rope: Tensor,
+    kept: Kept | None = None,
 ) -> Tensor | Residual:
     """A stream [B, G * L, D] through narrow blocks, wide ones over quads [B, G * Q, 2D], and narrow ones.
 
-    rope [2, G * L, 1, E/2], group_rope [2, G, 1, E/2]: all quads of a group stand in its centre.
+    rope [2, G * L, 1, E/2], group_rope [2, G, 1, E/2]: all quads of a group stand in its centre. kept: where samples
+    keep different tokens; the others go down as the zeros that fill what is no whole quad.
     """
     down, up = between
     first, last = (len(blocks) - wide) // 2, (len(blocks) + wide) // 2
     num_groups = group_rope.shape[1]
-    tokens = settled(run(blocks[:first], stream, modulations, rope))
-    quads = down(tokens, num_groups)
+    mask = mask_of(kept, stream)
+    tokens = settled(run(masked(blocks[:first], mask), stream, modulations, rope))
+    quads = down(tokens if kept is None else kept.chosen(tokens, 0.0), num_groups)
     quads_in_group = quads.shape[1] // num_groups
     quad_rope = group_rope.unsqueeze(2).expand(-1, -1, quads_in_group, -1, -1).flatten(1, 2).contiguous()
-    quads = settled(run(blocks[first:last], quads, modulations, quad_rope))
-    return run(blocks[last:], up(quads, tokens, num_groups), modulations, rope)
+    quad_mask = None if kept is None else kept.every(QUAD).mask(quads.dtype)
+    quads = settled(run(masked(blocks[first:last], quad_mask), quads, modulations, quad_rope))
+    return run(masked(blocks[last:], mask), up(quads, tokens, num_groups), modulations, rope)
 
 
 def hourglass_flops(count: int, wide: int, tokens: int, quads: int, dim: int) -> float:

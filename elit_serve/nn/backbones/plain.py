@@ -58,10 +58,12 @@ class Plain(Transformer):
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
+        own_levels: Tensor | None = None,
     ) -> Tensor:
         """Velocity [B, C, H, W] at x [B, C, H, W], t [B], class ids [B]. What `changes` skips is all blocks."""
         assert latent_order is None, f"{self.spec.kind} has no latents"
         assert level == 1, level
+        assert own_levels is None, f"{self.spec.kind} has one level"
         layout = self.layout(x.shape[2], x.shape[3], x.device)
         tokens, c = self.embed(x, t, condition)  # [B, N, D], [B, D]
         modulations = self.modulations([*(() if are_given(changes) else self.blocks), self.final], c)

@@ -247,21 +247,24 @@ class Transformer(Backbone):
 
     def at_each_level(
         self,
-        part_at: Callable[[Tensor, Sequence[Tensor], int, CoreChange | None], Tensor],
+        part_at: Callable[[Tensor, Sequence[Tensor], int, Tensor | None, CoreChange | None], Tensor],
         whole: Tensor,
         modulations: Sequence[Tensor],
         levels: Sequence[int],
+        own_levels: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
     ) -> Tensor:
         """Equal parts of a batch, each at its level: whole [B, K, D] -> [B, K, D], through `part_at` of a part, its
-        modulations [B / S, ...], its level and, with changes, what becomes of its core.
+        modulations [B / S, ...], its level, its samples' own levels [B / S] if they have some and, with changes, what
+        becomes of its core.
 
         A core at a low level leaves most of a GPU idle: beside the main pass a weak one costs little time.
         """
         count = len(levels)
         divided = [equal_parts(modulation, count) for modulation in modulations]
         of_parts = [[parts[part] for parts in divided] for part in range(count)]
-        main, *weak = zip(equal_parts(whole, count), of_parts, levels, changes or (None,) * count, strict=True)
+        own = (None,) * count if own_levels is None else equal_parts(own_levels, count)
+        main, *weak = zip(equal_parts(whole, count), of_parts, levels, own, changes or (None,) * count, strict=True)
         with self.beside():
             weak_parts = [part_at(*part) for part in weak]
         main_part = part_at(*main)

@@ -17,7 +17,7 @@ from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.backbones.plain import Plain, PlainSpec
 from elit_serve.nn.backbones.transformer import PRESETS, SIZES, Layout, preset_fields, tiny_fields
 from elit_serve.nn.fused import Residual
-from elit_serve.nn.layers import run, settled
+from elit_serve.nn.layers import AnyBlock, run, settled
 
 
 def num_skips(blocks: int) -> int:
@@ -56,7 +56,7 @@ class Skip(nn.Module):
 
 
 def run_keeping(
-    blocks: Sequence[nn.Module], stream: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor
+    blocks: Sequence[AnyBlock], stream: Tensor | Residual, modulations: Iterator[Tensor], rope: Tensor
 ) -> list[Tensor]:
     """What each block made of a stream, in their order. [B, N, D] each"""
     made: list[Tensor] = []
@@ -67,7 +67,7 @@ def run_keeping(
 
 
 def run_joining(
-    blocks: Sequence[nn.Module],
+    blocks: Sequence[AnyBlock],
     skips: Sequence[nn.Module],
     kept: Sequence[Tensor],
     stream: Tensor | Residual,
@@ -81,7 +81,7 @@ def run_joining(
 
 
 def run_with_skips(
-    blocks: Sequence[nn.Module],
+    blocks: Sequence[AnyBlock],
     skips: Sequence[nn.Module],
     stream: Tensor | Residual,
     modulations: Iterator[Tensor],
