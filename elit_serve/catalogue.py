@@ -26,7 +26,6 @@ from elit_serve.plans.coarsening import Coarsening, losses_between
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
-from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import AnswerCost, CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
@@ -60,10 +59,7 @@ def resolve_model(model: str | os.PathLike[str] | None) -> Path:
 def cost_table(latency: Latency, only_shape: str = "only") -> CostTable:
     """What a policy knows of a device. only_shape: of the steps of a file that names none."""
     return CostTable(
-        steps_ms={
-            (StepKind(step.shape or only_shape, step.level, step.weak_level, step.is_skipped), step.batch): step.step_ms
-            for step in latency.steps
-        },
+        steps_ms={(step.kind(only_shape), step.batch): step.step_ms for step in latency.steps},
         overhead_ms=0.0 if latency.answers else latency.overhead_ms,
         answers_ms={
             (answer.shape or only_shape, answer.batch): AnswerCost(answer.decode_ms, answer.encode_ms)

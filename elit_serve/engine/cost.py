@@ -23,7 +23,3 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(flops=self.flops + other.flops, device_ms=self.device_ms + other.device_ms)
-
-    def times(self, count: int) -> Cost:
-        """Of so many pictures that cost the same."""
-        return Cost(flops=count * self.flops, device_ms=count * self.device_ms)

@@ -18,8 +18,9 @@ class Observer:
     def images_decoded(self, took_ms: float) -> None:
         """All that ended with a step, on the device. Called on a thread of the encoders."""
 
-    def spent(self, pictures: Sequence[Picture], each: Cost) -> None:
-        """On these, by what they ran or were decoded in together. Called on the worker's thread or the encoders'."""
+    def spent(self, pictures: Sequence[Picture], costs: Sequence[Cost]) -> None:
+        """On each of these, by what they ran or were decoded in together. Called on the worker's thread or the
+        encoders'."""
 
     def images_failed(self, cause: str, num_images: int) -> None:
         """cause: `step`, `memory`, `nan` or `encoding`."""

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import count
 
@@ -308,10 +308,11 @@ class Worker:
             done = self._scheduler.finished(launch.launch_id, now_s, observed_ms, has_decoded=has_decoded)
         decode_ms = 0.0 if has_decoded else launch.decode_ms
         self._free_s = now_s + (decode_ms + sum(later.device_ms for later, _ in self._running)) / 1000
-        flops = self._pipeline.step_flops(launch.kind)
+        kinds = map(launch.kind.of_member, launch.levels)
+        flops = dict(zip(launch.request_ids, map(self._pipeline.step_flops, kinds), strict=True))
         for part, part_ms in zip(parts, took_ms, strict=True):
             if part_ms is not None:
-                self._share_time(part.pictures, part_ms, flops=flops)
+                self._share_time(part.pictures, part_ms, flops)
             for tell, step_run in part.watched if part_ms is not None else ():
                 tell(step_run)
             for picture in part.last:
@@ -329,12 +330,13 @@ class Worker:
             self._fail(part.pictures, error, "step")
             return None
 
-    def _share_time(self, pictures: Sequence[Picture], took_ms: float, *, flops: float = 0.0) -> None:
-        """Of what these did together on the device. flops: of each of them."""
-        each = Cost(flops=flops, device_ms=took_ms / len(pictures))
-        for picture in pictures:
-            picture.spend(each)
-        self._observer.spent(pictures, each)
+    def _share_time(self, members: Sequence[Picture], took_ms: float, flops: Mapping[int, float] | None = None) -> None:
+        """Of what these did together on the device. flops: of each, by id; without them there were none."""
+        each_ms, flops = took_ms / len(members), flops or {}
+        costs = [Cost(flops=flops.get(picture.picture_id, 0.0), device_ms=each_ms) for picture in members]
+        for picture, cost in zip(members, costs, strict=True):
+            picture.spend(cost)
+        self._observer.spent(members, costs)
 
     # The encoders' threads
 

@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 
 from elit_serve.files.measured import Level, Measured, ShapeName, read_measured
 from elit_serve.plans.bounds import MAX_BATCH, MAX_COUNT, MAX_MS, MIN_MS
+from elit_serve.plans.step_kind import StepKind
 
 
 class StepCost(Measured):
     """One measurement: a step of `batch` images at `level`, guided at `weak_level` or unguided.
 
     is_skipped: whether it skips its cores, see `plans.skips`.
+    is_mixed: whether its images run at levels of their own, none above `level`; it costs the same whatever these are.
     shape: of the samples, by its name; None is the model's only one.
     spread_ms: half the distance between the 10th and the 90th percentile of the repeats.
     is_interpolated: not measured, but read off a line through others of the same batch.
@@ -28,6 +30,12 @@ class StepCost(Measured):
     is_interpolated: bool = False
     shape: ShapeName | None = None
     is_skipped: bool = False
+    is_mixed: bool = False
+
+    def kind(self, only_shape: str) -> StepKind:
+        """What was measured. only_shape: of steps that name none."""
+        shape = self.shape or only_shape
+        return StepKind(shape, self.level, self.weak_level, self.is_skipped, self.is_mixed)
 
 
 class AnswerTime(Measured):
@@ -77,15 +85,20 @@ class Latency(Measured):
 
     @model_validator(mode="after")
     def _is_complete(self) -> Latency:
-        for skips in {step.is_skipped for step in self.steps} | {False}:
-            if len({step.weak_level is None for step in self.steps if step.is_skipped == skips}) != 2:
+        unmixed = [step for step in self.steps if not step.is_mixed]
+        for skips in {step.is_skipped for step in unmixed} | {False}:
+            if len({step.weak_level is None for step in unmixed if step.is_skipped == skips}) != 2:
                 raise ValueError("both guided and unguided steps are needed")
-        points: dict[tuple[str | None, int], set[tuple[int, int | None, bool]]] = {}
+        if any(step.is_mixed and step.is_skipped for step in self.steps):
+            raise ValueError("a mixed step skips nothing")
+        found: dict[tuple[str | None, bool], dict[int, set[tuple[int, int | None, bool]]]] = {}
         for step in self.steps:
-            points.setdefault((step.shape, step.batch), set()).add((step.level, step.weak_level, step.is_skipped))
-        distinct = {(shape, frozenset(measured)) for (shape, _), measured in points.items()}
-        if len(distinct) != len({shape for shape, _ in points}):
+            by_batch = found.setdefault((step.shape, step.is_mixed), {})
+            by_batch.setdefault(step.batch, set()).add((step.level, step.weak_level, step.is_skipped))
+        if any(len(set(map(frozenset, by_batch.values()))) > 1 for by_batch in found.values()):
             raise ValueError("every (level, weak_level) must be measured at the same batches")
+        if any(not by_batch.keys() <= found.get((shape, False), {}).keys() for (shape, _), by_batch in found.items()):
+            raise ValueError("mixed steps must be of batches at which others are measured")
         if self.answers and {answer.shape for answer in self.answers} != {step.shape for step in self.steps}:
             raise ValueError("answers must be of the shapes that steps are of")
         return self

@@ -19,6 +19,14 @@ class StepKind(NamedTuple):
     is_skipped: bool = False
     is_mixed: bool = False
 
+    def of_member(self, level: int) -> StepKind:
+        """What a member of it that runs at this level is by itself.
+
+        >>> StepKind("64x64", 8, 4, is_mixed=True).of_member(2)
+        StepKind(shape='64x64', level=2, weak_level=2, is_skipped=False, is_mixed=False)
+        """
+        return StepKind.capped(self.shape, level, self.weak_level) if self.is_mixed else self
+
     @classmethod
     def capped(
         cls, shape: str, level: int, weak_cap: int | None, is_skipped: bool = False, is_mixed: bool = False

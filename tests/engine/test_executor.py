@@ -130,6 +130,36 @@ def test_an_unguided_step_may_ride_in_a_guided_launch(executor: Executor, pipeli
     assert_same_picture(rode, alone(pipeline, 1, Plan(levels=(4, 4), guidance=late)))
 
 
+def test_a_mixed_launch_moves_each_picture_at_its_own_level(executor: Executor, pipeline: Pipeline) -> None:
+    """Their guidance is their own too, and the weak pass of each at min(2, its level)."""
+    ccfg, ag, late = (
+        Guidance(method="ccfg", scale=2.0, weak_level=2),
+        Guidance(method="ag", scale=1.5, weak_level=2),
+        Guidance(method="ccfg", scale=3.0, weak_level=2, interval=(0.5, 1.0)),
+    )
+    plans = [
+        Plan(levels=(1, 2), guidance=ccfg),
+        Plan(levels=(4, 3), guidance=ag),
+        Plan(levels=(3, 1), guidance=late),
+    ]
+    pictures = [add(executor, pipeline, seed, num_steps=2, guidance=plan.guidance) for seed, plan in enumerate(plans)]
+    for number, level in enumerate((4, 3)):
+        kind = StepKind("32x32", level, 2, is_mixed=True)
+        offline.advance(executor, pictures, kind, [plan.levels[number] for plan in plans])
+    assert [tuple(picture.levels) for picture in pictures] == [plan.levels for plan in plans]
+    for made, (seed, plan) in zip(executor.samples(pictures), enumerate(plans), strict=True):
+        torch.testing.assert_close(made, states(pipeline, seed, plan)[-1][0], atol=2e-5, rtol=1e-4)
+
+
+def test_an_unguided_launch_may_be_mixed(executor: Executor, pipeline: Pipeline) -> None:
+    plans = [Plan(levels=(level,) * 2) for level in (2, 3)]
+    pictures = [add(executor, pipeline, seed, num_steps=2, guidance=Guidance()) for seed in range(2)]
+    for _ in range(2):
+        offline.advance(executor, pictures, StepKind("32x32", 3, is_mixed=True), [2, 3])
+    for made, (seed, plan) in zip(executor.samples(pictures), enumerate(plans), strict=True):
+        torch.testing.assert_close(made, states(pipeline, seed, plan)[-1][0], atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("guidance", [Guidance(), CCFG, AG, Guidance(method="cfg", scale=3.0)])
 def test_the_offline_path_makes_the_same_pictures(guidance: Guidance, pipeline: Pipeline) -> None:
     plan = Plan(levels=(2, 4, 3, 4), guidance=guidance)

@@ -113,6 +113,26 @@ def test_pictures_of_several_plans_skip_side_by_side_and_none_notices(pipeline: 
     torch.testing.assert_close(executor.samples([other]), alone(pipeline, 2, lower), atol=2e-5, rtol=1e-4)
 
 
+def test_a_step_skips_what_it_kept_in_a_mixed_launch(pipeline: Pipeline) -> None:
+    """Each picture keeps what changed at its own level; one without a weak pass of its own keeps what it had."""
+    low, high, riding = (
+        Plan(levels=(1, 2, 2, 4, 4), guidance=CCFG, skips=Skips(core=(2, 4))),
+        Plan(levels=(4, 3, 3, 2, 4), guidance=CCFG, skips=Skips(core=(2, 4))),
+        Plan(levels=(2, 4, 4, 3, 4), guidance=CCFG, skips=Skips(core=(2, 4), weak=(3,))),
+    )
+    executor = Executor(pipeline, num_slots=3, keeps=True)
+    plans = [low, high, riding]
+    pictures = [pipeline.pictures([pipeline.conditions[0]], [seed], plan)[0] for seed, plan in enumerate(plans)]
+    for picture in pictures:
+        executor.add(picture)
+    skipping, mixed = StepKind("32x32", 4, 1, is_skipped=True), StepKind("32x32", 4, 1, is_mixed=True)
+    for number, kind in enumerate([mixed, mixed, skipping, mixed, skipping]):
+        offline.advance(executor, pictures, kind, [plan.levels[number] for plan in plans])
+    for seed, plan in enumerate(plans):
+        made = executor.samples([pictures[seed]])
+        torch.testing.assert_close(made, alone(pipeline, seed, plan), atol=2e-5, rtol=1e-4)
+
+
 def test_a_slot_keeps_nothing_of_the_picture_before(pipeline: Pipeline) -> None:
     broken = Plan(levels=(4, 4), guidance=CCFG, skips=Skips(core=(1,)))
     executor = Executor(pipeline, num_slots=1, keeps=True)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -313,13 +313,27 @@ def test_a_skipped_core_needs_no_level_of_its_own_where_read_and_write_see_all_l
     assert_near(model(x, t, condition, full, changes=[CoreChange(value=padded, levels=change.levels)]), velocity)
 
 
-def every_kind_of_step(spec: BackboneSpec, method: Literal["cfg", "ccfg"]) -> Plan:
-    """A plan with three steps at each level: an unguided one, later a guided one, and behind that another which skips
-    its cores."""
-    guided = [level for level in spec.levels for _ in ("computed", "skipped")]
-    skipped = tuple(range(len(spec.levels) + 1, len(spec.levels) + len(guided), 2))
-    guidance = Guidance(method=method, scale=2.0, weak_level=1, interval=(1 / 3 - 1e-6, 1.0))
-    return Plan(levels=(*spec.levels, *guided), guidance=guidance, skips=Skips(core=skipped))
+class Steps(NamedTuple):
+    """What pictures go through together. plan: as of one alone; kinds: what its steps are."""
+
+    plan: Plan
+    kinds: list[StepKind]
+
+    @classmethod
+    def of_every_kind(cls, spec: BackboneSpec, method: Literal["cfg", "ccfg"]) -> Steps:
+        """At each level, and where there are several mixed up to it: first all unguided, then all guided, each of them
+        twice, the second time skipping its core."""
+        each = [(level, is_mixed) for level in spec.levels for is_mixed in (False, True) if level > 1 or not is_mixed]
+        steps = [*each, *(step for step in each for _ in ("computed", "skipped"))]
+        skipped = tuple(range(len(each) + 1, len(steps), 2))
+        guidance = Guidance(method=method, scale=2.0, weak_level=1, interval=(1 / 3 - 1e-6, 1.0))
+        plan = Plan(levels=tuple(level for level, _ in steps), guidance=guidance, skips=Skips(core=skipped))
+        of_plan = zip(plan.step_kinds(spec.shape.name), steps, strict=True)
+        return cls(plan, [kind._replace(is_mixed=is_mixed and not kind.is_skipped) for kind, (_, is_mixed) in of_plan])
+
+
+def own_level(kind: StepKind, seed: int) -> int:
+    return max(1, kind.level - 2 * seed) if kind.is_mixed else kind.level
 
 
 def drawing_of(model: Backbone) -> offline.BareModel:
@@ -328,21 +342,26 @@ def drawing_of(model: Backbone) -> offline.BareModel:
     return offline.BareModel(model=model, device=device, conditions=conditions, shapes=(model.spec.shape,))
 
 
-def states_made(executor: Executor, spec: BackboneSpec, plan: Plan, seeds: Sequence[int]) -> list[Tensor]:
-    """Of pictures that take all steps of a plan together, after each: [B, C, H, W] on the CPU."""
+def states_made(executor: Executor, spec: BackboneSpec, steps: Steps, seeds: Sequence[int]) -> list[Tensor]:
+    """Of pictures that take all steps together, after each: [B, C, H, W] on the CPU. One alone is in no mixed step."""
     conditions = ClassConditions(CLASSES, model="tiny")
     noise = initial_noise(seeds, spec.sample_shape)
-    pictures = offline.pictures_of([conditions[seed] for seed in seeds], seeds, plan, spec.shape, noise)
+    pictures = offline.pictures_of([conditions[seed] for seed in seeds], seeds, steps.plan, spec.shape, noise)
+    for picture in pictures:
+        executor.add(picture)
     states: list[Tensor] = []
-    offline.run(executor, pictures, plan, after_step=lambda _: states.append(executor.samples(pictures).cpu()))
+    for kind in steps.kinds:
+        levels = [own_level(kind, seed) for seed in seeds]
+        offline.advance(executor, pictures, kind.of_member(levels[0]) if len(seeds) == 1 else kind, levels)
+        states.append(executor.samples(pictures).cpu())
     return states
 
 
 @pytest.mark.parametrize("method", ["cfg", "ccfg"])
 def test_pictures_made_together_equal_each_alone(model: Backbone, method: Literal["cfg", "ccfg"]) -> None:
-    plan = every_kind_of_step(model.spec, method)
+    steps = Steps.of_every_kind(model.spec, method)
     together, *alone = (
-        states_made(Executor(drawing_of(model), num_slots=len(seeds), keeps=True), model.spec, plan, seeds)
+        states_made(Executor(drawing_of(model), num_slots=len(seeds), keeps=True), model.spec, steps, seeds)
         for seeds in ([0, 1, 2], [0], [1], [2])
     )
     for step, states in enumerate(together):
@@ -353,12 +372,12 @@ def test_pictures_made_together_equal_each_alone(model: Backbone, method: Litera
 @pytest.mark.parametrize("method", ["cfg", "ccfg"])
 def test_graphs_equal_eager(model: Backbone, method: Literal["cfg", "ccfg"]) -> None:
     """Three pictures in graphs of four, so that one of each launch is padding."""
-    plan = every_kind_of_step(model.spec, method)
+    steps = Steps.of_every_kind(model.spec, method)
     drawing = drawing_of(model.to("cuda"))
-    eager = states_made(Executor(drawing, num_slots=3, keeps=True), model.spec, plan, [0, 1, 2])
+    eager = states_made(Executor(drawing, num_slots=3, keeps=True), model.spec, steps, [0, 1, 2])
     graphs = GraphExecutor(drawing, num_slots=3, keeps=True)
-    graphs.capture([(kind, 4) for kind in dict.fromkeys(plan.step_kinds(model.spec.shape.name))])
-    replayed = states_made(graphs, model.spec, plan, [0, 1, 2])
+    graphs.capture([(kind, 4) for kind in dict.fromkeys(steps.kinds)])
+    replayed = states_made(graphs, model.spec, steps, [0, 1, 2])
     for by_graph, by_kernel in zip(replayed, eager, strict=True):
         torch.testing.assert_close(by_graph, by_kernel, atol=1e-4, rtol=1e-3)
 

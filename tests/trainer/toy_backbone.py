@@ -72,18 +72,17 @@ class Toy(Backbone):
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
+        own_levels: Tensor | None = None,
     ) -> Tensor:
         assert latent_order is None
         assert not changes
         levels = [level] if isinstance(level, int) else list(level)
         flat = torch.cat([x.flatten(1), t.unsqueeze(1).to(x)], dim=1).to(self.up.weight.dtype)  # [B, C * H * W + 1]
         hidden = torch.tanh(self.up(flat) + self.classes(condition))  # [B, 4 * U]
-        kept = [part * self._mask(one, part) for one, part in zip(levels, hidden.chunk(len(levels)), strict=True)]
-        return self.down(torch.cat(kept)).view_as(x)  # [B, C, H, W]
-
-    def _mask(self, level: int, hidden: Tensor) -> Tensor:
-        """1 for the units that a level keeps. [4 * U]"""
-        return (torch.arange(hidden.shape[1], device=hidden.device) < level * self.spec.units).to(hidden)
+        if own_levels is None:
+            own_levels = torch.tensor(levels, device=x.device).repeat_interleave(len(x) // len(levels))
+        is_kept = torch.arange(hidden.shape[1], device=x.device) < self.spec.units * own_levels.unsqueeze(1)
+        return self.down(hidden * is_kept).view_as(x)  # [B, C, H, W]
 
 
 KIND = BackboneKind(spec=ToySpec, module=Toy, tiny=ToySpec(side=16, units=8, num_classes=3))

@@ -34,7 +34,7 @@ class GraphExecutor(Executor):
         super().__init__(drawing, num_slots=num_slots, keeps=keeps)
         self._steps = _stream(self._device)
         self._graphs: dict[tuple[StepKind, int], torch.cuda.CUDAGraph] = {}
-        self._static: dict[int, Tensor] = {}  # batch -> inputs [7, batch] that the graphs of this batch read
+        self._static: dict[int, Tensor] = {}  # batch -> inputs [8, batch] that the graphs of this batch read
         self._batches: list[int] = []
         self._decodings: dict[tuple[torch.Size, int], _Decoding] = {}  # by the size of a sample and the batch
         self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
@@ -199,8 +199,8 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 def _padding(count: int) -> Tensor:
-    """Inputs [7, count] that move the scratch slot by nothing."""
-    return torch.tensor([[0.0], [0.0], [0.0], [0.5], [0.0], [1.0], [0.0]]).repeat(1, count)
+    """Inputs [8, count] that move the scratch slot by nothing, at the lowest level."""
+    return torch.tensor([[0.0], [0.0], [0.0], [1.0], [0.5], [0.0], [1.0], [0.0]]).repeat(1, count)
 
 
 @contextmanager

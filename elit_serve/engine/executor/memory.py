@@ -39,11 +39,15 @@ class _Branch:
         changes = self._changes[:, :, :level].index_select(0, slots).flatten(1, 2)
         return CoreChange(value=changes, levels=self._levels.index_select(0, slots))
 
-    def keep(self, slots: Tensor, changes: Tensor, level: int) -> None:
-        """Changes [B, K, D] at a level, of slots [B]."""
+    def keep(self, slots: Tensor, changes: Tensor, level: int, own_levels: Tensor | None) -> None:
+        """Changes [B, K, D] at a level, of slots [B], or of samples at levels of their own [B], none above it: what
+        these do not have has changed by zero."""
         self._changes[:, :, :level].index_copy_(0, slots, torch.unflatten(changes, 1, (self._groups, level)))
         self._changes[:, :, level:].index_fill_(0, slots, 0)
-        self._levels.index_fill_(0, slots, level)
+        if own_levels is None:
+            self._levels.index_fill_(0, slots, level)
+        else:
+            self._levels.index_copy_(0, slots, own_levels)
 
 
 class Memory:
@@ -72,9 +76,10 @@ class Memory:
             kind.shape, self._full_level, None if kind.weak_level is None else self._full_level, True
         )
 
-    def step(self, kind: StepKind, slots: Tensor, uses_kept: Tensor) -> StepMemory:
-        """For one step of slots [B]. uses_kept [B]: where the picture has no weak pass of its own, 1, or else 0."""
-        return StepMemory(self._branches, self._apart, kind, slots, uses_kept.bool())
+    def step(self, kind: StepKind, slots: Tensor, uses_kept: Tensor, own_levels: Tensor | None) -> StepMemory:
+        """For one step of slots [B]. uses_kept [B]: where the picture has no weak pass of its own, 1, or else 0.
+        own_levels: of a mixed step, of all its passes, main ones first."""
+        return StepMemory(self._branches, self._apart, kind, slots, uses_kept.bool(), own_levels)
 
 
 class StepMemory:
@@ -84,10 +89,18 @@ class StepMemory:
     """
 
     def __init__(
-        self, branches: Sequence[_Branch], apart: Tensor, kind: StepKind, slots: Tensor, uses_kept: Tensor
+        self,
+        branches: Sequence[_Branch],
+        apart: Tensor,
+        kind: StepKind,
+        slots: Tensor,
+        uses_kept: Tensor,
+        own_levels: Tensor | None,
     ) -> None:
         self._branches = branches[: 1 if kind.weak_level is None else 2]
         self._levels = [level for level in (kind.level, kind.weak_level) if level is not None]
+        count = len(self._levels)
+        self._own = [None] * count if own_levels is None else list(own_levels.chunk(count))
         self._apart, self._kind, self._slots, self._uses_kept = apart, kind, slots, uses_kept
         self._is_one_part = kind.weak_level == kind.level
         self.changes = self._given() if kind.is_skipped else [CoreChange() for _ in range(self._num_parts)]
@@ -117,9 +130,10 @@ class StepMemory:
         values = [change.value for change in self.changes if change.value is not None]
         if self._is_one_part:
             values = list(values[0].chunk(2))
-        own = torch.where(self._uses_kept, SCRATCH, self._slots)
-        for branch, slots, value, level in zip(self._branches, (self._slots, own), values, self._levels, strict=False):
-            branch.keep(slots, value, level)
+        slots = (self._slots, torch.where(self._uses_kept, SCRATCH, self._slots))
+        of_passes = zip(self._branches, slots, values, self._levels, self._own, strict=False)
+        for branch, slots_of, value, level, own in of_passes:
+            branch.keep(slots_of, value, level, own)
 
 
 def joined(changes: Sequence[CoreChange]) -> CoreChange:

@@ -59,11 +59,13 @@ def samples_of(
     return executor.samples(pictures)
 
 
-def advance(executor: Executor, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
-    """Decides and launches one step of pictures that nobody schedules."""
-    for picture in pictures:
+def advance(
+    executor: Executor, pictures: Sequence[Picture], kind: StepKind, levels: Sequence[int] | None = None
+) -> RunningStep:
+    """Decides and launches one step of pictures that nobody schedules. levels: one for each; None is the kind's."""
+    for picture, level in zip(pictures, levels or [kind.level] * len(pictures), strict=True):
         assert not picture.has_caller, "a scheduler decides the steps of this picture"
-        picture.progress.take(kind.level)
+        picture.progress.take(level)
     return executor.launch(pictures, kind)
 
 

@@ -133,7 +133,8 @@ class Executor:
 
     @torch.inference_mode()
     def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
-        """Runs, or on a GPU enqueues, the present step of each of these. Raises whatever the device raises."""
+        """Runs, or on a GPU enqueues, the present step of each of these, which in a mixed one are at levels of their
+        own. Raises whatever the device raises."""
         return self._run(self._inputs(pictures, kind), self._as_run(kind))
 
     def _run(self, inputs: Tensor, kind: StepKind) -> RunningStep:
@@ -146,21 +147,24 @@ class Executor:
         return self._memories[kind.shape].as_run(kind) if kind.is_skipped else kind
 
     def _step(self, inputs: Tensor, kind: StepKind) -> None:
-        """Moves the slots that `inputs` [7, B] names one step on.
+        """Moves the slots that `inputs` [8, B] names one step on.
 
-        Rows: slot, condition of the main and of the weak pass, t, dt, guidance scale, and 1 where the picture has no
-        weak pass of its own. Indices are exact in float32 up to 2^24, so one small tensor carries everything.
+        Rows: slot, condition of the main and of the weak pass, level, t, dt, guidance scale, and 1 where the picture
+        has no weak pass of its own. Indices are exact in float32 up to 2^24, so one small tensor carries everything.
+        Levels are used in mixed steps alone: in others they are that of the kind.
         """
         state, memory = self._states[kind.shape], self._memories.get(kind.shape)
-        index = inputs[:3].long()
-        t, dt, scale, uses_kept = inputs[3:]
-        told = self._conditions.at(index[1] if kind.weak_level is None else index[1:].flatten())
+        index = inputs[:4].long()
+        t, dt, scale, uses_kept = inputs[4:]
+        told = self._conditions.at(index[1] if kind.weak_level is None else index[1:3].flatten())
+        own_levels = _levels_of_passes(index[3], kind.weak_level) if kind.is_mixed else None
+        velocity = self._model if own_levels is None else partial(self._model, own_levels=own_levels)
         x = state.index_select(0, index[0])
         if memory is None:
-            moved = guided_step(self._model, x, t, dt, scale, told, kind)
+            moved = guided_step(velocity, x, t, dt, scale, told, kind)
         else:
-            kept = memory.step(kind, index[0], uses_kept)
-            velocity = partial(self._model, changes=kept.changes)
+            kept = memory.step(kind, index[0], uses_kept, own_levels)
+            velocity = partial(velocity, changes=kept.changes)
             moved = guided_step(velocity, x, t, dt, scale, told, kind, kept)
             kept.keep()
         state.index_copy_(0, index[0], moved)
@@ -217,6 +221,11 @@ class Executor:
         return _DoneTransfer(decoded, are_finite(samples), 1000 * (time.perf_counter() - started_s))
 
 
+def _levels_of_passes(levels: Tensor, weak_level: int | None) -> Tensor:
+    """Of all main passes, each at the level [B] of its picture, and behind them of the weak ones, if there are any."""
+    return levels if weak_level is None else torch.cat([levels, levels.clamp(max=weak_level)])
+
+
 def _column(picture: Picture, kind: StepKind, null: int) -> tuple[float, ...]:
     """What the present step of a picture needs to know, see `Executor._step`."""
     assert picture.slot is not None, "a picture is added before its first step"
@@ -225,9 +234,11 @@ def _column(picture: Picture, kind: StepKind, null: int) -> tuple[float, ...]:
     is_guided, uses_kept = guidance.applies_at(t), step in skips.weak
     assert (step in skips.core) == kind.is_skipped, "a step that computes its core is in a launch that does not"
     assert kind.weak_level is not None or uses_kept or not is_guided, "a guided step is in an unguided launch"
+    level = picture.levels[step]
+    assert level <= kind.level if kind.is_mixed else kind.is_skipped or level == kind.level, "not at its own level"
     weak = null if guidance.drops_condition else picture.slot
     scale = guidance.scale if is_guided else 1.0  # steps without a weak pass may ride along
-    return picture.slot, picture.slot, weak, t, t_next - t, scale, float(uses_kept)
+    return picture.slot, picture.slot, weak, level, t, t_next - t, scale, float(uses_kept)
 
 
 def are_finite(samples: Tensor) -> Tensor:

@@ -281,6 +281,7 @@ def _cost(
         is_interpolated=is_guess,
         shape=kind.shape if len(pipeline.config.shapes) > 1 else None,
         is_skipped=kind.is_skipped,
+        is_mixed=kind.is_mixed,
     )
 
 
@@ -295,7 +296,7 @@ def _interpolated(pipeline: Pipeline, steps: Sequence[StepCost], served: StepSet
 
 
 def _kind_of(step: StepCost, pipeline: Pipeline) -> StepKind:
-    return StepKind(step.shape or pipeline.config.default_shape.name, step.level, step.weak_level, step.is_skipped)
+    return step.kind(pipeline.config.default_shape.name)
 
 
 def _pictures(pipeline: Pipeline, kind: StepKind, count: int, *, num_steps: int) -> list[Picture]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter as Counts
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -256,9 +256,12 @@ class EngineMetrics(Observer):
     def images_decoded(self, took_ms: float) -> None:
         self._decode_seconds.observe(took_ms / 1000)
 
-    def spent(self, pictures: Sequence[Picture], each: Cost) -> None:
-        for key, count in Counts(self._key_of(picture) for picture in pictures).items():
-            cost, (flops, device_seconds) = each.times(count), self._spent[key]
+    def spent(self, pictures: Sequence[Picture], costs: Sequence[Cost]) -> None:
+        by_key: defaultdict[str, Cost] = defaultdict(Cost)
+        for picture, cost in zip(pictures, costs, strict=True):
+            by_key[self._key_of(picture)] += cost
+        for key, cost in by_key.items():
+            flops, device_seconds = self._spent[key]
             flops.inc(cost.flops)
             device_seconds.inc(cost.device_ms / 1000)
 
