@@ -75,6 +75,9 @@ def bench(
         float | None,
         typer.Option(min=-0.5, max=4, help="With --compare: 0.1 is 10 % slower than --cost. Default: as observed."),
     ] = None,
+    quality: Annotated[
+        Path | None, typer.Option(help="With --compare: the model's quality.json, as the server has it.")
+    ] = None,
     api_key: ApiKeyOption = None,
     records: Annotated[Path | None, typer.Option(help="Write every request's record there, a JSON line each.")] = None,
     as_json: JsonOption = False,
@@ -98,6 +101,7 @@ def bench(
         requests=requests,
         cost=cost,
         bias=bias,
+        quality=quality,
         seed=seed,
         closed_loop=closed_loop,
         warm_up=warm_up,

@@ -10,6 +10,7 @@ import pytest
 from elit_serve.bench.load.compare import (
     POLICIES,
     Wish,
+    as_served,
     attainment_points,
     check_comparable,
     comparison,
@@ -22,12 +23,15 @@ from elit_serve.bench.load.run import LoadOptions
 from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.bench.simulate.device import Charges, SimulatedDevice
+from elit_serve.bench.simulate.quality_file import read_measurements
 from elit_serve.bench.simulate.workload import Setting, draw_workload
+from elit_serve.catalogue import bundled_models
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.costs import CostTable
+from elit_serve.scheduler.quality import placeholder_quality
 
 # A step takes 2.5 ms per level alone, and half of that per image in a batch of 4; an answer takes 2 ms more.
 TABLE = CostTable(
@@ -45,7 +49,7 @@ COMPARABLE = LoadOptions(url="http://127.0.0.1:1", cost=Path("some.json"))
 
 
 def simulated(calls: list[PlannedCall], wish: Wish = WISH, policy: str = "fixed") -> Summary:
-    scheduler = RequestScheduler(TABLE, POLICIES[policy](TABLE))
+    scheduler = RequestScheduler(TABLE, POLICIES[policy](placeholder_quality(TABLE.levels)))
     return predicted(calls, wish, scheduler=scheduler, device=SimulatedDevice(TABLE), budgets=BUDGETS)
 
 
@@ -56,7 +60,7 @@ def call(at_s: float, latency_ms: float) -> PlannedCall:
 def test_a_device_is_charged_what_a_server_adds() -> None:
     """Half a second apart, 2 ms from rest to the first step, 1 between launches and 0.5 for the answer."""
     charges = Charges(gap_ms=1.0, rested_ms=2.0, response_ms=0.5)
-    scheduler = RequestScheduler(TABLE, POLICIES["fixed"](TABLE))
+    scheduler = RequestScheduler(TABLE, POLICIES["fixed"](placeholder_quality(TABLE.levels)))
     calls = [call(0.5, 100.0), call(1.0, 100.0)]
     figures = predicted(
         calls, WISH, scheduler=scheduler, device=SimulatedDevice(TABLE, charges=charges), budgets=BUDGETS
@@ -91,6 +95,31 @@ def test_a_burst_is_met_with_less_budget_by_the_elastic_policy_only() -> None:
     assert fixed.budget == 1
     assert fixed.expired > 0
     assert attainment_points(elastic, fixed) > 0
+
+
+def test_a_model_with_measured_plans_is_simulated_with_them() -> None:
+    """More of a burst is taken where its pictures may be finished in fewer steps."""
+    measured = read_measurements(bundled_models() / "garden64" / "quality.json")
+    steps = measured.file.plans[-1].steps
+    table = replace(
+        TABLE,
+        steps_ms={
+            (StepKind("3x64x64", level, weak), batch): (1.0 + level / 16) * (0.5 + batch / 8)
+            for level in (1, 4, 16)
+            for weak in (None, 1)
+            for batch in (1, 4)
+        },
+    )
+    wish = Wish(shapes={None: "3x64x64"}, weak_caps=(1,) * steps, levels=table.levels)
+    burst = [call(0.001 * index, 100.0) for index in range(12)]
+
+    def figures(is_open: bool) -> Summary:
+        scheduler = as_served(table, "elastic", measured, is_open=is_open)
+        return predicted(burst, wish, scheduler=scheduler, device=SimulatedDevice(table), budgets=BUDGETS)
+
+    chosen, named = figures(is_open=True), figures(is_open=False)
+    assert chosen.accepted_attainment == 1
+    assert chosen.completed > named.completed
 
 
 def test_the_difference_is_in_percentage_points() -> None:

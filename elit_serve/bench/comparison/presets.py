@@ -17,8 +17,8 @@ from typing import Literal, get_args
 from rich import box
 from rich.table import Table
 
-from elit_serve.bench.comparison.richer_plans import by_plan
 from elit_serve.bench.comparison.side_by_side import Comparison, over_seeds
+from elit_serve.bench.simulate.planning import by_plan
 from elit_serve.bench.simulate.simulation import Fate, SimulatedRun, simulate
 from elit_serve.bench.simulate.workload import Setting
 from elit_serve.catalogue import ModelQuality

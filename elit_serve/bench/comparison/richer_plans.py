@@ -6,46 +6,21 @@ A plan fixes steps, guidance and the ceilings of a schedule when a request arriv
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from rich import box
 from rich.table import Table
 
 from elit_serve.bench.comparison.side_by_side import Comparison, over_seeds
+from elit_serve.bench.simulate.planning import PlanningScheduler
 from elit_serve.bench.simulate.simulation import Fate, simulate
-from elit_serve.bench.simulate.workload import Setting
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.estimate import Estimate
 from elit_serve.scheduler import ElasticPolicy, MeasuredPlan, PlanMenu, QualityTable, RequestScheduler
-from elit_serve.scheduler.requests import Demand, Refusal
 
 LEVEL_ALONE = "level alone"
 PER_REQUEST = "chosen per request"
-
-
-class PlanningScheduler(RequestScheduler):
-    """Gives each request a plan of the menu as it arrives, by its target and by how crowded the device is."""
-
-    def __init__(self, setting: Setting, quality: QualityTable, menu: Sequence[MeasuredPlan]) -> None:
-        super().__init__(setting.table, ElasticPolicy(quality))
-        self._menu = PlanMenu.of(quality, setting.table, setting.shape, menu)
-        self.plans: dict[int, MeasuredPlan] = {}
-
-    def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
-        return super().submit([self._planned(demand, now_s) for demand in demands], now_s)
-
-    def _planned(self, demand: Demand, now_s: float) -> Demand:
-        target_ms = 1000 * (demand.deadline_s - demand.arrived_s)
-        plan = self.choose_plan(self._menu, latency_ms=target_ms, num_images=1, now_s=now_s).plan
-        self.plans[demand.request_id] = plan
-        return replace(by_plan(demand, plan), coarsening=plan.coarsening)
-
-
-def by_plan(demand: Demand, plan: MeasuredPlan) -> Demand:
-    """The same picture made by a plan of a menu, in all of its steps."""
-    min_level = max(demand.min_level, plan.min_level)
-    return replace(demand, weak_caps=plan.weak_caps, skipped=plan.skipped, ceilings=plan.limits, min_level=min_level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +88,9 @@ def _worth(
 ) -> list[list[float]]:
     """What each request of each window came to; 0 for a miss."""
     setting, windows = comparison.setting, []
+    menus = {setting.shape: PlanMenu.of(quality, setting.table, setting.shape, menu)} if menu else {}
     for seed in range(comparison.seeds):
-        planning = PlanningScheduler(setting, quality, menu) if menu else None
+        planning = PlanningScheduler(setting.table, ElasticPolicy(quality), menus) if menus else None
         scheduler = planning or RequestScheduler(setting.table, ElasticPolicy(quality))
         device = comparison.device(seed)
         run = simulate(scheduler, comparison.window(load, seed), device)

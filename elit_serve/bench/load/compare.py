@@ -12,17 +12,21 @@ from elit_serve.bench.load.report import Summary, open_summary, shown, unit_of
 from elit_serve.bench.load.run import LoadOptions, LoadReport
 from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.device import AS_SERVED, SimulatedDevice
+from elit_serve.bench.simulate.planning import PlanningScheduler
+from elit_serve.bench.simulate.quality_file import read_measurements
 from elit_serve.bench.simulate.simulation import Fate, simulate
+from elit_serve.catalogue import ModelQuality
 from elit_serve.errors import InvalidInput
 from elit_serve.files.records import RequestEnding, RequestRecord
 from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.drive import Device, Scheduler
+from elit_serve.scheduler.menu import PlanMenu
 from elit_serve.scheduler.policy.elastic import ElasticPolicy
 from elit_serve.scheduler.policy.fixed import FixedPolicy
 from elit_serve.scheduler.policy.view import Policy
-from elit_serve.scheduler.quality import placeholder_quality
+from elit_serve.scheduler.quality import QualityTable, placeholder_quality
 from elit_serve.scheduler.requests import Demand
 
 COMPARED = (
@@ -41,8 +45,8 @@ COMPARED = (
 
 # As a server makes them that is told no more than their names, but for its limit on the queue: requests whose time
 # has passed leave it, so targets of seconds keep it short.
-POLICIES: Mapping[str, Callable[[CostTable], Policy]] = {
-    "elastic": lambda table: ElasticPolicy(placeholder_quality(table.levels)),
+POLICIES: Mapping[str, Callable[[QualityTable], Policy]] = {
+    "elastic": ElasticPolicy,
     "fixed": lambda _: FixedPolicy(),
 }
 
@@ -91,7 +95,8 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
     """The figures that the simulator predicts for a run, with a policy of this name.
 
     On a device that is as much slower than its cost table as the server has observed, or as `bias` says, and that is
-    charged what a server adds.
+    charged what a server adds. Requests that leave their plan open get one of those that `quality` has, as a server
+    gives them.
     """
     check_comparable(options, policy)
     table, budgets = report.target.table, budgets_of(report.target.model)
@@ -103,10 +108,21 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
         pinned_level=None if options.budget is None else budgets.level_of(options.budget),
         is_hard=not options.best_effort,
     )
-    scheduler = RequestScheduler(table, POLICIES[policy](table))
+    measured = None if options.quality is None else read_measurements(options.quality)
     bias = options.bias if options.bias is not None else (report.correction or 1.0) - 1
     device = SimulatedDevice(table, bias=bias, charges=AS_SERVED)
+    scheduler = as_served(table, policy, measured, is_open=options.budget is None and options.steps is None)
     return predicted(report.calls, wish, scheduler=scheduler, device=device, budgets=budgets)
+
+
+def as_served(table: CostTable, policy: str, measured: ModelQuality | None, *, is_open: bool) -> RequestScheduler:
+    """The scheduler of a server whose model has this quality. is_open: whether requests leave their plan open."""
+    quality = placeholder_quality(table.levels) if measured is None else measured.table
+    made = POLICIES[policy](quality)
+    if not (is_open and quality.plans):
+        return RequestScheduler(table, made)
+    menus = {shape: PlanMenu.of(quality, table, shape, quality.plans) for shape in table.shapes}
+    return PlanningScheduler(table, made, menus)
 
 
 def predicted(

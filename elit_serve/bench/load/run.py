@@ -36,6 +36,7 @@ class LoadOptions:
     recorded_targets: the targets of the trace instead.
     cost: a latency file, which says both; without it targets come from what the server reports.
     bias: how much slower than `cost` a simulated device is, where one is compared; None is what the server observed.
+    quality: the `quality.json` of the model, where a simulation is compared; None is a stated curve, and no plans.
     closed_loop: callers that each ask again once answered, without targets and at a pinned budget; None is open loop.
     warm_up: requests of a closed loop that are not counted.
     budget: pinned for every request. steps: of every request; None is the model's.
@@ -53,6 +54,7 @@ class LoadOptions:
     requests: int = 500
     cost: Path | None = None
     bias: float | None = None
+    quality: Path | None = None
     seed: int = 0
     closed_loop: int | None = None
     warm_up: int | None = None
