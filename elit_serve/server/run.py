@@ -19,8 +19,7 @@ from elit_serve.catalogue import cost_table
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.graphs import open_executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.profiler import device_name, latency_of
-from elit_serve.engine.profile.step_set import served_steps
+from elit_serve.engine.profile.profiler import device_name, latency_of, prepared_steps
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.server.app import create_app, stop_guests
 from elit_serve.server.connections import AnnouncingServer, http_config
@@ -96,7 +95,7 @@ def default_results(port: int) -> Path:
 def load_and_measure(settings: Settings) -> LoadedModel:
     """The model with slots for its pictures, and what its steps cost on this device."""
     pipeline = _load(settings)
-    served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
+    served = prepared_steps(pipeline)
     executor = open_executor(pipeline, num_slots=num_slots(settings), keeps=served.keeps)
     executor.capture(served.captures)
     executor.capture_decoding(served.batches)

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from elit_serve.catalogue import cost_table, read_config
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.profiler import device_name, device_slug, known_latency, measure, profile_to_file
+from elit_serve.engine.profile.profiler import (
+    _as_table,
+    device_name,
+    device_slug,
+    known_latency,
+    measure,
+    prepared_steps,
+    profile_to_file,
+)
 from elit_serve.engine.profile.profiler import latency_of as latency_of_steps
 from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.errors import CheckpointError
@@ -250,6 +259,56 @@ def test_a_first_start_measures_them_too_and_reads_nothing_off_them(
         (None, False),
         (1, False),
     }
+
+
+def on_a_gpu(pipeline: Pipeline) -> StepSet:
+    """What a GPU would be prepared for, with fewer batches."""
+    return replace(served_steps(pipeline.config, pipeline.shape_names, torch.device("cuda")), batches=(1, 2, 4))
+
+
+def test_mixed_steps_are_measured_in_batches_of_two_and_more(pipeline: Pipeline) -> None:
+    latency = measure(pipeline, Executor(pipeline, num_slots=4), on_a_gpu(pipeline), clock=CLOCK, repeats=1)
+    mixed = {(step.level, step.weak_level, step.batch) for step in latency.steps if step.is_mixed}
+    assert mixed == {(level, weak, batch) for level in (2, 4) for weak in (None, 1) for batch in (2, 4)}
+    costs = cost_table(Latency.model_validate_json(latency.model_dump_json()), "32x32")
+    assert costs.mixed_levels("32x32", 1) == (1, 2, 4)
+    assert costs.mixed_levels("32x32", 4) == ()  # nothing of the kind is captured
+    text = io.StringIO()
+    Console(file=text, width=200).print(_as_table(latency))
+    assert text.getvalue().count("up to 4") == 2
+
+
+def test_a_first_start_measures_no_mixed_steps_where_it_measures_few(pipeline: Pipeline, tmp_path: Path) -> None:
+    executor, served = Executor(pipeline, num_slots=4), on_a_gpu(pipeline)
+    latency = latency_of_steps(pipeline, executor, served, clock=CLOCK, cache_folder=tmp_path)
+    assert {(step.level, step.weak_level, step.batch) for step in latency.steps} == {
+        (kind.level, kind.weak_level, batch) for kind, batch in served.costs if not kind.is_mixed
+    }
+    assert not any(step.is_mixed for step in latency.steps)
+
+
+def test_a_file_without_mixed_steps_is_used_and_then_none_are_captured(pipeline: Pipeline) -> None:
+    served = on_a_gpu(pipeline)
+    assert prepared_steps(pipeline, served) == served  # nothing is known, so all will be measured
+    latency = measure(pipeline, Executor(pipeline, num_slots=4), served, clock=CLOCK, repeats=1)
+    unmixed = latency.model_copy(update={"steps": tuple(step for step in latency.steps if not step.is_mixed)})
+    put_beside_the_model(pipeline, unmixed.model_dump_json())
+    assert known_latency(pipeline, served) == unmixed
+    prepared = prepared_steps(pipeline, served)
+    assert not any(kind.is_mixed for kind, _ in [*prepared.costs, *prepared.captures])
+    assert set(prepared.costs) == {(kind, batch) for kind, batch in served.costs if not kind.is_mixed}
+
+
+def test_mixed_steps_of_a_file_that_are_not_captured_are_not_used(pipeline: Pipeline) -> None:
+    """As those of a menu that has changed since."""
+    served = on_a_gpu(pipeline)
+    latency = measure(pipeline, Executor(pipeline, num_slots=4), served, clock=CLOCK, repeats=1)
+    put_beside_the_model(pipeline, latency.model_dump_json())
+    assert known_latency(pipeline, served) == latency
+    gone = StepKind("32x32", 4, 1, is_mixed=True)
+    known = known_latency(pipeline, served.without({gone}))
+    assert known is not None
+    assert set(latency.steps) - set(known.steps) == {step for step in latency.steps if step.kind("32x32") == gone}
 
 
 @pytest.fixture

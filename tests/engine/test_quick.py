@@ -21,7 +21,7 @@ KINDS = [
 
 def line_ms(step: StepKind) -> float:
     """40 ms unguided, 60 guided in one batch, 75 in two passes, and 5 ms for each latent."""
-    _, level, weak_level, _ = step
+    _, level, weak_level, *_ = step
     base_ms = 40.0 if weak_level is None else 60.0 if weak_level == level else 75.0
     return base_ms + 5.0 * (level + (weak_level or 0))
 

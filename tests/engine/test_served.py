@@ -70,6 +70,23 @@ def test_the_largest_step_is_captured_first_and_equal_steps_once() -> None:
     assert [kind[1:3] for kind in served.kinds] == [(1, None), (1, 1), (4, None), (4, 1), (4, 4)]
 
 
+def test_on_a_gpu_all_captured_steps_above_the_lowest_level_are_captured_mixed_too(tiny_config: ModelConfig) -> None:
+    steps = served_steps(tiny_config, ["32x32"], torch.device("cuda"))
+    unmixed = [kind for kind in steps.captured if not kind.is_mixed]
+    assert [kind.unmixed for kind in steps.captured if kind.is_mixed] == [kind for kind in unmixed if kind.level > 1]
+    assert {batch for kind, batch in steps.captures if kind.is_mixed} == set(steps.batches) - {1}
+    assert set(steps.captures) <= set(steps.costs)
+    assert steps.captures[0] == (StepKind("32x32", 4, 1, is_mixed=True), max(steps.batches))
+    assert [kind for kind in steps.captured if not kind.is_mixed] == list(
+        served_steps(tiny_config, ["32x32"], CPU).captured
+    )
+
+
+def test_a_model_of_one_level_has_no_mixed_steps(tiny_config: ModelConfig) -> None:
+    config = tiny_config.model_copy(update={"levels": (4,)})
+    assert not any(kind.is_mixed for kind in served_steps(config, ["32x32"], torch.device("cuda")).kinds)
+
+
 class Capturing(Executor):
     """Knows which steps were captured, and counts those that had to be enqueued kernel by kernel on a GPU."""
 

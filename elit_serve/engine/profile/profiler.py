@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -121,10 +122,21 @@ def known_latency(pipeline: Pipeline, served: StepSet | None = None) -> Latency 
     own = pipeline.path / "latency" / name
     for file in [own, *sorted(bundled_models().glob(f"recipes/*/latency/{name}"))]:
         if file.is_file():
-            latency = _of_served(read_latency(file, model=file.parent.parent), pipeline)
+            latency = _of_served(read_latency(file, model=file.parent.parent), pipeline, served)
             if latency is not None and _fits(latency, pipeline, served):
                 return latency
     return None
+
+
+def prepared_steps(pipeline: Pipeline, served: StepSet | None = None) -> StepSet:
+    """What a server prepares of these steps (default: all that it serves). Where a file says what they cost on this
+    device, that is without mixed ones that it does not know, as nothing would run them."""
+    served = served or served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
+    known = known_latency(pipeline, served)
+    if known is None:
+        return served
+    measured = {(_kind_of(step, pipeline), step.batch) for step in known.steps}
+    return served.without({kind for kind, batch in served.costs if (kind, batch) not in measured})
 
 
 def profile_to_file(
@@ -170,10 +182,12 @@ def _as_table(latency: Latency) -> Table:
     for column in (*shape_column, "level", "weak level", "core", *map(str, costs.batches)):
         table.add_column(column, justify="right")
     for kind in dict.fromkeys(kind for kind, _ in costs.steps_ms):
-        row = [f"{costs.steps_ms[kind, batch]:.2f}" for batch in costs.batches]
+        measured = [costs.steps_ms.get((kind, batch)) for batch in costs.batches]
+        row = ["-" if step_ms is None else f"{step_ms:.2f}" for step_ms in measured]
+        level = f"up to {kind.level}" if kind.is_mixed else str(kind.level)
         weak_level = "-" if kind.weak_level is None else str(kind.weak_level)
         core = "skipped" if kind.is_skipped else "-"
-        table.add_row(*[kind.shape for _ in shape_column], str(kind.level), weak_level, core, *row)
+        table.add_row(*[kind.shape for _ in shape_column], level, weak_level, core, *row)
     return table
 
 
@@ -200,10 +214,11 @@ def measure(
 ) -> Latency:
     """Times every step of `served` on an otherwise idle device. `executor` has captured what it will.
 
-    is_quick: times a few steps of each batch only, and reads the others off a line through them.
+    is_quick: times a few steps of each batch only, and reads the others off a line through them, but no mixed ones.
     """
     repeats = repeats or REPEATS[pipeline.device.type]
-    points = [(kind, batch) for kind in _timed(served, is_quick=is_quick) for batch in served.batches]
+    costs = set(served.costs)
+    points = [point for point in product(_timed(served, is_quick=is_quick), served.batches) if point in costs]
     steps = []
     for count, (kind, batch) in enumerate(points):
         steps.append(_measured(pipeline, executor, kind, batch, repeats))
@@ -235,8 +250,9 @@ def _timed(served: StepSet, *, is_quick: bool) -> Sequence[StepKind]:
     """The kinds of steps that are measured."""
     if not is_quick:
         return served.kinds
-    shapes = dict.fromkeys(kind.shape for kind in served.kinds)
-    return [kind for shape in shapes for kind in anchors([kind for kind in served.kinds if kind.shape == shape])]
+    unmixed = [kind for kind in served.kinds if not kind.is_mixed]
+    shapes = dict.fromkeys(kind.shape for kind in unmixed)
+    return [kind for shape in shapes for kind in anchors([kind for kind in unmixed if kind.shape == shape])]
 
 
 def _announcing(kinds: Sequence[StepKind], batches: int, clock: Clock, then: Progress | None) -> Progress:
@@ -261,7 +277,8 @@ def _measured(pipeline: Pipeline, executor: Executor, kind: StepKind, batch: int
         executor.add(picture)
     if kind.is_skipped:  # behind one that computes what it skips
         offline.advance(executor, pictures, kind._replace(is_skipped=False))
-    running = [offline.advance(executor, pictures, kind) for _ in range(repeats + 1)]
+    levels = [1 if kind.is_mixed and number % 2 else kind.level for number in range(batch)]
+    running = [offline.advance(executor, pictures, kind, levels) for _ in range(repeats + 1)]
     took_ms = [step.wait() for step in running][1:]
     for picture in pictures:
         executor.remove(picture)
@@ -286,12 +303,13 @@ def _cost(
 
 
 def _interpolated(pipeline: Pipeline, steps: Sequence[StepCost], served: StepSet, batch: int) -> list[StepCost]:
-    """The steps of a batch that were not measured."""
+    """The steps of a batch that were not measured, but for mixed ones."""
+    unmixed = [kind for kind in served.kinds if not kind.is_mixed]
     measured = {_kind_of(step, pipeline): step.step_ms for step in steps if step.batch == batch}
     found: dict[StepKind, float] = {}
     for shape in pipeline.shape_names:
         of_shape = {kind: step_ms for kind, step_ms in measured.items() if kind.shape == shape}
-        found |= interpolated(of_shape, [kind for kind in served.kinds if kind.shape == shape])
+        found |= interpolated(of_shape, [kind for kind in unmixed if kind.shape == shape])
     return [_cost(pipeline, kind, batch, step_ms=step_ms, is_guess=True) for kind, step_ms in found.items()]
 
 
@@ -336,13 +354,18 @@ def _alone_ms(answers: Sequence[AnswerTime]) -> float:
     return answers[0].decode_ms + answers[0].encode_ms
 
 
-def _of_served(latency: Latency, pipeline: Pipeline) -> Latency | None:
-    """What it says of the shapes that are served, if it knows them all."""
-    served = pipeline.shape_names
-    steps = tuple(step for step in latency.steps if _kind_of(step, pipeline).shape in served)
+def _of_served(latency: Latency, pipeline: Pipeline, served: StepSet) -> Latency | None:
+    """What it says of the shapes that are served, if it knows them all, without mixed steps that are not."""
+    shapes = pipeline.shape_names
+    kinds = [_kind_of(step, pipeline) for step in latency.steps]
+    steps = tuple(
+        step
+        for step, kind in zip(latency.steps, kinds, strict=True)
+        if kind.shape in shapes and (kind in served.kinds or not kind.is_mixed)
+    )
     default = pipeline.config.default_shape.name
-    answers = tuple(answer for answer in latency.answers if (answer.shape or default) in served)
-    has_all = {_kind_of(step, pipeline).shape for step in steps} == set(served)
+    answers = tuple(answer for answer in latency.answers if (answer.shape or default) in shapes)
+    has_all = {_kind_of(step, pipeline).shape for step in steps} == set(shapes)
     return latency.model_copy(update={"steps": steps, "answers": answers}) if has_all else None
 
 
@@ -351,13 +374,14 @@ def _threads(pipeline: Pipeline) -> int | None:
 
 
 def _fits(latency: Latency, pipeline: Pipeline, served: StepSet) -> bool:
-    """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served; it may
-    hold steps that skip their cores besides."""
+    """Whether a measurement is of this backbone, device, dtype and thread count, and holds all that is served, mixed
+    steps aside; it may hold steps that skip their cores besides."""
     here = (pipeline.config.backbone_hash, device_name(pipeline.device), pipeline.precision, _threads(pipeline))
     of = (latency.backbone_hash, latency.device, latency.dtype, latency.threads)
     measured = {(_kind_of(step, pipeline), step.batch) for step in latency.steps}
     others = measured - set(served.costs)
-    return of == here and measured >= set(served.costs) and all(kind.is_skipped for kind, _ in others)
+    needed = {(kind, batch) for kind, batch in served.costs if not kind.is_mixed}
+    return of == here and measured >= needed and all(kind.is_skipped for kind, _ in others)
 
 
 def _was_disturbed(latency: Latency, pipeline: Pipeline, executor: Executor) -> bool:

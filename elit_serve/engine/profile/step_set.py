@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
@@ -24,7 +24,7 @@ MAX_CAPTURED = 4  # weak passes at most, none being one: a graph for each at eve
 @dataclass(frozen=True, kw_only=True)
 class StepSet:
     """kinds: all that are prepared: those that skip their cores, then the others, the cheapest of each shape first and
-    the first shape's before others.
+    the first shape's before others. Mixed ones are not for a picture alone.
 
     captured: those of them that are unguided, or that the model's recommended sampling and its served plans use; the
         others run, but slower.
@@ -38,37 +38,66 @@ class StepSet:
 
     @property
     def costs(self) -> list[tuple[StepKind, int]]:
-        """All of them at every batch: what a server must know the cost of."""
-        return list(product(self.kinds, self.batches))
+        """All of them at every batch: what a server knows the cost of. It may do without that of mixed ones, and then
+        runs none."""
+        return [(kind, batch) for kind, batch in product(self.kinds, self.batches) if _is_run(kind, batch)]
 
     @property
     def captures(self) -> list[tuple[StepKind, int]]:
         """What to capture, the largest first, so that all others fit into its memory."""
-        return [(kind, batch) for batch in sorted(self.batches, reverse=True) for kind in reversed(self.captured)]
+        largest_first = product(sorted(self.batches, reverse=True), reversed(self.captured))
+        return [(kind, batch) for batch, kind in largest_first if _is_run(kind, batch)]
+
+    def without(self, kinds: Collection[StepKind]) -> StepSet:
+        """What is left if these are not prepared."""
+        left, captured = ([kind for kind in all_ if kind not in kinds] for all_ in (self.kinds, self.captured))
+        return replace(self, kinds=tuple(left), captured=tuple(captured))
 
 
-def step_kinds(shapes: Iterable[str], levels: Iterable[int], weak_caps: Iterable[int | None]) -> tuple[StepKind, ...]:
+def _is_run(kind: StepKind, batch: int) -> bool:
+    return batch > 1 or not kind.is_mixed
+
+
+def step_kinds(
+    shapes: Iterable[str],
+    levels: Sequence[int],
+    weak_caps: Iterable[int | None],
+    mixed_caps: Iterable[int | None] = (),
+) -> tuple[StepKind, ...]:
     """Distinct ones at these levels, with a weak pass at min(cap, level) or, for None, without: shape by shape, as
-    given, and of each the cheapest first."""
-    pairs = {(level, None if cap is None else min(cap, level)) for level, cap in product(levels, weak_caps)}
-    cheapest_first = sorted(pairs, key=lambda pair: (pair[0], pair[1] or 0))
-    return tuple(StepKind(shape, level, weak_level) for shape in shapes for level, weak_level in cheapest_first)
+    given, and of each the cheapest first. mixed_caps: of mixed ones, which the lowest level has none of."""
+    unmixed = product(levels, weak_caps, (False,))
+    mixed = product(sorted(levels)[1:], mixed_caps, (True,))
+    distinct = {
+        (level, None if cap is None else min(cap, level), is_mixed) for level, cap, is_mixed in (*unmixed, *mixed)
+    }
+    cheapest_first = sorted(distinct, key=lambda each: (each[0], each[1] or 0, each[2]))
+    return tuple(
+        StepKind(shape, level, weak_level, is_mixed=is_mixed)
+        for shape in shapes
+        for level, weak_level, is_mixed in cheapest_first
+    )
 
 
 def served_steps(
     config: ModelConfig, shapes: Sequence[str], device: torch.device, quality: ModelQuality | None = None
 ) -> StepSet:
-    """What a server of this model prepares on this kind of device, for its recommended sampling and its best plans."""
+    """What a server of this model prepares on this kind of device, for its recommended sampling and its best plans.
+
+    Mixed steps are not for a CPU, where a step takes nearly as long as its latents are many: guided steps of garden64
+    at levels 16, 8, 4 and 1 took 714 ms in one launch and 579 in four (one thread, 2026-11-30).
+    """
     largest = max(config.levels)
     halvings = {max(1, largest >> power) for power in range(HALVINGS)}
     levels = [level for level in config.levels if level in halvings]
     default = config.sampling.guidance.weak_level_at(largest)
     captured = _captured_caps(config.sampling.guidance, default, quality)
+    mixed = captured if device.type == "cuda" else []
     small_first = sorted(shapes, key=lambda name: prod(config.shapes[name]))
     keeps = quality is not None and any(plan.skips for plan in quality.served)
     return StepSet(
-        kinds=_skipped(shapes, keeps) + step_kinds(shapes, levels, [None, default, largest, *captured]),
-        captured=_skipped(small_first, keeps) + step_kinds(small_first, levels, captured),
+        kinds=_skipped(shapes, keeps) + step_kinds(shapes, levels, [None, default, largest, *captured], mixed),
+        captured=_skipped(small_first, keeps) + step_kinds(small_first, levels, captured, mixed),
         batches=GPU_BATCHES if device.type == "cuda" else CPU_BATCHES,
         keeps=keeps,
     )
