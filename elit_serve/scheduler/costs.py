@@ -244,6 +244,7 @@ class CorrectedCosts:
         self.correction = 1.0
         self._estimate = 1.0
         self._rows_s: dict[StepKind, tuple[float, ...]] = {}
+        self._nearest: dict[tuple[int, int, int], int] = {}
         self._levels_within: dict[tuple[int, int], tuple[int, ...]] = {}
         self._answering: dict[str, Answering] = {}
         self._rungs: dict[StepKind | tuple[StepKind, int | None], Rung] = {}
@@ -310,6 +311,15 @@ class CorrectedCosts:
         """Nothing ran for so long. What slowed the device down may have gone meanwhile, and nobody would ever find out
         if too high a correction had every request refused: the table is trusted again, little by little."""
         self._estimate = self.correction = 1 + (self._estimate - 1) * exp(-idle_s / REST_S)
+
+    def nearest_level(self, wished: int, low: int, high: int) -> int:
+        """The table's level within these bounds that is next to the wished one, from below if there is one."""
+        key = wished, low, high
+        level = self._nearest.get(key)
+        if level is None:
+            levels = self.levels_within(low, high)
+            level = self._nearest[key] = max([other for other in levels if other <= wished], default=levels[0])
+        return level
 
     def levels_within(self, low: int, high: int) -> tuple[int, ...]:
         """The table's levels within these bounds; `low` itself if there are none."""

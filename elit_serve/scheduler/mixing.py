@@ -6,15 +6,14 @@ highest of them. So those who run are cut into groups of neighbouring levels, a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 from elit_serve.plans.step_kind import StepKind
 
 PLACE_BITS = 16  # of a count in a `Mixing.key`: no batch is larger
-REMEMBERED = 20_000  # crowds of a ladder, some megabytes; forgotten all at once
-
-Group = tuple[int, int]  # the lowest and the highest level of a launch
+PLACE_MASK = (1 << PLACE_BITS) - 1
+REMEMBERED = 2_000  # crowds of a ladder, so that a state stays short as text; forgotten all at once
 
 
 class Mixing:
@@ -22,7 +21,7 @@ class Mixing:
 
     Fewer members never cost more, whatever was measured: plans rest on that.
 
-    levels: at which steps can share launches, lowest first.
+    levels: at which steps can share launches, lowest first. known_s: what `seconds` has been asked for, by key.
     """
 
     def __init__(
@@ -31,53 +30,63 @@ class Mixing:
         """rows_s, mixed_rows_s: of an unmixed launch at each of these levels and of a mixed one up to it, for every
         batch from 0. Where a lower level costs more than a mix with it, so does the mix."""
         self.levels = tuple(levels)
+        self._units = {level: 1 << PLACE_BITS * place for place, level in enumerate(self.levels)}
         self._rows_s = [tuple(row) for row in rows_s]
         dearest = [tuple(map(max, *both)) for both in zip(rows_s, mixed_rows_s, strict=True)]
         self._mixed_rows_s = list(accumulate(dearest, lambda low, high: tuple(map(max, low, high))))
-        self._found: dict[int, tuple[float, tuple[Group, ...]]] = {0: (0.0, ())}
+        self.known_s: dict[int, float] = {}
+        self._nearest: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def unit(self, level: int) -> int:
         """What one member at this level adds to a `key`."""
-        return 1 << PLACE_BITS * self.levels.index(level)
+        return self._units[level]
 
-    def key(self, levels: Iterable[int]) -> int:
-        """Of members at these levels, in any order."""
-        return sum(map(self.unit, levels))
+    def nearest(self, low: int, high: int) -> tuple[int, ...]:
+        """For each level that is wished for a member with these bounds, the nearest at which it may run: from below if
+        there is one."""
+        found = self._nearest.get((low, high))
+        if found is None:
+            within = [level for level in self.levels if low <= level <= high]
+            nearest = (max([level for level in within if level <= wished], default=within[0]) for wished in self.levels)
+            found = self._nearest[low, high] = tuple(nearest)
+        return found
 
     def seconds(self, key: int) -> float:
         """What all launches of these members take."""
-        found = self._found.get(key)
-        return self._look(key)[0] if found is None else found[0]
+        seconds = self.known_s.get(key)
+        if seconds is None:
+            if len(self.known_s) >= REMEMBERED:
+                self.known_s.clear()
+            seconds = self.known_s[key] = self._cheapest(key)[0]
+        return seconds
 
-    def groups(self, key: int) -> tuple[Group, ...]:
-        """The launches that take the least, lowest levels first."""
-        found = self._found.get(key)
-        return self._look(key)[1] if found is None else found[1]
+    def group_of(self, level: int, key: int) -> tuple[int, int]:
+        """The lowest and the highest level that share a launch with this one of theirs."""
+        _, present, firsts = self._cheapest(key)
+        highest = len(present) - 1
+        while self.levels[present[firsts[highest]]] > level:
+            highest = firsts[highest] - 1
+        return self.levels[present[firsts[highest]]], self.levels[present[highest]]
 
-    def _look(self, key: int) -> tuple[float, tuple[Group, ...]]:
-        if len(self._found) >= REMEMBERED:
-            self._found.clear()
-        found = self._found[key] = self._cheapest(key)
-        return found
-
-    def _cheapest(self, key: int) -> tuple[float, tuple[Group, ...]]:
-        """The best cut of all levels below each, from the lowest up."""
-        counts = [key >> PLACE_BITS * place & (1 << PLACE_BITS) - 1 for place in range(len(self.levels))]
-        present = [place for place, count in enumerate(counts) if count]
-        best: list[tuple[float, tuple[Group, ...]]] = [(0.0, ())]
-        for last, place in enumerate(present):
-            number, row_s, ways = 0, self._rows_s[place], []
-            for first in range(last, -1, -1):
-                number += counts[present[first]]
-                group = self.levels[present[first]], self.levels[place]
-                ways.append((best[first][0] + row_s[number], (*best[first][1], group)))
-                row_s = self._mixed_rows_s[place]
-            best.append(min(ways, key=_seconds))
-        return best[-1]
-
-
-def _seconds(way: tuple[float, tuple[Group, ...]]) -> float:
-    return way[0]
+    def _cheapest(self, key: int) -> tuple[float, list[int], list[int]]:
+        """Seconds, the places of the levels that are there, lowest first, and for each which of them begins the launch
+        that it ends. The best cut of all levels below is known when the next is looked at."""
+        best_s, present, counts, firsts = [0.0], list[int](), list[int](), list[int]()
+        for place, row_s in enumerate(self._rows_s):
+            count = number = key & PLACE_MASK
+            key >>= PLACE_BITS
+            if not count:
+                continue
+            least_s, least_first, mixed_row_s = best_s[-1] + row_s[count], len(counts), self._mixed_rows_s[place]
+            for first in range(len(counts) - 1, -1, -1):
+                number += counts[first]
+                if (seconds := best_s[first] + mixed_row_s[number]) < least_s:
+                    least_s, least_first = seconds, first
+            present.append(place)
+            counts.append(count)
+            firsts.append(least_first)
+            best_s.append(least_s)
+        return best_s[-1], present, firsts
 
 
 class Rung:

@@ -1,43 +1,119 @@
-"""Who shares a launch, so that no promise falls behind the pace that it needs."""
+"""Who shares a launch, and at which levels, so that no promise falls behind the pace that it needs."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import inf
 
-from elit_serve.scheduler.policy.pace import Work, paces_s
+from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.mixing import Mixing
+from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
 from elit_serve.scheduler.policy.price import Rates
 from elit_serve.scheduler.policy.view import View
 
 
-def at_pace(
-    members: list[Work], levels: Sequence[int], price: float, rates: Rates, view: View, *, parking: float
-) -> tuple[list[Work], int]:
-    """Who stays of these, and the level: as low as it takes, or without as many who can wait, for no promise to fall
-    behind its pace, whichever costs least.
+@dataclass(slots=True)
+class Cohort:
+    """Members of one launch, in order, and the level that is wished for them.
 
-    levels: from the lowest that may be to the one to begin with. parking: what it costs to leave somebody out who has
+    ladder: of their steps. bounds: the lowest and the highest level of each, where not all may run at any level that is
+    wished: they run at the nearest that they may. Empty where all may.
+    """
+
+    members: list[Work]
+    level: int
+    ladder: Ladder
+    rates: Rates
+    costs: CorrectedCosts
+    bounds: list[tuple[int, int]] = field(default_factory=list)
+
+    def levels(self, wished: int) -> list[int]:
+        """Of all members, if this one is wished for them."""
+        if not self.bounds:
+            return [wished] * len(self.members)
+        nearest = {each: self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
+        return [nearest[each] for each in self.bounds]
+
+    def row_s(self, wished: int) -> tuple[float, ...]:
+        """Seconds of such a launch, as `CorrectedCosts.row_s`."""
+        if not self.bounds:
+            return self.rates.row_s(wished)
+        levels = {self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
+        return self.costs.row_s(self.ladder.across(levels))
+
+    def step_s(self, wished: int) -> float:
+        return self.row_s(wished)[len(self.members)]
+
+    def levels_up_to(self, wished: int) -> tuple[int, ...]:
+        """That may be wished, lowest first."""
+        if self.bounds:
+            return self.costs.levels_within(min(self.bounds)[0], wished)
+        return self.costs.levels_within(max([work.lowest for work in self.members]), wished)
+
+    def only(self, staying: Sequence[int]) -> None:
+        """Leaves the others out. staying: places of members."""
+        self.members = [self.members[place] for place in staying]
+        self.bounds = [self.bounds[place] for place in staying] if self.bounds else []
+
+
+class Mix:
+    """The next step of these, who are of one ladder, in the launches that take the least: for each level, if that
+    is wished for all and everybody runs at the nearest that they may.
+
+    least_s: what it takes at the lowest levels, by the table.
+    """
+
+    def __init__(self, crowd: list[Work], mixing: Mixing, rates: Rates) -> None:
+        self._crowd, self._mixing = crowd, mixing
+        worth = {level: rates.worth(level) for level in mixing.levels}
+        self._keys, self._worths = [0] * len(mixing.levels), [0.0] * len(mixing.levels)
+        for bounds, count in Counter([work.bounds for work in crowd]).items():
+            for place, level in enumerate(mixing.nearest(*bounds)):
+                self._keys[place] += count * mixing.unit(level)
+                self._worths[place] += count * worth[level]
+        self.least_s = mixing.seconds(self._keys[0])
+
+    def cohort(self, price: float, rates: Rates, costs: CorrectedCosts) -> Cohort:
+        """Those who go with the first at the level that is best for all at this price of a second of the table."""
+        mixing = self._mixing
+        gains = [worth - price * mixing.seconds(key) for worth, key in zip(self._worths, self._keys, strict=True)]
+        place = gains.index(max(gains))
+        levels = {bounds: mixing.nearest(*bounds)[place] for bounds in {work.bounds for work in self._crowd}}
+        lowest, highest = mixing.group_of(levels[self._crowd[0].bounds], self._keys[place])
+        members = [work for work in self._crowd if lowest <= levels[work.bounds] <= highest]
+        ladder, bounds = members[0].ladder, [work.bounds for work in members]
+        return Cohort(members, mixing.levels[place], ladder, rates, costs, bounds)
+
+
+def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *, parking: float) -> None:
+    """Lowers the level as far as it takes, or leaves out as many who can wait, for no promise to fall behind its pace,
+    whichever costs least.
+
+    levels: from the lowest that may be to the one that is wished. parking: what it costs to leave somebody out who has
     no spare step; with l of them it is 1/(1 + l) of that. The first member is never left out.
     """
-    step_s = rates.row_s(levels[-1])[len(members)]
+    members = cohort.members
     tightest_s = min(paces_s([work for work in members if work.is_promised], view), default=inf)
-    if step_s <= tightest_s:
-        return members, levels[-1]
+    if cohort.step_s(cohort.level) <= tightest_s:
+        return
     paces = paces_s(members, view)
     lax = sorted(range(1, len(members)), key=paces.__getitem__)
     others = [(paces[index], members[index].left) for index in lax]
-    num_staying, level = _cheapest(others, levels, tightest_s, price, rates, parking)
-    staying = [members[index] for index in (0, *sorted(lax[: num_staying - 1]))]
-    return [work for work in staying if work.allows(level)], level
+    num_staying, cohort.level = _cheapest(cohort, others, levels, tightest_s, price, parking)
+    cohort.only((0, *sorted(lax[: num_staying - 1])))
+    if not cohort.bounds:
+        cohort.only([place for place, work in enumerate(cohort.members) if work.allows(cohort.level)])
 
 
 def _cheapest(
+    cohort: Cohort,
     others: Sequence[tuple[float, int]],
     levels: Sequence[int],
     within_s: float,
     price: float,
-    rates: Rates,
     parking: float,
 ) -> tuple[int, int]:
     """How many stay, and the level, at which a launch takes no longer than this, and which costs least.
@@ -47,16 +123,17 @@ def _cheapest(
 
     others: (pace, steps left) of all but the first, the laxest last.
     """
-    highest = levels[-1]
+    rates, highest = cohort.rates, levels[-1]
+    highest_row_s = cohort.row_s(highest)
     least, best, found = inf, len(others) + 1, levels[0]
     for level in levels:
-        row_s = rates.row_s(level)
+        row_s = cohort.row_s(level)
         staying = bisect_right(row_s, within_s, 1, len(others) + 2) - 1
         if not staying:
             break
         step_s = row_s[staying]
         lost = staying * (rates.worth(highest) - rates.worth(level))
-        cost = lost - price * (rates.row_s(highest)[staying] - step_s)
+        cost = lost - price * (highest_row_s[staying] - step_s)
         for pace_s, left in others[staying - 1 :]:
             spare = (pace_s / step_s - 1) * left
             cost += parking / (1 + spare) if spare > 0 else inf
@@ -65,6 +142,6 @@ def _cheapest(
         if cost <= least:
             least, best, found = cost, staying, level
     if least == inf:
-        while best > 1 and others[best - 2][0] > rates.row_s(found)[best] > within_s:
+        while best > 1 and others[best - 2][0] > cohort.row_s(found)[best] > within_s:
             best -= 1
     return best, found

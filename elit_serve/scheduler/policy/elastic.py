@@ -27,7 +27,7 @@ from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.arrivals import RecentArrivals
 from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.policy.admission import admissible
-from elit_serve.scheduler.policy.cohort import at_pace
+from elit_serve.scheduler.policy.cohort import Cohort, Mix, keep_pace
 from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
 from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
 from elit_serve.scheduler.policy.price import Rates
@@ -157,19 +157,18 @@ class ElasticPolicy:
         order = self._in_order(view)
         if not order:
             return None
-        ladder = order[0].ladder
-        rates = self._rates_of(len(order), order[0], view)
-        members, level, price = self._preferred(order, rates, view)
-        granted = self._granted(members, level, price, rates, view)
+        cohort, price = self._preferred(order, self._rates_of(len(order), order[0], view), view)
+        granted = self._granted(cohort, price, view)
+        members, ladder = cohort.members, cohort.ladder
         if granted is None:
-            members, levels = self._certified(view) or (members, [level] * len(members))
+            members, levels = self._certified(view) or (members, cohort.levels(cohort.level))
             ladder, strides = members[0].ladder, _longest(members)
             _advance(members, strides)
         else:
-            levels, strides = [granted[0]] * len(members), granted[1]
-        kind = ladder.across(levels)
+            levels, strides = granted
         self._settle(members)
-        return Choice(request_ids=[work.request_id for work in members], kind=kind, levels=levels, strides=strides)
+        ids = [work.request_id for work in members]
+        return Choice(request_ids=ids, kind=ladder.across(levels), levels=levels, strides=strides)
 
     def _give_turn(self, view: View) -> None:
         """Promises an end to the soft work that has waited longest, see `soft_share`."""
@@ -214,24 +213,39 @@ class ElasticPolicy:
         rest = sorted([*urgent[before:], *soft[overdue:]], key=_order)
         return [*urgent[:before], *soft[:overdue], *rest][:limit]
 
-    def _preferred(self, order: Sequence[Work], rates: Rates, view: View) -> tuple[list[Work], int, float]:
+    def _preferred(self, order: Sequence[Work], rates: Rates, view: View) -> tuple[Cohort, float]:
         """Whom to run, at which level, and at which price of a second, if no promise stood in the way."""
+        head, mixing = order[0], order[0].rung.mixing
+        stretch = self._stretch(order, view)
+        crowd = [] if mixing is None else [work for work in order if work.rung.mixing is mixing][: view.max_batch]
+        if mixing is None or len({work.bounds for work in crowd}) == 1:
+            price = rates.price(stretch * head.row[1])
+            cohort = self._alike(order, price / rates.mean_stride(price), rates, view)
+        else:
+            mix = Mix(crowd, mixing, rates)
+            longer = stretch * sum([work.row[1] for work in crowd]) / mix.least_s
+            price = rates.price(longer * rates.least_s)
+            cohort = mix.cohort(price / rates.mean_stride(price), rates, view.costs)
+        if all(work.is_hurried for work in cohort.members):
+            cohort.level = max(work.lowest for work in cohort.members)
+        lowest = min(cohort.bounds, default=head.bounds)[0]
+        levels = view.costs.levels_within(lowest, cohort.level)
+        step_price = price / rates.mean_stride(price)
+        keep_pace(cohort, levels, step_price, view, parking=self._settings.parking)
+        return cohort, price
+
+    def _alike(self, order: Sequence[Work], price: float, rates: Rates, view: View) -> Cohort:
+        """All who may run at the level that is best for the first."""
         head = order[0]
         ladder = head.ladder
-        levels = view.costs.levels_within(head.lowest, head.highest)
-        price = rates.price(self._stretch(order, view) * head.row[1])
-        stride = rates.mean_stride(price)
-        level = rates.best_level(levels, price / stride)
+        level = rates.best_level(view.costs.levels_within(head.lowest, head.highest), price)
         members = [
             work
             for work in order
             if (work.ladder is ladder or work.ladder == ladder) and work.lowest <= level <= work.highest
         ]
         del members[view.max_batch :]
-        if all(work.is_hurried for work in members):
-            level = max(work.lowest for work in members)
-        levels = levels[: levels.index(level) + 1]
-        return *at_pace(members, levels, price / stride, rates, view, parking=self._settings.parking), price
+        return Cohort(members, level, ladder, rates, view.costs)
 
     def _rates_of(self, count: int, like: Work, view: View) -> Rates:
         """Of a plan and a next step as this one's, for the batch that so many requests can fill; remembered."""
@@ -265,69 +279,64 @@ class ElasticPolicy:
         coming_s = min(self._arrivals.rate(view.start_s), taken) / 2 * (horizon_s - known_s)
         return min(stretch, horizon_s / correction / (work_s + coming_s)) if horizon_s else stretch
 
-    def _granted(
-        self, members: Sequence[Work], level: int, price: float, rates: Rates, view: View
-    ) -> tuple[int, list[int]] | None:
-        """The highest level up to `level` at which these can run with every promise kept, and their strides, and counts
-        them as run. Before any level is lowered, all take the longest steps they may."""
-        longest = _longest(members)
-        wished = longest
+    def _granted(self, cohort: Cohort, price: float, view: View) -> tuple[list[int], list[int]] | None:
+        """The highest levels, up to those that are wished, at which these can run with every promise kept, and their
+        strides, and counts them as run. Before any level is lowered, all take the longest steps they may."""
+        longest, level = _longest(cohort.members), cohort.level
+        levels = cohort.levels_up_to(level)
         if max(longest) > 1:
-            wished = self._wished(members, longest, level, price, rates.row_s(level)[len(members)], view)
-        if wished != longest and self._can_run(members, wished, [level], rates, view) is not None:
-            return level, wished
-        levels = view.costs.levels_within(max([work.lowest for work in members]), level)
-        granted = self._can_run(members, longest, levels, rates, view)
-        return None if granted is None else (granted, longest)
+            wished = self._wished(cohort, longest, price, view)
+            if wished != longest and self._can_run(cohort, wished, [level], view) is not None:
+                return cohort.levels(level), wished
+        granted = self._can_run(cohort, longest, levels, view)
+        return None if granted is None else (cohort.levels(granted), longest)
 
-    def _wished(
-        self, members: Sequence[Work], longest: Sequence[int], level: int, price: float, step_s: float, view: View
-    ) -> list[int]:
+    def _wished(self, cohort: Cohort, longest: Sequence[int], price: float, view: View) -> list[int]:
         """The strides that are worth most at this price.
 
         A promise that cannot go on to its end in the shortest steps, if they take as long as this one, would take the
         time that it lacks from the level of all. So a second is worth to it at least what the highest level would lose.
         """
-        everywhere: dict[tuple[Coarsening, bool], Sequence[int]] = {}
+        members, levels, step_s = cohort.members, cohort.levels(cohort.level), cohort.step_s(cohort.level)
+        everywhere: dict[tuple[Coarsening, bool, int], Sequence[int]] = {}
         wished = []
-        for work, most, pace_s in zip(members, longest, paces_s(members, view), strict=True):
+        for work, level, most, pace_s in zip(members, levels, longest, paces_s(members, view), strict=True):
             coarsening = work.demand.coarsening
             if coarsening is None or work.is_hurried:
                 wished.append(most)
                 continue
             lacks_time = work.is_promised and pace_s < work.max_stride * step_s
-            best = everywhere.get((coarsening, lacks_time))
+            best = everywhere.get((coarsening, lacks_time, level))
             if best is None:
                 rates = self._rates_of(len(members), work, view)
                 own_price = max(price, rates.top_price) if lacks_time else price
-                best = everywhere[coarsening, lacks_time] = rates.best_strides(level, own_price)
+                best = everywhere[coarsening, lacks_time, level] = rates.best_strides(level, own_price)
             wished.append(min(best[work.at], most))
         return wished
 
-    def _can_run(
-        self, members: Sequence[Work], strides: Sequence[int], levels: Sequence[int], rates: Rates, view: View
-    ) -> int | None:
-        """The highest of `levels` at which these can take such steps with every promise kept; counts them as run."""
+    def _can_run(self, cohort: Cohort, strides: Sequence[int], levels: Sequence[int], view: View) -> int | None:
+        """The highest of `levels`, wished for these, at which they can take such steps with every promise kept; counts
+        them as run."""
         granted = None
-        _advance(members, strides)
+        _advance(cohort.members, strides)
         try:
-            granted = self._safe_level(members, levels, rates, view)
+            granted = self._safe_level(cohort, levels, view)
         finally:
             if granted is None:
-                for work, stride in zip(members, strides, strict=True):
+                for work, stride in zip(cohort.members, strides, strict=True):
                     work.retreat(stride)
         return granted
 
-    def _safe_level(self, members: Sequence[Work], levels: Sequence[int], rates: Rates, view: View) -> int | None:
+    def _safe_level(self, cohort: Cohort, levels: Sequence[int], view: View) -> int | None:
         """The highest of `levels` at which these, who count as run, leave every promise a way to be kept."""
-        correction, batch = view.costs.correction, len(members)
-        ending = [work for work in members if not work.left]
+        correction = view.costs.correction
+        ending = [work for work in cohort.members if not work.left]
         decode_s, late_s = self._decoding(ending, correction)
         due_s = min([work.due_s - late_s for work in ending if work.is_promised], default=inf)
         may_wait_until_s = self._promises.certificate.latest_start_s(correction)
         has_tried = False
         for candidate in reversed(levels):
-            end_s = view.start_s + correction * rates.row_s(candidate)[batch]
+            end_s = view.start_s + correction * cohort.step_s(candidate)
             if end_s > due_s:
                 continue
             free_s = end_s + decode_s
@@ -355,7 +364,8 @@ class ElasticPolicy:
             return None
         members = self._promises.certificate.next_members()
         members = (members or first_launch(promised[: view.max_batch]))[: view.max_batch]
-        return members, [work.lowest for work in members]
+        highest = max(work.lowest for work in members)
+        return members, [view.costs.nearest_level(highest, work.lowest, work.highest) for work in members]
 
     # State
 

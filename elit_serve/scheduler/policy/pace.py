@@ -44,12 +44,12 @@ class Run(NamedTuple):
     """Equal longest steps of a request in a row, see `Work`.
 
     kind: at the lowest level that they allow; row: what that costs at every batch, in seconds of the table, as all
-    costs here; rung: both, and whom it may share launches with. highest: the level up to which they may run.
+    costs here; rung: both, and whom it may share launches with. bounds: the levels from which up to which they may run.
     """
 
     ladder: Ladder
     kind: StepKind
-    highest: int
+    bounds: tuple[int, int]
     row: tuple[float, ...]
     rung: Rung
     steps: int
@@ -70,7 +70,7 @@ class Work:
     at: how many steps of its grid have been decided. num_steps: of the grid.
     runs: all its stretches; `run` is the index of the present run, `run_left` what is left of that, `left` of all: the
         fewest steps that it needs.
-    ladder, kind, lowest, highest, row, rung: of the next step, see `Run`.
+    ladder, kind, bounds (lowest, highest), row, rung: of the next step, see `Run`.
     solo_s: what the fewest steps that are left cost alone on the device.
     answering: what decoding costs with others that end in the same launch; None where nothing is known of it. decode_s:
         its share of that where a whole batch ends together.
@@ -80,6 +80,7 @@ class Work:
         "_stretch_end",
         "answering",
         "at",
+        "bounds",
         "decode_s",
         "demand",
         "due_s",
@@ -102,6 +103,7 @@ class Work:
         "solo_s",
     )
 
+    bounds: tuple[int, int]
     highest: int
     kind: StepKind
     ladder: Ladder
@@ -174,8 +176,8 @@ class Work:
 
     def _enter(self, run: int) -> None:
         self.run = run
-        self.ladder, self.kind, self.highest, self.row, self.rung, self.run_left = self.runs[run]
-        self.lowest = self.kind.level
+        self.ladder, self.kind, self.bounds, self.row, self.rung, self.run_left = self.runs[run]
+        self.lowest, self.highest = self.bounds
 
 
 def _runs(demand: Demand, costs: CorrectedCosts) -> tuple[Run, ...]:
@@ -183,9 +185,8 @@ def _runs(demand: Demand, costs: CorrectedCosts) -> tuple[Run, ...]:
     for (cap, bounds, skips), alike in groupby(_stretches(demand)):
         ladder = _ladder(demand.shape, cap, skips)
         kind = ladder.at(costs.levels_within(*bounds)[0])
-        highest = max(bounds[1], kind.level)
         rung = costs.rung(kind, cap)
-        runs.append(Run(ladder, kind, highest, rung.row_s, rung, len(list(alike))))
+        runs.append(Run(ladder, kind, (kind.level, max(bounds[1], kind.level)), rung.row_s, rung, len(list(alike))))
     return tuple(runs)
 
 

@@ -165,12 +165,12 @@ def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: f
 
 
 class _Crowd:
-    """Who of a round may share launches though their levels differ, as a key of `Mixing`."""
+    """Who of a round may share launches though their levels differ: a key of `Mixing`, and what their launches take."""
 
-    __slots__ = ("key", "mixing")
+    __slots__ = ("key", "mixing", "step_s")
 
     def __init__(self, mixing: Mixing) -> None:
-        self.mixing, self.key = mixing, 0
+        self.mixing, self.key, self.step_s = mixing, 0, 0.0
 
 
 class _Count:
@@ -182,21 +182,16 @@ class _Count:
         self.count, self.crowd = 0, crowd
         self.row, self.unit = rung.row_s, rung.unit
 
-    def join(self) -> float:
-        """One more; by how much that lengthens the round."""
-        self.count += 1
-        if self.crowd is None:
-            return self.row[self.count] - self.row[self.count - 1]
-        self.crowd.key += self.unit
-        return self.crowd.mixing.seconds(self.crowd.key) - self.crowd.mixing.seconds(self.crowd.key - self.unit)
-
-    def leave(self) -> float:
-        """One less; by how much that shortens it."""
-        self.count -= 1
-        if self.crowd is None:
-            return self.row[self.count + 1] - self.row[self.count]
-        self.crowd.key -= self.unit
-        return self.crowd.mixing.seconds(self.crowd.key + self.unit) - self.crowd.mixing.seconds(self.crowd.key)
+    def change(self, by: int) -> float:
+        """One more of them, or one less; by how much that lengthens the round."""
+        before, crowd = self.count, self.crowd
+        self.count = before + by
+        if crowd is None:
+            return self.row[before + by] - self.row[before]
+        before_s = crowd.step_s
+        key = crowd.key = crowd.key + by * self.unit
+        crowd.step_s = crowd.mixing.known_s.get(key) or crowd.mixing.seconds(key)
+        return crowd.step_s - before_s
 
 
 class _Rounds:
@@ -251,11 +246,11 @@ class _Rounds:
         while index < last:
             work = works[index]
             alike = counts.get(work.rung) or self._count_of(work.rung)
-            longer_s = round_s + alike.join()
+            longer_s = round_s + alike.change(1)
             limit_s = (dues_s[index] - time_s) * alike.row[1] / work.solo_s
             needed_s = longer_s - ROUNDING_S
             if needed_s > limit_s or (limits and needed_s > limits[0][0] and self._is_too_slow(needed_s)):
-                alike.leave()
+                alike.change(-1)
                 break
             round_s = longer_s
             self._joins.append(at)
@@ -292,7 +287,7 @@ class _Rounds:
         ended: list[int] = []
         while changes and changes[0][0] == until:
             _, index, run, alike = heappop(changes)
-            round_s -= alike.leave()
+            round_s += alike.change(-1)
             if until < ends[index]:
                 round_s += self._enter_next_run(index, run + 1)
             elif self._decodes:
@@ -320,7 +315,7 @@ class _Rounds:
         entered = self._works[index].runs[run]
         alike = self._counts.get(entered.rung) or self._count_of(entered.rung)
         heappush(self._changes, (self._round + entered.steps, index, run, alike))
-        return alike.join()
+        return alike.change(1)
 
     def _count_of(self, rung: Rung) -> _Count:
         """Of the requests on a rung that nobody of this plan has been on."""

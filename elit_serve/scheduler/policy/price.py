@@ -53,6 +53,11 @@ class Rates:
         return self._quality.at(level) if found is None else found
 
     @property
+    def least_s(self) -> float:
+        """An image's share of a step at the lowest level."""
+        return self.cost_s[self._lowest]
+
+    @property
     def longest(self) -> float:
         """How many times as long as with the fewest steps at the lowest level an image can usefully take."""
         most_s = self.cost_s[self._highest] if self._expected is None else self._expected.most_s

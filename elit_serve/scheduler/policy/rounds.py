@@ -33,8 +33,7 @@ def first_launch(works: Sequence[Work]) -> list[Work]:
     if rung.mixing is None:
         return [work for work in works if work.rung is rung]
     together = [work for work in works if work.rung.mixing is rung.mixing]
-    groups = rung.mixing.groups(sum([work.rung.unit for work in together]))
-    lowest, highest = next(group for group in groups if group[0] <= rung.kind.level <= group[1])
+    lowest, highest = rung.mixing.group_of(rung.kind.level, sum([work.rung.unit for work in together]))
     return [work for work in together if lowest <= work.lowest <= highest]
 
 
