@@ -352,7 +352,7 @@ def states_made(executor: Executor, spec: BackboneSpec, steps: Steps, seeds: Seq
     states: list[Tensor] = []
     for kind in steps.kinds:
         levels = [own_level(kind, seed) for seed in seeds]
-        offline.advance(executor, pictures, kind.of_member(levels[0]) if len(seeds) == 1 else kind, levels)
+        offline.advance(executor, pictures, kind.of_member(levels[0]) if len(seeds) == 1 else kind, levels).wait()
         states.append(executor.samples(pictures).cpu())
     return states
 
