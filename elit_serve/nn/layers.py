@@ -12,10 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from elit_serve.nn.fused import Residual, gelu_fp8, linear_gelu, norm_rotate, settle_and_norm, takes_fp8
 
 ROPE_THETA = 10_000.0
+# On a GPU the second takes a mask that is one row for all queries, on a CPU the first; cuDNN's was not tried with one
+MASKED_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def rope_table(positions: Tensor, head_size: int) -> Tensor:
@@ -72,6 +75,14 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(E) + mask) v: q [B, H, N, E], k and v [B, H, K, E], mask [B, 1, 1, K] -> [B, H, N, E]."""
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(MASKED_ATTENTION):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with QK normalisation and RoPE, or `plain` with neither: x [B, N, D] -> [B, N, D]."""
 
@@ -85,7 +96,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """mask: what is added to scores, [B, 1, 1, N] for all queries alike."""
-        y = F.scaled_dot_product_attention(*self.project(x, rope), attn_mask=mask)  # [B, H, N, E]
+        y = attend(*self.project(x, rope), mask)  # [B, H, N, E]
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
     def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +138,7 @@ class GroupedCrossAttention(nn.Module):
         mask: what is added to scores, [B * G, 1, 1, K / G] for all queries of a group alike.
         """
         q, k, v = self.project(x, context, rope, context_rope, num_groups)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B * G, H, N / G, E]
+        y = attend(q, k, v, mask)  # [B * G, H, N / G, E]
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
     def project(

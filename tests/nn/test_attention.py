@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
+from elit_serve.engine.executor.graphs import ATTENTION
 from elit_serve.nn.attention import grouped_probabilities, self_probabilities
+from elit_serve.nn.kept import Kept
 from elit_serve.nn.layers import GroupedCrossAttention, SelfAttention, rope_table
 
 DIM, HEADS, GROUPS, WINDOW, LEVEL = 32, 2, 4, 6, 3
@@ -52,6 +56,63 @@ def test_recomputed_self_attention_gives_the_modules_own_output() -> None:
         torch.testing.assert_close(
             applied(probabilities, values, attention.out), attention(x, rope), atol=1e-4, rtol=1e-4
         )
+
+
+DEVICES = [
+    pytest.param("cpu", torch.float32, id="cpu"),
+    pytest.param(
+        "cuda",
+        torch.bfloat16,
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        id="cuda",
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "dtype"), DEVICES)
+@pytest.mark.parametrize("level", [2, 5, 8])
+@torch.inference_mode()
+def test_latents_that_are_kept_attend_to_those_of_their_own_sample_alone(
+    device: str, dtype: torch.dtype, level: int
+) -> None:
+    attention = drawn(SelfAttention(DIM, HEADS)).to(device, dtype)
+    own = torch.tensor([1, level, level - 1], device=device)
+    x = torch.randn(3, GROUPS * level, DIM, device=device, dtype=dtype)
+    rope = rope_table(torch.rand(GROUPS * level, 2, device=device) * 4, DIM // HEADS)
+    kept = Kept.of(own, level, GROUPS)
+    assert kept is not None
+    with sdpa_kernel(ATTENTION, set_priority=True):
+        together = attention(x, rope, mask=kept.mask(dtype))
+        for sample, is_kept in enumerate(kept.of_group.repeat(1, GROUPS)):
+            assert int(is_kept.sum()) == GROUPS * int(own[sample])
+            alone = attention(x[sample : sample + 1, is_kept], rope[:, is_kept])
+            assert_near(together[sample, is_kept], alone[0])
+
+
+@pytest.mark.parametrize(("device", "dtype"), DEVICES)
+@torch.inference_mode()
+def test_tokens_read_the_kept_latents_of_their_group_alone(device: str, dtype: torch.dtype) -> None:
+    attention = drawn(GroupedCrossAttention(DIM, HEADS)).to(device, dtype)
+    own = torch.tensor([1, 3, 2], device=device)
+    x = torch.randn(3, GROUPS * WINDOW, DIM, device=device, dtype=dtype)
+    context = torch.randn(3, GROUPS * LEVEL, DIM, device=device, dtype=dtype)
+    rope, context_rope = (
+        rope_table(torch.rand(count, 2, device=device) * 8, DIM // HEADS) for count in (GROUPS * WINDOW, GROUPS * LEVEL)
+    )
+    kept = Kept.of(own, LEVEL, GROUPS)
+    assert kept is not None
+    with sdpa_kernel(ATTENTION, set_priority=True):
+        together = attention(x, context, rope, context_rope, GROUPS, mask=kept.mask_in_groups(dtype))
+        for sample, is_kept in enumerate(kept.of_group.repeat(1, GROUPS)):
+            own_context = context[sample : sample + 1, is_kept]
+            alone = attention(x[sample : sample + 1], own_context, rope, context_rope[:, is_kept], GROUPS)
+            assert_near(together[sample], alone[0])
+
+
+def assert_near(one: Tensor, other: Tensor) -> None:
+    """As far as the dtype goes. What is seen besides changes it by far more."""
+    tolerance = 0.05 if one.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
 def test_equal_keys_are_read_equally_and_one_that_fits_is_read_alone() -> None:

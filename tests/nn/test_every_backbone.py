@@ -370,16 +370,19 @@ def test_pictures_made_together_equal_each_alone(model: Backbone, method: Litera
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", ["cfg", "ccfg"])
-def test_graphs_equal_eager(model: Backbone, method: Literal["cfg", "ccfg"]) -> None:
-    """Three pictures in graphs of four, so that one of each launch is padding."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_equal_eager(model: Backbone, dtype: torch.dtype, method: Literal["cfg", "ccfg"]) -> None:
+    """Three pictures in graphs of four, so that one of each launch is padding. In bfloat16, for which a GPU has other
+    kernels, whatever is added up in another order differs by some of the 0.01 that separates it from float32."""
     steps = Steps.of_every_kind(model.spec, method)
-    drawing = drawing_of(model.to("cuda"))
+    drawing = drawing_of(model.to("cuda", dtype))
     eager = states_made(Executor(drawing, num_slots=3, keeps=True), model.spec, steps, [0, 1, 2])
     graphs = GraphExecutor(drawing, num_slots=3, keeps=True)
     graphs.capture([(kind, 4) for kind in dict.fromkeys(steps.kinds)])
     replayed = states_made(graphs, model.spec, steps, [0, 1, 2])
     for by_graph, by_kernel in zip(replayed, eager, strict=True):
-        torch.testing.assert_close(by_graph, by_kernel, atol=1e-4, rtol=1e-3)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.01
+        torch.testing.assert_close(by_graph, by_kernel, atol=tolerance, rtol=10 * tolerance)
 
 
 def counted_flops(
