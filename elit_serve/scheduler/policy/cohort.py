@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.mixing import Mixing
@@ -37,12 +38,12 @@ class Cohort:
         nearest = {each: self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
         return [nearest[each] for each in self.bounds]
 
-    def row_s(self, wished: int) -> tuple[float, ...]:
-        """Seconds of such a launch, as `CorrectedCosts.row_s`."""
+    def row_s(self, wished: int, top: int | None = None) -> tuple[float, ...]:
+        """Seconds of such a launch, as `CorrectedCosts.row_s`. top: without those who run at a higher level."""
         if not self.bounds:
             return self.rates.row_s(wished)
         levels = {self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
-        return self.costs.row_s(self.ladder.across(levels))
+        return self.costs.row_s(self.ladder.across([level for level in levels if top is None or level <= top]))
 
     def step_s(self, wished: int) -> float:
         return self.row_s(wished)[len(self.members)]
@@ -88,6 +89,15 @@ class Mix:
         return Cohort(members, mixing.levels[place], ladder, rates, costs, bounds)
 
 
+class _Other(NamedTuple):
+    """A member but the first, who could wait: how long its steps may take, how many it needs, and from which level."""
+
+    pace_s: float
+    place: int
+    left: int
+    lowest: int
+
+
 def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *, parking: float) -> None:
     """Lowers the level as far as it takes, or leaves out as many who can wait, for no promise to fall behind its pace,
     whichever costs least.
@@ -99,49 +109,49 @@ def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *
     tightest_s = min(paces_s([work for work in members if work.is_promised], view), default=inf)
     if cohort.step_s(cohort.level) <= tightest_s:
         return
-    paces = paces_s(members, view)
-    lax = sorted(range(1, len(members)), key=paces.__getitem__)
-    others = [(paces[index], members[index].left) for index in lax]
-    num_staying, cohort.level = _cheapest(cohort, others, levels, tightest_s, price, parking)
-    cohort.only((0, *sorted(lax[: num_staying - 1])))
-    if not cohort.bounds:
-        cohort.only([place for place, work in enumerate(cohort.members) if work.allows(cohort.level)])
+    paces = enumerate(paces_s(members, view))
+    others = sorted(_Other(pace_s, place, members[place].left, members[place].lowest) for place, pace_s in paces)
+    others = [other for other in others if other.place]
+    staying, cohort.level = _cheapest(cohort, others, levels, tightest_s, price, parking)
+    cohort.only([0, *sorted(other.place for other in staying)])
 
 
 def _cheapest(
-    cohort: Cohort,
-    others: Sequence[tuple[float, int]],
-    levels: Sequence[int],
-    within_s: float,
-    price: float,
-    parking: float,
-) -> tuple[int, int]:
-    """How many stay, and the level, at which a launch takes no longer than this, and which costs least.
+    cohort: Cohort, others: list[_Other], levels: Sequence[int], within_s: float, price: float, parking: float
+) -> tuple[list[_Other], int]:
+    """Who stays, and the level, at which a launch takes no longer than this, and which costs least. Whoever needs a
+    higher level, and so would make the launch longer, does not stay.
 
     Where somebody without a step to spare would be left out, no higher level is looked at. If that is the lowest one,
     it runs without those who can wait, however long it takes.
 
-    others: (pace, steps left) of all but the first, the laxest last.
+    others: all but the first, the laxest last.
     """
-    rates, highest = cohort.rates, levels[-1]
-    highest_row_s = cohort.row_s(highest)
-    least, best, found = inf, len(others) + 1, levels[0]
+    rates, first, highest = cohort.rates, cohort.members[0], levels[-1]
+    highest_row_s, needed = cohort.row_s(highest), max((other.lowest for other in others), default=0)
+    least, best, found = inf, others, levels[0]
     for level in levels:
-        row_s = cohort.row_s(level)
-        staying = bisect_right(row_s, within_s, 1, len(others) + 2) - 1
-        if not staying:
+        top = max(level, first.lowest)
+        able, above = others, list[_Other]()
+        if needed > top:
+            able = [other for other in others if other.lowest <= top]
+            above = [other for other in others if other.lowest > top]
+        row_s = cohort.row_s(level, top)
+        num_staying = bisect_right(row_s, within_s, 1, len(able) + 2) - 1
+        if not num_staying:
             break
-        step_s = row_s[staying]
-        lost = staying * (rates.worth(highest) - rates.worth(level))
-        cost = lost - price * (highest_row_s[staying] - step_s)
-        for pace_s, left in others[staying - 1 :]:
-            spare = (pace_s / step_s - 1) * left
+        step_s = row_s[num_staying]
+        lost = num_staying * (rates.worth(highest) - rates.worth(level))
+        cost = lost - price * (highest_row_s[num_staying] - step_s)
+        for other in (*able[num_staying - 1 :], *above):
+            spare = (other.pace_s / step_s - 1) * other.left
             cost += parking / (1 + spare) if spare > 0 else inf
-        if cost == inf:
+        if cost == inf and not above:
             break
         if cost <= least:
-            least, best, found = cost, staying, level
+            least, best, found = cost, able[: num_staying - 1], level
     if least == inf:
-        while best > 1 and others[best - 2][0] > cohort.row_s(found)[best] > within_s:
-            best -= 1
+        best = [other for other in others if other.lowest <= max(found, first.lowest)]
+        while best and best[-1].pace_s > cohort.row_s(found)[len(best) + 1] > within_s:
+            best = best[:-1]
     return best, found
