@@ -240,7 +240,7 @@ def test_steps_that_skip_their_cores_are_measured_where_a_served_plan_has_them(
     assert sorted(skipped, key=str) == sorted(((weak, batch) for weak in (None, 1) for batch in (1, 4)), key=str)
     costs = cost_table(read_latency(file), "32x32")
     assert costs.knows_skips("32x32")
-    assert costs.step_ms(StepKind("32x32", 4, 1, is_skipped=True), 1) < costs.step_ms(StepKind("32x32", 4, 1), 1)
+    assert costs.steps_ms.keys() >= {(StepKind("32x32", 1, weak, is_skipped=True), 1) for weak in (None, 1)}
     (tiny_model_dir / "quality.json").unlink()
     assert known_latency(Pipeline.load(tiny_model_dir, device="cpu")) == read_latency(file)
 
