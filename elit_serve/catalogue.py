@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ from elit_serve.plans.coarsening import Coarsening, losses_between
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import Skips
 from elit_serve.scheduler.costs import AnswerCost, CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
@@ -132,6 +133,17 @@ class ModelQuality:
             return None
         return self._measured(next((known for known in alike if known.step_levels == plan.levels), alike[0]))
 
+    def _measured(self, plan: PlanQuality) -> MeasuredPlan:
+        """As the scheduler has it; made once, because every picture asks for it several times."""
+        if plan.name not in self._made:
+            self._made[plan.name] = self._made_of(plan)
+        return self._made[plan.name]
+
+    @cached_property
+    def _made(self) -> dict[str, MeasuredPlan]:
+        """What `_measured` has made, by name."""
+        return {}
+
     def guidance_at(self, level: int, usual: SamplingConfig) -> Guidance:
         """How pictures that stay at this level are best guided: low levels often bear a larger scale than the full one.
 
@@ -152,8 +164,7 @@ class ModelQuality:
             default=usual.guidance,
         )
 
-    def _measured(self, plan: PlanQuality) -> MeasuredPlan:
-        """As the scheduler has it."""
+    def _made_of(self, plan: PlanQuality) -> MeasuredPlan:
         full_level = max([*self.file.levels, *(max(plan.step_levels) for plan in self.file.plans)])
         return MeasuredPlan(
             name=plan.name,
@@ -191,7 +202,20 @@ class ModelQuality:
             if plan.skips:
                 return []
             plan = replace(plan, levels=(max(plan.levels),) * plan.grid_steps, strides=())
-        return [other for other in self.file.plans if other.is_sampled_like(plan)]
+        return self._sampled_like(plan.strides, plan.time_shift, plan.skips, plan.guidance)
+
+    @cached_property
+    def _sampled_like(self) -> Callable[[tuple[int, ...], float, Skips, Guidance], list[PlanQuality]]:
+        """Measured plans of which only the levels may be others, see `PlanQuality.is_sampled_like`. Remembered for as
+        many ways of sampling as are asked for: a server has a few, and its callers may name more."""
+
+        @lru_cache(maxsize=256)
+        def found(strides: tuple[int, ...], time_shift: float, skips: Skips, guidance: Guidance) -> list[PlanQuality]:
+            lowest = (guidance.min_level,) * len(strides)
+            wanted = Plan(levels=lowest, guidance=guidance, time_shift=time_shift, skips=skips, strides=strides)
+            return [plan for plan in self.file.plans if plan.is_sampled_like(wanted)]
+
+        return found
 
     def _curve_of(self, alike: Sequence[PlanQuality]) -> dict[float, float]:
         """Level -> quality of these plans, those of one level if there are such; mean level -> the best otherwise."""

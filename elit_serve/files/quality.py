@@ -88,7 +88,7 @@ class PlanQuality(Measured):
     def steps(self) -> int:
         return sum(count for _, count in self.levels)
 
-    @property
+    @cached_property
     def step_levels(self) -> tuple[int, ...]:
         """One level for each step."""
         return tuple(chain.from_iterable(repeat(level, count) for level, count in self.levels))

@@ -12,13 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from elit_serve.nn.fused import Residual, gelu_fp8, linear_gelu, norm_rotate, settle_and_norm, takes_fp8
 
 ROPE_THETA = 10_000.0
-# On a GPU the second takes a mask that is one row for all queries, on a CPU the first; cuDNN's was not tried with one
-MASKED_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def rope_table(positions: Tensor, head_size: int) -> Tensor:
@@ -77,10 +74,7 @@ class HeadNorm(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(E) + mask) v: q [B, H, N, E], k and v [B, H, K, E], mask [B, 1, 1, K] -> [B, H, N, E]."""
-    if mask is None:
-        return F.scaled_dot_product_attention(q, k, v)
-    with sdpa_kernel(MASKED_ATTENTION):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class SelfAttention(nn.Module):
