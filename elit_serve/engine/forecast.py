@@ -39,7 +39,7 @@ class Alternative:
 
     latency_ms: when they would be there, as crowded as it is now; alone_ms: and on an idle device.
     min_latency_ms: the smallest target that should be asked for to have them so, as crowded as it is now.
-    fits: whether the target leaves time, with the cushion that promises need. quality: measured; None is not known.
+    fits: whether the target leaves time, with the margin that promises need. quality: measured; None is not known.
     """
 
     plan: Plan

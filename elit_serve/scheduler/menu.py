@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, repeat, takewhile
-from math import ceil, inf
+from math import ceil, inf, sqrt
 
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
-CUSHION_STEPS = 2.0  # of `ElasticSettings`: what fits only without them is refused
+MARGIN = 0.3  # of `ElasticSettings`: what fits only without it is refused
 HEADROOM = 3.0  # times as many as have lately arrived should be possible, for bursts; models/recipes/scheduling.md
 ROUNDING = 1e-9  # of qualities that are computed in two ways
 
@@ -27,11 +27,11 @@ class Duration:
     """How long pictures of one kind take, by the table.
 
     crowded_ms: what all steps of one take on the device with 1, 2, ... of them in flight, up to the largest batch.
-    cushion_ms: what a promise must have to spare. after_ms: from the last step of one alone to its answer.
+    margin_ms: what a promise must have to spare. after_ms: from the last step of one alone to its answer.
     """
 
     crowded_ms: tuple[float, ...]
-    cushion_ms: float
+    margin_ms: float
     after_ms: float
 
     @classmethod
@@ -53,7 +53,7 @@ class Duration:
         ]  # they share launches
         return cls(
             crowded_ms=_crowded_ms(Counter(map(StepKind.capped, repeat(shape), levels, caps, are_skipped)), table),
-            cushion_ms=CUSHION_STEPS * max(table.step_ms(kind, 1) for kind in full),
+            margin_ms=MARGIN * sqrt(len(levels)) * max(table.step_ms(kind, 1) for kind in full),
             after_ms=table.after_ms(shape),
         )
 
@@ -68,7 +68,7 @@ class Duration:
 
     def needed_ms(self, crowd: Crowd) -> float:
         """How many milliseconds of the table a promise in this crowd needs for its steps."""
-        return self.steps_ms(crowd) + self.cushion_ms
+        return self.steps_ms(crowd) + self.margin_ms
 
     def min_latency_ms(self, crowd: Crowd) -> float:
         """The smallest target for which a promise can be given in this crowd: `latency_ms` and what it has to spare."""
@@ -81,7 +81,7 @@ class Duration:
     def images_per_s(self, within_ms: float, crowd: Crowd) -> float:
         """Most such pictures that can be made, each within so many milliseconds of the table."""
         largest = min(crowd.max_batch, len(self.crowded_ms))
-        together = bisect_right(self.crowded_ms, within_ms - self.cushion_ms, 0, largest)
+        together = bisect_right(self.crowded_ms, within_ms - self.margin_ms, 0, largest)
         return 1000 * together / self.crowded_ms[together - 1] / crowd.correction if together else 0.0
 
 

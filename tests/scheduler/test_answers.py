@@ -25,9 +25,9 @@ TABLE = CostTable(
 
 
 def scheduler() -> RequestScheduler:
-    """Without a cushion."""
+    """Without a margin."""
     quality = QualityTable(levels={4: 1.0})
-    return RequestScheduler(TABLE, ElasticPolicy(quality, ElasticSettings(cushion_steps=0.0)))
+    return RequestScheduler(TABLE, ElasticPolicy(quality, ElasticSettings(margin=0.0)))
 
 
 def image(request_id: int, latency_ms: float, *, arrived_s: float = 0.0, steps: int = 2) -> Demand:

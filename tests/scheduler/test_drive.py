@@ -27,7 +27,7 @@ def image(request_id: int, *, within_s: float = 1.0, arrived_s: float = 0.0, ste
 
 @pytest.fixture
 def scheduler(table: CostTable, quality: QualityTable) -> RequestScheduler:
-    return RequestScheduler(table, ElasticPolicy(quality, ElasticSettings(cushion_steps=0.0)))
+    return RequestScheduler(table, ElasticPolicy(quality, ElasticSettings(margin=0.0)))
 
 
 class Slow(AsPredicted):

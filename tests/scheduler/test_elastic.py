@@ -13,7 +13,7 @@ from elit_serve.scheduler.forecast import retry_after_s
 from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal
 from elit_serve.scheduler.state import State
 
-NO_CUSHION = ElasticSettings(cushion_steps=0.0)
+NO_MARGIN = ElasticSettings(margin=0.0)
 ALL_ALIKE = QualityTable(levels={4: 1.0})  # no level is better than another, so whoever finds room is worth it
 UNGUIDED_10 = (None,) * 10
 
@@ -24,7 +24,7 @@ def image(request_id: int, *, within_s: float, arrived_s: float = 0.0, **fields:
     return Demand(shape="32x32", request_id=request_id, arrived_s=arrived_s, deadline_s=arrived_s + within_s, **fields)
 
 
-def scheduler_of(table: CostTable, quality: QualityTable, settings: ElasticSettings = NO_CUSHION) -> RequestScheduler:
+def scheduler_of(table: CostTable, quality: QualityTable, settings: ElasticSettings = NO_MARGIN) -> RequestScheduler:
     return RequestScheduler(table, ElasticPolicy(quality, settings))
 
 
@@ -69,7 +69,7 @@ def test_what_is_impossible_alone_is_refused_with_a_target_that_is_then_accepted
     refusal = scheduler.submit([image(1, within_s=0.02)], 0.0)
     assert refusal is not None
     assert refusal.reason == "infeasible"
-    assert refusal.min_latency_ms == pytest.approx(10 + 30 + 2.0 * 6, abs=1)
+    assert refusal.min_latency_ms == pytest.approx(10 + 30 + 0.3 * 10**0.5 * 6, abs=1)
     target_s = refusal.min_latency_ms / 1000
     assert scheduler.submit([image(2, within_s=target_s - 0.001)], 0.0) is not None
     assert scheduler.submit([image(3, within_s=target_s)], 0.0) is None
@@ -145,7 +145,7 @@ def test_soft_requests_are_never_refused_for_their_deadline_and_never_break_a_pr
 
 
 def test_soft_work_of_the_batch_class_goes_later_but_ages(table: CostTable, quality: QualityTable) -> None:
-    one_at_a_time = replace(NO_CUSHION, ageing_s=30.0)
+    one_at_a_time = replace(NO_MARGIN, ageing_s=30.0)
     scheduler = scheduler_of(table, quality, one_at_a_time)
     scheduler.limit_batch(1)
     scheduler.submit([image(1, within_s=1.0, is_hard=False, priority=Priority.BATCH)], 0.0)
@@ -168,7 +168,7 @@ def test_hard_work_of_the_batch_class_leaves_a_reserve(table: CostTable, quality
 
 
 def test_a_full_queue_refuses_until_one_of_it_runs(table: CostTable, quality: QualityTable) -> None:
-    scheduler = scheduler_of(table, quality, replace(NO_CUSHION, max_waiting=2))
+    scheduler = scheduler_of(table, quality, replace(NO_MARGIN, max_waiting=2))
     assert scheduler.submit([image(i, within_s=5.0, is_hard=False) for i in (1, 2)], 0.0) is None
     refusal = scheduler.submit([image(3, within_s=5.0, is_hard=False)], 0.0)
     assert refusal == Refusal(reason="queue_full")

@@ -63,7 +63,7 @@ def image(request_id: int, pinned: int | None = None, *, within_s: float = 1.0, 
 
 def scheduler_of(table: CostTable) -> RequestScheduler:
     quality = QualityTable(levels=logarithmic(LEVELS, lowest=0.5))
-    return RequestScheduler(table, ElasticPolicy(quality, ElasticSettings(cushion_steps=0.0)))
+    return RequestScheduler(table, ElasticPolicy(quality, ElasticSettings(margin=0.0)))
 
 
 def first_launch(table: CostTable, *demands: Demand) -> Launch:

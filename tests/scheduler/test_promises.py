@@ -215,7 +215,7 @@ def assert_launches_are_of_one_kind(driver: Driver, accepted: dict[int, Demand])
     max_waiting=st.sampled_from([None, None, 4]),
 )
 def test_every_promise_is_kept(table, traffic, depth, max_batch, lowest, max_waiting) -> None:  # type: ignore[no-untyped-def]
-    scheduler = elastic(table, ElasticSettings(max_waiting=max_waiting, cushion_steps=1e-3), lowest=lowest)
+    scheduler = elastic(table, ElasticSettings(max_waiting=max_waiting, margin=1e-3), lowest=lowest)
     scheduler.limit_batch(max_batch)
     driver, accepted = drive(scheduler, table, traffic, depth=depth)
     assert_all_accounted_for(driver, accepted)

@@ -21,7 +21,7 @@ from elit_serve.scheduler.requests import Demand, Refusal
 from elit_serve.scheduler.state import State
 
 STEPS = 20
-NO_CUSHION = ElasticSettings(cushion_steps=0.0)
+NO_MARGIN = ElasticSettings(margin=0.0)
 LATE_IS_CHEAP = Coarsening.of(time_grid(STEPS), {4: (0.0, 0.0, 0.05)})
 
 
@@ -32,7 +32,7 @@ def image(request_id: int, *, within_s: float, arrived_s: float = 0.0, **fields:
 
 
 def scheduler_of(table: CostTable, quality: QualityTable, *demands: Demand) -> RequestScheduler:
-    scheduler = RequestScheduler(table, ElasticPolicy(quality, NO_CUSHION))
+    scheduler = RequestScheduler(table, ElasticPolicy(quality, NO_MARGIN))
     for demand in demands:
         assert scheduler.submit([demand], 0.0) is None
     return scheduler

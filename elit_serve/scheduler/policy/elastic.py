@@ -48,7 +48,8 @@ _order = attrgetter("order")
 class ElasticSettings:
     """The constants of the policy.
 
-    cushion_steps: steps are planned to end so many times a solo full-level step before the deadline: covers noise.
+    margin: how much a step alone at the full level may take longer than predicted, as a share of it: three times what
+        steps deviate by. Plans have it to spare for all steps that are left, see `Work`, and a last step for itself.
     batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
         every step took 1 / (1 - batch_reserve) times as long.
     ageing_s: soft work of the batch class goes as if its deadline were so much later.
@@ -60,12 +61,12 @@ class ElasticSettings:
     max_waiting: accepted requests that have not started, beyond which newcomers are refused; None is no limit.
     parking: what it costs to leave a request out of a launch that has no spare step, in pictures' steps.
     memory: of the arrivals that are expected to go on, relative to the mean target.
-    horizon: how far ahead arrivals are expected, and held_back: how much of that is already known, both relative to
-        the mean target.
+    anticipated: the share of the work that has lately arrived per second that is expected to go on, and to be done
+        besides what is there.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
-    cushion_steps: float = 2.0
+    margin: float = 0.3
     batch_reserve: float = 0.2
     ageing_s: float = 30.0
     soft_yield: float = 4.0
@@ -73,8 +74,7 @@ class ElasticSettings:
     max_waiting: int | None = None
     parking: float = 4.0
     memory: float = 1.0
-    horizon: float = 1.0
-    held_back: float = 0.4
+    anticipated: float = 0.3
     scan: int = 2
 
 
@@ -183,8 +183,8 @@ class ElasticPolicy:
         length_s = view.costs.correction * rounds * members[0].row[len(members)]
         share_s = length_s / self._settings.soft_share
         self._next_turn_s = view.start_s + share_s
-        for due_s in (view.start_s + share_s, max(view.start_s, promised[-1].due_s) + 2 * length_s):
-            turn = [work.promised(due_s) for work in members]
+        for latest_s in (view.start_s + share_s, max(view.start_s, promised[-1].latest_s) + 2 * length_s):
+            turn = [work.promised(latest_s) for work in members]
             kept = _merged(promised, turn)
             found = plan_for(kept, view.start_s, view)
             if found is not None:
@@ -194,7 +194,7 @@ class ElasticPolicy:
                 return
 
     def _is_starving(self, work: Work, view: View) -> bool:
-        target_s = work.due_s - work.demand.arrived_s
+        target_s = work.latest_s - work.demand.arrived_s
         patience_s = max(target_s, self._settings.soft_yield * view.costs.correction * work.solo_s)
         return view.start_s > work.order + patience_s
 
@@ -272,12 +272,9 @@ class ElasticPolicy:
                     left_s = least_s
                 if left_s < stretch * work_s:
                     stretch = left_s / work_s
-        stretch /= correction
-        horizon_s = self._settings.horizon * self._arrivals.mean_target_s
-        known_s = self._settings.held_back * self._arrivals.mean_target_s
         taken = self._rates_of(view.max_batch, order[0], view).throughput / correction
-        coming_s = min(self._arrivals.rate(view.start_s), taken) / 2 * (horizon_s - known_s)
-        return min(stretch, horizon_s / correction / (work_s + coming_s)) if horizon_s else stretch
+        coming = self._settings.anticipated * min(self._arrivals.rate(now_s), taken)
+        return 1 / (correction * (1 / stretch + coming))
 
     def _granted(self, cohort: Cohort, price: float, view: View) -> tuple[list[int], list[int]] | None:
         """The highest levels, up to those that are wished, at which these can run with every promise kept, and their
@@ -336,8 +333,9 @@ class ElasticPolicy:
         may_wait_until_s = self._promises.certificate.latest_start_s(correction)
         has_tried = False
         for candidate in reversed(levels):
-            end_s = view.start_s + correction * cohort.step_s(candidate)
-            if end_s > due_s:
+            step_s = correction * cohort.step_s(candidate)
+            end_s = view.start_s + step_s
+            if end_s + self._settings.margin * step_s > due_s:
                 continue
             free_s = end_s + decode_s
             if free_s <= may_wait_until_s + ROUNDING_S or (
@@ -370,16 +368,12 @@ class ElasticPolicy:
     # State
 
     def _work(self, demand: Demand, costs: CorrectedCosts) -> Work:
-        due_s = demand.arrived_s + self._usable_s(demand, demand.deadline_s - demand.arrived_s, costs)
-        ages = demand.priority is Priority.BATCH and not demand.is_hard
-        return Work(demand, costs, due_s=due_s, order=due_s + (self._settings.ageing_s if ages else 0.0))
-
-    def _usable_s(self, demand: Demand, target_s: float, costs: CorrectedCosts) -> float:
-        """What a target leaves for steps: the cushion comes off, and what follows the last step of one alone."""
-        target_s -= demand.extra_s
+        latest_s = demand.deadline_s - _after_s(demand, costs)
         kinds = [StepKind.capped(demand.shape, costs.levels[-1], cap) for cap in set(demand.weak_caps)]
-        step_s = max(costs.row_s(kind)[1] for kind in kinds)
-        return target_s - costs.after_s(demand.shape) - self._settings.cushion_steps * costs.correction * step_s
+        margin_s = self._settings.margin * costs.correction * max(costs.row_s(kind)[1] for kind in kinds)
+        ages = demand.priority is Priority.BATCH and not demand.is_hard
+        order = latest_s + (self._settings.ageing_s if ages else 0.0)
+        return Work(demand, costs, latest_s=latest_s, margin_s=margin_s, order=order)
 
     def _take(self, works: Iterable[Work]) -> None:
         for work in works:
@@ -471,10 +465,13 @@ class ElasticPolicy:
         return enough_ms
 
     def _fits_idle(self, hard: Sequence[Work], latency_ms: float, view: View, slowdown: float) -> bool:
-        works = [copy(work) for work in hard]
-        for work in works:
-            work.due_s = view.now_s + self._usable_s(work.demand, latency_ms / 1000, view.costs)
+        works = [work.promised(view.now_s + latency_ms / 1000 - _after_s(work.demand, view.costs)) for work in hard]
         return plan_for(_promised(works), view.now_s, view, slowdown) is not None
+
+
+def _after_s(demand: Demand, costs: CorrectedCosts) -> float:
+    """From the last step of one that ends alone to its answer."""
+    return demand.extra_s + costs.after_s(demand.shape)
 
 
 def _longest(members: Iterable[Work]) -> list[int]:
@@ -489,7 +486,7 @@ def _advance(members: Iterable[Work], strides: Iterable[int]) -> None:
 
 def _promised(works: Iterable[Work]) -> list[Work]:
     """Those with a hard deadline, in order."""
-    return sorted((work for work in works if work.is_promised), key=lambda work: work.due_s)
+    return sorted((work for work in works if work.is_promised), key=_order)
 
 
 def _merged(first: Sequence[Work], second: Sequence[Work]) -> list[Work]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from copy import copy
 from functools import lru_cache
 from itertools import groupby
+from math import sqrt
 from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
@@ -63,10 +64,11 @@ class Work:
     begins, and all steps of a stretch are of one kind: guided if any is. So a shorter step costs time, but afterwards
     no more steps are needed than there are stretches left, and none of another kind.
 
-    due_s: when its last step must have run, cushion and what follows it alone taken off; `is_promised` says whether it
-        must.
+    latest_s: when its last step must have run, what follows it alone taken off; `is_promised` says whether it must.
+    due_s: until when it is planned to end: `margin_s` earlier with one longest step left, and √n times that with n,
+        because deviations of n steps add up so. So it moves later from step to step, and plans outlive that.
     is_hurried: whether it is to end with the fewest steps, see `Policy.hurry`.
-    order: its place among all others, in seconds like `due_s`.
+    order: its place among all others, in seconds like `latest_s`.
     at: how many steps of its grid have been decided. num_steps: of the grid.
     runs: all its stretches; `run` is the index of the present run, `run_left` what is left of that, `left` of all: the
         fewest steps that it needs.
@@ -89,8 +91,10 @@ class Work:
         "is_promised",
         "kind",
         "ladder",
+        "latest_s",
         "left",
         "lowest",
+        "margin_s",
         "max_stride",
         "num_steps",
         "order",
@@ -113,9 +117,11 @@ class Work:
     run_left: int
     rung: Rung
 
-    def __init__(self, demand: Demand, costs: CorrectedCosts, *, due_s: float, order: float) -> None:
+    def __init__(
+        self, demand: Demand, costs: CorrectedCosts, *, latest_s: float, margin_s: float, order: float
+    ) -> None:
         self.demand, self.request_id = demand, demand.request_id
-        self.due_s = due_s
+        self.latest_s, self.margin_s = latest_s, margin_s
         self.order = order
         self.is_promised = demand.is_hard
         self.is_hurried = False
@@ -125,6 +131,7 @@ class Work:
         self.at, self.num_steps, self.max_stride = 0, demand.num_steps, demand.max_stride
         self.left = -(-self.num_steps // self.max_stride)
         self._stretch_end = self.num_steps - (self.left - 1) * self.max_stride
+        self.due_s = latest_s - margin_s * sqrt(self.left)
         self.solo_s: float = sum(run.steps * run.row[1] for run in self.runs)
         self._enter(0)
 
@@ -141,6 +148,7 @@ class Work:
         self._stretch_end += self.max_stride
         self.left -= 1
         self.run_left -= 1
+        self.due_s = self.latest_s - self.margin_s * sqrt(self.left)
         self.solo_s -= self.row[1]
         if self.run_left == 0 and self.left:
             self._enter(self.run + 1)
@@ -156,6 +164,7 @@ class Work:
             self.run_left = 0
         self.left += 1
         self.run_left += 1
+        self.due_s = self.latest_s - self.margin_s * sqrt(self.left)
         self.solo_s += self.row[1]
 
     def moved_to(self, at: int) -> Work:
@@ -164,10 +173,11 @@ class Work:
             self.advance(min(self.max_stride, at - self.at))
         return self
 
-    def promised(self, due_s: float) -> Work:
-        """A copy that is promised to end by then."""
+    def promised(self, latest_s: float) -> Work:
+        """A copy whose last step is promised to have run by then."""
         moved = copy(self)
-        moved.is_promised, moved.due_s, moved.order = True, due_s, due_s
+        moved.is_promised, moved.latest_s, moved.order = True, latest_s, latest_s
+        moved.due_s = latest_s - self.margin_s * sqrt(self.left)
         return moved
 
     def allows(self, level: int) -> bool:

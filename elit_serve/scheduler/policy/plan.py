@@ -49,7 +49,7 @@ class Certificate:
     ) -> None:
         self._works, self._ends_s, self._times_s = works, ends_s, times_s
         self._places = list(zip(works, joins, ends, strict=True))
-        self._deciding: list[tuple[Work, float]] = []
+        self._deciding: list[tuple[Work, float, float]] = []  # with when each is due and ends
         self._corrections = 0.0, 0.0  # between which those in `_deciding` alone decide until when the plan may wait
 
     @classmethod
@@ -74,8 +74,11 @@ class Certificate:
 
         correction: seconds on the device for each of the table.
         """
-        deciding = self._deciding if self._is_decided else zip(self._works, self._ends_s, strict=True)
-        begins_s = [work.due_s - correction * end_s for work, end_s in deciding if work.left]
+        if self._is_decided:
+            begins_s = [due_s - correction * end_s for work, due_s, end_s in self._deciding if work.left]
+        else:
+            ends = zip(self._works, self._ends_s, strict=True)
+            begins_s = [work.due_s - correction * end_s for work, end_s in ends if work.left]
         return min(begins_s) + correction * self._done_s() if begins_s else inf
 
     def spans(self) -> list[tuple[Work, float, float]]:
@@ -110,7 +113,8 @@ class Certificate:
         most_low, most_high = at_low[last], at_high[first]
         begins = enumerate(zip(at_low, at_high, strict=True))
         between = [index for index, (low_s, high_s) in begins if low_s <= most_low and high_s <= most_high]
-        self._deciding = [(self._works[index], self._ends_s[index]) for index in (first, last, *between)]
+        deciding = (first, last, *between)
+        self._deciding = [(self._works[index], dues_s[index], self._ends_s[index]) for index in deciding]
 
     def _forget_ended(self) -> None:
         left = [bool(work.left) for work in self._works]

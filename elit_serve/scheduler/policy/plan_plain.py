@@ -17,7 +17,7 @@ def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: f
     cannot so. The device is free from `start_s`, and each step takes `correction` times as long as by the table."""
     now_s, rounds = start_s, []
     batch: list[Work] = []
-    waiting = [copy(work) for work in works]
+    waiting = [_due_as_now(work) for work in works]
     while waiting or batch:
         while waiting and len(batch) < max_batch and _keep_pace([*batch, waiting[0]], now_s, correction):
             batch.append(waiting.pop(0))
@@ -36,6 +36,13 @@ def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: f
         now_s += correction * decode_s
         batch = [work for work in batch if work.left]
     return rounds
+
+
+def _due_as_now(work: Work) -> Work:
+    """A copy whose margin does not shrink while the plan is made."""
+    planned = copy(work)
+    planned.latest_s, planned.margin_s = work.due_s, 0.0
+    return planned
 
 
 def _keep_pace(batch: Sequence[Work], now_s: float, correction: float) -> bool:
