@@ -18,7 +18,8 @@ from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.costs import AnswerCost, CorrectedCosts
 from elit_serve.scheduler.policy import plan_plain
 from elit_serve.scheduler.policy.pace import Work
-from elit_serve.scheduler.policy.plan import decoded, plan
+from elit_serve.scheduler.policy.plan import plan
+from elit_serve.scheduler.policy.rounds import decoded
 from elit_serve.scheduler.requests import Demand
 
 LEVELS = (2, 4, 8)
@@ -98,10 +99,11 @@ def assert_in_time_when_followed(works: Sequence[Work], costs: CorrectedCosts, m
         for work in members:
             work.advance(work.longest)
         ended = [work for work in members if not work.left]
-        decode_s, late_s = decoded(ended)
-        for work, more_s in zip(ended, late_s, strict=True):
-            assert now_s + more_s <= work.due_s + ROUNDING_S, "it ends in time"
-        now_s += decode_s
+        answering = ended[0].answering if ended else None
+        late_s = 0.0 if answering is None else answering.late_s[len(ended)]
+        for work in ended:
+            assert now_s + late_s <= work.due_s + ROUNDING_S, "it ends in time"
+        now_s += 0.0 if answering is None else answering.decode_s[len(ended)]
     assert not any(work.left for work in works), "everybody is done"
 
 
@@ -124,6 +126,24 @@ def test_whoever_follows_a_plan_is_in_time_with_everybody(seed: int) -> None:
     max_batch = random.choice([1, 3, 8])
     if plan(works, 0.0, max_batch=max_batch) is not None:
         assert_in_time_when_followed(works, costs, max_batch)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whichever_levels_end_in_one_launch_decoding_takes_no_longer_than_is_planned(seed: int) -> None:
+    random = Random(seed)
+    ended = drawn_works(random, drawn_costs(random, decodes=True), random.randint(1, 8), 1)
+    planned_s, planned_late_s = decoded(ended)
+    cuts = [level for level in LEVELS if random.random() < 0.5]
+    launches = [
+        (work.rung.mixing, sum(cut <= work.lowest for cut in cuts)) if work.rung.mixing else work.rung for work in ended
+    ]
+    answering = {launch: work.answering for launch, work in zip(launches, ended, strict=True)}
+    took_s = {launch: told.decode_s[launches.count(launch)] for launch, told in answering.items() if told}
+    assert sum(took_s.values()) <= planned_s + ROUNDING_S
+    for launch, late_s in zip(launches, planned_late_s, strict=True):
+        others_s, told = sum(took_s.values()) - took_s[launch], answering[launch]
+        assert told is not None
+        assert others_s + told.late_s[launches.count(launch)] <= late_s + ROUNDING_S, "whose launch was the last"
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3])
