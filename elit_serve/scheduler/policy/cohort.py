@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -119,19 +119,18 @@ def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *
 def _cheapest(
     cohort: Cohort, others: list[_Other], levels: Sequence[int], within_s: float, price: float, parking: float
 ) -> tuple[list[_Other], int]:
-    """Who stays, and the level, at which a launch takes no longer than this, and which costs least. Whoever needs a
-    higher level, and so would make the launch longer, does not stay.
+    """Who stays, and the level, at which a launch takes no longer than this, and which costs least. Where some need a
+    higher level than the others, both is looked at: with them, and without.
 
-    Where somebody without a step to spare would be left out, no higher level is looked at. If that is the lowest one,
-    it runs without those who can wait, however long it takes.
+    Nobody is left out who has no step to spare. If there is no other way, it runs at the lowest level without those who
+    can wait, however long it takes.
 
     others: all but the first, the laxest last.
     """
-    rates, first, highest = cohort.rates, cohort.members[0], levels[-1]
-    highest_row_s, needed = cohort.row_s(highest), max((other.lowest for other in others), default=0)
+    rates, lowest, highest = cohort.rates, cohort.members[0].lowest, levels[-1]
+    needed = max([other.lowest for other in others], default=0)
     least, best, found = inf, others, levels[0]
-    for level in levels:
-        top = max(level, first.lowest)
+    for level, top in _launches(levels, lowest, needed if cohort.bounds else 0):
         able, above = others, list[_Other]()
         if needed > top:
             able = [other for other in others if other.lowest <= top]
@@ -139,19 +138,27 @@ def _cheapest(
         row_s = cohort.row_s(level, top)
         num_staying = bisect_right(row_s, within_s, 1, len(able) + 2) - 1
         if not num_staying:
-            break
+            continue
         step_s = row_s[num_staying]
         lost = num_staying * (rates.worth(highest) - rates.worth(level))
-        cost = lost - price * (highest_row_s[num_staying] - step_s)
+        cost = lost - price * (cohort.row_s(highest, max(highest, top))[num_staying] - step_s)
         for other in (*able[num_staying - 1 :], *above):
             spare = (other.pace_s / step_s - 1) * other.left
             cost += parking / (1 + spare) if spare > 0 else inf
-        if cost == inf and not above:
-            break
-        if cost <= least:
+        if cost < inf and cost <= least:
             least, best, found = cost, able[: num_staying - 1], level
     if least == inf:
-        best = [other for other in others if other.lowest <= max(found, first.lowest)]
+        best = others if cohort.bounds else [other for other in others if other.lowest <= found]
         while best and best[-1].pace_s > cohort.row_s(found)[len(best) + 1] > within_s:
             best = best[:-1]
     return best, found
+
+
+def _launches(levels: Sequence[int], lowest: int, needed: int) -> Iterator[tuple[int, int]]:
+    """Each level with the highest that then runs: that of the first, whose lowest one is told, and the one that is
+    needed for all to stay."""
+    for level in levels:
+        top = max(level, lowest)
+        yield level, top
+        if needed > top:
+            yield level, needed
