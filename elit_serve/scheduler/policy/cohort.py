@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import NamedTuple
 
 from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.mixing import Mixing
 from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
 from elit_serve.scheduler.policy.price import Rates
 from elit_serve.scheduler.policy.view import View
+
+Other = tuple[float, int, int, int]  # a member but the first: its pace, place, steps left and lowest level
 
 
 @dataclass(slots=True)
@@ -89,15 +90,6 @@ class Mix:
         return Cohort(members, mixing.levels[place], ladder, rates, costs, bounds)
 
 
-class _Other(NamedTuple):
-    """A member but the first, who could wait: how long its steps may take, how many it needs, and from which level."""
-
-    pace_s: float
-    place: int
-    left: int
-    lowest: int
-
-
 def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *, parking: float) -> None:
     """Lowers the level as far as it takes, or leaves out as many who can wait, for no promise to fall behind its pace,
     whichever costs least.
@@ -110,15 +102,14 @@ def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *
     if cohort.step_s(cohort.level) <= tightest_s:
         return
     paces = enumerate(paces_s(members, view))
-    others = sorted(_Other(pace_s, place, members[place].left, members[place].lowest) for place, pace_s in paces)
-    others = [other for other in others if other.place]
+    others = sorted([(pace_s, place, members[place].left, members[place].lowest) for place, pace_s in paces if place])
     staying, cohort.level = _cheapest(cohort, others, levels, tightest_s, price, parking)
-    cohort.only([0, *sorted(other.place for other in staying)])
+    cohort.only([0, *sorted(place for _, place, _, _ in staying)])
 
 
 def _cheapest(
-    cohort: Cohort, others: list[_Other], levels: Sequence[int], within_s: float, price: float, parking: float
-) -> tuple[list[_Other], int]:
+    cohort: Cohort, others: list[Other], levels: Sequence[int], within_s: float, price: float, parking: float
+) -> tuple[list[Other], int]:
     """Who stays, and the level, at which a launch takes no longer than this, and which costs least. Where some need a
     higher level than the others, both is looked at: with them, and without.
 
@@ -127,38 +118,32 @@ def _cheapest(
 
     others: all but the first, the laxest last.
     """
-    rates, lowest, highest = cohort.rates, cohort.members[0].lowest, levels[-1]
-    needed = max([other.lowest for other in others], default=0)
+    rates, first, highest = cohort.rates, cohort.members[0], levels[-1]
+    needed = max([lowest for _, _, _, lowest in others], default=0)
+    launches = [(level, max(level, first.lowest)) for level in levels]
+    highest_row_s = cohort.row_s(*launches[-1])
+    if cohort.bounds and needed > launches[-1][1]:
+        launches.append((highest, needed))
     least, best, found = inf, others, levels[0]
-    for level, top in _launches(levels, lowest, needed if cohort.bounds else 0):
-        able, above = others, list[_Other]()
+    for level, top in launches:
+        able, above = others, list[Other]()
         if needed > top:
-            able = [other for other in others if other.lowest <= top]
-            above = [other for other in others if other.lowest > top]
+            able = [other for other in others if other[-1] <= top]
+            above = [other for other in others if other[-1] > top]
         row_s = cohort.row_s(level, top)
         num_staying = bisect_right(row_s, within_s, 1, len(able) + 2) - 1
         if not num_staying:
             continue
         step_s = row_s[num_staying]
         lost = num_staying * (rates.worth(highest) - rates.worth(level))
-        cost = lost - price * (cohort.row_s(highest, max(highest, top))[num_staying] - step_s)
-        for other in (*able[num_staying - 1 :], *above):
-            spare = (other.pace_s / step_s - 1) * other.left
+        cost = lost - price * max(0.0, highest_row_s[num_staying] - step_s)
+        for pace_s, _, left, _ in (*able[num_staying - 1 :], *above):
+            spare = (pace_s / step_s - 1) * left
             cost += parking / (1 + spare) if spare > 0 else inf
         if cost < inf and cost <= least:
             least, best, found = cost, able[: num_staying - 1], level
     if least == inf:
-        best = others if cohort.bounds else [other for other in others if other.lowest <= found]
-        while best and best[-1].pace_s > cohort.row_s(found)[len(best) + 1] > within_s:
+        best = others if cohort.bounds else [other for other in others if other[-1] <= found]
+        while best and best[-1][0] > cohort.row_s(found)[len(best) + 1] > within_s:
             best = best[:-1]
     return best, found
-
-
-def _launches(levels: Sequence[int], lowest: int, needed: int) -> Iterator[tuple[int, int]]:
-    """Each level with the highest that then runs: that of the first, whose lowest one is told, and the one that is
-    needed for all to stay."""
-    for level in levels:
-        top = max(level, lowest)
-        yield level, top
-        if needed > top:
-            yield level, needed
