@@ -171,14 +171,22 @@ def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: f
 class _Crowd:
     """Who of a round may share launches though their levels differ: a key of `Mixing`, and what their launches take."""
 
-    __slots__ = ("key", "mixing", "step_s")
+    __slots__ = ("key", "known_s", "mixing", "step_s")
 
     def __init__(self, mixing: Mixing) -> None:
-        self.mixing, self.key, self.step_s = mixing, 0, 0.0
+        self.mixing, self.known_s = mixing, mixing.known_s
+        self.key, self.step_s = 0, 0.0
+
+    def change(self, units: int) -> float:
+        """More of them, or fewer; by how much that lengthens the round."""
+        before_s = self.step_s
+        key = self.key = self.key + units
+        after_s = self.step_s = self.known_s.get(key) or self.mixing.seconds(key)
+        return after_s - before_s
 
 
 class _Count:
-    """How many requests of a round are on one rung, and of which crowd they are, if any."""
+    """How many requests of a round are on one rung, or of which crowd they are, if any."""
 
     __slots__ = ("count", "crowd", "row", "unit")
 
@@ -188,14 +196,11 @@ class _Count:
 
     def change(self, by: int) -> float:
         """One more of them, or one less; by how much that lengthens the round."""
-        before, crowd = self.count, self.crowd
+        if self.crowd is not None:
+            return self.crowd.change(by * self.unit)
+        before = self.count
         self.count = before + by
-        if crowd is None:
-            return self.row[before + by] - self.row[before]
-        before_s = crowd.step_s
-        key = crowd.key = crowd.key + by * self.unit
-        crowd.step_s = crowd.mixing.known_s.get(key) or crowd.mixing.seconds(key)
-        return crowd.step_s - before_s
+        return self.row[before + by] - self.row[before]
 
 
 class _Rounds:
@@ -250,7 +255,12 @@ class _Rounds:
         while index < last:
             work = works[index]
             alike = counts.get(work.rung) or self._count_of(work.rung)
-            longer_s = round_s + alike.change(1)
+            if alike.crowd is None:
+                row, count = alike.row, alike.count
+                alike.count = count + 1
+                longer_s = round_s + row[count + 1] - row[count]
+            else:
+                longer_s = round_s + alike.crowd.change(alike.unit)
             limit_s = (dues_s[index] - time_s) * alike.row[1] / work.solo_s
             needed_s = longer_s - ROUNDING_S
             if needed_s > limit_s or (limits and needed_s > limits[0][0] and self._is_too_slow(needed_s)):
@@ -291,7 +301,12 @@ class _Rounds:
         ended: list[int] = []
         while changes and changes[0][0] == until:
             _, index, run, alike = heappop(changes)
-            round_s += alike.change(-1)
+            if alike.crowd is None:
+                row, count = alike.row, alike.count - 1
+                alike.count = count
+                round_s -= row[count + 1] - row[count]
+            else:
+                round_s += alike.crowd.change(-alike.unit)
             if until < ends[index]:
                 round_s += self._enter_next_run(index, run + 1)
             elif self._decodes:
