@@ -217,7 +217,7 @@ class Executor:
     def _transfer(self, decode: Callable[[Tensor], Tensor], samples: Tensor) -> Transfer:
         """Decoded and on the way to the host, with word of which samples are finite."""
         started_s = time.perf_counter()
-        decoded = decode(samples)
+        decoded = decode(samples).cpu()
         return _DoneTransfer(decoded, are_finite(samples), 1000 * (time.perf_counter() - started_s))
 
 
