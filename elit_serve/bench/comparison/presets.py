@@ -24,6 +24,7 @@ from elit_serve.bench.simulate.workload import Setting
 from elit_serve.catalogue import ModelQuality
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import SamplingConfig
+from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.levels import level_of_budget
 from elit_serve.plans.plan import Plan
@@ -57,11 +58,17 @@ class Presets:
                 raise InvalidInput("quality", preset, "measurements of the default steps at the levels of all presets")
             self.exact[preset], self.menus[preset] = plan, menu
 
-    def worth(self, plan: Plan | MeasuredPlan, levels: Sequence[int]) -> float | None:
-        """Of a picture that is made by a plan, its steps at these levels."""
+    def worth(
+        self, plan: Plan | MeasuredPlan, levels: Sequence[int], strides: Sequence[int] | None = None
+    ) -> float | None:
+        """Of a picture that is made by a plan, its steps at these levels and of these strides."""
         if isinstance(plan, MeasuredPlan):
-            return self._quality.table.of_plan(plan, levels)
-        return self._quality.of(replace(plan, levels=tuple(levels)))
+            return self._quality.table.of_plan(plan, levels, strides)
+        return self._quality.of(replace(plan, levels=tuple(levels), strides=tuple(strides or ())))
+
+    def coarsening_of(self, plan: Plan) -> Coarsening | None:
+        """How long the steps of a plan may become."""
+        return self._quality.coarsening_of(plan)
 
 
 class PresetScheduler(RequestScheduler):
@@ -100,7 +107,8 @@ class PresetScheduler(RequestScheduler):
         caps = plan.weak_caps(self._full_level)
         if self._meaning == "exact":
             return replace(demand, weak_caps=caps, pinned=exact.levels)
-        return replace(demand, weak_caps=caps, min_level=exact.levels[0])
+        coarsening = self._presets.coarsening_of(plan)
+        return replace(demand, weak_caps=caps, min_level=exact.levels[0], coarsening=coarsening)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +202,7 @@ def _drawn(window: Sequence[Demand], share: float, seed: int) -> dict[int, Quali
 def _worth(fate: Fate, scheduler: PresetScheduler, presets: Presets) -> float:
     """What a picture is worth: 0 if it is late, or its request was refused."""
     plan = scheduler.plans[fate.demand.request_id]
-    return (presets.worth(plan, fate.levels) or 0.0) if fate.is_on_time else 0.0
+    return (presets.worth(plan, fate.levels, fate.strides) or 0.0) if fate.is_on_time else 0.0
 
 
 def _is_below(worth: float, preset: QualityPreset, presets: Presets) -> bool:

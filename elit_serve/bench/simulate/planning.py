@@ -32,15 +32,16 @@ class PlanningScheduler(RequestScheduler):
         menu = self._menus[demand.shape]
         plan = self.choose_plan(menu, latency_ms=target_ms, num_images=1, now_s=now_s).plan
         self.plans[demand.request_id] = plan
-        return replace(by_plan(demand, plan), coarsening=plan.coarsening)
+        return by_plan(demand, plan)
 
 
 def by_plan(demand: Demand, plan: MeasuredPlan) -> Demand:
-    """The same picture made by a plan of a menu, in all of its steps."""
+    """The same picture made by a plan of a menu, in all of its steps or in longer ones."""
     return replace(
         demand,
         weak_caps=plan.weak_caps,
         skipped=plan.skipped,
         ceilings=plan.limits,
         min_level=max(demand.min_level, plan.min_level),
+        coarsening=plan.coarsening,
     )
