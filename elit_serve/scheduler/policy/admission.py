@@ -12,9 +12,8 @@ from math import inf
 from typing import NamedTuple
 
 from elit_serve.scheduler.policy.pace import Work
-from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
+from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate, plan
 from elit_serve.scheduler.policy.price import Rates
-from elit_serve.scheduler.policy.promises import plan_for
 from elit_serve.scheduler.policy.view import View
 
 HALVINGS = 4  # of the interval in which the largest slowdown of a plan is searched
@@ -29,45 +28,79 @@ class Room(NamedTuple):
     times: float
 
 
-def best_plan(
-    works: Sequence[Work], view: View, most: float, slowdown: float = 1.0, known: float = 1.0
-) -> tuple[float, Certificate] | None:
-    """How many times as long all steps may take, at most `most`, and the plan in which they may; None if there is none.
+class Slower(NamedTuple):
+    """A plan in which every step may take longer than it must.
 
-    known: at which there is a plan, or else at none. slowdown: as in `plan_for`, on top.
+    times: as long as at the lowest level; at_level: as much of it as is for the level at which all are planned. The
+    seconds of the plan are of that level.
     """
-    found = plan_for(works, view.start_s, view, most * slowdown)
-    if found is not None:
-        return most, found
-    found = plan_for(works, view.start_s, view, known * slowdown)
-    if found is None:
-        return None
-    low, high = known, most
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        slower = plan_for(works, view.start_s, view, middle * slowdown)
-        if slower is None:
-            high = middle
-        else:
-            low, found = middle, slower
-    return low, found
+
+    times: float
+    at_level: float
+    plan: Certificate
 
 
-def rooms(plan: Certificate, view: View, most: float) -> list[Room]:
+class Slowest:
+    """Finds the plan of some works in which all steps may take longest.
+
+    They are planned at the highest level that so much longer affords, and what is more is added to every step: how much
+    longer a level takes depends on the batch, and the plan says which batches there are.
+
+    works: in order of their deadlines. slowdown: as in `promises.plan_for`, on top.
+    """
+
+    def __init__(self, works: Sequence[Work], view: View, rates: Rates, slowdown: float = 1.0) -> None:
+        self._works, self._view, self._rates, self._slowdown = works, view, rates, slowdown
+        self._at_levels: dict[int, list[Work]] = {}
+
+    def find(self, known: float = 1.0) -> Slower | None:
+        """known: at how many times as long there is a plan, or else there is none."""
+        most = self._rates.longest
+        found = self._slower(most)
+        if found is not None:
+            return found
+        found = self._slower(known)
+        if found is None:
+            return None
+        low, high = known, most
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            slower = self._slower(middle)
+            if slower is None:
+                high = middle
+            else:
+                low, found = middle, slower
+        return found
+
+    def _slower(self, times: float) -> Slower | None:
+        view = self._view
+        level, at_level = self._rates.level_within(times)
+        works = self._at_levels.get(level)
+        if works is None:
+            works = self._at_levels[level] = [work.raised(level, view.costs) for work in self._works]
+        correction = self._slowdown * times / at_level * view.costs.correction
+        found = plan(works, view.start_s, max_batch=view.max_batch, correction=correction)
+        if found is None:
+            return None
+        return Slower(times, at_level, found.copy({work.request_id: work for work in self._works}))
+
+
+def rooms(slower: Slower, view: View, most: float) -> list[Room]:
     """How the time that a plan leaves is best spread, until the end of all times.
 
     Quality is concave in time, so it is spread evenly as far as deadlines let it: the tightest one decides until then,
     the next tightest from then on (a lower convex hull), and nowhere is it more than `most`.
     """
-    ends = sorted((end_s, (work.due_s - view.start_s) / view.costs.correction) for work, _, end_s in plan.spans())
+    spans = slower.plan.spans()
+    ends = sorted((end_s, (work.due_s - view.start_s) / view.costs.correction) for work, _, end_s in spans)
     found: list[Room] = []
     now_s = used_s = 0.0
     while ends := [(end_s, due_s) for end_s, due_s in ends if end_s > now_s]:
         times, until_s = min(((due_s - used_s) / (end_s - now_s), end_s) for end_s, due_s in ends)
-        if times >= most:
-            break
         times = max(1.0, times)  # so it was planned, but for rounding
-        found.append(Room(now_s, until_s, times))
+        if times * slower.at_level >= most:
+            break
+        found.append(Room(now_s, until_s, times * slower.at_level))
         used_s += times * (until_s - now_s)
         now_s = until_s
     return [*found, Room(now_s, inf, most)]
@@ -117,22 +150,22 @@ def admissible(
     They are if what is expected of everybody's pictures is at least what is expected of the others without them, and
     what those lose who are expected to come until then.
 
-    together: newcomers and promised, in order of deadlines. slowdown: of newcomers of the batch class, see `plan_for`.
-    images_per_s: that are expected to come.
+    together: newcomers and promised, in order of deadlines. slowdown: of newcomers of the batch class, as in
+    `promises.plan_for`. images_per_s: that are expected to come.
     """
-    found = best_plan(together, view, rates.longest, slowdown)
+    found = Slowest(together, view, rates, slowdown).find()
     if found is None:
         return None
-    times, plan = found
-    if times >= rates.longest or not promised:
-        return plan
-    before = best_plan(promised, view, rates.longest, known=times) or best_plan(promised, view, rates.longest)
+    if found.times >= rates.longest or not promised:
+        return found.plan
+    alone = Slowest(promised, view, rates)
+    before = alone.find(known=found.times) or alone.find()
     if before is None:
-        return plan  # there is no plan without them either, so nothing is taken from anybody
-    with_them = Expected(rooms(plan, view, rates.longest), rates)
-    without = Expected(rooms(before[1], view, rates.longest), rates)
-    gain = with_them.of_all(plan) - without.of_all(before[1])
-    ends_s = max(end_s for work, _, end_s in plan.spans() if work in newcomers)
+        return found.plan  # there is no plan without them either, so nothing is taken from anybody
+    with_them = Expected(rooms(found, view, rates.longest), rates)
+    without = Expected(rooms(before, view, rates.longest), rates)
+    gain = with_them.of_all(found.plan) - without.of_all(before.plan)
+    ends_s = max(end_s for work, _, end_s in found.plan.spans() if work in newcomers)
     lost = max(0.0, without.quality(0.0, ends_s) - with_them.quality(0.0, ends_s))
     coming = images_per_s * (max(work.due_s for work in newcomers) - view.now_s)
-    return plan if gain >= OVERLAP * coming * lost else None
+    return found.plan if gain >= OVERLAP * coming * lost else None

@@ -63,6 +63,13 @@ class Rates:
         most_s = self.cost_s[self._highest] if self._expected is None else self._expected.most_s
         return max(1.0, most_s / self.cost_s[self._lowest])
 
+    def level_within(self, times: float) -> tuple[int, float]:
+        """The highest level that takes an image no more than so many times what the lowest takes, and how many."""
+        lowest_s = self.cost_s[self._lowest]
+        taken = ((level, cost_s / lowest_s) for level, cost_s in self.cost_s.items() if cost_s <= times * lowest_s)
+        level, times = max(taken, default=(self._lowest, 1.0))
+        return level, max(1.0, times)
+
     def worth_within(self, times: float, bounds: tuple[int, int] | None = None) -> float:
         """What is expected of an image that takes so many times as long as with the fewest steps at the lowest level:
         linear between levels, and where steps may become longer, with the best strides at that price.

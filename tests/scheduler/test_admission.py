@@ -1,0 +1,54 @@
+"""Plans by which it is judged whether a newcomer is worth what it takes."""
+
+from __future__ import annotations
+
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler import CostTable, QualityTable
+from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.policy.admission import Slowest, rooms
+from elit_serve.scheduler.policy.pace import Work
+from elit_serve.scheduler.policy.price import Rates
+from elit_serve.scheduler.policy.view import View
+from elit_serve.scheduler.requests import Demand
+
+STEPS_MS = {(4, 1): 10.0, (4, 8): 12.0, (16, 1): 10.5, (16, 8): 24.0}  # by level and batch
+KINDS_MS = {(StepKind("32x32", level), batch): step_ms for (level, batch), step_ms in STEPS_MS.items()}
+TABLE = CostTable(steps_ms=KINDS_MS, overhead_ms=0.0)
+
+
+def work(request_id: int, costs: CorrectedCosts, within_s: float, max_level: int = 16) -> Work:
+    """Ten steps: 105 ms alone at level 16."""
+    demand = Demand(
+        request_id=request_id,
+        shape="32x32",
+        arrived_s=0.0,
+        deadline_s=within_s,
+        weak_caps=(None,) * 10,
+        min_level=4,
+        max_level=max_level,
+    )
+    return Work(demand, costs, latest_s=within_s, margin_s=0.0, order=within_s)
+
+
+def test_a_level_costs_what_it_does_in_the_batches_of_the_plan() -> None:
+    """Twice as much together, hardly more alone: one who has no time to share runs alone, at the highest level."""
+    costs = CorrectedCosts(TABLE)
+    view = View(now_s=0.0, start_s=0.0, costs=costs, max_batch=8, num_waiting=0)
+    rates = Rates(QualityTable(levels={4: 0.5, 16: 1.0}), costs, 8, work(0, costs, 1.0).ladder)
+    assert rates.longest == 2.0
+    works = [work(0, costs, 0.106), *(work(request_id, costs, 10.0) for request_id in range(1, 8))]
+    found = Slowest(works, view, rates).find()
+    assert found is not None
+    assert found.times == rates.longest
+    assert [room.times for room in rooms(found, view, rates.longest)] == [rates.longest]
+    assert [work.kind.level for work in found.plan.next_members()] == [4], (
+        "what is promised is planned as low as it may"
+    )
+
+
+def test_who_may_not_run_so_high_is_planned_as_high_as_it_may() -> None:
+    costs = CorrectedCosts(TABLE)
+    raised = work(0, costs, 1.0, max_level=4).raised(16, costs)
+    assert (raised.kind.level, raised.solo_s) == (4, work(0, costs, 1.0).solo_s)
+    halfway = work(0, costs, 1.0).moved_to(5).raised(16, costs)
+    assert (halfway.kind.level, halfway.left, round(halfway.solo_s, 9)) == (16, 5, 0.0525)
