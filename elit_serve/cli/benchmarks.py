@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import elit_serve
-from elit_serve.cli.options import ApiKeyOption, numbers
+from elit_serve.cli.options import ApiKeyOption, integers, numbers
 from elit_serve.errors import InvalidInput
 from elit_serve.text.command_line import command_line
 
@@ -189,7 +189,7 @@ def simulate(
     quality: Annotated[Path | None, typer.Option(help="A model's quality.json. Default: --curve.")] = None,
     curve: Annotated[str, typer.Option(help="Stated quality curves.")] = "gentle,steep",
     seeds: Annotated[int, typer.Option(min=1, help="Windows; each draws arrivals, targets and noise.")] = 5,
-    requests: Annotated[int, typer.Option(min=2, help="Arrivals in a window.")] = 400,
+    requests: Annotated[int, typer.Option(min=2, help="Requests in a window.")] = 400,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of every request.")] = 40,
     weak_level: Annotated[
         int | None, typer.Option(min=1, help="Level of the guidance pass. Default: the lowest measured one.")
@@ -206,6 +206,10 @@ def simulate(
     pins: Annotated[float, typer.Option(help="Share of requests that are pinned to a random level.")] = 0.0,
     unguided: Annotated[float, typer.Option(help="Share of requests without guidance.")] = 0.0,
     batch_class: Annotated[float, typer.Option(help="Share of requests of the batch class.")] = 0.0,
+    other_sizes: Annotated[
+        float, typer.Option(help="Share of requests of another shape of --cost than its first.")
+    ] = 0.0,
+    images: Annotated[str, typer.Option(help="Pictures that a request asks for, one of these drawn for each.")] = "1",
     plot: Annotated[Path | None, typer.Option(help="Draw regret and attainment against load there, as .png.")] = None,
     bound_looseness: Annotated[
         bool, typer.Option("--bound-looseness", help="Compare the bound with the best known schedules instead.")
@@ -256,7 +260,13 @@ def simulate(
         recorded_targets=recorded_targets,
         strides=strides,
         as_served=as_served,
-        mix=Mix(pins=pins, unguided=unguided, batch=batch_class),
+        mix=Mix(
+            pins=pins,
+            unguided=unguided,
+            batch_class=batch_class,
+            other_sizes=other_sizes,
+            images=tuple(integers("images", images)),
+        ),
     )
     instead = {
         "--plans": (plans, plan_table),

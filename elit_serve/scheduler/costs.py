@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate, repeat
+from itertools import accumulate, product, repeat
 from math import ceil, exp
 from typing import NamedTuple
 
@@ -167,6 +167,18 @@ class CostTable:
     def scaled(self, factor: float) -> CostTable:
         """The same table with every step `factor` times as long."""
         return replace(self, steps_ms={key: factor * cost for key, cost in self.steps_ms.items()})
+
+    def least_of(self, shapes: Sequence[str], weak_caps: Sequence[int | None]) -> CostTable:
+        """Of the first of these shapes and unguided, but each step takes what the fastest of these shapes and weak caps
+        takes at its level and batch, and an answer what follows soonest: nothing made of them takes less."""
+        steps_ms = {
+            (StepKind(shapes[0], level), batch): min(
+                self._measured_ms(StepKind.capped(shape, level, weak_cap), batch)
+                for shape, weak_cap in product(shapes, weak_caps)
+            )
+            for level, batch in product(self.levels, self.batches)
+        }
+        return replace(self, steps_ms=steps_ms, overhead_ms=min(map(self.after_ms, shapes)), answers_ms={})
 
     def with_answers_alone(self) -> CostTable:
         """The same for whoever knows no answers in batches: each takes what it takes alone, and no device time."""

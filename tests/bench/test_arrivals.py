@@ -20,11 +20,10 @@ from elit_serve.bench.simulate.arrivals import (
     open_arrivals,
     recorded_targets_ms,
 )
-from elit_serve.bench.simulate.workload import Mix, Setting, draw_workload, scales_of
+from elit_serve.bench.simulate.workload import Setting, draw_workload, scales_of
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
-from elit_serve.scheduler.requests import Demand, Priority
 
 
 def test_an_azure_trace_is_read_by_its_timestamps(tmp_path: Path) -> None:
@@ -148,25 +147,6 @@ def test_a_train_of_bursts_is_silent_in_between_and_its_bursts_have_the_wanted_s
     pauses = sum(gap > 3 for gap in gaps)  # within bursts the mean gap is 0.25; pauses last 15 on average
     assert times[-1] / len(times) == pytest.approx(1, rel=0.1)
     assert len(times) / (pauses / 0.82) == pytest.approx(20, rel=0.15)  # exp(-3/15): a fifth of pauses are shorter
-
-
-def test_a_larger_share_pins_the_same_requests_and_more() -> None:
-    table = CostTable(
-        steps_ms={(StepKind("32x32", level, weak), 1): 10.0 for level in (1, 4) for weak in (None, 1)}, overhead_ms=1.0
-    )
-    setting = Setting(table=table, num_steps=3, weak_cap=1)
-
-    def drawn(mix: Mix) -> list[Demand]:
-        return list(draw_workload(setting, Gamma(cv=1), load=1, slo_scales=(2.0,), count=400, seed=1, mix=mix))
-
-    few, many = drawn(Mix(pins=0.2)), drawn(Mix(pins=0.6, unguided=0.5, batch=1.0))
-    assert [demand.arrived_s for demand in few] == [demand.arrived_s for demand in many]
-    assert sum(demand.pinned is not None for demand in few) == pytest.approx(80, abs=25)
-    assert all(other.pinned == demand.pinned for demand, other in zip(few, many, strict=True) if demand.pinned)
-    assert sum(demand.weak_caps == (None,) * 3 for demand in many) == pytest.approx(200, abs=30)
-    assert {demand.priority for demand in many} == {Priority.BATCH}
-    with pytest.raises(InvalidInput, match="pins"):
-        Mix(pins=1.2)
 
 
 def test_named_targets_and_numbers_are_read_alike() -> None:

@@ -134,11 +134,33 @@ def test_what_a_server_adds_is_charged_if_wanted(cost: Path) -> None:
 
 
 def test_a_mix_is_served_by_those_who_know_it(cost: Path) -> None:
-    mixed = options(cost, policies=("elastic", "fixed"), loads=(1.0,), mix=Mix(pins=0.3, unguided=0.3, batch=0.3))
+    mixed = options(cost, policies=("elastic", "fixed"), loads=(1.0,), mix=Mix(pins=0.3, unguided=0.3, batch_class=0.3))
     for row in rows(mixed):
         assert row["effective_quality"] <= row["bound"]  # type: ignore[operator]
     with pytest.raises(InvalidInput, match="slackfit"):
         rows(replace(mixed, policies=("elastic", "slackfit")))
+
+
+def test_other_sizes_need_a_table_that_has_some(cost: Path) -> None:
+    mixed = options(cost, policies=("elastic",), loads=(1.0,), curves=("gentle",), mix=Mix(other_sizes=0.5))
+    with pytest.raises(InvalidInput, match=r"other-sizes.*more than one shape"):
+        rows(mixed)
+    made = json.loads(cost.read_text())
+    halves = [{**step, "shape": "16x16", "step_ms": step["step_ms"] / 2} for step in made["steps"]]
+    made["steps"] = [{**step, "shape": "32x32"} for step in made["steps"]] + halves
+    cost.write_text(json.dumps(made))
+    (some,), (none,) = rows(mixed), rows(replace(mixed, mix=Mix()))
+    assert some["effective_quality"] > none["effective_quality"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("instead", [plan_table, presets_as_floors, looseness_by_window, decision_times])
+def test_a_mix_is_for_policies_side_by_side(
+    cost: Path, tmp_path: Path, make_quality: Callable[..., dict[str, Any]], instead: Callable[..., object]
+) -> None:
+    file = tmp_path / "quality.json"
+    file.write_text(json.dumps(make_quality()))
+    with pytest.raises(InvalidInput, match=r"images: \[1, 4\].*side by side"):
+        instead(options(cost, quality=file, decisions=10, requests=6, mix=Mix(images=(1, 4))), QUIET)
 
 
 def test_a_confidence_interval_is_student_s() -> None:
@@ -278,6 +300,14 @@ def test_the_command_line_prints_json(cost: Path) -> None:
     assert {row["policy"] for row in report["rows"]} == {"elastic", "slackfit"}
     assert {row["quality_curve"] for row in report["rows"]} == {"gentle", "steep"}
     assert report["conditions"]["seeds"] == 2
+
+
+def test_the_command_line_draws_a_mix(cost: Path) -> None:
+    shared = ["--trace", "poisson", "--cost", cost, "--steps", "4", "--requests", "20", "--seeds", "1", "--json"]
+    done = simulate(*shared, "--policy", "elastic", "--pins", "0.3", "--batch-class", "0.2", "--images", "1,2")
+    assert done.returncode == 0, done.stderr
+    mix = json.loads(done.stdout)["conditions"]["mix"]
+    assert mix == {"pins": 0.3, "unguided": 0.0, "batch_class": 0.2, "other_sizes": 0.0, "images": [1, 2]}
 
 
 def test_the_command_line_names_a_bad_value_on_one_line(cost: Path) -> None:

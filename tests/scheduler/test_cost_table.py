@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
+from elit_serve.scheduler.costs import AnswerCost
 
 BATCHES = (1, 2, 4, 8)
 
@@ -80,6 +81,26 @@ def test_a_scaled_table_scales_steps_and_keeps_the_overhead_and_the_padding() ->
     table = linear_table(pads_batches=True).scaled(1.1)
     assert table.step_ms(StepKind.capped("32x32", 8, 1), 3) == pytest.approx(1.1 * cost_ms(8, 1, 4))
     assert table.overhead_ms == 5
+
+
+def test_the_least_of_several_kinds_is_the_fastest_at_each_level_and_batch() -> None:
+    """At level 8 of the second shape two pictures are fast, and one is not."""
+    steps_ms = {
+        (StepKind(shape, level, weak), batch): cost
+        for shape, costs in (("32x32", (3.0, 4.0, 8.0, 9.0)), ("64x64", (5.0, 6.0, 9.0, 7.0)))
+        for (level, batch), cost in zip([(4, 1), (4, 2), (8, 1), (8, 2)], costs, strict=True)
+        for weak in (None, 1)
+    }
+    steps_ms[StepKind("32x32", 4, 1), 1] = 2.5
+    answers_ms = {("32x32", 1): AnswerCost(2.0, 1.0), ("64x64", 1): AnswerCost(1.0, 1.0)}
+    table = CostTable(steps_ms=steps_ms, overhead_ms=5.0, answers_ms=answers_ms)
+    least = table.least_of(("32x32", "64x64"), (1, None))
+    assert least.shapes == ("32x32",)
+    assert [least.row(StepKind("32x32", level)) for level in (4, 8)] == [(0, 2.5, 4), (0, 8, 8)]
+    assert least.after_ms("32x32") == 7
+    guided = table.least_of(("32x32",), (1,))
+    assert [guided.row(StepKind("32x32", level)) for level in (4, 8)] == [(0, 2.5, 4), (0, 8, 9)]
+    assert guided.after_ms("32x32") == 8
 
 
 def test_unguided_steps_ride_in_guided_launches_where_launches_cost_most() -> None:

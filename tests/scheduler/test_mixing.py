@@ -12,7 +12,7 @@ import pytest
 from elit_serve.bench.simulate.arrivals import Gamma
 from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.simulation import simulate
-from elit_serve.bench.simulate.workload import Mix, Setting, draw_workload
+from elit_serve.bench.simulate.workload import Mix, Setting, draw_workload, mixed
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, QualityTable, RequestScheduler
 from elit_serve.scheduler.mixing import Mixing
@@ -182,10 +182,9 @@ def test_a_third_of_exact_pins_no_longer_breaks_a_small_model() -> None:
         setting = Setting(table=table, num_steps=NUM_STEPS, weak_cap=None)
         shares = []
         for seed in range(2):
-            demands = draw_workload(
-                setting, Gamma(cv=2), load=0.7, slo_scales=(2, 3), count=300, seed=seed, mix=Mix(pins=pins)
-            )
-            run = simulate(scheduler_of(table), demands, SimulatedDevice(table))
+            demands = draw_workload(setting, Gamma(cv=2), load=0.7, slo_scales=(2, 3), count=300, seed=seed)
+            orders = mixed(demands, Mix(pins=pins), setting, seed)
+            run = simulate(scheduler_of(table), orders, SimulatedDevice(table))
             shares.append(fmean(fate.is_on_time for fate in run.fates))
         return fmean(shares)
 

@@ -77,7 +77,7 @@ def run_comparison(options: SimulateOptions, console: Console) -> tuple[Report, 
 
 def looseness_by_window(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
     """On windows of few requests, one for each load, curve and seed."""
-    comparison = _comparison(options)
+    comparison = _of_one_kind(options)
     with console.status("searching"):
         found = list(measure_looseness(comparison))
     return {"rows": [entry.as_dict() for entry in found], "conditions": options.conditions}, looseness_table(found)
@@ -86,7 +86,7 @@ def looseness_by_window(options: SimulateOptions, console: Console) -> tuple[Rep
 def plan_table(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
     """What richer plans add."""
     with console.status("simulating"):
-        rows = list(menu_rows(_comparison(options)))
+        rows = list(menu_rows(_of_one_kind(options)))
     return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, menu_table(rows)
 
 
@@ -94,7 +94,7 @@ def presets_as_floors(options: SimulateOptions, console: Console) -> tuple[Repor
     """What presets of quality cost everybody."""
     if options.quality is None:
         raise InvalidInput("presets", True, "--quality beside it, by which presets mean something")
-    comparison, measured = _comparison(options), read_measurements(options.quality)
+    comparison, measured = _of_one_kind(options), read_measurements(options.quality)
     with console.status("simulating"):
         rows = list(preset_rows(comparison, measured))
     return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, preset_table(rows)
@@ -102,7 +102,7 @@ def presets_as_floors(options: SimulateOptions, console: Console) -> tuple[Repor
 
 def decision_times(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
     """Of the elastic policy with the first curve, in a run for each seed; arrivals are not those of the trace."""
-    comparison = _comparison(options)
+    comparison = _of_one_kind(options)
     with console.status("deciding"):
         runs = list(time_decisions(comparison, options.decisions))
     title = f"elastic, {options.seeds} × {options.decisions} decisions, noise {options.noise:g}"
@@ -123,6 +123,8 @@ def _comparison(options: SimulateOptions) -> Comparison:
             raise InvalidInput("policy", name, "--strides beside it, which says what longer steps keep of quality")
     if options.mix != PLAIN and (rivals := [name for name in names if not contender(name).serves_all]):
         raise InvalidInput("policy", ", ".join(rivals), "elastic or fixed: others know one kind of request")
+    if options.mix.other_sizes and len(table.shapes) == 1:
+        raise InvalidInput("other-sizes", options.mix.other_sizes, "a --cost that has steps of more than one shape")
     for load in options.loads:
         if not (math.isfinite(load) and load > 0):
             raise InvalidInput("load", load, "above 0; 1 is the saturated full-budget throughput")
@@ -147,6 +149,14 @@ def _comparison(options: SimulateOptions) -> Comparison:
         coarsening=coarsening,
         mix=options.mix,
     )
+
+
+def _of_one_kind(options: SimulateOptions) -> Comparison:
+    """For all that draws requests of its own, or whose requests are alike."""
+    if options.mix != PLAIN:
+        name, value = next(iter(options.mix.differences.items()))
+        raise InvalidInput(name, value, "policies side by side alone; all else knows one kind of request")
+    return _comparison(options)
 
 
 def coarsening_of(words: str, num_steps: int, level: int) -> Coarsening:

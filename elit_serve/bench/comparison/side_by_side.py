@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from math import inf, sqrt
 from statistics import fmean, stdev
 
@@ -16,7 +17,7 @@ from elit_serve.bench.comparison.policies import contender
 from elit_serve.bench.simulate.arrivals import Arrivals
 from elit_serve.bench.simulate.device import NOTHING, Charges, SimulatedDevice
 from elit_serve.bench.simulate.simulation import SimulatedRun, simulate
-from elit_serve.bench.simulate.workload import PLAIN, Mix, Setting, draw_workload
+from elit_serve.bench.simulate.workload import PLAIN, Mix, Setting, draw_workload, mixed
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.estimate import Estimate
 from elit_serve.scheduler.quality import QualityTable
@@ -35,13 +36,13 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A policy at a load under a curve. Shares are fractions.
+    """A policy at a load under a curve. Shares are fractions, of pictures.
 
     attainment: on time, of all that were offered: a refusal is a miss. accepted_attainment: of those accepted.
     mean_quality: of on-time pictures, step by step. effective_quality: of all that were offered, a miss counting 0.
     bound: no schedule has more effective quality, even if it knew all arrivals. regret: what is missing to the bound,
         as a share of it.
-    latency_ms, decision_us: percentiles of answered requests, and of calls of `decide`, over all seeds.
+    latency_ms, decision_us: percentiles of answered pictures, and of calls of `decide`, over all seeds.
     """
 
     policy: str
@@ -75,6 +76,7 @@ class Comparison:
 
     coarsening: how long steps may become under those policies that take that, and what it costs. The bound knows of no
     longer steps.
+    mix: of the requests of `orders`; those of a `window` are of one kind.
     """
 
     setting: Setting
@@ -96,20 +98,22 @@ class Comparison:
         """Load by load, curve by curve; bounds are computed once for all policies."""
         contenders = {name: contender(name) for name in self.policies}
         for load in self.loads:
-            windows = [self.window(load, seed) for seed in range(self.seeds)]
+            drawn = [self.orders(load, seed) for seed in range(self.seeds)]
             blind: dict[str, list[SimulatedRun]] = {}
             for curve, quality in self.curves.items():
                 progress(f"load {load:g}, {curve}: bound")
-                bounds = [self._bounds[curve].mean_quality(window) for window in windows]
+                bounds = [self._bounds[curve].mean_quality(list(chain.from_iterable(orders))) for orders in drawn]
                 for name, made in contenders.items():
                     progress(f"load {load:g}, {curve}: {name}")
-                    runs = blind.get(name) or [self._run(name, quality, seed, w) for seed, w in enumerate(windows)]
+                    runs = blind.get(name) or [
+                        self._run(name, quality, seed, asked) for seed, asked in enumerate(drawn)
+                    ]
                     if not made.reads_quality:
                         blind[name] = runs
                     yield _row(name, load, curve, quality, runs, bounds)
 
     def window(self, load: float, seed: int) -> tuple[Demand, ...]:
-        """The requests that a seed draws."""
+        """The requests that a seed draws, if all are of one kind."""
         return draw_workload(
             self.setting,
             self.source,
@@ -118,8 +122,11 @@ class Comparison:
             count=self.requests,
             seed=seed,
             recorded_targets=self.recorded_targets,
-            mix=self.mix,
         )
+
+    def orders(self, load: float, seed: int) -> tuple[tuple[Demand, ...], ...]:
+        """The pictures of each request that a seed draws. Load is of pictures: those who ask for more come later."""
+        return mixed(self.window(load / self.mix.mean_images, seed), self.mix, self.setting, seed)
 
     def device(self, seed: int) -> SimulatedDevice:
         """On which a seed's requests run."""
@@ -127,19 +134,24 @@ class Comparison:
 
     @cached_property
     def _bounds(self) -> Mapping[str, ClairvoyantBound]:
-        """Of the device as it is, its bias included. Where some are unguided, as if all were: no step takes less."""
-        actual = Setting(
-            table=self.setting.table.scaled(1 + self.bias),
-            num_steps=self.setting.num_steps,
-            weak_cap=None if self.mix.unguided else self.setting.weak_cap,
+        """Of the device as it is, its bias included; as if each step of a mix were of the size and guidance that takes
+        least."""
+        setting, mix = self.setting, self.mix
+        table = setting.table.scaled(1 + self.bias).least_of(
+            setting.table.shapes if mix.other_sizes else (setting.shape,),
+            (setting.weak_cap, None) if mix.unguided else (setting.weak_cap,),
         )
-        return {name: ClairvoyantBound(actual, quality) for name, quality in self.curves.items()}
+        least = Setting(table=table, num_steps=setting.num_steps, weak_cap=None)
+        return {name: ClairvoyantBound(least, quality) for name, quality in self.curves.items()}
 
-    def _run(self, policy: str, quality: QualityTable, seed: int, window: Sequence[Demand]) -> SimulatedRun:
+    def _run(self, policy: str, quality: QualityTable, seed: int, orders: Sequence[tuple[Demand, ...]]) -> SimulatedRun:
         made = contender(policy)
         if made.takes_strides:
-            window = [demand if demand.pinned else replace(demand, coarsening=self.coarsening) for demand in window]
-        return simulate(made.make(self.setting, quality), window, self.device(seed))
+            orders = [tuple(map(self._in_longer_steps, pictures)) for pictures in orders]
+        return simulate(made.make(self.setting, quality), orders, self.device(seed))
+
+    def _in_longer_steps(self, demand: Demand) -> Demand:
+        return demand if demand.pinned else replace(demand, coarsening=self.coarsening)
 
 
 def _row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import inf
 from time import thread_time
 from typing import Any
@@ -15,10 +16,12 @@ from elit_serve.scheduler.state import State
 
 ROUNDING_S = 1e-9
 
+Order = Demand | tuple[Demand, ...]  # of a picture, or of several that are taken together or not at all
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """What became of a request.
+    """What became of a picture.
 
     refusal: why it was not taken, or None.
     levels, strides: of the steps that were run for it, in order.
@@ -50,7 +53,7 @@ class Fate:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedRun:
-    """fates: one per demand, in order. decision_s: seconds of processor time of each call of `decide`, which the
+    """fates: one per picture, in order. decision_s: seconds of processor time of each call of `decide`, which the
     machine's other work does not lengthen. launches: everything that ran.
     """
 
@@ -76,17 +79,19 @@ class Timed:
         return getattr(self._scheduler, name)
 
 
-def simulate(scheduler: Scheduler, demands: Sequence[Demand], device: Device) -> SimulatedRun:
-    """Runs until nothing is left to run or to arrive. `demands` come in order of arrival."""
+def simulate(scheduler: Scheduler, orders: Sequence[Order], device: Device) -> SimulatedRun:
+    """Runs until nothing is left to run or to arrive. `orders` come in order of arrival."""
     timed = Timed(scheduler)
     driver = Driver(timed, device)
     refusals: dict[int, Refusal | None] = {}
-    for demand in demands:
-        driver.advance_to(demand.arrived_s)
-        refusals[demand.request_id] = driver.submit([demand])
+    asked = [(order,) if isinstance(order, Demand) else order for order in orders]
+    for pictures in asked:
+        driver.advance_to(pictures[0].arrived_s)
+        refusal = driver.submit(pictures)
+        refusals.update((picture.request_id, refusal) for picture in pictures)
     driver.advance_to(inf)
     return SimulatedRun(
-        fates=tuple(_fate(demand, refusals[demand.request_id], driver) for demand in demands),
+        fates=tuple(_fate(picture, refusals[picture.request_id], driver) for picture in chain.from_iterable(asked)),
         decision_s=tuple(timed.decision_s),
         launches=tuple(driver.launches),
     )

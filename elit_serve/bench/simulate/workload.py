@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import count as counted
 from random import Random
+from statistics import fmean
 
 from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.bounds import MAX_BATCH
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.requests import Demand, Priority
@@ -24,16 +27,40 @@ SOFT_SCALE = 3.0  # a server wishes to answer a request without a target in so m
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Which shares of requests are pinned to a random level, unguided, and of the batch class; drawn independently."""
+    """How requests differ; all drawn independently, and the same for all pictures of a request.
+
+    pins, unguided, batch_class, other_sizes: shares of requests that are pinned to a random level, unguided, of the
+        batch class, and of another shape than the first, each of the others with the same chance.
+    images: how many pictures a request asks for, each of these with the same chance.
+    """
 
     pins: float = 0.0
     unguided: float = 0.0
-    batch: float = 0.0
+    batch_class: float = 0.0
+    other_sizes: float = 0.0
+    images: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        for name, share in self.__dict__.items():
+        for name in ("pins", "unguided", "batch_class", "other_sizes"):
+            share = getattr(self, name)
             if not 0 <= share <= 1:
-                raise InvalidInput(name, share, "a share of requests, from 0 to 1")
+                raise InvalidInput(_flag(name), share, "a share of requests, from 0 to 1")
+        if not (self.images and 1 <= min(self.images) <= max(self.images) <= MAX_BATCH):
+            raise InvalidInput("images", list(self.images), f"numbers of pictures from 1 to {MAX_BATCH}")
+
+    @property
+    def mean_images(self) -> float:
+        """Pictures of a request."""
+        return fmean(self.images)
+
+    @property
+    def differences(self) -> Mapping[str, object]:
+        """What is not as in `PLAIN`, by the names of the command line."""
+        return {_flag(name): value for name, value in asdict(self).items() if value != getattr(PLAIN, name)}
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
 
 
 PLAIN = Mix()
@@ -83,7 +110,12 @@ class Setting:
     @property
     def solo_s(self) -> float:
         """Seconds of one full-budget request alone on the device."""
-        return self.num_steps * self.step_s(self.full_level, 1) + self.overhead_s
+        return self.solo_s_of(self.shape)
+
+    def solo_s_of(self, shape: str) -> float:
+        """The same of a request of this shape."""
+        step_ms = self.table.step_ms(StepKind.capped(shape, self.full_level, self.weak_cap), 1)
+        return self.num_steps * (step_ms / 1000) + self.table.after_ms(shape) / 1000
 
     @property
     def saturated_rate_per_s(self) -> float:
@@ -118,9 +150,9 @@ def draw_workload(
     count: int,
     seed: int,
     recorded_targets: bool = False,
-    mix: Mix = PLAIN,
 ) -> tuple[Demand, ...]:
-    """Requests in order of arrival; the same seed draws the same pattern, targets and mix at every load.
+    """Requests of one kind, for a picture each, in order of arrival; the same seed draws the same pattern and targets
+    at every load.
 
     recorded_targets: the source's own targets instead of `slo_scales`; a request without one gets a soft deadline.
     """
@@ -133,7 +165,7 @@ def draw_workload(
         targets_s = [None if target_ms is None else target_ms / 1000 for target_ms in recorded_ms]
     else:
         targets_s = [scale * setting.solo_s for scale in draw_targets(slo_scales, count, seed)]
-    plain = (
+    return tuple(
         Demand(
             request_id=index,
             shape=setting.shape,
@@ -146,20 +178,34 @@ def draw_workload(
         )
         for index, (arrived_s, target_s) in enumerate(zip(arrivals, targets_s, strict=True))
     )
-    return tuple(plain) if mix == PLAIN else mixed(plain, mix, setting, seed)
 
 
-def mixed(demands: Iterable[Demand], mix: Mix, setting: Setting, seed: int) -> tuple[Demand, ...]:
-    """The same requests, some of them of other kinds. Whoever is pinned at a share is so at every larger one."""
-    rng, changed = Random(f"mix {seed}"), []
+def mixed(demands: Iterable[Demand], mix: Mix, setting: Setting, seed: int) -> tuple[tuple[Demand, ...], ...]:
+    """The pictures of each of these requests, some of which become of other kinds.
+
+    Whoever is pinned at a share is so at every larger one; likewise for the other shares. A target is the same multiple
+    of what a picture takes alone, whatever its size. Pictures are numbered in order.
+    """
+    rng, sizes, numbers, ids = Random(f"mix {seed}"), Random(f"sizes {seed}"), Random(f"images {seed}"), counted()
+    orders = []
     for demand in demands:
         pins, unguided, batch, level = rng.random(), rng.random(), rng.random(), rng.choice(setting.levels)
-        changed.append(
-            replace(
-                demand,
-                pinned=(level,) * setting.num_steps if pins < mix.pins else None,
-                weak_caps=(None,) * setting.num_steps if unguided < mix.unguided else demand.weak_caps,
-                priority=Priority.BATCH if batch < mix.batch else demand.priority,
-            )
+        other, shape = sizes.random(), sizes.choice(setting.table.shapes[1:] or setting.table.shapes)
+        changed = replace(
+            demand,
+            pinned=(level,) * setting.num_steps if pins < mix.pins else None,
+            weak_caps=(None,) * setting.num_steps if unguided < mix.unguided else demand.weak_caps,
+            priority=Priority.BATCH if batch < mix.batch_class else demand.priority,
         )
-    return tuple(changed)
+        if other < mix.other_sizes:
+            changed = _of_shape(changed, shape, setting)
+        num_images = numbers.choice(mix.images)
+        orders.append(tuple(replace(changed, request_id=next(ids)) for _ in range(num_images)))
+    return tuple(orders)
+
+
+def _of_shape(demand: Demand, shape: str, setting: Setting) -> Demand:
+    """With as many times what this shape takes alone for a target as it has of its own."""
+    stretch = setting.solo_s_of(shape) / setting.solo_s_of(demand.shape)
+    target_s = stretch * (demand.deadline_s - demand.arrived_s)
+    return replace(demand, shape=shape, deadline_s=demand.arrived_s + target_s)
