@@ -5,7 +5,7 @@ from __future__ import annotations
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, QualityTable
 from elit_serve.scheduler.costs import CorrectedCosts
-from elit_serve.scheduler.policy.admission import Slowest, rooms
+from elit_serve.scheduler.policy.admission import Slowest, admissible, rooms
 from elit_serve.scheduler.policy.pace import Work
 from elit_serve.scheduler.policy.price import Rates
 from elit_serve.scheduler.policy.view import View
@@ -16,7 +16,7 @@ KINDS_MS = {(StepKind("32x32", level), batch): step_ms for (level, batch), step_
 TABLE = CostTable(steps_ms=KINDS_MS, overhead_ms=0.0)
 
 
-def work(request_id: int, costs: CorrectedCosts, within_s: float, max_level: int = 16) -> Work:
+def work(request_id: int, costs: CorrectedCosts, within_s: float, *, min_level: int = 4, max_level: int = 16) -> Work:
     """Ten steps: 105 ms alone at level 16."""
     demand = Demand(
         request_id=request_id,
@@ -24,7 +24,7 @@ def work(request_id: int, costs: CorrectedCosts, within_s: float, max_level: int
         arrived_s=0.0,
         deadline_s=within_s,
         weak_caps=(None,) * 10,
-        min_level=4,
+        min_level=min_level,
         max_level=max_level,
     )
     return Work(demand, costs, latest_s=within_s, margin_s=0.0, order=within_s)
@@ -44,6 +44,16 @@ def test_a_level_costs_what_it_does_in_the_batches_of_the_plan() -> None:
     assert [work.kind.level for work in found.plan.next_members()] == [4], (
         "what is promised is planned as low as it may"
     )
+
+
+def test_nobody_is_taken_by_a_plan_that_holds_at_a_higher_level_only() -> None:
+    """At level 16 both share a launch of 12.4 ms; at their lowest levels they need two, of 20.5 ms together."""
+    costs = CorrectedCosts(TABLE)
+    view = View(now_s=0.0, start_s=0.0, costs=costs, max_batch=8, num_waiting=0)
+    rates = Rates(QualityTable(levels={4: 0.5, 16: 1.0}), costs, 2, work(0, costs, 1.0).ladder)
+    works = [work(0, costs, 0.15), work(1, costs, 0.16, min_level=16)]
+    assert Slowest(works, view, rates).find() is not None
+    assert admissible(works[1:], works[:1], works, view, rates, slowdown=1.0, images_per_s=0.0) is None
 
 
 def test_who_may_not_run_so_high_is_planned_as_high_as_it_may() -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from elit_serve.scheduler.policy.pace import Work
 from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate, plan
 from elit_serve.scheduler.policy.price import Rates
+from elit_serve.scheduler.policy.promises import plan_with_slack
 from elit_serve.scheduler.policy.view import View
 
 HALVINGS = 4  # of the interval in which the largest slowdown of a plan is searched
@@ -30,6 +31,8 @@ class Room(NamedTuple):
 
 class Slower(NamedTuple):
     """A plan in which every step may take longer than it must.
+
+    It is only looked at: those who share a launch at one level may need several at lower ones, and take longer then.
 
     times: as long as at the lowest level; at_level: as much of it as is for the level at which all are planned. The
     seconds of the plan are of that level.
@@ -153,19 +156,22 @@ def admissible(
     together: newcomers and promised, in order of deadlines. slowdown: of newcomers of the batch class, as in
     `promises.plan_for`. images_per_s: that are expected to come.
     """
+    kept = plan_with_slack(together, view.start_s, view, slowdown)
+    if kept is None or not promised:
+        return kept
     found = Slowest(together, view, rates, slowdown).find()
     if found is None:
         return None
-    if found.times >= rates.longest or not promised:
-        return found.plan
+    if found.times >= rates.longest:
+        return kept
     alone = Slowest(promised, view, rates)
     before = alone.find(known=found.times) or alone.find()
     if before is None:
-        return found.plan  # there is no plan without them either, so nothing is taken from anybody
+        return kept  # there is no plan without them either, so nothing is taken from anybody
     with_them = Expected(rooms(found, view, rates.longest), rates)
     without = Expected(rooms(before, view, rates.longest), rates)
     gain = with_them.of_all(found.plan) - without.of_all(before.plan)
     ends_s = max(end_s for work, _, end_s in found.plan.spans() if work in newcomers)
     lost = max(0.0, without.quality(0.0, ends_s) - with_them.quality(0.0, ends_s))
     coming = images_per_s * (max(work.due_s for work in newcomers) - view.now_s)
-    return found.plan if gain >= OVERLAP * coming * lost else None
+    return kept if gain >= OVERLAP * coming * lost else None

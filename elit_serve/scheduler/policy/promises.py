@@ -37,16 +37,27 @@ class Promises:
         for work in ended:
             self.works.remove(work)
 
-    def replan(self, start_s: float, view: View, slowdown: float = 1.0) -> bool:
-        """Looks for a new plan from `start_s` on; False if the old one stays. slowdown: as in `plan_for`."""
-        found = plan_for([work for work in self.works if work.left], start_s, view, slowdown)
+    def replan(self, start_s: float, view: View) -> bool:
+        """Looks for a new plan from `start_s` on; False if the old one stays."""
+        return self._follow(plan_for(self._unfinished(), start_s, view))
+
+    def replan_with_slack(self, start_s: float, view: View) -> bool:
+        """The same for a plan with time to spare, or else for one without."""
+        return self._follow(plan_with_slack(self._unfinished(), start_s, view))
+
+    def _unfinished(self) -> list[Work]:
+        return [work for work in self.works if work.left]
+
+    def _follow(self, found: Certificate | None) -> bool:
         if found is not None:
             self.certificate = found
         return found is not None
 
-    def replan_with_slack(self, start_s: float, view: View) -> bool:
-        """The same for a plan with time to spare, or else for one without."""
-        return self.replan(start_s, view, REPLAN_SLOWDOWN) or self.replan(start_s, view)
+
+def plan_with_slack(works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:
+    """As `plan_for`, with time to spare if there is such a plan."""
+    with_slack = plan_for(works, start_s, view, slowdown * REPLAN_SLOWDOWN)
+    return plan_for(works, start_s, view, slowdown) if with_slack is None else with_slack
 
 
 def plan_for(works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:
