@@ -13,7 +13,8 @@ from elit_serve.errors import CheckpointError
 from elit_serve.files.latency import read_latency
 from elit_serve.plans.step_kind import StepKind
 
-UNMIXED = json.loads((bundled_models() / "garden64" / "latency" / "nvidia-h200.json").read_text("utf-8"))
+BUNDLED = json.loads((bundled_models() / "garden64" / "latency" / "nvidia-h200.json").read_text("utf-8"))
+UNMIXED = BUNDLED | {"steps": [step for step in BUNDLED["steps"] if not step.get("is_mixed")]}
 MIXED = {"level": 4, "weak_level": 1, "batch": 2, "step_ms": 1.5, "is_mixed": True}
 
 
