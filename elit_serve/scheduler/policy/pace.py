@@ -183,9 +183,11 @@ class Work:
         return self
 
     def raised(self, level: int, costs: CorrectedCosts) -> Work:
-        """A copy as if its steps had to run at this level, as far as they may, and were due as they are now."""
-        moved = copy(self)
-        moved.latest_s, moved.margin_s = self.due_s, 0.0
+        """As if its steps had to run at this level, as far as they may, and were due as they are now: no more than a
+        plan asks for, because an admission plans hundreds of them."""
+        moved = Work.__new__(Work)
+        moved.request_id, moved.answering = self.request_id, self.answering
+        moved.due_s, moved.left = self.due_s, self.left
         runs = self._raised.get(level)
         if runs is None:
             runs = self._raised[level] = _raised(self.runs, level, costs)
