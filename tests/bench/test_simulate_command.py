@@ -145,10 +145,10 @@ def test_other_sizes_need_a_table_that_has_some(cost: Path) -> None:
     mixed = options(cost, policies=("elastic",), loads=(1.0,), curves=("gentle",), mix=Mix(other_sizes=0.5))
     with pytest.raises(InvalidInput, match=r"other-sizes.*more than one shape"):
         rows(mixed)
-    made = json.loads(cost.read_text())
+    made = json.loads(cost.read_text("utf-8"))
     halves = [{**step, "shape": "16x16", "step_ms": step["step_ms"] / 2} for step in made["steps"]]
     made["steps"] = [{**step, "shape": "32x32"} for step in made["steps"]] + halves
-    cost.write_text(json.dumps(made))
+    cost.write_text(json.dumps(made), "utf-8")
     (some,), (none,) = rows(mixed), rows(replace(mixed, mix=Mix()))
     assert some["effective_quality"] > none["effective_quality"]  # type: ignore[operator]
 

@@ -63,7 +63,7 @@ DEVICES = [
     pytest.param(
         "cuda",
         torch.bfloat16,
-        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        marks=pytest.mark.gpu,
         id="cuda",
     ),
 ]

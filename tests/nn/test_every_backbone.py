@@ -368,7 +368,7 @@ def test_pictures_made_together_equal_each_alone(model: Backbone, method: Litera
         assert_near(states, torch.cat([each[step] for each in alone]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("method", ["cfg", "ccfg"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_graphs_equal_eager(model: Backbone, dtype: torch.dtype, method: Literal["cfg", "ccfg"]) -> None:
