@@ -16,7 +16,7 @@ from elit_serve.scheduler.arrivals import RecentArrivals
 from elit_serve.scheduler.costs import CorrectedCosts, CostTable
 from elit_serve.scheduler.menu import Crowd, Option, PlanMenu
 from elit_serve.scheduler.policy.fixed import FixedPolicy
-from elit_serve.scheduler.policy.view import Choice, Policy, View
+from elit_serve.scheduler.policy.view import Choice, Owed, Policy, View
 from elit_serve.scheduler.requests import Demand, Launch, Refusal
 from elit_serve.scheduler.state import ENDED, TRANSITIONS, State, Tracked
 
@@ -254,6 +254,10 @@ class RequestScheduler:
     @property
     def counters(self) -> Counters:
         return Counters(**self._counted)
+
+    def owed(self, now_s: float) -> Sequence[Owed]:
+        """What is left to run of everybody, in any order."""
+        return self._policy.owed(self._view(now_s, max(now_s, self._busy_until_s)))
 
     def progress_of(self, request_id: int) -> Progress:
         """The steps decided so far, those on the device included: it goes on growing while the request runs, and is

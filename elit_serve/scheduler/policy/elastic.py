@@ -33,7 +33,7 @@ from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
 from elit_serve.scheduler.policy.price import Rates
 from elit_serve.scheduler.policy.promises import Promises, plan_for
 from elit_serve.scheduler.policy.rounds import first_launch
-from elit_serve.scheduler.policy.view import Choice, View
+from elit_serve.scheduler.policy.view import Choice, Owed, View
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
 from elit_serve.scheduler.state import Tracked
@@ -140,6 +140,9 @@ class ElasticPolicy:
 
     def hurry(self, request_id: int) -> None:
         self._works[request_id].is_hurried = True
+
+    def owed(self, view: View) -> Sequence[Owed]:  # noqa: ARG002
+        return [Owed(work.due_s, work.solo_s) for work in self._works.values()]
 
     def copy(self) -> Self:
         twin = copy(self)  # what it remembers of costs and quality is true of both

@@ -12,7 +12,7 @@ from typing import Self
 
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CorrectedCosts
-from elit_serve.scheduler.policy.view import Choice, View
+from elit_serve.scheduler.policy.view import Choice, Owed, View
 from elit_serve.scheduler.requests import Demand, Refusal
 from elit_serve.scheduler.state import Tracked
 
@@ -83,6 +83,15 @@ class FixedPolicy:
         for queued in self._queue:
             if queued.demand.request_id == request_id:
                 queued.kinds = queued.lowest
+
+    def owed(self, view: View) -> Sequence[Owed]:
+        return [
+            Owed(
+                queued.demand.deadline_s - queued.demand.extra_s - view.costs.after_s(queued.demand.shape),
+                sum(view.costs.row_s(kind)[1] for kind in queued.kinds[queued.step :]),
+            )
+            for queued in self._queue
+        ]
 
     def copy(self) -> Self:
         twin = copy(self)

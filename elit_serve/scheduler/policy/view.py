@@ -35,6 +35,17 @@ class Choice(NamedTuple):
     strides: Sequence[int]
 
 
+class Owed(NamedTuple):
+    """What is left of a request.
+
+    due_s: until when its last step is planned to have run. least_s: what its steps take alone on the device if they are
+    as cheap and as few as they may be, in seconds of the table.
+    """
+
+    due_s: float
+    least_s: float
+
+
 class Policy(Protocol):
     """Whom to take, and who runs next. Pure: no clock, no device."""
 
@@ -56,6 +67,9 @@ class Policy(Protocol):
     def hurry(self, request_id: int) -> None:
         """A request that was taken and has steps left is to end with the fewest, whatever it is worth then; those who
         share launches with it get what they would have without it."""
+
+    def owed(self, view: View) -> Sequence[Owed]:
+        """Of everybody who has steps left, in any order."""
 
     def copy(self) -> Self:
         """A policy in the same state; what is done to one of them is not seen by the other."""
