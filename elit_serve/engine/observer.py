@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elit_serve.engine.cost import Cost
-from elit_serve.engine.picture import Picture
 from elit_serve.scheduler.requests import Launch
 
 
@@ -18,9 +17,9 @@ class Observer:
     def images_decoded(self, took_ms: float) -> None:
         """All that ended with a step, on the device. Called on a thread of the encoders."""
 
-    def spent(self, pictures: Sequence[Picture], costs: Sequence[Cost]) -> None:
-        """On each of these, by what they ran or were decoded in together. Called on the worker's thread or the
-        encoders'."""
+    def spent(self, owners: Sequence[str | None], costs: Sequence[Cost]) -> None:
+        """On pictures of these owners, by what they ran or were decoded in together. Called on the worker's thread or
+        the encoders'."""
 
     def images_failed(self, cause: str, num_images: int) -> None:
         """cause: `step`, `memory`, `nan` or `encoding`."""

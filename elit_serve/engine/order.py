@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from torch import Tensor
-
 from elit_serve.engine.conditions import Condition
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.plans.coarsening import Coarsening
@@ -25,7 +23,6 @@ class Order:
     """Pictures of one condition, one for each seed, taken all or none.
 
     shape: the name of the samples' shape.
-    noise: one [C, H, W] for each seed, drawn by whoever asks, so that the worker's thread need not.
     weak_caps: see `Demand`; one entry per step.
     arrived_s: when the caller asked, on the worker's clock.
     latency_ms: when, after that, the answer should be out; `is_hard` says whether it is promised.
@@ -45,7 +42,6 @@ class Order:
     condition: Condition
     shape: str
     seeds: tuple[int, ...]
-    noise: tuple[Tensor, ...]
     guidance: Guidance
     time_shift: float
     weak_caps: tuple[int | None, ...]

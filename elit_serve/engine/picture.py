@@ -151,42 +151,37 @@ class Picture:
             return "waiting"
         return "finishing" if self.is_complete else "running"
 
-    # Of a picture that is done
-
-    @property
-    def queue_ms(self) -> float:
-        """From arrival to the first step."""
+    def made(self) -> MadePicture:
+        """As a value, once it is done."""
         assert self.started_s is not None
-        return 1000 * (self.started_s - self.caller.order.arrived_s)
-
-    @property
-    def compute_ms(self) -> float:
-        """From there to the end of the last step, waits between steps included."""
-        assert self.started_s is not None
-        assert self.ended_s is not None
-        return 1000 * (self.ended_s - self.started_s)
-
-    @property
-    def encode_ms(self) -> float:
-        """From there to the file: decoding, transfer, encoding."""
         assert self.ended_s is not None
         assert self.delivered_s is not None
-        return 1000 * (self.delivered_s - self.ended_s)
+        return MadePicture(
+            seed=self.seed,
+            progress=self.progress,
+            file=self.file,
+            queue_ms=1000 * (self.started_s - self.caller.order.arrived_s),
+            compute_ms=1000 * (self.ended_s - self.started_s),
+            encode_ms=1000 * (self.delivered_s - self.ended_s),
+            cost=self.cost,
+        )
 
 
 class Caller:
     """Who waits for an order that was taken.
 
-    on_preview, on_step: see `Worker.submit`. is_hurried: see `Worker.hurry`.
+    noise [B, C, H, W]: of each seed. on_preview, on_step: see `Worker.submit`. is_hurried: see `Worker.hurry`.
     """
 
     def __init__(
         self,
         order: Order,
+        noise: Tensor,
         on_preview: Callable[[Preview], None] | None = None,
         on_step: Callable[[StepRun], None] | None = None,
     ) -> None:
         self.order = order
+        self.noise = noise
         self.future: Future[Outcome] = Future()
         self.on_step = on_step
         self.is_hurried = False
@@ -202,7 +197,7 @@ class Caller:
             condition=order.condition,
             shape=order.shape,
             seed=order.seeds[index],
-            noise=order.noise[index],
+            noise=self.noise[index],
             grid=order.times,
             guidance=order.guidance,
             skips=order.skips,
@@ -246,15 +241,37 @@ class Preview:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MadePicture:
+    """What is left of a picture that is done: a value, which may go to another process.
+
+    progress: its steps. queue_ms: from arrival to the first step. compute_ms: from there to the end of the last step,
+    waits between steps included. encode_ms: from there to the file: decoding, transfer, encoding.
+    """
+
+    seed: int
+    progress: Progress
+    file: bytes
+    queue_ms: float
+    compute_ms: float
+    encode_ms: float
+    cost: Cost
+
+    @property
+    def levels(self) -> Sequence[int]:
+        """Of its steps."""
+        return self.progress.levels
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One finished picture for each seed of the order. The three times are those of `Picture` for all of them.
+    """One finished picture for each seed of the order. The three times are those of `MadePicture` for all of them.
 
     order: as it was run, with the plan that it was given if it had left that open.
     is_hurried: whether its caller has had it end early.
     """
 
     order: Order
-    pictures: tuple[Picture, ...]
+    pictures: tuple[MadePicture, ...]
     is_hurried: bool = False
 
     @property

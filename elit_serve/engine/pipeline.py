@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +22,26 @@ from elit_serve.engine.autoencoders import (
 )
 from elit_serve.engine.autoencoders.folder import read_folder
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint
-from elit_serve.engine.conditions import ClassConditions, Condition
-from elit_serve.engine.cost import Cost
+from elit_serve.engine.conditions import Condition
 from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.executor import offline
 from elit_serve.engine.picture import Picture
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.engine.sizes import Sizes
 from elit_serve.engine.skips import with_skips
 from elit_serve.errors import GenerationFailed, InvalidInput
-from elit_serve.nn.flops import step_flops
 from elit_serve.nn.quantized import quantize_
 from elit_serve.pictures import encode, format_of, write_file
-from elit_serve.plans.bounds import MAX_SEED, MAX_STEPS
+from elit_serve.plans.bounds import MAX_SEED
 from elit_serve.plans.formats import OutputFormat
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size
 from elit_serve.plans.skips import NO_SKIPS, SkipRule, Skips
-from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import initial_noise
 
 
@@ -72,7 +70,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], facts: Mapping[
     write_file(path, file)
 
 
-class Pipeline:
+class Pipeline(ServedModel):
     """A loaded checkpoint that turns labels, seeds and plans into pictures."""
 
     def __init__(
@@ -86,30 +84,27 @@ class Pipeline:
         sizes: Sequence[str] = (),
     ) -> None:
         chosen = autoencoders or choose_autoencoders(checkpoint.config, checkpoint.path)
-        self.config = checkpoint.config.model_copy(update={"autoencoder": chosen.config})
-        self.budgets = self.config.budgets
-        self.model_hash = checkpoint.model_hash
-        self.path = checkpoint.path
-        self.device = device
-        self.dtype = dtype
-        self.precision = precision_name(dtype, quantize)
-        measured = checkpoint.quality
+        self._autoencoder = open_autoencoder(chosen.config, chosen.folder, device)
+        preview = chosen.preview
+        self._previewer = self._autoencoder if preview is None else open_autoencoder(GIVEN, preview, device)
+        precision, measured = precision_name(dtype, quantize), checkpoint.quality
         can_skip = checkpoint.model.spec.skips_at_any_level
-        self.quality = None if measured is None else replace(measured, precision=self.precision, can_skip=can_skip)
+        super().__init__(
+            config=checkpoint.config.model_copy(update={"autoencoder": chosen.config}),
+            device=device,
+            precision=precision,
+            quality=None if measured is None else replace(measured, precision=precision, can_skip=can_skip),
+            quality_size=_quality_size(checkpoint, self._autoencoder),
+            sizes=Sizes.of(checkpoint.config.shapes, self._autoencoder).only(sizes),
+            is_latent=not self._autoencoder.makes_pictures,
+        )
+        self.path = checkpoint.path
+        self.dtype = dtype
         self.calibration = checkpoint.calibration
-        self._guidances: dict[int, Guidance] = {}  # by level, as recommended
-        self._step_flops: dict[StepKind, float] = {}
         self.model = checkpoint.model.to(device, dtype)
         if quantize is not None:
             quantize_(self.model)
         self.autoencoder_hash = chosen.cost_hash
-        self._autoencoder = open_autoencoder(chosen.config, chosen.folder, device)
-        preview = chosen.preview
-        self._previewer = self._autoencoder if preview is None else open_autoencoder(GIVEN, preview, device)
-        self.conditions = ClassConditions(self.config.classes, model=self.config.name)
-        self.sizes = Sizes.of(self.config.shapes, self._autoencoder).only(sizes)
-        self.shapes = tuple(self.sizes.shapes.values())
-        self.spec = self.model.spec.at_size(*self.sizes.default.size[1:])
 
     @classmethod
     def load(
@@ -175,10 +170,6 @@ class Pipeline:
         autoencoders = choose_autoencoders(checkpoint.config, checkpoint.path, autoencoder, preview_autoencoder)
         return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders, sizes=sizes)
 
-    @property
-    def shape_names(self) -> list[str]:
-        return [shape.name for shape in self.shapes]
-
     def plan(
         self,
         *,
@@ -189,61 +180,10 @@ class Pipeline:
         guidance: Guidance | None = None,
         skips: Skips | SkipRule = NO_SKIPS,
     ) -> Plan:
-        """A plan from what a caller gives; the model's recommended sampling fills the rest.
-
-        `budget` fixes one level for all steps (default: full); `levels` gives one level per step and excludes it. With
-        `levels`, `strides` says how many steps of the time grid each is, so that they come to `steps` together.
-        Without `guidance` it is what is recommended for the highest of the levels. `skips` are steps, or a rule for
-        them.
-        """
-        defaults = self.config.sampling
-        if levels is not None:
-            if budget is not None:
-                raise InvalidInput("budget", budget, "levels already say the budget of every step; leave it out")
-            covered = len(levels) if strides is None else sum(strides)
-            if steps is not None and steps != covered:
-                said = f"levels has {covered} entries" if strides is None else f"strides come to {covered}"
-                raise InvalidInput("steps", steps, f"{said}; leave steps out or make them equal")
-            if len(levels) > MAX_STEPS:
-                raise InvalidInput("levels", f"{len(levels)} levels", f"one per step, at most {MAX_STEPS}")
-            chosen = tuple(self.budgets.check(level) for level in levels)
-        elif strides is not None:
-            raise InvalidInput("strides", strides, "only beside levels, one for each")
-        else:
-            num_steps = defaults.steps if steps is None else steps
-            if not 1 <= num_steps <= MAX_STEPS:
-                raise InvalidInput("steps", num_steps, f"between 1 and {MAX_STEPS}")
-            level = self.budgets.level_of(1.0 if budget is None else budget)
-            chosen = (level,) * num_steps
-        guidance = guidance or self.recommended_guidance(max(chosen, default=1))
-        if guidance.has_weak_level:
-            self.budgets.check(guidance.weak_level, field="guidance.weak_level")
-        plan = Plan(levels=chosen, guidance=guidance, time_shift=defaults.time_shift, strides=tuple(strides or ()))
-        return with_skips(self, plan, skips) if isinstance(skips, SkipRule) else replace(plan, skips=skips)
-
-    def recommended_guidance(self, level: int) -> Guidance:
-        """Of pictures whose highest level this is: as measured there, or else the model's recommended sampling."""
-        usual = self.config.sampling
-        if self.quality is None:
-            return usual.guidance
-        if level not in self._guidances:  # looking it up takes milliseconds
-            self._guidances[level] = self.quality.guidance_at(level, usual)
-        return self._guidances[level]
-
-    def guidance(
-        self,
-        *,
-        method: str | None = None,
-        scale: float | None = None,
-        weak_budget: float | None = None,
-        interval: tuple[float, float] | None = None,
-    ) -> Guidance:
-        """Guidance from what a caller gives; the model's recommended sampling fills the rest."""
-        fields: dict[str, Any] = {"method": method, "scale": scale, "interval": interval}
-        if weak_budget is not None:
-            fields["weak_level"] = self.budgets.level_of(weak_budget, field="guidance.weak_budget")
-        given = {name: value for name, value in fields.items() if value is not None}
-        return replace(self.config.sampling.guidance, **given)
+        """As `ServedModel.plan`; `skips` may also be a rule for the steps that skip something."""
+        said = skips if isinstance(skips, Skips) else NO_SKIPS
+        plan = super().plan(budget=budget, levels=levels, strides=strides, steps=steps, guidance=guidance, skips=said)
+        return with_skips(self, plan, skips) if isinstance(skips, SkipRule) else plan
 
     def generate(
         self,
@@ -317,13 +257,6 @@ class Pipeline:
         noise = initial_noise(seeds, shape.size)
         return noise.pin_memory() if self.device.type == "cuda" else noise
 
-    def step_flops(self, kind: StepKind) -> float:
-        """What one step of one picture computes, see `nn.flops`."""
-        if kind not in self._step_flops:
-            (shape,) = (shape for shape in self.shapes if shape.name == kind.shape)
-            self._step_flops[kind] = step_flops(self.model.spec.at_size(*shape.size[1:]), kind)
-        return self._step_flops[kind]
-
     @torch.inference_mode()
     def decode(self, samples: Tensor) -> Tensor:
         """Samples [B, C, h, w] as they are answered, on the device: pictures as uint8 [B, H, W, 3], or, where there is
@@ -343,59 +276,24 @@ class Pipeline:
         return to_bytes(from_signed(autoencoder.decode(samples))).permute(0, 2, 3, 1).contiguous()
 
     @property
-    def is_latent(self) -> bool:
-        """Whether there is no way from a sample to a picture, so that the answer is the sample."""
-        return not self._autoencoder.makes_pictures
-
-    @property
     def picture_size(self) -> tuple[int, int]:
         """Height and width in pixels of the pictures that it makes where nobody says another size."""
         return self._autoencoder.picture_size(self.sizes.default.size)
-
-    @property
-    def quality_size(self) -> str | None:
-        """The size of the pictures whose quality was measured: where the measurements do not say, that of the model's
-        default. None if nothing was measured."""
-        if self.quality is None:
-            return None
-        if self.quality.file.size is not None:
-            return self.quality.file.size
-        height, width = self._autoencoder.picture_size(self.config.default_shape.size)
-        return str(Size(width, height))
 
     def finished(self, pixels: Tensor, condition: Condition, seed: int, plan: Plan) -> FinishedPicture:
         """One decoded picture, uint8 [H, W, 3] on the CPU, with its facts."""
         facts = self.facts(condition, seed, plan, self.sizes.default.name)
         return FinishedPicture(image=Image.fromarray(pixels.numpy()), facts=facts)
 
-    def facts(
-        self, condition: Condition, seed: int, plan: Plan, shape: str, flops: float | None = None
-    ) -> dict[str, Any]:
-        """What makes a picture of the shape of this name again, and how many operations it took: `flops`, or what its
-        plan says. What differs from one time to the next is not in it, so that the same picture is the same file."""
-        if flops is None:
-            flops = sum(map(self.step_flops, plan.step_kinds(shape)))
-        guidance = plan.guidance
-        return {
-            "model": self.config.name,
-            "model_hash": self.model_hash,
-            **condition.facts(),
-            "size": str(self.sizes.size_of(shape)),
-            "seed": seed,
-            "steps": plan.grid_steps,
-            "levels": list(plan.levels),
-            "strides": list(plan.strides),
-            "time_shift": plan.time_shift,
-            "guidance": {
-                "method": guidance.method,
-                "scale": guidance.scale,
-                "weak_level": guidance.weak_level,
-                "interval": list(guidance.interval),
-            },
-            "dtype": self.precision,
-            **({"skips": asdict(plan.skips)} if plan.skips else {}),
-            "gflops": Cost(flops=flops).gflops,
-        }
+
+def _quality_size(checkpoint: Checkpoint, autoencoder: Autoencoder) -> str | None:
+    """See `ServedModel`."""
+    if checkpoint.quality is None:
+        return None
+    if checkpoint.quality.file.size is not None:
+        return checkpoint.quality.file.size
+    height, width = autoencoder.picture_size(checkpoint.config.default_shape.size)
+    return str(Size(width, height))
 
 
 def choose_device(device: str | None) -> torch.device:

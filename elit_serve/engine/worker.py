@@ -167,10 +167,12 @@ class Worker:
         raise. Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is
         taken.
         """
+        shape = self._pipeline.shape_named(order.shape)
+        noise = self._pipeline.noise(order.seeds, shape)  # here, so that the worker's thread need not
         with self._changed:
             self._check_accepting()
             now_s = self._clock.now()
-            caller = Caller(order.given(self._scheduler, now_s), on_preview, on_step)
+            caller = Caller(order.given(self._scheduler, now_s), noise, on_preview, on_step)
             has_slots = has_room(order, self._executor.num_slots, len(self._pictures))
             refusal = self._admit(caller, now_s) if has_slots else FULL
             known = None if refusal is None else self._known_error(refusal, order, now_s)
@@ -336,7 +338,7 @@ class Worker:
         costs = [Cost(flops=flops.get(picture.picture_id, 0.0), device_ms=each_ms) for picture in members]
         for picture, cost in zip(members, costs, strict=True):
             picture.spend(cost)
-        self._observer.spent(members, costs)
+        self._observer.spent([picture.caller.order.owner for picture in members], costs)
 
     # The encoders' threads
 
@@ -355,7 +357,7 @@ class Worker:
             picture.file, picture.delivered_s = file, now_s
             caller = picture.caller
             if all(sibling.delivered_s is not None for sibling in caller.pictures):
-                pictures = tuple(caller.pictures)
+                pictures = tuple(each.made() for each in caller.pictures)
                 caller.tell(Outcome(order=caller.order, pictures=pictures, is_hurried=caller.is_hurried))
             self._changed.notify_all()
 

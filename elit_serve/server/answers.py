@@ -9,8 +9,8 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from elit_serve.engine.order import Order
-from elit_serve.engine.picture import Outcome, Picture
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.picture import MadePicture, Outcome
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.http.negotiation import media_type_of
 from elit_serve.http.schemas import (
     GeneratedImage,
@@ -26,30 +26,30 @@ from elit_serve.plans.skips import Skips
 from elit_serve.server.orders import quality_of
 
 
-def picture_quality(pipeline: Pipeline, order: Order, steps: Progress) -> float | None:
+def picture_quality(model: ServedModel, order: Order, steps: Progress) -> float | None:
     """Measured quality of pictures of this order whose steps are these, foretold or done."""
-    return quality_of(pipeline, order.plan(steps))
+    return quality_of(model, order.plan(steps))
 
 
-def mean_quality(pipeline: Pipeline, order: Order, pictures: Sequence[Progress]) -> float | None:
+def mean_quality(model: ServedModel, order: Order, pictures: Sequence[Progress]) -> float | None:
     """Over the pictures of an order, by their steps."""
-    qualities = [picture_quality(pipeline, order, steps) for steps in pictures]
+    qualities = [picture_quality(model, order, steps) for steps in pictures]
     known = [quality for quality in qualities if quality is not None]
     return fmean(known) if known else None
 
 
-def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, total_ms: float) -> GenerateResponse:
+def answer(request: GenerateRequest, outcome: Outcome, *, model: ServedModel, total_ms: float) -> GenerateResponse:
     """The JSON answer."""
     order = outcome.order
     return GenerateResponse(
-        model=pipeline.config.name,
-        model_hash=pipeline.model_hash,
-        dtype=pipeline.precision,
+        model=model.config.name,
+        model_hash=model.model_hash,
+        dtype=model.precision,
         **order.condition.facts(),
         output_format=order.output_format,
-        size=str(pipeline.sizes.size_of(order.shape)),
+        size=str(model.sizes.size_of(order.shape)),
         steps=order.grid_steps,
-        guidance=guidance_used(order.guidance, pipeline.budgets),
+        guidance=guidance_used(order.guidance, model.budgets),
         skips=skips_used(order.skips),
         priority=request.priority,
         latency_ms=request.latency_ms,
@@ -62,10 +62,10 @@ def answer(request: GenerateRequest, outcome: Outcome, *, pipeline: Pipeline, to
         total_ms=round(total_ms, 3),
         gflops=outcome.cost.gflops,
         device_ms=round(outcome.cost.device_ms, 3),
-        quality=rounded(mean_quality(pipeline, order, [picture.progress for picture in outcome.pictures])),
+        quality=rounded(mean_quality(model, order, [picture.progress for picture in outcome.pictures])),
         expected_quality=rounded(order.expected_quality),
-        quality_size=pipeline.quality_size,
-        images=[_image(picture, order, pipeline) for picture in outcome.pictures],
+        quality_size=model.quality_size,
+        images=[_image(picture, order, model) for picture in outcome.pictures],
     )
 
 
@@ -80,16 +80,16 @@ def skips_used(skips: Skips) -> SkipsUsed | None:
     return SkipsUsed(core=list(skips.core), weak=list(skips.weak)) if skips else None
 
 
-def _image(picture: Picture, order: Order, pipeline: Pipeline) -> GeneratedImage:
+def _image(picture: MadePicture, order: Order, model: ServedModel) -> GeneratedImage:
     plan = order.plan(picture.progress)
     return GeneratedImage(
         b64_json=picture.file,
         seed=picture.seed,
         level=whole(plan.mean_level),
-        budget=pipeline.budgets.of_level(plan.mean_level),
+        budget=model.budgets.of_level(plan.mean_level),
         levels=list(plan.levels),
         strides=list(plan.strides),
-        quality=rounded(quality_of(pipeline, plan)),
+        quality=rounded(quality_of(model, plan)),
         queue_ms=round(picture.queue_ms, 3),
         compute_ms=round(picture.compute_ms, 3),
         encode_ms=round(picture.encode_ms, 3),

@@ -19,7 +19,7 @@ from elit_serve.errors import EngineStopped
 from elit_serve.http import groups
 from elit_serve.http.access import Access, AccessTable, Need, declare
 from elit_serve.server import openapi_document
-from elit_serve.server.engines import Engine, Engines, LoadedModel, check_names
+from elit_serve.server.engines import Engines, Servable, check_names
 from elit_serve.server.fairness import FairShares
 from elit_serve.server.guest import Guest, GuestPort, OpenGuest
 from elit_serve.server.keys import Keyring, read_keyring
@@ -48,17 +48,19 @@ DESCRIPTION = """One checkpoint, every latency: say what a picture may cost (`bu
 
 
 def create_app(
-    models: Sequence[LoadedModel], settings: Settings, *, guests: Sequence[Guest] = (), clock: Clock | None = None
+    models: Sequence[Servable], settings: Settings, *, guests: Sequence[Guest] = (), clock: Clock | None = None
 ) -> FastAPI:
     """The application around these models, of which the first is the default, with its guests; its workers run from its
-    start-up to its shutdown."""
+    start-up to its shutdown. Raises `InvalidInput` for two models of one name."""
     clock = clock or MonotonicClock()
     keyring = read_keyring(settings)
     routers = (router, openai_router, *(guest.router for guest in guests), live_router, thumbnail_router, page_router())
     all_routes = [route for routes in routers for route in routes.routes if isinstance(route, APIRoute)]
     paths = [route.path for route in all_routes]
     keys = [] if keyring is None else [key.name for key in keyring]
-    metrics = Metrics(models={model.name: model.pipeline for model in models}, routes=paths, keys=keys)
+    offered = [model.served for model in models]
+    check_names([served.config.name for served in offered])
+    metrics = Metrics(models={served.config.name: served for served in offered}, routes=paths, keys=keys)
     engines = open_engines(models, settings, keyring, metrics, clock)
     tracing = open_tracing(settings, clock)
 
@@ -98,17 +100,15 @@ def create_app(
 
 
 def open_engines(
-    models: Sequence[LoadedModel], settings: Settings, keyring: Keyring | None, metrics: Metrics, clock: Clock
+    models: Sequence[Servable], settings: Settings, keyring: Keyring | None, metrics: Metrics, clock: Clock
 ) -> Engines:
-    """An engine for each model, of which the metrics are told. Raises `InvalidInput` for two models of one name."""
-    check_names(models)
+    """An engine for each model, of which the metrics are told."""
     engines = Engines(
         [
-            Engine.of(
-                model,
+            model.open(
                 settings,
                 shares=None if keyring is None else FairShares(keyring.shares, places=settings.max_queue),
-                observer=metrics.of(model.name),
+                observer=metrics.of(model.served.config.name),
                 clock=clock,
             )
             for model in models

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import elit_serve
 from elit_serve.catalogue import ModelQuality
@@ -12,9 +13,12 @@ from elit_serve.clock import Clock
 from elit_serve.engine.encoders import EncoderOptions
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.file_times import FileTimes
+from elit_serve.engine.maker import Maker
 from elit_serve.engine.observer import Observer
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.profile.profiler import device_name
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import InvalidInput, ModelNotFound
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, FixedPolicy, RequestScheduler
@@ -30,6 +34,21 @@ def num_slots(settings: Settings) -> int:
     return settings.max_queue + STARTED_SLOTS
 
 
+class Servable(Protocol):
+    """A model that an engine can be opened for: a `LoadedModel`, or one that others make the pictures of."""
+
+    @property
+    def served(self) -> ServedModel:
+        """What is offered of it."""
+
+    @property
+    def where(self) -> str:
+        """On what its pictures are made, for people."""
+
+    def open(self, settings: Settings, *, shares: FairShares | None, observer: Observer, clock: Clock) -> Engine:
+        """Its engine, whose worker has not been started."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A model on its device, and what its steps cost there, before anything drives it."""
@@ -39,65 +58,57 @@ class LoadedModel:
     cost: CostTable
 
     @property
-    def name(self) -> str:
-        return self.pipeline.config.name
+    def served(self) -> ServedModel:
+        return self.pipeline
+
+    @property
+    def where(self) -> str:
+        return f"{device_name(self.pipeline.device)}, {self.pipeline.precision}"
+
+    def open(self, settings: Settings, *, shares: FairShares | None, observer: Observer, clock: Clock) -> Engine:
+        """With a `Worker`, which drives the device from a thread of this process."""
+        pipeline = self.pipeline
+        cost = replace(self.cost, overhead_ms=self.cost.overhead_ms + settings.response_ms)
+        scheduler = open_scheduler(settings, cost, pipeline.quality)
+        encoders = EncoderOptions(num_threads=settings.encoder_threads, compression=settings.png_compression)
+        return Engine(
+            model=pipeline,
+            settings=settings,
+            cost=cost,
+            open_plans=open_plans_of(pipeline, cost, settings),
+            worker=Worker(pipeline, self.executor, scheduler, clock=clock, observer=observer, encoders=encoders),
+            file_times=FileTimes.measured(pipeline, encoders, clock),
+            shares=shares,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """One model with the worker that makes its pictures.
 
-    cost: with what HTTP adds. open_plans: by shape, for requests that leave it open how they are made; there are none
-    without measurements, and under the fixed policy. file_times: what files of other formats take beyond the costs.
-    shares: of the keys in its queue; None where no keys are set.
+    cost: with what HTTP adds. open_plans: by shape, for requests that leave it open how they are made. file_times: what
+    files of other formats take beyond the costs. shares: of the keys in its queue; None where no keys are set.
     """
 
-    pipeline: Pipeline
+    model: ServedModel
     settings: Settings
     cost: CostTable
     open_plans: Mapping[str, OpenPlans]
-    worker: Worker
+    worker: Maker
     file_times: FileTimes
     shares: FairShares | None
 
-    @classmethod
-    def of(
-        cls,
-        model: LoadedModel,
-        settings: Settings,
-        *,
-        shares: FairShares | None,
-        observer: Observer,
-        clock: Clock,
-    ) -> Engine:
-        """The engine of a model, whose worker has not been started."""
-        pipeline, quality = model.pipeline, model.pipeline.quality
-        cost = replace(model.cost, overhead_ms=model.cost.overhead_ms + settings.response_ms)
-        scheduler = open_scheduler(settings, cost, quality)
-        encoders = EncoderOptions(num_threads=settings.encoder_threads, compression=settings.png_compression)
-        offered = quality if settings.policy == "elastic" else None
-        return cls(
-            pipeline=pipeline,
-            settings=settings,
-            cost=cost,
-            open_plans={} if offered is None else OpenPlans.by_shape(offered, cost, pipeline.shape_names),
-            worker=Worker(pipeline, model.executor, scheduler, clock=clock, observer=observer, encoders=encoders),
-            file_times=FileTimes.measured(pipeline, encoders, clock),
-            shares=shares,
-        )
-
     @property
     def name(self) -> str:
-        return self.pipeline.config.name
+        return self.model.config.name
 
     @property
     def facts(self) -> dict[str, str]:
         """What is served, beside its name."""
-        pipeline = self.pipeline
         return {
-            "hash": pipeline.model_hash,
-            "dtype": pipeline.precision,
-            "device": str(pipeline.device),
+            "hash": self.model.model_hash,
+            "dtype": self.model.precision,
+            "device": str(self.model.device),
             "version": elit_serve.__version__,
         }
 
@@ -171,12 +182,17 @@ class Engines(Mapping[str, Engine]):
             engine.worker.stop()
 
 
-def check_names(models: Sequence[LoadedModel]) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Raises `InvalidInput` for models that cannot be told apart."""
-    names = [model.name for model in models]
     for name in names:
         if names.count(name) > 1:
             raise InvalidInput("model", name, "models of different names, by which requests choose one")
+
+
+def open_plans_of(model: ServedModel, cost: CostTable, settings: Settings) -> dict[str, OpenPlans]:
+    """By shape; there are none without measurements, and under the fixed policy."""
+    offered = model.quality if settings.policy == "elastic" else None
+    return {} if offered is None else OpenPlans.by_shape(offered, cost, model.shape_names)
 
 
 def open_scheduler(settings: Settings, cost: CostTable, quality: ModelQuality | None) -> RequestScheduler:

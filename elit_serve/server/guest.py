@@ -77,19 +77,19 @@ class GuestPort:
     def picture_s(self, request: GenerateRequest) -> float:
         """Seconds that its engine takes for a picture of the recommended kind."""
         engine = self._engines.of(request.model)
-        plan, shape = engine.pipeline.plan(), engine.pipeline.sizes.shape_of(request.size).name
+        plan, shape = engine.model.plan(), engine.model.sizes.shape_of(request.size).name
         return engine.cost.alone_ms(shape, plan.levels, (None,) * plan.num_steps) / 1000
 
     def output_format(self, request: GenerateRequest) -> AnswerFormat:
         """Of the files that a request gets."""
-        return format_of(request, self._engines.of(request.model).pipeline)
+        return format_of(request, self._engines.of(request.model).model)
 
     def check(self, request: GenerateRequest) -> None:
         """Raises why such a request can never be taken. One that can counts as an arrival."""
         service, engine = self._service, self._engines.of(request.model)
         order = order_for(engine, request, arrived_s=service.clock.now())
         if service.arrival_log is not None:
-            service.arrival_log.record(request, order, engine.pipeline.budgets)
+            service.arrival_log.record(request, order, engine.model.budgets)
 
     def refused(self, request: GenerateRequest, error: ElitError) -> None:
         """Counts a request that the guest itself has not taken."""

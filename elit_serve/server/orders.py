@@ -13,7 +13,7 @@ from elit_serve.engine.conditions import Condition
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import InvalidInput
 from elit_serve.http.negotiation import bare_format, check_format
 from elit_serve.http.schemas import (
@@ -46,14 +46,14 @@ class Taken:
     future: Future[Outcome]
 
 
-def format_of(request: GenerateRequest, pipeline: Pipeline) -> AnswerFormat:
+def format_of(request: GenerateRequest, model: ServedModel) -> AnswerFormat:
     """Of the files in a JSON answer. Raises `InvalidInput`."""
-    return check_format(request.output_format, answer_formats(pipeline.is_latent))
+    return check_format(request.output_format, answer_formats(model.is_latent))
 
 
-def bare_format_of(accept: str | None, request: GenerateRequest, pipeline: Pipeline) -> AnswerFormat | None:
+def bare_format_of(accept: str | None, request: GenerateRequest, model: ServedModel) -> AnswerFormat | None:
     """Of the bare file that `Accept` asks for, or None if it is JSON. Raises `InvalidInput`, or a 406."""
-    bare = bare_format(accept, request.output_format, answer_formats(pipeline.is_latent))
+    bare = bare_format(accept, request.output_format, answer_formats(model.is_latent))
     if bare is not None and request.n != 1:
         raise InvalidInput("n", request.n, "1, because Accept asks for a bare picture")
     return bare
@@ -61,7 +61,7 @@ def bare_format_of(accept: str | None, request: GenerateRequest, pipeline: Pipel
 
 def order_of(
     request: GenerateRequest,
-    pipeline: Pipeline,
+    model: ServedModel,
     cost: CostTable,
     settings: Settings,
     *,
@@ -75,15 +75,15 @@ def order_of(
 
     Raises `InvalidInput` for what cannot be asked of this model.
     """
-    condition = _condition(request, pipeline)
-    shape = pipeline.sizes.shape_of(request.size)
+    condition = _condition(request, model)
+    shape = model.sizes.shape_of(request.size)
     seeds = _seeds(request, settings)
-    plan = pipeline.plan(
+    plan = model.plan(
         budget=request.budget,
         levels=request.levels,
         strides=request.strides,
         steps=request.steps,
-        guidance=_guidance(request.guidance, pipeline),
+        guidance=_guidance(request.guidance, model),
         skips=_skips(request, cost, shape.name),
     )
     if len(seeds) * plan.num_steps > settings.max_image_steps:
@@ -92,14 +92,14 @@ def order_of(
         )
     pinned = plan.levels if request.budget is not None or request.levels is not None else None
     offered = open_plans_of(request, open_plans.get(shape.name), settings)
-    low, high = _bounds(request, plan, pipeline)
-    coarsening = _coarsening_of(request, plan, pipeline)
+    low, high = _bounds(request, plan, model)
+    coarsening = _coarsening_of(request, plan, model)
     if request.min_quality is not None and offered is None:
-        low, high = _good_levels(request.min_quality, plan, pipeline, low, high)
-        worth = quality_of(pipeline, plan.at_level(low))
+        low, high = _good_levels(request.min_quality, plan, model, low, high)
+        worth = quality_of(model, plan.at_level(low))
         coarsening = coarsening and coarsening.up_to(0.0 if worth is None else 1 - request.min_quality / worth)
-    caps = plan.weak_caps(max(pipeline.config.levels))
-    file_format = output_format or format_of(request, pipeline)
+    caps = plan.weak_caps(max(model.config.levels))
+    file_format = output_format or format_of(request, model)
     latency_ms = request.latency_ms or settings.soft_latency_ms
     if latency_ms is None:
         levels = pinned or (high,) * plan.num_steps
@@ -108,7 +108,6 @@ def order_of(
         condition=condition,
         shape=shape.name,
         seeds=seeds,
-        noise=tuple(pipeline.noise(seeds, shape)),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
         weak_caps=caps,
@@ -124,7 +123,7 @@ def order_of(
         priority=Priority(request.priority),
         output_format=file_format,
         file_quality=_file_quality(request, file_format),
-        expected_quality=quality_of(pipeline, replace(plan, levels=pinned or (high,) * plan.num_steps)),
+        expected_quality=quality_of(model, replace(plan, levels=pinned or (high,) * plan.num_steps)),
         open_plans=offered,
     )
 
@@ -160,26 +159,26 @@ def is_open(wishes: Wishes) -> bool:
     return wishes.guidance == GuidanceRequest() and all(value is None for value in says_how)
 
 
-def quality_of(pipeline: Pipeline, plan: Plan) -> float | None:
+def quality_of(model: ServedModel, plan: Plan) -> float | None:
     """Measured quality of pictures made by this plan."""
-    return None if pipeline.quality is None else pipeline.quality.of(plan)
+    return None if model.quality is None else model.quality.of(plan)
 
 
-def _coarsening_of(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> Coarsening | None:
+def _coarsening_of(request: GenerateRequest, plan: Plan, model: ServedModel) -> Coarsening | None:
     """How long steps may become; None where the request itself says how many there are, or which."""
-    if pipeline.quality is None or (request.steps, request.budget, request.levels) != (None, None, None):
+    if model.quality is None or (request.steps, request.budget, request.levels) != (None, None, None):
         return None
-    return pipeline.quality.coarsening_of(plan)
+    return model.quality.coarsening_of(plan)
 
 
-def _condition(request: GenerateRequest, pipeline: Pipeline) -> Condition:
+def _condition(request: GenerateRequest, model: ServedModel) -> Condition:
     if request.label is not None and request.prompt is not None:
         raise InvalidInput("prompt", request.prompt, "label already names the class; leave one of them out")
     if request.label is not None:
-        return pipeline.conditions.named(request.label)
+        return model.conditions.named(request.label)
     if request.prompt is None:
         raise InvalidInput("label", None, "a class name or id, or a prompt that is exactly a class name")
-    return pipeline.conditions.prompted(request.prompt)
+    return model.conditions.prompted(request.prompt)
 
 
 def _seeds(request: GenerateRequest, settings: Settings) -> tuple[int, ...]:
@@ -193,11 +192,11 @@ def _seeds(request: GenerateRequest, settings: Settings) -> tuple[int, ...]:
     return tuple(range(first, first + request.n))
 
 
-def _guidance(request: GuidanceRequest, pipeline: Pipeline) -> Guidance | None:
+def _guidance(request: GuidanceRequest, model: ServedModel) -> Guidance | None:
     """None where nothing of it is said, so that the levels decide."""
     if request == GuidanceRequest():
         return None
-    guidance = pipeline.guidance(
+    guidance = model.guidance(
         method=request.method,
         scale=request.scale,
         weak_budget=request.weak_budget,
@@ -226,10 +225,10 @@ def usable_levels(plan: Plan, levels: Sequence[int]) -> tuple[int, ...]:
     return tuple(level for level in levels if level >= plan.guidance.min_level)
 
 
-def _bounds(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> tuple[int, int]:
+def _bounds(request: GenerateRequest, plan: Plan, model: ServedModel) -> tuple[int, int]:
     """The lowest and the highest level that the scheduler may pick."""
-    levels = usable_levels(plan, pipeline.config.levels)
-    usable = replace(pipeline.budgets, levels=levels)
+    levels = usable_levels(plan, model.config.levels)
+    usable = replace(model.budgets, levels=levels)
     for field in ("min_budget", "max_budget", "min_quality"):
         share = getattr(request, field)
         if share is not None and (request.budget is not None or request.levels is not None):
@@ -245,10 +244,10 @@ def _bounds(request: GenerateRequest, plan: Plan, pipeline: Pipeline) -> tuple[i
     return low, high
 
 
-def _good_levels(min_quality: float, plan: Plan, pipeline: Pipeline, low: int, high: int) -> tuple[int, int]:
+def _good_levels(min_quality: float, plan: Plan, model: ServedModel, low: int, high: int) -> tuple[int, int]:
     """The bounds narrowed to the levels around the best one at which pictures of this plan are worth so much."""
-    levels = [level for level in usable_levels(plan, pipeline.config.levels) if low <= level <= high]
-    worth = {level: quality_of(pipeline, plan.at_level(level)) for level in levels}
+    levels = [level for level in usable_levels(plan, model.config.levels) if low <= level <= high]
+    worth = {level: quality_of(model, plan.at_level(level)) for level in levels}
     known = {level: quality for level, quality in worth.items() if quality is not None}
     if not known:
         allowed = "left out, as nothing was measured of these steps and this guidance; min_budget is there without that"

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import elit_serve
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import EngineStopped
 from elit_serve.http import problems
 from elit_serve.http.access import access
@@ -72,7 +72,7 @@ _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 async def generate(request: Request, body: GenerateRequest) -> Response:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)
-    bare = bare_format_of(request.headers.get("accept"), body, engine.pipeline)
+    bare = bare_format_of(request.headers.get("accept"), body, engine.model)
     taken = await take(service, engine, body, output_format=bare, owner=owner_of(request))
     facts = await answer_to(request, service, taken)
     if facts is None:
@@ -100,7 +100,7 @@ def plan(request: Request, body: GenerateRequest) -> PlanResponse:
     engine = service.engines.of(body.model)
     order = order_for(engine, body, arrived_s=service.clock.now())
     foreseen = engine.worker.forecast(order)
-    return plan_answer(body, foreseen, order.open_plans, engine.pipeline, engine.cost)
+    return plan_answer(body, foreseen, order.open_plans, engine.model, engine.cost)
 
 
 @router.post(
@@ -138,28 +138,28 @@ def model(request: Request, name: str) -> ModelInfo:
 
 def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
     """loaded_at: Unix time in seconds."""
-    pipeline, config = engine.pipeline, engine.pipeline.config
+    model, config = engine.model, engine.model.config
     return ModelInfo(
         id=config.name,
         created=loaded_at,
-        hash=pipeline.model_hash,
+        hash=model.model_hash,
         classes=list(config.classes),
         levels=_levels(engine),
-        sizes=pipeline.sizes.names,
+        sizes=model.sizes.names,
         size_details=_sizes(engine),
-        sample_shape=pipeline.sizes.default.size,
+        sample_shape=model.sizes.default.size,
         sampling=config.sampling.model_dump(mode="json"),
-        device=str(pipeline.device),
-        dtype=pipeline.precision,
-        quality=_measured_quality(pipeline),
+        device=str(model.device),
+        dtype=model.precision,
+        quality=_measured_quality(model),
     )
 
 
-def _measured_quality(pipeline: Pipeline) -> MeasuredQuality | None:
-    if pipeline.quality is None:
+def _measured_quality(model: ServedModel) -> MeasuredQuality | None:
+    if model.quality is None:
         return None
-    file, factor = pipeline.quality.file, pipeline.quality.factor
-    compared = [other for precision, other in file.precisions.items() if precision == pipeline.precision]
+    file, factor = model.quality.file, model.quality.factor
+    compared = [other for precision, other in file.precisions.items() if precision == model.precision]
     return MeasuredQuality(
         measured_in=file.measured_in,
         factor=None if factor is None else rounded(factor.value),
@@ -169,26 +169,26 @@ def _measured_quality(pipeline: Pipeline) -> MeasuredQuality | None:
 
 
 def _levels(engine: Engine) -> list[LevelInfo]:
-    pipeline, shape = engine.pipeline, engine.pipeline.sizes.default.name
-    levels, full = pipeline.config.levels, pipeline.plan()
-    plans = {level: pipeline.plan(levels=[level] * full.num_steps) for level in usable_levels(full, levels)}
+    model, shape = engine.model, engine.model.sizes.default.name
+    levels, full = model.config.levels, model.plan()
+    plans = {level: model.plan(levels=[level] * full.num_steps) for level in usable_levels(full, levels)}
     costs_ms = {
         level: engine.cost.alone_ms(shape, plan.levels, plan.weak_caps(max(levels))) for level, plan in plans.items()
     }
     return [
         LevelInfo(
             level=level,
-            budget=pipeline.budgets.of_level(level),
+            budget=model.budgets.of_level(level),
             latency_ms=costs_ms.get(level),
-            quality=quality_of(pipeline, plans[level]) if level in plans else None,
+            quality=quality_of(model, plans[level]) if level in plans else None,
         )
         for level in levels
     ]
 
 
 def _sizes(engine: Engine) -> list[SizeInfo]:
-    plan = engine.pipeline.plan()
-    caps = plan.weak_caps(max(engine.pipeline.config.levels))
+    plan = engine.model.plan()
+    caps = plan.weak_caps(max(engine.model.config.levels))
     return [
         SizeInfo(
             size=str(size),
@@ -198,7 +198,7 @@ def _sizes(engine: Engine) -> list[SizeInfo]:
             sample_shape=shape.size,
             latency_ms=engine.cost.alone_ms(shape.name, plan.levels, caps),
         )
-        for size, shape in engine.pipeline.sizes.shapes.items()
+        for size, shape in engine.model.sizes.shapes.items()
     ]
 
 

@@ -19,7 +19,7 @@ from elit_serve.catalogue import cost_table
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.graphs import open_executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.profile.profiler import device_name, latency_of, prepared_steps
+from elit_serve.engine.profile.profiler import latency_of, prepared_steps
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.server.app import create_app, stop_guests
 from elit_serve.server.connections import AnnouncingServer, http_config
@@ -55,8 +55,7 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
     with bind(settings.host, settings.port) as listener:
         model = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         app = create_app([model], settings, guests=guests)
-        where = f"{device_name(model.pipeline.device)}, {model.pipeline.precision}"
-        line = f"elit-serve: {model.name} on {where}: {address_line(*listener.getsockname()[:2])}"
+        line = f"elit-serve: {model.served.config.name} on {model.where}: {address_line(*listener.getsockname()[:2])}"
         engines: Engines = app.state.service.engines
 
         def drain() -> None:

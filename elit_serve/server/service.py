@@ -70,7 +70,7 @@ async def take(
         order = order_for(engine, body, arrived_s=arrived_s, output_format=output_format)
         order = replace(order, owner=owner, num_previews=num_previews)
         if service.arrival_log is not None:
-            service.arrival_log.record(body, order, engine.pipeline.budgets)
+            service.arrival_log.record(body, order, engine.model.budgets)
         return admit(service, engine, body, order, on_preview=on_preview)
 
     return await to_thread.run_sync(taken, limiter=service.admission)
@@ -82,14 +82,14 @@ def order_for(
     """What the engine is to do for `body`. Raises `InvalidInput` for what cannot be asked of its model."""
     order = order_of(
         body,
-        engine.pipeline,
+        engine.model,
         engine.cost,
         engine.settings,
         arrived_s=arrived_s,
         open_plans=engine.open_plans,
         output_format=output_format,
     )
-    size = engine.pipeline.sizes.size_of(order.shape)
+    size = engine.model.sizes.size_of(order.shape)
     extra_ms = engine.file_times.extra_ms(size, order.output_format, len(order.seeds))
     return replace(order, extra_ms=extra_ms)
 
@@ -148,10 +148,10 @@ def _note_full_queue(service: Service, engine: Engine, order: Order, error: Elit
 
 def facts_of(service: Service, taken: Taken, outcome: Outcome) -> GenerateResponse:
     """The answer, for a request that is done; counts it."""
-    pipeline = taken.engine.pipeline
+    model = taken.engine.model
     total_ms = 1000 * (service.clock.now() - taken.order.arrived_s)
-    facts = answer(taken.body, outcome, pipeline=pipeline, total_ms=total_ms)
-    qualities = [picture_quality(pipeline, outcome.order, picture.progress) for picture in outcome.pictures]
+    facts = answer(taken.body, outcome, model=model, total_ms=total_ms)
+    qualities = [picture_quality(model, outcome.order, picture.progress) for picture in outcome.pictures]
     service.metrics.of(taken.engine.name).done(outcome, qualities)
     return facts
 

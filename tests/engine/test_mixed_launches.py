@@ -85,7 +85,6 @@ def order(pipeline: Pipeline, seed: int, levels: tuple[int, ...]) -> Order:
         condition=pipeline.conditions[2],
         shape="32x32",
         seeds=(seed,),
-        noise=tuple(pipeline.noise([seed], pipeline.shapes[0])),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
         weak_caps=plan.weak_caps(4),
@@ -103,7 +102,7 @@ def order(pipeline: Pipeline, seed: int, levels: tuple[int, ...]) -> Order:
 
 def assert_made_as_alone(outcome: Outcome, pipeline: Pipeline) -> None:
     (picture,) = outcome.pictures
-    alone = pipeline.run([picture.condition], [picture.seed], pipeline.plan(levels=picture.levels))[0].image
+    alone = pipeline.run([outcome.order.condition], [picture.seed], pipeline.plan(levels=picture.levels))[0].image
     apart = ImageChops.difference(Image.open(io.BytesIO(picture.file)), alone)
     assert max(high for _, high in apart.getextrema()) <= 1  # of 255
 

@@ -125,7 +125,6 @@ def order(
         condition=condition or pipeline.conditions[2],
         shape=pipeline.shapes[0].name,
         seeds=tuple(seeds),
-        noise=tuple(pipeline.noise(seeds, pipeline.shapes[0])),
         guidance=plan.guidance,
         time_shift=plan.time_shift,
         weak_caps=plan.at_level(4).weak_caps(4),

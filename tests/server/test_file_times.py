@@ -28,7 +28,7 @@ def planned(server: Any) -> Callable[..., PlanResponse]:
     def plan(**body: Any) -> PlanResponse:
         request = GenerateRequest(label="rose", **body)
         order = order_for(engine, request, arrived_s=server.app.state.service.clock.now())
-        return plan_answer(request, engine.worker.forecast(order), order.open_plans, engine.pipeline, engine.cost)
+        return plan_answer(request, engine.worker.forecast(order), order.open_plans, engine.model, engine.cost)
 
     return plan
 

@@ -6,7 +6,7 @@ import base64
 from statistics import fmean
 
 from elit_serve.engine.picture import Preview
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import InvalidInput
 from elit_serve.http.negotiation import media_type_of
 from elit_serve.http.schemas import GeneratedImage, GenerateRequest, GenerateResponse, ImageFacts, Wishes
@@ -24,26 +24,26 @@ from elit_serve.server.openai.schemas import (
 )
 
 
-def generate_request(request: ImagesRequest, pipeline: Pipeline) -> GenerateRequest:
+def generate_request(request: ImagesRequest, model: ServedModel) -> GenerateRequest:
     """The same request for `/v1/generate`. Raises `InvalidInput` for what this model cannot do."""
-    if pipeline.is_latent:
-        raise InvalidInput("model", pipeline.config.name, "without an autoencoder it has no pictures; see /v1/generate")
+    if model.is_latent:
+        raise InvalidInput("model", model.config.name, "without an autoencoder it has no pictures; see /v1/generate")
     if request.stream and request.response_format == "url":
         raise InvalidInput("response_format", "url", "b64_json with stream, whose events have no URL")
     if request.partial_images and not request.stream:
         raise InvalidInput("partial_images", request.partial_images, "0 or left out, because stream is not true")
     wishes = {name: getattr(request, name) for name in Wishes.model_fields}
     return GenerateRequest(
-        label=pipeline.conditions.named(request.prompt, field="prompt").class_id,
+        label=model.conditions.named(request.prompt, field="prompt").class_id,
         n=request.n or 1,
         output_format=request.output_format or OUTPUT_FORMATS[0],
         output_compression=request.output_compression,
-        **{**wishes, **floor_of(request, pipeline)},
+        **{**wishes, **floor_of(request, model)},
     )
 
 
 def images_response(
-    facts: GenerateResponse, pipeline: Pipeline, *, created: int, with_urls: bool = False
+    facts: GenerateResponse, model: ServedModel, *, created: int, with_urls: bool = False
 ) -> ImagesResponse:
     """The answer of `/v1/generate` as OpenAI's. created: Unix time in seconds. with_urls: files as `data:` URLs."""
     budgets = [image.budget for image in facts.images]
@@ -54,9 +54,9 @@ def images_response(
         created=created,
         data=[_linked(image, output_format) for image in facts.images] if with_urls else facts.images,
         output_format=output_format,
-        quality=reached_preset(facts.quality, fmean(budgets), pipeline),
+        quality=reached_preset(facts.quality, fmean(budgets), model),
         size=facts.size,
-        usage=usage_of(facts, pipeline),
+        usage=usage_of(facts, model),
         elit=facts,
     )
 
@@ -81,17 +81,17 @@ def partial_image_event(
     )
 
 
-def completed_events(facts: GenerateResponse, pipeline: Pipeline, *, created: int) -> list[CompletedEvent]:
+def completed_events(facts: GenerateResponse, model: ServedModel, *, created: int) -> list[CompletedEvent]:
     """Each picture of an answer as OpenAI streams it. created: Unix time in seconds."""
-    return [_completed_event(image, facts, pipeline, created=created) for image in facts.images]
+    return [_completed_event(image, facts, model, created=created) for image in facts.images]
 
 
 def _completed_event(
-    image: GeneratedImage, facts: GenerateResponse, pipeline: Pipeline, *, created: int
+    image: GeneratedImage, facts: GenerateResponse, model: ServedModel, *, created: int
 ) -> CompletedEvent:
     own = {name: getattr(image, name) for name in ("quality", "gflops", "device_ms")}
     alone = facts.model_copy(update={"images": [image], **own})
-    answer = images_response(alone, pipeline, created=created)
+    answer = images_response(alone, model, created=created)
     return CompletedEvent(
         b64_json=image.b64_json,
         created_at=answer.created,
@@ -108,10 +108,10 @@ def _completed_event(
     )
 
 
-def usage_of(facts: GenerateResponse, pipeline: Pipeline) -> Usage:
+def usage_of(facts: GenerateResponse, model: ServedModel) -> Usage:
     """Of all pictures of an answer."""
-    _, *sides = pipeline.sizes.shape_of(facts.size).size
-    num_tokens = pipeline.spec.at_size(*sides).num_tokens
+    _, *sides = model.sizes.shape_of(facts.size).size
+    num_tokens = model.spec.at_size(*sides).num_tokens
     output_tokens = sum(round(image.budget * num_tokens) for image in facts.images)
     return Usage(
         input_tokens=1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.presets import PRESET_BUDGETS, QualityPreset
@@ -31,7 +31,7 @@ def preset_of(request: ImagesRequest) -> QualityPreset | None:
             return preset
 
 
-def floor_of(request: ImagesRequest, pipeline: Pipeline) -> dict[str, float]:
+def floor_of(request: ImagesRequest, model: ServedModel) -> dict[str, float]:
     """The wishes of `/v1/generate` that its preset stands for: `min_quality`, or `min_budget` where nothing is measured
     or the request says itself how its pictures are made. Raises `InvalidInput` if it says something else besides."""
     preset = preset_of(request)
@@ -42,29 +42,29 @@ def floor_of(request: ImagesRequest, pipeline: Pipeline) -> dict[str, float]:
             raise InvalidInput("quality", request.quality, f"auto or left out, because {field} says it already")
     if request.max_budget is not None and request.max_budget < PRESET_BUDGETS[preset]:
         raise InvalidInput("quality", request.quality, f"a preset below max_budget, {request.max_budget:g}; or auto")
-    worth = quality_of(pipeline, _plan_of(preset, pipeline))
+    worth = quality_of(model, _plan_of(preset, model))
     return {"min_quality": worth} if worth is not None and is_open(request) else {"min_budget": PRESET_BUDGETS[preset]}
 
 
-def reached_preset(quality: float | None, budget: float, pipeline: Pipeline) -> QualityPreset:
+def reached_preset(quality: float | None, budget: float, model: ServedModel) -> QualityPreset:
     """The best one that pictures of this quality are as good as; by their budget where nothing was measured.
 
     The lowest one of pictures that are below all.
     """
     reached: QualityPreset = "low"
     for preset in PRESET_BUDGETS:
-        plan = _plan_of(preset, pipeline)
-        worth = rounded(quality_of(pipeline, plan))
+        plan = _plan_of(preset, model)
+        worth = rounded(quality_of(model, plan))
         if quality is None or worth is None:
-            is_reached = pipeline.budgets.of_level(plan.mean_level) <= budget
+            is_reached = model.budgets.of_level(plan.mean_level) <= budget
         else:
             is_reached = worth <= quality
         reached = preset if is_reached else reached
     return reached
 
 
-def _plan_of(preset: QualityPreset, pipeline: Pipeline) -> Plan:
+def _plan_of(preset: QualityPreset, model: ServedModel) -> Plan:
     """Recommended sampling at the level of its budget, or the nearest one that recommended autoguidance can use."""
-    full = pipeline.plan()
-    usable = replace(pipeline.budgets, levels=usable_levels(full, pipeline.config.levels))
-    return pipeline.plan(levels=[usable.level_of(PRESET_BUDGETS[preset])] * full.num_steps)
+    full = model.plan()
+    usable = replace(model.budgets, levels=usable_levels(full, model.config.levels))
+    return model.plan(levels=[usable.level_of(PRESET_BUDGETS[preset])] * full.num_steps)

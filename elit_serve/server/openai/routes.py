@@ -67,7 +67,7 @@ _ERROR: dict[str, Any] = {"model": OpenAIError}
 async def images_generations(request: Request, body: ImagesRequest) -> Response:
     service: Service = request.app.state.service
     engine = service.engines.of(body.model)
-    asked = generate_request(body, engine.pipeline)
+    asked = generate_request(body, engine.model)
     if body.stream:
         return await _stream(request, service, engine, body, asked)
     taken = await take(service, engine, asked, owner=owner_of(request))
@@ -78,7 +78,7 @@ async def images_generations(request: Request, body: ImagesRequest) -> Response:
 
     def written() -> str:  # with files in base64, which takes a while
         with_urls = body.response_format == "url"
-        return images_response(facts, engine.pipeline, created=made, with_urls=with_urls).model_dump_json()
+        return images_response(facts, engine.model, created=made, with_urls=with_urls).model_dump_json()
 
     return Response(await run_in_threadpool(written), media_type="application/json")
 
@@ -102,14 +102,14 @@ async def _stream(
         on_preview=previews.put if body.partial_images else None,
     )
 
-    size = str(engine.pipeline.sizes.size_of(taken.order.shape))
+    size = str(engine.model.sizes.size_of(taken.order.shape))
 
     def preview_event(preview: Preview) -> PartialImageEvent:
         output_format = body.output_format or OUTPUT_FORMATS[0]
         return partial_image_event(body, preview, output_format, size, created=int(time.time()))
 
     def end_events(outcome: Outcome) -> list[CompletedEvent]:
-        return completed_events(facts_of(service, taken, outcome), engine.pipeline, created=int(time.time()))
+        return completed_events(facts_of(service, taken, outcome), engine.model, created=int(time.time()))
 
     return ImageStream(
         taken,

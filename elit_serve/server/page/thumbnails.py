@@ -70,7 +70,7 @@ class Thumbnails:
     async def of(self, model: str, class_id: int) -> bytes:
         """A WebP file. Raises `ModelNotFound`, `InvalidInput` for a class that there is not, and what engines raise."""
         engine = self._service.engines.of(model)
-        key = engine.name, engine.pipeline.conditions.named(class_id, field="class_id").class_id
+        key = engine.name, engine.model.conditions.named(class_id, field="class_id").class_id
         if key not in self._files:
             async with self._turn:
                 if key not in self._files:  # whoever had the turn may have asked for the same
@@ -78,7 +78,7 @@ class Thumbnails:
         return self._files[key]
 
     async def _made(self, engine: Engine, class_id: int) -> bytes:
-        if engine.pipeline.is_latent:
+        if engine.model.is_latent:
             raise InvalidInput("name", engine.name, "without an autoencoder it has no pictures")
         taken = await to_thread.run_sync(self._take, engine, class_id, limiter=self._service.admission)
         outcome = await asyncio.wrap_future(taken.future)
@@ -91,10 +91,10 @@ class Thumbnails:
 
 def request_of(engine: Engine, class_id: int) -> GenerateRequest:
     """What is asked of the engine: a picture that costs little and yields to others."""
-    config, settings = engine.pipeline.config, engine.settings
+    config, settings = engine.model.config, engine.settings
     steps = min(MAX_STEPS, config.sampling.steps, settings.max_image_steps)
-    levels = usable_levels(engine.pipeline.plan(steps=steps), config.levels)
-    budgets = [engine.pipeline.budgets.of_level(level) for level in levels]
+    levels = usable_levels(engine.model.plan(steps=steps), config.levels)
+    budgets = [engine.model.budgets.of_level(level) for level in levels]
     budget = min(budgets, key=lambda share: abs(share - BUDGET))
     return GenerateRequest(
         label=class_id,

@@ -14,10 +14,9 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from elit_serve.engine.in_flight import InFlight
-from elit_serve.engine.picture import Picture
+from elit_serve.engine.in_flight import PictureInFlight
+from elit_serve.engine.maker import Maker
 from elit_serve.engine.sizes import Sizes
-from elit_serve.engine.worker import Worker
 from elit_serve.http import problems
 from elit_serve.http.access import access
 from elit_serve.http.events import EventStream, enter_stream, event, stream_content
@@ -122,7 +121,7 @@ class LiveFeed:
 
 def load_of(engine: Engine, metrics: EngineMetrics) -> Load:
     """A snapshot."""
-    pipeline, worker = engine.pipeline, engine.worker
+    model, worker = engine.model, engine.worker
     now = worker.in_flight(MAX_PICTURES)
     counters, spent = now.counters, metrics.spent_by_key
     totals = Totals(
@@ -130,7 +129,7 @@ def load_of(engine: Engine, metrics: EngineMetrics) -> Load:
         promises_kept=counters.kept,
         promises_missed=counters.missed,
         granted_steps=counters.granted_steps,
-        granted_budget=pipeline.budgets.of_level(counters.granted_levels),
+        granted_budget=model.budgets.of_level(counters.granted_levels),
         device_s=metrics.device_s,
         gflops=sum(cost.gflops for cost in spent.values()),
         spent={key: Spent(gflops=cost.gflops, device_s=cost.device_ms / 1000) for key, cost in spent.items()},
@@ -145,30 +144,29 @@ def load_of(engine: Engine, metrics: EngineMetrics) -> Load:
         queue_limit=engine.settings.max_queue,
         correction=now.correction,
         totals=totals,
-        in_flight=[_shown(picture, now, pipeline.sizes) for picture in now.pictures],
+        in_flight=[_shown(picture, model.sizes) for picture in now.pictures],
     )
 
 
-def _status_of(worker: Worker) -> Literal["ok", "draining", "stopped"]:
+def _status_of(worker: Maker) -> Literal["ok", "draining", "stopped"]:
     if not worker.is_alive:
         return "stopped"
     return "draining" if worker.is_draining else "ok"
 
 
-def _shown(picture: Picture, now: InFlight, sizes: Sizes) -> LivePicture:
-    order = picture.caller.order
+def _shown(picture: PictureInFlight, sizes: Sizes) -> LivePicture:
     return LivePicture(
         id=picture.picture_id,
-        label=picture.condition.words,
+        label=picture.words,
         size=str(sizes.size_of(picture.shape)),
         state=picture.state,
         levels=list(picture.levels),
         strides=list(picture.strides),
         steps=picture.num_steps,
-        skips=skips_used(order.skips),
-        age_ms=round(1000 * (now.now_s - order.arrived_s), 1),
-        left_ms=round(1000 * (order.deadline_s - now.now_s), 1),
-        promised=order.is_hard,
+        skips=skips_used(picture.skips),
+        age_ms=round(1000 * picture.age_s, 1),
+        left_ms=round(1000 * picture.left_s, 1),
+        promised=picture.is_promised,
         gflops=picture.cost.gflops,
         device_ms=round(picture.cost.device_ms, 1),
     )

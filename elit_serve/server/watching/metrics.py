@@ -23,10 +23,10 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from elit_serve.engine.cost import Cost
+from elit_serve.engine.maker import Maker
 from elit_serve.engine.observer import Observer
-from elit_serve.engine.picture import Outcome, Picture
+from elit_serve.engine.picture import Outcome
 from elit_serve.engine.sizes import Sizes
-from elit_serve.engine.worker import Worker
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
 from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.core import Counters
@@ -63,7 +63,7 @@ FORMER_KEY = "(former key)"  # of jobs that came with a key which the server has
 
 
 class Measures(Protocol):
-    """What a model's pictures are told in. A `Pipeline` is one."""
+    """What a model's pictures are told in. A `ServedModel` is one."""
 
     budgets: Budgets
     sizes: Sizes
@@ -198,12 +198,12 @@ class Metrics:
             model=names,
         )
 
-    def watch(self, workers: Mapping[str, Worker], *, queue_limit: int, facts: Mapping[str, Mapping[str, str]]) -> None:
+    def watch(self, workers: Mapping[str, Maker], *, queue_limit: int, facts: Mapping[str, Mapping[str, str]]) -> None:
         """Adds what is read off the workers whenever it is asked for, and what never changes; both by model.
 
         queue_limit: pictures that may wait for each. facts: what is served, as labels.
         """
-        gauges: dict[str, tuple[str, Callable[[Worker], float]]] = {
+        gauges: dict[str, tuple[str, Callable[[Maker], float]]] = {
             "elit_ready": ("1 while new requests are taken: warm, not draining, alive.", lambda of: of.is_ready),
             "elit_queue_length": ("Pictures that wait for their first step.", lambda of: of.num_waiting),
             "elit_queue_limit": ("Pictures that may wait; more are refused.", lambda _: queue_limit),
@@ -256,18 +256,17 @@ class EngineMetrics(Observer):
     def images_decoded(self, took_ms: float) -> None:
         self._decode_seconds.observe(took_ms / 1000)
 
-    def spent(self, pictures: Sequence[Picture], costs: Sequence[Cost]) -> None:
+    def spent(self, owners: Sequence[str | None], costs: Sequence[Cost]) -> None:
         by_key: defaultdict[str, Cost] = defaultdict(Cost)
-        for picture, cost in zip(pictures, costs, strict=True):
-            by_key[self._key_of(picture)] += cost
+        for owner, cost in zip(owners, costs, strict=True):
+            by_key[self._key_of(owner)] += cost
         for key, cost in by_key.items():
             flops, device_seconds = self._spent[key]
             flops.inc(cost.flops)
             device_seconds.inc(cost.device_ms / 1000)
 
-    def _key_of(self, picture: Picture) -> str:
+    def _key_of(self, owner: str | None) -> str:
         """Its label."""
-        owner = picture.caller.order.owner
         if owner is None:
             return NO_KEY
         return owner if owner in self._spent else FORMER_KEY
@@ -349,7 +348,7 @@ def _with_series(metric: AnyMetric, values: Mapping[str, Sequence[str]]) -> AnyM
 class _SchedulerCounters(Collector):
     """What the schedulers count themselves."""
 
-    def __init__(self, workers: Mapping[str, Worker]) -> None:
+    def __init__(self, workers: Mapping[str, Maker]) -> None:
         self._workers = dict(workers)
 
     def collect(self) -> Iterator[CounterMetricFamily]:

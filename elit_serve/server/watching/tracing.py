@@ -22,7 +22,7 @@ from starlette.types import Scope
 import elit_serve
 from elit_serve.clock import Clock
 from elit_serve.engine.picture import Outcome
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import DeadlineExceeded, InvalidInput, MissingPackage
 from elit_serve.http.faults import Fault
 from elit_serve.server.orders import Taken
@@ -160,7 +160,7 @@ class Tracing:
         context, at_s = set_span_in_context(generation, Context()), taken.order.arrived_s
         stages: dict[str, tuple[float, Attributes]] = {
             "queue": (outcome.queue_ms, {}),
-            "compute": (outcome.compute_ms, computed(outcome, taken.engine.pipeline)),
+            "compute": (outcome.compute_ms, computed(outcome, taken.engine.model)),
             "encode": (outcome.encode_ms, {"elit.format": outcome.order.output_format}),
         }
         for name, (took_ms, attributes) in stages.items():
@@ -249,16 +249,16 @@ def became(taken: Taken, ended: Outcome | BaseException | None) -> Attributes:
     return {"elit.outcome": "done"} | ({} if target_ms is None else {"elit.deadline_met": took_ms <= target_ms})
 
 
-def computed(outcome: Outcome, pipeline: Pipeline) -> Attributes:
+def computed(outcome: Outcome, model: ServedModel) -> Attributes:
     """Means over the pictures; replans over all of them, as `elit_replans_total` counts."""
     plans = [outcome.order.plan(picture.progress) for picture in outcome.pictures]
     level = fmean(plan.mean_level for plan in plans)
     changes = sum(one != other for picture in outcome.pictures for one, other in pairwise(picture.levels))
     return {
-        "elit.size": str(pipeline.sizes.size_of(outcome.order.shape)),
+        "elit.size": str(model.sizes.size_of(outcome.order.shape)),
         "elit.steps": fmean(plan.num_steps for plan in plans),
         "elit.level": level,
-        "elit.budget": pipeline.budgets.of_level(level),
+        "elit.budget": model.budgets.of_level(level),
         "elit.gflops": outcome.cost.gflops,
         "elit.device_ms": round(outcome.cost.device_ms, 3),
         "elit.replans": changes if outcome.order.pinned is None else 0,
