@@ -210,6 +210,19 @@ def simulate(
         float, typer.Option(help="Share of requests of another shape of --cost than its first.")
     ] = 0.0,
     images: Annotated[str, typer.Option(help="Pictures that a request asks for, one of these drawn for each.")] = "1",
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Compare routers in front of so many such devices, each with its own --requests.")
+    ] = 1,
+    router: Annotated[
+        str,
+        typer.Option(
+            help="With --replicas: all, or some of elastic, informed, random, round-robin, least-queue, two-choices, "
+            "pooled, fast."
+        ),
+    ] = "all",
+    digest_ms: Annotated[
+        float, typer.Option(min=1, help="With --replicas: how often each tells the router of itself.")
+    ] = 250.0,
     plot: Annotated[Path | None, typer.Option(help="Draw regret and attainment against load there, as .png.")] = None,
     bound_looseness: Annotated[
         bool, typer.Option("--bound-looseness", help="Compare the bound with the best known schedules instead.")
@@ -238,10 +251,15 @@ def simulate(
         plan_table,
         presets_as_floors,
         run_comparison,
+        run_fleet_comparison,
     )
+    from elit_serve.bench.comparison.fleets import ALL_ROUTERS
     from elit_serve.bench.simulate.workload import Mix, scales_of
 
     options = SimulateOptions(
+        replicas=replicas,
+        routers=ALL_ROUTERS if router == "all" else tuple(router.split(",")),
+        digest_ms=digest_ms,
         trace=trace,
         cost=cost,
         loads=numbers("load", load),
@@ -269,6 +287,7 @@ def simulate(
         ),
     )
     instead = {
+        "--replicas": (replicas > 1, run_fleet_comparison),
         "--plans": (plans, plan_table),
         "--presets": (presets, presets_as_floors),
         "--bound-looseness": (bound_looseness, looseness_by_window),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from elit_serve.bench.comparison.decisions import decision_table, time_decisions
+from elit_serve.bench.comparison.fleets import ALL_ROUTERS, FleetComparison, check_router, fleet_table
 from elit_serve.bench.comparison.looseness import looseness_table, measure_looseness
 from elit_serve.bench.comparison.policies import CONTENDERS, contender
 from elit_serve.bench.comparison.presets import preset_rows, preset_table
@@ -57,6 +58,9 @@ class SimulateOptions:
     strides: str = ""
     as_served: bool = False
     mix: Mix = PLAIN
+    replicas: int = 1
+    routers: tuple[str, ...] = ALL_ROUTERS
+    digest_ms: float = 250.0
 
     @property
     def conditions(self) -> Report:
@@ -73,6 +77,24 @@ def run_comparison(options: SimulateOptions, console: Console) -> tuple[Report, 
     if options.plot is not None:
         draw_comparison(rows, options.plot, title)
     return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, comparison_table(title, rows)
+
+
+def run_fleet_comparison(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    """Routers in front of several replicas, all of them with the elastic policy."""
+    for name in options.routers:
+        check_router(name)
+    fleets = FleetComparison(
+        alone=_comparison(replace(options, policies=("elastic",))),
+        replicas=options.replicas,
+        routers=options.routers,
+        digest_s=options.digest_ms / 1000,
+    )
+    with console.status("simulating") as status:
+        rows = list(fleets.rows(status.update))
+    title = (
+        f"{Path(options.trace).name}: {options.replicas} devices, {options.seeds} × {options.requests} requests each"
+    )
+    return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, fleet_table(title, rows)
 
 
 def looseness_by_window(options: SimulateOptions, console: Console) -> tuple[Report, Table]:

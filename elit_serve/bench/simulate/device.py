@@ -40,7 +40,7 @@ class SimulatedDevice:
     """
 
     def __init__(
-        self, table: CostTable, *, noise: float = 0.0, bias: float = 0.0, charges: Charges = NOTHING, seed: int = 0
+        self, table: CostTable, *, noise: float = 0.0, bias: float = 0.0, charges: Charges = NOTHING, seed: object = 0
     ) -> None:
         assert 0 <= noise < 1 / NOISE_LIMIT, noise
         assert bias > -1, bias

@@ -9,7 +9,7 @@ from math import inf
 from time import thread_time
 from typing import Any
 
-from elit_serve.scheduler.drive import Device, Driver, Launched, Scheduler
+from elit_serve.scheduler.drive import Device, Driver, Ended, Launched, Scheduler
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Launch, Refusal
 from elit_serve.scheduler.state import State
@@ -91,14 +91,17 @@ def simulate(scheduler: Scheduler, orders: Sequence[Order], device: Device) -> S
         refusals.update((picture.request_id, refusal) for picture in pictures)
     driver.advance_to(inf)
     return SimulatedRun(
-        fates=tuple(_fate(picture, refusals[picture.request_id], driver) for picture in chain.from_iterable(asked)),
+        fates=tuple(
+            fate_of(picture, refusals[picture.request_id], driver.endings.get(picture.request_id))
+            for picture in chain.from_iterable(asked)
+        ),
         decision_s=tuple(timed.decision_s),
         launches=tuple(driver.launches),
     )
 
 
-def _fate(demand: Demand, refusal: Refusal | None, driver: Driver) -> Fate:
-    ending = driver.endings.get(demand.request_id)
+def fate_of(demand: Demand, refusal: Refusal | None, ending: Ended | None) -> Fate:
+    """What became of a picture, by what its scheduler said and how it ended there, if it was taken."""
     return Fate(
         demand=demand,
         refusal=refusal,

@@ -142,7 +142,7 @@ class ElasticPolicy:
         self._works[request_id].is_hurried = True
 
     def owed(self, view: View) -> Sequence[Owed]:  # noqa: ARG002
-        return [Owed(work.due_s, work.solo_s) for work in self._works.values()]
+        return [Owed(work.due_s, work.batched_s) for work in self._works.values()]
 
     def copy(self) -> Self:
         twin = copy(self)  # what it remembers of costs and quality is true of both

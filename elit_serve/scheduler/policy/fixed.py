@@ -88,7 +88,7 @@ class FixedPolicy:
         return [
             Owed(
                 queued.demand.deadline_s - queued.demand.extra_s - view.costs.after_s(queued.demand.shape),
-                sum(view.costs.row_s(kind)[1] for kind in queued.kinds[queued.step :]),
+                sum(view.costs.row_s(kind)[-1] for kind in queued.kinds[queued.step :]) / view.costs.table.max_batch,
             )
             for queued in self._queue
         ]

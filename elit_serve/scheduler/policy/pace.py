@@ -145,6 +145,11 @@ class Work:
         return twin
 
     @property
+    def batched_s(self) -> float:
+        """What the fewest steps that are left cost as a share of the largest batch."""
+        return self.solo_s * self.row[-1] / (self.row[1] * (len(self.row) - 1))
+
+    @property
     def longest(self) -> int:
         """The largest stride that the next step may have."""
         return min(self.max_stride, self.num_steps - self.at)

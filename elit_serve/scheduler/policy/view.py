@@ -38,8 +38,8 @@ class Choice(NamedTuple):
 class Owed(NamedTuple):
     """What is left of a request.
 
-    due_s: until when its last step is planned to have run. least_s: what its steps take alone on the device if they are
-    as cheap and as few as they may be, in seconds of the table.
+    due_s: until when its last step is planned to have run. least_s: what its steps take as shares of the largest batch
+    if they are as cheap and as few as they may be, in seconds of the table.
     """
 
     due_s: float

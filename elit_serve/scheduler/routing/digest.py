@@ -20,7 +20,7 @@ class Due(NamedTuple):
     """Some work, and until when it has to be done.
 
     due_s: until when its last steps are planned to have run; of several requests, the first.
-    least_s: what its steps take alone on the device at the lowest levels, and the fewest of them, by the cost table.
+    least_s: what the fewest steps take at the lowest levels, as shares of the largest batch, by the cost table.
     """
 
     due_s: float

@@ -1,15 +1,16 @@
 """Whom to ask first for an order. The replica that is asked decides alone whether it promises anything.
 
-A replica is worse for an order the denser the work there would be: the seconds of work that are due until then, per
-second. At a density of one every step must be the cheapest there is; at a half, each may take twice as long.
+The denser the work of a replica, seconds of work that are due in a time over that time, the less each step may take,
+and the lower is the level of all. Quality is concave in time, so what is lost grows faster than the density does; its
+square stands for that. The *strain* of a replica is the sum of that over all its work. An order goes where the strain
+grows least: away from crowds, an urgent one most of all, and a patient one where the others are due soon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import merge
-from math import inf
+from random import Random
 from typing import NamedTuple
 
 from elit_serve.scheduler.costs import CorrectedCosts, CostTable
@@ -17,22 +18,25 @@ from elit_serve.scheduler.policy.pace import Work
 from elit_serve.scheduler.requests import Demand
 from elit_serve.scheduler.routing.digest import Digest, Due
 
+SHORTEST_S = 0.001  # a time in which something is due, however late it is
+
 
 class Candidate(NamedTuple):
-    """A replica that could be asked. density: of its work with this order, the less the better; above 1 it has more
-    to do than it can, and likely refuses."""
+    """A replica that could be asked. harm: by how much its strain grows with this order, for each
+    second of the order's work there; the less the better."""
 
     replica: str
-    density: float
+    harm: float
 
 
 @dataclass(kw_only=True)
 class _Replica:
     """asked: the work of orders that the digest does not tell of, by their tickets, with when it is due; settled: those
-    of them that were taken, of which the next digest tells."""
+    of them that were taken, of which the next digest tells. turn: rises whenever it is asked."""
 
     digest: Digest
     heard_s: float
+    turn: float
     asked: dict[int, list[Due]] = field(default_factory=dict)
     settled: set[int] = field(default_factory=set)
 
@@ -41,9 +45,12 @@ class Router:
     """What one process that takes orders knows of all replicas.
 
     tables: the costs of each kind of device, by the name that digests have for it. Times are of the caller's clock.
+    seed: draws who comes first among replicas that are equally good and were never asked, so that several routers do
+        not all ask the same one.
     """
 
-    def __init__(self, tables: Mapping[str, CostTable]) -> None:
+    def __init__(self, tables: Mapping[str, CostTable], *, seed: int = 0) -> None:
+        self._rng = Random(f"router {seed}")
         self._costs = {device: CorrectedCosts(table) for device, table in tables.items()}
         self._replicas: dict[str, _Replica] = {}
         self._num_tickets = 0
@@ -59,7 +66,7 @@ class Router:
             raise ValueError(f"device {digest.device!r} has no cost table, only {sorted(self._costs)} have")
         known = self._replicas.get(replica)
         if known is None:
-            self._replicas[replica] = _Replica(digest=digest, heard_s=now_s)
+            self._replicas[replica] = _Replica(digest=digest, heard_s=now_s, turn=self._rng.random())
         elif digest.number > known.digest.number:
             known.digest, known.heard_s = digest, now_s
             known.asked = {ticket: dues for ticket, dues in known.asked.items() if ticket not in known.settled}
@@ -70,12 +77,9 @@ class Router:
         self._replicas.pop(replica, None)
 
     def rank(self, demands: Sequence[Demand], now_s: float) -> list[Candidate]:
-        """All replicas for the pictures of one order, the best first."""
-        found = [
-            Candidate(name, self._density(replica, self._work_of(demands, replica, now_s), now_s))
-            for name, replica in self._replicas.items()
-        ]
-        return sorted(found, key=lambda candidate: candidate.density)
+        """All replicas for the pictures of one order, the best first; of equals, who was asked least lately."""
+        found = [Candidate(name, self._harm(demands, replica, now_s)) for name, replica in self._replicas.items()]
+        return sorted(found, key=lambda candidate: (candidate.harm, self._replicas[candidate.replica].turn))
 
     def asked(self, replica: str, demands: Sequence[Demand], now_s: float) -> int:
         """This replica is asked to take an order, which counts as there from now on. Returns the ticket to tell of its
@@ -84,6 +88,7 @@ class Router:
         known = self._replicas.get(replica)
         if known is not None:
             work = self._work_of(demands, known, now_s)
+            known.turn = self._num_tickets
             known.asked[self._num_tickets] = [Due(now_s + due_s, least_s) for due_s, least_s in work]
         return self._num_tickets
 
@@ -105,19 +110,49 @@ class Router:
             for demand in demands
         ]
 
-    def _density(self, replica: _Replica, newcomers: Sequence[Due], now_s: float) -> float:
-        """The most work that is due until some time, over that time."""
-        digest, age_s = replica.digest, now_s - replica.heard_s
-        told = (Due(due_s - age_s, _left_s(due_s, least_s, age_s)) for due_s, least_s in digest.dues)
-        asked = [Due(due_s - now_s, least_s) for dues in replica.asked.values() for due_s, least_s in dues]
-        busy_s = max(0.0, digest.busy_s - age_s)
-        densest, work_s = 0.0, 0.0
-        for due_s, least_s in merge(told, sorted([*asked, *newcomers])):
-            work_s += digest.correction * least_s
-            if work_s > 0:
-                left_s = due_s - busy_s
-                densest = max(densest, work_s / left_s if left_s > 0 else inf)
-        return densest
+    def _harm(self, demands: Sequence[Demand], replica: _Replica, now_s: float) -> float:
+        there, newcomers = self._told(replica, now_s), self._work_of(demands, replica, now_s)
+        before, after = (self._strain(dues, replica, now_s) for dues in (there, sorted([*there, *newcomers])))
+        return (after - before) / sum(work_s for _, work_s in newcomers)
+
+    def _told(self, replica: _Replica, now_s: float) -> list[Due]:
+        """The work that is there, the first due first: what its digest tells, as far as it is not done meanwhile, and
+        what was asked since."""
+        age_s = now_s - replica.heard_s
+        told = (Due(due_s - age_s, _left_s(due_s, least_s, age_s)) for due_s, least_s in replica.digest.dues)
+        asked = (Due(due_s - now_s, least_s) for dues in replica.asked.values() for due_s, least_s in dues)
+        return sorted([*told, *asked])
+
+    def _strain(self, dues: Sequence[Due], replica: _Replica, now_s: float) -> float:
+        busy_s = max(0.0, replica.digest.busy_s - (now_s - replica.heard_s))
+        stretches = densest_stretches(dues, busy_s)
+        return sum(work_s * (replica.digest.correction * work_s / span_s) ** 2 for span_s, work_s in stretches)
+
+
+class Stretch(NamedTuple):
+    """Some time and the work that is due in it."""
+
+    span_s: float
+    work_s: float
+
+
+def densest_stretches(dues: Iterable[Due], busy_s: float) -> list[Stretch]:
+    """The time until the last of these are due, from the densest stretch of it to the least dense.
+
+    If everything is to take as long as it can, the work that is due first must be done at the highest mean density of
+    any time from now on, what follows at the highest of any time from then, and so on: the upper convex hull of the
+    work over the time until which it is due.
+    """
+    found: list[Stretch] = []
+    ends_s = busy_s
+    for due_s, work_s in dues:
+        span_s = max(due_s - ends_s, SHORTEST_S)
+        ends_s += span_s
+        while found and work_s * found[-1].span_s >= found[-1].work_s * span_s:
+            before = found.pop()
+            span_s, work_s = span_s + before.span_s, work_s + before.work_s
+        found.append(Stretch(span_s, work_s))
+    return found
 
 
 def _left_s(due_s: float, least_s: float, age_s: float) -> float:
@@ -126,4 +161,4 @@ def _left_s(due_s: float, least_s: float, age_s: float) -> float:
 
 
 def _least_s(demand: Demand, costs: CorrectedCosts) -> float:
-    return Work(demand, costs, latest_s=demand.deadline_s, margin_s=0.0, order=demand.deadline_s).solo_s
+    return Work(demand, costs, latest_s=demand.deadline_s, margin_s=0.0, order=demand.deadline_s).batched_s
