@@ -77,14 +77,19 @@ class RequestScheduler:
 
     # What the driver calls
 
-    def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
-        """Takes all of these images, or none and says why."""
+    def submit(self, demands: Sequence[Demand], now_s: float, *, is_passed_on: bool = False) -> Refusal | None:
+        """Takes all of these images, or none and says why.
+
+        is_passed_on: another replica has refused them, where they count as having arrived. If they counted wherever
+        they are asked for, every replica would expect the refused orders of all.
+        """
         newcomers = self._newcomers(demands, now_s)
         assert not any(newcomer.demand.request_id in self._requests for newcomer in newcomers), "request ids are unique"
-        self._arrivals.saw(now_s, demands)
+        if not is_passed_on:
+            self._arrivals.saw(now_s, demands)
         view = self._view(now_s, max(now_s, self._busy_until_s))
         try:
-            refusal = self._policy.admit([newcomer.demand for newcomer in newcomers], view)
+            refusal = self._policy.admit([newcomer.demand for newcomer in newcomers], view, is_passed_on=is_passed_on)
         except Exception as error:
             self._note(error)
             self._begin_afresh(view, otherwise=self._stand_in(view))

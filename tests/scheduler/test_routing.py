@@ -142,3 +142,16 @@ def test_a_digest_is_small_and_travels_as_json(table: CostTable, quality: Qualit
     assert sum(due.least_s for due in digest.dues) == pytest.approx(num_steps * step_s)
     assert digest.busy_s > 0
     assert Digest.from_plain(json.loads(json.dumps(digest.as_plain()))) == digest
+
+
+def test_an_order_that_was_passed_on_counts_where_it_was_asked_for_first(
+    table: CostTable, quality: QualityTable
+) -> None:
+    first, second = (RequestScheduler(table, ElasticPolicy(quality)) for _ in range(2))
+    impossible = picture(1, target_s=0.001)
+    assert first.submit([impossible], 0.0) is not None
+    assert second.submit([impossible], 0.0, is_passed_on=True) is not None
+    assert first.crowd_with(1, 0.0).images_per_s > 0
+    assert second.crowd_with(1, 0.0).images_per_s == 0
+    assert second.submit([picture(2)], 0.0, is_passed_on=True) is None
+    assert second.num_waiting == 1

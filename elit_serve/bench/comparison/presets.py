@@ -87,8 +87,9 @@ class PresetScheduler(RequestScheduler):
         self._full_level = setting.full_level
         self.plans: dict[int, Plan | MeasuredPlan] = {}
 
-    def submit(self, demands: Sequence[Demand], now_s: float) -> Refusal | None:
-        return super().submit([self._planned(demand, now_s) for demand in demands], now_s)
+    def submit(self, demands: Sequence[Demand], now_s: float, *, is_passed_on: bool = False) -> Refusal | None:
+        planned = [self._planned(demand, now_s) for demand in demands]
+        return super().submit(planned, now_s, is_passed_on=is_passed_on)
 
     def _planned(self, demand: Demand, now_s: float) -> Demand:
         preset = self._asked.get(demand.request_id)

@@ -89,7 +89,7 @@ class Fleet:
         first: Refusal | None = None
         for replica in self._routing.order(pictures, self.replicas, now_s):
             self.num_asked += 1
-            refusal = replica.driver.submit(pictures)
+            refusal = replica.scheduler.submit(pictures, now_s, is_passed_on=first is not None)
             self._routing.asked(replica, pictures, now_s, is_taken=refusal is None)
             if refusal is None:
                 self._homes.update((picture.request_id, replica) for picture in pictures)

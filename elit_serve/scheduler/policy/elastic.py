@@ -95,8 +95,10 @@ class ElasticPolicy:
 
     # Admission
 
-    def admit(self, newcomers: Sequence[Demand], view: View) -> Refusal | None:
-        works = self._seen(newcomers, view)
+    def admit(self, newcomers: Sequence[Demand], view: View, *, is_passed_on: bool = False) -> Refusal | None:
+        works = [self._work(newcomer, view.costs) for newcomer in newcomers]
+        if not is_passed_on:
+            self._note_arrival(works, view)
         hard = _promised(works)
         found = self._considered(works, hard, view)
         if found == "infeasible":
@@ -111,7 +113,8 @@ class ElasticPolicy:
     def would_admit(self, newcomers: Sequence[Demand], view: View) -> bool:
         kept = self._arrivals, self._probed_s
         self._arrivals = copy(self._arrivals)
-        works = self._seen(newcomers, view)
+        works = [self._work(newcomer, view.costs) for newcomer in newcomers]
+        self._note_arrival(works, view)
         found = self._considered(works, _promised(works), view)
         self._arrivals, self._probed_s = kept
         return not isinstance(found, str)
@@ -401,12 +404,9 @@ class ElasticPolicy:
             if self._promises.certificate.latest_start_s(correction) < view.start_s - ROUNDING_S:
                 self._promises.replan(view.start_s, view)
 
-    def _seen(self, newcomers: Sequence[Demand], view: View) -> list[Work]:
-        """What is asked for, noted as arrived."""
-        works = [self._work(newcomer, view.costs) for newcomer in newcomers]
+    def _note_arrival(self, works: Sequence[Work], view: View) -> None:
         work_s = sum([work.solo_s for work in works])
-        self._arrivals.saw(view.now_s, newcomers, work_s)
-        return works
+        self._arrivals.saw(view.now_s, [work.demand for work in works], work_s)
 
     def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Certificate | str | None:
         """A plan for what is promised and the newcomers (None if they need no promise), or why there is none."""

@@ -45,7 +45,13 @@ class FixedPolicy:
         self._max_waiting = max_waiting
         self._queue: list[_Queued] = []
 
-    def admit(self, newcomers: Sequence[Demand], view: View) -> Refusal | None:
+    def admit(
+        self,
+        newcomers: Sequence[Demand],
+        view: View,
+        *,
+        is_passed_on: bool = False,  # noqa: ARG002
+    ) -> Refusal | None:
         needed_s = self._needed_s(newcomers, view)
         if needed_s is not None:
             return Refusal(reason="infeasible", min_latency_ms=ceil(1000 * needed_s + 1e-3), pace=view.costs.correction)

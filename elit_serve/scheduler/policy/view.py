@@ -49,8 +49,8 @@ class Owed(NamedTuple):
 class Policy(Protocol):
     """Whom to take, and who runs next. Pure: no clock, no device."""
 
-    def admit(self, newcomers: Sequence[Demand], view: View) -> Refusal | None:
-        """Takes all of these from now on, or none."""
+    def admit(self, newcomers: Sequence[Demand], view: View, *, is_passed_on: bool = False) -> Refusal | None:
+        """Takes all of these from now on, or none. is_passed_on: they have arrived elsewhere, and do not count here."""
 
     def would_admit(self, newcomers: Sequence[Demand], view: View) -> bool:
         """Whether `admit` would take these; changes nothing."""

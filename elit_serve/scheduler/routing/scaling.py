@@ -21,9 +21,10 @@ from elit_serve.scheduler.requests import Demand
 class Reading:
     """What a fleet was like since the reading before.
 
-    at_s: when it ends. offered: what was asked for, in replicas that it would have kept busy at full budget in the
-        largest batches, see `full_s`. granted: the mean budget of the steps whose level was the policy's to choose, 0 to
-        1; None if there were none. refused: the share of orders that every replica refused.
+    at_s: when it ends.
+    offered: what was asked for, in replicas that it would have kept busy at full budget, see `full_s`.
+    granted: the mean budget, 0 to 1, of the steps whose level was the policy's to choose; None if there were none.
+    refused: the share of orders that every replica refused.
     """
 
     at_s: float
@@ -64,8 +65,8 @@ class Scaling:
 def replicas_wanted(readings: Sequence[Reading], scaling: Scaling, *, ready: int, loading: int) -> int:
     """How many there should be, those that load included. readings: in order of time, since at least `memory_s`.
 
-    Nothing is added to a fleet that is too small while the replicas that it lacks are loading; nothing is removed before
-    they are there.
+    Nothing is added to a fleet that is too small while the replicas that it lacks are loading; nothing is removed
+    before they are there.
     """
     wanted = present = ready + loading
     lately = _lately(readings, scaling)
