@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,6 +52,16 @@ NOTABLY_SLOW = 1.1  # from this pace on a caller is told of it
 
 class ElitError(Exception):
     """Base of all errors that elit-serve raises on purpose. `str()` is one line for a user."""
+
+    def __reduce__(self) -> tuple[Callable[..., ElitError], tuple[object, ...]]:
+        """Another process that is told of it gets the same error, whatever the class is made from."""
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(kind: type[ElitError], args: tuple[object, ...], values: dict[str, object]) -> ElitError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(values)
+    return error
 
 
 class InvalidInput(ElitError):

@@ -21,14 +21,14 @@ import torch
 from elit_serve.clock import Clock
 from elit_serve.engine.cost import Cost
 from elit_serve.engine.encoders import EncoderOptions, Encoders
-from elit_serve.engine.executor.slots import AnyExecutor
+from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.forecast import FULL, Forecast, forecast, has_room, infeasible, overloaded
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.launcher import LaunchedPart, Launcher
 from elit_serve.engine.observer import Observer
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Caller, Outcome, Picture, Preview, StepRun
-from elit_serve.engine.served_model import ServedModel
+from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.warm_up import warm_up
 from elit_serve.errors import (
     DeadlineExceeded,
@@ -40,6 +40,7 @@ from elit_serve.errors import (
 from elit_serve.scheduler.core import Counters, RequestScheduler
 from elit_serve.scheduler.replay import as_text
 from elit_serve.scheduler.requests import Launch, Refusal
+from elit_serve.scheduler.routing import Digest, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class Worker:
 
     def __init__(
         self,
-        pipeline: ServedModel,
-        executor: AnyExecutor,
+        pipeline: Pipeline,
+        executor: Executor,
         scheduler: RequestScheduler,
         *,
         clock: Clock,
@@ -74,6 +75,7 @@ class Worker:
         self._running: deque[tuple[Launch, list[LaunchedPart]]] = deque()  # and not finished; the worker's thread only
         self._free_s = 0.0  # when the device has done all of these, as predicted
         self._picture_ids = count()
+        self._digests = count()
         self._pictures: dict[int, Picture] = {}  # accepted and not ended
         self._room_s: dict[int, float] = {}  # when a full queue will have room for so many, as far as is known
         self._vacated: list[Picture] = []  # ended, with slots that are still to be freed
@@ -159,13 +161,15 @@ class Worker:
         order: Order,
         on_preview: Callable[[Preview], None] | None = None,
         on_step: Callable[[StepRun], None] | None = None,
+        *,
+        is_passed_on: bool = False,
     ) -> Future[Outcome]:
         """Takes an order, also before the start; cancelling its future gives it up within a step.
 
         `on_preview` is given the previews that it asks for, on a thread of the encoders', each picture's in order and
         before its outcome; `on_step` is told of every step that has run, on the worker's thread. Neither may wait or
         raise. Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is
-        taken.
+        taken. is_passed_on: see `RequestScheduler.submit`.
         """
         shape = self._pipeline.shape_named(order.shape)
         noise = self._pipeline.noise(order.seeds, shape)  # here, so that the worker's thread need not
@@ -174,7 +178,7 @@ class Worker:
             now_s = self._clock.now()
             caller = Caller(order.given(self._scheduler, now_s), noise, on_preview, on_step)
             has_slots = has_room(order, self._executor.num_slots, len(self._pictures))
-            refusal = self._admit(caller, now_s) if has_slots else FULL
+            refusal = self._admit(caller, now_s, is_passed_on) if has_slots else FULL
             known = None if refusal is None else self._known_error(refusal, order, now_s)
             scheduler = self._scheduler if refusal is None or known else self._scheduler.copy()
         if refusal is not None:
@@ -210,6 +214,12 @@ class Worker:
         with self._changed:
             pictures = list(self._pictures.values())
             return InFlight.of(pictures, self._scheduler, self._clock.now(), max_pictures=max_pictures)
+
+    def digest(self, device: str) -> Digest:
+        """What a router of orders is told now. device: the kind of device, by the name that the router has for it.
+        Holds the lock for well under a millisecond."""
+        with self._changed:
+            return digest_of(self._scheduler, self._clock.now(), number=next(self._digests), device=device)
 
     def drain(self, timeout_s: float) -> None:
         """Takes no more orders, finishes the accepted ones if they are done within `timeout_s`, and stops."""
@@ -368,10 +378,11 @@ class Worker:
         if not self._accepts:
             raise EngineStopped("the engine takes no more work")
 
-    def _admit(self, caller: Caller, now_s: float) -> Refusal | None:
+    def _admit(self, caller: Caller, now_s: float, is_passed_on: bool) -> Refusal | None:
         """Takes an order if the scheduler does. The lock is held."""
         ids = [next(self._picture_ids) for _ in caller.order.seeds]
-        refusal = self._scheduler.submit([caller.order.demand(picture_id) for picture_id in ids], now_s)
+        demands = [caller.order.demand(picture_id) for picture_id in ids]
+        refusal = self._scheduler.submit(demands, now_s, is_passed_on=is_passed_on)
         if refusal is None:
             self._room_s.clear()
             for picture_id in ids:
