@@ -19,17 +19,23 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from fleet_link import LocalLink
 
+from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor, RunningStep
+from elit_serve.engine.maker import Maker
 from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.worker import Worker
+from elit_serve.fleet.fleet import Fleet
+from elit_serve.fleet.loop_thread import LoopThread
+from elit_serve.fleet.model import FleetModel
+from elit_serve.fleet.replica import Replica
 from elit_serve.guests import GUESTS
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.app import create_app, stop_guests
 from elit_serve.server.connections import AnnouncingServer, http_config
-from elit_serve.server.engines import Engines, LoadedModel, num_slots
+from elit_serve.server.engines import Engines, LoadedModel, Servable, num_slots
 from elit_serve.server.run import bind
 from elit_serve.server.settings import Settings
 
@@ -131,19 +137,25 @@ class RunningServer:
     executor: Executor
 
     @property
-    def worker(self) -> Worker:
+    def worker(self) -> Maker:
+        """Who makes the pictures, with what replicas have done so far."""
         engines = self.app.state.service.engines
         assert isinstance(engines, Engines)
-        return engines.default.worker
+        worker = engines.default.worker
+        if isinstance(worker, Fleet) and worker.is_alive:
+            worker.refresh()
+        return worker
 
     def generate(self, body: object, accept: str = "application/json") -> httpx.Response:
         return self.client.post("/v1/generate", json=body, headers={"Accept": accept})
 
     def health(self) -> dict[str, Any]:
+        assert self.worker
         return dict(self.client.get("/health").json())
 
     def metric(self, name: str) -> float:
         """The sum over all models of a sample that is spelled with its other labels; 0 when it is not there yet."""
+        assert self.worker
         samples = (line.rsplit(" ", 1) for line in self.client.get("/metrics").text.splitlines())
         return sum(float(value) for sample, value in samples if _without_model(sample) == name)
 
@@ -209,16 +221,37 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def running(pipeline: Pipeline, settings: Settings, executor: Executor, cost: CostTable) -> Iterator[RunningServer]:
+def running(
+    pipeline: Pipeline, settings: Settings, executor: Executor, cost: CostTable, made_by: str = "worker"
+) -> Iterator[RunningServer]:
     if isinstance(executor, AsPredicted):
         executor.cost = cost
-    with running_models([LoadedModel(pipeline=pipeline, executor=executor, cost=cost)], settings) as server:
-        yield server
+    model = LoadedModel(pipeline=pipeline, executor=executor, cost=cost)
+    with ExitStack() as stack:
+        served = stack.enter_context(as_a_fleet(model, settings)) if made_by == "fleet" else model
+        yield stack.enter_context(running_models([model], settings, [served]))
 
 
 @contextmanager
-def running_models(models: Sequence[LoadedModel], settings: Settings) -> Iterator[RunningServer]:
-    app = create_app(models, settings, guests=GUESTS)
+def as_a_fleet(model: LoadedModel, settings: Settings) -> Iterator[FleetModel]:
+    """The model on one replica, which the server knows from messages alone."""
+    replica = Replica("first", model, settings, MonotonicClock(), transit_ms=0)
+    replica.start()
+    thread = LoopThread("elit-fleet")
+    try:
+        link = LocalLink({"first": replica})
+        yield FleetModel(link=link, thread=thread, facts=thread.run(link.facts_of_all()))
+    finally:
+        thread.close()
+        replica.drain(0)
+
+
+@contextmanager
+def running_models(
+    models: Sequence[LoadedModel], settings: Settings, served: Sequence[Servable] | None = None
+) -> Iterator[RunningServer]:
+    """served: in place of `models`, who makes their pictures."""
+    app = create_app(served or models, settings, guests=GUESTS)
     engines = app.state.service.engines
 
     def drain() -> None:
@@ -253,8 +286,20 @@ def tiny_pipeline(shared_tiny_model_dir: Path) -> Pipeline:
     return Pipeline.load(shared_tiny_model_dir, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def made_by() -> str:
+    """Who makes the pictures of servers: a `worker` of their process, or a `fleet`; see the marker of this name."""
+    return "worker"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("made_by")
+    if marker is not None and "made_by" in metafunc.fixturenames:
+        metafunc.parametrize("made_by", marker.args, scope="module")
+
+
 @pytest.fixture
-def start_server(tiny_pipeline: Pipeline) -> Iterator[StartServer]:
+def start_server(tiny_pipeline: Pipeline, made_by: str) -> Iterator[StartServer]:
     """Starts servers of one's own: with other settings, costs or executors, or around another model."""
     with ExitStack() as stack:
 
@@ -266,15 +311,15 @@ def start_server(tiny_pipeline: Pipeline) -> Iterator[StartServer]:
         ) -> RunningServer:
             settings = settings or Settings(response_ms=0)
             slots = executor(pipeline, num_slots=num_slots(settings))
-            return stack.enter_context(running(pipeline, settings, slots, cost))
+            return stack.enter_context(running(pipeline, settings, slots, cost, made_by))
 
         yield start
 
 
 @pytest.fixture(scope="module")
-def server(tiny_pipeline: Pipeline) -> Iterator[RunningServer]:
+def server(tiny_pipeline: Pipeline, made_by: str) -> Iterator[RunningServer]:
     """One server for all tests of a file that leave it as it is."""
     settings = Settings(response_ms=0, max_images=4)
     executor = AsPredicted(tiny_pipeline, num_slots=num_slots(settings))
-    with running(tiny_pipeline, settings, executor, COST) as started:
+    with running(tiny_pipeline, settings, executor, COST, made_by) as started:
         yield started

@@ -104,8 +104,11 @@ def serve(*, config: str | None, **flags: object) -> None:
     """
     settings = read_settings(flags, os.environ, config)
     from elit_serve.guests import GUESTS
-    from elit_serve.server.run import serve as run_server
 
+    if settings.replicas is not None:
+        from elit_serve.fleet.run import serve as run_server
+    else:
+        from elit_serve.server.run import serve as run_server
     run_server(settings, announce=typer.echo, guests=GUESTS)
 
 

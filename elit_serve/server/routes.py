@@ -149,8 +149,7 @@ def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
         size_details=_sizes(engine),
         sample_shape=model.sizes.default.size,
         sampling=config.sampling.model_dump(mode="json"),
-        device=model.device_name,
-        simulated=model.simulated,
+        device=str(model.device),
         dtype=model.precision,
         quality=_measured_quality(model),
     )

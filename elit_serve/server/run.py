@@ -20,29 +20,35 @@ from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.graphs import open_executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import latency_of, prepared_steps
-from elit_serve.engine.random_weights import RANDOM_RESOLUTION
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.server.app import create_app, stop_guests
 from elit_serve.server.connections import AnnouncingServer, http_config
-from elit_serve.server.engines import Engines, LoadedModel, num_slots
+from elit_serve.server.engines import Engines, LoadedModel, Servable, num_slots
 from elit_serve.server.guest import Guest
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.process import limit_arenas, raise_descriptor_limit, settle_heap
 from elit_serve.server.settings import Settings
-from elit_serve.server.simulated import check_simulation, simulated_model
 from elit_serve.server.watching import logs
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 SWITCH_SECONDS = 0.0005  # Python's 5 ms would let the device idle while the worker waits for its turn behind a request
+RANDOM_RESOLUTION = 256
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and the one that a browser on this machine uses
 
 
-def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequence[Guest] = ()) -> None:
+def serve(
+    settings: Settings,
+    announce: Callable[[str], None],
+    *,
+    guests: Sequence[Guest] = (),
+    load: Callable[[Settings], Servable] | None = None,
+) -> None:
     """Serves until it is told to end, with these guests. `announce` is told in one line what is served, and where.
 
-    The address is taken first, so that a port in use is found out before a model is loaded.
+    The address is taken first, so that a port in use is found out before a model is loaded. load: gives the model, by
+    default into this process.
     """
     logs.configure(settings)
     read_keyring(settings)  # what is wrong with it is found out here too
@@ -54,7 +60,7 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with bind(settings.host, settings.port) as listener:
-        model = _on_a_thread_of_its_own(lambda: load_and_measure(settings))
+        model = load(settings) if load else _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         app = create_app([model], settings, guests=guests)
         line = f"elit-serve: {model.served.config.name} on {model.where}: {address_line(*listener.getsockname()[:2])}"
         engines: Engines = app.state.service.engines
@@ -94,9 +100,6 @@ def default_results(port: int) -> Path:
 
 def load_and_measure(settings: Settings) -> LoadedModel:
     """The model with slots for its pictures, and what its steps cost on this device."""
-    check_model(settings)
-    if settings.simulate is not None:
-        return simulated_model(settings)
     pipeline = _load(settings)
     served = prepared_steps(pipeline)
     executor = open_executor(pipeline, num_slots=num_slots(settings), keeps=served.keeps)
@@ -107,21 +110,13 @@ def load_and_measure(settings: Settings) -> LoadedModel:
     return LoadedModel(pipeline=pipeline, executor=executor, cost=cost)
 
 
-def check_model(settings: Settings) -> None:
-    """Raises `InvalidInput` for settings that contradict each other in which model is served, or how."""
-    if settings.random_weights is None:
-        if settings.resolution is not None:
-            raise InvalidInput("resolution", settings.resolution, "a model has its own; it goes with random_weights")
-    elif settings.model is not None:
-        raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
-    check_simulation(settings)
-
-
 def _load(settings: Settings) -> Pipeline:
     autoencoder, preview_autoencoder = (
         None if folder is None else Path(folder) for folder in (settings.autoencoder, settings.preview_autoencoder)
     )
     if settings.random_weights is None:
+        if settings.resolution is not None:
+            raise InvalidInput("resolution", settings.resolution, "a model has its own; it goes with random_weights")
         return Pipeline.load(
             settings.model,
             device=settings.device,
@@ -132,6 +127,8 @@ def _load(settings: Settings) -> Pipeline:
             preview_autoencoder=preview_autoencoder,
             sizes=settings.sizes,
         )
+    if settings.model is not None:
+        raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     resolution = settings.resolution or RANDOM_RESOLUTION

@@ -26,7 +26,12 @@ from elit_serve.plans.formats import PngCompression
 from elit_serve.plans.size import Size
 
 MAX_PREFIX = 256  # characters
-MAX_NOISE = 0.3  # of a simulated step: three standard deviations are still a time
+MAX_REPLICAS = 1024
+
+
+def _text_of_number(value: object) -> object:
+    """TOML has a number where a flag has text."""
+    return str(value) if isinstance(value, int) else value
 
 
 def _parts(value: object) -> object:
@@ -94,6 +99,20 @@ def _size(text: str) -> str:
         raise ValueError(error.allowed) from None
 
 
+def _replicas(text: str) -> str:
+    counts = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
+    fewest, most = (0, 0) if counts is None else (int(counts[1]), int(counts[2] or counts[1]))
+    if not 1 <= fewest <= most <= MAX_REPLICAS:
+        raise ValueError(f"a number of replicas as 2, or a range as 1-4; at most {MAX_REPLICAS}")
+    return text
+
+
+def _ray_address(text: str) -> str:
+    if text != "auto" and not (re.fullmatch(r"[^\s/@?#,]+:\d+", text) and _has_host(f"http://{text}")):
+        raise ValueError("an address of Ray is HOST:PORT, or auto for the one that runs on this machine")
+    return text
+
+
 def _proxy(text: str) -> str:
     if text != "*":
         try:
@@ -117,6 +136,8 @@ Hosts = Annotated[
 ]
 Proxies = Annotated[tuple[Annotated[str, Field(max_length=64), AfterValidator(_proxy)], ...], BeforeValidator(_parts)]
 Sizes = Annotated[tuple[Annotated[str, Field(max_length=40), AfterValidator(_size)], ...], BeforeValidator(_all_parts)]
+Replicas = Annotated[str, Field(max_length=9), BeforeValidator(_text_of_number), AfterValidator(_replicas)]
+RayAddress = Annotated[str, Field(max_length=262), AfterValidator(_ray_address)]
 RootPath = Annotated[str, Field(max_length=1024), AfterValidator(_root_path)]
 
 
@@ -149,32 +170,6 @@ class Settings(BaseModel):
     resolution: int | None = Field(
         default=None, ge=16, le=8192, description="Pixels per side of --random-weights; by default 256."
     )
-    simulate: FilePath | None = Field(
-        default=None,
-        description="The name of a device, as nvidia-h200, or a latency/<device>.json: nothing is computed, steps take "
-        "the time that was measured there, and answers are placeholders marked as such. Needs no weights.",
-    )
-    simulate_noise: float = Field(
-        default=0.0,
-        ge=0,
-        le=MAX_NOISE,
-        allow_inf_nan=False,
-        description="Of --simulate: standard deviation of each step's time, as a share of it.",
-    )
-    simulate_bias: float = Field(
-        default=0.0,
-        ge=-0.5,
-        le=4,
-        allow_inf_nan=False,
-        description="Of --simulate: 0.1 is a device 10 % slower than the file says.",
-    )
-    simulate_failures: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="Of --simulate: the share of steps that fail, with every picture in them.",
-    )
     autoencoder: FilePath | None = Field(
         default=None,
         description="A folder in diffusers' format, instead of the model's own autoencoder, or for one that has none.",
@@ -202,6 +197,17 @@ class Settings(BaseModel):
         default=(),
         description="Address or network of a proxy whose X-Forwarded-For, -Proto and -Prefix are believed, or * for "
         "any; may be repeated; by default those of this machine.",
+    )
+    replicas: Replicas | None = Field(
+        default=None,
+        description="So many engines behind this server, as processes that Ray Serve keeps running, each on a GPU of "
+        "its own where there are any; or a range, as 1-4, in which their number follows the load; needs "
+        "elit-serve[ray]. By default one engine in the server's own process.",
+    )
+    ray_address: RayAddress | None = Field(
+        default=None,
+        description="Of a Ray cluster that runs, as HOST:6379, or auto, for --replicas; by default they have a Ray of "
+        "their own, which only this machine reaches.",
     )
     device: str | None = Field(
         default=None, max_length=100, description="cpu, cuda or cuda:N; by default a GPU if there is one."

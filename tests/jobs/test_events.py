@@ -7,7 +7,10 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from PIL import Image
+
+pytestmark = pytest.mark.made_by("worker", "fleet")
 
 
 def names(events: list[tuple[str, str, Any]]) -> list[str]:

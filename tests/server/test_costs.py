@@ -16,6 +16,8 @@ from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.settings import Settings
 from tests.serving import COST
 
+pytestmark = pytest.mark.made_by("worker", "fleet")
+
 
 def gflops_of(pipeline: Pipeline, *kinds: tuple[int, int | None]) -> float:
     """Of steps: (level, weak level) each."""

@@ -23,6 +23,8 @@ from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.settings import Settings
 
+pytestmark = pytest.mark.made_by("worker", "fleet")
+
 CHEAP = CostTable(
     steps_ms={(StepKind("32x32", level, weak), 1): 1.0 * level for level in (1, 2, 3, 4) for weak in (None, 1, level)},
     overhead_ms=1.0,
@@ -126,6 +128,7 @@ class LostDevice(Executor):
         return super().launch(pictures, kind)
 
 
+@pytest.mark.made_by("worker")
 def test_a_dead_engine_is_reported_and_takes_nothing(start_server: Any) -> None:
     server = start_server(executor=LostDevice)
     routes = ("/health", "/liveness", "/readiness", "/v2/health/live", "/v2/health/ready")

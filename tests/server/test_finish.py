@@ -15,6 +15,8 @@ from elit_serve.errors import InvalidInput, ServerProblem
 from elit_serve.server.keys import digest_of, make_key
 from elit_serve.server.settings import Settings
 
+pytestmark = pytest.mark.made_by("worker", "fleet")
+
 Eventually = Callable[[Callable[[], bool]], None]
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 from elit_serve.pictures import encode, read_facts
 from elit_serve.server.settings import Settings
 
+pytestmark = pytest.mark.made_by("worker", "fleet")
+
 
 def files_of(answer: httpx.Response) -> list[bytes]:
     assert answer.status_code == 200, answer.text

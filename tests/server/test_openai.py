@@ -28,6 +28,8 @@ from elit_serve.server.middleware import error_answers
 from elit_serve.server.middleware.request_context import RequestContext
 from elit_serve.server.settings import Settings
 
+pytestmark = pytest.mark.made_by("worker", "fleet")
+
 
 def client_of(server: Any) -> OpenAI:
     return OpenAI(base_url=f"{server.url}/v1", api_key="none is needed", max_retries=0, timeout=60)

@@ -14,6 +14,8 @@ from elit_serve.catalogue import read_config
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.server.settings import Settings
 
+pytestmark = pytest.mark.made_by("worker", "fleet")
+
 
 def planned(server: Any, **body: object) -> dict[str, Any]:
     answer = server.client.post("/v1/plan", json={"label": "rose", **body})

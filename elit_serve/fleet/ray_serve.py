@@ -1,0 +1,238 @@
+"""Replicas as a deployment of Ray Serve, which starts them, watches over them, replaces those that die and scales them.
+
+The only module that knows Ray. Ray Serve is asked for what it has: replicas, their health, a drain of what they have
+under way, and handles that reach them. Its own HTTP proxies are not started: one process of them would answer for a
+whole machine, without this server's limits on connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, TypeVar
+
+from elit_serve.clock import MonotonicClock
+from elit_serve.engine.forecast import Forecast
+from elit_serve.engine.in_flight import InFlight
+from elit_serve.errors import ElitError, EngineStopped, MissingPackage
+from elit_serve.fleet.link import ReplicaLost
+from elit_serve.fleet.messages import Published, ReplicaFacts, Reply, SentOrder
+from elit_serve.fleet.ray_variables import OF_ALL
+from elit_serve.fleet.replica import Replica
+from elit_serve.server.engines import Servable
+from elit_serve.server.process import limit_arenas, settle_heap
+from elit_serve.server.settings import Settings
+
+try:
+    import ray
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+    from ray.serve.exceptions import RayServeException
+    from ray.serve.handle import DeploymentHandle
+    from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+except ModuleNotFoundError:
+    raise MissingPackage("ray[serve]", "ray") from None
+
+T = TypeVar("T")
+Load = Callable[[Settings], Servable]
+
+ANY = ""  # in place of the name of a replica
+MAX_ONGOING = 1_000_000  # calls of a replica: its engine says what it takes, Ray need not
+HEALTH_PERIOD_S = 1.0
+HEALTH_TIMEOUT_S = 30.0  # loading and warming up are not counted
+ANSWER_S = 5.0  # for what all replicas are asked; who takes longer is left out
+STOP_S = 5.0  # beyond what draining takes
+
+
+class NamedReplicaRouter(RequestRouter):
+    """Sends a call to the replica whose name is its first argument, or to any other if that is gone. Which one that is
+    was decided by the fleet, which knows what every order needs."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        wanted = pending_request.args[0] if pending_request is not None else ANY
+        named = [each for each in candidate_replicas if each.replica_id.unique_id == wanted]
+        return [named or candidate_replicas]
+
+
+class DeployedReplica:
+    """A `Replica` as Ray Serve runs it: its methods, each with the name that the router goes by first.
+
+    load: gives the model, in the replica's process. What it raises is told by `facts` rather than tried again.
+    """
+
+    def __init__(self, load: Load, settings: Settings) -> None:
+        _listen_on_this_machine_only()
+        limit_arenas()
+        self._settings = settings
+        self._failure: ElitError | None = None
+        name = serve.get_replica_context().replica_id.unique_id
+        try:
+            self._replica = Replica(name, load(settings), settings, MonotonicClock())
+            self._replica.start()
+        except ElitError as error:
+            self._failure = error
+        settle_heap()
+
+    async def facts(self, _: str = ANY) -> ReplicaFacts | ElitError:
+        return self._failure or await self._replica.facts()
+
+    async def make(self, _: str, sent: SentOrder) -> AsyncIterator[Reply]:
+        replies = self._replica.make(sent)
+        try:
+            async for reply in replies:
+                yield reply
+        finally:
+            await replies.aclose()  # type: ignore[attr-defined]
+
+    async def hurry(self, _: str, order_id: str) -> bool:
+        return await self._replica.hurry(order_id)
+
+    async def forecast(self, _: str, sent: SentOrder) -> Forecast | ElitError:
+        return await self._replica.forecast(sent)
+
+    async def publish(self, _: str, keeps_account: bool) -> Published:
+        return await self._replica.publish(keeps_account=keeps_account)
+
+    async def in_flight(self, _: str, max_pictures: int) -> InFlight:
+        return await self._replica.in_flight(max_pictures)
+
+    def check_health(self) -> None:
+        """Asked by Ray Serve, which replaces a replica that raises here."""
+        if self._failure is None:
+            self._replica.check()
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when nothing is under way any more, or the time for that is over."""
+        if self._failure is None:
+            await asyncio.to_thread(self._replica.drain, 0)
+
+
+class RayLink:
+    """A `Link` by a handle of Ray Serve's, which belongs to the event loop that it is first used on."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def make(self, replica: str, sent: SentOrder) -> AsyncIterator[Reply]:
+        response: Any = self._handle.options(method_name="make", stream=True).remote(replica, sent)
+        is_over = False
+        try:
+            async for reply in response:
+                yield reply
+            is_over = True
+        except (RayError, RayServeException) as error:
+            is_over = True
+            raise ReplicaLost(replica) from error
+        finally:
+            if not is_over:
+                response.cancel()
+
+    async def hurry(self, replica: str, order_id: str) -> bool:
+        return bool(await self._ask("hurry", replica, order_id))
+
+    async def forecast(self, replica: str, sent: SentOrder) -> Forecast | ElitError:
+        found: Forecast | ElitError = await self._ask("forecast", replica, sent)
+        return found
+
+    async def facts(self, replica: str) -> ReplicaFacts:
+        facts: ReplicaFacts | ElitError = await self._ask("facts", replica)
+        if isinstance(facts, ElitError):
+            raise facts
+        return facts
+
+    async def facts_of_all(self) -> list[ReplicaFacts]:
+        told: list[ReplicaFacts | ElitError] = await self._ask_all("facts")
+        for facts in told:
+            if isinstance(facts, ElitError):
+                raise facts
+        return [facts for facts in told if isinstance(facts, ReplicaFacts)]
+
+    async def publish(self, *, keeps_account: bool) -> list[Published]:
+        return await self._ask_all("publish", keeps_account)
+
+    async def in_flight(self, max_pictures: int) -> list[InFlight]:
+        return await self._ask_all("in_flight", max_pictures)
+
+    async def close(self) -> None:
+        await self._handle.shutdown_async()
+
+    async def _ask(self, method: str, replica: str, *told: object) -> Any:
+        try:
+            return await self._handle.options(method_name=method).remote(replica, *told)
+        except (RayError, RayServeException) as error:
+            raise ReplicaLost(replica) from error
+
+    async def _ask_all(self, method: str, *told: object) -> list[Any]:
+        answers = self._handle.broadcast(method, ANY, *told)
+        found = await asyncio.wait_for(answers.results_async(return_exceptions=True), ANSWER_S)
+        return [answer for answer in found if not isinstance(answer, BaseException)]
+
+
+@contextmanager
+def cluster(address: str | None, *, num_cpus: int) -> Iterator[None]:
+    """Ray, which is started on this machine for as long as the block runs, or runs at `address` already.
+
+    num_cpus: that a Ray of this machine says it has, whatever there is. Raises `EngineStopped`.
+    """
+    quiet: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    own: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False}
+    try:
+        ray.init(address or "local", namespace="elit-serve", **quiet, **({} if address else own))
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EngineStopped(f"Ray is not there: {error}") from None
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        serve.start(proxy_location="Disabled")
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def deployed(name: str, wanted: Any) -> Iterator[DeploymentHandle[Any]]:
+    """An application under this name, which runs as long as the block does. Raises `EngineStopped`."""
+    try:
+        handle = serve.run(wanted, name=name, route_prefix=None)
+    except (RayError, RayServeException, RuntimeError) as error:
+        raise EngineStopped(f"the replicas did not start: {error}") from None
+    try:
+        yield handle
+    finally:
+        serve.delete(name)
+
+
+def application(load: Load, settings: Settings, *, fewest: int, most: int) -> Any:
+    """What Ray Serve runs. A replica has a GPU to itself where the cluster has any."""
+    num_gpus = 0 if settings.device == "cpu" else min(1, int(ray.cluster_resources().get("GPU", 0)))
+    router: dict[str, Any] = {"request_router_class": NamedReplicaRouter}
+    scaled: dict[str, Any] = {"num_replicas": fewest}
+    if most > fewest:
+        scaled = {"autoscaling_config": AutoscalingConfig(min_replicas=fewest, max_replicas=most)}
+    deployment: Any = serve.deployment(DeployedReplica)
+    return deployment.options(
+        name="engine",
+        max_ongoing_requests=MAX_ONGOING,
+        ray_actor_options={"num_cpus": 1, "num_gpus": num_gpus, "runtime_env": {"env_vars": dict(OF_ALL)}},
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=settings.drain_seconds + STOP_S,
+        request_router_config=RequestRouterConfig(**router),
+        logging_config={"enable_access_log": False},
+        **scaled,
+    ).bind(load, settings)
+
+
+def _listen_on_this_machine_only() -> None:
+    """Ray Serve has every replica listen on all addresses for calls that are not made here. Where Ray itself keeps to
+    this machine, so does that."""
+    replica: Any = import_module("ray.serve._private.replica")
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(server, address.replace("[::]", "127.0.0.1"))

@@ -1,0 +1,183 @@
+"""Two replicas behind one server: who is asked, what happens when one refuses, and when one is lost."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from fleet_link import LocalLink
+from serving import COST, AsPredicted, Held, RunningServer, running_models
+
+from elit_serve.clock import MonotonicClock
+from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import ElitError, EngineStopped, Infeasible, Overloaded
+from elit_serve.fleet.fleet import least
+from elit_serve.fleet.loop_thread import LoopThread
+from elit_serve.fleet.model import FleetModel
+from elit_serve.fleet.replica import Replica
+from elit_serve.server.engines import LoadedModel, num_slots
+from elit_serve.server.settings import Settings
+
+NAMES = ("first", "second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningFleet:
+    server: RunningServer
+    link: LocalLink
+    replicas: dict[str, Replica]
+    executors: dict[str, Any]
+
+    def holders(self) -> list[str]:
+        """Which replicas have pictures."""
+        return [name for name, each in self.replicas.items() if each.engine.worker.num_running > 0]
+
+
+StartFleet = Callable[..., RunningFleet]
+
+
+@pytest.fixture
+def start_fleet(tiny_pipeline: Pipeline) -> Iterator[StartFleet]:
+    """Starts two replicas of the tiny model, and a server that knows them by messages alone."""
+    with ExitStack() as stack:
+
+        def start(executor: type[Executor] = AsPredicted, **settings: Any) -> RunningFleet:
+            wanted = Settings(response_ms=0, **settings)
+            models, replicas = {}, {}
+            for name in NAMES:
+                slots = executor(tiny_pipeline, num_slots=num_slots(wanted))
+                slots.cost = COST  # type: ignore[attr-defined]
+                models[name] = LoadedModel(pipeline=tiny_pipeline, executor=slots, cost=COST)
+                replicas[name] = Replica(name, models[name], wanted, MonotonicClock(), transit_ms=0)
+                replicas[name].start()
+                stack.callback(replicas[name].drain, 0)
+            thread = LoopThread("elit-fleet")
+            stack.callback(thread.close)
+            link = LocalLink(replicas)
+            model = FleetModel(link=link, thread=thread, facts=thread.run(link.facts_of_all()))
+            server = stack.enter_context(running_models(list(models.values()), wanted, [model]))
+            executors = {name: each.executor for name, each in models.items()}
+            return RunningFleet(server=server, link=link, replicas=replicas, executors=executors)
+
+        yield start
+
+
+@pytest.fixture
+def callers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+def release(fleet: RunningFleet) -> None:
+    for executor in fleet.executors.values():
+        executor.may_run.set()
+
+
+def file_of(answer: httpx.Response) -> bytes:
+    assert answer.status_code == 200, answer.text
+    return base64.b64decode(answer.json()["images"][0]["b64_json"])
+
+
+def test_two_requests_at_a_time_are_made_by_two_replicas(
+    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+) -> None:
+    fleet = start_fleet(executor=Held)
+    answers = [callers.submit(fleet.server.generate, {"label": "tulip", "seed": seed}) for seed in (1, 2)]
+    eventually(lambda: fleet.holders() == list(NAMES))
+    assert fleet.server.health()["running"] == 2
+    release(fleet)
+    assert len({file_of(answer.result()) for answer in answers}) == 2
+
+
+def test_who_is_refused_by_one_is_taken_by_the_other(
+    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+) -> None:
+    fleet = start_fleet(executor=Held)
+    target = {"label": "tulip", "budget": 1.0, "latency_ms": 3500}  # a picture alone takes three seconds
+    taken = [callers.submit(fleet.server.generate, target) for _ in NAMES]
+    eventually(lambda: fleet.holders() == list(NAMES))
+    refusal = fleet.server.generate(target)
+    assert refusal.status_code == 503, refusal.text
+    assert refusal.json()["reason"] == "overloaded"
+    assert refusal.json()["retry_after_ms"] > 0
+    release(fleet)
+    assert [answer.result().status_code for answer in taken] == [200, 200]
+
+
+def test_a_lost_replica_s_picture_is_made_again_with_the_same_bytes(
+    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+) -> None:
+    fleet = start_fleet(executor=Held)
+    body = {"label": "rose", "seed": 5, "latency_ms": 50_000, "budget": 0.5}
+    answer = callers.submit(fleet.server.generate, body)
+    eventually(lambda: len(fleet.holders()) == 1)
+    (holder,) = fleet.holders()
+    del fleet.link.replicas[holder]
+    release(fleet)
+    first = file_of(answer.result())
+    assert first == file_of(fleet.server.generate(body))
+    assert fleet.server.metric('elit_generations_total{outcome="done"}') == 2
+
+
+def test_where_no_replica_is_left_callers_are_told_at_once(
+    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+) -> None:
+    fleet = start_fleet(executor=Held)
+    answer = callers.submit(fleet.server.generate, {"label": "rose"})
+    eventually(lambda: len(fleet.holders()) == 1)
+    fleet.link.replicas.clear()
+    release(fleet)
+    told = answer.result(30)
+    assert (told.status_code, told.json()["type"]) == (503, "urn:elit-serve:engine-stopped")
+    eventually(lambda: fleet.server.client.get("/readiness").status_code == 503)
+    assert fleet.server.client.get("/liveness").status_code == 200
+
+
+def test_a_job_on_a_lost_replica_is_done_all_the_same(start_fleet: StartFleet, eventually: Any) -> None:
+    fleet = start_fleet(executor=Held)
+    client = fleet.server.client
+    job = client.post("/v1/jobs", json={"label": "rose", "seed": 3}).json()
+    eventually(lambda: len(fleet.holders()) == 1)
+    del fleet.link.replicas[fleet.holders()[0]]
+    release(fleet)
+    eventually(lambda: client.get(f"/v1/jobs/{job['id']}").json()["state"] == "done")
+
+
+def test_what_was_counted_outlives_the_replica(start_fleet: StartFleet, eventually: Any) -> None:
+    fleet = start_fleet()
+    file_of(fleet.server.generate({"label": "rose", "latency_ms": 50_000}))
+    assert fleet.server.metric("elit_promises_kept_total") == 1
+    fleet.link.replicas.clear()
+    eventually(lambda: fleet.server.metric("elit_ready") == 0)
+    assert fleet.server.metric("elit_promises_kept_total") == 1
+
+
+def test_a_caller_who_leaves_frees_the_replica(start_fleet: StartFleet, eventually: Any) -> None:
+    fleet = start_fleet(executor=Held)
+    with pytest.raises(httpx.ReadTimeout):
+        fleet.server.client.post("/v1/generate", json={"label": "rose", "n": 3}, timeout=1)
+    release(fleet)
+    eventually(lambda: sum(fleet.server.health()[name] for name in ("running", "queue_length")) == 0)
+
+
+def test_the_refusal_that_is_told_is_the_least() -> None:
+    full, crowded = Overloaded("queue_full", 3.0), Overloaded("overloaded", 2.0)
+    slow, quick = Infeasible(10, 900), Infeasible(10, 600)
+    assert least([full, crowded]) is crowded
+    assert least([slow, quick]) is quick
+    assert least([quick, full]) is full
+    assert isinstance(least([]), EngineStopped)
+
+
+@pytest.mark.parametrize("error", [Overloaded("queue_full", 1.5), Infeasible(10, 20, 1.5), EngineStopped("over")])
+def test_an_error_is_the_same_in_another_process(error: ElitError) -> None:
+    told = pickle.loads(pickle.dumps(error))  # noqa: S301 (what has just been written)
+    assert (type(told), str(told), vars(told)) == (type(error), str(error), vars(error))

@@ -1,0 +1,169 @@
+"""Replicas that Ray Serve runs: real processes behind a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.slow  # a Ray of two replicas takes half a minute to start
+
+BODY = {"label": "tulip", "seed": 7, "budget": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    process: subprocess.Popen[str]
+    client: httpx.Client
+    log: Path
+
+    def replicas(self) -> list[int]:
+        """Their process ids."""
+        return [pid for pid in descendants(self.process.pid) if b"ray::ServeReplica" in command_of(pid)]
+
+    def picture(self, body: dict[str, Any] = BODY) -> bytes:
+        answer = self.client.post("/v1/generate", json=body, headers={"Accept": "image/png"})
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+
+def descendants(pid: int) -> list[int]:
+    """Of all generations."""
+    children = [int(child) for task in Path(f"/proc/{pid}/task").glob("*") for child in read(task / "children").split()]
+    return children + [each for child in children for each in descendants(child)]
+
+
+def read(file: Path) -> bytes:
+    """Nothing of a process that has ended."""
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def command_of(pid: int) -> bytes:
+    return read(Path(f"/proc/{pid}/cmdline"))
+
+
+def listening(pids: list[int]) -> list[str]:
+    """The addresses on which these processes accept connections, in hexadecimal as /proc has them."""
+    links = [read_link(link) for pid in pids for link in Path(f"/proc/{pid}/fd").glob("*")]
+    inodes = {found[1] for link in links if (found := re.fullmatch(r"socket:\[(\d+)\]", link))}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in read(Path(f"/proc/net/{name}")).decode().splitlines()]
+    return [fields[1].split(":")[0] for fields in lines if fields[3] == "0A" and fields[9] in inodes]
+
+
+def read_link(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def served(shared_tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("fleet")
+    command = [sys.executable, "-m", "elit_serve.cli", "serve", shared_tiny_model_dir, "--replicas", "2"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "XDG_STATE_HOME": str(folder / "state")}
+    with (
+        (folder / "log").open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", "0", "--device", "cpu", "--threads", "1"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            line = next(line for line in process.stdout if "http://" in line)
+            assert "tiny on 2 replicas" in line
+            with httpx.Client(base_url=re.search(r"http://[\d.:]+", line)[0], timeout=60) as client:  # type: ignore[index]
+                yield Served(process=process, client=client, log=folder / "log")
+        finally:
+            process.terminate()
+
+
+def test_pictures_are_those_of_a_server_without_replicas(served: Served, tiny_server_url: str) -> None:
+    with ThreadPoolExecutor(4) as callers:
+        pictures = set(callers.map(lambda _: served.picture(), range(8)))
+    alone = httpx.post(f"{tiny_server_url}/v1/generate", json=BODY, headers={"Accept": "image/png"}, timeout=60)
+    assert pictures == {alone.content}
+
+
+def test_refusals_are_those_of_a_server_without_replicas(served: Served, tiny_server_url: str) -> None:
+    def told(url: str) -> dict[str, Any]:
+        answer = httpx.post(f"{url}/v1/generate", json={**BODY, "latency_ms": 0.5}, timeout=60)
+        assert answer.status_code == 422
+        return {name: value for name, value in answer.json().items() if name not in ("request_id", "min_latency_ms")}
+
+    def shape(problem: dict[str, Any]) -> str:
+        return re.sub(r"value here is \d+", "value here is N", repr(problem))
+
+    assert shape(told(str(served.client.base_url))) == shape(told(tiny_server_url))
+
+
+def test_both_replicas_work_and_everything_that_they_do_is_counted(served: Served) -> None:
+    before = served.client.get("/load").json()["totals"]["pictures"]
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda seed: served.picture({"label": "rose", "seed": seed}), range(16)))
+    eventually(lambda: served.client.get("/load").json()["totals"]["pictures"] == before + 16)
+    assert served.client.get("/health").json()["status"] == "ok"
+
+
+def test_a_stream_shows_previews(served: Served) -> None:
+    body = {"prompt": "tulip", "stream": True, "partial_images": 2}
+    with served.client.stream("POST", "/v1/images/generations", json=body) as answer:
+        events = [line for line in answer.iter_lines() if line.startswith("event:")]
+    assert len([event for event in events if "partial_image" in event]) == 2
+    assert events[-1].endswith("completed")
+
+
+def test_a_caller_who_leaves_frees_the_replica(served: Served) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        served.client.post("/v1/generate", json={"label": "rose", "n": 16, "steps": 50, "budget": 1.0}, timeout=0.2)
+    eventually(lambda: served.client.get("/load").json()["server_load"] == 0)
+
+
+def test_no_address_is_opened_but_the_one_that_is_named(served: Served) -> None:
+    addresses = listening([served.process.pid, *descendants(served.process.pid)])
+    assert len(addresses) > 3
+    assert set(addresses) <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_a_killed_replica_is_replaced_and_nobody_waits_for_it(served: Served) -> None:
+    first = served.picture()
+    replicas = served.replicas()
+    assert len(replicas) == 2
+    with ThreadPoolExecutor(8) as callers:
+        answers = [callers.submit(served.picture) for _ in range(8)]
+        os.kill(replicas[0], signal.SIGKILL)
+        assert {answer.result(60) for answer in answers} == {first}
+    eventually(lambda: len(set(served.replicas()) - {replicas[0]}) == 2)
+    eventually(lambda: served.picture() == first)
+
+
+def test_it_ends_as_it_is_told_and_leaves_nothing_behind(served: Served) -> None:
+    started = descendants(served.process.pid)
+    served.process.terminate()
+    assert served.process.wait(60) == 0, served.log.read_text(encoding="utf-8")
+    eventually(lambda: not any(b"ray" in command_of(pid) for pid in started))
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
