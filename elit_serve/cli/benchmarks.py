@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import elit_serve
-from elit_serve.cli.options import ApiKeyOption, integers, numbers
+from elit_serve.cli.options import ApiKeyOption, integers, numbers, replica_range
 from elit_serve.errors import InvalidInput
 from elit_serve.text.command_line import command_line
 
@@ -211,8 +211,12 @@ def simulate(
     ] = 0.0,
     images: Annotated[str, typer.Option(help="Pictures that a request asks for, one of these drawn for each.")] = "1",
     replicas: Annotated[
-        int, typer.Option(min=1, help="Compare routers in front of so many such devices, each with its own --requests.")
-    ] = 1,
+        str,
+        typer.Option(
+            help="Compare routers in front of so many devices, each with its own --requests; or MIN-MAX: let a fleet "
+            "grow and shrink with its load."
+        ),
+    ] = "1",
     router: Annotated[
         str,
         typer.Option(
@@ -223,6 +227,9 @@ def simulate(
     digest_ms: Annotated[
         float, typer.Option(min=1, help="With --replicas: how often each tells the router of itself.")
     ] = 250.0,
+    load_s: Annotated[
+        float, typer.Option(min=0.1, help="With --replicas MIN-MAX: seconds until one that is wanted takes orders.")
+    ] = 60.0,
     plot: Annotated[Path | None, typer.Option(help="Draw regret and attainment against load there, as .png.")] = None,
     bound_looseness: Annotated[
         bool, typer.Option("--bound-looseness", help="Compare the bound with the best known schedules instead.")
@@ -252,14 +259,17 @@ def simulate(
         presets_as_floors,
         run_comparison,
         run_fleet_comparison,
+        run_scaled_fleet,
     )
     from elit_serve.bench.comparison.fleets import ALL_ROUTERS
     from elit_serve.bench.simulate.workload import Mix, scales_of
 
+    fewest, most = replica_range(replicas)
     options = SimulateOptions(
-        replicas=replicas,
+        replicas=(fewest, most),
         routers=ALL_ROUTERS if router == "all" else tuple(router.split(",")),
         digest_ms=digest_ms,
+        load_s=load_s,
         trace=trace,
         cost=cost,
         loads=numbers("load", load),
@@ -287,7 +297,7 @@ def simulate(
         ),
     )
     instead = {
-        "--replicas": (replicas > 1, run_fleet_comparison),
+        "--replicas": (most > 1, run_fleet_comparison if fewest == most else run_scaled_fleet),
         "--plans": (plans, plan_table),
         "--presets": (presets, presets_as_floors),
         "--bound-looseness": (bound_looseness, looseness_by_window),

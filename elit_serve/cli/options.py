@@ -47,3 +47,19 @@ def numbers(field: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InvalidInput(field, text, "numbers with commas between them, as 0.7,1") from None
+
+
+def replica_range(text: str) -> tuple[int, int]:
+    """The fewest and the most replicas.
+
+    >>> replica_range("4"), replica_range("2-8")
+    ((4, 4), (2, 8))
+    """
+    fewest, _, most = text.partition("-")
+    try:
+        found = int(fewest), int(most or fewest)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise InvalidInput("replicas", text, "a number of at least 1, or two as 2-8")
+    return found

@@ -53,6 +53,7 @@ class GenerationFacts(Answer):
     """How pictures were made.
 
     output_format: png, webp, jpeg or safetensors. size: of the pictures, as "640x384".
+    simulated: the device whose time was taken instead of computing, so that pictures are placeholders; None otherwise.
     promised: whether the target was one that the server had to keep.
     deadline_met: None without a target.
     skips: which steps used again what earlier ones computed, of `core` and of `weak` passes; None if none did.
@@ -72,6 +73,7 @@ class GenerationFacts(Answer):
     model: str
     model_hash: str = ""
     dtype: str = ""
+    simulated: str | None = None
     steps: int
     guidance: Mapping[str, Any] = {}
     skips: Mapping[str, Any] | None = None
@@ -230,6 +232,7 @@ class Model(Answer):
     size_details: tuple[SizeInfo, ...] = ()
     sampling: SamplingInfo
     device: str = ""
+    simulated: str | None = None
     dtype: str = ""
     quality: MeasuredQuality | None = None
 

@@ -19,7 +19,7 @@ from elit_serve.engine.encoding import encode_sample
 from elit_serve.engine.executor.slots import Transfer
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Picture, Preview
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.formats import PngCompression
 
@@ -54,7 +54,7 @@ class Encoders:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: ServedModel,
         options: EncoderOptions,
         *,
         on_previewed: Callable[[Sequence[Picture], float], None],

@@ -15,7 +15,7 @@ from torch import Tensor
 from elit_serve.clock import Clock
 from elit_serve.engine.encoders import EncoderOptions
 from elit_serve.engine.encoding import encode_sample
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.plans.formats import AnswerFormat, answer_formats
 from elit_serve.plans.size import Size
 
@@ -32,7 +32,7 @@ class FileTimes:
     num_threads: int
 
     @classmethod
-    def measured(cls, pipeline: Pipeline, options: EncoderOptions, clock: Clock) -> FileTimes:
+    def measured(cls, pipeline: ServedModel, options: EncoderOptions, clock: Clock) -> FileTimes:
         """Of pictures of the default size. Takes as long as a few files; nothing where there is one kind only."""
         usual, *others = answer_formats(pipeline.is_latent)
         asked = [usual, *others] if options.compression != EncoderOptions().compression else others

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from elit_serve.engine.encoders import Encoders
-from elit_serve.engine.executor.slots import Executor, RunningStep, Transfer
+from elit_serve.engine.executor.slots import AnyExecutor, RunningStep, Transfer
 from elit_serve.engine.picture import Picture, StepRun
 from elit_serve.plans.step_kind import StepKind
 
@@ -40,7 +40,7 @@ class Launcher:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: AnyExecutor,
         encoders: Encoders,
         *,
         on_failure: Callable[[Sequence[Picture], Exception, str], None],

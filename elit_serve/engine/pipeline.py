@@ -29,7 +29,7 @@ from elit_serve.engine.picture import Picture
 from elit_serve.engine.pixels import from_signed, to_bytes, to_images
 from elit_serve.engine.precision import choose_dtype, precision_name
 from elit_serve.engine.random_weights import random_checkpoint
-from elit_serve.engine.served_model import ServedModel
+from elit_serve.engine.served_model import ServedModel, quality_size
 from elit_serve.engine.sizes import Sizes
 from elit_serve.engine.skips import with_skips
 from elit_serve.errors import GenerationFailed, InvalidInput
@@ -40,9 +40,7 @@ from elit_serve.plans.formats import OutputFormat
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.shape import Shape
-from elit_serve.plans.size import Size
 from elit_serve.plans.skips import NO_SKIPS, SkipRule, Skips
-from elit_serve.sampling import initial_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ class Pipeline(ServedModel):
             device=device,
             precision=precision,
             quality=None if measured is None else replace(measured, precision=precision, can_skip=can_skip),
-            quality_size=_quality_size(checkpoint, self._autoencoder),
+            quality_size=quality_size(measured, checkpoint.config, self._autoencoder),
             sizes=Sizes.of(checkpoint.config.shapes, self._autoencoder).only(sizes),
             is_latent=not self._autoencoder.makes_pictures,
         )
@@ -253,8 +251,8 @@ class Pipeline(ServedModel):
                 raise InvalidInput("seed", seed, f"between 0 and {MAX_SEED}")
 
     def noise(self, seeds: Sequence[int], shape: Shape) -> Tensor:
-        """Of each seed, [B, *shape] on the host; for a GPU in pinned memory, where copying does not wait."""
-        noise = initial_noise(seeds, shape.size)
+        """For a GPU in pinned memory, where copying does not wait."""
+        noise = super().noise(seeds, shape)
         return noise.pin_memory() if self.device.type == "cuda" else noise
 
     @torch.inference_mode()
@@ -284,16 +282,6 @@ class Pipeline(ServedModel):
         """One decoded picture, uint8 [H, W, 3] on the CPU, with its facts."""
         facts = self.facts(condition, seed, plan, self.sizes.default.name)
         return FinishedPicture(image=Image.fromarray(pixels.numpy()), facts=facts)
-
-
-def _quality_size(checkpoint: Checkpoint, autoencoder: Autoencoder) -> str | None:
-    """See `ServedModel`."""
-    if checkpoint.quality is None:
-        return None
-    if checkpoint.quality.file.size is not None:
-        return checkpoint.quality.file.size
-    height, width = autoencoder.picture_size(checkpoint.config.default_shape.size)
-    return str(Size(width, height))
 
 
 def choose_device(device: str | None) -> torch.device:

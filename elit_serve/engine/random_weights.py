@@ -23,6 +23,7 @@ from elit_serve.plans.size import Size, nearest_multiples
 
 SPREAD = 0.02  # of the tensors that training would start at zero
 NUM_CLASSES = 1000  # as of ImageNet
+RANDOM_RESOLUTION = 256  # where nobody says another
 LOWEST_SHARE = 16  # the weak pass of guidance keeps one latent in 16 (paper, section 3.4)
 
 
@@ -40,13 +41,19 @@ def random_checkpoint(
     sizes: as WIDTHxHEIGHT, so many times those of its samples as `factor` says; without any there is the one of its
         resolution.
     """
+    config, spec = random_config(preset_name, resolution, sizes=sizes, factor=factor)
+    return Checkpoint(
+        path=bundled_models() / "recipes", config=config, model=_draw(spec, device, seed).eval().requires_grad_(False)
+    )
+
+
+def random_config(
+    preset_name: str, resolution: int, *, sizes: Sequence[str] = (), factor: int = 1
+) -> tuple[ModelConfig, BackboneSpec]:
+    """What `random_checkpoint` makes weights of."""
     spec = preset(preset_name, resolution, num_classes=NUM_CLASSES)
     shapes = [_shape(spec, Size.read(size, field="sizes"), factor) for size in sizes] or [spec.shape]
-    return Checkpoint(
-        path=bundled_models() / "recipes",
-        config=_config(preset_name, resolution, spec, shapes),
-        model=_draw(spec, device, seed).eval().requires_grad_(False),
-    )
+    return _config(preset_name, resolution, spec, shapes), spec
 
 
 def _shape(spec: BackboneSpec, size: Size, factor: int) -> Shape:

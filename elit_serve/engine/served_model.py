@@ -10,8 +10,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elit_serve.catalogue import ModelQuality
+from elit_serve.engine.autoencoders import PictureSizes
 from elit_serve.engine.checkpoint import spec_of
 from elit_serve.engine.conditions import ClassConditions, Condition
 from elit_serve.engine.cost import Cost
@@ -23,8 +25,10 @@ from elit_serve.plans.bounds import MAX_STEPS
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.shape import Shape
+from elit_serve.plans.size import Size
 from elit_serve.plans.skips import NO_SKIPS, Skips
 from elit_serve.plans.step_kind import StepKind
+from elit_serve.sampling import initial_noise
 
 
 class ServedModel:
@@ -34,7 +38,8 @@ class ServedModel:
     quality: what they are worth in this precision; None is not measured. quality_size: the size of the pictures whose
     quality was measured: where the measurements do not say, that of the model's default. None if nothing was measured.
     sizes: those that are served. is_latent: whether there is no way from a sample to a picture, so that the answer is
-    the sample.
+    the sample. simulated: the name of the device whose time is taken instead of computing, so that pictures are
+    placeholders; None where they are made.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class ServedModel:
         quality_size: str | None,
         sizes: Sizes,
         is_latent: bool,
+        simulated: str | None = None,
     ) -> None:
         self.config = config
         self.device = device
@@ -55,6 +61,7 @@ class ServedModel:
         self.quality_size = quality_size
         self.sizes = sizes
         self.is_latent = is_latent
+        self.simulated = simulated
         self.model_hash = config.model_hash
         self.budgets = config.budgets
         self.conditions = ClassConditions(config.classes, model=config.name)
@@ -73,7 +80,13 @@ class ServedModel:
             quality_size=self.quality_size,
             sizes=self.sizes,
             is_latent=self.is_latent,
+            simulated=self.simulated,
         )
+
+    @property
+    def device_name(self) -> str:
+        """As answers name it."""
+        return f"simulated {self.simulated}" if self.simulated else str(self.device)
 
     @property
     def shape_names(self) -> list[str]:
@@ -152,6 +165,10 @@ class ServedModel:
         given = {name: value for name, value in fields.items() if value is not None}
         return replace(self.config.sampling.guidance, **given)
 
+    def noise(self, seeds: Sequence[int], shape: Shape) -> Tensor:
+        """Of each seed, [B, *shape] on the host."""
+        return initial_noise(seeds, shape.size)
+
     def step_flops(self, kind: StepKind) -> float:
         """What one step of one picture computes, see `nn.flops`."""
         if kind not in self._step_flops:
@@ -185,5 +202,16 @@ class ServedModel:
             },
             "dtype": self.precision,
             **({"skips": asdict(plan.skips)} if plan.skips else {}),
+            **({"simulated": self.simulated} if self.simulated else {}),
             "gflops": Cost(flops=flops).gflops,
         }
+
+
+def quality_size(quality: ModelQuality | None, config: ModelConfig, picture_sizes: PictureSizes) -> str | None:
+    """See `ServedModel`."""
+    if quality is None:
+        return None
+    if quality.file.size is not None:
+        return quality.file.size
+    height, width = picture_sizes.picture_size(config.default_shape.size)
+    return str(Size(width, height))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from elit_serve.engine.autoencoders import Autoencoder
+from elit_serve.engine.autoencoders import PictureSizes
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import AUTO, Size, listed
@@ -21,11 +21,11 @@ class Sizes:
     shapes: Mapping[Size, Shape]
 
     @classmethod
-    def of(cls, shapes: Mapping[str, tuple[int, ...]], autoencoder: Autoencoder) -> Sizes:
+    def of(cls, shapes: Mapping[str, tuple[int, ...]], picture_sizes: PictureSizes) -> Sizes:
         """Of a model with these shapes, by name and channels first."""
         by_size = {}
         for name, sides in shapes.items():
-            height, width = autoencoder.picture_size(sides)
+            height, width = picture_sizes.picture_size(sides)
             by_size[Size(width, height)] = Shape(name, sides)
         return cls(shapes=by_size)
 

@@ -8,9 +8,9 @@ import torch
 
 from elit_serve.engine.encoding import encode_sample
 from elit_serve.engine.executor import offline
-from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.executor.slots import AnyExecutor
 from elit_serve.engine.picture import Picture
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.formats import answer_formats
 from elit_serve.plans.guidance import Guidance
@@ -19,14 +19,14 @@ from elit_serve.plans.shape import Shape
 logger = logging.getLogger(__name__)
 
 
-def warm_up(executor: Executor, pipeline: Pipeline, picture_id: int) -> None:
+def warm_up(executor: AnyExecutor, pipeline: ServedModel, picture_id: int) -> None:
     """One step of every shape, its decoding and every encoder. If that fails the first request will show more, unless
     the device is lost: then raises."""
     for shape in pipeline.shapes:
         _warm_up(executor, pipeline, picture_id, shape)
 
 
-def _warm_up(executor: Executor, pipeline: Pipeline, picture_id: int, shape: Shape) -> None:
+def _warm_up(executor: AnyExecutor, pipeline: ServedModel, picture_id: int, shape: Shape) -> None:
     plan = pipeline.plan(steps=1, guidance=Guidance())
     picture = Picture.of_plan(
         picture_id,

@@ -21,14 +21,14 @@ import torch
 from elit_serve.clock import Clock
 from elit_serve.engine.cost import Cost
 from elit_serve.engine.encoders import EncoderOptions, Encoders
-from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.executor.slots import AnyExecutor
 from elit_serve.engine.forecast import FULL, Forecast, forecast, has_room, infeasible, overloaded
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.launcher import LaunchedPart, Launcher
 from elit_serve.engine.observer import Observer
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Caller, Outcome, Picture, Preview, StepRun
-from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.served_model import ServedModel
 from elit_serve.engine.warm_up import warm_up
 from elit_serve.errors import (
     DeadlineExceeded,
@@ -58,8 +58,8 @@ class Worker:
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        executor: Executor,
+        pipeline: ServedModel,
+        executor: AnyExecutor,
         scheduler: RequestScheduler,
         *,
         clock: Clock,

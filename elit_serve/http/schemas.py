@@ -191,6 +191,11 @@ class GenerateFacts(BaseModel):
     model: str
     model_hash: str
     dtype: str = Field(description="What the model computed in; `fp8` if it is quantised.")
+    simulated: str | None = Field(
+        default=None,
+        description="The device whose time was taken instead of computing: then pictures are placeholders. Null of "
+        "pictures that were made.",
+    )
     label: str
     class_id: int
     output_format: AnswerFormat

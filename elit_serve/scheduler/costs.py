@@ -168,6 +168,12 @@ class CostTable:
         """The same table with every step `factor` times as long."""
         return replace(self, steps_ms={key: factor * cost for key, cost in self.steps_ms.items()})
 
+    def of_shapes(self, shapes: Collection[str]) -> CostTable:
+        """The same of these alone."""
+        steps_ms = {key: cost for key, cost in self.steps_ms.items() if key[0].shape in shapes}
+        answers_ms = {key: cost for key, cost in self.answers_ms.items() if key[0] in shapes}
+        return replace(self, steps_ms=steps_ms, answers_ms=answers_ms)
+
     def least_of(self, shapes: Sequence[str], weak_caps: Sequence[int | None]) -> CostTable:
         """Of the first of these shapes and unguided, but each step takes what the fastest of these shapes and weak caps
         takes at its level and batch, and an answer what follows soonest: nothing made of them takes less."""

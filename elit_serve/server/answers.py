@@ -45,6 +45,7 @@ def answer(request: GenerateRequest, outcome: Outcome, *, model: ServedModel, to
         model=model.config.name,
         model_hash=model.model_hash,
         dtype=model.precision,
+        simulated=model.simulated,
         **order.condition.facts(),
         output_format=order.output_format,
         size=str(model.sizes.size_of(order.shape)),
@@ -105,6 +106,7 @@ def bare_answer(facts: GenerateResponse) -> Response:
         "Model": facts.model,
         "Model-Hash": facts.model_hash,
         "Dtype": facts.dtype,
+        "Simulated": None if facts.simulated is None else quote(facts.simulated, safe=" "),
         "Label": quote(facts.label, safe=" "),  # a header is ASCII
         "Class-Id": facts.class_id,
         "Size": facts.size,

@@ -11,12 +11,11 @@ import elit_serve
 from elit_serve.catalogue import ModelQuality
 from elit_serve.clock import Clock
 from elit_serve.engine.encoders import EncoderOptions
-from elit_serve.engine.executor.slots import Executor
+from elit_serve.engine.executor.slots import AnyExecutor
 from elit_serve.engine.file_times import FileTimes
 from elit_serve.engine.maker import Maker
 from elit_serve.engine.observer import Observer
 from elit_serve.engine.open_plans import OpenPlans
-from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import device_name
 from elit_serve.engine.served_model import ServedModel
 from elit_serve.engine.worker import Worker
@@ -51,10 +50,10 @@ class Servable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model on its device, and what its steps cost there, before anything drives it."""
+    """A model on its device, and what its steps cost there, before anything drives it. Both may be simulated."""
 
-    pipeline: Pipeline
-    executor: Executor
+    pipeline: ServedModel
+    executor: AnyExecutor
     cost: CostTable
 
     @property
@@ -63,7 +62,10 @@ class LoadedModel:
 
     @property
     def where(self) -> str:
-        return f"{device_name(self.pipeline.device)}, {self.pipeline.precision}"
+        simulated, precision = self.pipeline.simulated, self.pipeline.precision
+        return (
+            f"{simulated}, {precision}, simulated" if simulated else f"{device_name(self.pipeline.device)}, {precision}"
+        )
 
     def open(self, settings: Settings, *, shares: FairShares | None, observer: Observer, clock: Clock) -> Engine:
         """With a `Worker`, which drives the device from a thread of this process."""
@@ -108,7 +110,7 @@ class Engine:
         return {
             "hash": self.model.model_hash,
             "dtype": self.model.precision,
-            "device": str(self.model.device),
+            "device": self.model.device_name,
             "version": elit_serve.__version__,
         }
 

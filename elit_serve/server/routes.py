@@ -149,7 +149,8 @@ def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
         size_details=_sizes(engine),
         sample_shape=model.sizes.default.size,
         sampling=config.sampling.model_dump(mode="json"),
-        device=str(model.device),
+        device=model.device_name,
+        simulated=model.simulated,
         dtype=model.precision,
         quality=_measured_quality(model),
     )

@@ -20,6 +20,7 @@ from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.graphs import open_executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.profiler import latency_of, prepared_steps
+from elit_serve.engine.random_weights import RANDOM_RESOLUTION
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.server.app import create_app, stop_guests
 from elit_serve.server.connections import AnnouncingServer, http_config
@@ -28,13 +29,13 @@ from elit_serve.server.guest import Guest
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.process import limit_arenas, raise_descriptor_limit, settle_heap
 from elit_serve.server.settings import Settings
+from elit_serve.server.simulated import check_simulation, simulated_model
 from elit_serve.server.watching import logs
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 SWITCH_SECONDS = 0.0005  # Python's 5 ms would let the device idle while the worker waits for its turn behind a request
-RANDOM_RESOLUTION = 256
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and the one that a browser on this machine uses
 
 
@@ -100,6 +101,9 @@ def default_results(port: int) -> Path:
 
 def load_and_measure(settings: Settings) -> LoadedModel:
     """The model with slots for its pictures, and what its steps cost on this device."""
+    check_model(settings)
+    if settings.simulate is not None:
+        return simulated_model(settings)
     pipeline = _load(settings)
     served = prepared_steps(pipeline)
     executor = open_executor(pipeline, num_slots=num_slots(settings), keeps=served.keeps)
@@ -110,13 +114,21 @@ def load_and_measure(settings: Settings) -> LoadedModel:
     return LoadedModel(pipeline=pipeline, executor=executor, cost=cost)
 
 
+def check_model(settings: Settings) -> None:
+    """Raises `InvalidInput` for settings that contradict each other in which model is served, or how."""
+    if settings.random_weights is None:
+        if settings.resolution is not None:
+            raise InvalidInput("resolution", settings.resolution, "a model has its own; it goes with random_weights")
+    elif settings.model is not None:
+        raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
+    check_simulation(settings)
+
+
 def _load(settings: Settings) -> Pipeline:
     autoencoder, preview_autoencoder = (
         None if folder is None else Path(folder) for folder in (settings.autoencoder, settings.preview_autoencoder)
     )
     if settings.random_weights is None:
-        if settings.resolution is not None:
-            raise InvalidInput("resolution", settings.resolution, "a model has its own; it goes with random_weights")
         return Pipeline.load(
             settings.model,
             device=settings.device,
@@ -127,8 +139,6 @@ def _load(settings: Settings) -> Pipeline:
             preview_autoencoder=preview_autoencoder,
             sizes=settings.sizes,
         )
-    if settings.model is not None:
-        raise InvalidInput("random_weights", settings.random_weights, "a model is given; leave one of them out")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     resolution = settings.resolution or RANDOM_RESOLUTION

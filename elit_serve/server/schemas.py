@@ -129,6 +129,10 @@ class ModelInfo(BaseModel):
     sample_shape: tuple[int, ...] = Field(description="Of the default size.")
     sampling: dict[str, Any]
     device: str
+    simulated: str | None = Field(
+        description="The device whose time is taken instead of computing: then pictures are placeholders. Null if they "
+        "are made."
+    )
     dtype: str
     quality: MeasuredQuality | None = Field(description="Null without measurements.")
 

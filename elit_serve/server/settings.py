@@ -27,6 +27,7 @@ from elit_serve.plans.size import Size
 
 MAX_PREFIX = 256  # characters
 MAX_REPLICAS = 1024
+MAX_NOISE = 0.3  # of a simulated step: three standard deviations are still a time
 
 
 def _text_of_number(value: object) -> object:
@@ -169,6 +170,32 @@ class Settings(BaseModel):
     )
     resolution: int | None = Field(
         default=None, ge=16, le=8192, description="Pixels per side of --random-weights; by default 256."
+    )
+    simulate: FilePath | None = Field(
+        default=None,
+        description="The name of a device, as nvidia-h200, or a latency/<device>.json: nothing is computed, steps take "
+        "the time that was measured there, and answers are placeholders marked as such. Needs no weights.",
+    )
+    simulate_noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=MAX_NOISE,
+        allow_inf_nan=False,
+        description="Of --simulate: standard deviation of each step's time, as a share of it.",
+    )
+    simulate_bias: float = Field(
+        default=0.0,
+        ge=-0.5,
+        le=4,
+        allow_inf_nan=False,
+        description="Of --simulate: 0.1 is a device 10 % slower than the file says.",
+    )
+    simulate_failures: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Of --simulate: the share of steps that fail, with every picture in them.",
     )
     autoencoder: FilePath | None = Field(
         default=None,

@@ -40,7 +40,7 @@ def options(cost: Path, **changes: object) -> SimulateOptions:
         "noise": 0.1,
         "bias": 0.0,
         "plot": None,
-        "replicas": 3,
+        "replicas": (3, 3),
     }
     return SimulateOptions(**{**given, **changes})  # type: ignore[arg-type]
 

@@ -10,7 +10,8 @@ from elit_serve.scheduler import CostTable, ElasticPolicy, FixedPolicy, QualityT
 from elit_serve.scheduler.policy.view import Policy
 from elit_serve.scheduler.requests import Demand
 from elit_serve.scheduler.routing import Digest, Router, digest_of
-from elit_serve.scheduler.routing.digest import MAX_DUES
+from elit_serve.scheduler.routing.digest import MAX_DUES, Due
+from elit_serve.scheduler.routing.router import densest_stretches
 
 
 def picture(request_id: int, *, target_s: float = 1.0, now_s: float = 0.0) -> Demand:
@@ -121,7 +122,7 @@ def test_a_slower_kind_of_device_is_asked_later(table: CostTable, quality: Quali
         router.heard(device, digest_of(scheduler, 0.0, number=1, device=device), 0.0)
     first, second = router.rank([picture(9)], 0.0)
     assert (first.replica, second.replica) == ("small", "slow")
-    assert second.harm == pytest.approx(4 * first.harm, rel=0.01)
+    assert second.harm == pytest.approx(2 * first.harm, rel=0.01)
 
 
 def test_a_device_of_unknown_costs_is_refused(router: Router, quality: QualityTable, table: CostTable) -> None:
@@ -155,3 +156,16 @@ def test_an_order_that_was_passed_on_counts_where_it_was_asked_for_first(
     assert second.crowd_with(1, 0.0).images_per_s == 0
     assert second.submit([picture(2)], 0.0, is_passed_on=True) is None
     assert second.num_waiting == 1
+
+
+def test_work_is_spread_as_far_as_its_deadlines_let_it() -> None:
+    dues = [Due(1.0, 0.2), Due(2.0, 0.6), Due(4.0, 0.2)]
+    assert densest_stretches(dues, 0.0) == [(2.0, pytest.approx(0.8)), (2.0, 0.2)]
+    assert densest_stretches(dues, 0.5) == [(1.5, pytest.approx(0.8)), (2.0, 0.2)]
+
+
+def test_work_that_is_overdue_is_the_densest() -> None:
+    first, second = densest_stretches([Due(-1.0, 0.2), Due(2.0, 0.2)], 0.5)
+    assert first.work_s == 0.2
+    assert first.span_s < 0.01
+    assert second.span_s == pytest.approx(1.5, abs=0.01)

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from elit_serve.bench.comparison.day import day_table, draw_day, run_day
 from elit_serve.bench.comparison.decisions import decision_table, time_decisions
 from elit_serve.bench.comparison.fleets import ALL_ROUTERS, FleetComparison, check_router, fleet_table
 from elit_serve.bench.comparison.looseness import looseness_table, measure_looseness
@@ -30,6 +31,7 @@ from elit_serve.files.latency import read_latency
 from elit_serve.plans.coarsening import Coarsening, losses_between
 from elit_serve.plans.grid import time_grid
 from elit_serve.scheduler import CostTable, QualityTable
+from elit_serve.scheduler.routing.scaling import Scaling
 
 Report = dict[str, object]
 STRIDE = re.compile(r"(?P<stride>[0-9]{1,4}):(?P<kept>[01](?:\.[0-9]{1,6})?)")
@@ -58,9 +60,10 @@ class SimulateOptions:
     strides: str = ""
     as_served: bool = False
     mix: Mix = PLAIN
-    replicas: int = 1
+    replicas: tuple[int, int] = (1, 1)
     routers: tuple[str, ...] = ALL_ROUTERS
     digest_ms: float = 250.0
+    load_s: float = 60.0
 
     @property
     def conditions(self) -> Report:
@@ -85,16 +88,29 @@ def run_fleet_comparison(options: SimulateOptions, console: Console) -> tuple[Re
         check_router(name)
     fleets = FleetComparison(
         alone=_comparison(replace(options, policies=("elastic",))),
-        replicas=options.replicas,
+        replicas=options.replicas[0],
         routers=options.routers,
         digest_s=options.digest_ms / 1000,
     )
     with console.status("simulating") as status:
         rows = list(fleets.rows(status.update))
     title = (
-        f"{Path(options.trace).name}: {options.replicas} devices, {options.seeds} × {options.requests} requests each"
+        f"{Path(options.trace).name}: {options.replicas[0]} devices, {options.seeds} × {options.requests} requests each"
     )
     return {"rows": [row.as_dict() for row in rows], "conditions": options.conditions}, fleet_table(title, rows)
+
+
+def run_scaled_fleet(options: SimulateOptions, console: Console) -> tuple[Report, Table]:
+    """A fleet that grows and shrinks with its load, with the first curve, at the first load."""
+    comparison = _comparison(replace(options, policies=("elastic",)))
+    scaling = Scaling(min_replicas=options.replicas[0], max_replicas=options.replicas[1], load_s=options.load_s)
+    with console.status("simulating"):
+        day = run_day(comparison, scaling, digest_s=options.digest_ms / 1000)
+    fewest, most = options.replicas
+    title = f"{Path(options.trace).name}: {fewest} to {most} devices, of which one loads {scaling.load_s:g} s"
+    if options.plot is not None:
+        draw_day(day, options.plot, title)
+    return {**day.as_dict(), "conditions": options.conditions}, day_table(title, day)
 
 
 def looseness_by_window(options: SimulateOptions, console: Console) -> tuple[Report, Table]:

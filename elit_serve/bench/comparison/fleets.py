@@ -21,7 +21,6 @@ from rich.table import Table
 
 from elit_serve.bench.comparison.side_by_side import Comparison, over_seeds
 from elit_serve.bench.rivals.routers import ROUTERS
-from elit_serve.bench.simulate.device import SimulatedDevice
 from elit_serve.bench.simulate.fleet import Fleet, FleetRun, Replica, simulate_fleet
 from elit_serve.bench.simulate.simulation import Fate, simulate
 from elit_serve.errors import InvalidInput
@@ -109,17 +108,14 @@ class FleetComparison:
         table = self.alone.setting.table
         if name in TOGETHER:
             one = TOGETHER[name](table, self.replicas)
-            run = simulate(RequestScheduler(one, ElasticPolicy(quality)), orders, self._device(one, f"{seed}"))
+            device = replace(self.alone, setting=replace(self.alone.setting, table=one)).device(seed)
+            run = simulate(RequestScheduler(one, ElasticPolicy(quality)), orders, device)
             return FleetRun(fates=run.fates, num_asked=len(orders))
         replicas = [
-            Replica(f"{place}", RequestScheduler(table, ElasticPolicy(quality)), self._device(table, f"{seed} {place}"))
+            Replica(f"{place}", RequestScheduler(table, ElasticPolicy(quality)), self.alone.device(f"{seed} {place}"))
             for place in range(self.replicas)
         ]
         return simulate_fleet(Fleet(replicas, ROUTERS[name](table, seed), digest_s=self.digest_s), orders)
-
-    def _device(self, table: CostTable, seed: str) -> SimulatedDevice:
-        alone = self.alone
-        return SimulatedDevice(table, noise=alone.noise, bias=alone.bias, charges=alone.charges, seed=seed)
 
 
 def fleet_table(title: str, rows: Sequence[FleetRow]) -> Table:

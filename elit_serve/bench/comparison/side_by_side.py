@@ -128,8 +128,8 @@ class Comparison:
         """The pictures of each request that a seed draws. Load is of pictures: those who ask for more come later."""
         return mixed(self.window(load / self.mix.mean_images, seed), self.mix, self.setting, seed)
 
-    def device(self, seed: int) -> SimulatedDevice:
-        """On which a seed's requests run."""
+    def device(self, seed: object) -> SimulatedDevice:
+        """On which a seed's requests run. seed: of its noise; in a fleet every device has its own."""
         return SimulatedDevice(self.setting.table, noise=self.noise, bias=self.bias, charges=self.charges, seed=seed)
 
     @cached_property

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from random import Random
 
 from elit_serve.scheduler.costs import CostTable
+from elit_serve.scheduler.noisy_costs import NoisyCosts
 from elit_serve.scheduler.requests import Launch
-
-NOISE_LIMIT = 3.0  # standard deviations; without it a rare draw would decide a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,29 +33,22 @@ AS_SERVED = Charges(gap_ms=0.2, rested_ms=1.96, response_ms=0.65)
 
 
 class SimulatedDevice:
-    """noise: standard deviation of each launch's factor, whose mean is 1. bias: 0.1 is a device 10 % slower than told.
-
-    The table is the truth about the device, not what a policy believes.
-    """
+    """noise, bias: see `NoisyCosts`."""
 
     def __init__(
         self, table: CostTable, *, noise: float = 0.0, bias: float = 0.0, charges: Charges = NOTHING, seed: object = 0
     ) -> None:
-        assert 0 <= noise < 1 / NOISE_LIMIT, noise
-        assert bias > -1, bias
-        self._table, self._noise, self._bias, self._charges = table, noise, bias, charges
-        self._rng = Random(f"device {seed}")
+        self._costs = NoisyCosts(table, noise=noise, bias=bias, rng=Random(f"device {seed}"))
+        self._charges = charges
 
     @property
     def overhead_s(self) -> float:
         """From the end of an image's last step to its answer, without what its launch tells; overlaps with the next
         step."""
-        return (self._table.overhead_ms + self._charges.response_ms) / 1000
+        return (self._costs.table.overhead_ms + self._charges.response_ms) / 1000
 
     def gap_s(self, *, has_rested: bool) -> float:
         return (self._charges.rested_ms if has_rested else self._charges.gap_ms) / 1000
 
     def run_ms(self, launch: Launch) -> float:
-        cost_ms = self._table.step_ms(launch.kind, len(launch.request_ids))
-        deviation = max(-NOISE_LIMIT, min(NOISE_LIMIT, self._rng.gauss(0.0, 1.0)))
-        return cost_ms * (1 + self._bias) * (1 + self._noise * deviation)
+        return self._costs.step_ms(launch.kind, len(launch.request_ids))

@@ -108,6 +108,12 @@ class Fleet:
         for replica in self._working:
             replica.driver.advance_to(until_s)
 
+    @property
+    def granted(self) -> tuple[int, int]:
+        """Levels and steps of all, as in `Counters`."""
+        counted = [replica.scheduler.counters for replica in self._working]
+        return sum(each.granted_levels for each in counted), sum(each.granted_steps for each in counted)
+
     def fate(self, picture: Demand, refusal: Refusal | None) -> Fate:
         """What became of a picture."""
         home = self._homes.get(picture.request_id)

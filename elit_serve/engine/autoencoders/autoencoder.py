@@ -11,14 +11,22 @@ import torch
 from torch import Tensor
 
 
-class Autoencoder(Protocol):
-    """channels: C of its samples. makes_pictures: False where the sample itself is what a caller gets."""
+class PictureSizes(Protocol):
+    """What is known of an autoencoder before it is opened.
 
-    channels: int
+    makes_pictures: False where the sample itself is what a caller gets.
+    """
+
     makes_pictures: bool
 
     def picture_size(self, sample_shape: Sequence[int]) -> tuple[int, int]:
         """Height and width in pixels of the picture of a sample of this size (channels first)."""
+
+
+class Autoencoder(PictureSizes, Protocol):
+    """channels: C of its samples."""
+
+    channels: int
 
     def encode(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in [-1, 1] -> samples [B, C, h, w] of about unit variance."""
@@ -37,6 +45,19 @@ class FolderFacts(Protocol):
     def latent_channels(self) -> int: ...
     @property
     def factor(self) -> int: ...
+
+
+class Enlarged:
+    """Pictures `factor` times as high and wide as their samples."""
+
+    makes_pictures = True
+
+    def __init__(self, factor: int) -> None:
+        self._factor = factor
+
+    def picture_size(self, sample_shape: Sequence[int]) -> tuple[int, int]:
+        _, height, width = sample_shape
+        return self._factor * height, self._factor * width
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from elit_serve.engine.autoencoders import diffusers, nothing, pixels
-from elit_serve.engine.autoencoders.autoencoder import Autoencoder, AutoencoderKind
+from elit_serve.engine.autoencoders.autoencoder import Autoencoder, AutoencoderKind, Enlarged, PictureSizes
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import AutoencoderConfig
 
@@ -28,3 +28,9 @@ def kind_of(config: AutoencoderConfig) -> AutoencoderKind:
 def open_autoencoder(config: AutoencoderConfig, folder: Path, device: torch.device) -> Autoencoder:
     """The autoencoder that `config` names; `folder` is where its files lie, if it has any."""
     return kind_of(config).make(folder, device)
+
+
+def picture_sizes_of(config: AutoencoderConfig, folder: Path) -> PictureSizes:
+    """What sizes its pictures have. Reads no weight."""
+    kind = kind_of(config)
+    return kind.make(folder, torch.device("cpu")) if kind.facts is None else Enlarged(kind.facts(folder).factor)

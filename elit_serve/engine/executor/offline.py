@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from elit_serve.engine.conditions import Condition, Conditions
-from elit_serve.engine.executor.slots import Drawing, Executor, RunningStep
+from elit_serve.engine.executor.slots import AnyExecutor, Drawing, Executor, RunningStep
 from elit_serve.engine.picture import Picture
 from elit_serve.nn import Backbone
 from elit_serve.plans.plan import Plan
@@ -60,7 +60,7 @@ def samples_of(
 
 
 def advance(
-    executor: Executor, pictures: Sequence[Picture], kind: StepKind, levels: Sequence[int] | None = None
+    executor: AnyExecutor, pictures: Sequence[Picture], kind: StepKind, levels: Sequence[int] | None = None
 ) -> RunningStep:
     """Decides and launches one step of pictures that nobody schedules. levels: one for each; None is the kind's."""
     for picture, level in zip(pictures, levels or [kind.level] * len(pictures), strict=True):

@@ -1,9 +1,9 @@
 """Whom to ask first for an order. The replica that is asked decides alone whether it promises anything.
 
 The denser the work of a replica, seconds of work that are due in a time over that time, the less each step may take,
-and the lower is the level of all. Quality is concave in time, so what is lost grows faster than the density does; its
-square stands for that. The *strain* of a replica is the sum of that over all its work. An order goes where the strain
-grows least: away from crowds, an urgent one most of all, and a patient one where the others are due soon.
+and the lower is the level of all that is due then. The *strain* of a replica is the sum over all its work of the
+density at which it has to be done. An order goes where the strain grows least: away from crowds, an urgent one most of
+all, and a patient one where the others are due soon.
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ class Router:
 
     def rank(self, demands: Sequence[Demand], now_s: float) -> list[Candidate]:
         """All replicas for the pictures of one order, the best first; of equals, who was asked least lately."""
-        found = [Candidate(name, self._harm(demands, replica, now_s)) for name, replica in self._replicas.items()]
+        work = {device: _work_of(demands, costs, now_s) for device, costs in self._costs.items()}
+        found = [
+            Candidate(name, self._harm(work[replica.digest.device], replica, now_s))
+            for name, replica in self._replicas.items()
+        ]
         return sorted(found, key=lambda candidate: (candidate.harm, self._replicas[candidate.replica].turn))
 
     def asked(self, replica: str, demands: Sequence[Demand], now_s: float) -> int:
@@ -91,7 +95,7 @@ class Router:
         self._num_tickets += 1
         known = self._replicas.get(replica)
         if known is not None:
-            work = self._work_of(demands, known, now_s)
+            work = _work_of(demands, self._costs[known.digest.device], now_s)
             known.turn = self._num_tickets
             known.asked[self._num_tickets] = [Due(now_s + due_s, least_s) for due_s, least_s in work]
         return self._num_tickets
@@ -106,18 +110,10 @@ class Router:
         else:
             known.asked.pop(ticket, None)
 
-    def _work_of(self, demands: Sequence[Demand], replica: _Replica, now_s: float) -> list[Due]:
-        """From now on, on this replica's kind of device."""
-        costs = self._costs[replica.digest.device]
-        return [
-            Due(demand.deadline_s - costs.after_s(demand.shape) - demand.extra_s - now_s, _least_s(demand, costs))
-            for demand in demands
-        ]
-
-    def _harm(self, demands: Sequence[Demand], replica: _Replica, now_s: float) -> float:
-        there, newcomers = self._told(replica, now_s), self._work_of(demands, replica, now_s)
+    def _harm(self, newcomers: Sequence[Due], replica: _Replica, now_s: float) -> float:
+        there = self._told(replica, now_s)
         before, after = (self._strain(dues, replica, now_s) for dues in (there, sorted([*there, *newcomers])))
-        return (after - before) / sum(work_s for _, work_s in newcomers)
+        return (after - before) / sum([work_s for _, work_s in newcomers])
 
     def _told(self, replica: _Replica, now_s: float) -> list[Due]:
         """The work that is there, the first due first: what its digest tells, as far as it is not done meanwhile, and
@@ -130,7 +126,7 @@ class Router:
     def _strain(self, dues: Sequence[Due], replica: _Replica, now_s: float) -> float:
         busy_s = max(0.0, replica.digest.busy_s - (now_s - replica.heard_s))
         stretches = densest_stretches(dues, busy_s)
-        return sum(work_s * (replica.digest.correction * work_s / span_s) ** 2 for span_s, work_s in stretches)
+        return replica.digest.correction * sum([work_s * work_s / span_s for span_s, work_s in stretches])
 
 
 class Stretch(NamedTuple):
@@ -164,5 +160,11 @@ def _left_s(due_s: float, least_s: float, age_s: float) -> float:
     return least_s * max(0.0, 1 - age_s / due_s) if due_s > 0 else least_s
 
 
-def _least_s(demand: Demand, costs: CorrectedCosts) -> float:
-    return Work(demand, costs, latest_s=demand.deadline_s, margin_s=0.0, order=demand.deadline_s).batched_s
+def _work_of(demands: Sequence[Demand], costs: CorrectedCosts, now_s: float) -> list[Due]:
+    """From now on, on a device of these costs."""
+    found = []
+    for demand in demands:
+        latest_s = demand.deadline_s - demand.extra_s - costs.after_s(demand.shape)
+        work = Work(demand, costs, latest_s=latest_s, margin_s=0.0, order=latest_s)
+        found.append(Due(latest_s - now_s, work.batched_s))
+    return found
