@@ -3,6 +3,7 @@
     ElitError
     ├── InvalidInput          the caller asked for something that cannot be (HTTP 422, exit code 2)
     │   ├── Infeasible        ... within the time it allows; carries the smallest latency that works
+    │   ├── TakenElsewhere    ... because another server has it
     │   └── ModelNotFound     ... from this server, which has another model (HTTP 404)
     ├── CheckpointError       a model directory cannot be loaded; lists everything that is wrong
     ├── RecipeError           a training recipe is not valid; lists everything that is wrong
@@ -76,6 +77,10 @@ class InvalidInput(ElitError):
         self.field = field
         self.value = value
         self.allowed = allowed
+
+
+class TakenElsewhere(InvalidInput):
+    """What was named belongs to one server at a time, and another one has it."""
 
 
 class Infeasible(InvalidInput):

@@ -18,6 +18,7 @@ from elit_serve.errors import (
     MissingPackage,
     StorageFull,
     StoreUnavailable,
+    TakenElsewhere,
 )
 from elit_serve.jobs.postgres import DRIVER as POSTGRES
 from elit_serve.jobs.postgres import PostgresDatabase
@@ -100,10 +101,10 @@ class Database:
                 _add_columns(connection)
         except ElitError as error:
             database.close()
-            is_taken = isinstance(error, DatabaseTaken)
-            needed = "of its own; another server uses this one" if is_taken else f"that can be used ({in_full(error)})"
             shown = parsed.render_as_string(hide_password=True)
-            raise InvalidInput("database", shown, f"a database {needed}") from None
+            if isinstance(error, DatabaseTaken):
+                raise TakenElsewhere("database", shown, "a database of its own; another server uses this one") from None
+            raise InvalidInput("database", shown, f"a database that can be used ({in_full(error)})") from None
         return database
 
     def stay_owner(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from elit_serve.errors import ElitError, InvalidInput, ResultsGone, StorageFull, StoreUnavailable
+from elit_serve.errors import ElitError, InvalidInput, ResultsGone, StorageFull, StoreUnavailable, TakenElsewhere
 from elit_serve.jobs.states import is_id
 
 SPARE_BYTES = 16 << 20  # left free for what is being made and for the database, which grows before it shrinks
@@ -28,7 +28,7 @@ class Results:
             self._pictures.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout:
-            raise InvalidInput("results", str(folder), "a folder of its own; another server uses this one") from None
+            raise TakenElsewhere("results", str(folder), "a folder of its own; another server uses this one") from None
         except OSError as error:
             raise InvalidInput("results", str(folder), f"a folder that can be written ({error.strerror})") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from elit_serve.server.page.thumbnails import router as thumbnail_router
 from elit_serve.server.routes import router
 from elit_serve.server.service import Service
 from elit_serve.server.settings import Settings
+from elit_serve.server.sharing import SharedGuest
 from elit_serve.server.watching.arrival_log import ArrivalLog
 from elit_serve.server.watching.live import LiveView
 from elit_serve.server.watching.live import router as live_router
@@ -48,10 +50,19 @@ DESCRIPTION = """One checkpoint, every latency: say what a picture may cost (`bu
 
 
 def create_app(
-    models: Sequence[Servable], settings: Settings, *, guests: Sequence[Guest] = (), clock: Clock | None = None
+    models: Sequence[Servable],
+    settings: Settings,
+    *,
+    guests: Sequence[Guest] = (),
+    clock: Clock | None = None,
+    shared: Path | None = None,
 ) -> FastAPI:
     """The application around these models, of which the first is the default, with its guests; its workers run from its
-    start-up to its shutdown. Raises `InvalidInput` for two models of one name."""
+    start-up to its shutdown. Raises `InvalidInput` for two models of one name.
+
+    shared: the socket of this server beside those of others with which it has the guests in turn; None is a server
+    that has them alone.
+    """
     clock = clock or MonotonicClock()
     keyring = read_keyring(settings)
     routers = (router, openai_router, *(guest.router for guest in guests), live_router, thumbnail_router, page_router())
@@ -75,7 +86,7 @@ def create_app(
     )
     app.state.thumbnails = Thumbnails(app.state.service)
     app.state.parsing = CapacityLimiter(1)  # of large bodies, one at a time
-    app.state.guests = [_opened(guest, app, metrics) for guest in guests]
+    app.state.guests = [_opened(guest, app, metrics, shared) for guest in guests]
     app.state.live = LiveView(engines, metrics)
     app.state.rendered_metrics = Snapshots(metrics.render)
     app.state.lane = Lane(lambda: engines.num_waiting + engines.num_running > 0)
@@ -95,6 +106,11 @@ def create_app(
         tracing=tracing,
         lane=app.state.lane,
         clock=clock,
+        shared={
+            guest.router.prefix: opened
+            for guest, opened in zip(guests, app.state.guests, strict=True)
+            if isinstance(opened, SharedGuest)
+        },
     )
     return app
 
@@ -122,10 +138,15 @@ def open_engines(
     return engines
 
 
-def _opened(guest: Guest, app: FastAPI, metrics: Metrics) -> OpenGuest:
+def _opened(guest: Guest, app: FastAPI, metrics: Metrics, shared: Path | None) -> OpenGuest:
+    """Its routes find it in the state of the app."""
     service: Service = app.state.service
-    opened = guest.open(GuestPort(service), service.settings, metrics.registry)
-    setattr(app.state, guest.name, opened)
+    open_guest = partial(guest.open, GuestPort(service), service.settings, metrics.registry)
+    show = partial(setattr, app.state, guest.name)
+    if shared is not None:
+        return SharedGuest(open_guest, on_open=show, name=guest.name, socket=shared)
+    opened = open_guest()
+    show(opened)
     return opened
 
 

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +30,7 @@ from elit_serve.server.guest import Guest
 from elit_serve.server.keys import read_keyring
 from elit_serve.server.process import limit_arenas, raise_descriptor_limit, settle_heap
 from elit_serve.server.settings import Settings
+from elit_serve.server.sharing import listening
 from elit_serve.server.simulated import check_simulation, simulated_model
 from elit_serve.server.watching import logs
 
@@ -45,11 +47,12 @@ def serve(
     *,
     guests: Sequence[Guest] = (),
     load: Callable[[Settings], Servable] | None = None,
+    meeting: Path | None = None,
 ) -> None:
     """Serves until it is told to end, with these guests. `announce` is told in one line what is served, and where.
 
     The address is taken first, so that a port in use is found out before a model is loaded. load: gives the model, by
-    default into this process.
+    default into this process. meeting: a folder of several servers of this machine that have the guests in turn.
     """
     logs.configure(settings)
     read_keyring(settings)  # what is wrong with it is found out here too
@@ -60,9 +63,11 @@ def serve(
     limit_arenas()
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
-    with bind(settings.host, settings.port) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(bind(settings.host, settings.port))
+        beside, shared = (None, None) if meeting is None else stack.enter_context(listening(meeting))
         model = load(settings) if load else _on_a_thread_of_its_own(lambda: load_and_measure(settings))
-        app = create_app([model], settings, guests=guests)
+        app = create_app([model], settings, guests=guests, shared=shared)
         line = f"elit-serve: {model.served.config.name} on {model.where}: {address_line(*listener.getsockname()[:2])}"
         engines: Engines = app.state.service.engines
 
@@ -87,7 +92,7 @@ def serve(
         )
         for engine in engines.values():
             engine.worker.ended.add_done_callback(leave_if_dead)
-        server.run(sockets=[listener])
+        server.run(sockets=[listener] if beside is None else [listener, beside])
         if not server.started:
             raise EngineStopped("the server did not start")
         if engines.have_died:

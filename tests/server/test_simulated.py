@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,56 +21,11 @@ from safetensors.torch import load
 from elit_serve.client import Client, Generation, PartialImage
 from elit_serve.engine.simulated.placeholder import placeholder_picture
 from elit_serve.errors import InvalidInput
-from elit_serve.files.config import ModelConfig
-from elit_serve.files.latency import AnswerTime, Latency, StepCost
 from elit_serve.pictures import read_facts
 from elit_serve.server.run import load_and_measure
 from elit_serve.server.settings import Settings
 from tests.serving import RunningServer, running_models
-
-DEVICE = "Paper 100"
-STEP_MS, DECODE_MS, ENCODE_MS = 2.0, 3.0, 1.0  # of a level and a picture; of pictures that end together
-
-
-def latency(levels: tuple[int, ...] = (1, 2, 4), step_ms: float = STEP_MS) -> Latency:
-    """Of a device on which pictures gain nothing from sharing a step."""
-    steps = [
-        StepCost(level=level, weak_level=weak, batch=batch, step_ms=step_ms * level * batch)
-        for level in levels
-        for weak in (None, levels[0])
-        for batch in (1, 4)
-    ]
-    answers = [AnswerTime(batch=batch, decode_ms=DECODE_MS, encode_ms=ENCODE_MS) for batch in (1, 4)]
-    return Latency(
-        model="tiny",
-        backbone_hash="0" * 12,
-        device=DEVICE,
-        dtype="float32",
-        torch_version="2",
-        elit_serve_version="0",
-        date=datetime(2026, 1, 1, tzinfo=UTC),
-        repeats=1,
-        overhead_ms=DECODE_MS + ENCODE_MS,
-        steps=tuple(steps),
-        answers=tuple(answers),
-    )
-
-
-@pytest.fixture
-def bare_model(tiny_model_dir: Path, make_quality: Callable[..., Any]) -> Path:
-    """The tiny model with measured quality, what it costs on a device, and no weights."""
-    (tiny_model_dir / "model.safetensors").unlink()
-    model_hash = load_config_hash(tiny_model_dir)
-    quality = json.dumps(make_quality(model_hash=model_hash))
-    (tiny_model_dir / "quality.json").write_text(quality, encoding="utf-8")
-    (tiny_model_dir / "latency").mkdir()
-    for file in ("cost.json", "latency/paper-100.json"):
-        (tiny_model_dir / file).write_text(latency().model_dump_json(), encoding="utf-8")
-    return tiny_model_dir
-
-
-def load_config_hash(folder: Path) -> str:
-    return ModelConfig.read((folder / "config.json").read_bytes()).model_hash
+from tests.simulating import DECODE_MS, DEVICE, ENCODE_MS, STEP_MS, latency
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ class RequestLimits:
             await error_answer(fault, scope)(scope, receive, send)
         else:
             if body is not None:
-                await self._app(scope, _replay(body, receive), send)
+                await self._app(scope, replay(body, receive), send)
 
 
 class _Places:
@@ -144,7 +144,7 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes | None:
             return bytes(body)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the whole body first, then whatever comes next."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -16,6 +16,7 @@ from elit_serve.server.keys import Keyring
 from elit_serve.server.lane import Lane
 from elit_serve.server.middleware.answer_headers import Draining, SecurityHeaders
 from elit_serve.server.middleware.auth import Auth
+from elit_serve.server.middleware.forwarding import Forwarding
 from elit_serve.server.middleware.head_requests import HeadRequests
 from elit_serve.server.middleware.limits import RequestLimits
 from elit_serve.server.middleware.prefix import THIS_MACHINE, FarSide, NearSide
@@ -23,6 +24,7 @@ from elit_serve.server.middleware.request_context import Failures, RequestContex
 from elit_serve.server.middleware.turns import AnswerTurns, WorkTurns
 from elit_serve.server.middleware.watched_requests import CountedRequests, TracedRequests
 from elit_serve.server.settings import Settings
+from elit_serve.server.sharing import SharedGuest
 from elit_serve.server.watching.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -41,10 +43,13 @@ def add_all(
     tracing: Tracing | None,
     lane: Lane,
     clock: Clock,
+    shared: Mapping[str, SharedGuest],
 ) -> None:
     """From the innermost to the outermost: keys are asked for before a body is read, and what every answer must have
     stands before what may refuse."""
     app.add_middleware(NearSide)
+    if shared:
+        app.add_middleware(Forwarding, shared=shared)
     app.add_middleware(HeadRequests)
     app.add_middleware(
         StreamLimits,
