@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
@@ -23,16 +24,19 @@ def carried(message: T) -> T:
 
 
 class LocalLink:
-    """A `Link`. A replica that is taken out of `replicas` is lost."""
+    """A `Link`. A replica that is taken out of `replicas` is lost; one that is put into `hanging` says nothing."""
 
     def __init__(self, replicas: Mapping[str, Replica]) -> None:
         self.replicas = dict(replicas)
+        self.hanging: set[str] = set()
 
     async def make(self, replica: str, sent: SentOrder) -> AsyncIterator[Reply]:
         replies = self._at(replica).make(carried(sent))
         try:
             async for reply in replies:
                 self._at(replica)
+                if replica in self.hanging:
+                    await asyncio.Event().wait()
                 yield carried(reply)
         finally:
             await replies.aclose()  # type: ignore[attr-defined]
@@ -50,13 +54,17 @@ class LocalLink:
         return [await self.facts(name) for name in self.replicas]
 
     async def publish(self, *, keeps_account: bool) -> list[Published]:
-        return [carried(await each.publish(keeps_account=keeps_account)) for each in self.replicas.values()]
+        return [carried(await each.publish(keeps_account=keeps_account)) for each in self._answering]
 
     async def in_flight(self, max_pictures: int) -> list[InFlight]:
-        return [carried(await each.in_flight(max_pictures)) for each in self.replicas.values()]
+        return [carried(await each.in_flight(max_pictures)) for each in self._answering]
 
     async def close(self) -> None:
         self.replicas.clear()
+
+    @property
+    def _answering(self) -> list[Replica]:
+        return [each for name, each in self.replicas.items() if name not in self.hanging]
 
     def _at(self, replica: str) -> Replica:
         if replica not in self.replicas:

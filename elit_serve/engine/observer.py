@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from elit_serve.engine.cost import Cost
 from elit_serve.scheduler.requests import Launch
 
+# Of an order whose replica was lost: another makes it again; none has room for it in what is left of its time; that is
+# over; or it has lost so many replicas that it may be to blame.
+FATES = ("made_again", "no_room", "too_late", "given_up")
+
 
 class Observer:
     """Is told what happens, on the thread where it happens; this one does nothing with it."""
@@ -23,3 +27,6 @@ class Observer:
 
     def images_failed(self, cause: str, num_images: int) -> None:
         """cause: `step`, `memory`, `nan` or `encoding`."""
+
+    def order_lost(self, fate: str) -> None:
+        """Its replica was lost while it made an order. fate: see `FATES`."""

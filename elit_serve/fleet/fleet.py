@@ -24,6 +24,7 @@ from elit_serve.engine.observer import Observer
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import DeadlineExceeded, ElitError, EngineStopped, GenerationFailed, Infeasible, Overloaded
+from elit_serve.fleet.attention import Attention
 from elit_serve.fleet.link import Link, ReplicaLost
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.messages import Failed, Published, Refused, ReplicaFacts, Reply, SentOrder, Taken
@@ -33,6 +34,7 @@ from elit_serve.scheduler.routing import Router
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 0.25  # so often replicas tell of themselves; what they answer to orders tells as much
+OFFER_S = 1.0  # until a replica has taken or refused an order, which is milliseconds; then the next one is asked
 ASK_S = 10.0  # for what is asked of replicas beside orders
 LOST_S = 60.0  # without any word of any replica, or of Ray: whoever watches this process should start it again
 MAX_PICTURE_IDS = 1 << 40  # of one replica; each numbers its pictures by itself
@@ -122,6 +124,7 @@ class Fleet:
         self._changed = threading.Condition()
         self._stopping = threading.Lock()
         self._informing = asyncio.Lock()
+        self._attention = Attention()
         self._accepts = True
         self._is_ready = threading.Event()
         self._has_died = False
@@ -282,8 +285,9 @@ class Fleet:
             ticket = self._router.asked(candidate.replica, demands, now_s)
             replies = self._link.make(candidate.replica, under_way.sent(now_s, is_passed_on=bool(refusals)))
             try:
-                first = await anext(replies)
-            except ReplicaLost:
+                async with asyncio.timeout(OFFER_S):
+                    first = await anext(replies)
+            except (ReplicaLost, TimeoutError):
                 self._lose(candidate.replica)
                 continue
             assert isinstance(first, Taken | Refused), first
@@ -301,7 +305,7 @@ class Fleet:
         try:
             while True:
                 try:
-                    async with aclosing(replies):  # type: ignore[type-var]
+                    async with aclosing(replies), self._attention.waiting_for(under_way.replica):  # type: ignore[type-var]
                         async for reply in replies:
                             under_way.tell(reply)
                     return
@@ -319,13 +323,18 @@ class Fleet:
         under_way.num_makings += 1
         logger.warning("a replica was lost; what it made is made again by another if there is time")
         if under_way.num_makings == MAX_MAKINGS:
+            self._observer.order_lost("given_up")
             raise GenerationFailed(f"{MAX_MAKINGS} replicas were lost while they made it")
         if order.is_hard and self._clock.now() >= order.deadline_s:
+            self._observer.order_lost("too_late")
             raise DeadlineExceeded(order.latency_ms)
         try:
-            return await self._placed(under_way)
+            replies = await self._placed(under_way)
         except ElitError as error:
+            self._observer.order_lost("no_room")
             raise EngineStopped(f"the replica that made it was lost, and no other can take it: {error}") from None
+        self._observer.order_lost("made_again")
+        return replies
 
     async def _forecast(self, order: Order) -> Forecast:
         demands = [order.demand(index) for index in range(len(order.seeds))]
@@ -378,9 +387,10 @@ class Fleet:
             self._router.heard(name, each.digest, now_s)
             for event in each.events:
                 event.tell_to(self._observer)
-        for name in set(self._router.replicas) - told.keys():
+        silent = self._attention.after_round(told.keys())
+        for name in silent | (set(self._router.replicas) - self._published.keys() - told.keys()):
             self._router.lost(name)
-        self._published = told
+        self._published = {name: each for name, each in (self._published | told).items() if name not in silent}
         self._counted = {**self._counted, **{name: each.counters for name, each in told.items()}}
         if any(each.is_ready for each in told.values()):
             self._is_ready.set()

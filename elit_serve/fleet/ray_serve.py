@@ -43,8 +43,9 @@ Load = Callable[[Settings], Servable]
 ANY = ""  # in place of the name of a replica
 MAX_ONGOING = 1_000_000  # calls of a replica: its engine says what it takes, Ray need not
 HEALTH_PERIOD_S = 1.0
-HEALTH_TIMEOUT_S = 30.0  # loading and warming up are not counted
+HEALTH_TIMEOUT_S = 10.0  # loading and warming up are not counted
 ANSWER_S = 5.0  # for what all replicas are asked; who takes longer is left out
+PUBLISH_S = 1.0  # the same for how they are, which is asked all the time
 STOP_S = 5.0  # beyond what draining takes
 
 
@@ -154,7 +155,7 @@ class RayLink:
         return [facts for facts in told if isinstance(facts, ReplicaFacts)]
 
     async def publish(self, *, keeps_account: bool) -> list[Published]:
-        return await self._ask_all("publish", keeps_account)
+        return await self._ask_all("publish", keeps_account, within_s=PUBLISH_S)
 
     async def in_flight(self, max_pictures: int) -> list[InFlight]:
         return await self._ask_all("in_flight", max_pictures)
@@ -168,9 +169,12 @@ class RayLink:
         except (RayError, RayServeException) as error:
             raise ReplicaLost(replica) from error
 
-    async def _ask_all(self, method: str, *told: object) -> list[Any]:
-        answers = self._handle.broadcast(method, ANY, *told)
-        found = await asyncio.wait_for(answers.results_async(return_exceptions=True), ANSWER_S)
+    async def _ask_all(self, method: str, *told: object, within_s: float = ANSWER_S) -> list[Any]:
+        """Each has its own time: Ray's way to all results fails for all of them where one replica hangs."""
+        answers: Any = self._handle.broadcast(method, ANY, *told)
+        replicas = await answers._fetch_replica_results_async()
+        waits = [asyncio.wait_for(each.get_async(), within_s) for each in replicas]
+        found = await asyncio.gather(*waits, return_exceptions=True)
         return [answer for answer in found if not isinstance(answer, BaseException)]
 
 

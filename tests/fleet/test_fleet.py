@@ -81,6 +81,10 @@ def release(fleet: RunningFleet) -> None:
         executor.may_run.set()
 
 
+def lost(fleet: RunningFleet, fate: str) -> float:
+    return fleet.server.metric(f'elit_lost_orders_total{{fate="{fate}"}}')
+
+
 def file_of(answer: httpx.Response) -> bytes:
     assert answer.status_code == 200, answer.text
     return base64.b64decode(answer.json()["images"][0]["b64_json"])
@@ -139,6 +143,42 @@ def test_where_no_replica_is_left_callers_are_told_at_once(
     assert (told.status_code, told.json()["type"]) == (503, "urn:elit-serve:engine-stopped")
     eventually(lambda: fleet.server.client.get("/readiness").status_code == 503)
     assert fleet.server.client.get("/liveness").status_code == 200
+
+
+def test_what_a_silent_replica_has_is_made_by_another(
+    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+) -> None:
+    fleet = start_fleet(executor=Held)
+    body = {"label": "rose", "seed": 5, "latency_ms": 50_000, "budget": 0.5}
+    answer = callers.submit(fleet.server.generate, body)
+    eventually(lambda: len(fleet.holders()) == 1)
+    (holder,) = fleet.holders()
+    fleet.link.hanging.add(holder)
+    eventually(lambda: lost(fleet, "made_again") == 1)
+    release(fleet)
+    first = file_of(answer.result())
+    fleet.link.hanging.clear()
+    assert first == file_of(fleet.server.generate(body))
+
+
+def test_a_promise_is_broken_where_too_little_time_is_left(
+    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+) -> None:
+    fleet = start_fleet(executor=Held)
+    answer = callers.submit(fleet.server.generate, {"label": "rose", "latency_ms": 2000})  # alone it takes 1500
+    eventually(lambda: len(fleet.holders()) == 1)
+    fleet.link.hanging.add(fleet.holders()[0])
+    told = answer.result(30)
+    assert (told.status_code, told.json()["type"]) == (503, "urn:elit-serve:engine-stopped")
+    assert lost(fleet, "no_room") == 1
+    release(fleet)
+
+
+def test_who_does_not_answer_an_offer_is_passed_over(start_fleet: StartFleet, callers: ThreadPoolExecutor) -> None:
+    fleet = start_fleet()
+    fleet.link.hanging.add("first")
+    answers = [callers.submit(fleet.server.generate, {"label": "rose"}) for _ in range(3)]
+    assert [answer.result().status_code for answer in answers] == [200] * 3
 
 
 def test_a_job_on_a_lost_replica_is_done_all_the_same(start_fleet: StartFleet, eventually: Any) -> None:

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from elit_serve.engine.cost import Cost
 from elit_serve.engine.maker import Maker
-from elit_serve.engine.observer import Observer
+from elit_serve.engine.observer import FATES, Observer
 from elit_serve.engine.picture import Outcome
 from elit_serve.engine.sizes import Sizes
 from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloaded, ShareExceeded
@@ -159,6 +159,12 @@ class Metrics:
         self.failures = self._counter(
             "elit_image_failures_total", "Pictures that failed, by cause.", model=models, cause=CAUSES
         )
+        self.lost_orders = self._counter(
+            "elit_lost_orders_total",
+            "Requests whose replica was lost while it made them, by what became of them.",
+            model=models,
+            fate=FATES,
+        )
 
     def _add_families_of_costs(self, models: Sequence[str], keys: Sequence[str]) -> None:
         self.keys = tuple(keys)
@@ -273,6 +279,9 @@ class EngineMetrics(Observer):
 
     def images_failed(self, cause: str, num_images: int) -> None:
         self._all.failures.labels(self._model, cause).inc(num_images)
+
+    def order_lost(self, fate: str) -> None:
+        self._all.lost_orders.labels(self._model, fate).inc()
 
     def done(self, outcome: Outcome, qualities: Sequence[float | None]) -> None:
         """A request that got its pictures, each with its measured quality; None is not known."""
