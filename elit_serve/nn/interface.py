@@ -130,19 +130,11 @@ def with_first_replaced(latents: Tensor, first: Tensor, num_groups: int) -> Tens
 
 
 class Read(nn.Module):
-    """Latents read the spatial tokens of their group (equation 2), with adaLN-Zero modulation.
+    """Latents read the spatial tokens of their group (equation 2), with adaLN-Zero modulation."""
 
-    modulates: whether adaLN is of the queries (`latents`) or of the keys and values (`tokens`); the other side has a
-        layer norm of its own.
-    """
-
-    def __init__(self, dim: int, num_heads: int, modulates: str) -> None:
+    def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.modulates_tokens = modulates == "tokens"
-        if self.modulates_tokens:
-            self.query_norm = nn.LayerNorm(dim, eps=1e-6)
-        else:
-            self.context_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.context_norm = nn.LayerNorm(dim, eps=1e-6)
         self.attention = GroupedCrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, ratio=1)
         self.modulation = nn.Linear(dim, 6 * dim)
@@ -157,11 +149,8 @@ class Read(nn.Module):
     ) -> Residual:
         """latents [B, G * L, D] read tokens [B, N, D] under `modulation(c)` [B, 6D]. -> a stream of latents"""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
-        if self.modulates_tokens:
-            query, context = self.query_norm(latents), norm_modulate(tokens, shift1, scale1)
-        else:
-            query, context = norm_modulate(latents, shift1, scale1), self.context_norm(tokens)
-        read = self.attention(query, context, rope, token_rope, num_groups)
+        query = norm_modulate(latents, shift1, scale1)
+        read = self.attention(query, self.context_norm(tokens), rope, token_rope, num_groups)
         latents, normed = settle_and_norm(Residual(latents, read, gate1), shift2, scale2)
         return Residual(latents, self.mlp(normed), gate2)
 

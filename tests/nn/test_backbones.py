@@ -45,8 +45,7 @@ ALIKE = replace(ELIT, interface=replace(ELIT.interface, start="alike", reach="pr
 SPREAD = replace(ELIT, zeros_between=1, positions="learned")
 PREFIX_SPREAD = replace(SPREAD, interface=PREFIX.interface)
 KNOWING = replace(ELIT, interface=replace(ELIT.interface, knows="level"))
-READ_MODULATED = replace(ELIT, interface=replace(ELIT.interface, modulates="tokens"))
-EVERY = [ELIT, PREFIX, ALIKE, KNOWING, READ_MODULATED, PLAIN, SPREAD, PREFIX_SPREAD, plain(SPREAD)]
+EVERY = [ELIT, PREFIX, ALIKE, KNOWING, PLAIN, SPREAD, PREFIX_SPREAD, plain(SPREAD)]
 LEVELS = range(1, 5)
 
 
@@ -60,11 +59,7 @@ def randomised(spec: BackboneSpec) -> Any:
     return model
 
 
-@pytest.fixture(
-    scope="module",
-    params=[ELIT, PREFIX, ALIKE, KNOWING, READ_MODULATED],
-    ids=["all", "prefix", "alike", "knowing", "read modulated"],
-)
+@pytest.fixture(scope="module", params=[ELIT, PREFIX, ALIKE, KNOWING], ids=["all", "prefix", "alike", "knowing"])
 def elit(request: pytest.FixtureRequest) -> ElitDiT:
     model = randomised(request.param)
     assert isinstance(model, ElitDiT)

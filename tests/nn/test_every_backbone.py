@@ -149,18 +149,14 @@ def test_several_levels_in_one_call_equal_separate_calls(kind: str) -> None:
         assert_near(part, model(x, t, condition, level))
 
 
-def with_interface(spec: ElitSpec, reach: str, knows: str, modulates: str) -> ElitSpec:
-    return replace(spec, interface=replace(spec.interface, reach=reach, knows=knows, modulates=modulates))
+def with_interface(spec: ElitSpec, reach: str, knows: str) -> ElitSpec:
+    return replace(spec, interface=replace(spec.interface, reach=reach, knows=knows))
 
 
 INTERFACES = ELASTIC | {
-    f"{name} {reach} {knows}": with_interface(spec, reach, knows, modulates)
+    f"{name} {reach} {knows}": with_interface(spec, reach, knows)
     for name, spec in ELASTIC.items()
-    for reach, knows, modulates in (
-        ("prefix", "nothing", "latents"),
-        ("all", "level", "tokens"),
-        ("prefix", "level", "latents"),
-    )
+    for reach, knows in (("prefix", "nothing"), ("all", "level"), ("prefix", "level"))
     if isinstance(spec, ElitSpec)
 }
 

@@ -42,14 +42,11 @@ class InterfaceSpec(SplitSpec):
     reach: what Read and Write work on below the full level: `all` latents, of which only the first run through the
         core, or only that `prefix`.
     knows: what modulates the blocks beside time and condition: `nothing`, or the `level` that they run at.
-    modulates: what time and condition modulate where latents read: the `latents` that ask, as in the blocks, or the
-        `tokens` that are read, as in the authors' published code.
     """
 
     start: str = one_of(("places", "alike"), "places")
     reach: str = one_of(("all", "prefix"), "all")
     knows: str = one_of(("nothing", "level"), "nothing")
-    modulates: str = one_of(("latents", "tokens"), "latents")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +72,7 @@ class Elit(Transformer):
         self.latents = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim))  # [J, D]
         has_places = interface.start == "places"
         self.places = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim)) if has_places else None  # [J, D]
-        self.read = Read(spec.dim, spec.num_heads, interface.modulates)
+        self.read = Read(spec.dim, spec.num_heads)
         without_rope = spec.positions == "learned"  # nothing else tells the core which group a latent is of
         self.core_positions = nn.Parameter(torch.empty(spec.num_tokens, spec.dim)) if without_rope else None  # [G*J, D]
         self.core = self.core_blocks()
