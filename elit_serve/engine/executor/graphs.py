@@ -6,19 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from elit_serve.engine.executor.slots import Drawing, Executor, RunningStep, Transfer, are_finite, split_samples
+from elit_serve.engine.executor.slots import Drawing, Executor, Inputs, RunningStep, Transfer, are_finite, split_samples
 from elit_serve.engine.picture import Picture
 from elit_serve.errors import GenerationFailed
 from elit_serve.plans.step_kind import StepKind
 
 # cuDNN's attention is half as fast again as FlashAttention-2 at head size 72 on Hopper; the next takes what it refuses
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+IDLE: Inputs = np.array([[0.0], [0.0], [0.0], [1.0], [0.5], [0.0], [1.0], [0.0]], np.float32)  # nothing, at level 1
+PAGES = 8  # more than the launches that may be on their way
 
 
 class GraphExecutor(Executor):
@@ -34,7 +38,7 @@ class GraphExecutor(Executor):
         super().__init__(drawing, num_slots=num_slots, keeps=keeps)
         self._steps = _stream(self._device)
         self._graphs: dict[tuple[StepKind, int], torch.cuda.CUDAGraph] = {}
-        self._static: dict[int, Tensor] = {}  # batch -> inputs [8, batch] that the graphs of this batch read
+        self._inputs_of: dict[int, _GraphInputs] = {}  # by the batch of the graphs that read them
         self._batches: list[int] = []
         self._decodings: dict[tuple[torch.Size, int], _Decoding] = {}  # by the size of a sample and the batch
         self._pool = torch.cuda.graph_pool_handle()  # one for all: graphs run one after another, so they share memory
@@ -54,7 +58,9 @@ class GraphExecutor(Executor):
         torch.cuda.synchronize(self._device)
 
     def _capture(self, kind: StepKind, batch: int) -> None:
-        inputs = self._static.setdefault(batch, _padding(batch).to(self._device))
+        if batch not in self._inputs_of:
+            self._inputs_of[batch] = _GraphInputs(batch, self._device)
+        inputs = self._inputs_of[batch].on_device
         with torch.cuda.stream(self._steps), _attention():
             self._step(inputs, kind)  # compiles, plans
             graph = torch.cuda.CUDAGraph()
@@ -92,22 +98,22 @@ class GraphExecutor(Executor):
         with torch.cuda.stream(self._steps):
             super().add(picture)
 
-    def _run(self, inputs: Tensor, kind: StepKind) -> RunningStep:
-        with torch.cuda.stream(self._steps), _attention():
-            started, ended = _event(), _event()
-            batch = inputs.shape[1]
-            bucket = next((size for size in self._batches if size >= batch), batch)
-            graph = self._graphs.get((kind, bucket))
+    def _run(self, inputs: Inputs, kind: StepKind) -> RunningStep:
+        started, ended = _event(), _event()
+        batch = inputs.shape[1]
+        bucket = next((size for size in self._batches if size >= batch), batch)
+        graph = self._graphs.get((kind, bucket))
+        with torch.cuda.stream(self._steps):
             if graph is None:
-                on_device = self._on_device(inputs)
-                started.record()
-                self._step(on_device, kind)
+                on_device = self._on_device(torch.from_numpy(inputs))
+                started.record(self._steps)
+                with _attention():
+                    self._step(on_device, kind)
             else:
-                padded = torch.cat([inputs, _padding(bucket - batch)], dim=1).pin_memory()
-                self._static[bucket].copy_(padded, non_blocking=True)
-                started.record()
+                self._inputs_of[bucket].put(inputs)
+                started.record(self._steps)
                 graph.replay()
-            ended.record()
+            ended.record(self._steps)
         return _EnqueuedStep(started, ended)
 
     def watch(self, pictures: Sequence[Picture]) -> None:
@@ -155,6 +161,28 @@ def open_executor(drawing: Drawing, *, num_slots: int, keeps: bool = False) -> E
     return kind(drawing, num_slots=num_slots, keeps=keeps)
 
 
+class _GraphInputs:
+    """The inputs [8, B] that the graphs of a batch read.
+
+    Each call into torch may cost the worker's thread its turn in Python, for half a millisecond where HTTP is busy. So
+    numbers are written into pinned memory by numpy, which keeps the turn, and one call copies them. The pinned pages
+    are used in rotation, as the device may not have read the last ones yet.
+    """
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.on_device = torch.from_numpy(_padding(batch)).to(device)
+        pinned = [torch.empty((8, batch), pin_memory=True) for _ in range(PAGES)]
+        self._pages = cycle([(page, page.numpy()) for page in pinned])
+
+    def put(self, inputs: Inputs) -> None:
+        """Enqueues the copy of these [8, up to B] on the present stream, padded to the batch."""
+        page, written = next(self._pages)
+        count = inputs.shape[1]
+        written[:, :count] = inputs
+        written[:, count:] = IDLE
+        self.on_device.copy_(page, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class _Decoding:
     """A captured graph, the samples that it reads and the pictures that it writes."""
@@ -198,9 +226,9 @@ def _to_host(tensor: Tensor) -> Tensor:
     return pinned.copy_(tensor, non_blocking=True)
 
 
-def _padding(count: int) -> Tensor:
-    """Inputs [8, count] that move the scratch slot by nothing, at the lowest level."""
-    return torch.tensor([[0.0], [0.0], [0.0], [1.0], [0.5], [0.0], [1.0], [0.0]]).repeat(1, count)
+def _padding(count: int) -> Inputs:
+    """Inputs [8, count] of nobody."""
+    return np.repeat(IDLE, count, axis=1)
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from elit_serve.engine.conditions import Conditions
@@ -23,6 +25,8 @@ from elit_serve.nn import Backbone
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import guided_step
+
+Inputs = NDArray[np.float32]  # [8, B], see `Executor._step`
 
 
 class Drawing(Protocol):
@@ -156,9 +160,9 @@ class Executor:
         own. Raises whatever the device raises."""
         return self._run(self._inputs(pictures, kind), self._as_run(kind))
 
-    def _run(self, inputs: Tensor, kind: StepKind) -> RunningStep:
+    def _run(self, inputs: Inputs, kind: StepKind) -> RunningStep:
         started_s = time.perf_counter()
-        self._step(self._on_device(inputs), kind)
+        self._step(self._on_device(torch.from_numpy(inputs)), kind)
         return _DoneStep(1000 * (time.perf_counter() - started_s))
 
     def _as_run(self, kind: StepKind) -> StepKind:
@@ -188,9 +192,9 @@ class Executor:
             kept.keep()
         state.index_copy_(0, index[0], moved)
 
-    def _inputs(self, pictures: Sequence[Picture], kind: StepKind) -> Tensor:
+    def _inputs(self, pictures: Sequence[Picture], kind: StepKind) -> Inputs:
         columns = [_column(picture, kind, self._conditions.null) for picture in pictures]
-        return torch.tensor(columns, dtype=torch.float32).T.contiguous()
+        return np.ascontiguousarray(np.array(columns, np.float32).T)
 
     @torch.inference_mode()
     def watch(self, pictures: Sequence[Picture]) -> None:
