@@ -74,6 +74,7 @@ class Worker:
         self._depth = 2 if executor.is_asynchronous else 1
         self._running: deque[tuple[Launch, list[LaunchedPart]]] = deque()  # and not finished; the worker's thread only
         self._free_s = 0.0  # when the device has done all of these, as predicted
+        self._ended_s: float | None = None  # when the step before was done and decoded; None if nothing was left to do
         self._picture_ids = count()
         self._digests = count()
         self._pictures: dict[int, Picture] = {}  # accepted and not ended
@@ -284,6 +285,7 @@ class Worker:
             else:
                 members = []
                 if not (self._running or self._vacated or self._stopping):
+                    self._ended_s = None
                     self._changed.wait()
             vacated, self._vacated = self._vacated, []
         for picture in vacated:
@@ -317,8 +319,12 @@ class Worker:
         with self._changed:
             now_s = self._clock.now()
             has_decoded = not self._executor.is_asynchronous
-            done = self._scheduler.finished(launch.launch_id, now_s, observed_ms, has_decoded=has_decoded)
+            gap_ms = self._gap_ms(now_s, observed_ms)
+            done = self._scheduler.finished(
+                launch.launch_id, now_s, observed_ms, gap_ms=gap_ms, has_decoded=has_decoded
+            )
         decode_ms = 0.0 if has_decoded else launch.decode_ms
+        self._ended_s = now_s + decode_ms / 1000
         self._free_s = now_s + (decode_ms + sum(later.device_ms for later, _ in self._running)) / 1000
         kinds = map(launch.kind.of_member, launch.levels)
         flops = dict(zip(launch.request_ids, map(self._pipeline.step_flops, kinds), strict=True))
@@ -331,6 +337,12 @@ class Worker:
                 picture.ended_s = now_s
             if part.transfer is not None:
                 self._encoders.encode(part.last, part.transfer, done)  # without those cancelled meanwhile
+
+    def _gap_ms(self, now_s: float, observed_ms: float | None) -> float | None:
+        """For how long the device had nothing to run before the step that has ended now, though there was work."""
+        if self._ended_s is None or observed_ms is None:
+            return None
+        return 1000 * (now_s - self._ended_s) - observed_ms
 
     def _wait(self, part: LaunchedPart) -> float | None:
         """Milliseconds that it took on the device; None if it has failed."""

@@ -150,10 +150,17 @@ class RequestScheduler:
         return None if choice is None else self._launch(choice, start_s)
 
     def finished(
-        self, launch_id: int, now_s: float, observed_ms: float | None = None, *, has_decoded: bool = False
+        self,
+        launch_id: int,
+        now_s: float,
+        observed_ms: float | None = None,
+        *,
+        gap_ms: float | None = None,
+        has_decoded: bool = False,
     ) -> tuple[int, ...]:
         """A launch has run; names the requests that it finished (now FINISHING). Ended ones are not among them.
 
+        gap_ms: for how long the device had nothing to run before it, though there was work; None tells nothing.
         has_decoded: these, too; otherwise the device does so now.
         """
         done = self._outstanding.popleft()
@@ -161,6 +168,8 @@ class RequestScheduler:
         if observed_ms is not None:
             table_ms = self._costs.table.step_ms(done.kind, len(done.request_ids))
             self._costs.observe(table_ms, observed_ms)
+            if gap_ms is not None and self._costs.observe_gap(gap_ms, table_ms):
+                self._count_gap(now_s)
         decode_ms = 0.0 if has_decoded else done.decode_ms
         self._busy_until_s = now_s + (decode_ms + sum(other.device_ms for other in self._outstanding)) / 1000
         complete = tuple([request_id for request_id in done.request_ids if self._is_complete(request_id)])
@@ -297,6 +306,12 @@ class RequestScheduler:
             max_batch=self._max_batch,
             num_waiting=self.num_waiting,
         )
+
+    def _count_gap(self, now_s: float) -> None:
+        """The policy makes its plans anew, with the gap that was observed in each step."""
+        self._costs = self._costs.with_gap()
+        view = self._view(now_s, max(now_s, self._busy_until_s))
+        self._begin_afresh(view, otherwise=self._stand_in(view))
 
     def _decide_without_policy(self, error: Exception, view: View) -> Launch | None:
         """A decision in place of one that failed; then the policy begins afresh with what is there. So a defect in it

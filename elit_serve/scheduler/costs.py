@@ -19,6 +19,9 @@ from elit_serve.scheduler.mixing import Mixing, Rung
 SMOOTHING_S = 1.5  # of device time: a lasting change is followed within a few times this, noise of single launches not
 NOTICEABLE = 0.003  # the correction moves when the estimate has left it by more than this share
 OUTLIER = 1.5  # one launch counts for at most this factor off the present estimate: a stall is no slower device
+GAP_SMOOTHING_S = 0.2  # the host's part changes with the number of callers, and with that sooner than the device
+GAP_NOTICEABLE = 0.2  # plans are made anew when the gap has left what they count by more than this share
+LEAST_GAP_MS = 0.05  # and by more than this
 REST_S = 20.0  # of idle time, after which what was observed counts 1/e: three times too slow is forgotten in a minute
 
 
@@ -255,12 +258,17 @@ class CorrectedCosts:
 
     Plans are made in seconds of the table, so that they outlive a correction. A shallow copy goes its own way: what is
     remembered of the table is true of both.
+
+    gap_ms: what a launch takes of the time beside its step: the device waits for the host. Plans count it with each
+        step, so they do not outlive another gap.
     """
 
-    def __init__(self, table: CostTable) -> None:
+    def __init__(self, table: CostTable, gap_ms: float = 0.0) -> None:
         self.table = table
+        self.gap_ms = gap_ms
         self.correction = 1.0
         self._estimate = 1.0
+        self._gap_estimate_ms = gap_ms
         self._rows_s: dict[StepKind, tuple[float, ...]] = {}
         self._nearest: dict[tuple[int, int, int], int] = {}
         self._levels_within: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -289,10 +297,11 @@ class CorrectedCosts:
         return self._answering[shape]
 
     def row_s(self, kind: StepKind) -> tuple[float, ...]:
-        """Seconds of one step by the table, uncorrected, at every batch from 0 to the table's largest."""
+        """Seconds of one step by the table, uncorrected, at every batch from 0 to the table's largest, and the gap."""
         row = self._rows_s.get(kind)
         if row is None:
-            row = self._rows_s[kind] = tuple(step_ms / 1000 for step_ms in self.table.row(kind))
+            nothing, *some = self.table.row(kind)
+            row = self._rows_s[kind] = (nothing / 1000, *((step_ms + self.gap_ms) / 1000 for step_ms in some))
         return row
 
     def rung(self, kind: StepKind, weak_cap: int | None) -> Rung:
@@ -325,10 +334,25 @@ class CorrectedCosts:
         if abs(self._estimate / self.correction - 1) > NOTICEABLE:
             self.correction = self._estimate
 
+    def observe_gap(self, gap_ms: float, table_ms: float) -> bool:
+        """Between the launch before and this one, which takes `table_ms` by the table, the device had nothing to run
+        for `gap_ms`, though there was work. Returns whether the estimate has left what plans count."""
+        gap_ms = min(gap_ms, self._gap_estimate_ms + table_ms)
+        weight = 1 - exp(-(table_ms + max(gap_ms, 0.0)) / 1000 / GAP_SMOOTHING_S)
+        self._gap_estimate_ms += weight * (gap_ms - self._gap_estimate_ms)
+        return abs(self._gap_estimate_ms - self.gap_ms) > max(GAP_NOTICEABLE * self.gap_ms, LEAST_GAP_MS)
+
+    def with_gap(self) -> CorrectedCosts:
+        """As observed."""
+        costs = CorrectedCosts(self.table, max(self._gap_estimate_ms, 0.0))
+        costs.correction, costs._estimate = self.correction, self._estimate
+        return costs
+
     def rest(self, idle_s: float) -> None:
         """Nothing ran for so long. What slowed the device down may have gone meanwhile, and nobody would ever find out
         if too high a correction had every request refused: the table is trusted again, little by little."""
         self._estimate = self.correction = 1 + (self._estimate - 1) * exp(-idle_s / REST_S)
+        self._gap_estimate_ms *= exp(-idle_s / REST_S)
 
     def nearest_level(self, wished: int, low: int, high: int) -> int:
         """The table's level within these bounds that is next to the wished one, from below if there is one."""

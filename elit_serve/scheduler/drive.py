@@ -34,10 +34,13 @@ class Scheduler(Protocol):
     def decide(self, start_s: float) -> Launch | None:
         """What the device runs next if it is free from `start_s`; None is nothing, until something is submitted."""
 
-    def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:
+    def finished(
+        self, launch_id: int, now_s: float, observed_ms: float | None = None, *, gap_ms: float | None = None
+    ) -> tuple[int, ...]:
         """A launch has run; names the requests that it finished (now FINISHING). Cancelled ones are not among them.
 
-        observed_ms: what it took on the device, from which predictions are corrected; None tells nothing.
+        observed_ms: what it took on the device, from which predictions are corrected; None tells nothing. gap_ms: for
+        how long the device had nothing to run before it, though there was work.
         """
 
     def failed(self, request_ids: Sequence[int], now_s: float) -> None:
@@ -84,11 +87,16 @@ class AsPredicted:
 
 
 class Launched(NamedTuple):
-    """A launch on a device. took_ms: it ends so long after `start_s`."""
+    """A launch on a device.
+
+    took_ms: it ends so long after `start_s`. gap_ms: the device stood still for so long before, though there was work;
+        None where it had rested.
+    """
 
     launch: Launch
     start_s: float
     took_ms: float
+    gap_ms: float | None
 
     @property
     def end_s(self) -> float:
@@ -175,8 +183,9 @@ class Driver:
         if launch is None:
             return None
         has_rested = not self.running and start_s > self._free_s
-        begins_s = start_s + self._device.gap_s(has_rested=has_rested)
-        started = Launched(launch, begins_s, self._device.run_ms(launch))
+        gap_s = self._device.gap_s(has_rested=has_rested)
+        gap_ms = None if has_rested else 1000 * gap_s
+        started = Launched(launch, start_s + gap_s, self._device.run_ms(launch), gap_ms)
         self.running.append(started)
         self.launches.append(started)
         return started
@@ -214,11 +223,11 @@ class Driver:
                 self._end(request_id)
             return
         launched = self.running.popleft()
-        launch, _, took_ms = launched
+        launch = launched.launch
         self._free_s = max(self.now_s, launched.free_s)
         self.ran(launch)
-        observed_ms = None if self._foretells else took_ms
-        for request_id in self.scheduler.finished(launch.launch_id, self.now_s, observed_ms):
+        observed = (None, None) if self._foretells else (launched.took_ms, launched.gap_ms)
+        for request_id in self.scheduler.finished(launch.launch_id, self.now_s, observed[0], gap_ms=observed[1]):
             heappush(self._delivering, (self.now_s + launch.answer_ms / 1000 + self._device.overhead_s, request_id))
 
     def _end(self, request_id: int) -> None:

@@ -48,7 +48,7 @@ def served(rival: type[Rival], *times_ms: tuple[float, float]) -> SimulatedRun:
 
 
 def launches(run: SimulatedRun) -> list[tuple[int, int]]:
-    return [(launch.kind.level, len(launch.request_ids)) for launch, _, _ in run.launches]
+    return [(launch.kind.level, len(launch.request_ids)) for launch, *_ in run.launches]
 
 
 def answers_ms(run: SimulatedRun) -> list[float | None]:
@@ -142,7 +142,7 @@ def test_every_policy_accounts_for_every_request(policy: str, seed: int, load: f
         assert len(fate.levels) <= 2
         assert (fate.answered_s is not None) <= (len(fate.levels) == 2)
         assert fate.refusal is None or not fate.levels
-    assert sum(len(launch.request_ids) for launch, _, _ in run.launches) == sum(len(fate.levels) for fate in run.fates)
+    assert sum(len(launch.request_ids) for launch, *_ in run.launches) == sum(len(fate.levels) for fate in run.fates)
     assert all(scheduler.state(demand.request_id) is None for demand in demands)
 
 
@@ -154,4 +154,4 @@ def test_noise_is_drawn_by_its_seed_and_bias_is_constant() -> None:
     assert runs[0].launches == runs[1].launches
     assert runs[0].launches != runs[2].launches
     exact = simulate(StepFifo(SETTING), asks((0, 1000)), SimulatedDevice(TABLE, bias=0.5))
-    assert [ms for _, _, ms in exact.launches] == pytest.approx([9.0, 9.0])
+    assert [launched.took_ms for launched in exact.launches] == pytest.approx([9.0, 9.0])

@@ -45,7 +45,7 @@ def test_who_is_submitted_at_the_same_moment_shares_the_first_launch(scheduler: 
         driver.advance_to(0.5)
         assert driver.submit([image(request_id, arrived_s=0.5)]) is None
     driver.advance_to(inf)
-    assert [launch.request_ids for launch, _, _ in driver.launches] == [(0, 1, 2), (0, 1, 2)]
+    assert [launch.request_ids for launch, *_ in driver.launches] == [(0, 1, 2), (0, 1, 2)]
     assert driver.launches[0].start_s == 0.5
     assert {ending.state for ending in driver.endings.values()} == {State.DONE}
 
@@ -57,7 +57,7 @@ def test_a_newcomer_joins_at_the_next_step_and_time_stops_where_it_is_asked_to(s
     assert (driver.now_s, len(driver.running)) == (0.003, 1)
     driver.submit([image(1, arrived_s=0.003)])
     driver.advance_to(inf)
-    assert [launch.request_ids for launch, _, _ in driver.launches] == [(0,), (0, 1), (1,)]
+    assert [launch.request_ids for launch, *_ in driver.launches] == [(0,), (0, 1), (1,)]
     assert driver.endings[0].levels == driver.endings[1].levels == (16, 16)
 
 
@@ -91,7 +91,7 @@ def test_two_launches_may_be_on_the_device_and_the_second_starts_when_the_first_
     assert second.start_s == first.end_s
     assert driver.start() is None, "the device takes no more"
     driver.finish()
-    assert [launch.launch_id for launch, _, _ in driver.running] == [1]
+    assert [launch.launch_id for launch, *_ in driver.running] == [1]
     driver.cancel(0)
     driver.advance_to(inf)
     assert driver.endings[0].state is State.CANCELLED

@@ -191,7 +191,7 @@ def assert_all_accounted_for(driver: Driver, accepted: dict[int, Demand]) -> Non
 
 def assert_launches_are_of_one_kind(driver: Driver, accepted: dict[int, Demand]) -> None:
     step = dict.fromkeys(accepted, 0)
-    for launch, _, _ in driver.launches:
+    for launch, *_ in driver.launches:
         assert (len(set(launch.levels)) > 1) == launch.kind.is_mixed
         assert max(launch.levels) == launch.kind.level
         for request_id, stride in zip(launch.request_ids, launch.strides, strict=True):

@@ -52,7 +52,7 @@ def test_pictures_of_different_levels_share_them(skipping: CostTable, quality: Q
         driver = Driver(RequestScheduler(skipping, policy), SimulatedDevice(skipping))
         assert driver.submit([demand(1, pinned=(4,) * 4), demand(2, pinned=(4, 16, 16, 16))]) is None
         driver.advance_to(10.0)
-        launches = [(set(launch.request_ids), launch.kind) for launch, _, _ in driver.launches]
+        launches = [(set(launch.request_ids), launch.kind) for launch, *_ in driver.launches]
         assert launches[:3] == [({1, 2}, StepKind("32x32", 4, 4)), ({1, 2}, GUIDED), ({1, 2}, GUIDED)]
         assert launches[3:] == [({1}, StepKind("32x32", 4, 4)), ({2}, StepKind("32x32", 16, 4))]
         assert [list(driver.endings[request_id].levels) for request_id in (1, 2)] == [[4] * 4, [4, 4, 4, 16]]

@@ -81,7 +81,14 @@ class Rival(ABC):
         cohort = self.choose(tickets, start_s) if tickets else None
         return None if cohort is None else self._launch(cohort, start_s)
 
-    def finished(self, launch_id: int, now_s: float, observed_ms: float | None = None) -> tuple[int, ...]:  # noqa: ARG002
+    def finished(
+        self,
+        launch_id: int,
+        now_s: float,  # noqa: ARG002
+        observed_ms: float | None = None,  # noqa: ARG002
+        *,
+        gap_ms: float | None = None,  # noqa: ARG002
+    ) -> tuple[int, ...]:
         members = [
             self._tickets[request_id] for request_id in self._launches.pop(launch_id) if request_id in self._tickets
         ]

@@ -124,14 +124,21 @@ class ElasticPolicy:
         works = [self._work(request.demand, view.costs).moved_to(request.executed.at) for request in requests]
         for work, request in zip(works, requests, strict=True):
             work.is_hurried = request.is_hurried
-        for work in _promised(works):
+        promised = _promised(works)
+        if (found := plan_for(promised, view.start_s, view)) is not None:
+            self._promises.keep(promised, found)
+        else:
+            self._keep_what_can_be_kept(promised, view)
+        self._take(works)
+
+    def _keep_what_can_be_kept(self, promised: Sequence[Work], view: View) -> None:
+        for work in promised:
             kept = [*self._promises.works, work]
             found = plan_for(kept, view.start_s, view)
             if found is None:
                 work.is_promised = False  # there is no way to be in time with it, so it is made when there is room
             else:
                 self._promises.keep(kept, found)
-        self._take(works)
 
     def drop(self, request_id: int) -> None:
         work = self._works.pop(request_id)
