@@ -41,6 +41,14 @@ class Maker(Protocol):
         """Done once it has ended, for whatever reason, and everybody was told."""
 
     @property
+    def num_devices(self) -> int:
+        """On which pictures are made at the same time."""
+
+    @property
+    def num_submitters(self) -> int:
+        """How many threads may submit at a time; more would only wait for each other."""
+
+    @property
     def num_waiting(self) -> int:
         """Accepted pictures of which no step has run. Waits for nothing."""
 

@@ -123,6 +123,15 @@ class Worker:
         return not self._accepts
 
     @property
+    def num_devices(self) -> int:
+        return 1
+
+    @property
+    def num_submitters(self) -> int:
+        """They would take turns at its lock, and with its thread at the interpreter's."""
+        return 1
+
+    @property
     def num_waiting(self) -> int:
         """Accepted pictures of which no step has run. Without the lock, for whoever may not wait for it."""
         return self._scheduler.num_waiting

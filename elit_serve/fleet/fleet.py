@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 PERIOD_S = 0.25  # so often replicas tell of themselves; what they answer to orders tells as much
 OFFER_S = 1.0  # until a replica has taken or refused an order, which is milliseconds; then the next one is asked
+SUBMITTERS = 32  # orders on their way to replicas at a time; it is milliseconds for each
 ASK_S = 10.0  # for what is asked of replicas beside orders
 LOST_S = 60.0  # without any word of any replica, or of Ray: whoever watches this process should start it again
 MAX_PICTURE_IDS = 1 << 40  # of one replica; each numbers its pictures by itself
@@ -59,7 +60,7 @@ class UnderWay:
         self._on_step = on_step
         self._num_previews: Counter[int] = Counter()  # that were shown, by seed
 
-    def sent(self, now_s: float, *, is_passed_on: bool) -> SentOrder:
+    def sent(self, now_s: float, *, is_passed_on: bool, is_last: bool) -> SentOrder:
         sent = SentOrder.of(
             self.order,
             now_s,
@@ -67,7 +68,7 @@ class UnderWay:
             wants_previews=self._on_preview is not None,
             wants_steps=self._on_step is not None,
         )
-        return replace(sent, is_passed_on=is_passed_on)
+        return replace(sent, is_passed_on=is_passed_on, is_last=is_last)
 
     def tell(self, reply: Reply) -> None:
         """Whoever asked is told of everything once, also where it is made again."""
@@ -153,8 +154,13 @@ class Fleet:
         return self._ended
 
     @property
-    def num_replicas(self) -> int:
-        return len(self._published)
+    def num_devices(self) -> int:
+        return max(1, len(self._published))
+
+    @property
+    def num_submitters(self) -> int:
+        """They wait for replicas, not for each other."""
+        return SUBMITTERS
 
     @property
     def num_waiting(self) -> int:
@@ -280,10 +286,12 @@ class Fleet:
         """What the replica tells that has taken it. Raises the least refusal of all."""
         order, refusals = under_way.order, list[ElitError]()
         demands = [order.demand(index) for index in range(len(order.seeds))]
-        for candidate in self._router.rank(demands, self._clock.now()):
-            now_s = self._clock.now()
+        candidates = self._router.rank(demands, self._clock.now())
+        for candidate in candidates:
+            now_s, is_last = self._clock.now(), candidate is candidates[-1]
             ticket = self._router.asked(candidate.replica, demands, now_s)
-            replies = self._link.make(candidate.replica, under_way.sent(now_s, is_passed_on=bool(refusals)))
+            sent = under_way.sent(now_s, is_passed_on=bool(refusals), is_last=is_last)
+            replies = self._link.make(candidate.replica, sent)
             try:
                 async with asyncio.timeout(OFFER_S):
                     first = await anext(replies)

@@ -24,7 +24,7 @@ class SentOrder:
 
     order_id: by which it can be hurried. order: without what costs there decide. limits: of the open plans of which it
     gets one; None if it has its plan. age_s: since it arrived. wants_previews, wants_steps: whether somebody watches.
-    is_passed_on: whether another replica has refused it.
+    is_passed_on: whether another replica has refused it. is_last: whether all others have.
     """
 
     order_id: str
@@ -34,6 +34,7 @@ class SentOrder:
     wants_previews: bool
     wants_steps: bool
     is_passed_on: bool = False
+    is_last: bool = False
 
     @classmethod
     def of(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from elit_serve.fleet.link import ReplicaLost
 from elit_serve.fleet.messages import Published, ReplicaFacts, Reply, SentOrder
 from elit_serve.fleet.ray_variables import OF_ALL
 from elit_serve.fleet.replica import Replica
+from elit_serve.fleet.scaling import Scaler, Tally
 from elit_serve.server.engines import Servable
 from elit_serve.server.process import limit_arenas, settle_heap
 from elit_serve.server.settings import Settings
@@ -30,7 +33,7 @@ try:
     import ray
     from ray import serve
     from ray.exceptions import RayError
-    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+    from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
     from ray.serve.exceptions import RayServeException
     from ray.serve.handle import DeploymentHandle
     from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
@@ -44,6 +47,7 @@ ANY = ""  # in place of the name of a replica
 MAX_ONGOING = 1_000_000  # calls of a replica: its engine says what it takes, Ray need not
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 10.0  # loading and warming up are not counted
+TALLY_S = 1.0  # between what replicas have counted and what they have counted next
 ANSWER_S = 5.0  # for what all replicas are asked; who takes longer is left out
 PUBLISH_S = 1.0  # the same for how they are, which is asked all the time
 STOP_S = 5.0  # beyond what draining takes
@@ -59,6 +63,23 @@ class NamedReplicaRouter(RequestRouter):
         wanted = pending_request.args[0] if pending_request is not None else ANY
         named = [each for each in candidate_replicas if each.replica_id.unique_id == wanted]
         return [named or candidate_replicas]
+
+
+class FleetPolicy:
+    """How many replicas there should be, asked by Ray Serve's controller in a process of its own."""
+
+    def __init__(self, *, min_replicas: int, max_replicas: int) -> None:
+        self._scaler = Scaler(min_replicas=min_replicas, max_replicas=max_replicas)
+
+    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        counted: dict[str, dict[str, float]] = {}
+        for name, by_replica in (context.raw_metrics or {}).items():
+            for replica, series in by_replica.items():
+                counted.setdefault(replica.unique_id, {})[name] = series[-1].value
+        names = {field.name for field in fields(Tally)}
+        tallies = {replica: Tally(**values) for replica, values in counted.items() if values.keys() == names}
+        ready, target = context.current_num_replicas, context.target_num_replicas
+        return self._scaler.wanted(tallies, time.monotonic(), ready=ready, target=target), {}
 
 
 class DeployedReplica:
@@ -102,6 +123,10 @@ class DeployedReplica:
 
     async def in_flight(self, _: str, max_pictures: int) -> InFlight:
         return await self._replica.in_flight(max_pictures)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Ray Serve where the number of replicas follows the load."""
+        return asdict(Tally() if self._failure else self._replica.tally)
 
     def check_health(self) -> None:
         """Asked by Ray Serve, which replaces a replica that raises here."""
@@ -213,11 +238,19 @@ def deployed(name: str, wanted: Any) -> Iterator[DeploymentHandle[Any]]:
 
 def application(load: Load, settings: Settings, *, fewest: int, most: int) -> Any:
     """What Ray Serve runs. A replica has a GPU to itself where the cluster has any."""
-    num_gpus = 0 if settings.device == "cpu" else min(1, int(ray.cluster_resources().get("GPU", 0)))
+    is_on_cpu = settings.device == "cpu" or settings.simulate is not None
+    num_gpus = 0 if is_on_cpu else min(1, int(ray.cluster_resources().get("GPU", 0)))
     router: dict[str, Any] = {"request_router_class": NamedReplicaRouter}
     scaled: dict[str, Any] = {"num_replicas": fewest}
     if most > fewest:
-        scaled = {"autoscaling_config": AutoscalingConfig(min_replicas=fewest, max_replicas=most)}
+        policy = AutoscalingPolicy(
+            policy_function="elit_serve.fleet.ray_serve:FleetPolicy",
+            policy_kwargs={"min_replicas": fewest, "max_replicas": most},
+        )
+        config = AutoscalingConfig(
+            min_replicas=fewest, max_replicas=most, policy=policy, metrics_interval_s=TALLY_S, look_back_period_s=10.0
+        )
+        scaled = {"autoscaling_config": config}
     deployment: Any = serve.deployment(DeployedReplica)
     return deployment.options(
         name="engine",

@@ -21,9 +21,12 @@ from elit_serve.engine.picture import Outcome
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import ElitError, EngineStopped, GenerationFailed
 from elit_serve.fleet.messages import Event, Failed, Published, Refused, ReplicaFacts, Reply, SentOrder, Taken
+from elit_serve.fleet.scaling import Tally
 from elit_serve.plans.coarsening import Coarsening
+from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.requests import Launch
 from elit_serve.scheduler.routing import Digest
+from elit_serve.scheduler.routing.scaling import full_s
 from elit_serve.server.engines import Engine, Servable
 from elit_serve.server.settings import Settings
 
@@ -44,6 +47,9 @@ class Replica:
         settings = settings.model_copy(update={"response_ms": settings.response_ms + transit_ms})
         self._engine = model.open(settings, shares=None, observer=self._events, clock=clock)
         self._device = model.where
+        self._costs = CorrectedCosts(self._engine.cost)
+        self._tally = Tally()
+        self._begun_s = clock.now()
         self._under_way: dict[str, Future[Outcome]] = {}
         self._coarsenings: dict[tuple[object, ...], Coarsening] = {}
         self._admission = ThreadPoolExecutor(1, "elit-admission")  # one at a time, as where HTTP is in this process
@@ -63,6 +69,15 @@ class Replica:
         self._worker.start()
         self._worker.wait_until_ready()
         self.check()
+        self._tally = replace(self._tally, load_s=self._clock.now() - self._begun_s)
+
+    @property
+    def tally(self) -> Tally:
+        """What it has counted, for whoever decides how many replicas there are."""
+        counters, budgets = self._worker.counters, self._engine.model.budgets
+        return replace(
+            self._tally, granted=budgets.of_level(counters.granted_levels), steps=float(counters.granted_steps)
+        )
 
     def check(self) -> None:
         """Raises `EngineStopped` if it makes no more pictures."""
@@ -115,11 +130,24 @@ class Replica:
             future.cancel()
 
     def _take(self, sent: SentOrder, tell: Callable[[Reply], None]) -> Future[Outcome]:
-        return self._worker.submit(
-            self._received(sent),
-            tell if sent.wants_previews else None,
-            tell if sent.wants_steps else None,
-            is_passed_on=sent.is_passed_on,
+        order = self._received(sent)
+        if not sent.is_passed_on:
+            self._count(orders=1, offered_s=len(order.seeds) * full_s(order.demand(0), self._costs))
+        previews, steps = (tell if wanted else None for wanted in (sent.wants_previews, sent.wants_steps))
+        try:
+            return self._worker.submit(order, previews, steps, is_passed_on=sent.is_passed_on)
+        except ElitError:
+            self._count(refused=int(sent.is_last))
+            raise
+
+    def _count(self, *, orders: int = 0, offered_s: float = 0.0, refused: int = 0) -> None:
+        """On the admission's thread alone."""
+        tally = self._tally
+        self._tally = replace(
+            tally,
+            orders=tally.orders + orders,
+            offered_s=tally.offered_s + offered_s,
+            refused=tally.refused + refused,
         )
 
     def _received(self, sent: SentOrder) -> Order:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.fleet.loop_thread import LoopThread
@@ -15,6 +16,7 @@ from elit_serve.server.guest import Guest
 from elit_serve.server.settings import Settings
 
 FACTS_S = 60.0
+PATHS = ("model", "autoencoder", "preview_autoencoder", "simulate")
 OF_INGRESS = ("api_key", "keys_file", "database", "results", "webhook_secret_file")  # of no concern to replicas
 
 
@@ -57,5 +59,8 @@ def replica_range(settings: Settings) -> tuple[int, int]:
 
 
 def of_replica(settings: Settings) -> Settings:
-    """The settings as replicas are told them: without what only HTTP needs, keys and secrets above all."""
-    return settings.model_copy(update={name: Settings.model_fields[name].default for name in OF_INGRESS})
+    """The settings as replicas are told them: without what only HTTP needs, keys and secrets above all, and with paths
+    that are true in any folder."""
+    left_out = {name: Settings.model_fields[name].default for name in OF_INGRESS}
+    paths = {name: path for name in PATHS if (path := getattr(settings, name)) is not None and Path(path).exists()}
+    return settings.model_copy(update=left_out | {name: str(Path(path).absolute()) for name, path in paths.items()})

@@ -70,9 +70,10 @@ class GuestPort:
 
     @property
     def max_batch(self) -> int:
-        """Pictures that a step has room for, whichever engine runs it."""
-        most = min(engine.cost.max_batch for engine in self._engines.values())
-        return min(self._service.settings.max_batch or most, most)
+        """Pictures that can be in a step at the same time, whichever engine runs it; on all of its devices."""
+        limit = self._service.settings.max_batch
+        most = [(engine.cost.max_batch, engine.worker.num_devices) for engine in self._engines.values()]
+        return min(min(limit or batch, batch) * num_devices for batch, num_devices in most)
 
     def picture_s(self, request: GenerateRequest) -> float:
         """Seconds that its engine takes for a picture of the recommended kind."""

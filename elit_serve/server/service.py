@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter, to_thread
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 class Service:
     """What the routes share. started_at: Unix time in seconds.
 
-    admission: a thread, one request at a time. Behind a long queue a decision takes milliseconds, in which the event
-    loop would answer nobody; and on many threads they would only take turns with the engine's.
+    admission: threads, as many as the engines have use for. Behind a long queue a decision takes milliseconds, in which
+    the event loop would answer nobody.
     """
 
     engines: Engines
@@ -46,7 +47,10 @@ class Service:
     clock: Clock
     started_at: int = field(default_factory=lambda: int(time.time()))
     under_way: UnderWay = field(default_factory=UnderWay)
-    admission: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+
+    @cached_property
+    def admission(self) -> CapacityLimiter:
+        return CapacityLimiter(max(engine.worker.num_submitters for engine in self.engines.values()))
 
 
 async def take(
