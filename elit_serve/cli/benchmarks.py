@@ -227,6 +227,9 @@ def simulate(
     digest_ms: Annotated[
         float, typer.Option(min=1, help="With --replicas: how often each tells the router of itself.")
     ] = 250.0,
+    ingress: Annotated[
+        int, typer.Option(min=1, help="With --replicas: processes that route; each knows what it asked itself.")
+    ] = 1,
     load_s: Annotated[
         float, typer.Option(min=0.1, help="With --replicas MIN-MAX: seconds until one that is wanted takes orders.")
     ] = 60.0,
@@ -269,6 +272,7 @@ def simulate(
         replicas=(fewest, most),
         routers=ALL_ROUTERS if router == "all" else tuple(router.split(",")),
         digest_ms=digest_ms,
+        ingresses=ingress,
         load_s=load_s,
         trace=trace,
         cost=cost,

@@ -58,7 +58,7 @@ def scaled(setting: Setting, *, most: int) -> ScaledFleet:
         return Replica(f"{number}", RequestScheduler(setting.table, ElasticPolicy(QUALITY)), device)
 
     scaling = Scaling(min_replicas=1, max_replicas=most, load_s=LOAD_S)
-    return ScaledFleet(made, ROUTERS["elastic"](setting.table, 0), scaling, setting, digest_s=0.1)
+    return ScaledFleet(made, ROUTERS["elastic"](setting.table, 0, 1), scaling, setting, digest_s=0.1)
 
 
 def test_replicas_follow_a_load_that_rises_and_falls_again_and_no_promise_is_broken(setting: Setting) -> None:

@@ -99,14 +99,25 @@ def test_round_robin_begins_with_the_next_each_time(table: CostTable) -> None:
 
 
 def test_the_server_s_router_spreads_a_burst_between_two_digests(table: CostTable) -> None:
-    fleet = fleet_of(table, 3, ROUTERS["elastic"](table, 0))
+    fleet = fleet_of(table, 3, ROUTERS["elastic"](table, 0, 1))
     for request_id in range(6):
         assert fleet.submit(picture(request_id, table, target_s=5.0), 0.0) is None
     assert [replica.num_here for replica in fleet.replicas] == [2, 2, 2]
 
 
+def test_processes_that_route_know_of_each_other_s_orders_by_digests_alone(table: CostTable) -> None:
+    fleet = fleet_of(table, 2, ROUTERS["elastic"](table, 0, 2))
+    for request_id in range(2):
+        assert fleet.submit(picture(request_id, table, target_s=5.0), 0.0) is None
+    fleet.advance_to(0.5)
+    assert fleet.replicas[0].num_here == fleet.replicas[1].num_here == 0
+    for request_id in range(2, 6):
+        assert fleet.submit(picture(request_id, table, arrived_s=0.5, target_s=5.0), 0.5) is None
+    assert [replica.num_here for replica in fleet.replicas] == [2, 2]
+
+
 def test_who_joins_gets_orders_and_who_is_drained_ends_what_it_has(table: CostTable) -> None:
-    fleet = fleet_of(table, 1, ROUTERS["elastic"](table, 0))
+    fleet = fleet_of(table, 1, ROUTERS["elastic"](table, 0, 1))
     orders = [picture(request_id, table, arrived_s=0.01 * request_id, target_s=5.0) for request_id in range(6)]
     assert [fleet.submit(order, order[0].arrived_s) for order in orders[:2]] == [None, None]
     first, second = fleet.replicas[0], replica("new", table)
@@ -125,7 +136,7 @@ def test_whatever_is_taken_is_on_time_on_devices_that_do_as_told(table: CostTabl
         picture(request_id, table, arrived_s=0.01 * request_id, target_s=(1 + request_id % 3) * setting.solo_s)
         for request_id in range(120)
     ]
-    run = simulate_fleet(fleet_of(table, 3, ROUTERS[name](table, 1)), orders)
+    run = simulate_fleet(fleet_of(table, 3, ROUTERS[name](table, 1, 1)), orders)
     assert all(fate.is_on_time == (fate.refusal is None) for fate in run.fates)
     assert 0 < sum(fate.is_on_time for fate in run.fates) < len(orders)
 

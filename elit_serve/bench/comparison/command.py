@@ -63,6 +63,7 @@ class SimulateOptions:
     replicas: tuple[int, int] = (1, 1)
     routers: tuple[str, ...] = ALL_ROUTERS
     digest_ms: float = 250.0
+    ingresses: int = 1
     load_s: float = 60.0
 
     @property
@@ -90,6 +91,7 @@ def run_fleet_comparison(options: SimulateOptions, console: Console) -> tuple[Re
         alone=_comparison(replace(options, policies=("elastic",))),
         replicas=options.replicas[0],
         routers=options.routers,
+        ingresses=options.ingresses,
         digest_s=options.digest_ms / 1000,
     )
     with console.status("simulating") as status:
@@ -109,7 +111,7 @@ def run_scaled_fleet(options: SimulateOptions, console: Console) -> tuple[Report
     fewest, most = options.replicas
     title = f"{Path(options.trace).name}: {fewest} to {most} devices, of which one loads {scaling.load_s:g} s"
     if options.plot is not None:
-        draw_day(day, options.plot, title)
+        draw_day(day, options.plot, Path(options.trace).name)
     return {**day.as_dict(), "conditions": options.conditions}, day_table(title, day)
 
 

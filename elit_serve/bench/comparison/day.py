@@ -233,19 +233,19 @@ def day_table(title: str, day: Day) -> Table:
     return table
 
 
-def draw_day(day: Day, file: Path, title: str) -> None:
-    """Replicas, quality and refusals, one below the other."""
+def draw_day(day: Day, file: Path, trace: str) -> None:
+    """Replicas and quality, one above the other."""
     sizes = {"asked for, at full budget": "offered", "ready": "ready", "with those that load": "present"}
-    grid = [
-        [_chart(day, "replicas", sizes)],
-        [_chart(day, "mean quality", {"quality": "quality"})],
-        [_chart(day, "refused, share", {"refused": "refused"})],
-    ]
-    charts.save(grid, file, title=f"{title}; {day.num_late} of {day.num_taken} promises broken")
+    most = max(max(part.present, part.offered) for part in day.parts)
+    charts.save(
+        [[_chart(day, "replicas", sizes, (0.0, most))], [_chart(day, "mean quality", {"quality": "quality"})]],
+        file,
+        title=f"{trace}: {day.num_late} of {day.num_taken} promises broken",
+    )
 
 
-def _chart(day: Day, y_label: str, fields: Mapping[str, str]) -> Chart:
-    """fields: of a part, by what the legend calls them."""
+def _chart(day: Day, y_label: str, fields: Mapping[str, str], limits: tuple[float, float] | None = None) -> Chart:
+    """fields: of a part, by what the legend calls them. limits: of the y axis."""
     part_s = day.parts[0].until_s
 
     def points(field: str) -> tuple[Point, ...]:
@@ -259,5 +259,5 @@ def _chart(day: Day, y_label: str, fields: Mapping[str, str]) -> Chart:
         x_label="seconds",
         y_label=y_label,
         series=tuple(Series(name=name, points=points(field), joined=True) for name, field in fields.items()),
-        y_limits=(0.0, 1.0) if "refused" in fields else None,
+        y_limits=limits,
     )

@@ -85,13 +85,15 @@ class FleetRow:
 class FleetComparison:
     """alone: what one device is asked; of a fleet, so many times as many requests at so many times the rate.
 
-    digest_s: how often a replica tells of itself.
+    digest_s: how often a replica tells of itself. ingresses: how many processes route, see `PromiseRouter`; rivals know
+        what they know of all.
     """
 
     alone: Comparison
     replicas: int
     routers: Sequence[str]
     digest_s: float
+    ingresses: int = 1
 
     def rows(self, progress: Callable[[str], None] = lambda _: None) -> Iterator[FleetRow]:
         """Load by load, curve by curve."""
@@ -115,7 +117,9 @@ class FleetComparison:
             Replica(f"{place}", RequestScheduler(table, ElasticPolicy(quality)), self.alone.device(f"{seed} {place}"))
             for place in range(self.replicas)
         ]
-        return simulate_fleet(Fleet(replicas, ROUTERS[name](table, seed), digest_s=self.digest_s), orders)
+        return simulate_fleet(
+            Fleet(replicas, ROUTERS[name](table, seed, self.ingresses), digest_s=self.digest_s), orders
+        )
 
 
 def fleet_table(title: str, rows: Sequence[FleetRow]) -> Table:

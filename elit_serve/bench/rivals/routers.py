@@ -14,27 +14,33 @@ DEVICE = "simulated"
 
 
 class PromiseRouter:
-    """The server's router. All it knows of a replica is what that tells, and what was asked of it since."""
+    """The server's router. All it knows of a replica is what that tells, and what was asked of it since.
 
-    def __init__(self, table: CostTable, seed: int) -> None:
-        self._router = Router({DEVICE: table}, seed=seed)
+    ingresses: so many processes route, in turn, each of which knows only what it asked itself.
+    """
+
+    def __init__(self, table: CostTable, seed: int, ingresses: int = 1) -> None:
+        self._routers = [Router({DEVICE: table}, seed=seed + place) for place in range(ingresses)]
         self._num_digests = 0
 
     def order(self, pictures: Sequence[Demand], replicas: Sequence[Replica], now_s: float) -> Sequence[Replica]:
+        self._routers.append(self._routers.pop(0))
         by_name = {replica.name: replica for replica in replicas}
-        return [by_name[candidate.replica] for candidate in self._router.rank(pictures, now_s)]
+        return [by_name[candidate.replica] for candidate in self._routers[0].rank(pictures, now_s)]
 
     def asked(self, replica: Replica, pictures: Sequence[Demand], now_s: float, *, is_taken: bool) -> None:
-        ticket = self._router.asked(replica.name, pictures, now_s)
-        self._router.answered(replica.name, ticket, is_taken=is_taken)
+        ticket = self._routers[0].asked(replica.name, pictures, now_s)
+        self._routers[0].answered(replica.name, ticket, is_taken=is_taken)
 
     def publish(self, replica: Replica, now_s: float) -> None:
         self._num_digests += 1
         digest = digest_of(replica.scheduler, now_s, number=self._num_digests, device=DEVICE)
-        self._router.heard(replica.name, digest, now_s)
+        for router in self._routers:
+            router.heard(replica.name, digest, now_s)
 
     def lost(self, replica: Replica) -> None:
-        self._router.lost(replica.name)
+        for router in self._routers:
+            router.lost(replica.name)
 
 
 class InformedRouter(PromiseRouter):
@@ -101,11 +107,11 @@ class TwoChoices(Blind):
         return [*sorted(shuffled[:2], key=lambda replica: replica.num_here), *shuffled[2:]]
 
 
-ROUTERS: Mapping[str, Callable[[CostTable, int], Routing]] = {
+ROUTERS: Mapping[str, Callable[[CostTable, int, int], Routing]] = {
     "elastic": PromiseRouter,
     "informed": InformedRouter,
-    "random": lambda _, seed: Randomly(seed),
-    "round-robin": lambda _, seed: RoundRobin(seed),
-    "least-queue": lambda _, seed: LeastQueue(seed),
-    "two-choices": lambda _, seed: TwoChoices(seed),
+    "random": lambda _table, seed, _ingresses: Randomly(seed),
+    "round-robin": lambda _table, seed, _ingresses: RoundRobin(seed),
+    "least-queue": lambda _table, seed, _ingresses: LeastQueue(seed),
+    "two-choices": lambda _table, seed, _ingresses: TwoChoices(seed),
 }
