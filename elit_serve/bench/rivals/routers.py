@@ -8,13 +8,14 @@ from random import Random
 from elit_serve.bench.simulate.fleet import Replica, Routing
 from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.requests import Demand
-from elit_serve.scheduler.routing import Router, digest_of
+from elit_serve.scheduler.routing import Digest, Router, digest_of
 
 DEVICE = "simulated"
 
 
 class PromiseRouter:
-    """The server's router. All it knows of a replica is what that tells, and what was asked of it since.
+    """The server's router. All it knows of a replica is what that tells, with its answers too, and what was asked of it
+    since.
 
     ingresses: so many processes route, in turn, each of which knows only what it asked itself.
     """
@@ -31,16 +32,20 @@ class PromiseRouter:
     def asked(self, replica: Replica, pictures: Sequence[Demand], now_s: float, *, is_taken: bool) -> None:
         ticket = self._routers[0].asked(replica.name, pictures, now_s)
         self._routers[0].answered(replica.name, ticket, is_taken=is_taken)
+        self._routers[0].heard(replica.name, self._digest(replica, now_s), now_s)
 
     def publish(self, replica: Replica, now_s: float) -> None:
-        self._num_digests += 1
-        digest = digest_of(replica.scheduler, now_s, number=self._num_digests, device=DEVICE)
+        digest = self._digest(replica, now_s)
         for router in self._routers:
             router.heard(replica.name, digest, now_s)
 
     def lost(self, replica: Replica) -> None:
         for router in self._routers:
             router.lost(replica.name)
+
+    def _digest(self, replica: Replica, now_s: float) -> Digest:
+        self._num_digests += 1
+        return digest_of(replica.scheduler, now_s, number=self._num_digests, device=DEVICE)
 
 
 class InformedRouter(PromiseRouter):

@@ -1,4 +1,6 @@
-"""What a replica tells of itself a few times a second: little enough to be made under the worker's lock, and to travel.
+"""What a replica tells of itself a few times a second and with every answer to an order.
+
+It is little enough to be made under the worker's lock (0.1 ms with ten pictures), and to travel.
 
 Times are seconds since the digest was taken, because the clocks of two machines do not agree.
 """
