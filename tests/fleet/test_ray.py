@@ -5,55 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fleet_process import Served, command_of, descendants, read, serving_fleet
 
 pytestmark = pytest.mark.slow  # a Ray of two replicas takes half a minute to start
 
 BODY = {"label": "tulip", "seed": 7, "budget": 0.5}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    process: subprocess.Popen[str]
-    client: httpx.Client
-    log: Path
-
-    def replicas(self) -> list[int]:
-        """Their process ids."""
-        return [pid for pid in descendants(self.process.pid) if b"ray::ServeReplica" in command_of(pid)]
-
-    def picture(self, body: dict[str, Any] = BODY) -> bytes:
-        answer = self.client.post("/v1/generate", json=body, headers={"Accept": "image/png"})
-        assert answer.status_code == 200, answer.text
-        return answer.content
-
-
-def descendants(pid: int) -> list[int]:
-    """Of all generations."""
-    children = [int(child) for task in Path(f"/proc/{pid}/task").glob("*") for child in read(task / "children").split()]
-    return children + [each for child in children for each in descendants(child)]
-
-
-def read(file: Path) -> bytes:
-    """Nothing of a process that has ended."""
-    try:
-        return file.read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-def command_of(pid: int) -> bytes:
-    return read(Path(f"/proc/{pid}/cmdline"))
 
 
 def listening(pids: list[int]) -> list[str]:
@@ -74,31 +38,14 @@ def read_link(link: Path) -> str:
 @pytest.fixture(scope="module")
 def served(shared_tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("fleet")
-    command = [sys.executable, "-m", "elit_serve.cli", "serve", shared_tiny_model_dir, "--replicas", "2"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "XDG_STATE_HOME": str(folder / "state")}
-    with (
-        (folder / "log").open("w", encoding="utf-8") as log,
-        subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", "0", "--device", "cpu", "--threads", "1"],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            line = next(line for line in process.stdout if "http://" in line)
-            assert "tiny on 2 replicas" in line
-            with httpx.Client(base_url=re.search(r"http://[\d.:]+", line)[0], timeout=60) as client:  # type: ignore[index]
-                yield Served(process=process, client=client, log=folder / "log")
-        finally:
-            process.terminate()
+    with serving_fleet(folder, shared_tiny_model_dir, "--replicas", "2", "--device", "cpu", "--threads", "1") as fleet:
+        assert "tiny on 2 replicas" in fleet.line
+        yield fleet
 
 
 def test_pictures_are_those_of_a_server_without_replicas(served: Served, tiny_server_url: str) -> None:
     with ThreadPoolExecutor(4) as callers:
-        pictures = set(callers.map(lambda _: served.picture(), range(8)))
+        pictures = set(callers.map(lambda _: served.picture(BODY), range(8)))
     alone = httpx.post(f"{tiny_server_url}/v1/generate", json=BODY, headers={"Accept": "image/png"}, timeout=60)
     assert pictures == {alone.content}
 
@@ -144,15 +91,15 @@ def test_no_address_is_opened_but_the_one_that_is_named(served: Served) -> None:
 
 
 def test_a_killed_replica_is_replaced_and_nobody_waits_for_it(served: Served) -> None:
-    first = served.picture()
+    first = served.picture(BODY)
     replicas = served.replicas()
     assert len(replicas) == 2
     with ThreadPoolExecutor(8) as callers:
-        answers = [callers.submit(served.picture) for _ in range(8)]
+        answers = [callers.submit(served.picture, BODY) for _ in range(8)]
         os.kill(replicas[0], signal.SIGKILL)
         assert {answer.result(60) for answer in answers} == {first}
     eventually(lambda: len(set(served.replicas()) - {replicas[0]}) == 2)
-    eventually(lambda: served.picture() == first)
+    eventually(lambda: served.picture(BODY) == first)
 
 
 def test_it_ends_as_it_is_told_and_leaves_nothing_behind(served: Served) -> None:
