@@ -127,15 +127,20 @@ MakeQuality = Callable[..., dict[str, object]]
 
 
 @pytest.fixture(scope="session")
-def measured_server_url(
+def measured_model_dir(
     shared_tiny_model_dir: Path, make_quality: MakeQuality, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The same around the tiny model with measured quality."""
-    folder = tmp_path_factory.mktemp("measured")
-    model_dir = Path(shutil.copytree(shared_tiny_model_dir, folder / "tiny"))
+) -> Path:
+    """The tiny model with measured quality; no test may change it."""
+    model_dir = Path(shutil.copytree(shared_tiny_model_dir, tmp_path_factory.mktemp("measured") / "tiny"))
     content = make_quality(model_hash=read_config(model_dir).model_hash)
     (model_dir / "quality.json").write_text(json.dumps(content))
-    with served(model_dir, folder / "cache") as url:
+    return model_dir
+
+
+@pytest.fixture(scope="session")
+def measured_server_url(measured_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`elit-serve serve` around it."""
+    with served(measured_model_dir, tmp_path_factory.mktemp("cache")) as url:
         yield url
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
 from elit_serve.engine.forecast import Forecast
@@ -12,6 +13,17 @@ from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.scheduler.core import Counters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaState:
+    """One of several engines that make the pictures of a `Maker`; its fields are as there."""
+
+    is_ready: bool
+    num_waiting: int
+    num_running: int
+    correction: float
+    counters: Counters
 
 
 class Maker(Protocol):
@@ -43,6 +55,10 @@ class Maker(Protocol):
     @property
     def num_devices(self) -> int:
         """On which pictures are made at the same time."""
+
+    @property
+    def replicas(self) -> Mapping[str, ReplicaState]:
+        """Those that there are now, by name; none where it makes the pictures itself. Waits for nothing."""
 
     @property
     def num_submitters(self) -> int:

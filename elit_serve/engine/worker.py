@@ -25,6 +25,7 @@ from elit_serve.engine.executor.slots import AnyExecutor
 from elit_serve.engine.forecast import FULL, Forecast, forecast, has_room, infeasible, overloaded
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.engine.launcher import LaunchedPart, Launcher
+from elit_serve.engine.maker import ReplicaState
 from elit_serve.engine.observer import Observer
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Caller, Outcome, Picture, Preview, StepRun
@@ -125,6 +126,10 @@ class Worker:
     @property
     def num_devices(self) -> int:
         return 1
+
+    @property
+    def replicas(self) -> Mapping[str, ReplicaState]:
+        return {}
 
     @property
     def num_submitters(self) -> int:

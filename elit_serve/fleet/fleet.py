@@ -20,6 +20,7 @@ from statistics import fmean
 from elit_serve.clock import Clock
 from elit_serve.engine.forecast import Forecast
 from elit_serve.engine.in_flight import InFlight
+from elit_serve.engine.maker import ReplicaState
 from elit_serve.engine.observer import Observer
 from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome, Preview, StepRun
@@ -156,6 +157,19 @@ class Fleet:
     @property
     def num_devices(self) -> int:
         return max(1, len(self._published))
+
+    @property
+    def replicas(self) -> dict[str, ReplicaState]:
+        return {
+            name: ReplicaState(
+                is_ready=each.is_ready,
+                num_waiting=each.digest.num_waiting,
+                num_running=each.digest.num_running,
+                correction=each.correction,
+                counters=each.counters,
+            )
+            for name, each in self._published.items()
+        }
 
     @property
     def num_submitters(self) -> int:

@@ -38,7 +38,7 @@ def replicas(settings: Settings) -> Iterator[FleetModel]:
     tell_ray(is_of_one_machine=settings.ray_address is None)
     from elit_serve.fleet.ray_serve import RayLink, application, cluster, deployed
 
-    fewest, most = replica_range(settings)
+    fewest, most = settings.replica_range
     name = f"elit-serve-{settings.port}"
     with ExitStack() as stack:
         stack.enter_context(cluster(settings.ray_address, num_cpus=max(os.cpu_count() or 1, most)))
@@ -50,12 +50,6 @@ def replicas(settings: Settings) -> Iterator[FleetModel]:
         if not facts:
             raise EngineStopped("no replica has said what it serves")
         yield FleetModel(link=link, thread=thread, facts=facts)
-
-
-def replica_range(settings: Settings) -> tuple[int, int]:
-    """The fewest and the most replicas that there are to be."""
-    fewest, _, most = (settings.replicas or "1").partition("-")
-    return int(fewest), int(most or fewest)
 
 
 def of_replica(settings: Settings) -> Settings:

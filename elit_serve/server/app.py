@@ -133,6 +133,7 @@ def open_engines(
     metrics.watch(
         {name: engine.worker for name, engine in engines.items()},
         queue_limit=settings.max_queue,
+        replica_range=settings.replica_range,
         facts={name: engine.facts for name, engine in engines.items()},
     )
     return engines

@@ -379,6 +379,12 @@ class Settings(BaseModel):
     )
     log_format: Literal["text", "json"] = Field(default="text", description="json writes one object a line.")
 
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The fewest and the most engines that there are to be."""
+        fewest, _, most = (self.replicas or "1").partition("-")
+        return int(fewest), int(most or fewest)
+
     @field_validator("max_streams_per_key")
     @classmethod
     def _within_all(cls, most: int | None, info: ValidationInfo) -> int | None:

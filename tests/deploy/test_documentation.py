@@ -30,15 +30,21 @@ def exposed(text: str) -> Described:
     return found
 
 
-def test_the_table_has_every_metric_of_a_running_server_and_no_other(
-    deploy_dir: Path, measured_server_url: str
+def test_the_table_has_every_metric_of_running_servers_and_no_other(
+    deploy_dir: Path, measured_server_url: str, fleet_url: str
 ) -> None:
     described = {
         name.strip("`"): (kind, frozenset(re.findall(r"`(\w+)`", labels)))
         for name, kind, labels, meaning, _ in rows(deploy_dir, "Metrics")
         if meaning
     }
-    assert described == exposed(httpx.get(f"{measured_server_url}/metrics").text)
+    of_a_fleet = exposed(httpx.get(f"{fleet_url}/metrics").text)
+    assert described == of_a_fleet
+    of_one_engine = exposed(httpx.get(f"{measured_server_url}/metrics").text)
+    assert of_one_engine.keys() == of_a_fleet.keys()
+    assert {name for name in of_a_fleet if of_a_fleet[name] != of_one_engine[name]} == {
+        name for name, (_, labels) in described.items() if "replica" in labels
+    }
 
 
 def test_there_is_advice_for_every_alert_and_for_no_other(deploy_dir: Path) -> None:

@@ -92,16 +92,14 @@ def dashboard(deploy_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    deploy_dir: Path, measured_server_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Prometheus]:
+def prometheus(deploy_dir: Path, fleet_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """With the configuration of `deploy/`, but for the server's address, and faster."""
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((deploy_dir / "prometheus" / "prometheus.yml").read_text())
     config["global"] = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "200ms")
     config["rule_files"] = [str(deploy_dir / "prometheus" / name) for name in config["rule_files"]]
     (job,) = config["scrape_configs"]
-    job["static_configs"] = [{"targets": [urlsplit(measured_server_url).netloc]}]
+    job["static_configs"] = [{"targets": [urlsplit(fleet_url).netloc]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
@@ -126,7 +124,7 @@ def is_ready(client: httpx.Client) -> bool:
 
 
 @pytest.fixture(scope="module")
-def watched(prometheus: Prometheus, measured_server_url: str) -> Prometheus:
+def watched(prometheus: Prometheus, fleet_url: str) -> Prometheus:
     """Prometheus at the moment when it has seen pictures made for every kind of caller, and one request refused."""
     counters = ('elit_generations_total{outcome="done"}', 'elit_refusals_total{reason="infeasible"}')
 
@@ -135,7 +133,7 @@ def watched(prometheus: Prometheus, measured_server_url: str) -> Prometheus:
         return values if len(values) == len(counters) else []
 
     done, infeasible = eventually(lambda: counted(prometheus), "the server is scraped")
-    with httpx.Client(base_url=measured_server_url, timeout=PATIENCE_S) as client:
+    with httpx.Client(base_url=fleet_url, timeout=PATIENCE_S) as client:
         for wish in ({"latency_ms": 30_000}, {"budget": 0.5}, {}):
             assert client.post("/v1/generate", json={"label": "tulip", **wish}).status_code == 200
         assert client.post("/v1/generate", json={"label": "tulip", "latency_ms": 0.01}).status_code == 422
@@ -166,8 +164,8 @@ def test_every_alert_has_a_unit_test_in_which_it_fires_and_one_in_which_it_does_
     assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == names
 
 
-def test_promtool_finds_nothing_wrong_with_the_metrics(measured_server_url: str) -> None:
-    metrics = httpx.get(f"{measured_server_url}/metrics").text
+def test_promtool_finds_nothing_wrong_with_the_metrics(fleet_url: str) -> None:
+    metrics = httpx.get(f"{fleet_url}/metrics").text
     assert "elit_promised_total" in metrics
     assert promtool("check", "metrics", input=metrics) == ""
 
@@ -198,6 +196,9 @@ def test_every_query_of_the_dashboard_has_values(watched: Prometheus, dashboard:
         "Seconds per step",
         "Observed over predicted time of a step",
         "Memory",
+        "Replicas that take requests",
+        "Granted budget of each replica",
+        "Speed of each replica against its measurement",
     ],
 )
 def test_panels_show_what_happened(watched: Prometheus, dashboard: dict[str, Any], panel: str) -> None:

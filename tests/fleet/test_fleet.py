@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -99,6 +100,29 @@ def test_two_requests_at_a_time_are_made_by_two_replicas(
     assert fleet.server.health()["running"] == 2
     release(fleet)
     assert len({file_of(answer.result()) for answer in answers}) == 2
+
+
+def test_each_replica_has_metrics_of_its_own_for_as_long_as_it_is_there(
+    start_fleet: StartFleet, eventually: Any
+) -> None:
+    fleet = start_fleet(replicas="2-5", max_queue=7)
+    assert fleet.server.generate({"label": "tulip", "latency_ms": 50_000}).status_code == 200
+    eventually(lambda: sum(of_each(fleet, "elit_replica_promises_kept_total")) == 1)
+    assert of_each(fleet, "elit_replica_ready") == [1, 1]
+    assert sum(of_each(fleet, "elit_replica_granted_budget_count")) == 4  # steps
+    assert max(of_each(fleet, "elit_replica_granted_budget_sum")) == 4
+    numbers = [fleet.server.metric(f"elit_replicas{which}") for which in ("", "_min", "_max")]
+    assert numbers == [2, 2, 5]
+    assert fleet.server.metric("elit_queue_limit") == 14
+    del fleet.link.replicas["first"]
+    eventually(lambda: of_each(fleet, "elit_replica_ready") == [1])
+    assert fleet.server.metric("elit_replicas") == 1
+
+
+def of_each(fleet: RunningFleet, metric: str) -> list[float]:
+    """The values of a metric that replicas have."""
+    text = fleet.server.client.get("/metrics").text
+    return [float(value) for value in re.findall(rf"^{metric}{{.*}} (\S+)$", text, re.MULTILINE)]
 
 
 def test_who_is_refused_by_one_is_taken_by_the_other(

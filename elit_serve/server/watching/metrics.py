@@ -31,6 +31,7 @@ from elit_serve.errors import DeadlineExceeded, ElitError, Infeasible, Overloade
 from elit_serve.plans.levels import Budgets
 from elit_serve.scheduler.core import Counters
 from elit_serve.scheduler.requests import Launch
+from elit_serve.server.watching.replica_metrics import ReplicaMetrics
 
 AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
 
@@ -103,6 +104,7 @@ class Metrics:
             for size in measures.sizes.names:
                 self.pictures.labels(model, size)
         self._add_families_of_steps(models)
+        self._measures = dict(models)
         self._of = {model: EngineMetrics(self, model, measures) for model, measures in models.items()}
 
     def of(self, model: str) -> EngineMetrics:
@@ -204,15 +206,23 @@ class Metrics:
             model=names,
         )
 
-    def watch(self, workers: Mapping[str, Maker], *, queue_limit: int, facts: Mapping[str, Mapping[str, str]]) -> None:
+    def watch(
+        self,
+        workers: Mapping[str, Maker],
+        *,
+        queue_limit: int,
+        replica_range: tuple[int, int],
+        facts: Mapping[str, Mapping[str, str]],
+    ) -> None:
         """Adds what is read off the workers whenever it is asked for, and what never changes; both by model.
 
-        queue_limit: pictures that may wait for each. facts: what is served, as labels.
+        queue_limit: pictures that may wait for each device. replica_range: the fewest and the most engines that there
+        are to be of each. facts: what is served, as labels.
         """
         gauges: dict[str, tuple[str, Callable[[Maker], float]]] = {
             "elit_ready": ("1 while new requests are taken: warm, not draining, alive.", lambda of: of.is_ready),
             "elit_queue_length": ("Pictures that wait for their first step.", lambda of: of.num_waiting),
-            "elit_queue_limit": ("Pictures that may wait; more are refused.", lambda _: queue_limit),
+            "elit_queue_limit": ("Pictures that may wait; more are refused.", lambda of: queue_limit * of.num_devices),
             "elit_running": ("Pictures between their first and their last step.", lambda of: of.num_running),
             "elit_cost_correction": ("Observed over measured step times, smoothed.", lambda of: of.correction),
         }
@@ -224,6 +234,8 @@ class Metrics:
         for model, labels in facts.items():
             served.labels(model).info(dict(labels))
         self.registry.register(_SchedulerCounters(workers))
+        budgets = {model: measures.budgets for model, measures in self._measures.items()}
+        self.registry.register(ReplicaMetrics(workers, budgets, replica_range))
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
