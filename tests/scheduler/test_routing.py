@@ -101,6 +101,16 @@ def test_an_order_is_counted_until_a_digest_tells_of_it(router: Router, replicas
     assert router.rank([picture(9)], 0.0)[-1].harm == pytest.approx(told_twice.harm, rel=0.01)
 
 
+def test_an_order_that_is_never_answered_is_forgotten_when_it_is_due(
+    router: Router, replicas: dict[str, Replica]
+) -> None:
+    router.asked("a", [picture(1, target_s=1.0)], 0.0)
+    for name, replica in replicas.items():
+        router.heard(name, replica.digest(2.0), 2.0)
+    harms = {candidate.harm for candidate in router.rank([picture(9, now_s=2.0)], 2.0)}
+    assert len(harms) == 1
+
+
 def test_a_digest_that_was_overtaken_is_not_believed(router: Router, replicas: dict[str, Replica]) -> None:
     early = replicas["a"].digest(0.0)
     replicas["a"].take(picture(1))

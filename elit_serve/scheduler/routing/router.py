@@ -69,7 +69,11 @@ class Router:
             self._replicas[replica] = _Replica(digest=digest, heard_s=now_s, turn=self._rng.random())
         elif digest.number > known.digest.number:
             known.digest, known.heard_s = digest, now_s
-            known.asked = {ticket: dues for ticket, dues in known.asked.items() if ticket not in known.settled}
+            known.asked = {
+                ticket: dues
+                for ticket, dues in known.asked.items()
+                if ticket not in known.settled and dues[-1].due_s > now_s  # some are never answered
+            }
             known.settled.clear()
 
     def learn(self, device: str, table: CostTable) -> None:
