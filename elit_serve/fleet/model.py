@@ -56,4 +56,5 @@ class FleetModel:
             ),
             file_times=first.file_times,
             shares=shares,
+            keeps_account=self.keeps_account,
         )

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any, TypeVar
@@ -43,6 +43,7 @@ except ModuleNotFoundError:
 T = TypeVar("T")
 Load = Callable[[Settings], Servable]
 
+NAMESPACE = "elit-serve"
 ANY = ""  # in place of the name of a replica
 MAX_ONGOING = 1_000_000  # calls of a replica: its engine says what it takes, Ray need not
 HEALTH_PERIOD_S = 1.0
@@ -204,36 +205,50 @@ class RayLink:
 
 
 @contextmanager
-def cluster(address: str | None, *, num_cpus: int) -> Iterator[None]:
-    """Ray, which is started on this machine for as long as the block runs, or runs at `address` already.
+def cluster(address: str | None, *, num_cpus: int) -> Iterator[str]:
+    """Ray, which is started on this machine for as long as the block runs, or runs at `address` already; its address.
 
     num_cpus: that a Ray of this machine says it has, whatever there is. Raises `EngineStopped`.
     """
-    quiet: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
     own: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False}
+    with _in_ray(address or "local", **({} if address else own)):
+        serve.start(proxy_location="Disabled")
+        yield ray.get_runtime_context().gcs_address
+
+
+@contextmanager
+def _in_ray(address: str, **options: Any) -> Iterator[None]:
+    """This process is one of a Ray's. Raises `EngineStopped`."""
+    quiet: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(address or "local", namespace="elit-serve", **quiet, **({} if address else own))
+        ray.init(address, namespace=NAMESPACE, **quiet, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EngineStopped(f"Ray is not there: {error}") from None
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(proxy_location="Disabled")
         yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def deployed(name: str, wanted: Any) -> Iterator[DeploymentHandle[Any]]:
-    """An application under this name, which runs as long as the block does. Raises `EngineStopped`."""
+def deployed(name: str, wanted: Any) -> Iterator[None]:
+    """An application under this name runs as long as the block does. Raises `EngineStopped`."""
     try:
-        handle = serve.run(wanted, name=name, route_prefix=None)
+        serve.run(wanted, name=name, route_prefix=None)
     except (RayError, RayServeException, RuntimeError) as error:
         raise EngineStopped(f"the replicas did not start: {error}") from None
     try:
-        yield handle
+        yield
     finally:
         serve.delete(name)
+
+
+@contextmanager
+def connected(address: str, name: str) -> Iterator[DeploymentHandle[Any]]:
+    """A way to the replicas of this name, from this process, which may be in their Ray already."""
+    with nullcontext() if ray.is_initialized() else _in_ray(address):
+        yield serve.get_app_handle(name)
 
 
 def application(load: Load, settings: Settings, *, fewest: int, most: int) -> Any:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from elit_serve.errors import EngineStopped, InvalidInput
+from elit_serve.fleet import processes
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.model import FleetModel
 from elit_serve.fleet.ray_variables import tell_ray
@@ -25,31 +26,52 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
     if settings.device not in (None, "cpu", "cuda"):
         raise InvalidInput("device", settings.device, "cpu or cuda with --replicas, each of which has a GPU of its own")
     with ExitStack() as stack:
+        if settings.ingress > 1:
+            listener = stack.enter_context(run.bind(settings.host, settings.port))
+            settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+            address = stack.enter_context(replicas(settings))
+            processes.serve(settings, announce, listener=listener, ray_address=address, replicas=name_of(settings))
+        else:
 
-        def load(settings: Settings) -> FleetModel:
-            return stack.enter_context(replicas(settings))
+            def load(settings: Settings) -> FleetModel:
+                address = stack.enter_context(replicas(settings))
+                return stack.enter_context(at_replicas(address, name_of(settings), keeps_account=True))
 
-        run.serve(settings, announce, guests=guests, load=load)
+            run.serve(settings, announce, guests=guests, load=load)
 
 
 @contextmanager
-def replicas(settings: Settings) -> Iterator[FleetModel]:
-    """Those that the settings ask for, for as long as the block runs, as the model that they have."""
+def replicas(settings: Settings) -> Iterator[str]:
+    """Those that the settings ask for, for as long as the block runs; gives the address of the Ray that has them."""
     tell_ray(is_of_one_machine=settings.ray_address is None)
-    from elit_serve.fleet.ray_serve import RayLink, application, cluster, deployed
+    from elit_serve.fleet.ray_serve import application, cluster, deployed
 
     fewest, most = settings.replica_range
-    name = f"elit-serve-{settings.port}"
-    with ExitStack() as stack:
-        stack.enter_context(cluster(settings.ray_address, num_cpus=max(os.cpu_count() or 1, most)))
+    with cluster(settings.ray_address, num_cpus=max(os.cpu_count() or 1, most)) as address:
         wanted = application(run.load_and_measure, of_replica(settings), fewest=fewest, most=most)
-        link = RayLink(stack.enter_context(deployed(name, wanted)))
-        thread = LoopThread("elit-fleet")
-        stack.callback(thread.close)
-        facts = thread.run(link.facts_of_all(), FACTS_S)
-        if not facts:
-            raise EngineStopped("no replica has said what it serves")
-        yield FleetModel(link=link, thread=thread, facts=facts)
+        with deployed(name_of(settings), wanted):
+            yield address
+
+
+@contextmanager
+def at_replicas(ray_address: str, name: str, *, keeps_account: bool) -> Iterator[FleetModel]:
+    """The model of replicas that run under this name in this Ray."""
+    from elit_serve.fleet.ray_serve import RayLink, connected
+
+    with connected(ray_address, name) as handle:
+        link, thread = RayLink(handle), LoopThread("elit-fleet")
+        try:
+            facts = thread.run(link.facts_of_all(), FACTS_S)
+            if not facts:
+                raise EngineStopped("no replica has said what it serves")
+            yield FleetModel(link=link, thread=thread, facts=facts, keeps_account=keeps_account)
+        finally:
+            thread.close()
+
+
+def name_of(settings: Settings) -> str:
+    """Of the replicas behind this server; servers of one Ray differ in their ports."""
+    return f"elit-serve-{settings.port}"
 
 
 def of_replica(settings: Settings) -> Settings:

@@ -31,6 +31,7 @@ from elit_serve.server.openai.routes import router as openai_router
 from elit_serve.server.page.page import page_router
 from elit_serve.server.page.thumbnails import Thumbnails
 from elit_serve.server.page.thumbnails import router as thumbnail_router
+from elit_serve.server.peers import Peers
 from elit_serve.server.routes import router
 from elit_serve.server.service import Service
 from elit_serve.server.settings import Settings
@@ -83,6 +84,7 @@ def create_app(
         arrival_log=open_arrival_log(settings, clock),
         tracing=tracing,
         clock=clock,
+        peers=None if shared is None else Peers(shared.parent, shared),
     )
     app.state.thumbnails = Thumbnails(app.state.service)
     app.state.parsing = CapacityLimiter(1)  # of large bodies, one at a time
@@ -131,7 +133,7 @@ def open_engines(
         ]
     )
     metrics.watch(
-        {name: engine.worker for name, engine in engines.items()},
+        {name: engine.worker for name, engine in engines.items() if engine.keeps_account},
         queue_limit=settings.max_queue,
         replica_range=settings.replica_range,
         facts={name: engine.facts for name, engine in engines.items()},

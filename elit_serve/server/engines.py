@@ -90,6 +90,7 @@ class Engine:
 
     cost: with what HTTP adds. open_plans: by shape, for requests that leave it open how they are made. file_times: what
     files of other formats take beyond the costs. shares: of the keys in its queue; None where no keys are set.
+    keeps_account: whether what its worker does is counted in this process.
     """
 
     model: ServedModel
@@ -99,6 +100,7 @@ class Engine:
     worker: Maker
     file_times: FileTimes
     shares: FairShares | None
+    keeps_account: bool = True
 
     @property
     def name(self) -> str:

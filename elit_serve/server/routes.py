@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 import elit_serve
 from elit_serve.engine.served_model import ServedModel
-from elit_serve.errors import EngineStopped
+from elit_serve.errors import EngineStopped, RequestNotFound
 from elit_serve.http import problems
 from elit_serve.http.access import access
 from elit_serve.http.bodies import BodyRoute
@@ -118,7 +118,13 @@ def plan(request: Request, body: GenerateRequest) -> PlanResponse:
 @access(needs="generate", is_free=True)
 async def finish(request: Request, request_id: str) -> Response:
     service: Service = request.app.state.service
-    await run_in_threadpool(service.under_way.finish, request_id, owner_of(request))
+    try:
+        await run_in_threadpool(service.under_way.finish, request_id, owner_of(request))
+    except RequestNotFound:
+        answer = None if service.peers is None else await service.peers.answer_to(request)
+        if answer is None:
+            raise
+        return answer
     return Response(status_code=202)
 
 

@@ -33,6 +33,8 @@ from elit_serve.server.settings import Settings
 from elit_serve.server.sharing import listening
 from elit_serve.server.simulated import check_simulation, simulated_model
 from elit_serve.server.watching import logs
+from elit_serve.server.watching.shared_metrics import SharedMetrics
+from elit_serve.server.watching.snapshots import Snapshots
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -47,12 +49,16 @@ def serve(
     *,
     guests: Sequence[Guest] = (),
     load: Callable[[Settings], Servable] | None = None,
+    listener: socket.socket | None = None,
     meeting: Path | None = None,
+    ingress: str | None = None,
 ) -> None:
     """Serves until it is told to end, with these guests. `announce` is told in one line what is served, and where.
 
     The address is taken first, so that a port in use is found out before a model is loaded. load: gives the model, by
-    default into this process. meeting: a folder of several servers of this machine that have the guests in turn.
+    default into this process. listener: a bound socket in place of the settings' address. meeting: a folder of several
+    servers of this machine that have the guests in turn. ingress: which of them this is, where they are one server to
+    those who ask for metrics.
     """
     logs.configure(settings)
     read_keyring(settings)  # what is wrong with it is found out here too
@@ -64,12 +70,16 @@ def serve(
     if settings.results is None and settings.port != 0:  # a port of its own: it will be started again
         settings = settings.model_copy(update={"results": str(default_results(settings.port))})
     with ExitStack() as stack:
-        listener = stack.enter_context(bind(settings.host, settings.port))
+        listener = stack.enter_context(listener or bind(settings.host, settings.port))
         beside, shared = (None, None) if meeting is None else stack.enter_context(listening(meeting))
         model = load(settings) if load else _on_a_thread_of_its_own(lambda: load_and_measure(settings))
         app = create_app([model], settings, guests=guests, shared=shared)
         line = f"elit-serve: {model.served.config.name} on {model.where}: {address_line(*listener.getsockname()[:2])}"
         engines: Engines = app.state.service.engines
+        if meeting is not None and ingress is not None:
+            shared_metrics = SharedMetrics(meeting, ingress, app.state.service.metrics.render)
+            stack.enter_context(shared_metrics.written())
+            app.state.rendered_metrics = Snapshots(shared_metrics.render)
 
         def drain() -> None:
             engines.drain(settings.drain_seconds)

@@ -22,6 +22,7 @@ from elit_serve.plans.formats import AnswerFormat
 from elit_serve.server.answers import answer, picture_quality
 from elit_serve.server.engines import Engine, Engines
 from elit_serve.server.orders import Taken, order_of
+from elit_serve.server.peers import Peers
 from elit_serve.server.settings import Settings
 from elit_serve.server.under_way import UnderWay
 from elit_serve.server.watching.arrival_log import ArrivalLog
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 class Service:
     """What the routes share. started_at: Unix time in seconds.
 
-    admission: threads, as many as the engines have use for. Behind a long queue a decision takes milliseconds, in which
-    the event loop would answer nobody.
+    peers: other processes of this server, where there are any. admission: threads, as many as the engines have use for.
+    Behind a long queue a decision takes milliseconds, in which the event loop would answer nobody.
     """
 
     engines: Engines
@@ -45,6 +46,7 @@ class Service:
     arrival_log: ArrivalLog | None
     tracing: Tracing | None
     clock: Clock
+    peers: Peers | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
     under_way: UnderWay = field(default_factory=UnderWay)
 

@@ -231,6 +231,12 @@ class Settings(BaseModel):
         "its own where there are any; or a range, as 1-4, in which their number follows the load; needs "
         "elit-serve[ray]. By default one engine in the server's own process.",
     )
+    ingress: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that answer HTTP, with --replicas: one answers some hundred small pictures a second.",
+    )
     ray_address: RayAddress | None = Field(
         default=None,
         description="Of a Ray cluster that runs, as HOST:6379, or auto, for --replicas; by default they have a Ray of "

@@ -109,6 +109,36 @@ def test_it_ends_as_it_is_told_and_leaves_nothing_behind(served: Served) -> None
     eventually(lambda: not any(b"ray" in command_of(pid) for pid in started))
 
 
+def test_several_processes_are_one_server(shared_tiny_model_dir: Path, tmp_path: Path) -> None:
+    options = ("--replicas", "2", "--ingress", "2", "--device", "cpu", "--threads", "1")
+    with serving_fleet(tmp_path, shared_tiny_model_dir, *options) as served:
+        url = str(served.client.base_url)
+        jobs = [httpx.post(f"{url}/v1/jobs", json={"label": "rose", "seed": seed}).json()["id"] for seed in range(4)]
+        for job in jobs:  # whichever process is asked
+            eventually(lambda job=job: httpx.get(f"{url}/v1/jobs/{job}").json()["state"] == "done")
+        first = served.picture(BODY)
+        ingresses = [pid for pid in descendants(served.process.pid) if b"elit_serve.fleet.ingress" in command_of(pid)]
+        assert len(ingresses) == 2
+        eventually(lambda: set(re.findall(r'ingress="(\d)"', httpx.get(f"{url}/metrics").text)) == {"0", "1"})
+
+        os.kill(ingresses[0], signal.SIGKILL)
+        with ThreadPoolExecutor(4) as callers:
+            assert set(callers.map(lambda _: picture_at(url), range(8))) == {first}
+        eventually(lambda: httpx.get(f"{url}/v1/jobs/{jobs[0]}").status_code == 200)
+        assert httpx.get(f"{url}/v1/jobs/{jobs[0]}/images/0").status_code == 200
+
+        served.process.terminate()
+        assert served.process.wait(60) == 0, served.log.read_text(encoding="utf-8")
+        assert not any(b"elit_serve.fleet.ingress" in command_of(pid) for pid in ingresses)
+
+
+def picture_at(url: str) -> bytes:
+    """On a connection of its own."""
+    answer = httpx.post(f"{url}/v1/generate", json=BODY, headers={"Accept": "image/png"}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + 90
     while not condition():

@@ -4,7 +4,9 @@ over when it ends."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,3 +125,17 @@ def test_keys_and_limits_hold_where_a_request_comes_in(members: Any) -> None:
     other = members(api_key=("secret-key",))
     assert other.client.get("/v1/jobs").status_code == 401
     assert other.client.get("/v1/jobs", headers={"Authorization": "Bearer secret-key"}).status_code == 200
+
+
+def test_pictures_are_finished_by_whichever_server_is_asked(members: Callable[..., Member]) -> None:
+    first, second = members(), members()
+    with ThreadPoolExecutor(1) as callers:
+        body = {"label": 0, "n": 4, "latency_ms": 60_000}
+        answer = callers.submit(first.client.post, "/v1/generate", json=body, headers={"X-Request-Id": "mine"})
+        path, until_s = "/v1/requests/mine/finish", time.monotonic() + 30
+        while (status := second.client.post(path).status_code) != 202:
+            assert status in (404, 409)  # it has not come, or not begun
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        assert answer.result(60).json()["finished_early"]
+    assert second.client.post("/v1/requests/nobody-s/finish").status_code == 404
