@@ -32,6 +32,7 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
         "model": "tiny",
         "model_hash": server.pipeline.model_hash,
         "dtype": "float32",
+        "simulated": None,
         "label": "tulip",
         "class_id": 2,
         "output_format": "png",
