@@ -136,9 +136,8 @@ def serve(
 
         ingresses = Ingresses(settings.ingress, place)
         try:
-            line = ingresses.announced()
             with _at_signals(ingresses.end):
-                announce(line)
+                announce(ingresses.announced())
                 ingresses.watch()
                 ingresses.wait(settings.drain_seconds + END_S)
         finally:

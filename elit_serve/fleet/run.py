@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.fleet import processes
@@ -28,6 +29,9 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
     with ExitStack() as stack:
         if settings.ingress > 1:
             listener = stack.enter_context(run.bind(settings.host, settings.port))
+            if settings.port == 0 and settings.results is None:  # as where one process answers
+                results = stack.enter_context(TemporaryDirectory(prefix="elit-serve-jobs-"))
+                settings = settings.model_copy(update={"results": results})
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
             address = stack.enter_context(replicas(settings))
             processes.serve(settings, announce, listener=listener, ray_address=address, replicas=name_of(settings))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,12 +22,14 @@ from serving import COST, AsPredicted, Held, RunningServer, running_models
 from elit_serve.clock import MonotonicClock
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.errors import ElitError, EngineStopped, Infeasible, Overloaded
+from elit_serve.errors import ElitError, EngineStopped, Infeasible, InvalidInput, Overloaded
 from elit_serve.fleet.fleet import least
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.model import FleetModel
 from elit_serve.fleet.replica import Replica
+from elit_serve.fleet.run import of_replica
 from elit_serve.server.engines import LoadedModel, num_slots
+from elit_serve.server.setting_sources import read_settings
 from elit_serve.server.settings import Settings
 
 NAMES = ("first", "second")
@@ -245,3 +250,25 @@ def test_the_refusal_that_is_told_is_the_least() -> None:
 def test_an_error_is_the_same_in_another_process(error: ElitError) -> None:
     told = pickle.loads(pickle.dumps(error))  # noqa: S301 (what has just been written)
     assert (type(told), str(told), vars(told)) == (type(error), str(error), vars(error))
+
+
+def test_ray_is_not_imported_where_nobody_asks_for_replicas() -> None:
+    modules = "elit_serve.cli, elit_serve.guests, elit_serve.server.run, elit_serve.fleet.run, elit_serve.fleet.fleet"
+    program = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("replicas", ["0", "3-2", "two", "1-", "1025", "-1"])
+def test_a_number_of_replicas_that_is_none_is_refused(replicas: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(f"'{replicas}'")):
+        read_settings({"replicas": replicas})
+
+
+def test_replicas_are_told_no_secret_and_paths_that_hold_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    told = of_replica(read_settings({"model": "model", "replicas": "2-4", "api_key": ["good-and-long"]}))
+    assert told.api_key == ()
+    assert told.model == str(tmp_path / "model")
