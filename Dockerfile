@@ -1,5 +1,6 @@
 # docker build --target cpu -t elit-serve:cpu .      docker run -p 8000:8000 elit-serve:cpu
 # docker build --target cuda -t elit-serve:cuda .    docker run --gpus all -p 8000:8000 elit-serve:cuda
+# With Ray, for replicas: --build-arg EXTRAS=postgres,ray
 #
 # Needs BuildKit, which has been Docker's default since version 23. Sources and the wheel stay in a stage of their own;
 # torch, which is large and seldom changes, is a layer below what changes with every commit.
@@ -24,16 +25,18 @@ ENTRYPOINT ["elit-serve"]
 CMD ["serve"]
 
 FROM base AS cpu
+ARG EXTRAS=postgres
 RUN pip install --no-cache-dir 'torch>=2.11,<2.14' --index-url https://download.pytorch.org/whl/cpu
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --no-cache-dir "$(echo /wheels/*.whl)[postgres]"
+    pip install --no-cache-dir "$(echo /wheels/*.whl)[$EXTRAS]"
 USER 10001:10001
 
 FROM base AS cuda
+ARG EXTRAS=postgres
 # Triton compiles what launches its kernels. Debian keeps one version of a package, so none can be pinned.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir 'torch>=2.11,<2.14'
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --no-cache-dir "$(echo /wheels/*.whl)[postgres]"
+    pip install --no-cache-dir "$(echo /wheels/*.whl)[$EXTRAS]"
 USER 10001:10001

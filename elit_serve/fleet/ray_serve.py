@@ -252,9 +252,11 @@ def connected(address: str, name: str) -> Iterator[DeploymentHandle[Any]]:
 
 
 def application(load: Load, settings: Settings, *, fewest: int, most: int) -> Any:
-    """What Ray Serve runs. A replica has a GPU to itself where the cluster has any."""
+    """What Ray Serve runs. A replica has a GPU to itself where the cluster has any; where the settings ask for GPUs, it
+    waits for one: machines that have them may still be on their way."""
     is_on_cpu = settings.device == "cpu" or settings.simulate is not None
-    num_gpus = 0 if is_on_cpu else min(1, int(ray.cluster_resources().get("GPU", 0)))
+    has_gpus = settings.device == "cuda" or ray.cluster_resources().get("GPU", 0) >= 1
+    num_gpus = int(has_gpus and not is_on_cpu)
     router: dict[str, Any] = {"request_router_class": NamedReplicaRouter}
     scaled: dict[str, Any] = {"num_replicas": fewest}
     if most > fewest:

@@ -62,7 +62,8 @@ def test_an_image_has_the_torch_and_the_database_driver_that_the_package_needs_a
     dependencies = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     (torch,) = (dependency for dependency in dependencies if dependency.startswith("torch"))
     assert f"'{torch}'" in stages[target]
-    assert '*.whl)[postgres]"' in stages[target]  # jobs may be kept in PostgreSQL
+    assert "ARG EXTRAS=postgres\n" in stages[target]  # jobs may be kept in PostgreSQL
+    assert '*.whl)[$EXTRAS]"' in stages[target]
     assert "COPY" not in stages["base"] + stages[target]
 
 

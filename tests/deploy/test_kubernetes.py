@@ -48,14 +48,26 @@ def test_everything_selects_the_same_pods(manifests: dict[str, Manifest]) -> Non
     assert manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
     (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
     assert spread["labelSelector"]["matchLabels"] == labels
-    scaled = manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    assert (scaled["kind"], scaled["name"]) == ("Deployment", manifests["Deployment"]["metadata"]["name"])
+    for kind in ("HorizontalPodAutoscaler", "ScaledObject"):
+        scaled = manifests[kind]["spec"]["scaleTargetRef"]
+        assert (scaled["kind"], scaled["name"]) == ("Deployment", manifests["Deployment"]["metadata"]["name"])
+
+
+def test_both_ways_to_scale_have_the_same_bounds_and_the_same_goal(manifests: dict[str, Manifest]) -> None:
+    plain, keda = manifests["HorizontalPodAutoscaler"]["spec"], manifests["ScaledObject"]["spec"]
+    assert (plain["minReplicas"], plain["maxReplicas"]) == (keda["minReplicaCount"], keda["maxReplicaCount"])
+    assert plain["behavior"] == keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    (metric,), (trigger,) = plain["metrics"], keda["triggers"]
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "800m"}
+    assert (trigger["type"], trigger["metricType"]) == ("prometheus", "AverageValue")
+    assert trigger["metadata"]["threshold"] == "0.8"
 
 
 def test_kustomize_takes_all_that_needs_nothing_else(manifests: dict[str, Manifest], deploy_dir: Path) -> None:
     listed = set(manifests["Kustomization"]["resources"])
     there = {file.name for file in (deploy_dir / "kubernetes").glob("*.yaml")}
-    assert there - listed == {"kustomization.yaml", "autoscaler.yaml", "prometheus-adapter.yaml"}
+    needing_more = {"autoscaler.yaml", "prometheus-adapter.yaml", "scaled-object.yaml"}
+    assert there - listed == {"kustomization.yaml", *needing_more}
     assert listed <= there
 
 

@@ -247,6 +247,15 @@ def test_demand_can_be_asked_for_as_the_autoscaler_does(watched: Prometheus, dep
     assert watched.values(rule["seriesQuery"].partition("{")[0])
 
 
+def test_keda_asks_for_the_same_demand(watched: Prometheus, deploy_dir: Path) -> None:
+    """Of all servers at once. Where the server chose nothing, the share of time alone counts."""
+    (trigger,) = yaml.safe_load((deploy_dir / "kubernetes" / "scaled-object.yaml").read_text())["spec"]["triggers"]
+    query = trigger["metadata"]["query"]
+    (busy,) = watched.values("rate(elit_step_seconds_sum[2m])")
+    for chosen_by, budget in (("server", 1), ("caller", 0.5), ("nobody", 1)):
+        assert watched.values(query.replace('"server"', f'"{chosen_by}"')) == [pytest.approx(busy / budget)]
+
+
 def test_what_is_provisioned_fits_together(deploy_dir: Path, dashboard: dict[str, Any]) -> None:
     services = yaml.safe_load((deploy_dir / "compose.yaml").read_text())["services"]
     (scraped,) = yaml.safe_load((deploy_dir / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
