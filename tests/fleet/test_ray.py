@@ -102,6 +102,16 @@ def test_a_killed_replica_is_replaced_and_nobody_waits_for_it(served: Served) ->
     eventually(lambda: served.picture(BODY) == first)
 
 
+def test_a_replica_that_hangs_is_passed_over(served: Served) -> None:
+    first, hanging = served.picture(BODY), served.replicas()[0]
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(4) as callers:
+            assert set(callers.map(lambda _: served.picture(BODY), range(8))) == {first}
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+
+
 def test_it_ends_as_it_is_told_and_leaves_nothing_behind(served: Served) -> None:
     started = descendants(served.process.pid)
     served.process.terminate()
@@ -113,7 +123,7 @@ def test_several_processes_are_one_server(shared_tiny_model_dir: Path, tmp_path:
     options = ("--replicas", "2", "--ingress", "2", "--device", "cpu", "--threads", "1")
     with serving_fleet(tmp_path, shared_tiny_model_dir, *options) as served:
         url = str(served.client.base_url)
-        jobs = [httpx.post(f"{url}/v1/jobs", json={"label": "rose", "seed": seed}).json()["id"] for seed in range(4)]
+        jobs = [job_at(url, seed) for seed in range(4)]
         for job in jobs:  # whichever process is asked
             eventually(lambda job=job: httpx.get(f"{url}/v1/jobs/{job}").json()["state"] == "done")
         first = served.picture(BODY)
@@ -126,10 +136,20 @@ def test_several_processes_are_one_server(shared_tiny_model_dir: Path, tmp_path:
             assert set(callers.map(lambda _: picture_at(url), range(8))) == {first}
         eventually(lambda: httpx.get(f"{url}/v1/jobs/{jobs[0]}").status_code == 200)
         assert httpx.get(f"{url}/v1/jobs/{jobs[0]}/images/0").status_code == 200
+        assert [job_at(url, seed) for seed in range(4)] == jobs, "their keys are known as before"
 
         served.process.terminate()
         assert served.process.wait(60) == 0, served.log.read_text(encoding="utf-8")
         assert not any(b"elit_serve.fleet.ingress" in command_of(pid) for pid in ingresses)
+
+
+def job_at(url: str, seed: int) -> str:
+    """Sent with a key, so that it is the same one however often it is sent."""
+    answer = httpx.post(
+        f"{url}/v1/jobs", json={"label": "rose", "seed": seed}, headers={"Idempotency-Key": f"{seed}"}, timeout=60
+    )
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
 
 
 def picture_at(url: str) -> bytes:
