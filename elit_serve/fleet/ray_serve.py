@@ -77,8 +77,12 @@ class FleetPolicy:
         for name, by_replica in (context.raw_metrics or {}).items():
             for replica, series in by_replica.items():
                 counted.setdefault(replica.unique_id, {})[name] = series[-1].value
-        names = {field.name for field in fields(Tally)}
-        tallies = {replica: Tally(**values) for replica, values in counted.items() if values.keys() == names}
+        names = {field.name for field in fields(Tally)}  # Ray has some of its own
+        tallies = {
+            replica: Tally(**{name: values[name] for name in names})
+            for replica, values in counted.items()
+            if names <= values.keys()
+        }
         ready, target = context.current_num_replicas, context.target_num_replicas
         return self._scaler.wanted(tallies, time.monotonic(), ready=ready, target=target), {}
 
@@ -265,7 +269,13 @@ def application(load: Load, settings: Settings, *, fewest: int, most: int) -> An
             policy_kwargs={"min_replicas": fewest, "max_replicas": most},
         )
         config = AutoscalingConfig(
-            min_replicas=fewest, max_replicas=most, policy=policy, metrics_interval_s=TALLY_S, look_back_period_s=10.0
+            min_replicas=fewest,
+            max_replicas=most,
+            policy=policy,
+            metrics_interval_s=TALLY_S,
+            look_back_period_s=10 * TALLY_S,
+            upscale_delay_s=0.0,  # the policy itself says for how long
+            downscale_delay_s=0.0,
         )
         scaled = {"autoscaling_config": config}
     deployment: Any = serve.deployment(DeployedReplica)

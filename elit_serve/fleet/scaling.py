@@ -38,6 +38,7 @@ class Scaler:
         self._since = dict.fromkeys(SUMMED, 0.0)
         self._read_s: float | None = None
         self._load_s = READ_S
+        self._loading_since_s: float | None = None
         self._wanted: int | None = None
 
     def wanted(self, tallies: Mapping[str, Tally], now_s: float, *, ready: int, target: int) -> int:
@@ -47,12 +48,21 @@ class Scaler:
             self._add(tally, self._seen.get(name, Tally()))
             self._load_s = max(self._load_s, tally.load_s)
         self._seen = {**self._seen, **tallies}
+        self._time_loading(now_s, is_loading=ready < target)
         if self._read_s is None:
             self._read_s = now_s
         if now_s - self._read_s >= READ_S:
             self._read(now_s)
             self._wanted = self._decided(ready=ready, target=target)
         return target if self._wanted is None else self._wanted
+
+    def _time_loading(self, now_s: float, *, is_loading: bool) -> None:
+        """A process has to start before a replica begins to load, which takes longer than that for a small model."""
+        if is_loading:
+            self._loading_since_s = now_s if self._loading_since_s is None else self._loading_since_s
+        elif self._loading_since_s is not None:
+            self._load_s = max(self._load_s, now_s - self._loading_since_s)
+            self._loading_since_s = None
 
     def _add(self, now: Tally, before: Tally) -> None:
         for name in self._since:

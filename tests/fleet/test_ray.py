@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from fleet_process import Served, command_of, descendants, read, serving_fleet
+
+from tests.simulating import latency
 
 pytestmark = pytest.mark.slow  # a Ray of two replicas takes half a minute to start
 
@@ -150,6 +153,31 @@ def job_at(url: str, seed: int) -> str:
     )
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
+
+
+def test_replicas_follow_the_load(bare_model: Path, tmp_path: Path) -> None:
+    cost = tmp_path / "cost.json"
+    cost.write_text(latency(step_ms=50).model_dump_json(), encoding="utf-8")  # 0.8 s for a picture at full budget
+    options = ("--simulate", cost, "--replicas", "1-2", "--response-ms", "300")
+    with serving_fleet(tmp_path, bare_model, *options) as served, ThreadPoolExecutor(8) as callers:
+        assert len(served.replicas()) == 1
+        is_over = threading.Event()
+
+        def ask_again_and_again() -> set[int]:
+            statuses = set()
+            while not is_over.is_set():
+                body = {"label": 0, "steps": 4, "latency_ms": 2500}
+                statuses.add(httpx.post(f"{served.url}/v1/generate", json=body, timeout=60).status_code)
+            return statuses
+
+        asking = [callers.submit(ask_again_and_again) for _ in range(8)]
+        try:
+            eventually(lambda: len(served.replicas()) == 2)
+        finally:
+            is_over.set()
+        assert set.union(*(each.result() for each in asking)) <= {200, 503}
+        eventually(lambda: len(served.replicas()) == 1)
+        assert served.client.get("/readiness").status_code == 200
 
 
 def picture_at(url: str) -> bytes:

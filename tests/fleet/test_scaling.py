@@ -47,6 +47,16 @@ def test_refusals_of_all_replicas_are_a_reason_to_grow() -> None:
     assert max(wanted) > 1
 
 
+def test_how_long_a_replica_takes_to_load_is_seen() -> None:
+    scaler, tally = Scaler(min_replicas=1, max_replicas=2), LOADED
+    for second in range(30):  # the second one takes orders after 20 s
+        ready = 1 if second < 20 else 2
+        scaler.wanted({"first": tally}, float(second), ready=ready, target=2)
+    kept = [scaler.wanted({"first": tally}, float(second), ready=2, target=2) for second in range(30, 80)]
+    assert kept[0] == 2
+    assert kept[-1] == 1
+
+
 def test_a_replica_that_starts_anew_takes_nothing_away() -> None:
     scaler = Scaler(min_replicas=1, max_replicas=3)
     tally = replace(LOADED, orders=1000, refused=0, granted=1e4, steps=1e4)
