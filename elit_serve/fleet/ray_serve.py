@@ -205,7 +205,7 @@ class RayLink:
         replicas = await answers._fetch_replica_results_async()
         waits = [asyncio.wait_for(each.get_async(), within_s) for each in replicas]
         found = await asyncio.gather(*waits, return_exceptions=True)
-        return [answer for answer in found if not isinstance(answer, BaseException)]
+        return [answer for answer in found if isinstance(answer, ElitError) or not isinstance(answer, BaseException)]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from elit_serve.catalogue import read_config, resolve_model
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.fleet import processes
 from elit_serve.fleet.loop_thread import LoopThread
@@ -26,6 +27,9 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
     """As `server.run.serve`, in front of as many replicas as the settings say, which end with it."""
     if settings.device not in (None, "cpu", "cuda"):
         raise InvalidInput("device", settings.device, "cpu or cuda with --replicas, each of which has a GPU of its own")
+    run.check_model(settings)
+    if settings.random_weights is None and settings.ray_address is None:
+        read_config(resolve_model(settings.model))  # what replicas of this machine would find wrong with it, sooner
     with ExitStack() as stack:
         if settings.ingress > 1:
             listener = stack.enter_context(run.bind(settings.host, settings.port))
@@ -70,7 +74,9 @@ def at_replicas(ray_address: str, name: str, *, keeps_account: bool) -> Iterator
                 raise EngineStopped("no replica has said what it serves")
             yield FleetModel(link=link, thread=thread, facts=facts, keeps_account=keeps_account)
         finally:
-            thread.close()
+            if not thread.is_closed:  # the fleet has not come so far as to close both
+                thread.run(link.close())
+                thread.close()
 
 
 def name_of(settings: Settings) -> str:

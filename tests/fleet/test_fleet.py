@@ -27,7 +27,7 @@ from elit_serve.fleet.fleet import least
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.model import FleetModel
 from elit_serve.fleet.replica import Replica
-from elit_serve.fleet.run import of_replica
+from elit_serve.fleet.run import of_replica, serve
 from elit_serve.server.engines import LoadedModel, num_slots
 from elit_serve.server.setting_sources import read_settings
 from elit_serve.server.settings import Settings
@@ -262,6 +262,11 @@ def test_ray_is_not_imported_where_nobody_asks_for_replicas() -> None:
 def test_a_number_of_replicas_that_is_none_is_refused(replicas: str) -> None:
     with pytest.raises(InvalidInput, match=re.escape(f"'{replicas}'")):
         read_settings({"replicas": replicas})
+
+
+def test_a_model_that_is_not_there_is_found_out_before_ray_is_started() -> None:
+    with pytest.raises(InvalidInput, match="'/nowhere'"):
+        serve(read_settings({"model": "/nowhere", "replicas": "2"}), announce=print)
 
 
 def test_replicas_are_told_no_secret_and_paths_that_hold_anywhere(
