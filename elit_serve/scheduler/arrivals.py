@@ -1,4 +1,4 @@
-"""What has lately arrived, refused requests too: how many images, how much work, for when. Reads no clock."""
+"""What has lately arrived, refused requests too: how many images, for when, how urgent. Reads no clock."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class RecentArrivals:
 
     def __init__(self, memory: float) -> None:
         self._memory = memory
-        self._work_s = self._targets_s = self._count = 0.0
+        self._urgent_s = self._targets_s = self._count = 0.0
         self._last_s = -inf
 
     @property
     def mean_target_s(self) -> float:
         return self._targets_s / self._count if self._count else 0.0
 
-    def saw(self, now_s: float, demands: Sequence[Demand], work_s: float = 0.0) -> None:
-        """These images have arrived; alone, at the lowest levels, they take `work_s` seconds by the table together."""
+    def saw(self, now_s: float, demands: Sequence[Demand], urgent_s: float = 0.0) -> None:
+        """These images have arrived, and so many seconds of work that cannot wait for its turn."""
         kept = self._kept(now_s)
-        self._work_s = kept * self._work_s + work_s
+        self._urgent_s = kept * self._urgent_s + urgent_s
         self._targets_s = kept * self._targets_s + sum([demand.deadline_s - demand.arrived_s for demand in demands])
         self._count = kept * self._count + len(demands)
         self._last_s = now_s
@@ -32,9 +32,9 @@ class RecentArrivals:
         """Images that arrive per second."""
         return self._per_s(self._count, now_s)
 
-    def rate(self, now_s: float) -> float:
-        """Seconds of work that arrive per second."""
-        return self._per_s(self._work_s, now_s)
+    def urgent_rate(self, now_s: float) -> float:
+        """Seconds of urgent work that arrive per second."""
+        return self._per_s(self._urgent_s, now_s)
 
     def _per_s(self, total: float, now_s: float) -> float:
         memory_s = self._memory * self.mean_target_s

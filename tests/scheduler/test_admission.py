@@ -53,7 +53,7 @@ def test_nobody_is_taken_by_a_plan_that_holds_at_a_higher_level_only() -> None:
     rates = Rates(QualityTable(levels={4: 0.5, 16: 1.0}), costs, 2, work(0, costs, 1.0).ladder)
     works = [work(0, costs, 0.15), work(1, costs, 0.16, min_level=16)]
     assert Slowest(works, view, rates).find() is not None
-    assert admissible(works[1:], works[:1], works, view, rates, slowdown=1.0, images_per_s=0.0) is None
+    assert admissible(works[1:], works[:1], works, view, rates, slowdown=1.0, urgent_rate=0.0) is None
 
 
 def test_who_may_not_run_so_high_is_planned_as_high_as_it_may() -> None:

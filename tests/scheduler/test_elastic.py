@@ -10,6 +10,7 @@ import pytest
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, QualityTable, RequestScheduler
 from elit_serve.scheduler.forecast import retry_after_s
+from elit_serve.scheduler.quality import logarithmic
 from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal
 from elit_serve.scheduler.state import State
 
@@ -199,6 +200,49 @@ def test_a_newcomer_is_worth_less_where_others_are_expected_who_would_lose_by_it
 
     assert is_taken(others=0)
     assert not is_taken(others=40)
+
+
+@pytest.mark.parametrize(("within_s", "level"), [(0.041, 8), (10.0, 16)])
+def test_only_arrivals_that_cannot_wait_lower_levels(
+    table: CostTable, quality: QualityTable, within_s: float, level: int
+) -> None:
+    """One with time, after eight who were refused or have left again: they asked for little more than what they take
+    alone, or could have waited."""
+    scheduler = scheduler_of(table, quality)
+    assert scheduler.submit([image(0, within_s=0.2)], 0.0) is None
+    for i in range(1, 9):
+        if scheduler.submit([image(i, within_s=within_s)], 0.0) is None:
+            scheduler.cancel(i, 0.0)
+    launch = scheduler.decide(0.0)
+    assert isinstance(launch, Launch)
+    assert launch.kind.level == level
+
+
+def test_what_promises_have_to_spare_is_no_reason_for_lower_levels(table: CostTable, quality: QualityTable) -> None:
+    """Ten steps of 6 ms at the highest level and 10 ms after them, just in time when all goes as predicted."""
+    scheduler = scheduler_of(table, quality, ElasticSettings(memory=0.001))
+    assert scheduler.submit([image(0, within_s=0.0725)], 0.0) is None
+    launch = scheduler.decide(0.001)
+    assert isinstance(launch, Launch)
+    assert launch.kind.level == 16
+
+
+@pytest.mark.parametrize(("launch_ms", "level", "members"), [(0.5, 16, 6), (12.0, 8, 8)])
+def test_who_can_wait_is_left_out_unless_launches_cost_more_than_their_members(
+    launch_ms: float, level: int, members: int
+) -> None:
+    """One with 0.8 of the time that all take together at the highest level, and seven with 60 times as much."""
+    batches = [(level, batch) for level in (4, 8, 16) for batch in (1, 2, 4, 8)]
+    steps_ms = {(StepKind("32x32", level), batch): launch_ms + batch * level / 4 for level, batch in batches}
+    table = CostTable(steps_ms=steps_ms, overhead_ms=10.0)
+    all_s = 10 * table.step_ms(StepKind("32x32", 16), 8) / 1000
+    quality = QualityTable(levels=logarithmic(table.levels, lowest=0.5))
+    scheduler = scheduler_of(table, quality, ElasticSettings(margin=0.0, memory=0.001))
+    assert scheduler.submit([image(0, within_s=0.01 + 0.8 * all_s)], 0.0) is None
+    assert scheduler.submit([image(i, within_s=0.01 + 60 * all_s) for i in range(1, 8)], 0.0) is None
+    launch = scheduler.decide(0.001)
+    assert isinstance(launch, Launch)
+    assert (launch.kind.level, len(launch.request_ids)) == (level, members)
 
 
 def test_hundreds_of_promises_are_planned_and_kept(table: CostTable) -> None:

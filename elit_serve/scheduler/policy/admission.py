@@ -17,8 +17,7 @@ from elit_serve.scheduler.policy.price import Rates
 from elit_serve.scheduler.policy.promises import plan_with_slack
 from elit_serve.scheduler.policy.view import View
 
-HALVINGS = 4  # of the interval in which the largest slowdown of a plan is searched
-OVERLAP = 0.5  # of a picture, that those who come during it share with it on average
+HALVINGS = 5  # of the interval in which the largest slowdown of a plan is searched
 
 
 class Room(NamedTuple):
@@ -146,7 +145,7 @@ def admissible(
     rates: Rates,
     *,
     slowdown: float,
-    images_per_s: float,
+    urgent_rate: float,
 ) -> Certificate | None:
     """A plan for all, if there is one and the newcomers are worth it, or None.
 
@@ -154,7 +153,7 @@ def admissible(
     what those lose who are expected to come until then.
 
     together: newcomers and promised, in order of deadlines. slowdown: of newcomers of the batch class, as in
-    `promises.plan_for`. images_per_s: that are expected to come.
+    `promises.plan_for`. urgent_rate: work that is expected to come and cannot wait, in seconds of the table.
     """
     kept = plan_with_slack(together, view.start_s, view, slowdown)
     if kept is None or not promised:
@@ -173,5 +172,5 @@ def admissible(
     gain = with_them.of_all(found.plan) - without.of_all(before.plan)
     ends_s = max(end_s for work, _, end_s in found.plan.spans() if work in newcomers)
     lost = max(0.0, without.quality(0.0, ends_s) - with_them.quality(0.0, ends_s))
-    coming = images_per_s * (max(work.due_s for work in newcomers) - view.now_s)
-    return kept if gain >= OVERLAP * coming * lost else None
+    coming_s = urgent_rate * (max(work.due_s for work in newcomers) - view.now_s)
+    return kept if gain >= coming_s / newcomers[0].solo_s * lost else None

@@ -92,10 +92,10 @@ class Mix:
 
 def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *, parking: float) -> None:
     """Lowers the level as far as it takes, or leaves out as many who can wait, for no promise to fall behind its pace,
-    whichever costs least.
+    whichever costs least: in quality, and in time at `price`, since few in a launch take longer each.
 
-    levels: from the lowest that may be to the one that is wished. parking: what it costs to leave somebody out who has
-    no spare step; with l of them it is 1/(1 + l) of that. The first member is never left out.
+    levels: from the lowest that may be to the one that is wished. parking: what it costs besides to leave somebody out
+    who has no spare step; with l of them it is 1/(1 + l) of that. The first member is never left out.
     """
     members = cohort.members
     tightest_s = min(paces_s([work for work in members if work.is_promised], view), default=inf)
@@ -121,7 +121,8 @@ def _cheapest(
     rates, first, highest = cohort.rates, cohort.members[0], levels[-1]
     needed = max([lowest for _, _, _, lowest in others], default=0)
     launches = [(level, max(level, first.lowest)) for level in levels]
-    highest_row_s = cohort.row_s(*launches[-1])
+    num_all = len(others) + 1
+    share_s = cohort.row_s(*launches[-1])[num_all] / num_all
     if cohort.bounds and needed > launches[-1][1]:
         launches.append((highest, needed))
     least, best, found = inf, others, levels[0]
@@ -136,7 +137,7 @@ def _cheapest(
             continue
         step_s = row_s[num_staying]
         lost = num_staying * (rates.worth(highest) - rates.worth(level))
-        cost = lost - price * max(0.0, highest_row_s[num_staying] - step_s)
+        cost = lost + price * (step_s - num_staying * share_s)
         for pace_s, _, left, _ in (*able[num_staying - 1 :], *above):
             spare = (pace_s / step_s - 1) * left
             cost += parking / (1 + spare) if spare > 0 else inf

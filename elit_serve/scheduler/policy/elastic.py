@@ -59,10 +59,9 @@ class ElasticSettings:
         is promised an end, too: as many at a time as share a launch, and no more than take such a share of the device.
         Else promised work of another guidance would keep it waiting for ever.
     max_waiting: accepted requests that have not started, beyond which newcomers are refused; None is no limit.
-    parking: what it costs to leave a request out of a launch that has no spare step, in pictures' steps.
+    parking: what it costs to leave a request out of a launch that has no spare step, in pictures' steps, besides the
+        time that smaller launches take longer.
     memory: of the arrivals that are expected to go on, relative to the mean target.
-    anticipated: the share of the work that has lately arrived per second that is expected to go on, and to be done
-        besides what is there.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
@@ -72,9 +71,8 @@ class ElasticSettings:
     soft_yield: float = 4.0
     soft_share: float = 0.2
     max_waiting: int | None = None
-    parking: float = 4.0
+    parking: float = 2.0
     memory: float = 1.0
-    anticipated: float = 0.3
     scan: int = 2
 
 
@@ -272,13 +270,13 @@ class ElasticPolicy:
     def _stretch(self, order: Sequence[Work], view: View) -> float:
         """How many times as long as alone at the lowest level each step may take, for all to be in time.
 
-        What is expected to come is no more than the device can take at the level with the most quality per millisecond:
-        more is refused.
+        Urgent work is expected to come as it lately has, besides what is there, but no more than the device can take at
+        the level with the most quality per millisecond: more is refused.
         """
         stretch, work_s, now_s, correction = inf, 0.0, view.start_s, view.costs.correction
         for work in order:
             work_s += work.solo_s + work.decode_s
-            left_s = work.due_s - now_s
+            left_s = work.latest_s - now_s
             if left_s < stretch * work_s:
                 least_s = correction * work.solo_s
                 if left_s < least_s:
@@ -286,7 +284,7 @@ class ElasticPolicy:
                 if left_s < stretch * work_s:
                     stretch = left_s / work_s
         taken = self._rates_of(view.max_batch, order[0], view).throughput / correction
-        coming = self._settings.anticipated * min(self._arrivals.rate(now_s), taken)
+        coming = min(self._arrivals.urgent_rate(now_s), taken)
         return 1 / (correction * (1 / stretch + coming))
 
     def _granted(self, cohort: Cohort, price: float, view: View) -> tuple[list[int], list[int]] | None:
@@ -412,8 +410,8 @@ class ElasticPolicy:
                 self._promises.replan(view.start_s, view)
 
     def _note_arrival(self, works: Sequence[Work], view: View) -> None:
-        work_s = sum([work.solo_s for work in works])
-        self._arrivals.saw(view.now_s, [work.demand for work in works], work_s)
+        urgent_s = sum([_urgent_s(work, view.costs) for work in works])
+        self._arrivals.saw(view.now_s, [work.demand for work in works], urgent_s)
 
     def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Certificate | str | None:
         """A plan for what is promised and the newcomers (None if they need no promise), or why there is none."""
@@ -444,7 +442,7 @@ class ElasticPolicy:
             view,
             self._rates_of(len(together), hard[0], view),
             slowdown=slowdown,
-            images_per_s=self._arrivals.images_per_s(view.now_s),
+            urgent_rate=self._arrivals.urgent_rate(view.now_s),
         )
 
     def _may_probe(self, hard: Sequence[Work], view: View, slowdown: float) -> bool:
@@ -482,6 +480,14 @@ class ElasticPolicy:
 def _after_s(demand: Demand, costs: CorrectedCosts) -> float:
     """From the last step of one that ends alone to its answer."""
     return demand.extra_s + costs.after_s(demand.shape)
+
+
+def _urgent_s(work: Work, costs: CorrectedCosts) -> float:
+    """How much of its work, in seconds of the table, cannot wait for its turn: the share of its target that it takes
+    alone. Whoever has ten times as long is in the way of others a tenth as much as whoever has just that."""
+    target_s = work.latest_s - work.demand.arrived_s
+    alone_s = costs.correction * work.solo_s
+    return work.solo_s * alone_s / max(target_s, alone_s)
 
 
 def _longest(members: Iterable[Work]) -> list[int]:

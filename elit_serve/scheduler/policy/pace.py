@@ -257,6 +257,9 @@ def _stretches(demand: Demand) -> Iterator[tuple[int | None, tuple[int, int], bo
 
 
 def paces_s(works: Iterable[Work], view: View) -> list[float]:
-    """How long their longest steps may take by the table, of the present run at least, for each to end in time."""
+    """How long their longest steps may take by the table, of the present run at least, for each to end in time.
+
+    As predicted, with nothing to spare: that is for what plans promise, and would only make pictures worse here.
+    """
     start_s, correction = view.start_s, view.costs.correction
-    return [(work.due_s - start_s) / correction * work.row[1] / work.solo_s for work in works]
+    return [(work.latest_s - start_s) / correction * work.row[1] / work.solo_s for work in works]
