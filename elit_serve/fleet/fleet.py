@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 PERIOD_S = 0.25  # so often replicas tell of themselves; what they answer to orders tells as much
 OFFER_S = 1.0  # until a replica has taken or refused an order, which is milliseconds; then the next one is asked
 SUBMITTERS = 32  # orders on their way to replicas at a time; it is milliseconds for each
+PATIENCE_S = 3.0  # with replicas none of which answers, before whoever asks is told so
 ASK_S = 10.0  # for what is asked of replicas beside orders
 LOST_S = 60.0  # without any word of any replica, or of Ray: whoever watches this process should start it again
 MAX_PICTURE_IDS = 1 << 40  # of one replica; each numbers its pictures by itself
@@ -297,7 +298,21 @@ class Fleet:
     # On the loop: an order
 
     async def _placed(self, under_way: UnderWay) -> AsyncIterator[Reply]:
-        """What the replica tells that has taken it. Raises the least refusal of all."""
+        """What the replica tells that has taken it. Raises the least refusal of all.
+
+        Where none answers, which a busy machine may do for a moment, waits a little for word of one.
+        """
+        until_s = self._clock.now() + PATIENCE_S
+        while True:
+            offered = await self._offered(under_way)
+            if not isinstance(offered, list):
+                return offered
+            if offered or self._clock.now() > until_s:
+                raise least(offered)
+            await asyncio.sleep(PERIOD_S)
+
+    async def _offered(self, under_way: UnderWay) -> AsyncIterator[Reply] | list[ElitError]:
+        """What the replica tells that has taken it, or the refusals of all that answer."""
         order, refusals = under_way.order, list[ElitError]()
         demands = [order.demand(index) for index in range(len(order.seeds))]
         candidates = self._router.rank(demands, self._clock.now())
@@ -320,7 +335,7 @@ class Fleet:
                 under_way.replica = first.replica
                 return replies
             refusals.append(first.error)
-        raise least(refusals)
+        return refusals
 
     async def _follow(self, under_way: UnderWay, replies: AsyncIterator[Reply]) -> None:
         """Tells whoever asked, until it has ended; where its replica is lost, it is made again by another."""

@@ -210,6 +210,17 @@ def test_who_does_not_answer_an_offer_is_passed_over(start_fleet: StartFleet, ca
     assert [answer.result().status_code for answer in answers] == [200] * 3
 
 
+def test_a_moment_without_any_replica_is_waited_for(start_fleet: StartFleet, callers: ThreadPoolExecutor) -> None:
+    fleet = start_fleet()
+    gone = dict(fleet.link.replicas)
+    fleet.link.replicas.clear()
+    answer = callers.submit(fleet.server.generate, {"label": "rose"})
+    with pytest.raises(TimeoutError):
+        answer.result(0.5)
+    fleet.link.replicas.update(gone)
+    file_of(answer.result())
+
+
 def test_a_job_on_a_lost_replica_is_done_all_the_same(start_fleet: StartFleet, eventually: Any) -> None:
     fleet = start_fleet(executor=Held)
     client = fleet.server.client
