@@ -43,7 +43,7 @@ def unsaid(source: str) -> Iterator[int]:
         name = name_of(node)
         is_text = name in READS_TEXT and not (name == "read_text" and isinstance(node.func, ast.Name))
         if name in OPENS and not is_of(
-            node, {"Image", "tarfile", "Database", "PictureSet", "LatentSet", "webbrowser", "guest", "kind"}
+            node, {"Image", "tarfile", "Database", "PictureSet", "LatentSet", "webbrowser", "guest", "kind", "model"}
         ):
             is_text = "b" not in mode_of(node) and not (name == "open" and is_of(node, {"os"}))
         if name in STARTS and is_of(node, {"subprocess"}):
