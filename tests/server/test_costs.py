@@ -90,13 +90,19 @@ def test_previews_cost_time_and_no_operations(server: Any) -> None:
     assert result["device_ms"] == result["images"][0]["device_ms"] > 1000
 
 
-def test_costs_are_summed_by_key(shared: Any, tmp_path: Path) -> None:
+def test_costs_are_summed_by_key(shared: Any, tmp_path: Path, eventually: Any) -> None:
     server = shared(tmp_path)
     costs = {}
     for name, n in (("one", 1), ("other", 2)):
         body = {"label": "rose", "budget": 0.5, "n": n}
         costs[name] = server.client.post("/v1/generate", json=body, headers=bearer(name)).json()
-    load = server.client.get("/load", headers=bearer("one")).json()["totals"]
+    gflops = sum(answer["gflops"] for answer in costs.values())
+
+    def totals() -> Any:
+        return server.client.get("/load", headers=bearer("one")).json()["totals"]
+
+    eventually(lambda: totals()["gflops"] == pytest.approx(gflops, abs=2e-3))  # replicas tell it four times a second
+    load = totals()
     assert set(load["spent"]) == {"one", "other"}
     for name, answer in costs.items():
         assert load["spent"][name]["gflops"] == pytest.approx(answer["gflops"], abs=1e-3)

@@ -59,7 +59,7 @@ def test_it_says_what_would_be_done_and_when_it_would_be_there(server: Any) -> N
 
 def test_a_tighter_target_means_a_lower_level_that_is_still_in_time(server: Any) -> None:
     levels = []
-    for target_ms in (2800, 3400, 60_000):
+    for target_ms in (2700, 3200, 60_000):
         course = planned(server, latency_ms=target_ms)["course"]
         assert course["latency_ms"] <= target_ms
         levels.append(course["level"])
