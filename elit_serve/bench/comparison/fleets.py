@@ -19,7 +19,7 @@ from statistics import fmean
 from rich import box
 from rich.table import Table
 
-from elit_serve.bench.comparison.side_by_side import Comparison, over_seeds
+from elit_serve.bench.comparison.side_by_side import Comparison, named_figures, over_seeds
 from elit_serve.bench.rivals.routers import ROUTERS
 from elit_serve.bench.simulate.fleet import Fleet, FleetRun, Replica, simulate_fleet
 from elit_serve.bench.simulate.simulation import Fate, simulate
@@ -72,13 +72,8 @@ class FleetRow:
     asked: float
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: as `side_by_side.Row`."""
-        named: dict[str, object] = {}
-        for name, value in self.__dict__.items():
-            named[name] = value.value if isinstance(value, Estimate) else value
-            if isinstance(value, Estimate):
-                named[f"{name}_ci"] = value.half_width if value.has_interval else None
-        return named
+        """For JSON, see `named_figures`."""
+        return named_figures(self.__dict__)
 
 
 @dataclass(frozen=True, kw_only=True)

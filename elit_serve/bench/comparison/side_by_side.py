@@ -34,6 +34,16 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(value=fmean(values), half_width=quantile * stdev(values) / sqrt(len(values)))
 
 
+def named_figures(row: Mapping[str, object]) -> dict[str, object]:
+    """Figures for JSON: NAME is the mean, NAME_ci half the width of its interval, null for one seed."""
+    named: dict[str, object] = {}
+    for name, value in row.items():
+        named[name] = value.value if isinstance(value, Estimate) else value
+        if isinstance(value, Estimate):
+            named[f"{name}_ci"] = value.half_width if value.has_interval else None
+    return named
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A policy at a load under a curve. Shares are fractions, of pictures.
@@ -61,13 +71,8 @@ class Row:
     p99_decision_us: float
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: NAME is the mean, NAME_ci half the width of its interval, null for one seed."""
-        named: dict[str, object] = {}
-        for name, value in self.__dict__.items():
-            named[name] = value.value if isinstance(value, Estimate) else value
-            if isinstance(value, Estimate):
-                named[f"{name}_ci"] = value.half_width if value.has_interval else None
-        return named
+        """For JSON, see `named_figures`."""
+        return named_figures(self.__dict__)
 
 
 @dataclass(frozen=True, kw_only=True)
