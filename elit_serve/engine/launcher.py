@@ -52,9 +52,14 @@ class Launcher:
         self._on_small_memory = on_small_memory
 
     def launch(self, pictures: Sequence[Picture], kind: StepKind) -> list[LaunchedPart]:
-        """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone."""
+        """Launches all at once or, if memory does not suffice, in halves. What cannot be run fails alone.
+
+        Those whose first step it is get their slots, and what they are of is encoded, right before it.
+        """
         previewed = [picture for picture in pictures if picture.present_preview is not None]
         try:
+            if new := [picture for picture in pictures if picture.slot is None]:
+                self._executor.add(*new)
             if previewed:
                 self._executor.watch(previewed)
             running = self._executor.launch(pictures, kind)

@@ -15,7 +15,7 @@ from torch import Tensor
 from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.autoencoders import PictureSizes
 from elit_serve.engine.checkpoint import spec_of
-from elit_serve.engine.conditions import ClassConditions, Condition
+from elit_serve.engine.conditions import Condition, conditions_of
 from elit_serve.engine.cost import Cost
 from elit_serve.engine.sizes import Sizes
 from elit_serve.errors import InvalidInput
@@ -64,7 +64,7 @@ class ServedModel:
         self.simulated = simulated
         self.model_hash = config.model_hash
         self.budgets = config.budgets
-        self.conditions = ClassConditions(config.classes, model=config.name)
+        self.conditions = conditions_of(config)
         self.shapes = tuple(sizes.shapes.values())
         self.spec = spec_of(config).at_size(*sizes.default.size[1:])
         self._guidances: dict[int, Guidance] = {}  # by level, as recommended

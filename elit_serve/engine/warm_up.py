@@ -31,7 +31,7 @@ def _warm_up(executor: AnyExecutor, pipeline: ServedModel, picture_id: int, shap
     picture = Picture.of_plan(
         picture_id,
         plan,
-        condition=pipeline.conditions.named(0),
+        condition=pipeline.conditions[0],
         shape=shape.name,
         seed=0,
         noise=torch.zeros(shape.size),

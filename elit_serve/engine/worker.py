@@ -315,9 +315,7 @@ class Worker:
     def _launch(self, launch: Launch, members: Sequence[Picture]) -> None:
         start_s = max(self._clock.now(), self._free_s if self._running else 0.0)
         for picture in members:
-            if picture.started_s is None:
-                picture.started_s = start_s
-                self._executor.add(picture)
+            picture.started_s = start_s if picture.started_s is None else picture.started_s
         self._running.append((launch, self._launcher.launch(members, launch.kind)))
         self._free_s = start_s + launch.device_ms / 1000
 

@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, model_validator
 from pydantic_core import from_json
 
 from elit_serve.errors import InvalidInput
@@ -17,7 +17,15 @@ from elit_serve.files.guidance import WrittenGuidance
 from elit_serve.files.measured import ShapeName
 from elit_serve.files.validation import FieldProblem, as_validation_error
 from elit_serve.files.version_1 import FIRST_KINDS, MISSING, UNWRITTEN, upgraded
-from elit_serve.plans.bounds import MAX_LEVEL, MAX_STEPS, MAX_TIME_SHIFT, MIN_TIME_SHIFT
+from elit_serve.plans.bounds import (
+    MAX_LEVEL,
+    MAX_PROMPT,
+    MAX_STEPS,
+    MAX_TEXT_DIM,
+    MAX_TEXT_TOKENS,
+    MAX_TIME_SHIFT,
+    MIN_TIME_SHIFT,
+)
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
@@ -28,6 +36,7 @@ WeightDtype = Literal["float32", "bfloat16", "float16"]
 WeightFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", max_length=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=4096)]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 MAX_NAME = 100  # characters
 
@@ -74,6 +83,8 @@ class BackboneConfig(BaseModel):
 class ClassesConfig(Strict):
     """Pictures are of one of some classes, by name; a class is its place among them."""
 
+    costless: ClassVar[tuple[str, ...]] = ("num_classes",)  # of `backbone_fields`, what changes no step's cost
+
     kind: Literal["class"] = "class"
     names: tuple[str, ...] = Field(min_length=1, max_length=1_000_000)
 
@@ -92,6 +103,65 @@ class ClassesConfig(Strict):
         """Why a backbone of these fields is not for them."""
         known, count = backbone.get("num_classes"), len(self.names)
         return [] if known == count else [f"{count} classes are named, the backbone has {known}"]
+
+
+class TextEncoderConfig(BaseModel):
+    """What makes tensors of prompts: its kind, and that kind's own fields, see `engine.text_encoders`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All but the kind."""
+        return dict(self.model_extra or {})
+
+
+class TextConfig(Strict):
+    """Pictures are of what a prompt says.
+
+    dim: the width of an encoded token. max_tokens: how many of a prompt are used; what is beyond them is not read.
+    negative: whether a prompt for what should not be seen, or the empty one, stands for no text; else the model has
+    learned what does. examples: prompts to show the model and to try it with.
+    """
+
+    costless: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[tuple[str, ...]] = ()  # it has no classes
+
+    kind: Literal["text"] = "text"
+    encoder: TextEncoderConfig
+    dim: int = Field(ge=1, le=MAX_TEXT_DIM)
+    max_tokens: int = Field(ge=1, le=MAX_TEXT_TOKENS)
+    negative: bool = False
+    examples: tuple[Prompt, ...] = Field(min_length=1, max_length=100)
+
+    @property
+    def backbone_fields(self) -> dict[str, Any]:
+        """What a backbone's spec must know of them."""
+        return {"text_dim": self.dim, "max_tokens": self.max_tokens}
+
+    def misfits(self, backbone: Mapping[str, Any]) -> list[str]:
+        """Why a backbone of these fields is not for them."""
+        told = {"text_dim": ("dim", self.dim), "max_tokens": ("max_tokens", self.max_tokens)}
+        return [
+            f"conditions.{name} is {value}, and the backbone's {field} {backbone.get(field)}"
+            for field, (name, value) in told.items()
+            if backbone.get(field) != value
+        ]
+
+
+def _kind_of_conditions(said: object) -> object:
+    """Without a kind they are classes, as files were before there were others."""
+    return said.get("kind", "class") if isinstance(said, Mapping) else getattr(said, "kind", None)
+
+
+ConditionsConfig = Annotated[
+    Annotated[ClassesConfig, Tag("class")] | Annotated[TextConfig, Tag("text")],
+    Discriminator(
+        _kind_of_conditions, custom_error_type="kind", custom_error_message="its kind must be 'class' or 'text'"
+    ),
+]
 
 
 class AutoencoderConfig(Strict):
@@ -137,7 +207,7 @@ class ModelConfig(Strict):
     shapes: dict[ShapeName, tuple[Side, ...]] = Field(min_length=1)
     latents_per_group: int = Field(ge=1, le=MAX_LEVEL)
     levels: tuple[int, ...] = Field(min_length=1)
-    conditions: ClassesConfig
+    conditions: ConditionsConfig
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     sampling: SamplingConfig = SamplingConfig()
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -177,7 +247,7 @@ class ModelConfig(Strict):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of its classes."""
+        """The names of its classes; none where pictures are of prompts."""
         return self.conditions.names
 
     @property
@@ -200,7 +270,7 @@ class ModelConfig(Strict):
     def backbone_hash(self) -> str:
         """Twelve hex digits of what a step costs depends on: the backbone's fields, whatever its weights."""
         fields = hashed_backbone(self.backbone)
-        return _digest({name: value for name, value in fields.items() if name not in self.conditions.backbone_fields})
+        return _digest({name: value for name, value in fields.items() if name not in self.conditions.costless})
 
 
 def hashed_backbone(backbone: BackboneConfig) -> dict[str, Any]:

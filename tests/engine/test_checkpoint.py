@@ -275,7 +275,7 @@ def test_file_names_cannot_leave_the_directory(tiny_model_dir: Path, name: str) 
             lambda c: (c["backbone"].update(positions="learned"), c.update(shapes={"wide": [3, 32, 64]})),
             "shapes.wide: height, width: [32, 64] is not allowed; positions are learned for (32, 32) alone",
         ),
-        (lambda c: c["conditions"].update(kind="text"), "conditions.kind"),
+        (lambda c: c["conditions"].update(kind="smell"), "conditions: its kind must be 'class' or 'text'"),
         (lambda c: c["autoencoder"].update(kind="wavelets"), "autoencoder.kind: 'wavelets' is not allowed; one of"),
         (lambda c: c["weights"].update(dtype="int8"), "weights.dtype"),
         (lambda c: c["weights"].update(files={}), "weights.files"),

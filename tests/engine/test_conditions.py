@@ -7,8 +7,11 @@ from unicodedata import normalize
 import pytest
 import torch
 
+from elit_serve.engine.checkpoint import spec_of
 from elit_serve.engine.conditions import ClassCondition, ClassConditions
 from elit_serve.errors import InvalidInput
+from elit_serve.files.config import ModelConfig
+from elit_serve.nn import build
 
 NAMES = ClassConditions(["daisy", "Löwenzahn", "bell-pepper", "Straße", "7", "IT", "it"], model="meadow")
 
@@ -92,10 +95,9 @@ def _fields(condition: ClassCondition) -> dict[str, object]:
     return {"class_id": facts["class_id"], "name": facts["label"]}
 
 
-def test_slots_tell_the_model_the_class_of_each_picture_and_of_none() -> None:
-    slots = NAMES.slots(3, torch.device("cpu"))
-    slots.put(0, NAMES[6])
-    slots.put(2, NAMES[1])
-    assert slots.at(torch.tensor([2, slots.null, 0])).tolist() == [1, 7, 6]
-    slots.put(2, NAMES[5])
-    assert slots.at(torch.tensor([2, slots.null])).tolist() == [5, 7]
+def test_slots_tell_the_model_the_class_of_each_picture_and_of_none(tiny_config: ModelConfig) -> None:
+    slots = NAMES.slots(3, build(spec_of(tiny_config)))
+    slots.put([0, 2], [NAMES[6], NAMES[1]])
+    assert slots.at(torch.tensor([2, slots.without(2), 0])).tolist() == [1, 7, 6]
+    slots.put([2], [NAMES[5]])
+    assert slots.at(torch.tensor([2, slots.without(0)])).tolist() == [5, 7]

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from elit_serve.catalogue import cost_table, read_config, read_offer, resolve_model
 from elit_serve.engine.checkpoint import spec_problems
-from elit_serve.files.config import BackboneConfig, ModelConfig
+from elit_serve.files.config import BackboneConfig, ModelConfig, TextConfig
 from elit_serve.files.latency import read_latency
 from elit_serve.files.quality import read_quality
+from elit_serve.files.validation import problems_in
 
 VERSION_1 = Path(__file__).parent / "garden64_version_1.json"
 GARDEN = resolve_model("garden64")
@@ -101,3 +102,60 @@ def test_an_offer_has_names_sizes_levels_plans_and_costs() -> None:
     assert len(offer.config.classes) == 40
     table = cost_table(read_latency(GARDEN / "latency" / "nvidia-h200.json"), "64x64")
     assert table.shapes == ("64x64",)
+
+
+TEXT = {
+    "kind": "text",
+    "encoder": {"kind": "transformers"},
+    "dim": 8,
+    "max_tokens": 6,
+    "examples": ["a red tulip"],
+}
+
+
+def with_conditions(conditions: object, **backbone: object) -> bytes:
+    config = json.loads((GARDEN / "config.json").read_text(encoding="utf-8"))
+    return json.dumps({**config, "conditions": conditions, "backbone": {"kind": "toy", **backbone}}).encode()
+
+
+def test_conditions_without_a_kind_are_classes() -> None:
+    assert ModelConfig.read(with_conditions({"names": ["rose"]}, num_classes=1)).classes == ("rose",)
+
+
+def test_a_model_may_be_of_prompts() -> None:
+    config = ModelConfig.read(with_conditions({**TEXT, "encoder": {"kind": "x", "depth": 3}}, text_dim=8, max_tokens=6))
+    assert isinstance(config.conditions, TextConfig)
+    assert (config.classes, config.conditions.negative) == ((), False)
+    assert config.conditions.encoder.fields == {"depth": 3}
+    assert ModelConfig.read(config.model_dump_json().encode()) == config
+
+
+def test_steps_cost_what_the_length_of_prompts_makes_of_them() -> None:
+    one, other = (
+        ModelConfig.read(with_conditions({**TEXT, "max_tokens": tokens}, text_dim=8, max_tokens=tokens))
+        for tokens in (6, 60)
+    )
+    assert one.backbone_hash != other.backbone_hash
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        ({"kind": "smell"}, "its kind must be 'class' or 'text'"),
+        ([], "its kind must be 'class' or 'text'"),
+        ({**TEXT, "dim": 9}, "conditions.dim is 9, and the backbone's text_dim 8"),
+        ({**TEXT, "max_tokens": 7}, "conditions.max_tokens is 7, and the backbone's max_tokens 6"),
+        ({**TEXT, "max_tokens": 0}, "conditions.text.max_tokens"),
+        ({**TEXT, "examples": []}, "conditions.text.examples"),
+        ({**TEXT, "examples": ["x" * 10_001]}, "conditions.text.examples"),
+        ({**TEXT, "encoder": {"kind": "../x"}}, "conditions.text.encoder.kind"),
+        ({**TEXT, "encoder": {}}, "conditions.text.encoder.kind"),
+        ({**TEXT, "names": ["rose"]}, "conditions.text.names"),
+        ({"kind": "text"}, "conditions.text.encoder"),
+        ({"kind": "class", "names": ["rose"]}, "1 classes are named, the backbone has None"),
+    ],
+)
+def test_what_is_wrong_with_conditions_is_named(conditions: object, words: str) -> None:
+    with pytest.raises(ValidationError) as wrong:
+        ModelConfig.read(with_conditions(conditions, text_dim=8, max_tokens=6))
+    assert words in "; ".join(problems_in(wrong.value))

@@ -94,9 +94,9 @@ class GraphExecutor(Executor):
                 graph.capture_end()
         return _Decoding(samples, pictures, graph)
 
-    def add(self, picture: Picture) -> None:
+    def add(self, *pictures: Picture) -> None:
         with torch.cuda.stream(self._steps):
-            super().add(picture)
+            super().add(*pictures)
 
     def _run(self, inputs: Inputs, kind: StepKind) -> RunningStep:
         started, ended = _event(), _event()

@@ -81,8 +81,7 @@ def run(
 
     before_step, after_step: called with the number of steps that have run, or on a GPU are on their way.
     """
-    for picture in pictures:
-        executor.add(picture)
+    executor.add(*pictures)
     for step, kind in enumerate(plan.step_kinds(pictures[0].shape)):
         if before_step is not None:
             before_step(step)

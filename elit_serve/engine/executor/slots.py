@@ -83,7 +83,7 @@ class AnyExecutor(Protocol):
     @property
     def num_slots(self) -> int: ...
 
-    def add(self, picture: Picture) -> None: ...
+    def add(self, *pictures: Picture) -> None: ...
     def remove(self, picture: Picture) -> None: ...
     def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep: ...
     def watch(self, pictures: Sequence[Picture]) -> None: ...
@@ -103,7 +103,7 @@ class Executor:
         self._drawing = drawing
         self._model = drawing.model
         self._device = drawing.device
-        self._conditions = drawing.conditions.slots(num_slots + 1, self._device)
+        self._conditions = drawing.conditions.slots(num_slots + 1, drawing.model)
         self._states = {
             shape.name: torch.zeros((num_slots + 1, *shape.size), device=self._device) for shape in drawing.shapes
         }
@@ -138,15 +138,24 @@ class Executor:
         """The same for the decoding of so many pictures of each shape."""
 
     @torch.inference_mode()
-    def add(self, picture: Picture) -> None:
-        """Gives a picture a slot; there must be a free one."""
+    def add(self, *pictures: Picture) -> None:
+        """Gives each a slot; there must be as many free ones. Raises whatever the device raises, and none has one."""
+        try:
+            slots = [self._slot_for(picture) for picture in pictures]
+            self._conditions.put(slots, [picture.condition for picture in pictures])
+        except BaseException:
+            for picture in pictures:
+                self.remove(picture)
+            raise
+
+    def _slot_for(self, picture: Picture) -> int:
         assert picture.slot is None, "it has a slot already"
         assert self.keeps or not picture.skips, "it skips what nobody keeps"
         picture.slot = self._free.pop()
         if self.keeps:
             self._memories[picture.shape].forget(picture.slot)
         self._states[picture.shape][picture.slot].copy_(picture.noise, non_blocking=True)
-        self._conditions.put(picture.slot, picture.condition)
+        return picture.slot
 
     def remove(self, picture: Picture) -> None:
         """Frees a slot; steps that are already on their way may still write to it, before the next owner does."""
@@ -193,7 +202,7 @@ class Executor:
         state.index_copy_(0, index[0], moved)
 
     def _inputs(self, pictures: Sequence[Picture], kind: StepKind) -> Inputs:
-        columns = [_column(picture, kind, self._conditions.null) for picture in pictures]
+        columns = [_column(picture, kind, self._conditions.without) for picture in pictures]
         return np.ascontiguousarray(np.array(columns, np.float32).T)
 
     @torch.inference_mode()
@@ -249,7 +258,7 @@ def _levels_of_passes(levels: Tensor, weak_level: int | None) -> Tensor:
     return levels if weak_level is None else torch.cat([levels, levels.clamp(max=weak_level)])
 
 
-def _column(picture: Picture, kind: StepKind, null: int) -> tuple[float, ...]:
+def _column(picture: Picture, kind: StepKind, without: Callable[[int], int]) -> tuple[float, ...]:
     """What the present step of a picture needs to know, see `Executor._step`."""
     assert picture.slot is not None, "a picture is added before its first step"
     t, t_next = picture.present_times
@@ -259,7 +268,7 @@ def _column(picture: Picture, kind: StepKind, null: int) -> tuple[float, ...]:
     assert kind.weak_level is not None or uses_kept or not is_guided, "a guided step is in an unguided launch"
     level = picture.levels[step]
     assert level <= kind.level if kind.is_mixed else kind.is_skipped or level == kind.level, "not at its own level"
-    weak = null if guidance.drops_condition else picture.slot
+    weak = without(picture.slot) if guidance.drops_condition else picture.slot
     scale = guidance.scale if is_guided else 1.0  # steps without a weak pass may ride along
     return picture.slot, picture.slot, weak, level, t, t_next - t, scale, float(uses_kept)
 

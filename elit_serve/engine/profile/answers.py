@@ -68,7 +68,7 @@ def _measured(
     level = min(pipeline.config.levels)
     plan = Plan(levels=(level,) * (repeats + 1))
     noise = initial_noise(range(batch), shape.size)
-    conditions = [pipeline.conditions.named(0)] * batch
+    conditions = [pipeline.conditions[0]] * batch
     pictures = offline.pictures_of(conditions, range(batch), plan, shape, noise)
     (output_format, *_) = answer_formats(pipeline.is_latent)
     decoded_ms, encoded_ms = [], []

@@ -327,7 +327,7 @@ def _pictures(pipeline: Pipeline, kind: StepKind, count: int, *, num_steps: int)
         Picture.of_plan(
             seed,
             plan,
-            condition=pipeline.conditions.named(0),
+            condition=pipeline.conditions[0],
             shape=shape.name,
             seed=seed,
             noise=initial_noise([seed], shape.size)[0],

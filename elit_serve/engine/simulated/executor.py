@@ -56,9 +56,10 @@ class SimulatedExecutor:
     def num_free(self) -> int:
         return len(self._free)
 
-    def add(self, picture: Picture) -> None:
-        assert picture.slot is None, "it has a slot already"
-        picture.slot = self._free.pop()
+    def add(self, *pictures: Picture) -> None:
+        for picture in pictures:
+            assert picture.slot is None, "it has a slot already"
+            picture.slot = self._free.pop()
 
     def remove(self, picture: Picture) -> None:
         if picture.slot is not None:

@@ -81,11 +81,11 @@ def fitted(shares: Sequence[float], changes: Sequence[float]) -> tuple[tuple[flo
 def output_shares(pipeline: Pipeline, plan: Plan, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[float]:
     """By which share the output of the core in the main pass differs from the step before, over all samples: S - 1."""
     device, count = pipeline.device, len(seeds)
-    slots = pipeline.conditions.slots(count, device)
-    for slot, condition in enumerate(conditions):
-        slots.put(slot, condition)
+    slots = pipeline.conditions.slots(count, pipeline.model)
+    slots.put(range(count), conditions)
     own = torch.arange(count, device=device)
-    weak = torch.full_like(own, slots.null) if plan.guidance.drops_condition else own
+    without = torch.tensor([slots.without(slot) for slot in range(count)], device=device)
+    weak = without if plan.guidance.drops_condition else own
     x = pipeline.noise(seeds, pipeline.sizes.default).to(device)
     before: Tensor | None = None
     shares = []

@@ -201,8 +201,9 @@ def check_photographs(pipeline: Pipeline, photographs: Sequence[Photograph], fie
     """The class of each photograph; too few, a strange class or a missing one are refused."""
     if len(photographs) < MIN_PHOTOGRAPHS:
         raise InvalidInput(field, len(photographs), f"at least {MIN_PHOTOGRAPHS} photographs")
-    index_of = {condition.words: index for index, condition in enumerate(pipeline.conditions)}
-    found = [pipeline.conditions.named(photograph.label, field=field).words for photograph in photographs]
+    known = pipeline.conditions
+    index_of = {known[index].words: index for index in range(len(known))}
+    found = [known.named(photograph.label, field=field).words for photograph in photographs]
     missing = [name for name in index_of if name not in set(found)]
     if missing:
         shown = ", ".join(missing[:5])

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from PIL import Image
 from starlette.responses import Response
 
+from elit_serve.engine.conditions import Condition
 from elit_serve.errors import InvalidInput
 from elit_serve.http import problems
 from elit_serve.http.access import access
@@ -64,13 +65,13 @@ class Thumbnails:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._files: dict[tuple[str, int], bytes] = {}
+        self._files: dict[tuple[str, Condition], bytes] = {}
         self._turn = asyncio.Lock()
 
     async def of(self, model: str, class_id: int) -> bytes:
         """A WebP file. Raises `ModelNotFound`, `InvalidInput` for a class that there is not, and what engines raise."""
         engine = self._service.engines.of(model)
-        key = engine.name, engine.model.conditions.named(class_id, field="class_id").class_id
+        key = engine.name, engine.model.conditions.named(class_id, field="class_id")
         if key not in self._files:
             async with self._turn:
                 if key not in self._files:  # whoever had the turn may have asked for the same

@@ -1,59 +1,23 @@
-"""What pictures are of, as values: a class today. How words name it, and how the device keeps it beside the samples.
-
-A model has one kind of condition. Who draws pictures knows no more of a condition than this: it is asked for its facts,
-and put into the slot of its picture. HTTP's schemas and answers have fields of their own for a class.
-"""
+"""Pictures of one of a model's classes: how words name it, and how the device keeps it beside the samples."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from unicodedata import normalize
 
 import torch
 from torch import Tensor
 
+from elit_serve.engine.conditions.condition import Condition
 from elit_serve.errors import InvalidInput
+from elit_serve.nn import Backbone
 from elit_serve.text.digits import is_digits, whole_number
 from elit_serve.text.spelling import Names
 
 MAX_LENGTH = 200  # of a text that is compared in its folded form: folding takes quadratic time in combining marks
-
-
-class Condition(Protocol):
-    """What one picture is of; a frozen value."""
-
-    @property
-    def words(self) -> str:
-        """For people."""
-
-    def facts(self) -> dict[str, Any]:
-        """What names it again, for answers and for the picture's own metadata."""
-
-
-class ConditionSlots(Protocol):
-    """The conditions of all pictures on a device, by slot, and after them the null condition."""
-
-    @property
-    def null(self) -> int:
-        """The index at which there is no condition: what a weak pass that drops it is told."""
-
-    def put(self, slot: int, condition: Condition) -> None:
-        """From now on in this slot."""
-
-    def at(self, index: Tensor) -> Any:
-        """What the model is told, for each index [B] on the device."""
-
-
-class Conditions(Protocol):
-    """The conditions that a model knows."""
-
-    def named(self, words: str | int, *, field: str = "label") -> Condition:
-        """Raises `InvalidInput` for `field` if it knows none of these words."""
-
-    def slots(self, num_slots: int, device: torch.device) -> ConditionSlots: ...
 
 
 @dataclass(frozen=True)
@@ -78,13 +42,13 @@ class ClassSlots:
         self._ids = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
         self._ids[num_slots] = null_class
 
-    @property
-    def null(self) -> int:
-        return len(self._ids) - 1
+    def put(self, slots: Sequence[int], conditions: Sequence[Condition]) -> None:
+        for slot, condition in zip(slots, conditions, strict=True):
+            assert isinstance(condition, ClassCondition), condition
+            self._ids[slot].fill_(condition.class_id)
 
-    def put(self, slot: int, condition: Condition) -> None:
-        assert isinstance(condition, ClassCondition), condition
-        self._ids[slot].fill_(condition.class_id)
+    def without(self, slot: int) -> int:  # noqa: ARG002 (it is the same for all)
+        return len(self._ids) - 1
 
     def at(self, index: Tensor) -> Tensor:
         return self._ids.index_select(0, index)
@@ -112,8 +76,8 @@ class ClassConditions(Sequence[ClassCondition]):
     def __getitem__(self, index: Any) -> Any:
         return self._classes[index]
 
-    def slots(self, num_slots: int, device: torch.device) -> ClassSlots:
-        return ClassSlots(num_slots, len(self._classes), device)
+    def slots(self, num_slots: int, model: Backbone) -> ClassSlots:
+        return ClassSlots(num_slots, len(self._classes), next(model.parameters()).device)
 
     def named(self, words: str | int, *, field: str = "label") -> ClassCondition:
         """The class that has this name, or this id.
@@ -126,11 +90,20 @@ class ClassConditions(Sequence[ClassCondition]):
             raise InvalidInput(field, words, f"class ids run from 0 to {len(self._classes) - 1}")
         return found
 
-    def prompted(self, prompt: str) -> ClassCondition:
-        """The class whose name is this prompt; an id is none."""
+    def prompted(self, prompt: str, negative: str | None = None) -> ClassCondition:
+        """The class whose name is this prompt; an id is none, and no class has a negative."""
+        self._refuse(negative)
         if is_digits(prompt.strip()) and prompt not in self._by_name:
             raise InvalidInput("prompt", prompt, "exactly a class name; a class id goes into label")
         return self.named(prompt, field="prompt")
+
+    def subject(self, prompt: str, negative: str | None = None) -> dict[str, Any]:
+        self._refuse(negative)
+        return {"label": self.named(prompt, field="prompt").class_id}
+
+    def _refuse(self, negative: str | None) -> None:
+        if negative is not None:
+            raise InvalidInput("negative_prompt", negative, f"left out: {self._model} knows classes and no other words")
 
     def _of_id(self, index: int | None) -> ClassCondition | None:
         return self._classes[index] if index is not None and 0 <= index < len(self._classes) else None

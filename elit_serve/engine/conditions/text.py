@@ -1,0 +1,117 @@
+"""Pictures of what a prompt says: any words, with words for what should not be seen where the model has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elit_serve.engine.conditions.condition import Condition
+from elit_serve.engine.text_encoders import TextEncoder
+from elit_serve.errors import InvalidInput
+from elit_serve.files.config import TextConfig
+from elit_serve.nn import Backbone
+from elit_serve.plans.bounds import MAX_PROMPT
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """A prompt. negative: what should not be seen; None leaves it to the model."""
+
+    prompt: str
+    negative: str | None = None
+
+    @property
+    def words(self) -> str:
+        return self.prompt
+
+    def facts(self) -> dict[str, Any]:
+        negative = {} if self.negative is None else {"negative_prompt": self.negative}
+        return {"prompt": self.prompt, **negative}
+
+
+class TextSlots:
+    """Encoded prompts [rows, T, D + 1]: first of all slots, and then what weak passes are told.
+
+    That is the negative or the empty prompt of each slot, where the model has these; else one row, what the model has
+    learned for no text.
+    """
+
+    def __init__(self, num_slots: int, encoder: TextEncoder, model: Backbone, *, has_negatives: bool) -> None:
+        rows = 2 * num_slots if has_negatives else num_slots + 1
+        size, device = (encoder.max_tokens, encoder.dim + 1), next(model.parameters()).device
+        self._rows = torch.zeros((rows, *size), dtype=encoder.dtype, device=device)
+        self._num_slots, self._encoder, self._has_negatives = num_slots, encoder, has_negatives
+        if not has_negatives:
+            with torch.no_grad():
+                self._rows[num_slots:] = model.null_like(self._rows[num_slots:])
+
+    def put(self, slots: Sequence[int], conditions: Sequence[Condition]) -> None:
+        """Encodes them together."""
+        told = [_checked(condition) for condition in conditions]
+        rows, texts = [*slots], [each.prompt for each in told]
+        if self._has_negatives:
+            rows += [self.without(slot) for slot in slots]
+            texts += [each.negative or "" for each in told]
+        for row, tokens in zip(rows, self._encoder.encode(texts), strict=True):
+            self._rows[row].copy_(tokens)
+
+    def without(self, slot: int) -> int:
+        return self._num_slots + slot if self._has_negatives else self._num_slots
+
+    def at(self, index: Tensor) -> Tensor:
+        return self._rows.index_select(0, index)
+
+
+class TextConditions(Sequence[TextCondition]):
+    """All prompts; as a sequence, the examples of the model.
+
+    model: what errors call it. encoder: None where nothing is made, and no slots are asked for.
+    """
+
+    def __init__(self, config: TextConfig, *, model: str, encoder: TextEncoder | None = None) -> None:
+        self._examples = tuple(map(TextCondition, config.examples))
+        self._has_negatives = config.negative
+        self._model = model
+        self._encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._examples[index]
+
+    def named(self, words: str | int, *, field: str = "label") -> TextCondition:
+        """Raises `InvalidInput`: there are no names."""
+        raise InvalidInput(field, words, f"left out: {self._model} makes pictures of a prompt, and knows no classes")
+
+    def prompted(self, prompt: str, negative: str | None = None) -> TextCondition:
+        if negative is not None and not self._has_negatives:
+            raise InvalidInput("negative_prompt", negative, f"left out: {self._model} knows no negative prompts")
+        return TextCondition(_text(prompt, "prompt"), None if negative is None else _text(negative, "negative_prompt"))
+
+    def subject(self, prompt: str, negative: str | None = None) -> dict[str, Any]:
+        return self.prompted(prompt, negative).facts()
+
+    def slots(self, num_slots: int, model: Backbone) -> TextSlots:
+        assert self._encoder is not None, "a model without its weights makes nothing"
+        return TextSlots(num_slots, self._encoder, model, has_negatives=self._has_negatives)
+
+
+def _checked(condition: Condition) -> TextCondition:
+    assert isinstance(condition, TextCondition), condition
+    return condition
+
+
+def _text(text: str, field: str) -> str:
+    """Any text that is not too long, and that UTF-8 has: half of a surrogate pair is no character."""
+    if len(text) > MAX_PROMPT:
+        raise InvalidInput(field, f"{len(text)} characters", f"at most {MAX_PROMPT} characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(field, ascii(text), "text of whole Unicode characters") from None
+    return text
