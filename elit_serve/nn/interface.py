@@ -190,26 +190,36 @@ class Write(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
+def with_latents_as_tokens(tokens: Tensor, latents: Tensor, places: Tensor, num_groups: int) -> Tensor:
+    """Tokens [B, N, D] with latents [B, G * R, D] in the place of those that stand at `places` [R] of each group."""
+    in_groups = torch.unflatten(latents, 1, (num_groups, -1)).to(tokens.dtype)
+    return torch.unflatten(tokens, 1, (num_groups, -1)).index_copy(2, places, in_groups).flatten(1, 2)
+
+
 class Latents(NamedTuple):
     """The latents of all groups before they read, R in each.
 
     learned: the vectors they start as [R, D], the same in every group. rope: where they stand [2, G * R, 1, E/2].
-    positions: what tells them apart in the core where RoPE does not [G * R, D].
+    positions: what tells them apart in the core where RoPE does not [G * R, D]. places: of the tokens that they carry,
+    in their group [R] int64.
     """
 
     learned: Tensor
     rope: Tensor
     positions: Tensor | None
+    places: Tensor | None
 
     def first(self, level: int, num_groups: int) -> Latents:
         """The first `level` of each group."""
         positions = None if self.positions is None else first_of_each_group(self.positions, level, num_groups, dim=0)
-        return Latents(self.learned[:level], first_of_each_group(self.rope, level, num_groups), positions)
+        places = None if self.places is None else self.places[:level]
+        return Latents(self.learned[:level], first_of_each_group(self.rope, level, num_groups), positions, places)
 
     def in_order(self, order: Tensor, num_groups: int) -> Latents:
         """Those of each group in this order [R]."""
         positions = None if self.positions is None else in_order(self.positions, order, num_groups, dim=0)
-        return Latents(self.learned[order], in_order(self.rope, order, num_groups), positions)
+        places = None if self.places is None else self.places[order]
+        return Latents(self.learned[order], in_order(self.rope, order, num_groups), positions, places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +231,9 @@ class LatentInterface:
     latents: the learned vectors [J, D]. places: what tokens and latents that start as them have in common [J, D], in
         the order of a window's tokens; without it all latents start alike. core_positions: what tells latents apart in
         the core where RoPE does not [G * J, D]. reach: whether Read and Write work on `all` latents or on the `prefix`
-        that the core keeps.
+        that the core keeps. carries: whether each latent starts as the token of its place, learned vector added, and is
+        that token again behind the core. A fresh interface then changes nothing: at the full level its model is a plain
+        one of the same blocks.
     """
 
     read: Read
@@ -230,18 +242,25 @@ class LatentInterface:
     places: Tensor | None
     core_positions: Tensor | None
     reach: str
+    carries: bool = False
 
     def start(self, window: tuple[int, int]) -> None:
         """Each latent starts as one token of its group: Read's query j finds the key of its place, and Write's query of
         a token the key of its latent, because queries and keys are projected alike. Read is open from the start: behind
-        closed gates, before a Write that is zero, it would learn nothing until both have opened."""
+        closed gates, before a Write that is zero, it would learn nothing until both have opened. What carries tokens
+        learns behind closed gates too, and begins with vectors of zero."""
         if self.places is None:
             return
         with torch.no_grad():
             nn.init.normal_(self.places)
-            self.latents.copy_(self.places[spread_places(window)])
             for attention in (self.read.attention, self.write.attention):
                 attention.kv.weight[: self.latents.shape[1]] = attention.q.weight
+            if self.carries:
+                nn.init.zeros_(self.latents)
+                if self.core_positions is not None:
+                    nn.init.zeros_(self.core_positions)
+                return
+            self.latents.copy_(self.places[spread_places(window)])
             for gate in self.read.gates():
                 gate.fill_(1)
 
@@ -260,23 +279,28 @@ class LatentInterface:
         num_groups: int,
         token_rope: Tensor,
         latent_rope: Tensor,
+        latent_tokens: Tensor | None = None,
         order: Tensor | None = None,
         kept: Kept | None = None,
     ) -> Tensor:
         """Read, core on the first `level` latents of each group, Write: tokens [B, N, D] -> [B, N, D].
 
-        modulation [B, 6D] is Read's. latent_rope is that of all latents [2, G * J, 1, E/2]. With an order [J] the first
-        latents are the first of that. kept: where samples keep different ones of the first latents.
+        modulation [B, 6D] is Read's. latent_rope is that of all latents [2, G * J, 1, E/2], latent_tokens the places of
+        the tokens that they carry [J] int64. With an order [J] the first latents are the first of that. kept: where
+        samples keep different ones of the first latents.
         """
-        latents = Latents(self.latents, latent_rope, self.core_positions)
+        assert (latent_tokens is not None) == self.carries
+        latents = Latents(self.latents, latent_rope, self.core_positions, latent_tokens)
         if order is not None:
             latents = latents.in_order(order, num_groups)
         if self.reach == "prefix":
             latents = latents.first(level, num_groups)
-        learned, rope, positions = latents
+        learned, rope, positions, places = latents
         placed = tokens if self.places is None else tokens + in_every_group(self.places, 1, num_groups).to(tokens.dtype)
-        z: Tensor | Residual = in_every_group(learned, len(tokens), num_groups)  # [B, G * R, D], R is level or J
-        z = self.read(z, placed, modulation, rope, token_rope, num_groups)
+        start = in_every_group(learned, len(tokens), num_groups)  # [B, G * R, D], R is level or J
+        if places is not None:
+            start = start.to(tokens.dtype) + in_order(tokens, places, num_groups)
+        z: Tensor | Residual = self.read(start, placed, modulation, rope, token_rope, num_groups)
         if positions is not None:
             z = settled(z) + positions
         if level == len(learned):
@@ -286,5 +310,7 @@ class LatentInterface:
             first = first_of_each_group(whole, level, num_groups)  # [B, G * L, D]
             first = core(first, first_of_each_group(rope, level, num_groups))
             z = with_first_replaced(whole, first, num_groups)
+        if places is not None:
+            tokens = with_latents_as_tokens(tokens, z, places, num_groups)
         mask = kept.mask_in_groups(z.dtype) if kept is not None and self.reach == "prefix" else None
         return self.write(tokens, placed, z, token_rope, rope, num_groups, mask=mask)  # [B, N, D]

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn import BackboneSpec, ElitSiT, ElitSiTSpec, build, preset
-from elit_serve.nn.backbones.elastic import SplitSpec
-from elit_serve.nn.backbones.elit_sit import width_norm
+from elit_serve.nn.backbones.elit_sit import SineInterfaceSpec, width_norm
 from elit_serve.nn.backbones.sit import sine_positions
 from elit_serve.nn.latents import watch_latents
 
 FIELDS: dict[str, Any] = {"channels": 3, "height": 16, "width": 16, "patch": 2}
 FIELDS |= {"dim": 64, "depth": 4, "num_heads": 2, "num_classes": 5}
-ELIT = ElitSiTSpec(**FIELDS, interface=SplitSpec(window=(2, 2), head=1, core=2, tail=1))
+ELIT = ElitSiTSpec(**FIELDS, interface=SineInterfaceSpec(window=(2, 2), head=1, core=2, tail=1))
 
 
 def randomised(spec: BackboneSpec) -> Any:

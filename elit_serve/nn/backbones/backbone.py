@@ -5,7 +5,7 @@ Letters: B batch, * the size of one sample (its channels first), J latents per g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -99,6 +99,11 @@ class BackboneSpec(Checked):
         """`sample_shape` and how files and costs call it."""
         return Shape.of(self.sample_shape)
 
+    def plain(self) -> BackboneSpec:
+        """Of a model without latents that this one is when it is fresh, at its full level. Raises `InvalidInput` where
+        there is none."""
+        raise InvalidInput("kind", self.kind, "one with a latent interface, which a plain model can become")
+
     def config_fields(self) -> dict[str, Any]:
         """What a model's `config.json` says of it: fields of `files.ModelConfig`."""
         return {
@@ -167,6 +172,10 @@ class Backbone(nn.Module):
     def spatial_blocks(self) -> list[Block]:
         """The blocks whose tokens are patches of the sample, in the order in which they run."""
         return []
+
+    def from_plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its own weights by name that those of a model of `spec.plain()` become; all others stay as they start."""
+        raise NotImplementedError
 
     def latent_parts(self) -> LatentParts | None:
         """What its latents run through, if it has any."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.transformer import TransformerSpec
@@ -75,6 +79,16 @@ class ElasticSpec(TransformerSpec):
             reads_all=self.reads_all,
         )
 
+    def plain_fields(self) -> dict[str, Any]:
+        """Fields of the plain spec that `plain` gives, which are those of `TransformerSpec`. Raises `InvalidInput`
+        where no level of a fresh model is a plain one."""
+        start = getattr(self.interface, "start", None)
+        if start != "tokens":
+            raise InvalidInput("interface.start", start, "tokens: otherwise no level is a plain model at the start")
+        if self.positions == "learned":
+            raise InvalidInput("positions", self.positions, "those that are the same whatever the window is")
+        return {each.name: getattr(self, each.name) for each in fields(TransformerSpec)}
+
     def spatial_flops(self) -> float:
         """Of head and tail."""
         return (self.interface.head + self.interface.tail) * block_flops(self.num_tokens, self.dim)
@@ -82,3 +96,18 @@ class ElasticSpec(TransformerSpec):
     def core_flops(self, level: int) -> float:
         """Of the core over `level` latents of each group."""
         return self.interface.core * block_flops(self.num_groups * level, self.dim)
+
+
+def in_split(weights: Mapping[str, Tensor], interface: SplitSpec) -> dict[str, Tensor]:
+    """Weights by name whose `blocks` are the blocks of head, core and tail in turn."""
+    places = [
+        f"{part}.{index}" for part in ("head", "core", "tail") for index in range(getattr(interface, part))
+    ]  # of each block
+    renamed = {}
+    for name, tensor in weights.items():
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            number, _, inside = rest.partition(".")
+            name = f"{places[int(number)]}.{inside}"
+        renamed[name] = tensor
+    return renamed

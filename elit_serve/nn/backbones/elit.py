@@ -6,7 +6,7 @@ G groups, J latents per group, L level (J̃), D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import LatentParts
-from elit_serve.nn.backbones.elastic import ElasticSpec, SplitSpec
+from elit_serve.nn.backbones.elastic import ElasticSpec, SplitSpec, in_split
 from elit_serve.nn.backbones.transformer import (
     SIZES,
     Layout,
@@ -26,7 +27,7 @@ from elit_serve.nn.backbones.transformer import (
 )
 from elit_serve.nn.fields import nested, one_of
 from elit_serve.nn.fused import Residual
-from elit_serve.nn.interface import LatentInterface, Read, Write
+from elit_serve.nn.interface import LatentInterface, Read, Write, spread_places
 from elit_serve.nn.kept import Kept, mask_of, masked, only_kept
 from elit_serve.nn.layers import Block, run, settled
 from elit_serve.nn.reuse import CoreChange, are_given, levels_of, through_core
@@ -38,15 +39,21 @@ class InterfaceSpec(SplitSpec):
 
     start: how training finds the latents. With `places` each latent starts as one token of its group: it carries that
         token's RoPE phase, reads it and is read by it. With `alike`, the paper's text, all latents of a group carry the
-        phase of its centre, and training may leave them alike (models/recipes/training.md has what each is worth).
+        phase of its centre, and training may leave them alike (models/recipes/training.md has what each is worth). With
+        `tokens` each latent carries one token of its group through the core, so that the full level of a fresh model is
+        a plain one of the same blocks: what a trained plain model is turned into.
     reach: what Read and Write work on below the full level: `all` latents, of which only the first run through the
         core, or only that `prefix`.
     knows: what modulates the blocks beside time and condition: `nothing`, or the `level` that they run at.
     """
 
-    start: str = one_of(("places", "alike"), "places")
+    start: str = one_of(("places", "alike", "tokens"), "places")
     reach: str = one_of(("all", "prefix"), "all")
     knows: str = one_of(("nothing", "level"), "nothing")
+
+    def check(self) -> None:
+        if self.start == "tokens" and self.reach != "all":
+            raise InvalidInput("reach", self.reach, "all, where latents start as tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,7 @@ class Elit(Transformer):
         self.level_embed = nn.Embedding(spec.latents_per_group, spec.dim) if interface.knows == "level" else None
         self.head = self.new_blocks(interface.head)
         self.latents = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim))  # [J, D]
-        has_places = interface.start == "places"
+        has_places = interface.start != "alike"
         self.places = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim)) if has_places else None  # [J, D]
         self.read = Read(spec.dim, spec.num_heads)
         without_rope = spec.positions == "learned"  # nothing else tells the core which group a latent is of
@@ -85,6 +92,12 @@ class Elit(Transformer):
 
     def start(self) -> None:
         self.interface.start(self.window)
+        if self.carries_tokens and self.level_embed is not None:
+            nn.init.zeros_(self.level_embed.weight)
+
+    @property
+    def carries_tokens(self) -> bool:
+        return self.spec.interface.start == "tokens"
 
     @property
     def interface(self) -> LatentInterface:
@@ -96,6 +109,7 @@ class Elit(Transformer):
             places=self.places,
             core_positions=self.core_positions,
             reach=self.spec.interface.reach,
+            carries=self.carries_tokens,
         )
 
     def compilable(self) -> list[nn.Module]:
@@ -106,6 +120,12 @@ class Elit(Transformer):
 
     def latent_positions(self, positions: Tensor) -> Tensor:
         return self.interface.positions(positions, self.window)
+
+    def latent_tokens(self) -> list[int]:
+        return spread_places(self.window) if self.places is not None else super().latent_tokens()
+
+    def from_plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return in_split(weights, self.spec.interface)
 
     def latent_parts(self) -> LatentParts:
         return LatentParts(
@@ -209,6 +229,7 @@ class Elit(Transformer):
             num_groups=layout.num_groups,
             token_rope=layout.token_rope,
             latent_rope=layout.latent_rope,
+            latent_tokens=layout.latent_tokens if self.carries_tokens else None,
             order=order,
             kept=kept,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from elit_serve.nn.backbones.dit import DiTSpec
 from elit_serve.nn.backbones.elit import Elit, ElitSpec, elit_preset_fields, tiny_elit_fields
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.backbones.transformer import PRESETS
@@ -16,6 +17,9 @@ class ElitDiTSpec(ElitSpec):
     """A DiT of `depth` blocks in all, split by its interface."""
 
     kind: ClassVar[str] = "elit-dit"
+
+    def plain(self) -> DiTSpec:
+        return DiTSpec(**self.plain_fields())
 
 
 class ElitDiT(Elit):

@@ -6,18 +6,21 @@ Letters: G groups, J latents per group, L level, Q quads of latents in a group (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.elit import Elit, ElitSpec, elit_preset_fields, tiny_elit_fields
 from elit_serve.nn.backbones.hdit import (
     QUAD,
     WIDE,
     Down,
+    HDiTSpec,
     Up,
     check_wide,
     hourglass_blocks,
@@ -48,6 +51,14 @@ class ElitHDiTSpec(ElitSpec):
         check_wide(self.wide, self.interface.core, "of the core")
         super().check()
 
+    def plain(self) -> HDiTSpec:
+        if self.window != (2, 2):
+            raise InvalidInput("interface.window", self.window, "[2, 2]: the quads of a plain HDiT are 2 x 2 tokens")
+        if self.interface.head != self.interface.tail:
+            allowed = f"{self.interface.head}, as in the head: the wide blocks of a plain HDiT are in its middle"
+            raise InvalidInput("interface.tail", self.interface.tail, allowed)
+        return HDiTSpec(**self.plain_fields(), wide=self.wide)
+
     def core_flops(self, level: int) -> float:
         latents, quads = self.num_groups * level, self.num_groups * math.ceil(level / QUAD)
         return hourglass_flops(self.interface.core, self.wide, latents, quads, self.dim)
@@ -64,6 +75,15 @@ class ElitHDiT(Elit):
 
     def core_blocks(self) -> nn.ModuleList:
         return hourglass_blocks(self.spec, self.spec.interface.core, self.spec.wide)
+
+    def from_plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A quad is in the order of latents here, and of tokens there."""
+        own, order = super().from_plain(weights), self.latent_tokens()
+        into = torch.unflatten(own["down.linear.weight"], 1, (QUAD, -1))  # [2D, 4, D]
+        own["down.linear.weight"] = into[:, order].flatten(1)
+        for name in ("up.linear.weight", "up.linear.bias"):
+            own[name] = torch.unflatten(own[name], 0, (QUAD, -1))[order].flatten(0, 1)  # [4, D, ...]
+        return own
 
     def compilable(self) -> list[nn.Module]:
         return [*super().compilable(), self.down, self.up]

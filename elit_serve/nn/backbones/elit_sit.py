@@ -12,7 +12,7 @@ H heads, E = D / H head size.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import LatentParts
-from elit_serve.nn.backbones.elastic import ElasticSpec, SplitSpec
+from elit_serve.nn.backbones.elastic import ElasticSpec, SplitSpec, in_split
 from elit_serve.nn.backbones.kind import BackboneKind
-from elit_serve.nn.backbones.sit import CHANNELS, SineTransformer
+from elit_serve.nn.backbones.sit import CHANNELS, SineTransformer, SiTSpec
 from elit_serve.nn.backbones.transformer import (
     PRESETS,
     SIZES,
@@ -33,12 +33,32 @@ from elit_serve.nn.backbones.transformer import (
     preset_fields,
     tiny_fields,
 )
-from elit_serve.nn.fields import one_of
+from elit_serve.nn.fields import nested, one_of
 from elit_serve.nn.fused import Residual, norm_modulate, settle_and_norm
-from elit_serve.nn.interface import first_of_each_group, in_every_group, in_order, with_first_replaced
+from elit_serve.nn.interface import (
+    first_of_each_group,
+    in_every_group,
+    in_order,
+    spread_places,
+    with_first_replaced,
+    with_latents_as_tokens,
+)
 from elit_serve.nn.kept import Kept, mask_of, masked, only_kept
 from elit_serve.nn.layers import Block, GroupedCrossAttention, HeadNorm, Mlp, run, settled
 from elit_serve.nn.reuse import CoreChange, are_given, through_core
+
+
+@dataclass(frozen=True, kw_only=True)
+class SineInterfaceSpec(SplitSpec):
+    """The latent interface of an ELIT-SiT.
+
+    start: how training finds the latents. With `learned` they are as in the published code. With `tokens` each carries
+        one token of its group through the core, so that the full level of a fresh model is a plain SiT of the same
+        blocks, and they are in an order in which every prefix covers the window evenly.
+    """
+
+    start: str = one_of(("learned", "tokens"), "learned")
+
 
 NUM_POSITIONS = 4096  # of latents; those of a grid of N tokens are the first N, counted row by row
 SPLITS = {name: size.split for name, size in SIZES.items()} | {"xl": (8, 16, 4)}  # XL as it was published
@@ -50,6 +70,10 @@ class ElitSiTSpec(ElasticSpec):
 
     kind: ClassVar[str] = "elit-sit"
     positions: str = one_of(("sine",), "sine")
+    interface: SineInterfaceSpec = nested(SineInterfaceSpec)  # noqa: RUF009 (it makes a field)
+
+    def plain(self) -> SiTSpec:
+        return SiTSpec(**self.plain_fields())
 
     def check_size(self, *size: int) -> None:
         super().check_size(*size)
@@ -148,10 +172,22 @@ class ElitSiT(SineTransformer):
 
     def start(self) -> None:
         """Read is open from the start: behind closed gates, before a Write that is zero, it would learn nothing until
-        both have opened. How the published weights began is not known."""
+        both have opened. How the published weights began is not known. What carries tokens learns behind closed gates
+        too, and begins with nothing that is added to them."""
+        if self.carries_tokens:
+            for added in (self.latents, self.core_positions, self.write.places):
+                nn.init.zeros_(added)
+            return
         with torch.no_grad():
             for gate in self.read.gates():
                 gate.fill_(1)
+
+    @property
+    def carries_tokens(self) -> bool:
+        return self.spec.interface.start == "tokens"
+
+    def latent_tokens(self) -> list[int]:
+        return spread_places(self.window) if self.carries_tokens else super().latent_tokens()
 
     def compilable(self) -> list[nn.Module]:
         return [*self.head, self.read, *self.core, self.write, *self.tail]
@@ -162,6 +198,9 @@ class ElitSiT(SineTransformer):
     def latent_positions(self, positions: Tensor) -> Tensor:
         """One latent on each token of its group, row by row: token positions [N, 2] -> [G, J, 2]."""
         return positions.view(-1, self.spec.latents_per_group, 2)
+
+    def from_plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return in_split(weights, self.spec.interface)
 
     def latent_parts(self) -> LatentParts:
         return LatentParts(
@@ -196,15 +235,24 @@ class ElitSiT(SineTransformer):
         core = () if are_given(changes) else self.core
         modulations = self.modulations([*self.head, self.read, *core, *self.tail, self.final], c)
         stream = run(self.head, tokens, modulations, layout.token_rope)
-        tokens = placed(settled(stream), self.read.places, groups)  # [B, N, D]
-        latents = self.read(in_every_group(self.latents, len(x), groups), tokens, next(modulations), groups)
+        tokens = settled(stream)
+        asked = placed(tokens, self.read.places, groups)  # [B, N, D]
+        start = in_every_group(self.latents, len(x), groups)  # [B, G * J, D]
+        if self.carries_tokens:
+            start = start.to(tokens.dtype) + tokens
+        latents = self.read(start, asked, next(modulations), groups)
         latents = settled(latents) + self.core_positions.index_select(0, layout.raster)  # [B, G * J, D]
+        places = layout.latent_tokens
+        if self.carries_tokens:
+            latents = in_order(latents, places, groups)
         if latent_order is not None:
+            places = places[latent_order]
             latents = in_order(latents, latent_order, groups)
         part_at = partial(self._part_through_core, layout=layout)
         of_core = [next(modulations) for _ in core]
         latents = self.at_each_level(part_at, latents, of_core, levels, own_levels, changes)
-        tokens = self.write(placed(tokens, self.write.places, groups), latents, groups)
+        before = with_latents_as_tokens(tokens, latents, places, groups) if self.carries_tokens else asked
+        tokens = self.write(placed(before, self.write.places, groups), latents, groups)
         stream = run(self.tail, tokens, modulations, layout.token_rope)
         return self.unembed(stream, next(modulations), layout)  # [B, C, H, W]
 
@@ -237,13 +285,13 @@ def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: 
     name = f"elit-sit-{size}/{patch}"
     fields, window = preset_fields(name, SIZES[size], patch, resolution, channels, num_classes)
     head, core, tail = SPLITS[size]
-    return ElitSiTSpec(**fields, interface=SplitSpec(window=(window, window), head=head, core=core, tail=tail))
+    return ElitSiTSpec(**fields, interface=SineInterfaceSpec(window=(window, window), head=head, core=core, tail=tail))
 
 
 KIND = BackboneKind(
     spec=ElitSiTSpec,
     module=ElitSiT,
-    tiny=ElitSiTSpec(**tiny_fields(depth=4), interface=SplitSpec(window=(2, 4), head=1, core=2, tail=1)),
+    tiny=ElitSiTSpec(**tiny_fields(depth=4), interface=SineInterfaceSpec(window=(2, 4), head=1, core=2, tail=1)),
     presets={f"elit-sit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
     channels=CHANNELS,
 )

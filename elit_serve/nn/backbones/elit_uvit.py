@@ -6,18 +6,20 @@ half, over the latents that are kept. Letters: B batch, N spatial tokens, G grou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.elit import Elit, ElitSpec, elit_preset_fields, tiny_elit_fields
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.backbones.transformer import PRESETS, Layout
 from elit_serve.nn.backbones.uvit import (
     Skip,
+    UViTSpec,
     num_skips,
     run_joining,
     run_keeping,
@@ -49,6 +51,14 @@ class ElitUViTSpec(ElitSpec):
         """Inside the core."""
         return num_skips(self.interface.core)
 
+    def plain(self) -> UViTSpec:
+        head, tail = self.interface.head, self.interface.tail
+        if head != tail:
+            raise InvalidInput(
+                "interface.tail", tail, f"{head}, as many as in the head: skips of a plain U-ViT join both"
+            )
+        return UViTSpec(**self.plain_fields())
+
     def spatial_flops(self) -> float:
         return super().spatial_flops() + self.num_spatial_skips * skip_flops(self.num_tokens, self.dim)
 
@@ -70,6 +80,18 @@ class ElitUViT(Elit):
         super().start()
         start_skips(self.skips)
         start_skips(self.core_skips)
+
+    def from_plain(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Skips are counted from the middle outwards, so those inside the core come first."""
+        inside, renamed = self.spec.num_core_skips, {}
+        for name, tensor in super().from_plain(weights).items():
+            part, _, rest = name.partition(".")
+            if part == "skips":
+                number, _, parameter = rest.partition(".")
+                is_inside = int(number) < inside
+                name = f"core_skips.{number}.{parameter}" if is_inside else f"skips.{int(number) - inside}.{parameter}"
+            renamed[name] = tensor
+        return renamed
 
     def compilable(self) -> list[nn.Module]:
         return [*super().compilable(), *self.skips, *self.core_skips]

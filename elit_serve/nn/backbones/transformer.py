@@ -124,6 +124,7 @@ class Layout:
     token_rope: Tensor  # [2, N, 1, E/2]
     group_rope: Tensor  # [2, G, 1, E/2], of the centre of each group
     latent_rope: Tensor  # [2, G * J, 1, E/2]
+    latent_tokens: Tensor  # [J] int64, the places in its group of the tokens that latents stand on
 
 
 class Modulated(Protocol):
@@ -197,11 +198,16 @@ class Transformer(Backbone):
             token_rope=rope_table(positions, head_size),
             group_rope=rope_table(centres, head_size),
             latent_rope=rope_table(latents.flatten(0, 1), head_size),
+            latent_tokens=torch.tensor(self.latent_tokens(), device=device),
         )
 
     def latent_positions(self, positions: Tensor) -> Tensor:
         """Where latents stand among tokens at positions [N, 2]; here each token is a group of its own. -> [G, J, 2]"""
         return positions.unsqueeze(1)
+
+    def latent_tokens(self) -> list[int]:
+        """The places in its group of the tokens that latents stand on, numbered row by row; as many as latents."""
+        return list(range(self.spec.latents_per_group))
 
     def embed(self, x: Tensor, t: Tensor, condition: Tensor, also: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W], t [B] in [0, 1], class ids [B], and whatever else modulates the blocks, [B, D] -> tokens
