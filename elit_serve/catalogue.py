@@ -24,6 +24,7 @@ from elit_serve.files.skips import SkipCalibration, read_skips
 from elit_serve.files.validation import MAX_PROBLEMS, problems_in
 from elit_serve.plans.coarsening import Coarsening, losses_between
 from elit_serve.plans.estimate import Estimate
+from elit_serve.plans.grid import Shift
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.skips import Skips
@@ -205,12 +206,12 @@ class ModelQuality:
         return self._sampled_like(plan.strides, plan.time_shift, plan.skips, plan.guidance)
 
     @cached_property
-    def _sampled_like(self) -> Callable[[tuple[int, ...], float, Skips, Guidance], list[PlanQuality]]:
+    def _sampled_like(self) -> Callable[[tuple[int, ...], Shift, Skips, Guidance], list[PlanQuality]]:
         """Measured plans of which only the levels may be others, see `PlanQuality.is_sampled_like`. Remembered for as
         many ways of sampling as are asked for: a server has a few, and its callers may name more."""
 
         @lru_cache(maxsize=256)
-        def found(strides: tuple[int, ...], time_shift: float, skips: Skips, guidance: Guidance) -> list[PlanQuality]:
+        def found(strides: tuple[int, ...], time_shift: Shift, skips: Skips, guidance: Guidance) -> list[PlanQuality]:
             lowest = (guidance.min_level,) * len(strides)
             wanted = Plan(levels=lowest, guidance=guidance, time_shift=time_shift, skips=skips, strides=strides)
             return [plan for plan in self.file.plans if plan.is_sampled_like(wanted)]

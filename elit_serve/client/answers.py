@@ -193,11 +193,20 @@ class GuidanceInfo(Answer):
     interval: tuple[float, float] = (0.0, 1.0)
 
 
+class TimeShiftInfo(Answer):
+    """A shift of the time grid whose last step starts at a noise level of its own: before the shift (`last`), or after
+    it (`terminal`)."""
+
+    factor: float
+    last: float | None = None
+    terminal: float | None = None
+
+
 class SamplingInfo(Answer):
     """How the model is sampled where a request does not say."""
 
     steps: int
-    time_shift: float = 1.0
+    time_shift: float | TimeShiftInfo = 1.0
     guidance: GuidanceInfo = GuidanceInfo()
 
 

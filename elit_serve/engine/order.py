@@ -9,7 +9,7 @@ from elit_serve.engine.conditions import Condition
 from elit_serve.engine.open_plans import OpenPlans
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.formats import FILE_QUALITY, AnswerFormat
-from elit_serve.plans.grid import times_of
+from elit_serve.plans.grid import Shift, times_of
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.progress import Progress
@@ -43,7 +43,7 @@ class Order:
     shape: str
     seeds: tuple[int, ...]
     guidance: Guidance
-    time_shift: float
+    time_shift: Shift
     weak_caps: tuple[int | None, ...]
     arrived_s: float
     latency_ms: float

@@ -20,6 +20,7 @@ from elit_serve.engine.cost import Cost
 from elit_serve.engine.sizes import Sizes
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import ModelConfig
+from elit_serve.files.time_shift import shift_table
 from elit_serve.nn.flops import step_flops
 from elit_serve.plans.bounds import MAX_STEPS
 from elit_serve.plans.guidance import Guidance
@@ -193,7 +194,7 @@ class ServedModel:
             "steps": plan.grid_steps,
             "levels": list(plan.levels),
             "strides": list(plan.strides),
-            "time_shift": plan.time_shift,
+            "time_shift": shift_table(plan.time_shift),
             "guidance": {
                 "method": guidance.method,
                 "scale": guidance.scale,

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from elit_serve.errors import InvalidInput
 from elit_serve.files.guidance import WrittenGuidance
 from elit_serve.files.measured import ShapeName
+from elit_serve.files.time_shift import WrittenShift
 from elit_serve.files.validation import FieldProblem, as_validation_error
 from elit_serve.files.version_1 import FIRST_KINDS, MISSING, UNWRITTEN, upgraded
 from elit_serve.plans.bounds import (
@@ -23,8 +24,6 @@ from elit_serve.plans.bounds import (
     MAX_STEPS,
     MAX_TEXT_DIM,
     MAX_TEXT_TOKENS,
-    MAX_TIME_SHIFT,
-    MIN_TIME_SHIFT,
 )
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
@@ -180,7 +179,7 @@ class SamplingConfig(Strict):
     """The recommended way to sample."""
 
     steps: int = Field(default=40, ge=1, le=MAX_STEPS)
-    time_shift: float = Field(default=1.0, ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
+    time_shift: WrittenShift = 1.0
     guidance: WrittenGuidance = Guidance()
 
     def plan(self, level: int) -> Plan:

@@ -22,8 +22,9 @@ from elit_serve.files.measured import (
     ShapeName,
     read_measured,
 )
+from elit_serve.files.time_shift import WrittenShift
 from elit_serve.files.written_skips import WrittenSkips
-from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MAX_TIME_SHIFT, MIN_MEASURED, MIN_TIME_SHIFT
+from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MIN_MEASURED
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.skips import NO_SKIPS
@@ -51,7 +52,7 @@ class PlanQuality(Measured):
     name: str = Field(min_length=1, max_length=200)
     levels: tuple[tuple[Level, Annotated[int, Field(ge=1, le=MAX_STEPS)]], ...] = Field(min_length=1)
     guidance: WrittenGuidance
-    time_shift: float = Field(ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
+    time_shift: WrittenShift
     repeats: int = Field(ge=1, le=MAX_COUNT)
     distance: EstimatedFigure
     quality: EstimatedFigure
@@ -139,7 +140,7 @@ class GridQuality(Measured):
     level: Level
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     guidance: WrittenGuidance
-    time_shift: float = Field(ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
+    time_shift: WrittenShift
     strides: tuple[tuple[Annotated[int, Field(ge=1, le=MAX_STEPS)], Annotated[int, Field(ge=1, le=MAX_STEPS)]], ...]
     repeats: int = Field(ge=1, le=MAX_COUNT)
     ratio: EstimatedFigure

@@ -1,7 +1,7 @@
 """The fields of a spec: what each may be, so that a table from a file is read with all that is wrong with it at once.
 
-A spec is a frozen dataclass whose fields are made by `whole`, `one_of`, `pair` and `nested`. It is checked in the same
-way when it is built in Python.
+A spec is a frozen dataclass whose fields are made by `whole`, `number`, `flag`, `one_of`, `pair` and `nested`. It is
+checked in the same way when it is built in Python.
 """
 
 from __future__ import annotations
@@ -38,11 +38,35 @@ S = TypeVar("S", bound=_Checked)
 
 
 def whole(low: int, high: int, default: Any = MISSING) -> Any:
-    """A field for an integer in low..high."""
+    """A field for an integer in low..high, or for None if that is the default."""
 
-    def read(value: object) -> int:
+    def read(value: object) -> int | None:
+        if value is None and default is None:
+            return None
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return _field(read, default)
+
+
+def number(low: float, high: float, default: Any = MISSING) -> Any:
+    """A field for a number in low..high."""
+
+    def read(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return _field(read, default)
+
+
+def flag(default: Any = MISSING) -> Any:
+    """A field for true or false."""
+
+    def read(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("true or false")
         return value
 
     return _field(read, default)
@@ -59,7 +83,7 @@ def one_of(words: tuple[str, ...], default: Any = MISSING) -> Any:
     return _field(read, default)
 
 
-def pair(low: int, high: int) -> Any:
+def pair(low: int, high: int, default: Any = MISSING) -> Any:
     """A field for two integers in low..high."""
 
     def read(value: object) -> tuple[int, int]:
@@ -68,7 +92,7 @@ def pair(low: int, high: int) -> Any:
             raise ValueError(f"two whole numbers from {low} to {high}")
         return numbers[0], numbers[1]
 
-    return _field(read, MISSING)
+    return _field(read, default)
 
 
 def nested(kind: type[_Checked]) -> Any:

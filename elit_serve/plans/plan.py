@@ -8,7 +8,7 @@ from itertools import groupby
 
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.bounds import MAX_STEPS
-from elit_serve.plans.grid import times_of
+from elit_serve.plans.grid import Shift, times_of
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.skips import NO_SKIPS, Skips
 from elit_serve.plans.step_kind import StepKind
@@ -24,7 +24,7 @@ class Plan:
 
     levels: tuple[int, ...]
     guidance: Guidance = Guidance()  # noqa: RUF009 (it is frozen)
-    time_shift: float = 1.0
+    time_shift: Shift = 1.0
     strides: tuple[int, ...] = ()
     skips: Skips = NO_SKIPS
 

@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
-from elit_serve.plans.grid import time_grid
+from elit_serve.plans.grid import TimeShift, time_grid
 from elit_serve.sampling import expand_like, initial_noise
 
 shifts = st.floats(0.05, 20)
@@ -90,3 +91,45 @@ def test_a_value_for_each_sample_reaches_all_of_it_whatever_its_dimensions(shape
     scaled = expand_like(values, torch.ones(2, *shape)) * torch.ones(2, *shape)
     assert scaled.shape == (2, *shape)
     assert torch.equal(scaled.reshape(2, -1).mean(dim=1), values)
+
+
+OWN_LAST_STEP = [
+    TimeShift(factor=3.0, last=0.003),
+    TimeShift(factor=2.5, terminal=0.02),
+    TimeShift(factor=1.0, last=0.2, terminal=0.1),
+]
+
+
+@given(st.integers(1, 200), st.sampled_from(OWN_LAST_STEP))
+def test_a_grid_with_a_last_step_of_its_own_rises_from_noise_to_data(num_steps: int, shift: TimeShift) -> None:
+    grid = time_grid(num_steps, shift)
+    assert len(grid) == num_steps + 1
+    assert (grid[0], grid[-1]) == (0, 1)
+    assert all(t < t_next for t, t_next in pairwise(grid))
+
+
+def test_the_last_step_starts_where_it_is_said_to() -> None:
+    assert time_grid(5, TimeShift(factor=1.0, last=0.2)) == pytest.approx(time_grid(5))
+    assert time_grid(5, TimeShift(factor=1.0, last=0.04))[:-1] == pytest.approx([0, 0.24, 0.48, 0.72, 0.96])
+    even, stretched = time_grid(5, 2.0), time_grid(5, TimeShift(factor=2.0, terminal=0.1))
+    assert stretched[-2:] == pytest.approx([0.9, 1])
+    assert stretched[1:-1] == pytest.approx([t * 0.9 / even[-2] for t in even[1:-1]])
+
+
+@pytest.mark.parametrize("told", [{"last": 0.003}, {"terminal": 0.02}, {}, {"last": 0.01, "terminal": 0.05}])
+def test_grids_are_those_of_diffusers(told: dict[str, float]) -> None:
+    """Whose pipelines give either the noise levels of evenly spaced steps, or none."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=told.get("terminal"))
+    if "last" in told:
+        scheduler.sigma_min = told["last"]
+    for num_steps in (2, 7, 28):
+        even = [1 - step / num_steps for step in range(num_steps)]
+        scheduler.set_timesteps(num_steps, sigmas=None if "last" in told else even)
+        expected = [1 - sigma for sigma in scheduler.sigmas.tolist()]
+        assert time_grid(num_steps, TimeShift(factor=3.0, **told)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("told", [{"factor": 0.0}, {"factor": 1.0, "last": 0.0}, {"factor": 1.0, "terminal": 1.0}])
+def test_a_last_step_at_no_noise_level_is_refused(told: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput, match="time_shift"):
+        TimeShift(**told)

@@ -16,6 +16,7 @@ from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded
 from elit_serve.bench.simulate.workload import draw_targets
 from elit_serve.client import Model, SamplingInfo
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.grid import Shift, TimeShift
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
@@ -84,7 +85,12 @@ class Capacity:
 def full_plan(sampling: SamplingInfo, num_steps: int, full_level: int) -> Plan:
     """How a request is made that leaves everything but its steps to the server, and has the full budget."""
     guidance = Guidance(**sampling.guidance.model_dump())
-    return Plan(levels=(full_level,) * num_steps, guidance=guidance, time_shift=sampling.time_shift)
+    return Plan(levels=(full_level,) * num_steps, guidance=guidance, time_shift=_shift(sampling))
+
+
+def _shift(sampling: SamplingInfo) -> Shift:
+    told = sampling.time_shift
+    return told if isinstance(told, float) else TimeShift(factor=told.factor, last=told.last, terminal=told.terminal)
 
 
 def budgets_of(model: Model) -> Budgets:

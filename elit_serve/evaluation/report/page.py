@@ -20,6 +20,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.folder import MeasuredRow, Measurements, read_measurements
 from elit_serve.files.opening import read_file
 from elit_serve.plans.estimate import Estimate
+from elit_serve.plans.grid import Shift
 
 PAGE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -199,7 +200,7 @@ def _quality_point(row: MeasuredRow, field: str) -> Point:
 
 def _guidance_chart(measured: Measurements) -> Figure | None:
     """Distance against the scale for each method: at the default's levels, else where most scales were measured."""
-    plans: dict[tuple[tuple[int, ...], float], list[MeasuredRow]] = {}
+    plans: dict[tuple[tuple[int, ...], Shift], list[MeasuredRow]] = {}
     for row in measured.swept or measured.evaluated:
         plans.setdefault((row.plan.levels, row.plan.time_shift), []).append(row)
     default = [key for key, rows in plans.items() if any(row.name == measured.default for row in rows)]

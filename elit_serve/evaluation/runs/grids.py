@@ -30,7 +30,7 @@ from elit_serve.files.quality import GridQuality, GridsQuality, Quality, write_q
 from elit_serve.files.writing import check_folder
 from elit_serve.plans.coarsening import Coarsening, losses_between
 from elit_serve.plans.estimate import Estimate
-from elit_serve.plans.grid import time_grid
+from elit_serve.plans.grid import Shift, time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import check_level
 from elit_serve.plans.plan import Plan, runs_of
@@ -68,7 +68,7 @@ class ChangedGrid:
     start: float = 0.0
     end: float = 1.0
 
-    def strides(self, num_steps: int, time_shift: float) -> tuple[int, ...]:
+    def strides(self, num_steps: int, time_shift: Shift) -> tuple[int, ...]:
         """On a grid of so many steps."""
         times, at, strides = time_grid(num_steps, time_shift), 0, []
         while at < num_steps:

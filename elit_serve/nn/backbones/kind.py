@@ -18,6 +18,8 @@ class BackboneKind:
     tiny: a spec that is as small as it can be and has all of its parts: what the tests of every kind run.
     presets: specs by name, for descriptions and measurements before anything is learned.
     channels: of their samples where nobody says; that is of the autoencoder that such models were published with.
+    is_published: whether its weights come with a folder of diffusers, which makes its module, so that nothing of it is
+        initialised here.
     """
 
     spec: type[BackboneSpec]
@@ -25,3 +27,4 @@ class BackboneKind:
     tiny: BackboneSpec
     presets: Mapping[str, Preset] = field(default_factory=dict)
     channels: int = 16
+    is_published: bool = False

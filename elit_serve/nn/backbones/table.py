@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones import dit, elit_dit, elit_hdit, elit_sit, elit_uvit, hdit, sit, uvit
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
+from elit_serve.nn.backbones.dense import prx
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse
 
@@ -23,6 +24,7 @@ KINDS: dict[str, BackboneKind] = {
     elit_hdit.ElitHDiTSpec.kind: elit_hdit.KIND,
     sit.SiTSpec.kind: sit.KIND,
     elit_sit.ElitSiTSpec.kind: elit_sit.KIND,
+    prx.PRXSpec.kind: prx.KIND,
 }
 
 

@@ -17,6 +17,7 @@ from elit_serve.files.quality import PlanQuality
 from elit_serve.nn import BackboneSpec
 from elit_serve.nn.flops import step_flops
 from elit_serve.plans.estimate import Estimate
+from elit_serve.plans.grid import Shift
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan, runs_of
 from elit_serve.plans.skips import SkipRule
@@ -46,7 +47,7 @@ class SweepGrid:
     steps: tuple[int, ...]
     guidances: tuple[Guidance, ...]
     schedules: tuple[tuple[int, int], ...] = ()
-    time_shift: float = 1.0
+    time_shift: Shift = 1.0
     skips: tuple[SkipRule, ...] = (SkipRule(),)
     with_skips: Callable[[Plan, SkipRule], Plan] = lambda plan, _: plan
 

@@ -1,0 +1,1 @@
+"""Text-to-image transformers of diffusers as backbones of one level: one file for each family."""

@@ -1,0 +1,153 @@
+"""PRX of Photoroom: image tokens attend to image and text tokens, and text is the same in all blocks.
+
+Letters: B batch, C channels, H x W sample size, N image tokens, T text tokens, D width, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.dense.dense import Dense, DenseSpec
+from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.fields import flag, number, pair, whole
+from elit_serve.nn.fused import Residual
+from elit_serve.nn.interface import patchify, unpatchify
+from elit_serve.nn.layers import settled
+from elit_serve.nn.reuse import CoreChange, through_core
+from elit_serve.nn.text import TextTokens
+
+ONE = (1, 1)  # a window of one token: row by row
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRXSpec(DenseSpec):
+    """axes: how much of a head its RoPE turns by row and by column. bottleneck: the width between two layers that embed
+    patches, None for one layer. knows_size: whether it is told the size of the sample."""
+
+    kind: ClassVar[str] = "prx"
+    their_class: ClassVar[str] = "PRXTransformer2DModel"
+    their_names: ClassVar[dict[str, str]] = {
+        "channels": "in_channels", "patch": "patch_size", "text_dim": "context_in_dim", "dim": "hidden_size",
+        "mlp_ratio": "mlp_ratio", "num_heads": "num_heads", "depth": "depth", "axes": "axes_dim", "theta": "theta",
+        "time_factor": "time_factor", "time_max_period": "time_max_period", "bottleneck": "bottleneck_size",
+        "knows_size": "resolution_embeds",
+    }  # fmt: skip
+
+    axes: tuple[int, int] = pair(2, 1024, (32, 32))
+    mlp_ratio: float = number(0.1, 64, 3.5)
+    theta: int = whole(2, 10**9, 10_000)
+    time_factor: float = number(1e-3, 1e6, 1000.0)
+    time_max_period: int = whole(2, 10**9, 10_000)
+    bottleneck: int | None = whole(1, 65536, None)
+    knows_size: bool = flag(False)
+
+    def check(self) -> None:
+        if self.dim % self.num_heads or sum(self.axes) != self.dim // self.num_heads or self.axes[0] % 2:
+            raise InvalidInput(
+                "axes", self.axes, f"two even numbers, together dim / num_heads: {self.dim} / {self.num_heads}"
+            )
+        super().check()
+
+    @property
+    def mlp_dim(self) -> int:
+        """The hidden width of MLPs."""
+        return int(self.dim * self.mlp_ratio)
+
+    def blocks_flops(self, tokens: int) -> float:
+        """Queries, keys, values and output of image tokens, keys and values of text, attention, and gated MLPs."""
+        projections = 8 * tokens * self.dim**2 + 4 * self.max_tokens * self.dim**2
+        attention = 4 * tokens * (tokens + self.max_tokens) * self.dim
+        return self.depth * (projections + attention + 6 * tokens * self.dim * self.mlp_dim)
+
+
+class PRX(Dense):
+    """PRX of diffusers; its only level is 1."""
+
+    spec: PRXSpec
+    blocks: nn.ModuleList
+    pe_embedder: nn.Module
+    img_in: nn.Module
+    time_in: nn.Module
+    txt_in: nn.Module
+    resolution_embedder: nn.Module
+    final_layer: nn.Module
+
+    def every_block(self) -> Iterable[nn.Module]:
+        return self.blocks
+
+    def make_layout(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """Rotations of all tokens, [1, 1, N, E / 2, 2, 2]."""
+        places = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
+        return self.pe_embedder(places.float().unsqueeze(0))
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        return self.embedded_noise_level(1 - t)
+
+    def embedded_noise_level(self, sigma: Tensor) -> Tensor:
+        """sigma [B] -> [B, D]"""
+        from diffusers.models.embeddings import get_timestep_embedding
+
+        waves = get_timestep_embedding(
+            sigma.float(),
+            256,
+            flip_sin_to_cos=True,
+            downscale_freq_shift=0.0,
+            scale=self.spec.time_factor,
+            max_period=self.spec.time_max_period,
+        )
+        return self.time_in(waves.to(self.dtype))
+
+    def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens, change: CoreChange | None) -> Tensor:
+        height, width = x.shape[-2:]
+        told = self.told(x, sigma, text)
+        tokens = self.img_in(patchify(x, patch=self.spec.patch, window=ONE))  # [B, N, D]
+        rope = self.layout(x.shape, x.device)
+        tokens = through_core(lambda stream: self.run(self.blocks, stream, told, rope), tokens, change)
+        patches = self.final_layer(tokens, told["temb"])  # [B, N, C * P * P]
+        return unpatchify(patches, patch=self.spec.patch, window=ONE, height=height, width=width)
+
+    def told(self, x: Tensor, sigma: Tensor, text: TextTokens) -> dict[str, Any]:
+        """What all blocks are told alike, of samples [B, C, H, W] at sigma [B]."""
+        vector = self.embedded_noise_level(sigma)  # [B, D]
+        if self.spec.knows_size:
+            height, width = (torch.full((len(x),), float(side), device=x.device) for side in x.shape[-2:])
+            vector = vector + self.resolution_embedder(height, width, dtype=vector.dtype)
+        return {
+            "temb": vector,
+            "encoder_hidden_states": self.txt_in(text.states.to(self.dtype)),  # [B, T, D]
+            "attention_mask": text.mask,
+        }
+
+    @staticmethod
+    def run(blocks: Iterable[nn.Module], stream: Tensor | Residual, told: dict[str, Any], rope: Tensor) -> Tensor:
+        """Image tokens [B, N, D] through blocks. -> [B, N, D]"""
+        tokens = settled(stream)
+        for block in blocks:
+            tokens = block(hidden_states=tokens, image_rotary_emb=rope, **told)
+        return tokens
+
+
+KIND = BackboneKind(
+    spec=PRXSpec,
+    module=PRX,
+    tiny=PRXSpec(
+        channels=4,
+        height=8,
+        width=8,
+        patch=2,
+        dim=32,
+        depth=3,
+        num_heads=2,
+        axes=(8, 8),
+        mlp_ratio=1.5,
+        text_dim=12,
+        max_tokens=7,
+    ),
+    is_published=True,
+)

@@ -1,0 +1,103 @@
+"""Tiny random folders in diffusers' format, of the real classes, made on the spot: one builder for each family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = ("a", "red", "green", "small", "tulip", "rose", "daisy", "on", "grass", "photo", "of", "the")
+MAX_TOKENS = 7
+
+
+def tokenizer(max_length: int = MAX_TOKENS, side: str = "right") -> Any:
+    """Of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("<pad>", "<unk>", "</s>")
+    vocabulary = {word: index for index, word in enumerate((*special, *WORDS))}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        model_max_length=max_length,
+        padding_side=side,
+    )
+
+
+def randomised(module: Any) -> Any:
+    """None of its parameters are zero, so that everything matters."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return module.eval()
+
+
+def autoencoder_kl(channels: int) -> Any:
+    """Four pixels for each element of a sample."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=4,
+        scaling_factor=0.36,
+        shift_factor=0.12,
+    )
+
+
+def prx() -> Any:
+    """PRX, with the text encoder and the shift of the published ones."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline, PRXTransformer2DModel
+    from transformers import T5GemmaModuleConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    text_encoder = T5GemmaEncoder(
+        T5GemmaModuleConfig(
+            vocab_size=15,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            dropout_rate=0.0,
+        )
+    )
+    transformer = PRXTransformer2DModel(
+        in_channels=4,
+        patch_size=2,
+        context_in_dim=16,
+        hidden_size=32,
+        mlp_ratio=1.5,
+        num_heads=2,
+        depth=3,
+        axes_dim=[8, 8],
+    )
+    return PRXPipeline(
+        transformer=randomised(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=randomised(text_encoder),
+        tokenizer=tokenizer(),
+        vae=randomised(autoencoder_kl(4)),
+        default_sample_size=16,
+    )
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {"prx": prx}
+
+
+def write_folder(family: str, folder: Path) -> Path:
+    """A pipeline of this family, saved as diffusers does."""
+    FAMILIES[family]().save_pretrained(folder)
+    return folder
