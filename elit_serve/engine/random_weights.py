@@ -22,7 +22,7 @@ from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size, nearest_multiples
 
 SPREAD = 0.02  # of the tensors that training would start at zero
-NUM_CLASSES = 1000  # as of ImageNet
+CLASSES = ClassesConfig(names=tuple(str(index) for index in range(1000)))  # as many as ImageNet has
 RANDOM_RESOLUTION = 256  # where nobody says another
 LOWEST_SHARE = 16  # the weak pass of guidance keeps one latent in 16 (paper, section 3.4)
 
@@ -51,7 +51,9 @@ def random_config(
     preset_name: str, resolution: int, *, sizes: Sequence[str] = (), factor: int = 1
 ) -> tuple[ModelConfig, BackboneSpec]:
     """What `random_checkpoint` makes weights of."""
-    spec = preset(preset_name, resolution, num_classes=NUM_CLASSES)
+    spec = preset(preset_name, resolution)
+    if CLASSES.misfits(spec.config_fields()["backbone"]):
+        raise InvalidInput("model", preset_name, "a preset whose pictures are of classes: prompts need an encoder")
     shapes = [_shape(spec, Size.read(size, field="sizes"), factor) for size in sizes] or [spec.shape]
     return _config(preset_name, resolution, spec, shapes), spec
 
@@ -71,7 +73,7 @@ def _config(preset_name: str, resolution: int, spec: BackboneSpec, shapes: Seque
         name=f"{preset_name.replace('/', '-')}-{resolution}-random",
         **{**spec.config_fields(), "shapes": {shape.name: shape.size for shape in shapes}},
         levels=spec.levels,
-        conditions=ClassesConfig(names=tuple(str(index) for index in range(NUM_CLASSES))),
+        conditions=CLASSES,
         autoencoder=AutoencoderConfig(kind="none"),
         sampling=SamplingConfig(guidance=guidance),
         weights=WeightsConfig(dtype="float32", files={"random.safetensors": "0" * 64}),

@@ -9,6 +9,7 @@ the core), D width. With an interface of reach `all` R is J at every level, with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from elit_serve.nn.attention import grouped_probabilities, observed
 from elit_serve.nn.backbones.backbone import Backbone
-from elit_serve.nn.fused import Residual
 from elit_serve.nn.layers import GroupedCrossAttention, settled
 
 
@@ -83,8 +83,8 @@ def watch_latents(model: Backbone, x: Tensor, t: Tensor, condition: Tensor, leve
     def keep_attention(name: str, attention: GroupedCrossAttention, *given: Any) -> None:
         seen[name] = grouped_probabilities(attention, *given).mean(dim=2)
 
-    def keep_latents(name: str, made: Tensor | Residual) -> None:
-        seen[name] = torch.unflatten(settled(made).float(), 1, (seen["reads"].shape[1], -1))
+    def keep_latents(name: str, latents_of: Callable[[Any], Tensor], made: Any) -> None:
+        seen[name] = torch.unflatten(latents_of(made).float(), 1, (seen["reads"].shape[1], -1))
 
     with observed(
         inputs={
@@ -92,8 +92,8 @@ def watch_latents(model: Backbone, x: Tensor, t: Tensor, condition: Tensor, leve
             parts.writing: partial(keep_attention, "writes", parts.writing),
         },
         outputs={
-            parts.read: partial(keep_latents, "after_read"),
-            parts.core[-1]: partial(keep_latents, "after_core"),
+            parts.read: partial(keep_latents, "after_read", settled),
+            parts.core[-1]: partial(keep_latents, "after_core", parts.leaving),
         },
     ):
         model(x, t, condition, level)

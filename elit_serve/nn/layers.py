@@ -178,10 +178,18 @@ class Block(nn.Module):
     def forward(
         self, residual: Tensor | Residual, modulation: Tensor, rope: Tensor, *, mask: Tensor | None = None
     ) -> Residual:
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
-        x, normed = settle_and_norm(residual, shift1, scale1, fp8=takes_fp8(self.attention.qkv))  # [B, N, D] each
-        attended = Residual(x, self.attention(normed, rope, mask=mask), gate1)
-        x, normed = settle_and_norm(attended, shift2, scale2, fp8=takes_fp8(self.mlp.up))
+        x, normed = self.before_attention(residual, modulation)  # [B, N, D] each
+        return self.behind_attention(x, self.attention(normed, rope, mask=mask), modulation)
+
+    def before_attention(self, residual: Tensor | Residual, modulation: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual stream, and what attention is to be given: both [B, N, D]."""
+        shift, scale, *_ = modulation.chunk(6, dim=-1)
+        return settle_and_norm(residual, shift, scale, fp8=takes_fp8(self.attention.qkv))
+
+    def behind_attention(self, x: Tensor, attended: Tensor, modulation: Tensor) -> Residual:
+        """The residual stream x [B, N, D] and what attention made for it [B, N, D] -> the residual stream."""
+        _, _, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        x, normed = settle_and_norm(Residual(x, attended, gate1), shift2, scale2, fp8=takes_fp8(self.mlp.up))
         return Residual(x, self.mlp(normed), gate2)
 
 
@@ -217,7 +225,8 @@ def settled(residual: Tensor | Residual) -> Tensor:
 
 
 def initialise(model: nn.Module) -> None:
-    """Xavier for linear layers, N(0, 0.02) for embeddings, latents and positions, zero for what must start so.
+    """Xavier for linear layers, N(0, 0.02) for embeddings, latents, positions and the null text, zero for what must
+    start so.
 
     Zeroed are the adaLN projections, the final layer, and every module that lists itself in
     `zero_at_start`, a tuple of its own linear layers (Write's output projections).
@@ -228,7 +237,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        for name in ("latents", "places", "positions", "core_positions"):
+        for name in ("latents", "places", "positions", "core_positions", "null_text"):
             if isinstance(learned := getattr(module, name, None), nn.Parameter):
                 nn.init.normal_(learned, std=0.02)
     for module in model.modules():

@@ -18,16 +18,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from elit_serve.engine.checkpoint import load_checkpoint, write_checkpoint
-from elit_serve.engine.conditions import ClassConditions
+from elit_serve.engine.conditions import conditions_of
 from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.graphs import GraphExecutor
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
-from elit_serve.files.config import ClassesConfig, ModelConfig, SamplingConfig, WeightsConfig
+from elit_serve.files.config import (
+    ClassesConfig,
+    ModelConfig,
+    SamplingConfig,
+    TextConfig,
+    TextEncoderConfig,
+    WeightsConfig,
+)
 from elit_serve.nn import Backbone, BackboneSpec, build, count_parameters, parse_spec
 from elit_serve.nn.backbones.elit import ElitSpec
 from elit_serve.nn.backbones.table import KINDS
+from elit_serve.nn.backbones.texts import TextSpec
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.plans.guidance import Guidance
@@ -38,9 +46,10 @@ from elit_serve.sampling import initial_noise
 from elit_serve.scheduler import CostTable
 from elit_serve.trainer.compiling import compile_blocks
 from elit_serve.trainer.loss import rectified_flow_loss
+from tests.text_models import Letters
 
 CLASSES = ("daisy", "rose", "tulip")
-UNCOUNTED = ("modulation", "patch_embed", "time_embed", "final")  # parts whose FLOPs no spec and no paper counts
+UNCOUNTED = ("modulation", "patch_embed", "time_embed", "text_embed", "mean_text_embed", "final")  # nor does the paper
 
 
 TINY = {name: kind.tiny for name, kind in KINDS.items() if not kind.is_published}  # those are in tests/dense
@@ -70,12 +79,33 @@ def randomised(spec: BackboneSpec) -> Backbone:
 def inputs(spec: BackboneSpec, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *spec.sample_shape, generator=generator)
-    return x, torch.linspace(0.1, 0.9, batch), torch.arange(batch) % len(CLASSES)
+    ids = torch.arange(batch) % len(CLASSES)
+    condition = Letters().encode([CLASSES[index] for index in ids]) if isinstance(spec, TextSpec) else ids
+    return x, torch.linspace(0.1, 0.9, batch), condition
+
+
+def conditions_config(spec: BackboneSpec) -> ClassesConfig | TextConfig:
+    """What its pictures may be of: one of the classes, or any prompt, of which the classes are some."""
+    if not isinstance(spec, TextSpec):
+        return ClassesConfig(names=CLASSES)
+    encoder = TextEncoderConfig(kind="letters")
+    return TextConfig(encoder=encoder, dim=spec.text_dim, max_tokens=spec.max_tokens, examples=CLASSES)
+
+
+def repeated(tensor: Tensor, count: int) -> Tensor:
+    """The samples of a batch, so many times. [B, ...] -> [count * B, ...]"""
+    return torch.cat([tensor] * count)
 
 
 def some_levels(spec: BackboneSpec) -> list[int]:
     """The lowest, the highest, and one in the middle."""
     return sorted({spec.levels[0], spec.levels[len(spec.levels) // 2], spec.levels[-1]})
+
+
+def latents_and_text(spec: BackboneSpec, of_core: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    """Tokens of a core at a level: those of groups [B, G, L, D], and those of a text [B, T, D]."""
+    in_groups, text = of_core.split([spec.num_groups * level, spec.text_in_core], dim=1)
+    return in_groups.unflatten(1, (spec.num_groups, level)), text
 
 
 def assert_near(one: Tensor, other: Tensor) -> None:
@@ -144,7 +174,7 @@ def test_several_levels_in_one_call_equal_separate_calls(kind: str) -> None:
     model = randomised(ELASTIC[kind])
     levels = [model.spec.levels[-1], *model.spec.levels[:2]]
     x, t, condition = inputs(model.spec)
-    together = model(x.repeat(3, 1, 1, 1), t.repeat(3), condition.repeat(3), levels)
+    together = model(repeated(x, 3), repeated(t, 3), repeated(condition, 3), levels)
     for part, level in zip(together.chunk(3), levels, strict=True):
         assert_near(part, model(x, t, condition, level))
 
@@ -171,9 +201,9 @@ def test_samples_with_levels_of_their_own_equal_each_alone(name: str, passes: tu
     own = torch.tensor([2, passes[0], 1, 5, passes[0] - 1])
     count = len(passes)
     together = model(
-        x.repeat(count, 1, 1, 1),
-        t.repeat(count),
-        condition.repeat(count),
+        repeated(x, count),
+        repeated(t, count),
+        repeated(condition, count),
         passes,
         own_levels=torch.cat([own.clamp(max=level) for level in passes]),
     )
@@ -190,12 +220,13 @@ def test_a_sample_with_a_level_of_its_own_leaves_what_its_core_changed_there(kin
     own, change = torch.tensor([1, 6, 3]), CoreChange()
     model(x, t, condition, 6, changes=[change], own_levels=own)
     assert change.value is not None
-    grouped = change.value.unflatten(1, (spec.num_groups, 6))
+    grouped, _ = latents_and_text(spec, change.value, 6)
     for i, level in enumerate(own.tolist()):
         alone = CoreChange()
         model(x[i : i + 1], t[i : i + 1], condition[i : i + 1], level, changes=[alone])
         assert alone.value is not None
-        assert_near(grouped[i, :, :level].flatten(0, 1), alone.value[0])
+        latents, _ = latents_and_text(spec, alone.value, level)
+        assert_near(grouped[i, :, :level], latents[0])
         assert not grouped[i, :, level:].any()
 
 
@@ -203,10 +234,17 @@ def test_its_parts_are_given_tensors_without_gaps(model: Backbone) -> None:
     """Kernels for a GPU copy others first, and compiled code takes them for another kind of input."""
     with_gaps: set[str] = set()
 
-    def look(part: torch.nn.Module, given: tuple[Tensor | Residual, ...]) -> None:
-        streams = [each[:2] if isinstance(each, Residual) else (each,) for each in given if not isinstance(each, int)]
-        if not all(tensor.is_contiguous() for stream in streams for tensor in stream):
+    def look(part: torch.nn.Module, given: tuple[Any, ...]) -> None:
+        if not all(tensor.is_contiguous() for tensor in streams_in(given)):
             with_gaps.add(type(part).__name__)
+
+    def streams_in(given: Any) -> Iterator[Tensor]:
+        """All tensors but the gates of residual streams, which are parts of a modulation."""
+        if isinstance(given, Tensor):
+            yield given
+        elif isinstance(given, tuple):
+            for each in given[:2] if isinstance(given, Residual) else given:
+                yield from streams_in(each)
 
     for part in model.compilable():
         part.register_forward_pre_hook(look)
@@ -242,6 +280,7 @@ def test_each_training_step_lowers_the_loss_and_all_parameters_learn(spec: Backb
     torch.manual_seed(0)
     model = build(spec)
     data, t, condition = inputs(spec, batch=8)
+    condition = torch.cat([model.null_like(condition[:1]), condition[1:]])  # what stands for it is learned too
     noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
@@ -285,10 +324,10 @@ def test_parts_of_several_levels_skip_their_cores_side_by_side(kind: str) -> Non
     model = randomised(ELASTIC[kind])
     x, t, condition = inputs(model.spec)
     levels = [model.spec.levels[-1], model.spec.levels[0]]
-    twice = x.repeat(2, 1, 1, 1), t.repeat(2), condition.repeat(2), levels
+    twice = repeated(x, 2), repeated(t, 2), repeated(condition, 2), levels
     changes = [CoreChange(levels=torch.full((2,), level)) for level in levels]
     assert_near(model(*twice, changes=changes), model(*twice))
-    later = x.repeat(2, 1, 1, 1), t.repeat(2) + 0.1, condition.repeat(2), levels
+    later = repeated(x, 2), repeated(t, 2) + 0.1, repeated(condition, 2), levels
     together = model(*later, changes=changes)
     for part, level, change in zip(together.chunk(2), levels, changes, strict=True):
         assert_near(part, model(x, t + 0.1, condition, level, changes=[change]))
@@ -308,8 +347,8 @@ def test_a_skipped_core_needs_no_level_of_its_own_where_read_and_write_see_all_l
     change = CoreChange(levels=torch.full((2,), low))
     velocity = model(x, t, condition, low, changes=[change])
     assert change.value is not None
-    grouped = change.value.unflatten(1, (spec.num_groups, low))
-    padded = torch.nn.functional.pad(grouped, (0, 0, 0, full - low)).flatten(1, 2)
+    grouped, text = latents_and_text(spec, change.value, low)
+    padded = torch.cat([torch.nn.functional.pad(grouped, (0, 0, 0, full - low)).flatten(1, 2), text], dim=1)
     assert_near(model(x, t, condition, full, changes=[CoreChange(value=padded, levels=change.levels)]), velocity)
 
 
@@ -338,13 +377,13 @@ def own_level(kind: StepKind, seed: int) -> int:
 
 def drawing_of(model: Backbone) -> offline.BareModel:
     device = next(model.parameters()).device
-    conditions = ClassConditions(CLASSES, model="tiny")
+    conditions = conditions_of(config_of(model.spec), Letters())
     return offline.BareModel(model=model, device=device, conditions=conditions, shapes=(model.spec.shape,))
 
 
 def states_made(executor: Executor, spec: BackboneSpec, steps: Steps, seeds: Sequence[int]) -> list[Tensor]:
     """Of pictures that take all steps together, after each: [B, C, H, W] on the CPU. One alone is in no mixed step."""
-    conditions = ClassConditions(CLASSES, model="tiny")
+    conditions = conditions_of(config_of(spec), Letters())
     noise = initial_noise(seeds, spec.sample_shape)
     pictures = offline.pictures_of([conditions[seed] for seed in seeds], seeds, steps.plan, spec.shape, noise)
     for picture in pictures:
@@ -415,7 +454,7 @@ def config_of(spec: BackboneSpec) -> ModelConfig:
         name="tiny",
         **spec.config_fields(),
         levels=spec.levels,
-        conditions=ClassesConfig(names=CLASSES),
+        conditions=conditions_config(spec),
         sampling=SamplingConfig(steps=2, guidance=guidance),
         weights=WeightsConfig(dtype="float32", files={"model.safetensors": "0" * 64}),
     )
@@ -433,6 +472,9 @@ def test_what_is_written_computes_the_same_when_it_is_read(model: Backbone, mode
         assert torch.equal(loaded(*inputs(model.spec), level), model(*inputs(model.spec), level))
 
 
+@pytest.mark.parametrize(
+    "spec", [spec for spec in TINY.values() if not isinstance(spec, TextSpec)], ids=lambda it: it.kind
+)
 def test_it_is_served_at_its_levels(model_dir: Path, start_server: Any) -> None:
     pipeline = Pipeline.load(model_dir, device="cpu")
     levels, shape = pipeline.config.levels, pipeline.shapes[0].name

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn import Backbone, BackboneSpec, build
 from elit_serve.nn.backbones.elastic import ElasticSpec
 from elit_serve.nn.backbones.table import KINDS
+from tests.nn.test_every_backbone import inputs
 
 
 def turned(kind: str, **interface: Any) -> Any:
@@ -28,6 +28,7 @@ SPECS = {
     "elit-uvit": turned("elit-uvit", head=1, core=4),
     "elit-hdit": turned("elit-hdit", window=(2, 2)),
     "elit-sit": turned("elit-sit"),
+    "elit-mmdit": turned("elit-mmdit"),
 }
 
 
@@ -51,12 +52,6 @@ def turned_from(plain: Backbone, spec: ElasticSpec) -> Backbone:
     taken = model.from_plain(plain.state_dict())
     assert not model.load_state_dict(taken, strict=False).unexpected_keys
     return model
-
-
-def inputs(spec: BackboneSpec, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, *spec.sample_shape, generator=generator)
-    return x, torch.linspace(0.1, 0.9, batch), torch.arange(batch) % 3
 
 
 def test_at_the_full_level_it_is_the_plain_model_and_below_it_is_not(spec: ElasticSpec) -> None:
@@ -97,6 +92,7 @@ def test_all_of_it_learns_within_two_steps(spec: ElasticSpec) -> None:
     model = turned_from(randomised(spec.plain()), spec).requires_grad_(True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, t, condition = inputs(spec, batch=6)
+    condition = torch.cat([model.null_like(condition[:1]), condition[1:]])
     for _ in range(2):
         optimizer.zero_grad()
         model(x, t, condition, 2).square().mean().backward()

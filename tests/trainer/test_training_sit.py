@@ -31,4 +31,6 @@ def test_a_tiny_one_trains_and_is_exported_and_draws(
 
 def test_the_imagenet_recipe_is_the_published_model() -> None:
     sketch = read_recipe(find_recipe("imagenet256-elit-sit-xl2")).backbone.sketch
-    assert sketch == preset("elit-sit-xl/2", 256, num_classes=sketch.config_fields()["backbone"]["num_classes"])
+    assert sketch == preset(
+        "elit-sit-xl/2", 256, conditions={"num_classes": sketch.config_fields()["backbone"]["num_classes"]}
+    )

@@ -22,27 +22,34 @@ SCRATCH = 0  # the slot that fills up a batch; what is in it means nothing
 class _Branch:
     """What the cores of main or of weak passes changed last, and at which level that was.
 
-    Of a level below the full one the change of all other latents is zero.
+    Of a level below the full one the change of all other latents is zero. text: how many tokens of one are in the core,
+    behind `tokens` in groups.
     """
 
-    def __init__(self, slots: int, tokens: int, groups: int, width: int, like: Tensor) -> None:
+    def __init__(self, slots: int, tokens: int, groups: int, text: int, width: int, like: Tensor) -> None:
         self._changes = torch.zeros((slots, groups, tokens // groups, width), dtype=like.dtype, device=like.device)
+        self._of_text = torch.zeros((slots, text, width), dtype=like.dtype, device=like.device)
         self._levels = torch.ones(slots, dtype=torch.int64, device=like.device)
         self._groups = groups
 
     def forget(self, slot: int) -> None:
         self._changes[slot].zero_()
+        self._of_text[slot].zero_()
         self._levels[slot].fill_(1)
 
     def at(self, slots: Tensor, level: int) -> CoreChange:
-        """Of the first `level` latents of each group, for slots [B]."""
+        """Of the first `level` latents of each group, and of all text, for slots [B]."""
         changes = self._changes[:, :, :level].index_select(0, slots).flatten(1, 2)
+        if self._of_text.shape[1]:
+            changes = torch.cat([changes, self._of_text.index_select(0, slots)], dim=1)
         return CoreChange(value=changes, levels=self._levels.index_select(0, slots))
 
     def keep(self, slots: Tensor, changes: Tensor, level: int, own_levels: Tensor | None) -> None:
         """Changes [B, K, D] at a level, of slots [B], or of samples at levels of their own [B], none above it: what
         these do not have has changed by zero."""
-        self._changes[:, :, :level].index_copy_(0, slots, torch.unflatten(changes, 1, (self._groups, level)))
+        of_latents, of_text = torch.split(changes, [self._groups * level, self._of_text.shape[1]], dim=1)
+        self._changes[:, :, :level].index_copy_(0, slots, torch.unflatten(of_latents, 1, (self._groups, level)))
+        self._of_text.index_copy_(0, slots, of_text)
         self._changes[:, :, level:].index_fill_(0, slots, 0)
         if own_levels is None:
             self._levels.index_fill_(0, slots, level)
@@ -57,8 +64,10 @@ class Memory:
         spec = model.spec.at_size(*shape.size[1:])
         full = spec.levels[-1]
         tokens, width = spec.core_shape(full)
+        text = spec.text_in_core
+        in_groups = tokens - text
         like = next(each for each in model.parameters() if each.dtype.itemsize > 1)  # quantised ones have another dtype
-        self._branches = [_Branch(slots, tokens, tokens // full, width, like) for _ in ("main", "weak")]
+        self._branches = [_Branch(slots, in_groups, in_groups // full, text, width, like) for _ in ("main", "weak")]
         self._apart = torch.zeros((slots, *shape.size), device=device)
         self._at_any_level, self._full_level = spec.skips_at_any_level, full
 

@@ -5,7 +5,7 @@ Letters: B batch, * the size of one sample (its channels first), J latents per g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.fields import Checked, as_table
 from elit_serve.nn.flops import Flops
-from elit_serve.nn.layers import Block, GroupedCrossAttention
+from elit_serve.nn.layers import Block, GroupedCrossAttention, settled
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.shape import Shape
@@ -69,6 +69,11 @@ class BackboneSpec(Checked):
         raise NotImplementedError
 
     @property
+    def text_in_core(self) -> int:
+        """How many of these tokens are of a text: the last ones, the same number at every level and of no group."""
+        return 0
+
+    @property
     def skips_at_any_level(self) -> bool:
         """Whether a pass that skips its core computes the same at every level: it adds a change to the latents that the
         core had, and all others are as they were."""
@@ -117,13 +122,15 @@ class BackboneSpec(Checked):
 class LatentParts:
     """What the latents of a backbone run through: each part once in a pass at one level, in this order.
 
-    reading and writing are the attention of Read and of Write; `read` makes the latents.
+    reading and writing are the attention of Read and of Write; `read` makes the latents. leaving: the latents [B, K, D]
+    among what the last part of the core makes.
     """
 
     reading: GroupedCrossAttention
     read: nn.Module
-    core: tuple[Block, ...]
+    core: tuple[nn.Module, ...]
     writing: GroupedCrossAttention
+    leaving: Callable[[Any], Tensor] = settled
 
 
 class Backbone(nn.Module):

@@ -80,14 +80,14 @@ class ElasticSpec(TransformerSpec):
         )
 
     def plain_fields(self) -> dict[str, Any]:
-        """Fields of the plain spec that `plain` gives, which are those of `TransformerSpec`. Raises `InvalidInput`
-        where no level of a fresh model is a plain one."""
+        """Fields of the plain spec that `plain` gives: those of `TransformerSpec`, and what its conditions are. Raises
+        `InvalidInput` where no level of a fresh model is a plain one."""
         start = getattr(self.interface, "start", None)
         if start != "tokens":
             raise InvalidInput("interface.start", start, "tokens: otherwise no level is a plain model at the start")
         if self.positions == "learned":
             raise InvalidInput("positions", self.positions, "those that are the same whatever the window is")
-        return {each.name: getattr(self, each.name) for each in fields(TransformerSpec)}
+        return {**self.conditions, **{each.name: getattr(self, each.name) for each in fields(TransformerSpec)}}
 
     def spatial_flops(self) -> float:
         """Of head and tail."""

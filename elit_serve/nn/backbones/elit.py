@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import LatentParts
 from elit_serve.nn.backbones.elastic import ElasticSpec, SplitSpec, in_split
+from elit_serve.nn.backbones.kind import Conditions
 from elit_serve.nn.backbones.transformer import (
     SIZES,
     Layout,
@@ -236,16 +237,16 @@ class Elit(Transformer):
 
 
 def elit_preset_fields(
-    kind: str, size: str, patch: int, resolution: int, channels: int, num_classes: int
+    kind: str, size: str, patch: int, resolution: int, channels: int, conditions: Conditions
 ) -> dict[str, Any]:
     """The fields of a preset of a kind, as `preset_fields`, and its interface (paper, section 4.1 and appendix B)."""
     sized = SIZES[size]
-    fields, window = preset_fields(f"{kind}-{size}/{patch}", sized, patch, resolution, channels, num_classes)
+    fields, window = preset_fields(f"{kind}-{size}/{patch}", sized, patch, resolution, channels, conditions)
     head, core, tail = sized.split
     return {**fields, "interface": InterfaceSpec(window=(window, window), head=head, core=core, tail=tail)}
 
 
-def tiny_elit_fields(head: int, core: int, tail: int) -> dict[str, Any]:
+def tiny_elit_fields(head: int, core: int, tail: int, conditions: Conditions) -> dict[str, Any]:
     """As `tiny_fields`, with 8 groups of 8 latents."""
     interface = InterfaceSpec(window=(2, 4), head=head, core=core, tail=tail)
-    return {**tiny_fields(head + core + tail), "interface": interface}
+    return {**tiny_fields(head + core + tail, conditions), "interface": interface}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.classes import TINY_CLASSES, ClassSpec, ClassTransformer
 from elit_serve.nn.backbones.elit import Elit, ElitSpec, elit_preset_fields, tiny_elit_fields
 from elit_serve.nn.backbones.hdit import (
     QUAD,
@@ -27,7 +28,7 @@ from elit_serve.nn.backbones.hdit import (
     hourglass_flops,
     run_hourglass,
 )
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.transformer import PRESETS, Layout
 from elit_serve.nn.fields import whole
 from elit_serve.nn.fused import Residual
@@ -35,7 +36,7 @@ from elit_serve.nn.kept import Kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElitHDiTSpec(ElitSpec):
+class ElitHDiTSpec(ElitSpec, ClassSpec):
     """An HDiT of `depth` blocks in all, split by its interface.
 
     wide: how many blocks in the middle of the core run on quads: latents 0..3 of a group, 4..7 and so on. It runs at
@@ -64,7 +65,7 @@ class ElitHDiTSpec(ElitSpec):
         return hourglass_flops(self.interface.core, self.wide, latents, quads, self.dim)
 
 
-class ElitHDiT(Elit):
+class ElitHDiT(ClassTransformer, Elit):
     """ELIT-HDiT: the middle of its core runs on quads of latents."""
 
     spec: ElitHDiTSpec
@@ -95,14 +96,14 @@ class ElitHDiT(Elit):
         return run_hourglass(blocks, self.spec.wide, between, z, modulations, *ropes, kept)
 
 
-def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitHDiTSpec:
-    fields = elit_preset_fields("elit-hdit", size, patch, resolution, channels, num_classes)
+def _preset(size: str, patch: int, resolution: int, channels: int, conditions: Conditions) -> ElitHDiTSpec:
+    fields = elit_preset_fields("elit-hdit", size, patch, resolution, channels, conditions)
     return ElitHDiTSpec(**fields, wide=WIDE[size])
 
 
 KIND = BackboneKind(
     spec=ElitHDiTSpec,
     module=ElitHDiT,
-    tiny=ElitHDiTSpec(**tiny_elit_fields(head=1, core=3, tail=1), wide=1),
+    tiny=ElitHDiTSpec(**tiny_elit_fields(head=1, core=3, tail=1, conditions=TINY_CLASSES), wide=1),
     presets={f"elit-hdit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
 )

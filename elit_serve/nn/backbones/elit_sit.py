@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import LatentParts
+from elit_serve.nn.backbones.classes import TINY_CLASSES, ClassSpec
 from elit_serve.nn.backbones.elastic import ElasticSpec, SplitSpec, in_split
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.sit import CHANNELS, SineTransformer, SiTSpec
 from elit_serve.nn.backbones.transformer import (
     PRESETS,
@@ -65,7 +66,7 @@ SPLITS = {name: size.split for name, size in SIZES.items()} | {"xl": (8, 16, 4)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElitSiTSpec(ElasticSpec):
+class ElitSiTSpec(ElasticSpec, ClassSpec):
     """A SiT of `depth` blocks in all, split by its interface."""
 
     kind: ClassVar[str] = "elit-sit"
@@ -281,9 +282,9 @@ class ElitSiT(SineTransformer):
         return with_first_replaced(latents, through_core(core, first, change), layout.num_groups)
 
 
-def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitSiTSpec:
+def _preset(size: str, patch: int, resolution: int, channels: int, conditions: Conditions) -> ElitSiTSpec:
     name = f"elit-sit-{size}/{patch}"
-    fields, window = preset_fields(name, SIZES[size], patch, resolution, channels, num_classes)
+    fields, window = preset_fields(name, SIZES[size], patch, resolution, channels, conditions)
     head, core, tail = SPLITS[size]
     return ElitSiTSpec(**fields, interface=SineInterfaceSpec(window=(window, window), head=head, core=core, tail=tail))
 
@@ -291,7 +292,9 @@ def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: 
 KIND = BackboneKind(
     spec=ElitSiTSpec,
     module=ElitSiT,
-    tiny=ElitSiTSpec(**tiny_fields(depth=4), interface=SineInterfaceSpec(window=(2, 4), head=1, core=2, tail=1)),
+    tiny=ElitSiTSpec(
+        **tiny_fields(4, TINY_CLASSES), interface=SineInterfaceSpec(window=(2, 4), head=1, core=2, tail=1)
+    ),
     presets={f"elit-sit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
     channels=CHANNELS,
 )

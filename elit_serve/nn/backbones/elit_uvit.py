@@ -14,8 +14,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.classes import TINY_CLASSES, ClassSpec, ClassTransformer
 from elit_serve.nn.backbones.elit import Elit, ElitSpec, elit_preset_fields, tiny_elit_fields
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.transformer import PRESETS, Layout
 from elit_serve.nn.backbones.uvit import (
     Skip,
@@ -33,7 +34,7 @@ from elit_serve.nn.layers import run
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElitUViTSpec(ElitSpec):
+class ElitUViTSpec(ElitSpec, ClassSpec):
     """A U-ViT of `depth` blocks in all, split by its interface.
 
     Where head and tail are not equally long, the first blocks of the head and the last of the tail have skips.
@@ -66,7 +67,7 @@ class ElitUViTSpec(ElitSpec):
         return super().core_flops(level) + self.num_core_skips * skip_flops(self.num_groups * level, self.dim)
 
 
-class ElitUViT(Elit):
+class ElitUViT(ClassTransformer, Elit):
     """ELIT-U-ViT: skips from head to tail and inside the core."""
 
     spec: ElitUViTSpec
@@ -113,13 +114,13 @@ class ElitUViT(Elit):
         return run_with_skips(masked(self.core, mask_of(kept, z)), list(self.core_skips), z, modulations, rope)
 
 
-def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> ElitUViTSpec:
-    return ElitUViTSpec(**elit_preset_fields("elit-uvit", size, patch, resolution, channels, num_classes))
+def _preset(size: str, patch: int, resolution: int, channels: int, conditions: Conditions) -> ElitUViTSpec:
+    return ElitUViTSpec(**elit_preset_fields("elit-uvit", size, patch, resolution, channels, conditions))
 
 
 KIND = BackboneKind(
     spec=ElitUViTSpec,
     module=ElitUViT,
-    tiny=ElitUViTSpec(**tiny_elit_fields(head=2, core=3, tail=1)),
+    tiny=ElitUViTSpec(**tiny_elit_fields(head=2, core=3, tail=1, conditions=TINY_CLASSES)),
     presets={f"elit-uvit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
 )

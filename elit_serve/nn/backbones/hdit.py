@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.classes import TINY_CLASSES, ClassSpec, ClassTransformer
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.plain import Plain, PlainSpec
 from elit_serve.nn.backbones.transformer import PRESETS, SIZES, Layout, TransformerSpec, preset_fields, tiny_fields
 from elit_serve.nn.fields import whole
@@ -119,7 +120,7 @@ def check_wide(wide: int, count: int, of: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HDiTSpec(PlainSpec):
+class HDiTSpec(PlainSpec, ClassSpec):
     """A DiT of `depth` blocks in all, of which `wide` in the middle run on quads of 2 x 2 tokens."""
 
     kind: ClassVar[str] = "hdit"
@@ -138,7 +139,7 @@ class HDiTSpec(PlainSpec):
         return hourglass_flops(self.depth, self.wide, self.num_tokens, self.num_tokens // QUAD, self.dim)
 
 
-class HDiT(Plain):
+class HDiT(ClassTransformer, Plain):
     """HDiT; its only level is 1."""
 
     spec: HDiTSpec
@@ -160,14 +161,14 @@ class HDiT(Plain):
         return run_hourglass(list(self.blocks), self.spec.wide, between, tokens, modulations, *ropes)
 
 
-def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> HDiTSpec:
-    fields, _ = preset_fields(f"hdit-{size}/{patch}", SIZES[size], patch, resolution, channels, num_classes)
+def _preset(size: str, patch: int, resolution: int, channels: int, conditions: Conditions) -> HDiTSpec:
+    fields, _ = preset_fields(f"hdit-{size}/{patch}", SIZES[size], patch, resolution, channels, conditions)
     return HDiTSpec(**fields, wide=WIDE[size])
 
 
 KIND = BackboneKind(
     spec=HDiTSpec,
     module=HDiT,
-    tiny=HDiTSpec(**tiny_fields(depth=3), wide=1),
+    tiny=HDiTSpec(**tiny_fields(3, TINY_CLASSES), wide=1),
     presets={f"hdit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
 )

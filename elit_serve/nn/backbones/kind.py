@@ -8,7 +8,10 @@ from typing import Any
 
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 
-Preset = Callable[[int, int, int], BackboneSpec]  # of (resolution in pixels, channels, number of classes)
+Conditions = Mapping[
+    str, int
+]  # the fields of a spec that say what its pictures may be of: how many classes, or which text
+Preset = Callable[[int, int, Conditions], BackboneSpec]  # of (resolution in pixels, channels, conditions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,7 @@ class BackboneKind:
     channels: of their samples where nobody says; that is of the autoencoder that such models were published with.
     is_published: whether its weights come with a folder of diffusers, which makes its module, so that nothing of it is
         initialised here.
+    conditions: of its presets where nobody says.
     """
 
     spec: type[BackboneSpec]
@@ -28,3 +32,4 @@ class BackboneKind:
     presets: Mapping[str, Preset] = field(default_factory=dict)
     channels: int = 16
     is_published: bool = False
+    conditions: Conditions = field(default_factory=lambda: {"num_classes": 1000})

@@ -16,9 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.classes import TINY_CLASSES, ClassSpec, ClassTransformer
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.plain import Plain, PlainSpec
-from elit_serve.nn.backbones.transformer import PRESETS, SIZES, Layout, Transformer, preset_fields, tiny_fields
+from elit_serve.nn.backbones.transformer import PRESETS, SIZES, Layout, preset_fields, tiny_fields
 from elit_serve.nn.fields import one_of
 from elit_serve.nn.interface import token_positions
 from elit_serve.nn.layers import Block, TimestepEmbedder
@@ -52,7 +53,7 @@ class SineLayout(Layout):
     sines: Tensor
 
 
-class SineTransformer(Transformer):
+class SineTransformer(ClassTransformer):
     """What SiT and ELIT-SiT share: their tokens carry fixed positions, and their blocks are plain."""
 
     def make_time_embed(self) -> TimestepEmbedder:
@@ -82,7 +83,7 @@ class SineTransformer(Transformer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiTSpec(PlainSpec):
+class SiTSpec(PlainSpec, ClassSpec):
     """A plain SiT, whose only level is 1: each token stands alone."""
 
     kind: ClassVar[str] = "sit"
@@ -95,15 +96,15 @@ class SiT(SineTransformer, Plain):
     spec: SiTSpec
 
 
-def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> SiTSpec:
-    fields, _ = preset_fields(f"sit-{size}/{patch}", SIZES[size], patch, resolution, channels, num_classes)
+def _preset(size: str, patch: int, resolution: int, channels: int, conditions: Conditions) -> SiTSpec:
+    fields, _ = preset_fields(f"sit-{size}/{patch}", SIZES[size], patch, resolution, channels, conditions)
     return SiTSpec(**fields)
 
 
 KIND = BackboneKind(
     spec=SiTSpec,
     module=SiT,
-    tiny=SiTSpec(**tiny_fields(depth=2)),
+    tiny=SiTSpec(**tiny_fields(2, TINY_CLASSES)),
     presets={f"sit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
     channels=CHANNELS,
 )

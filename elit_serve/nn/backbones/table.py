@@ -9,10 +9,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones import dit, elit_dit, elit_hdit, elit_sit, elit_uvit, hdit, sit, uvit
+from elit_serve.nn.backbones import dit, elit_dit, elit_hdit, elit_mmdit, elit_sit, elit_uvit, hdit, mmdit, sit, uvit
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
 from elit_serve.nn.backbones.dense import prx
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse
 
 KINDS: dict[str, BackboneKind] = {
@@ -25,6 +25,8 @@ KINDS: dict[str, BackboneKind] = {
     sit.SiTSpec.kind: sit.KIND,
     elit_sit.ElitSiTSpec.kind: elit_sit.KIND,
     prx.PRXSpec.kind: prx.KIND,
+    mmdit.MMDiTSpec.kind: mmdit.KIND,
+    elit_mmdit.ElitMMDiTSpec.kind: elit_mmdit.KIND,
 }
 
 
@@ -56,15 +58,18 @@ def preset_names() -> list[str]:
     return list(_presets())
 
 
-def preset(name: str, resolution: int, *, channels: int | None = None, num_classes: int = 1000) -> BackboneSpec:
+def preset(
+    name: str, resolution: int, *, channels: int | None = None, conditions: Conditions | None = None
+) -> BackboneSpec:
     """The spec of a preset for square images of `resolution` pixels behind an 8x autoencoder.
 
-    channels: of that autoencoder; None is those of the kind's own.
+    channels: of that autoencoder; None is those of the kind's own. conditions: None is those of the kind's own, as
+        1000 classes.
     """
     if name not in _presets():
         raise InvalidInput("model", name, f"a preset is one of {', '.join(preset_names())}")
     kind = _presets()[name]
-    return kind.presets[name](resolution, kind.channels if channels is None else channels, num_classes)
+    return kind.presets[name](resolution, channels or kind.channels, conditions or kind.conditions)
 
 
 def _presets() -> dict[str, BackboneKind]:

@@ -1,4 +1,5 @@
-"""What all class-conditional transformers share: fields, patches in and velocity out, class and time, and presets.
+"""What all transformers share: fields, patches in and velocity out, time, and presets. What pictures are of is added by
+those of `classes` and `texts`.
 
 Letters: B batch, C channels, H x W sample size, P patch, N spatial tokens, G groups, J latents per group, D width.
 """
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
+from elit_serve.nn.backbones.kind import Conditions
 from elit_serve.nn.fields import one_of, whole
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import (
@@ -39,10 +41,10 @@ GROUPS_PER_SIDE = 4  # the paper keeps G = 16 at every resolution
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSpec(BackboneSpec):
-    """A class-conditional diffusion transformer.
+    """A diffusion transformer.
 
     channels, height, width: the sample the model works on (pixels, or an autoencoder's latent).
-    patch: side of a square patch. dim: token width d. num_classes excludes the null class.
+    patch: side of a square patch. dim: token width d.
     positions: `rope`, or `learned` for an embedding of each token instead, which ties the model to one sample size.
     zeros_between: patches of zeros after each patch of the sample, to its right and below it: with 1 the grid of tokens
         has twice the rows and columns, and three quarters of it are zeros. The model computes on them and its output
@@ -56,7 +58,6 @@ class TransformerSpec(BackboneSpec):
     dim: int = whole(4, 16384)
     depth: int = whole(1, 512)
     num_heads: int = whole(1, 512)
-    num_classes: int = whole(1, 1_000_000)
     positions: str = one_of(("rope", "learned"), "rope")
     zeros_between: int = whole(0, MAX_SIDE, 0)
 
@@ -70,6 +71,11 @@ class TransformerSpec(BackboneSpec):
             allowed = f"{size} is {rows * columns} tokens; at most {MAX_TOKENS} are allowed"
             raise InvalidInput("height, width", (self.height, self.width), allowed)
         self.check_size(self.height, self.width)
+
+    @property
+    def conditions(self) -> Conditions:
+        """The fields that say what its pictures may be of."""
+        raise NotImplementedError
 
     @property
     def window(self) -> tuple[int, int]:
@@ -135,7 +141,8 @@ class Modulated(Protocol):
 
 
 class Transformer(Backbone):
-    """Patches in, velocity out, class and time as condition; a kind adds its blocks and how tokens run through them."""
+    """Patches in, velocity out, time and condition; a kind adds what its condition is, its blocks, and how tokens run
+    through them."""
 
     spec: TransformerSpec
 
@@ -144,7 +151,7 @@ class Transformer(Backbone):
         self.window = spec.window
         self.patch_embed = nn.Linear(spec.channels * spec.patch**2, spec.dim)
         self.time_embed = self.make_time_embed()
-        self.class_embed = nn.Embedding(spec.num_classes + 1, spec.dim)  # the last one means "no class"
+        self.make_condition_embed()
         self.positions = nn.Parameter(torch.empty(spec.num_tokens, spec.dim)) if spec.positions == "learned" else None
         self.make_blocks()
         self.final = FinalLayer(spec.dim, spec.channels * spec.patch**2)
@@ -155,6 +162,14 @@ class Transformer(Backbone):
     def make_time_embed(self) -> TimestepEmbedder:
         """What makes a vector of t."""
         return TimestepEmbedder(self.spec.dim)
+
+    def make_condition_embed(self) -> None:
+        """Registers what `condition_embedding` needs."""
+        raise NotImplementedError
+
+    def condition_embedding(self, condition: Tensor) -> Tensor:
+        """What is added to the embedding of time: condition [B, ...] -> [B, D]."""
+        raise NotImplementedError
 
     def make_blocks(self) -> None:
         """Registers the kind's own modules, between the embeddings and the final layer."""
@@ -169,10 +184,6 @@ class Transformer(Backbone):
 
     def time_embedding(self, t: Tensor) -> Tensor:
         return self.time_embed(t)
-
-    def null_like(self, condition: Tensor) -> Tensor:
-        """What stands for no condition, in place of each of these: class ids [B] -> [B]."""
-        return torch.full_like(condition, self.spec.num_classes)
 
     def layout(self, height: int, width: int, device: torch.device) -> Layout:
         """RoPE tables for a sample size, computed once per size and device."""
@@ -210,14 +221,14 @@ class Transformer(Backbone):
         return list(range(self.spec.latents_per_group))
 
     def embed(self, x: Tensor, t: Tensor, condition: Tensor, also: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x [B, C, H, W], t [B] in [0, 1], class ids [B], and whatever else modulates the blocks, [B, D] -> tokens
+        """x [B, C, H, W], t [B] in [0, 1], condition [B, ...], and whatever else modulates the blocks, [B, D] -> tokens
         [B, N, D] and activated condition [B, D]."""
         patch = self.spec.patch
         x = with_zeros_between(x.to(self.patch_embed.weight.dtype), patch=patch, count=self.spec.zeros_between)
         tokens = self.patch_embed(patchify(x, patch=patch, window=self.window))
         if self.positions is not None:
             tokens = tokens + self.positions
-        c = self.time_embed(t) + self.class_embed(condition)
+        c = self.time_embed(t) + self.condition_embedding(condition)
         return tokens, F.silu(c if also is None else c + also)
 
     def modulations(self, modules: Sequence[Modulated], c: Tensor) -> Iterator[Tensor]:
@@ -316,9 +327,9 @@ SIZES = {
 }
 
 
-def tiny_fields(depth: int) -> dict[str, Any]:
+def tiny_fields(depth: int, conditions: Conditions) -> dict[str, Any]:
     """The fields of a model of so many blocks that runs within milliseconds, for pictures of 16 x 16 pixels."""
-    sample = {"channels": 3, "height": 16, "width": 16, "num_classes": 3}
+    sample = {"channels": 3, "height": 16, "width": 16, **conditions}
     return {**sample, "patch": 2, "dim": 32, "depth": depth, "num_heads": 2}
 
 
@@ -327,7 +338,7 @@ PRESETS = {f"{size}/{patch}": (size, patch) for size in SIZES for patch in PATCH
 
 
 def preset_fields(
-    name: str, size: Size, patch: int, resolution: int, channels: int, num_classes: int
+    name: str, size: Size, patch: int, resolution: int, channels: int, conditions: Conditions
 ) -> tuple[dict[str, Any], int]:
     """The fields of a preset for square images of `resolution` pixels behind an 8x autoencoder, and its window."""
     step = AUTOENCODER_FACTOR * patch * GROUPS_PER_SIDE
@@ -335,5 +346,5 @@ def preset_fields(
         raise InvalidInput("resolution", resolution, f"{name} takes multiples of {step}")
     latent = resolution // AUTOENCODER_FACTOR
     fields = {"dim": size.dim, "depth": size.depth, "num_heads": size.num_heads, "patch": patch}
-    sample = {"channels": channels, "height": latent, "width": latent, "num_classes": num_classes}
+    sample = {"channels": channels, "height": latent, "width": latent, **conditions}
     return {**sample, **fields}, latent // patch // GROUPS_PER_SIDE

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.classes import TINY_CLASSES, ClassSpec, ClassTransformer
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.plain import Plain, PlainSpec
 from elit_serve.nn.backbones.transformer import PRESETS, SIZES, Layout, preset_fields, tiny_fields
 from elit_serve.nn.fused import Residual
@@ -95,7 +96,7 @@ def run_with_skips(
 
 
 @dataclass(frozen=True, kw_only=True)
-class UViTSpec(PlainSpec):
+class UViTSpec(PlainSpec, ClassSpec):
     """A DiT of `depth` blocks with skips over all but the middle."""
 
     kind: ClassVar[str] = "uvit"
@@ -104,7 +105,7 @@ class UViTSpec(PlainSpec):
         return super().blocks_flops() + num_skips(self.depth) * skip_flops(self.num_tokens, self.dim)
 
 
-class UViT(Plain):
+class UViT(ClassTransformer, Plain):
     """U-ViT; its only level is 1."""
 
     spec: UViTSpec
@@ -130,14 +131,14 @@ def start_skips(skips: nn.ModuleList) -> None:
         skip.start()
 
 
-def _preset(size: str, patch: int, resolution: int, channels: int, num_classes: int) -> UViTSpec:
-    fields, _ = preset_fields(f"uvit-{size}/{patch}", SIZES[size], patch, resolution, channels, num_classes)
+def _preset(size: str, patch: int, resolution: int, channels: int, conditions: Conditions) -> UViTSpec:
+    fields, _ = preset_fields(f"uvit-{size}/{patch}", SIZES[size], patch, resolution, channels, conditions)
     return UViTSpec(**fields)
 
 
 KIND = BackboneKind(
     spec=UViTSpec,
     module=UViT,
-    tiny=UViTSpec(**tiny_fields(depth=4)),
+    tiny=UViTSpec(**tiny_fields(depth=4, conditions=TINY_CLASSES)),
     presets={f"uvit-{name}": partial(_preset, *which) for name, which in PRESETS.items()},
 )
