@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from elit_serve.engine.checkpoint import load_checkpoint, write_checkpoint
-from elit_serve.engine.conditions import conditions_of
+from elit_serve.engine.conditions import ClassConditions, TextConditions
 from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.graphs import GraphExecutor
 from elit_serve.engine.executor.slots import Executor
@@ -90,6 +90,13 @@ def conditions_config(spec: BackboneSpec) -> ClassesConfig | TextConfig:
         return ClassesConfig(names=CLASSES)
     encoder = TextEncoderConfig(kind="letters")
     return TextConfig(encoder=encoder, dim=spec.text_dim, max_tokens=spec.max_tokens, examples=CLASSES)
+
+
+def conditions_of(spec: BackboneSpec) -> ClassConditions | TextConditions:
+    config = conditions_config(spec)
+    if isinstance(config, TextConfig):
+        return TextConditions(config, model="tiny", encoder=Letters())
+    return ClassConditions(config.names, model="tiny")
 
 
 def repeated(tensor: Tensor, count: int) -> Tensor:
@@ -377,13 +384,13 @@ def own_level(kind: StepKind, seed: int) -> int:
 
 def drawing_of(model: Backbone) -> offline.BareModel:
     device = next(model.parameters()).device
-    conditions = conditions_of(config_of(model.spec), Letters())
+    conditions = conditions_of(model.spec)
     return offline.BareModel(model=model, device=device, conditions=conditions, shapes=(model.spec.shape,))
 
 
 def states_made(executor: Executor, spec: BackboneSpec, steps: Steps, seeds: Sequence[int]) -> list[Tensor]:
     """Of pictures that take all steps together, after each: [B, C, H, W] on the CPU. One alone is in no mixed step."""
-    conditions = conditions_of(config_of(spec), Letters())
+    conditions = conditions_of(spec)
     noise = initial_noise(seeds, spec.sample_shape)
     pictures = offline.pictures_of([conditions[seed] for seed in seeds], seeds, steps.plan, spec.shape, noise)
     for picture in pictures:
