@@ -40,7 +40,7 @@ class StepDraws:
 def draw_step(
     step: int, sample_shape: tuple[int, ...], training: Training, data: Data, device: torch.device
 ) -> StepDraws:
-    """The draws of a step for the global batch. t is logit-normal (Esser et al. 2024)."""
+    """The draws of a step for the global batch. t is logit-normal (Esser et al. 2024), shifted or not."""
     generator = torch.Generator(device).manual_seed(seed_of(training.seed, "step", step))
     batch = training.batch
 
@@ -53,7 +53,7 @@ def draw_step(
     shift = torch.randint(-data.shift, data.shift + 1, (batch, 2), generator=generator, device=device)
     return StepDraws(
         noise=normal(batch, *sample_shape),
-        t=torch.sigmoid(training.time_mean + training.time_std * normal(batch)),
+        t=torch.sigmoid(training.mean_of_shifted_times + training.time_std * normal(batch)),
         dropped=uniform() < training.class_dropout,
         flipped=(uniform() < 0.5) & data.flip,
         shift=shift,

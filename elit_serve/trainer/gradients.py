@@ -41,7 +41,7 @@ class MicroBatch:
 
 
 # Adds the gradient of a micro-batch's loss at a level, or of its equal parts at several, to that of the parameters;
-# -> the loss, a scalar
+# -> what of the loss is told, see `Learner`, [2]
 AddGradient = Callable[[MicroBatch, tuple[int, ...]], Tensor]
 
 

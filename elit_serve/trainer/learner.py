@@ -22,8 +22,9 @@ from elit_serve.trainer.distributed import World
 from elit_serve.trainer.draws import draw_levels, draw_permutation, draw_step
 from elit_serve.trainer.ema import Ema
 from elit_serve.trainer.gradients import AddGradient, GraphedGradient, MicroBatch
-from elit_serve.trainer.loss import distilled_loss, rectified_flow_loss
+from elit_serve.trainer.loss import distilled_loss, rectified_flow_loss, taught_loss
 from elit_serve.trainer.recipe import Recipe
+from elit_serve.trainer.starts import NONE, Models
 
 ToSamples = Callable[[MicroBatch], Tensor]  # what the model works on: -> [B', C, h, w] of a micro-batch
 
@@ -31,19 +32,27 @@ ToSamples = Callable[[MicroBatch], Tensor]  # what the model works on: -> [B', C
 class Learner:
     """On one rank. `begin` comes before the first step; `step` counts finished ones."""
 
-    def __init__(self, recipe: Recipe, classes: Sequence[str], world: World, to_samples: ToSamples) -> None:
+    def __init__(
+        self, recipe: Recipe, classes: Sequence[str], world: World, to_samples: ToSamples, models: Models = NONE
+    ) -> None:
         self.recipe, self.world = recipe, world
         self._to_samples = to_samples
         torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
         self.model = build(recipe.backbone.spec(ClassesConfig(names=tuple(classes)))).to(world.device)
+        self._models = models
+        if models.weights is not None:
+            self.model.load_state_dict(models.weights, strict=False)
         self.ema = Ema(self.model, recipe.optimizer.ema)
         self.optimizer = self._make_optimizer()
         self.step = 0
 
     def _make_optimizer(self) -> torch.optim.AdamW:
-        options = self.recipe.optimizer
+        """Of two groups: what an upcycled model has taken over, and what is new in it or, without one, all."""
+        options, parameters = self.recipe.optimizer, dict(self.model.named_parameters())
+        taken = [parameter for name, parameter in parameters.items() if name in self._models.taken]
+        new = [parameter for name, parameter in parameters.items() if name not in self._models.taken]
         return torch.optim.AdamW(
-            self.model.parameters(),
+            [{"params": group} for group in (taken, new)],
             lr=options.learning_rate,
             betas=options.betas,
             weight_decay=options.weight_decay,
@@ -76,25 +85,37 @@ class Learner:
             condition = torch.where(dropped, self.model.null_like(micro.condition), micro.condition)
             samples = (data, micro.draws.noise, micro.draws.t, condition)
             with self.precision():
-                if self.recipe.budget.distilled and len(levels) == 2:
-                    loss = distilled_loss(self._network, *samples, levels, micro.permutation)
-                else:
-                    level = levels[0] if len(levels) == 1 else levels
-                    loss = rectified_flow_loss(self._network, *samples, level, micro.permutation)
+                loss, to_teacher = self._losses(samples, levels, micro.permutation)
                 torch.autograd.backward(loss / self.recipe.training.accumulation)
-            return loss.detach()
+            return torch.stack([loss.detach(), to_teacher.detach()])
 
         return GraphedGradient(add_gradient, list(self.model.parameters())) if self.replays_graphs else add_gradient
 
-    def take_step(self, images: Tensor, condition: Tensor, shape: Shape | None = None) -> Tensor:
-        """images [B / ranks, ...] as `to_samples` takes them, condition [B / ranks, ...] -> the loss, a scalar.
+    def _losses(
+        self, samples: tuple[Tensor, Tensor, Tensor, Tensor], levels: tuple[int, ...], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The whole loss, and of it the distance to the teacher, before it is scaled; without one that is 0."""
+        if self.recipe.budget.distilled and len(levels) == 2:
+            loss = distilled_loss(self._network, *samples, levels, permutation)
+            return loss, torch.zeros_like(loss)
+        level = levels[0] if len(levels) == 1 else levels
+        teacher = self._models.teacher
+        if teacher is None:
+            loss = rectified_flow_loss(self._network, *samples, level, permutation)
+            return loss, torch.zeros_like(loss)
+        of_data, to_teacher = taught_loss(self._network, *samples, level, permutation, teacher=teacher)
+        return of_data + teacher.scale * to_teacher, to_teacher
 
+    def take_step(self, images: Tensor, condition: Tensor, shape: Shape | None = None) -> Tensor:
+        """images [B / ranks, ...] as `to_samples` takes them, condition [B / ranks, ...] -> losses [2].
+
+        losses: the whole loss, and of it the distance to the teacher, before it is scaled; without one that is 0.
         shape: of the samples that the images become; None is the one of the backbone.
         """
-        loss = self.add_gradients(self.draw(images, condition, shape), self.levels())
+        losses = self.add_gradients(self.draw(images, condition, shape), self.levels())
         self.optimise()
         self.average()
-        return loss
+        return losses
 
     def levels(self) -> tuple[int, ...]:
         """At which the present step runs."""
@@ -121,9 +142,9 @@ class Learner:
         return permutation.to(self.world.device)
 
     def add_gradients(self, parts: Sequence[MicroBatch], levels: tuple[int, ...]) -> Tensor:
-        """The gradient of all parts in place of the one before. -> the mean loss, a scalar"""
+        """The gradient of all parts in place of the one before. -> their mean losses [2], as `take_step` has them"""
         self.optimizer.zero_grad(set_to_none=False)  # graphs add to the very memory that they were captured with
-        total = torch.zeros((), device=self.world.device)
+        total = torch.zeros(2, device=self.world.device)
         for index, micro in enumerate(parts):
             with self._synchronising(index == len(parts) - 1):
                 total += self._add_gradient(micro, levels) / len(parts)
@@ -143,8 +164,10 @@ class Learner:
     def optimise(self) -> None:
         """Clips the gradient and moves the weights; the step is finished then."""
         learning_rate = self.recipe.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        upcycle = self.recipe.upcycle
+        taken, new = self.optimizer.param_groups
+        taken["lr"] = 0.0 if upcycle is not None and self.step < upcycle.new_only_steps else learning_rate
+        new["lr"] = learning_rate
         self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
         self.optimizer.step()
         self.step += 1
@@ -153,8 +176,8 @@ class Learner:
         """Lets the averaged weights follow."""
         self.ema.update(self.model, self.step)
 
-    def stop_unless_finite(self, loss: Tensor) -> None:
-        """Raises `RunError`, also for the gradient: with a finite loss it may have ruined the weights."""
-        for name, value in (("loss", loss), ("gradient's norm", self.grad_norm)):
+    def stop_unless_finite(self, losses: Tensor) -> None:
+        """losses [2]. Raises `RunError`, also for the gradient: with a finite loss it may have ruined the weights."""
+        for name, value in (("loss", losses[0]), ("gradient's norm", self.grad_norm)):
             if not torch.isfinite(value):
                 raise RunError(f"the {name} is {float(value)} at step {self.step}; lower the learning rate")

@@ -42,6 +42,7 @@ from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.resume import opened
 from elit_serve.trainer.run import DataFacts, RunDirectory, RunFacts, Snapshot, TrainState
 from elit_serve.trainer.sources import Source, about, check_folder_given, fits_memory, open_source
+from elit_serve.trainer.starts import NONE, Models, model_facts, open_models
 
 VALIDATION_PICTURES = 512
 LATENT_PICTURES, LATENT_TIME = 32, 0.5  # looked at in one pass per level, half way between noise and picture
@@ -59,6 +60,7 @@ class Trainer:
         world: World,
         run: RunDirectory,
         autoencoder: Autoencoder,
+        models: Models = NONE,
     ) -> None:
         self.recipe, self.world, self.run = recipe, world, run
         self.autoencoder, self.source = autoencoder, source
@@ -69,8 +71,8 @@ class Trainer:
         self.data = self._open(training)
         self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
         self.validation = validation.decoded(self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
-        self.learner = Learner(recipe, self.classes, world, source.drawn)
-        self.window_loss = torch.zeros((), device=world.device)
+        self.learner = Learner(recipe, self.classes, world, source.drawn, models)
+        self.window_loss = torch.zeros(2, device=world.device)
         self.window_steps = 0
 
     def _open(self, training: Buckets) -> BucketedData:
@@ -136,17 +138,26 @@ class Trainer:
         reporter.validation(self.step, losses, self.look_at_latents() if is_finite else {})
 
     def _log(self, reporter: Reporter | None) -> None:
-        loss = self.world.mean(self.window_loss / self.window_steps)
-        self.learner.stop_unless_finite(loss)
+        losses = self.world.mean(self.window_loss / self.window_steps)
+        self.learner.stop_unless_finite(losses)
         if reporter is not None:
+            loss, to_teacher = losses.tolist()
             reporter.training(
                 self.step,
-                loss=float(loss),
+                loss=loss,
+                parts=self._parts_of(loss, to_teacher),
                 learning_rate=self.recipe.learning_rate(self.step - 1),
                 grad_norm=float(self.learner.grad_norm),
             )
         self.window_loss = torch.zeros_like(self.window_loss)
         self.window_steps = 0
+
+    def _parts_of(self, loss: float, to_teacher: float) -> dict[str, float]:
+        """The two losses of a run with a teacher, before they are scaled."""
+        distillation = self.recipe.distillation
+        if distillation is None:
+            return {}
+        return {"rectified_flow": loss - distillation.scale * to_teacher, "distillation": to_teacher}
 
     def _report_damage(self, names: tuple[str, ...], reporter: Reporter | None) -> None:
         for name in self.damage.add(names):
@@ -174,7 +185,7 @@ class Trainer:
         """Summed over held-out pictures of one size."""
         training, model, device = self.recipe.training, self.learner.ema.model, self.world.device
         images, condition = held.images, held.condition
-        times = validation_times(len(images), training.time_mean, training.time_std, device)
+        times = validation_times(len(images), training.mean_of_shifted_times, training.time_std, device)
         noise = initial_noise(range(len(images)), shape.size).to(device)
         batch = max(1, training.batch // self.world.size // training.accumulation)
         total = torch.zeros((), device=device)
@@ -241,7 +252,8 @@ class Trainer:
         if self.world.is_main:
             state = TrainState(
                 step=self.step,
-                window_loss=float(self.window_loss),
+                window_loss=float(self.window_loss[0]),
+                window_distillation=float(self.window_loss[1]),
                 window_steps=self.window_steps,
                 damaged=tuple(self.damage.names),
                 in_memory=self.is_in_memory,
@@ -268,7 +280,8 @@ class Trainer:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"{self.run.path}: the checkpoint of step {snapshot.state.step}: {reason}") from None
         learner.step = snapshot.state.step
-        self.window_loss.fill_(snapshot.state.window_loss)
+        state = snapshot.state
+        self.window_loss.copy_(torch.tensor([state.window_loss, state.window_distillation]))
         self.window_steps = snapshot.state.window_steps
         self.damage.add(snapshot.state.damaged)
         if self.damage.names and snapshot.state.in_memory != self.is_in_memory:
@@ -313,7 +326,8 @@ def train(
             if world.is_main:
                 for line in about(recipe, training, held_out):
                     say(console, line)
-            trainer = Trainer(recipe, source, world, run, coder)
+            models = open_models(recipe, training.classes, autoencoder, world.device, is_begun=snapshot is not None)
+            trainer = Trainer(recipe, source, world, run, coder, models)
             if snapshot is not None:
                 trainer.restore(snapshot)
             if not world.is_main:
@@ -349,6 +363,7 @@ def _facts(recipe: Recipe, training: Buckets, held_out: Buckets, data: Path, aut
             classes=len(training.classes),
         ),
         autoencoder_sha256=None if autoencoder is None else fingerprint(autoencoder),
+        **model_facts(recipe, training.classes, autoencoder),
         versions={"elit-serve": __version__, "commit": source_commit(), "torch": torch.__version__},
     )
 

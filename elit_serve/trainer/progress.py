@@ -70,19 +70,28 @@ class Reporter:
     def step(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
-    def training(self, step: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
-        """The mean loss since the last log line."""
+    def training(
+        self, step: int, *, loss: float, parts: Mapping[str, float], learning_rate: float, grad_norm: float
+    ) -> None:
+        """The mean loss since the last log line, and what it consists of where it has parts."""
         now = self._clock.now()
         then, last_step = self._last
         self._last = (now, step)
         rate = (step - last_step) * self._batch / max(now - then, 1e-9)
         left_s = (self._steps - step) * self._batch / max(rate, 1e-9)
-        self._run.log({"step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate})
+        self._run.log({"step": step, "loss": loss, **parts, "grad_norm": grad_norm, "learning_rate": learning_rate})
         self._scalars(
             step,
-            {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": learning_rate, "train/images_per_s": rate},
+            {
+                "train/loss": loss,
+                **{f"train/{name}": value for name, value in parts.items()},
+                "train/grad_norm": grad_norm,
+                "train/lr": learning_rate,
+                "train/images_per_s": rate,
+            },
         )
-        figures = f"loss {loss:.4f}  {rate:,.0f} images/s"
+        figures = f"loss {loss:.4f}  {''.join(f'{name} {value:.4f}  ' for name, value in parts.items())}"
+        figures += f"{rate:,.0f} images/s"
         self._bar.update(self._task, completed=step, figures=figures)
         if not self._console.is_terminal:
             self._console.print(f"step {step}/{self._steps}  {figures}  {left_s:,.0f} s left", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -25,7 +26,7 @@ from elit_serve.files.validation import as_validation_error, problems_in
 from elit_serve.files.version_1 import with_kind
 from elit_serve.nn import BackboneSpec, InvalidSpec, parse_spec
 from elit_serve.nn.fields import SpecProblem, as_table
-from elit_serve.plans.bounds import MAX_LEVEL
+from elit_serve.plans.bounds import MAX_LEVEL, MAX_TIME_SHIFT, MIN_TIME_SHIFT
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size
 
@@ -154,6 +155,8 @@ class Optimizer(Section):
 class Training(Section):
     """The run itself. `batch` is global: over all ranks and accumulated micro-batches.
 
+    time_mean, time_std: of the logistic normal distribution of times. time_shift: above 1 more of them lie near the
+    noise, as in sampling with that shift.
     compile and graphs change only the speed: blocks compiled one by one (default: on a GPU); on one GPU, steps replayed
     as CUDA graphs.
     """
@@ -164,10 +167,43 @@ class Training(Section):
     class_dropout: float = Field(default=0.1, ge=0, le=1)
     time_mean: float = Field(default=0.0, ge=-10, le=10)
     time_std: float = Field(default=1.0, ge=1e-3, le=10)
+    time_shift: float = Field(default=1.0, ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool | None = None
     graphs: bool = True
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @property
+    def mean_of_shifted_times(self) -> float:
+        """Of the normal distribution whose logistic function times are: a shift as that of `plans.grid.time_grid` moves
+        logit(t) by -log(shift), whatever t is."""
+        return self.time_mean - math.log(self.time_shift)
+
+
+class Upcycle(Section):
+    """The trained model that a run begins with: a plain one, which the recipe's is at its full level then
+    (`nn.Backbone.from_plain`), or one of the recipe's own backbone, which may have been trained at another size.
+
+    model: its directory, or the name of a bundled one. new_only_steps: in the first ones only that learns which the
+        plain model does not have: Read, Write and latents.
+    """
+
+    model: str = Field(min_length=1, max_length=4096)
+    new_only_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
+
+
+class Distillation(Section):
+    """A teacher that does not learn: its velocity is learned beside that of the data, at whatever level is drawn
+    (paper, section 4.4).
+
+    model: its directory, or the name of a bundled one; without it, that of [upcycle]. It runs at its highest level.
+    scale: of the squared distance to its velocity, which is added to the loss (the paper takes 20).
+    precision: in which it runs.
+    """
+
+    model: str | None = Field(default=None, min_length=1, max_length=4096)
+    scale: float = Field(default=20.0, gt=0, le=1e6)
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
 
 class Every(Section):
@@ -190,6 +226,8 @@ class Recipe(Section):
     budget: Budget = Budget()
     optimizer: Optimizer = Optimizer()
     training: Training
+    upcycle: Upcycle | None = None
+    distillation: Distillation | None = None
     every: Every = Every()
     sampling: SamplingConfig = SamplingConfig()
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -202,6 +240,7 @@ class Recipe(Section):
             halved = ", times 2 for two levels in a batch" if self.budget.has_halves else ""
             problems.append(f"training.batch must be a multiple of training.accumulation{halved}")
         problems += self._size_problems()
+        problems += self._teacher_problems()
         problems += self._autoencoder_problems()
         if problems:
             raise ValueError("; ".join(problems))
@@ -220,6 +259,23 @@ class Recipe(Section):
         if budget.distilled and not budget.has_halves:
             problems.append("budget.distilled needs batches of two levels, so a budget.full_share above 0")
         return problems
+
+    def _teacher_problems(self) -> list[str]:
+        if self.distillation is None:
+            return []
+        problems = []
+        if self.teacher is None:
+            problems.append("distillation.model must name a model, where there is no [upcycle]")
+        if self.budget.distilled:
+            problems.append("budget.distilled learns from the model's own full level: it goes without [distillation]")
+        return problems
+
+    @property
+    def teacher(self) -> str | None:
+        """The model that is learned from, if there is one."""
+        if self.distillation is None:
+            return None
+        return self.distillation.model or (self.upcycle.model if self.upcycle else None)
 
     def _size_problems(self) -> list[str]:
         problems = []

@@ -29,6 +29,8 @@ FREE = (
     "data.workers",
     "data.memory_gb",
     "data.max_corrupt",
+    "upcycle.model",  # and that below: their hashes are compared instead
+    "distillation.model",
 )
 # Keys that weights depend on through the learning rate alone.
 SCHEDULE = ("training.steps", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.decay_steps")
@@ -77,6 +79,7 @@ def changes_refused(before: RunFacts, now: RunFacts, done: int) -> list[str]:
     return [
         *_data_changes(before, now),
         *_autoencoder_changes(before, now),
+        *_model_changes(before, now),
         *_recipe_changes(before.recipe, now.recipe, done),
     ]
 
@@ -101,6 +104,15 @@ def _autoencoder_changes(before: RunFacts, now: RunFacts) -> list[str]:
     if ours is None or theirs in (None, ours):
         return []
     return [f"the autoencoder is another: {ours[:12]} here and {str(theirs)[:12]} in the run"]
+
+
+def _model_changes(before: RunFacts, now: RunFacts) -> list[str]:
+    pairs = {"upcycle.model": (now.upcycled, before.upcycled), "the teacher": (now.teacher, before.teacher)}
+    return [
+        f"{name} is another model: {_told(ours)} here and {_told(theirs)} in the run"
+        for name, (ours, theirs) in pairs.items()
+        if ours != theirs
+    ]
 
 
 def _recipe_changes(before: Recipe, now: Recipe, done: int) -> list[str]:

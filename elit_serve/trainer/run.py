@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 TENSORS = ("model", "ema", "optimizer")  # a file of each in a checkpoint
 MAX_LOG_BYTES = 4 << 30
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ModelHash = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
 
 class _Written(BaseModel):
@@ -59,13 +60,16 @@ class RunFacts(_Written):
     """`run.json`. The recipe and the data's source are those with which the run last went on.
 
     autoencoder_sha256: of the autoencoder's folder, see `engine.autoencoders.folder.fingerprint`; None without one, and
-    in a run that was begun before it was noted.
+    in a run that was begun before it was noted. upcycled, teacher: hashes of the models that it began with, and that it
+    learns from.
     """
 
     recipe: Recipe
     classes: tuple[str, ...] = Field(min_length=1)
     data: DataFacts
     autoencoder_sha256: Sha256 | None = None
+    upcycled: ModelHash | None = None
+    teacher: ModelHash | None = None
     versions: dict[str, str]
 
 
@@ -77,6 +81,7 @@ class TrainState(_Written):
 
     step: int = Field(ge=0, le=MAX_STEPS)
     window_loss: float
+    window_distillation: float = 0.0
     window_steps: int = Field(ge=0, le=MAX_STEPS)
     damaged: tuple[str, ...] = ()
     in_memory: bool = True

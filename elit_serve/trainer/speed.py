@@ -154,6 +154,8 @@ def measure(
     Raises `InvalidInput` for a batch that does not fit into memory, and `RunError` for a loss that is not finite.
     """
     check_alone()
+    if recipe.distillation is not None:
+        raise InvalidInput("distillation", recipe.name, "a recipe without a teacher, whose steps are not measured yet")
     with _current(device), _batch_named(recipe, device):
         ceiling = _ceiling_flops(recipe, device, clock)
         _forget_peak(device)
@@ -241,14 +243,14 @@ def _timed_steps(
 ) -> tuple[list[float], list[tuple[int, ...]], float]:
     """(seconds, levels) of each step, and the mean loss."""
     drawn: list[tuple[int, ...]] = []
-    losses: list[Tensor] = []
+    losses: list[Tensor] = []  # [2] each
 
     def step() -> None:
         drawn.append(learner.levels())
         losses.append(learner.take_step(samples.images, samples.condition))
 
     took_s = _seconds_of((step for _ in steps), learner.world.device, clock)
-    loss = torch.stack(losses).mean()
+    loss = torch.stack(losses).mean(dim=0)[0]
     learner.stop_unless_finite(loss)
     return took_s, drawn, float(loss)
 

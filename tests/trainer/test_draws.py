@@ -120,6 +120,12 @@ def test_times_are_logit_normal() -> None:
     assert ((logits - 0.5) / 0.8).pow(4).mean().item() == pytest.approx(3, abs=0.3)  # a normal's kurtosis
 
 
+def test_shifted_times_are_those_of_a_shifted_grid() -> None:
+    shift = 2.22
+    even, shifted = step_draws(time_mean=0.4).t, step_draws(time_mean=0.4, time_shift=shift).t
+    assert torch.allclose(shifted, even / (1 + (shift - 1) * (1 - even)), atol=1e-6)
+
+
 def test_noise_is_standard_normal_and_flips_drops_and_shifts_have_their_rates() -> None:
     draws = step_draws(batch=10_000, class_dropout=0.1, data=Data(shift=2))
     assert draws.noise.shape == (10_000, *SHAPE)

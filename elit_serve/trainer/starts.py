@@ -1,0 +1,141 @@
+"""The trained models that a run begins with and learns from, by the recipe's `[upcycle]` and `[distillation]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from elit_serve.catalogue import resolve_model
+from elit_serve.engine.autoencoders.folder import NAME as AUTOENCODER
+from elit_serve.engine.autoencoders.folder import fingerprint
+from elit_serve.engine.checkpoint import TORCH_DTYPES, load_checkpoint, read_spec
+from elit_serve.errors import InvalidInput
+from elit_serve.files.config import ClassesConfig, ModelConfig
+from elit_serve.nn import Backbone, BackboneSpec, build_empty
+from elit_serve.trainer.loss import Teacher
+from elit_serve.trainer.recipe import FROM_DATA, Recipe
+
+SIDES = ("height", "width")  # of samples: a model may go on at another size than it was trained at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """weights: with which the run begins, by the names of its own; None where all are drawn, or a run goes on. taken:
+    names of all that the model that it began with had too."""
+
+    weights: Mapping[str, Tensor] | None = None
+    taken: frozenset[str] = frozenset()
+    teacher: Teacher | None = None
+
+
+NONE = Models()
+
+
+def model_facts(recipe: Recipe, classes: Sequence[str], autoencoder: Path | None) -> dict[str, str | None]:
+    """The hashes of both models, as `RunFacts` has them. Raises `InvalidInput` for one that does not fit."""
+    upcycled = recipe.upcycle.model if recipe.upcycle else None
+    named = {"upcycled": ("upcycle.model", upcycled), "teacher": ("distillation.model", recipe.teacher)}
+    return {
+        fact: _checked(field, model, recipe, classes, autoencoder).model_hash if model else None
+        for fact, (field, model) in named.items()
+    }
+
+
+def open_models(
+    recipe: Recipe, classes: Sequence[str], autoencoder: Path | None, device: torch.device, *, is_begun: bool
+) -> Models:
+    """What the recipe names. is_begun: whether the run goes on, with weights of its own.
+
+    Raises `InvalidInput` for a model that does not fit, and `CheckpointError` for one that is damaged.
+    """
+    upcycle, spec = recipe.upcycle, recipe.backbone.spec(ClassesConfig(names=tuple(classes)))
+    weights: Mapping[str, Tensor] | None = None
+    taken: Mapping[str, Tensor] = {}
+    if upcycle is not None:
+        _checked("upcycle.model", upcycle.model, recipe, classes, autoencoder)
+        path = resolve_model(upcycle.model)
+        before = build_empty(read_spec(path)[1]) if is_begun else load_checkpoint(path).model
+        taken = _as_own(spec, before)
+        weights = None if is_begun else taken
+    teacher = _teacher(recipe, classes, autoencoder, device)
+    return Models(weights=weights, taken=frozenset(taken), teacher=teacher)
+
+
+def _as_own(spec: BackboneSpec, before: Backbone) -> Mapping[str, Tensor]:
+    """A model's weights by the names that they have in one of this spec."""
+    weights = before.state_dict()
+    return weights if before.spec.kind == spec.kind else build_empty(spec).from_plain(weights)
+
+
+def _teacher(recipe: Recipe, classes: Sequence[str], autoencoder: Path | None, device: torch.device) -> Teacher | None:
+    if recipe.distillation is None or recipe.teacher is None:
+        return None
+    _checked("distillation.model", recipe.teacher, recipe, classes, autoencoder)
+    options = recipe.distillation
+    loaded = load_checkpoint(resolve_model(recipe.teacher), dtype=TORCH_DTYPES[options.precision])
+    return Teacher(model=loaded.model.to(device), scale=options.scale)
+
+
+def _checked(field: str, model: str, recipe: Recipe, classes: Sequence[str], autoencoder: Path | None) -> ModelConfig:
+    """The configuration of a model that is named in the recipe. Raises `InvalidInput` if it is of something else."""
+    path = resolve_model(model)
+    config, theirs = read_spec(path)
+    spec = recipe.backbone.spec(ClassesConfig(names=tuple(classes)))
+    problems = [*_condition_problems(config, classes), *_autoencoder_problems(path, config, recipe, autoencoder)]
+    is_turned = field == "upcycle.model"
+    problems += _turning_problems(recipe, spec, theirs) if is_turned else _sample_problems(spec, theirs)
+    if problems:
+        raise InvalidInput(field, model, "; ".join(problems))
+    return config
+
+
+def _condition_problems(config: ModelConfig, classes: Sequence[str]) -> list[str]:
+    if not isinstance(config.conditions, ClassesConfig):
+        return [f"a model of classes; the pictures of this one are of {config.conditions.kind}"]
+    if config.conditions.names == tuple(classes):
+        return []
+    strange = sorted(set(config.conditions.names) ^ set(classes))
+    named = f": {', '.join(strange[:5])} in one of them only" if strange else ", in another order"
+    return [f"a model of the data's {len(classes)} classes; it has {len(config.conditions.names)}{named}"]
+
+
+def _autoencoder_problems(path: Path, config: ModelConfig, recipe: Recipe, autoencoder: Path | None) -> list[str]:
+    wanted, found = recipe.autoencoder.kind, config.autoencoder.kind
+    if wanted != found:
+        return [f"a model behind the recipe's autoencoder, {wanted}; its own is {found}"]
+    own = path / AUTOENCODER
+    if autoencoder is not None and own.is_dir() and fingerprint(own) != fingerprint(autoencoder):
+        return [f"a model behind the autoencoder that is given, {autoencoder}; its own is another"]
+    return []
+
+
+def _sample_problems(spec: BackboneSpec, theirs: BackboneSpec) -> list[str]:
+    """Why a model cannot be asked about another one's samples."""
+    channels, *sides = spec.sample_shape
+    if theirs.sample_shape[0] != channels or len(theirs.sample_shape) != len(spec.sample_shape):
+        return [f"a model of samples of {channels} channels; its own are {theirs.sample_shape}"]
+    try:
+        theirs.check_size(*sides)
+    except InvalidInput as error:
+        return [str(error)]
+    return []
+
+
+def _turning_problems(recipe: Recipe, spec: BackboneSpec, theirs: BackboneSpec) -> list[str]:
+    """Why a model cannot be turned into one of a spec."""
+    if theirs.kind == spec.kind and recipe.upcycle is not None and recipe.upcycle.new_only_steps:
+        return [f"a plain model, where there are upcycle.new_only_steps: nothing is new in a {spec.kind}"]
+    if theirs.kind != spec.kind:
+        try:
+            spec = spec.plain()
+        except InvalidInput as error:
+            return [f"nothing, as the recipe's backbone is: {error}"]
+    if theirs.kind != spec.kind:
+        return [f"a {spec.kind}; it is a {theirs.kind}"]
+    compared = [each.name for each in fields(spec) if each.name not in (*SIDES, *FROM_DATA)]
+    values = ((name, getattr(spec, name), getattr(theirs, name)) for name in compared)
+    return [f"one whose {name} is {ours}; it is {other}" for name, ours, other in values if ours != other]
