@@ -276,7 +276,9 @@ def read_config(path: Path, check_backbone: BackboneCheck | None = None) -> Mode
     try:
         return ModelConfig.read(read_file(file, MAX_CONFIG_BYTES), check_backbone)
     except OSError as error:
-        raise CheckpointError(path, [f"config.json cannot be read: {error.strerror}"]) from None
+        is_pipeline = os.path.isfile(path / "model_index.json") and not os.path.lexists(file)  # noqa: PTH113
+        hint = "; this is a folder of diffusers, which elit-serve import makes a model" if is_pipeline else ""
+        raise CheckpointError(path, [f"config.json cannot be read: {error.strerror}{hint}"]) from None
     except ValidationError as error:
         raise CheckpointError(path, [f"config.json: {problem}" for problem in problems_in(error)]) from None
     except InvalidInput as error:

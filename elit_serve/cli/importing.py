@@ -12,10 +12,15 @@ from elit_serve.errors import InvalidInput
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .pt file of ELIT-SiT or SiT weights.")],
-    destination: Annotated[Path, typer.Argument(help="The model directory to write, as models/NAME.")],
-    source: Annotated[str, typer.Option(help="Where the weights come from; kept in the model.")],
-    license_text: Annotated[str, typer.Option("--license", help="Their licence; kept in the model.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .pt file of ELIT-SiT or SiT weights, or a folder with a pipeline of diffusers.")
+    ],
+    destination: Annotated[
+        Path | None,
+        typer.Argument(help="The model directory to write, as models/NAME. A folder of diffusers becomes one itself."),
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Where the weights come from; kept in the model.")] = None,
+    license_text: Annotated[str | None, typer.Option("--license", help="Their licence; kept in the model.")] = None,
     autoencoder: Annotated[
         Path | None,
         typer.Option(help="A folder in diffusers' format, copied into the model. Default: the model answers latents."),
@@ -39,11 +44,44 @@ def import_(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite the weights of an existing model.")] = False,
     max_shard_mb: Annotated[int, typer.Option(min=1, help="Largest weight file, and most weights in memory.")] = 4096,
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="Of pictures, of a folder: as 512x512,640x384, the default first. Default: what it says."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Of a prompt, of a folder. Default: what its tokenizer says.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a folder. Default: those of its pipeline.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=1, help="Of a folder; 1 is off. Default: that of its pipeline.")
+    ] = None,
 ) -> None:
-    """Write a published ELIT-SiT or SiT checkpoint as a model to serve.
+    """Write a published ELIT-SiT or SiT checkpoint as a model to serve, or make a folder of diffusers one.
 
-    Its averaged weights are taken. Files that hold code are refused: nothing in them is run.
+    Of a checkpoint the averaged weights are taken. Files that hold code are refused: nothing in them is run. Into a
+    folder of diffusers with a text-to-image pipeline a config.json is written; its own files stay as they are.
     """
+    if file.is_dir():
+        from elit_serve.importing.diffusers_folder import import_folder
+
+        if destination is not None:
+            raise InvalidInput(
+                "destination", str(destination), "left out: a folder of diffusers becomes a model itself"
+            )
+        written = import_folder(
+            file.resolve(),
+            sizes=() if sizes is None else sizes.split(","),
+            max_tokens=max_tokens,
+            steps=steps,
+            scale=guidance_scale,
+            source=source,
+            license_text=license_text,
+            replace_ours=replace,
+        )
+        typer.echo(f"{file}: {', '.join(written.weights.files)}")
+        return
+    if destination is None or source is None or license_text is None:
+        raise InvalidInput("destination, --source, --license", None, "all three beside a file of weights")
     from elit_serve.engine.checkpoint import weight_dtype
     from elit_serve.importing.command import import_model
     from elit_serve.importing.sit import Split

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -160,6 +161,30 @@ def _weight_problems(path: Path, weights: WeightsConfig, model: Backbone) -> lis
     if not problems:
         problems += [f"tensor {name} is missing" for name in expected if name not in seen]
     return at_most(problems, 12)
+
+
+def weights_found(path: Path, files: Sequence[str], spec: BackboneSpec) -> WeightsConfig:
+    """What a configuration says of weights that lie in these files of a directory: they are those of a backbone, and
+    have one dtype. Raises one `CheckpointError` that lists all that is wrong."""
+    unwritten = dict.fromkeys(files, UNWRITTEN_DIGEST)
+    try:
+        WeightsConfig(dtype="float32", files=unwritten)
+        with safe_open(regular(path / files[0]), framework="pt") as first:
+            name = next(iter(first.keys()))
+            found = first.get_slice(name).get_dtype()
+    except (ValidationError, OSError, SafetensorError, StopIteration) as error:
+        raise CheckpointError(path, [f"{files[0]} is not a safetensors file with weights: {error}"]) from None
+    known = {_SAFETENSORS_NAMES[dtype]: name for name, dtype in TORCH_DTYPES.items()}
+    if found not in known:
+        raise CheckpointError(path, [f"{files[0]}: tensor {name} is {found}; one of {', '.join(known)}"])
+    dtype, model, seen = known[found], build_empty(spec), set[str]()
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [
+        problem for file in files for problem in _header_problems(path / file, expected, TORCH_DTYPES[dtype], seen)
+    ] or [f"tensor {name} is missing" for name in expected if name not in seen]
+    if problems:
+        raise CheckpointError(path, at_most(problems, 12))
+    return WeightsConfig(dtype=dtype, files={file: _sha256(path / file) for file in files})
 
 
 def _header_problems(

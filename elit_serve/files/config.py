@@ -32,7 +32,9 @@ from elit_serve.plans.shape import Shape
 
 BackboneCheck = Callable[[str, Mapping[str, Any]], Sequence[FieldProblem]]  # of a kind and its fields
 WeightDtype = Literal["float32", "bfloat16", "float16"]
-WeightFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", max_length=100)]
+WeightFile = Annotated[
+    str, Field(pattern=r"^(transformer/)?[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", max_length=100)
+]  # beside config.json, or in the folder in which diffusers keeps a transformer
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
@@ -166,13 +168,15 @@ ConditionsConfig = Annotated[
 class AutoencoderConfig(Strict):
     """What turns a sample into pixels.
 
-    `pixels`: the sample is the picture, in [-1, 1]. `diffusers`: an autoencoder in the folder `autoencoder/` of the
-    model directory, in diffusers' format. `none`: there is no way to pixels, and the answer is the sample itself.
+    `pixels`: the sample is the picture, in [-1, 1]. `diffusers`: an autoencoder in `folder` of the model directory, in
+    diffusers' format, which calls it `vae` where a whole pipeline lies there. `none`: there is no way to pixels, and
+    the answer is the sample itself.
     factor: pixels of a picture per side of a sample's element; None is whatever the folder has.
     """
 
     kind: str = Field(default="pixels", pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)
     factor: int | None = Field(default=None, ge=1, le=256)
+    folder: Literal["autoencoder", "vae"] = "autoencoder"
 
 
 class SamplingConfig(Strict):

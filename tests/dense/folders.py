@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,7 @@ def tokenizer(max_length: int = MAX_TOKENS, side: str = "right") -> Any:
 
 def randomised(module: Any) -> Any:
     """None of its parameters are zero, so that everything matters."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+    with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return module.eval()
@@ -97,7 +97,17 @@ def prx() -> Any:
 FAMILIES: dict[str, Callable[[], Any]] = {"prx": prx}
 
 
+def pipeline_of(family: str) -> Any:
+    """A pipeline of this family; the same each time."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of parts of diffusers' own
+        torch.manual_seed(0)
+        pipeline = FAMILIES[family]()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def write_folder(family: str, folder: Path) -> Path:
     """A pipeline of this family, saved as diffusers does."""
-    FAMILIES[family]().save_pretrained(folder)
+    pipeline_of(family).save_pretrained(folder)
     return folder

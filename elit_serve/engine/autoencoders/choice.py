@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from elit_serve.engine.autoencoders.folder import NAME, PREVIEW_NAME, check_autoencoder, misfits
+from elit_serve.engine.autoencoders.folder import PREVIEW_NAME, check_autoencoder, misfits
 from elit_serve.engine.autoencoders.table import kind_of
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import AutoencoderConfig, ModelConfig
@@ -60,8 +60,8 @@ def _for_pictures(config: ModelConfig, model: Path, given: Path | None) -> Autoe
     facts = kind_of(own).facts
     if given is None:
         if facts is not None:
-            _check_own(model, NAME, misfits(facts(model / NAME), shape, own.factor))
-        return AutoencoderChoice(config=own, folder=model / NAME, preview=None)
+            _check_own(model, own.folder, misfits(facts(model / own.folder), shape, own.factor))
+        return AutoencoderChoice(config=own, folder=model / own.folder, preview=None)
     if kind_of(own).channels is not None:
         raise InvalidInput("autoencoder", str(given), f"this model needs none: its samples are {own.kind}")
     check_autoencoder(given, shape, own.factor, field="autoencoder")

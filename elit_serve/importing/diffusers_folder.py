@@ -1,0 +1,218 @@
+"""A folder of diffusers as a model directory: our files are written into it, and its own are left as they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from elit_serve.engine.autoencoders.folder import check_autoencoder, read_folder
+from elit_serve.engine.checkpoint import weights_found
+from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files.config import (
+    AutoencoderConfig,
+    ModelConfig,
+    SamplingConfig,
+    TextConfig,
+    TextEncoderConfig,
+    check_name,
+)
+from elit_serve.files.opening import MAX_JSON_BYTES, read_file
+from elit_serve.files.validation import problems_in
+from elit_serve.importing.pipelines import PIPELINES, PipelineFacts, Scheduler
+from elit_serve.nn import InvalidSpec
+from elit_serve.nn.backbones.dense.dense import DenseSpec
+from elit_serve.plans.bounds import MAX_TEXT_TOKENS
+from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.size import Size, nearest_multiples
+
+EXAMPLES = (
+    "a red tulip in a garden after the rain, photograph",
+    "a small wooden house by the sea at dusk, oil painting",
+    "a cat that reads a newspaper, drawing in ink",
+)
+RESOLUTION = 1024  # pixels a side where neither a user nor the folder says any size
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Index(BaseModel):
+    """`model_index.json`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    pipeline: str = Field(alias="_class_name")
+    version: str | None = Field(default=None, alias="_diffusers_version")
+    default_sample_size: int | None = Field(default=None, ge=1, le=65536)
+
+
+class _Tokenizer(BaseModel):
+    """`tokenizer/tokenizer_config.json`. An unlimited length is written as a very large number."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model_max_length: int | float | None = None
+
+
+class _Shards(BaseModel):
+    """The index of weights that lie in several files."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+def import_folder(
+    folder: Path,
+    *,
+    sizes: Sequence[str] = (),
+    max_tokens: int | None = None,
+    steps: int | None = None,
+    scale: float | None = None,
+    source: str | None = None,
+    license_text: str | None = None,
+    replace_ours: bool = False,
+) -> ModelConfig:
+    """Writes `config.json` into a folder with a pipeline of diffusers, so that it is a model directory.
+
+    sizes: of pictures, as "1024x1024", the default first; without any the one that the folder says. max_tokens: of a
+    prompt; None is what its tokenizer says. steps, scale: of sampling and guidance where a request does not say; None
+    is what the pipeline does by itself, and 1 is no guidance. Weights are read once, for their digests; none is
+    changed, copied or unpickled. Raises `CheckpointError` for the folder and `InvalidInput` for the rest.
+    """
+    check_name(folder)
+    target = folder / "config.json"
+    if target.exists() and not replace_ours:
+        raise InvalidInput("folder", str(folder), "it has a config.json already; --replace writes another")
+    index = _read(folder, "model_index.json", _Index)
+    if index.pipeline not in PIPELINES:
+        problem = f"model_index.json: _class_name: {index.pipeline!r} is not allowed; one of {', '.join(PIPELINES)}"
+        raise CheckpointError(folder, [problem])
+    config = _config(folder, PIPELINES[index.pipeline], index, sizes, max_tokens, steps, scale)
+    provenance = {
+        "source": source,
+        "license": license_text,
+        "imported_from": {"pipeline": index.pipeline, "diffusers": index.version},
+    }
+    written = config.model_copy(update={"provenance": {key: value for key, value in provenance.items() if value}})
+    _write(target, written)
+    return written
+
+
+def _config(
+    folder: Path,
+    facts: PipelineFacts,
+    index: _Index,
+    sizes: Sequence[str],
+    max_tokens: int | None,
+    steps: int | None,
+    scale: float | None,
+) -> ModelConfig:
+    """All but where it comes from."""
+    coder = read_folder(folder / "vae", "vae")
+    side = index.default_sample_size or RESOLUTION
+    wanted = [Size.read(size, field="--sizes") for size in sizes] or [Size(side, side)]
+    specs = _specs(folder, facts.transformer, wanted, coder.factor, _max_tokens(folder, max_tokens))
+    spec = specs[0]
+    check_autoencoder(folder / "vae", spec.sample_shape, field="vae")
+    scheduler = _read(folder, "scheduler/scheduler_config.json", Scheduler)
+    guidance = facts.guidance if scale is None else _guidance(facts.guidance, scale)
+    try:
+        shift = facts.shift(scheduler, spec.num_tokens)
+    except ValueError as error:
+        raise CheckpointError(folder, [f"scheduler/scheduler_config.json: {error}"]) from None
+    try:
+        return ModelConfig(
+            name=folder.name,
+            **{**spec.config_fields(), "shapes": {each.shape.name: each.sample_shape for each in specs}},
+            levels=spec.levels,
+            conditions=TextConfig(
+                encoder=TextEncoderConfig(kind="diffusers"),
+                dim=spec.text_dim,
+                max_tokens=spec.max_tokens,
+                negative=True,
+                examples=EXAMPLES,
+            ),
+            autoencoder=AutoencoderConfig(kind="diffusers", factor=coder.factor, folder="vae"),
+            sampling=SamplingConfig(steps=steps or facts.steps, time_shift=shift, guidance=guidance),
+            weights=weights_found(folder, [*_weight_files(folder)], spec),
+        )
+    except ValidationError as error:
+        raise CheckpointError(folder, problems_in(error)) from None
+
+
+def _guidance(usual: Guidance, scale: float) -> Guidance:
+    return replace(usual, scale=scale) if scale > 1 else Guidance()
+
+
+def _specs(folder: Path, kind: type[DenseSpec], sizes: Sequence[Size], factor: int, max_tokens: int) -> list[DenseSpec]:
+    """The backbone at each size."""
+    content = _json(folder, "transformer/config.json")
+    name = content.pop("_class_name", None) if isinstance(content, dict) else None
+    if name != kind.their_class:
+        problem = f"transformer/config.json: _class_name: {name!r} is not allowed; this pipeline has {kind.their_class}"
+        raise CheckpointError(folder, [problem])
+    found: list[DenseSpec] = []
+    for size in sizes:
+        for side in size:
+            if side % factor:
+                allowed = f"multiples of {factor}, as {nearest_multiples(side, factor)}"
+                raise InvalidInput("--sizes", str(size), allowed)
+        height, width = size.height // factor, size.width // factor
+        try:
+            spec = kind.of_configuration(content, height=height, width=width, max_tokens=max_tokens)
+        except InvalidSpec as error:
+            problems = [f"transformer/config.json: {problem}" for problem in str(error).split("; ")]
+            raise CheckpointError(folder, problems) from None
+        found.append(spec)
+    return found
+
+
+def _max_tokens(folder: Path, wanted: int | None) -> int:
+    if wanted is not None:
+        if not 1 <= wanted <= MAX_TEXT_TOKENS:
+            raise InvalidInput("--max-tokens", wanted, f"1 to {MAX_TEXT_TOKENS}")
+        return wanted
+    told = _read(folder, "tokenizer/tokenizer_config.json", _Tokenizer).model_max_length
+    if told is None or not 1 <= told <= MAX_TEXT_TOKENS:
+        raise InvalidInput("--max-tokens", wanted, f"1 to {MAX_TEXT_TOKENS}; the folder's tokenizer does not say it")
+    return int(told)
+
+
+def _weight_files(folder: Path) -> Iterator[str]:
+    """Of the transformer, as a model's configuration names them: one file, or those of an index."""
+    name = "diffusion_pytorch_model.safetensors"
+    if (folder / "transformer" / f"{name}.index.json").exists():
+        shards = _read(folder, f"transformer/{name}.index.json", _Shards)
+        yield from sorted({f"transformer/{file}" for file in shards.weight_map.values()})
+    else:
+        yield f"transformer/{name}"
+
+
+def _json(folder: Path, name: str) -> Any:
+    try:
+        return from_json(read_file(folder / name, MAX_JSON_BYTES))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise CheckpointError(folder, [f"{name} cannot be read: {reason}"]) from None
+
+
+def _read(folder: Path, name: str, kind: type[M]) -> M:
+    try:
+        return kind.model_validate(_json(folder, name))
+    except ValidationError as error:
+        raise CheckpointError(folder, [f"{name}: {problem}" for problem in problems_in(error)]) from None
+
+
+def _write(target: Path, config: ModelConfig) -> None:
+    """All of the file or none of it."""
+    staging = target.with_name(".config.json.new")
+    try:
+        staging.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        staging.replace(target)
+    except OSError as error:
+        raise CheckpointError(target.parent, [f"config.json cannot be written: {error.strerror or error}"]) from None

@@ -1,0 +1,137 @@
+"""A folder of diffusers becomes a model directory, or is refused with one error that says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dense.conftest import Made
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from elit_serve.catalogue import read_config
+from elit_serve.cli import app
+from elit_serve.engine.checkpoint import load_checkpoint
+from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.files.config import TextConfig
+from elit_serve.importing.diffusers_folder import import_folder
+from elit_serve.plans.grid import TimeShift
+from elit_serve.plans.guidance import Guidance
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(model_of: Made, tmp_path: Path) -> Path:
+    """As diffusers wrote it."""
+    copy = shutil.copytree(model_of("prx"), tmp_path / "tiny")
+    (copy / "config.json").unlink()
+    return copy
+
+
+def change(file: Path, **fields: Any) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(content | fields), encoding="utf-8")
+
+
+def test_the_command_writes_one_file_and_leaves_all_others(folder: Path) -> None:
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    options = ["--sizes", "16x16,32x24", "--steps", "6", "--source", "here", "--license", "Apache-2.0"]
+    run = CliRunner().invoke(app, ["import", str(folder), *options])
+    assert run.exit_code == 0, run.output
+    config = read_config(folder)
+    assert {file for file in folder.rglob("*") if file.is_file()} == {*before, folder / "config.json"}
+    assert all(file.read_bytes() == content for file, content in before.items())
+    assert config.shapes == {"8x8": (4, 8, 8), "12x16": (4, 12, 16)}
+    assert (config.autoencoder.folder, config.autoencoder.factor) == ("vae", 2)
+    assert isinstance(config.conditions, TextConfig)
+    assert (config.conditions.max_tokens, config.conditions.negative) == (7, True)
+    assert config.sampling.steps == 6
+    assert config.sampling.guidance == Guidance(method="cfg", scale=4.0)
+    assert config.sampling.time_shift == TimeShift(factor=3.0, last=0.003 / 1.002)
+    assert config.provenance["license"] == "Apache-2.0"
+    assert [*config.weights.files] == [WEIGHTS]
+    model = load_checkpoint(folder).model
+    theirs = load_file(folder / WEIGHTS)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_distilled_one_is_told_that_it_is_not_guided(folder: Path) -> None:
+    assert import_folder(folder, scale=1.0).sampling.guidance == Guidance()
+
+
+def test_weights_in_several_files_are_taken_as_their_index_says(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    parts = {f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, own in parts.items():
+        save_file({name: tensors[name] for name in own}, folder / "transformer" / file)
+    shards = {name: file for file, own in parts.items() for name in own}
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}), encoding="utf-8")
+    (folder / WEIGHTS).unlink()
+    assert [*import_folder(folder).weights.files] == [f"transformer/{file}" for file in sorted(parts)]
+    load_checkpoint(folder)
+    change(index, weight_map=dict.fromkeys(names, "../../elsewhere.safetensors"))
+    with pytest.raises(CheckpointError, match="elsewhere"):
+        import_folder(folder, replace_ours=True)
+
+
+def test_a_folder_that_was_not_imported_says_what_to_do(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="this is a folder of diffusers, which elit-serve import makes a model"):
+        load_checkpoint(folder)
+
+
+def test_what_was_imported_is_not_replaced_unasked(folder: Path) -> None:
+    import_folder(folder)
+    with pytest.raises(InvalidInput, match="it has a config"):
+        import_folder(folder)
+    import_folder(folder, replace_ours=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "problem"),
+    [
+        ("model_index.json", {"_class_name": "OtherPipeline"}, "'OtherPipeline' is not allowed; one of PRXPipeline"),
+        ("transformer/config.json", {"_class_name": "Other"}, "'Other' is not allowed; this pipeline has PRXTransf"),
+        ("transformer/config.json", {"depth": 0}, "transformer/config.json: depth: a whole number from 1 to 512"),
+        ("transformer/config.json", {"depth": 2}, r"tensor blocks\.2\.\S+ does not belong to this backbone"),
+        ("transformer/config.json", {"depth": 4}, r"tensor blocks\.3\.\S+ is missing"),
+        ("transformer/config.json", {"new": 1}, "transformer/config.json: new: Extra inputs are not permitted"),
+        ("scheduler/scheduler_config.json", {"_class_name": "DDIM"}, "scheduler_config.json: _class_name: 'DDIM' is"),
+        ("scheduler/scheduler_config.json", {"use_beta_sigmas": True}, "use_beta_sigmas: true is not allowed"),
+        ("scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "PRX has one shift for all sizes"),
+    ],
+)
+def test_what_is_not_as_it_must_be_is_refused(folder: Path, file: str, fields: dict[str, Any], problem: str) -> None:
+    change(folder / file, **fields)
+    with pytest.raises(CheckpointError, match=problem):
+        import_folder(folder)
+    assert not (folder / "config.json").exists()
+
+
+@pytest.mark.parametrize("file", ["scheduler/scheduler_config.json", "transformer/config.json", WEIGHTS])
+def test_a_missing_file_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(CheckpointError, match=file):
+        import_folder(folder)
+
+
+def test_weights_that_are_pickled_are_not_read(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({"a": torch.zeros(1)}, folder / "transformer" / "diffusion_pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=WEIGHTS):
+        import_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"sizes": ["17x16"]}, "--sizes"), ({"sizes": ["18x16"]}, "width"), ({"max_tokens": 0}, "--max-tokens")],
+)
+def test_sizes_and_lengths_that_cannot_be_are_refused(folder: Path, options: dict[str, Any], field: str) -> None:
+    with pytest.raises((InvalidInput, CheckpointError), match=field):
+        import_folder(folder, **options)
