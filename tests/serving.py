@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.maker import Maker
 from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import EngineStopped
 from elit_serve.fleet.fleet import Fleet
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.model import FleetModel
@@ -142,8 +143,9 @@ class RunningServer:
         engines = self.app.state.service.engines
         assert isinstance(engines, Engines)
         worker = engines.default.worker
-        if isinstance(worker, Fleet) and worker.is_alive:
-            worker.refresh()
+        if isinstance(worker, Fleet):
+            with suppress(EngineStopped):
+                worker.refresh()
         return worker
 
     def generate(self, body: object, accept: str = "application/json") -> httpx.Response:
@@ -233,16 +235,17 @@ def running(
 
 
 @contextmanager
-def as_a_fleet(model: LoadedModel, settings: Settings) -> Iterator[FleetModel]:
+def as_a_fleet(
+    model: LoadedModel, settings: Settings, link_to: Callable[[dict[str, Replica]], LocalLink] = LocalLink
+) -> Iterator[FleetModel]:
     """The model on one replica, which the server knows from messages alone."""
     replica = Replica("first", model, settings, MonotonicClock(), transit_ms=0)
     replica.start()
-    thread = LoopThread("elit-fleet")
+    link, thread = link_to({"first": replica}), LoopThread("elit-fleet")
     try:
-        link = LocalLink({"first": replica})
         yield FleetModel(link=link, thread=thread, facts=thread.run(link.facts_of_all()))
     finally:
-        thread.close()
+        thread.close(link.close)
         replica.drain(0)
 
 

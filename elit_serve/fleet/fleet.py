@@ -45,7 +45,10 @@ MAX_MAKINGS = 3  # of an order whose replicas are lost: it may be to blame
 
 
 class UnderWay:
-    """An order that a replica has taken. replica: which has it now."""
+    """An order from when it is offered to replicas to its end, of which whoever asked is told on the loop.
+
+    taken: done once a replica has it, or with why none takes it. replica: which has it now.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class UnderWay:
     ) -> None:
         self.order = order
         self.order_id = token_hex(8)
+        self.taken: Future[None] = Future()
         self.future: Future[Outcome] = Future()
         self.replica = ""
         self.num_makings = 0
@@ -86,6 +90,8 @@ class UnderWay:
                 self._end(reply.error)
 
     def fail(self, error: ElitError) -> None:
+        if not self.taken.done():
+            self.taken.set_exception(error)
         self._end(error)
 
     def _end(self, ending: Outcome | ElitError) -> None:
@@ -125,7 +131,6 @@ class Fleet:
         self._counted: dict[str, Counters] = {}  # by every replica that there ever was
         self._under_way: dict[Future[Outcome], UnderWay] = {}
         self._changed = threading.Condition()
-        self._stopping = threading.Lock()
         self._informing = asyncio.Lock()
         self._attention = Attention()
         self._accepts = True
@@ -217,12 +222,12 @@ class Fleet:
             self._check_accepting()
             self._under_way[under_way.future] = under_way
         try:
-            replies = self._thread.run(self._placed(under_way))
-        except BaseException:
+            making = self._thread.begin(self._make(under_way))
+        except EngineStopped:
             self._forget(under_way)
             raise
-        following = self._thread.begin(self._follow(under_way, replies))
-        under_way.future.add_done_callback(lambda future: following.cancel() if future.cancelled() else None)
+        under_way.future.add_done_callback(lambda future: making.cancel() if future.cancelled() else None)
+        under_way.taken.result()
         return under_way.future
 
     def hurry(self, future: Future[Outcome]) -> bool:
@@ -241,7 +246,10 @@ class Fleet:
         return self._thread.run(self._forecast(order), ASK_S)
 
     def in_flight(self, max_pictures: int) -> InFlight:
-        parts = self._thread.run(self._link.in_flight(max_pictures), ASK_S) if self.is_alive else []
+        try:
+            parts = self._thread.run(self._link.in_flight(max_pictures), ASK_S)
+        except EngineStopped:
+            parts = []
         pictures = [
             replace(picture, picture_id=index * MAX_PICTURE_IDS + picture.picture_id)
             for index, part in enumerate(parts)
@@ -258,7 +266,7 @@ class Fleet:
         )
 
     def refresh(self) -> None:
-        """Asks the replicas now how they are, rather than when it is time for it."""
+        """Asks the replicas now how they are, rather than when it is time for it. Raises `EngineStopped` if it ends."""
         self._thread.run(self._inform(), ASK_S)
 
     def drain(self, timeout_s: float) -> None:
@@ -270,13 +278,7 @@ class Fleet:
     def stop(self) -> None:
         with self._changed:
             self._accepts = False
-            left = list(self._under_way.values())
-        for under_way in left:
-            under_way.fail(EngineStopped("the engine stopped before this request was done"))
-        with self._stopping:
-            if not self._thread.is_closed:
-                self._thread.run(self._link.close())
-                self._thread.close()
+        self._thread.close(self._link.close)
         self._end()
 
     def _end(self) -> None:
@@ -296,6 +298,23 @@ class Fleet:
             self._changed.notify_all()
 
     # On the loop: an order
+
+    async def _make(self, under_way: UnderWay) -> None:
+        """From its first offer to its end. Whatever happens, whoever asked is told: also where this is cancelled."""
+        try:
+            replies = await self._placed(under_way)
+            under_way.taken.set_result(None)
+            await self._follow(under_way, replies)
+        except ElitError as error:
+            under_way.fail(error)
+        except asyncio.CancelledError:
+            under_way.fail(EngineStopped("the engine stopped before this request was done"))
+            raise
+        except Exception as error:
+            logger.exception("an order was not followed to its end")
+            under_way.fail(GenerationFailed(f"the server failed with {type(error).__name__}"))
+        finally:
+            self._forget(under_way)
 
     async def _placed(self, under_way: UnderWay) -> AsyncIterator[Reply]:
         """What the replica tells that has taken it. Raises the least refusal of all.
@@ -339,20 +358,15 @@ class Fleet:
 
     async def _follow(self, under_way: UnderWay, replies: AsyncIterator[Reply]) -> None:
         """Tells whoever asked, until it has ended; where its replica is lost, it is made again by another."""
-        try:
-            while True:
-                try:
-                    async with aclosing(replies), self._attention.waiting_for(under_way.replica):  # type: ignore[type-var]
-                        async for reply in replies:
-                            under_way.tell(reply)
-                    return
-                except ReplicaLost:
-                    self._lose(under_way.replica)
-                    replies = await self._placed_again(under_way)
-        except ElitError as error:
-            under_way.fail(error)
-        finally:
-            self._forget(under_way)
+        while True:
+            try:
+                async with aclosing(replies), self._attention.waiting_for(under_way.replica):  # type: ignore[type-var]
+                    async for reply in replies:
+                        under_way.tell(reply)
+                return
+            except ReplicaLost:
+                self._lose(under_way.replica)
+                replies = await self._placed_again(under_way)
 
     async def _placed_again(self, under_way: UnderWay) -> AsyncIterator[Reply]:
         """Raises what whoever asked is told where that cannot be."""
@@ -408,7 +422,7 @@ class Fleet:
                 logger.exception("the replicas could not be asked how they are")
                 if self._clock.now() - heard_s > LOST_S:
                     self._has_died = True
-                    self._end()
+                    await asyncio.to_thread(self._end)  # whoever is told may wait for what this loop does
                     return
             await asyncio.sleep(PERIOD_S)
 

@@ -82,7 +82,8 @@ class Ingresses:
             for index, process in self._processes.items():
                 if process.poll() is not None:
                     logger.error("ingress %d ended with %d; another is started", index, process.returncode)
-                    time.sleep(PAUSE_S)
+                    if self._is_ending.wait(PAUSE_S):
+                        return  # nobody would tell another one to end
                     self._processes[index] = self._started(index)
 
     def wait(self, timeout_s: float) -> None:
@@ -93,6 +94,8 @@ class Ingresses:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
     def _started(self, index: int) -> subprocess.Popen[str]:
         place = self._place(index)

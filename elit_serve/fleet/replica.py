@@ -9,7 +9,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from typing import ParamSpec, TypeVar
 
 from elit_serve.clock import Clock
 from elit_serve.engine.cost import Cost
@@ -29,6 +31,9 @@ from elit_serve.scheduler.routing import Digest
 from elit_serve.scheduler.routing.scaling import full_s
 from elit_serve.server.engines import Engine, Servable
 from elit_serve.server.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TRANSIT_MS = 5.0  # an order and its pictures are on their way, beyond what HTTP takes
 MAX_EVENTS = 100_000  # that wait for whoever keeps account of them: some minutes of steps
@@ -105,16 +110,17 @@ class Replica:
         replies: asyncio.Queue[Reply] = asyncio.Queue()
 
         def tell(reply: Reply) -> None:
-            loop.call_soon_threadsafe(replies.put_nowait, reply)
+            with suppress(RuntimeError):  # the loop has ended, and whoever listened with it
+                loop.call_soon_threadsafe(replies.put_nowait, reply)
 
-        taking = loop.run_in_executor(self._admission, self._take, sent, tell)
         try:
-            future = await asyncio.shield(taking)
+            taking = self._on_admission(self._take, sent, tell)
+            future = await asyncio.wrap_future(taking)
         except ElitError as error:
             yield Refused(replica=self._name, digest=self._digest(), error=error)
             return
         except asyncio.CancelledError:
-            taking.add_done_callback(_give_up)
+            taking.add_done_callback(_give_up)  # on the thread that takes it: this loop may end before
             raise
         self._under_way[sent.order_id] = future
         try:
@@ -128,6 +134,13 @@ class Replica:
         finally:
             del self._under_way[sent.order_id]
             future.cancel()
+
+    def _on_admission(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> Future[T]:
+        """On its thread. Raises `EngineStopped` once it is drained."""
+        try:
+            return self._admission.submit(work, *arguments, **options)
+        except RuntimeError:
+            raise EngineStopped("the engine takes no more work") from None
 
     def _take(self, sent: SentOrder, tell: Callable[[Reply], None]) -> Future[Outcome]:
         order = self._received(sent)
@@ -171,9 +184,8 @@ class Replica:
 
     async def forecast(self, sent: SentOrder) -> Forecast | ElitError:
         """See `Maker.forecast`."""
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._admission, lambda: self._worker.forecast(self._received(sent)))
+            return await asyncio.wrap_future(self._on_admission(lambda: self._worker.forecast(self._received(sent))))
         except ElitError as error:
             return error
 
@@ -231,6 +243,6 @@ def _ending(future: Future[Outcome]) -> Outcome | Failed:
     return Failed(error=error)
 
 
-def _give_up(taking: asyncio.Future[Future[Outcome]]) -> None:
+def _give_up(taking: Future[Future[Outcome]]) -> None:
     if not taking.cancelled() and taking.exception() is None:
         taking.result().cancel()

@@ -74,9 +74,7 @@ def at_replicas(ray_address: str, name: str, *, keeps_account: bool) -> Iterator
                 raise EngineStopped("no replica has said what it serves")
             yield FleetModel(link=link, thread=thread, facts=facts, keeps_account=keeps_account)
         finally:
-            if not thread.is_closed:  # the fleet has not come so far as to close both
-                thread.run(link.close())
-                thread.close()
+            thread.close(link.close)
 
 
 def name_of(settings: Settings) -> str:

@@ -65,9 +65,8 @@ def start_fleet(tiny_pipeline: Pipeline) -> Iterator[StartFleet]:
                 replicas[name] = Replica(name, models[name], wanted, MonotonicClock(), transit_ms=0)
                 replicas[name].start()
                 stack.callback(replicas[name].drain, 0)
-            thread = LoopThread("elit-fleet")
-            stack.callback(thread.close)
-            link = LocalLink(replicas)
+            link, thread = LocalLink(replicas), LoopThread("elit-fleet")
+            stack.callback(thread.close, link.close)
             model = FleetModel(link=link, thread=thread, facts=thread.run(link.facts_of_all()))
             server = stack.enter_context(running_models(list(models.values()), wanted, [model]))
             executors = {name: each.executor for name, each in models.items()}
