@@ -116,7 +116,13 @@ def _config(
     coder = read_folder(folder / "vae", "vae")
     side = index.default_sample_size or RESOLUTION
     wanted = [Size.read(size, field="--sizes") for size in sizes] or [Size(side, side)]
-    specs = _specs(folder, facts.transformer, wanted, coder.factor, _max_tokens(folder, max_tokens))
+    specs = _specs(
+        folder,
+        facts.transformer,
+        wanted,
+        coder.factor,
+        _max_tokens(folder, facts.max_tokens if max_tokens is None else max_tokens),
+    )
     spec = specs[0]
     check_autoencoder(folder / "vae", spec.sample_shape, field="vae")
     scheduler = _read(folder, "scheduler/scheduler_config.json", Scheduler)

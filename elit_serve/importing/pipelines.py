@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from elit_serve.nn.backbones.dense.dense import DenseSpec
 from elit_serve.nn.backbones.dense.prx import PRXSpec
+from elit_serve.nn.backbones.dense.qwen_image import QwenImageSpec
 from elit_serve.plans.bounds import MAX_TIME_SHIFT, MIN_TIME_SHIFT
 from elit_serve.plans.grid import Shift, TimeShift
 from elit_serve.plans.guidance import Guidance
@@ -33,6 +35,23 @@ class Scheduler(BaseModel):
     use_exponential_sigmas: Literal[False] | None = False
     use_beta_sigmas: Literal[False] | None = False
     stochastic_sampling: Literal[False] = False
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
+    base_shift: float = Field(default=0.5, ge=-10, le=10)
+    max_shift: float = Field(default=1.15, ge=-10, le=10)
+    base_image_seq_len: int = Field(default=256, ge=1, le=10**6)
+    max_image_seq_len: int = Field(default=4096, ge=1, le=10**6)
+
+    def shift_of_tokens(self, num_tokens: int) -> float:
+        """A straight line in the tokens of a sample, of the shift or of its logarithm."""
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        found = self.base_shift + slope * (num_tokens - self.base_image_seq_len)
+        return math.exp(found) if self.time_shift_type == "exponential" else found
+
+    @model_validator(mode="after")
+    def _has_a_line(self) -> Self:
+        if self.base_image_seq_len == self.max_image_seq_len:
+            raise ValueError("base_image_seq_len and max_image_seq_len must differ")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +60,14 @@ class PipelineFacts:
 
     shift: of its time grid, for a scheduler and so many tokens of a sample. Raises `ValueError` for a scheduler that
         the pipeline does not work with.
+    max_tokens: of a prompt; None is what its tokenizer says.
     """
 
     transformer: type[DenseSpec]
     steps: int
     guidance: Guidance
     shift: Callable[[Scheduler, int], Shift]
+    max_tokens: int | None = None
 
 
 def shift_of_prx(scheduler: Scheduler, num_tokens: int) -> Shift:  # noqa: ARG001
@@ -59,8 +80,23 @@ def shift_of_prx(scheduler: Scheduler, num_tokens: int) -> Shift:  # noqa: ARG00
     return TimeShift(factor=scheduler.shift, last=last, terminal=scheduler.shift_terminal or None)
 
 
+def shift_of_qwen_image(scheduler: Scheduler, num_tokens: int) -> Shift:
+    """It grows with the tokens; noise levels are spaced evenly before, and stretched to a last one behind."""
+    factor = scheduler.shift_of_tokens(num_tokens) if scheduler.use_dynamic_shifting else scheduler.shift
+    if not scheduler.shift_terminal:
+        return factor
+    return TimeShift(factor=factor, terminal=scheduler.shift_terminal)
+
+
 PIPELINES = {
     "PRXPipeline": PipelineFacts(
         transformer=PRXSpec, steps=28, guidance=Guidance(method="cfg", scale=4.0), shift=shift_of_prx
+    ),
+    "QwenImagePipeline": PipelineFacts(
+        transformer=QwenImageSpec,
+        steps=50,
+        guidance=Guidance(method="cfg", scale=4.0),
+        shift=shift_of_qwen_image,
+        max_tokens=512,
     ),
 }

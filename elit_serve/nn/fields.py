@@ -1,6 +1,7 @@
 """The fields of a spec: what each may be, so that a table from a file is read with all that is wrong with it at once.
 
-A spec is a frozen dataclass whose fields are made by `whole`, `number`, `flag`, `one_of`, `pair` and `nested`. It is
+A spec is a frozen dataclass whose fields are made by `whole`, `number`, `flag`, `one_of`, `pair`, `several` and
+`nested`. It is
 checked in the same way when it is built in Python.
 """
 
@@ -85,12 +86,17 @@ def one_of(words: tuple[str, ...], default: Any = MISSING) -> Any:
 
 def pair(low: int, high: int, default: Any = MISSING) -> Any:
     """A field for two integers in low..high."""
+    return several(2, low, high, default)
 
-    def read(value: object) -> tuple[int, int]:
+
+def several(count: int, low: int, high: int, default: Any = MISSING) -> Any:
+    """A field for so many integers in low..high."""
+
+    def read(value: object) -> tuple[int, ...]:
         numbers = value if isinstance(value, list | tuple) else ()
-        if len(numbers) != 2 or any(type(number) is not int or not low <= number <= high for number in numbers):
-            raise ValueError(f"two whole numbers from {low} to {high}")
-        return numbers[0], numbers[1]
+        if len(numbers) != count or any(type(number) is not int or not low <= number <= high for number in numbers):
+            raise ValueError(f"{count} whole numbers from {low} to {high}")
+        return tuple(numbers)
 
     return _field(read, default)
 

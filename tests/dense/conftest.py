@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dense.folders import write_folder
+from dense.folders import IMPORTED, write_folder
 
 from elit_serve.importing.diffusers_folder import import_folder
 
@@ -21,7 +21,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Made:
     def model(family: str) -> Path:
         if family not in made:
             made[family] = write_folder(family, tmp_path_factory.mktemp("dense") / f"tiny-{family}")
-            import_folder(made[family])
+            import_folder(made[family], **IMPORTED[family])
         return made[family]
 
     return model

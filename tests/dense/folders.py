@@ -11,6 +11,7 @@ import torch
 
 WORDS = ("a", "red", "green", "small", "tulip", "rose", "daisy", "on", "grass", "photo", "of", "the")
 MAX_TOKENS = 7
+SIZE = 16  # pixels a side of the pictures of all families
 
 
 def tokenizer(max_length: int = MAX_TOKENS, side: str = "right") -> Any:
@@ -90,11 +91,77 @@ def prx() -> Any:
         text_encoder=randomised(text_encoder),
         tokenizer=tokenizer(),
         vae=randomised(autoencoder_kl(4)),
-        default_sample_size=16,
+        default_sample_size=SIZE,
     )
 
 
-FAMILIES: dict[str, Callable[[], Any]] = {"prx": prx}
+def qwen_image() -> Any:
+    """Qwen-Image, with a text encoder that has eyes of the smallest size, and the shift of the published one."""
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": 15,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
+    }
+    eyes = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+    }
+    text_encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eyes))
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 2.0, 1.0, 0.5],
+    )
+    return QwenImagePipeline(
+        transformer=randomised(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+        text_encoder=randomised(text_encoder),
+        tokenizer=tokenizer(1024),
+        vae=randomised(vae),
+    )
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {"prx": prx, "qwen-image": qwen_image}
+
+IMPORTED: dict[str, dict[str, Any]] = {  # what `import_folder` is told besides
+    "prx": {},
+    "qwen-image": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 64},
+}
 
 
 def pipeline_of(family: str) -> Any:

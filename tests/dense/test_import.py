@@ -96,7 +96,7 @@ def test_what_was_imported_is_not_replaced_unasked(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "fields", "problem"),
     [
-        ("model_index.json", {"_class_name": "OtherPipeline"}, "'OtherPipeline' is not allowed; one of PRXPipeline"),
+        ("model_index.json", {"_class_name": "OtherPipeline"}, "'OtherPipeline' is not allowed; one of PRXPipeline, Q"),
         ("transformer/config.json", {"_class_name": "Other"}, "'Other' is not allowed; this pipeline has PRXTransf"),
         ("transformer/config.json", {"depth": 0}, "transformer/config.json: depth: a whole number from 1 to 512"),
         ("transformer/config.json", {"depth": 2}, r"tensor blocks\.2\.\S+ does not belong to this backbone"),

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from torch import Tensor
 
@@ -38,9 +38,14 @@ class _Numbers(BaseModel):
     shift_factor: float | None = Field(default=None, ge=-1e3, le=1e3)
 
     @property
-    def shift(self) -> float:
-        """What samples are moved by; a class without it (SD's) moves nothing."""
-        return self.shift_factor or 0.0
+    def scales(self) -> tuple[float, ...]:
+        """What samples are multiplied by, one for all channels or for each."""
+        return (self.scaling_factor,)
+
+    @property
+    def shifts(self) -> tuple[float, ...]:
+        """What samples are moved by before; a class without it (SD's) moves nothing."""
+        return (self.shift_factor or 0.0,)
 
 
 class _NumbersOfKL(_Numbers):
@@ -76,21 +81,95 @@ class _NumbersOfTiny(_Numbers):
         return max(*self.encoder_block_out_channels[:2], *self.decoder_block_out_channels[-2:])
 
 
+class _NumbersOfQwenImage(BaseModel):
+    """Of Qwen-Image's, which is one for films: each block but the last halves the sides, and each channel has a mean
+    and a spread of its own."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+    latent_channels: Channels = Field(default=16, alias="z_dim")
+    input_channels: Literal[3] = 3
+    base_dim: Channels = 96
+    dim_mult: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)] = (
+        1,
+        2,
+        4,
+        4,
+    )
+    num_res_blocks: int = Field(default=2, ge=1, le=64)
+    latents_mean: tuple[Annotated[float, Field(ge=-1e3, le=1e3)], ...]
+    latents_std: tuple[Annotated[float, Field(ge=1e-3, le=1e3)], ...]
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> Self:
+        if not len(self.latents_mean) == len(self.latents_std) == self.latent_channels:
+            raise ValueError(f"latents_mean and latents_std need {self.latent_channels} numbers each, as z_dim says")
+        return self
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.dim_mult) - 1))
+
+    @property
+    def widest(self) -> int:
+        return self.base_dim * max(self.dim_mult[:2])
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        return tuple(1 / spread for spread in self.latents_std)
+
+    @property
+    def shifts(self) -> tuple[float, ...]:
+        return self.latents_mean
+
+
+AnyNumbers = _NumbersOfKL | _NumbersOfTiny | _NumbersOfQwenImage
+
+
+def _of_kl(vae: Any, images: Tensor) -> Tensor:
+    latents: Tensor = vae.encode(images).latent_dist.mode()
+    return latents
+
+
+def _of_tiny(vae: Any, images: Tensor) -> Tensor:
+    latents: Tensor = vae.encode(images).latents
+    return latents
+
+
+def _of_one_frame(vae: Any, images: Tensor) -> Tensor:
+    latents: Tensor = vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0]
+    return latents
+
+
+def _picture(vae: Any, latents: Tensor) -> Tensor:
+    images: Tensor = vae.decode(latents).sample
+    return images
+
+
+def _one_frame(vae: Any, latents: Tensor) -> Tensor:
+    images: Tensor = vae.decode(latents.unsqueeze(2)).sample[:, :, 0]
+    return images
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiffusersClass:
-    """numbers: of its `config.json`. latents: of what its `encode` gives, [B, C, h, w]. has_tiles: whether it can work
-    on parts of a large picture."""
+    """numbers: of its `config.json`. encode, decode: between images [B, 3, H, W] and latents [B, C, h, w], by its
+    module. has_tiles: whether it can work on parts of a large picture. of_films: whether its convolutions are over
+    frames too."""
 
-    numbers: type[_NumbersOfKL | _NumbersOfTiny]
-    latents: Callable[[Any], Tensor]
+    numbers: type[AnyNumbers]
+    encode: Callable[[Any, Tensor], Tensor]
+    decode: Callable[[Any, Tensor], Tensor] = _picture
     has_tiles: bool
+    of_films: bool = False
 
 
 CLASSES: dict[str, DiffusersClass] = {
-    "AutoencoderKL": DiffusersClass(
-        numbers=_NumbersOfKL, latents=lambda encoded: encoded.latent_dist.mode(), has_tiles=True
+    "AutoencoderKL": DiffusersClass(numbers=_NumbersOfKL, encode=_of_kl, has_tiles=True),
+    "AutoencoderTiny": DiffusersClass(numbers=_NumbersOfTiny, encode=_of_tiny, has_tiles=False),
+    "AutoencoderKLQwenImage": DiffusersClass(
+        numbers=_NumbersOfQwenImage, encode=_of_one_frame, decode=_one_frame, has_tiles=True, of_films=True
     ),
-    "AutoencoderTiny": DiffusersClass(numbers=_NumbersOfTiny, latents=lambda encoded: encoded.latents, has_tiles=False),
 }
 
 
@@ -99,7 +178,7 @@ def folder_facts(folder: Path) -> FolderFacts:
     return _read_numbers(folder)[1]
 
 
-def _read_numbers(folder: Path) -> tuple[str, _NumbersOfKL | _NumbersOfTiny]:
+def _read_numbers(folder: Path) -> tuple[str, AnyNumbers]:
     """The class of a folder, by its name in `CLASSES`, and its numbers."""
     try:
         content = from_json(read_file(folder / "config.json", MAX_JSON_BYTES))
@@ -130,16 +209,20 @@ class DiffusersAutoencoder:
     def __init__(self, folder: Path, device: torch.device, max_bytes: int | None = None) -> None:
         name, numbers = _read_numbers(folder)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        kind = CLASSES[name]
+        is_flat = device.type == "cuda" and not kind.of_films
+        layout = torch.channels_last if is_flat else torch.contiguous_format
         self._vae = _load(folder, name, dtype).to(device, memory_format=layout).eval().requires_grad_(False)
         if device.type == "cuda":
             quicken(self._vae)
-        self._has_tiles = CLASSES[name].has_tiles
+        self._has_tiles = kind.has_tiles
         self._max_bytes = _memory_bytes(device) // DECODE_SHARE if max_bytes is None else max_bytes
         self._pixel_bytes = FULL_COPIES * numbers.widest * dtype.itemsize
-        self._latents = CLASSES[name].latents
+        self._encode, self._decode = kind.encode, kind.decode
         self.device = device
-        self._scale, self._shift = numbers.scaling_factor, numbers.shift
+        self._scale, self._shift = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in (numbers.scales, numbers.shifts)
+        )
         self.channels, self.factor = numbers.latent_channels, numbers.factor
 
     def picture_size(self, sample_shape: Sequence[int]) -> tuple[int, int]:
@@ -149,14 +232,14 @@ class DiffusersAutoencoder:
     def encode(self, images: Tensor) -> Tensor:
         at_a_time = self._at_a_time(images.shape[-2] * images.shape[-1])
         parts = torch.split(images.to(self._vae.dtype), at_a_time)
-        latents = torch.cat([self._latents(self._vae.encode(part)) for part in parts])
+        latents = torch.cat([self._encode(self._vae, part) for part in parts])
         return (latents.float() - self._shift) * self._scale
 
     def decode(self, samples: Tensor) -> Tensor:
         height, width = self.picture_size(samples.shape[1:])
         latents = (samples / self._scale + self._shift).to(self._vae.dtype)
         parts = torch.split(latents, self._at_a_time(height * width))
-        return torch.cat([self._vae.decode(part).sample for part in parts]).float()
+        return torch.cat([self._decode(self._vae, part) for part in parts]).float()
 
     def _at_a_time(self, num_pixels: int) -> int:
         """How many pictures of so many pixels are worked on together; where not even one is, by tiles."""

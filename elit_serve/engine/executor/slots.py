@@ -191,13 +191,13 @@ class Executor:
         told = self._conditions.at(index[1] if kind.weak_level is None else index[1:3].flatten())
         own_levels = _levels_of_passes(index[3], kind.weak_level) if kind.is_mixed else None
         velocity = self._model if own_levels is None else partial(self._model, own_levels=own_levels)
-        x = state.index_select(0, index[0])
+        x, norm_patch = state.index_select(0, index[0]), self._model.spec.guidance_patch
         if memory is None:
-            moved = guided_step(velocity, x, t, dt, scale, told, kind)
+            moved = guided_step(velocity, x, t, dt, scale, told, kind, norm_patch=norm_patch)
         else:
             kept = memory.step(kind, index[0], uses_kept, own_levels)
             velocity = partial(velocity, changes=kept.changes)
-            moved = guided_step(velocity, x, t, dt, scale, told, kind, kept)
+            moved = guided_step(velocity, x, t, dt, scale, told, kind, kept, norm_patch)
             kept.keep()
         state.index_copy_(0, index[0], moved)
 

@@ -94,7 +94,16 @@ def output_shares(pipeline: Pipeline, plan: Plan, conditions: Sequence[Condition
         changes = [CoreChange() for _ in range(num_parts)]
         told = slots.at(own if kind.weak_level is None else torch.cat([own, weak]))
         at, dt, scale = (torch.full((count,), value, device=device) for value in (t, t_next - t, plan.guidance.scale))
-        x = guided_step(partial(pipeline.model, changes=changes), x, at, dt, scale, told, kind)
+        x = guided_step(
+            partial(pipeline.model, changes=changes),
+            x,
+            at,
+            dt,
+            scale,
+            told,
+            kind,
+            norm_patch=pipeline.model.spec.guidance_patch,
+        )
         output = changes[0].output
         assert output is not None
         output = output[:count].float()

@@ -95,6 +95,12 @@ class BackboneSpec(Checked):
         return tuple(range(1, self.latents_per_group + 1))
 
     @property
+    def guidance_patch(self) -> int | None:
+        """The side of the square patches of a sample whose norms guidance leaves as the main pass has them; None where
+        it may change them."""
+        return None
+
+    @property
     def budgets(self) -> Budgets:
         """Between budgets and levels, if it is trained at all of them."""
         return Budgets(levels=self.levels, latents_per_group=self.latents_per_group)

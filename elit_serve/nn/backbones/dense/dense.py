@@ -26,6 +26,7 @@ from elit_serve.plans.bounds import MAX_TEXT_DIM, MAX_TEXT_TOKENS, MAX_TOKENS
 from elit_serve.plans.size import nearest_multiples
 
 MAX_SIDE = 4096  # of a sample
+ONE = (1, 1)  # a window of one token: tokens row by row
 
 
 @dataclass(frozen=True, kw_only=True)

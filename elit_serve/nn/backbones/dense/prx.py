@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones.dense.dense import Dense, DenseSpec
+from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.fields import flag, number, pair, whole
 from elit_serve.nn.fused import Residual
@@ -21,8 +21,6 @@ from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.layers import settled
 from elit_serve.nn.reuse import CoreChange, through_core
 from elit_serve.nn.text import TextTokens
-
-ONE = (1, 1)  # a window of one token: row by row
 
 
 @dataclass(frozen=True, kw_only=True)

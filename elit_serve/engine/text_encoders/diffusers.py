@@ -1,0 +1,136 @@
+"""The text encoders of diffusers' pipelines, from a folder of a whole pipeline: its own way from prompts to tensors.
+
+Of the pipeline nothing else is loaded. Nothing but local files, no code from them, and weights in safetensors only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic_core import from_json
+from torch import Tensor
+
+from elit_serve.errors import CheckpointError, MissingPackage
+from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
+from elit_serve.nn.text import packed
+
+PACKAGES = ("diffusers", "transformers", "ftfy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineText:
+    """What one pipeline of diffusers does with prompts.
+
+    encoder: the class of its text encoder and its configuration, of the folder where both lie.
+    encode: prompts -> their states [B, T, D] and mask [B, T], by a pipeline without its other parts.
+    """
+
+    encoder: Callable[[Path], tuple[Any, Any]]
+    encode: Callable[[Any, list[str]], tuple[Tensor, Tensor]]
+
+
+def _t5gemma_encoder(folder: Path) -> tuple[Any, Any]:
+    """Saved with its own configuration, or with that of the whole T5Gemma that it is the half of."""
+    from transformers.models.t5gemma.configuration_t5gemma import T5GemmaConfig, T5GemmaModuleConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    kind = from_json(read_file(folder / "config.json", MAX_JSON_BYTES)).get("model_type")
+    if kind == T5GemmaConfig.model_type:
+        return T5GemmaEncoder, T5GemmaConfig.from_pretrained(str(folder), local_files_only=True).encoder
+    return T5GemmaEncoder, T5GemmaModuleConfig.from_pretrained(str(folder), local_files_only=True)
+
+
+def _of_prx(pipeline: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    states, mask, _, _ = pipeline.encode_prompt(
+        prompts, pipeline.text_encoder.device, do_classifier_free_guidance=False
+    )
+    return states, mask
+
+
+def _qwen_encoder(folder: Path) -> tuple[Any, Any]:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig.from_pretrained(str(folder), local_files_only=True)
+    return Qwen2_5_VLForConditionalGeneration, config
+
+
+def _of_qwen_image(pipeline: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    states, mask = pipeline.encode_prompt(prompts, pipeline.text_encoder.device)
+    return states, torch.ones(states.shape[:2], device=states.device) if mask is None else mask
+
+
+PIPELINES = {
+    "PRXPipeline": PipelineText(encoder=_t5gemma_encoder, encode=_of_prx),
+    "QwenImagePipeline": PipelineText(encoder=_qwen_encoder, encode=_of_qwen_image),
+}
+
+
+class DiffusersEncoder:
+    """A pipeline's tokenizer and text encoder, in bfloat16 on a GPU and in float32 on a CPU."""
+
+    def __init__(self, model: Path, dim: int, max_tokens: int, device: torch.device) -> None:
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.dim, self.max_tokens = dim, max_tokens
+        name = pipeline_name(model)
+        self._encode = PIPELINES[name].encode
+        self._pipeline = _open(name, model, self.dtype, device)
+        found = self.encode([""]).shape[-1] - 1
+        if found != dim:
+            raise CheckpointError(model, [f"text_encoder: its tokens are {found} wide, and conditions.dim is {dim}"])
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return packed(*self._encode(self._pipeline, list(prompts)), self.max_tokens)
+
+
+def pipeline_name(model: Path) -> str:
+    """The class of the pipeline in a folder, one of `PIPELINES`. Raises `CheckpointError`."""
+    try:
+        content = from_json(read_file(model / "model_index.json", MAX_JSON_BYTES))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(model, [f"model_index.json cannot be read: {error}"]) from None
+    name = content.get("_class_name") if isinstance(content, dict) else None
+    if not isinstance(name, str) or name not in PIPELINES:
+        allowed = ", ".join(PIPELINES)
+        raise CheckpointError(model, [f"model_index.json: _class_name: {name!r} is not allowed; one of {allowed}"])
+    return name
+
+
+def _open(name: str, model: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """A pipeline with nothing but its text encoder and tokenizer. Raises `CheckpointError`, `MissingPackage`."""
+    try:
+        import diffusers
+        import ftfy  # noqa: F401 (pipelines clean prompts with it)
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise MissingPackage(" or ".join(PACKAGES), "diffusers") from None
+    try:
+        for folder in (model / "text_encoder", model / "tokenizer"):
+            regular_folder(folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(model / "tokenizer"), local_files_only=True, trust_remote_code=False
+        )
+        encoder_class, config = PIPELINES[name].encoder(model / "text_encoder")
+        encoder, report = encoder_class.from_pretrained(
+            str(model / "text_encoder"),
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(model, [f"no text encoder and tokenizer in diffusers' format: {reason}"]) from None
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(model, [f"text_encoder: tensor {missing[0]} is missing, and {len(missing) - 1} more"])
+    encoder = encoder.to(device).eval().requires_grad_(False)
+    others = dict.fromkeys(("transformer", "vae", "scheduler"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of parts of diffusers' own that it calls deprecated
+        return getattr(diffusers, name)(text_encoder=encoder, tokenizer=tokenizer, **others)

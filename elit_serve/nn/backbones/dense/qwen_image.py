@@ -1,0 +1,147 @@
+"""Qwen-Image: a stream of image tokens and one of text through all blocks, which attend to both together.
+
+Letters: B batch, C channels, H x W sample size, N image tokens, T text tokens, D width, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec
+from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.fields import several
+from elit_serve.nn.flops import block_flops
+from elit_serve.nn.fused import Residual
+from elit_serve.nn.interface import patchify, unpatchify
+from elit_serve.nn.layers import settled
+from elit_serve.nn.reuse import CoreChange, through_core
+from elit_serve.nn.text import TextTokens
+
+ROPE_THETA = 10_000
+UNUSED = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")  # of other pipelines
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenImageSpec(DenseSpec):
+    """axes: how much of a head its RoPE turns by frame, row and column."""
+
+    kind: ClassVar[str] = "qwen-image"
+    their_class: ClassVar[str] = "QwenImageTransformer2DModel"
+    their_names: ClassVar[dict[str, str]] = {
+        "channels": "out_channels", "patch": "patch_size", "text_dim": "joint_attention_dim", "depth": "num_layers",
+        "num_heads": "num_attention_heads", "axes": "axes_dims_rope",
+    }  # fmt: skip
+
+    axes: tuple[int, ...] = several(3, 2, 1024, (16, 56, 56))
+
+    @classmethod
+    def completed(cls, table: dict[str, object]) -> dict[str, object]:
+        """Its width is that of a head times their number, and samples come in patches already."""
+        rest = {name: value for name, value in table.items() if not (name in UNUSED and value is False)}
+        head, heads, inputs = rest.pop("attention_head_dim"), rest.get("num_heads"), rest.pop("in_channels")
+        if isinstance(head, int) and isinstance(heads, int):
+            rest["dim"] = head * heads
+        if isinstance(inputs, int) and isinstance(patch := rest.get("patch"), int):
+            rest["channels"] = inputs // patch**2 if inputs % patch**2 == 0 else inputs / patch**2
+        return rest
+
+    def arguments(self) -> dict[str, Any]:
+        of_fields = super().arguments() | {"axes_dims_rope": list(self.axes)}
+        head = self.dim // self.num_heads
+        return of_fields | {"attention_head_dim": head, "in_channels": self.channels * self.patch**2}
+
+    def check(self) -> None:
+        if self.dim % self.num_heads or sum(self.axes) != self.dim // self.num_heads or any(a % 2 for a in self.axes):
+            head = f"{self.dim} / {self.num_heads}"
+            raise InvalidInput("axes", self.axes, f"three even numbers, together the size of a head: {head}")
+        super().check()
+
+    @property
+    def guidance_patch(self) -> int:
+        """Guidance keeps the norm of each token."""
+        return self.patch
+
+    def blocks_flops(self, tokens: int) -> float:
+        """Both streams have the same layers, and attend to both."""
+        return self.depth * block_flops(tokens + self.max_tokens, self.dim)
+
+
+class QwenImage(Dense):
+    """Qwen-Image of diffusers; its only level is 1."""
+
+    spec: QwenImageSpec
+    transformer_blocks: nn.ModuleList
+    pos_embed: nn.Module
+    time_text_embed: nn.Module
+    txt_norm: nn.Module
+    img_in: nn.Module
+    txt_in: nn.Module
+    norm_out: nn.Module
+    proj_out: nn.Module
+
+    def every_block(self) -> Iterable[nn.Module]:
+        return self.transformer_blocks
+
+    def make_layout(self, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rotations of image tokens and of text tokens, as complex numbers: [N, E / 2] and [T, E / 2].
+
+        Tables of diffusers' module are no buffers: where it was made without memory they have none.
+        """
+        with torch.device("cpu"):
+            tables = type(self.pos_embed)(theta=ROPE_THETA, axes_dim=list(self.spec.axes), scale_rope=True)
+            image, text = tables([(1, rows, columns)], max_txt_seq_len=self.spec.max_tokens)
+        return image.to(device), text.to(device)
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        return self.embedded_noise_level(1 - t)
+
+    def embedded_noise_level(self, sigma: Tensor) -> Tensor:
+        """sigma [B] -> [B, D]"""
+        return self.time_text_embed(sigma.to(self.dtype), sigma.new_empty(0, dtype=self.dtype))
+
+    def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens, change: CoreChange | None) -> Tensor:
+        height, width = x.shape[-2:]
+        tokens = self.img_in(patchify(x, patch=self.spec.patch, window=ONE))  # [B, N, D]
+        words = self.txt_in(self.txt_norm(text.states.to(self.dtype)))  # [B, T, D]
+        vector = self.embedded_noise_level(sigma)  # [B, D]
+        rope = self.layout(x.shape, x.device)
+
+        def core(stream: Tensor | Residual) -> Tensor:
+            told = {"encoder_hidden_states_mask": text.mask, "temb": vector, "image_rotary_emb": rope}
+            return self.run(self.transformer_blocks, settled(stream), words, told)[0]
+
+        tokens = through_core(core, tokens, change)
+        patches = self.proj_out(self.norm_out(tokens, vector))  # [B, N, C * P * P]
+        return unpatchify(patches, patch=self.spec.patch, window=ONE, height=height, width=width)
+
+    @staticmethod
+    def run(blocks: Iterable[nn.Module], tokens: Tensor, words: Tensor, told: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Image tokens [B, N, D] and text tokens [B, T, D] through blocks."""
+        for block in blocks:
+            words, tokens = block(hidden_states=tokens, encoder_hidden_states=words, **told)
+        return tokens, words
+
+
+KIND = BackboneKind(
+    spec=QwenImageSpec,
+    module=QwenImage,
+    tiny=QwenImageSpec(
+        channels=4,
+        height=8,
+        width=8,
+        patch=2,
+        dim=32,
+        depth=3,
+        num_heads=2,
+        axes=(4, 6, 6),
+        text_dim=16,
+        max_tokens=7,
+    ),
+    is_published=True,
+)

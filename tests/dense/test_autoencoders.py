@@ -1,0 +1,37 @@
+"""Autoencoders of whole pipelines: samples of about unit variance, as their pipelines scale them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from dense.conftest import Made
+
+from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder, folder_facts
+from elit_serve.errors import CheckpointError
+
+CPU = torch.device("cpu")
+
+
+def test_that_of_qwen_image_sees_a_picture_as_a_film_of_one_frame(model_of: Made) -> None:
+    ours = DiffusersAutoencoder(model_of("qwen-image") / "vae", CPU)
+    theirs = ours._vae
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    mean, spread = (torch.tensor(theirs.config[name]).view(-1, 1, 1) for name in ("latents_mean", "latents_std"))
+    with torch.inference_mode():
+        latents = theirs.encode(images.unsqueeze(2)).latent_dist.mode()
+        samples = ours.encode(images)
+        torch.testing.assert_close(samples, (latents[:, :, 0] - mean) / spread)
+        torch.testing.assert_close(ours.decode(samples), theirs.decode(latents).sample[:, :, 0])
+
+
+@pytest.mark.parametrize("spreads", [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+def test_spreads_that_do_not_fit_its_channels_are_refused(model_of: Made, tmp_path: Path, spreads: list[float]) -> None:
+    folder = shutil.copytree(model_of("qwen-image") / "vae", tmp_path / "vae")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"latents_std": spreads}))
+    with pytest.raises(CheckpointError, match="latents_std"):
+        folder_facts(folder)
