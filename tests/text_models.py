@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
+from text_encoders import save_t5, save_tokenizer
 from torch import Tensor, nn
 
-from elit_serve.files.config import TextConfig, TextEncoderConfig
+from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.files.config import ModelConfig, SamplingConfig, TextConfig, TextEncoderConfig, WeightsConfig
 from elit_serve.nn import Backbone, BackboneSpec, Flops
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.fields import whole
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import TextTokens, packed
+from elit_serve.plans.guidance import Guidance
 
 NUM_LEVELS = 4
 DIM, MAX_TOKENS = 8, 6
@@ -121,3 +125,23 @@ class ToyText(Backbone):
 KIND = BackboneKind(
     spec=ToyTextSpec, module=ToyText, tiny=ToyTextSpec(side=16, units=8, text_dim=DIM, max_tokens=MAX_TOKENS)
 )
+
+
+def save_text_model(folder: Path, *, negative: bool = True) -> Path:
+    """A model of prompts on disk: 32x32 pixels, 4 levels, 4 steps of CCFG, and a random T5 as its encoder. Who loads it
+    needs `KIND` in the table of backbones."""
+    spec = ToyTextSpec(side=32, units=8, text_dim=DIM, max_tokens=MAX_TOKENS)
+    config = ModelConfig(
+        name="painter",
+        **spec.config_fields(),
+        levels=(1, 2, 3, 4),
+        conditions=text_config(negative=negative, encoder=TextEncoderConfig(kind="transformers")),
+        sampling=SamplingConfig(steps=4, guidance=Guidance(method="ccfg", scale=2.0, weak_level=1)),
+        weights=WeightsConfig(dtype="float32", files={"model.safetensors": "0" * 64}),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        write_checkpoint(folder, config, ToyText(spec).state_dict())
+    save_t5(folder)
+    save_tokenizer(folder)
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -26,14 +27,60 @@ from elit_serve.text.command_line import readable
 
 if TYPE_CHECKING:
     from elit_serve.client import GenerateOptions, Generation, GuidanceOptions
+    from elit_serve.engine.conditions import Condition, Conditions
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What pictures are of, as it was said: labels or prompts. negative: beside prompts."""
+
+    labels: tuple[str, ...]
+    prompts: tuple[str, ...]
+    negative: str | None
+
+    @classmethod
+    def given(
+        cls, labels: Sequence[str] | None, prompts: Sequence[str] | None, negative: str | None, *, is_one: bool
+    ) -> Subject:
+        """Raises `InvalidInput` for both, for none, and for several where there may be one."""
+        said = {"label": tuple(map(readable, labels or ())), "prompt": tuple(map(readable, prompts or ()))}
+        if said["label"] and said["prompt"]:
+            raise InvalidInput("prompt", said["prompt"][0], "--label is given; leave one of them out")
+        if not said["label"] and not said["prompt"]:
+            raise InvalidInput("label", None, "--label CLASS, or of a model of prompts --prompt TEXT")
+        if said["label"] and negative is not None:
+            raise InvalidInput("negative_prompt", negative, "--prompt beside it")
+        for field, texts in said.items():
+            if is_one and len(texts) > 1:
+                raise InvalidInput(field, ", ".join(texts), f"one {field}, or several with --grid")
+        return cls(said["label"], said["prompt"], None if negative is None else readable(negative))
+
+    @property
+    def asked(self) -> GenerateOptions:
+        """Of a server, for the first."""
+        if self.labels:
+            return {"label": self.labels[0]}
+        return {"prompt": self.prompts[0], "negative_prompt": self.negative}
+
+    def conditions(self, known: Conditions) -> list[Condition]:
+        """Of a model."""
+        labelled = [known.named(label) for label in self.labels]
+        return labelled or [known.prompted(prompt, self.negative) for prompt in self.prompts]
 
 
 def generate(
-    label: Annotated[
-        list[str], typer.Option(metavar="CLASS", help="Class name or id; with --grid it may be repeated.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")],
     model: ModelArgument = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="CLASS", help="Class name or id; with --grid it may be repeated.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="What the picture shows, of a model of prompts; repeated as --label."),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What it should not show, where the model knows that.")
+    ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Fraction of the latents to use, in (0, 1]. Default: 1; a server chooses.")
     ] = None,
@@ -47,7 +94,7 @@ def generate(
         typer.Option(help="What steps skip: a threshold for cores as 0.15, weak, or both as 0.15+weak. Default: none."),
     ] = None,
     size: SizeOption = None,
-    grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="A row per level and a column per --label or --prompt.")] = False,
     levels: Annotated[
         str | None, typer.Option(help="With --grid: its levels, as 1,4,16. Default: five, from the lowest to all.")
     ] = None,
@@ -68,12 +115,11 @@ def generate(
     ] = False,
     api_key: ApiKeyOption = None,
 ) -> None:
-    """Generate a picture, or a grid of levels by classes.
+    """Generate a picture, or a grid of levels by classes or prompts.
 
     With a model of this machine, or with --server.
     """
-    if len(label) > 1 and not grid:
-        raise InvalidInput("label", ", ".join(label), "one label, or several with --grid")
+    subject = Subject.given(label, prompt, negative_prompt, is_one=not grid)
     if levels is not None and not grid:
         raise InvalidInput("levels", levels, "--grid beside them; one picture has --budget")
     runtime = {"device": device, "dtype": dtype, "quantize": quantize, "threads": threads}
@@ -81,7 +127,7 @@ def generate(
     if server is None:
         _refuse_given({"latency_ms": latency_ms, "best_effort": best_effort}, "--server beside it")
         _draw_here(
-            label,
+            subject,
             output,
             model,
             budget=budget,
@@ -99,7 +145,7 @@ def generate(
         of_here = {"model": model, "grid": grid, "attention": attention, "skips": skips, **runtime}
         _refuse_given(of_here, "a server has its own, and draws one picture; leave it or --server out")
         options: GenerateOptions = {
-            "label": readable(label[0]),
+            **subject.asked,
             "seed": seed,
             "budget": budget,
             "latency_ms": latency_ms,
@@ -120,7 +166,7 @@ def _refuse_given(options: Mapping[str, object], allowed: str) -> None:
 
 
 def _draw_here(
-    label: Sequence[str],
+    subject: Subject,
     output: Path,
     model: str | None,
     *,
@@ -145,7 +191,7 @@ def _draw_here(
     is_open = all(value is None for value in guidance.values())
     chosen_guidance = None if is_open else pipeline.guidance(**guidance)
     plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen_guidance, skips=skips)
-    conditions = [pipeline.conditions.named(readable(name)) for name in label]
+    conditions = subject.conditions(pipeline.conditions)
     if grid:
         from elit_serve.evaluation.report.sheets import budget_sheet, shown_levels
 

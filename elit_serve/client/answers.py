@@ -52,6 +52,7 @@ class Image(ImageFacts):
 class GenerationFacts(Answer):
     """How pictures were made.
 
+    label: the class, or prompt: the words; the other is None. A bare file's headers do not tell its prompt.
     output_format: png, webp, jpeg or safetensors. size: of the pictures, as "640x384".
     simulated: the device whose time was taken instead of computing, so that pictures are placeholders; None otherwise.
     promised: whether the target was one that the server had to keep.
@@ -69,7 +70,9 @@ class GenerationFacts(Answer):
 
     output_format: str
     size: str | None = None
-    label: str
+    label: str | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
     model: str
     model_hash: str = ""
     dtype: str = ""
@@ -158,12 +161,15 @@ class Alternative(Answer):
 class Plan(Answer):
     """What would become of a request if it were sent now: either `course` or `refusal` is None.
 
-    size, quality_size: as in `Generation`. promised: whether the target would be one that the server has to keep.
+    label, prompt, size, quality_size: as in `Generation`. promised: whether the target would be one that the server has
+    to keep.
     alternatives: the fastest first.
     """
 
     model: str
-    label: str
+    label: str | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
     n: int
     accepted: bool
     promised: bool
@@ -230,12 +236,22 @@ class MeasuredQuality(Answer):
     num_plans: int | None = None
 
 
+class PromptInfo(Answer):
+    """max_tokens: so many of a prompt are read. negative: whether negative prompts are known. examples: of prompts."""
+
+    max_tokens: int
+    negative: bool = False
+    examples: tuple[str, ...] = ()
+
+
 class Model(Answer):
-    """A model that a server serves; classes by id. sizes: what a request may ask for, the default first."""
+    """A model that a server serves. classes: by id; none of a model of prompts. prompts: what it does with these; None
+    of a model of classes. sizes: what a request may ask for, the default first."""
 
     id: str
     hash: str = ""
     classes: tuple[str, ...]
+    prompts: PromptInfo | None = None
     levels: tuple[LevelInfo, ...]
     sizes: tuple[str, ...] = ()
     size_details: tuple[SizeInfo, ...] = ()

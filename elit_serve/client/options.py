@@ -23,9 +23,10 @@ class SkipsOptions(TypedDict, total=False):
 
 
 class Wishes(TypedDict, total=False):
-    """A class, what a picture of it may cost, when it must be there, and how it is made.
+    """What a picture is of, what it may cost, when it must be there, and how it is made.
 
-    label: a class name or id; or prompt: exactly a class name.
+    label: a class name or id; or prompt: any words, or of a model of classes exactly a class name.
+    negative_prompt: what it should not show, where the model knows that.
     latency_ms: when the answer must be there. budget, min_budget, max_budget: shares of the latents in (0, 1].
     min_quality: no picture is worth less by the model's measurements, as `quality` of answers tells it.
     levels, strides: a level for every step, and how many steps of the time grid each is, as an answer reports them:
@@ -37,6 +38,7 @@ class Wishes(TypedDict, total=False):
 
     label: str | int | None
     prompt: str | None
+    negative_prompt: str | None
     seed: int | None
     latency_ms: float | None
     budget: float | None

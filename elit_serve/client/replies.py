@@ -97,7 +97,8 @@ def _bare_generation(reply: Reply) -> Generation:
         for name, value in reply.headers.items()
         if name.lower().startswith("x-elit-")
     }
-    facts["label"] = unquote(facts.get("label", ""))
+    if "label" in facts:
+        facts["label"] = unquote(facts["label"])
     facts["guidance"] = _guidance(facts.get("guidance", "{}"))
     by_step = {name: facts[name].split(",") for name in ("levels", "strides") if facts.get(name)}
     image = {**facts, "b64_json": reply.content, **by_step}

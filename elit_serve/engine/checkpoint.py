@@ -26,6 +26,7 @@ from torch import Tensor
 
 from elit_serve.catalogue import Offer, at_most, measured_quality, measured_skips, read_config
 from elit_serve.engine.autoencoders import kind_of
+from elit_serve.engine.conditions import condition_problems
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
 from elit_serve.files.opening import open_file, regular
@@ -89,11 +90,12 @@ def spec_problems(kind: str, fields: Mapping[str, Any]) -> Sequence[FieldProblem
 
 
 def _disagreements(config: ModelConfig, spec: BackboneSpec) -> Iterator[str]:
-    """Where what a reader without torch is told is not what the backbone is, and an autoencoder that nobody knows."""
+    """Where what a reader without torch is told is not what the backbone is, and parts that nobody knows."""
     try:
         kind_of(config.autoencoder)
     except InvalidInput as error:
         yield str(error)
+    yield from condition_problems(config)
     for name, value in spec.config_fields().items():
         told = getattr(config, name)
         if isinstance(value, int) and told != value:

@@ -32,10 +32,12 @@ _Samples = list[Tensor | GenerationFailed]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderOptions:
-    """num_threads: None is one for each processor, at most `MAX_ENCODERS`. compression: of PNG files."""
+    """num_threads: None is one for each processor, at most `MAX_ENCODERS`. compression: of PNG files.
+    tells_prompts: whether files say what was asked for in somebody's own words."""
 
     num_threads: int | None = None
     compression: PngCompression = "fast"
+    tells_prompts: bool = True
 
     @property
     def threads(self) -> int:
@@ -68,6 +70,7 @@ class Encoders:
         self._on_file = on_file
         self._on_failure = on_failure
         self._compression = options.compression
+        self._tells_prompts = options.tells_prompts
         self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="elit-encoder")
 
     def show(self, pictures: Sequence[Picture], transfer: Transfer) -> None:
@@ -115,6 +118,8 @@ class Encoders:
                 return
             plan = order.plan(picture.progress)
             facts = self._pipeline.facts(order.condition, picture.seed, plan, order.shape, picture.cost.flops)
+            if order.condition.is_personal and not self._tells_prompts:
+                facts = {name: value for name, value in facts.items() if name not in order.condition.facts()}
             file = self._file(sample, order, facts)
             if picture.last_preview is not None:
                 picture.last_preview.result()

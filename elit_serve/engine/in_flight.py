@@ -14,11 +14,12 @@ from elit_serve.scheduler.core import Counters, RequestScheduler
 
 @dataclass(frozen=True, kw_only=True)
 class PictureInFlight:
-    """A picture as it was at one moment. num_steps: of its grid. age_s: since it was asked for. left_s: until it
-    should be there; below 0 it is late."""
+    """A picture as it was at one moment. words, is_personal: of its condition. num_steps: of its grid. age_s: since it
+    was asked for. left_s: until it should be there; below 0 it is late."""
 
     picture_id: int
     words: str
+    is_personal: bool
     shape: str
     state: Literal["waiting", "running", "finishing"]
     levels: tuple[int, ...]
@@ -36,6 +37,7 @@ class PictureInFlight:
         return cls(
             picture_id=picture.picture_id,
             words=picture.condition.words,
+            is_personal=picture.condition.is_personal,
             shape=picture.shape,
             state=picture.state,
             levels=tuple(picture.levels),

@@ -22,7 +22,7 @@ from elit_serve.engine.autoencoders import (
 )
 from elit_serve.engine.autoencoders.folder import read_folder
 from elit_serve.engine.checkpoint import Checkpoint, load_checkpoint
-from elit_serve.engine.conditions import Condition
+from elit_serve.engine.conditions import Condition, open_conditions
 from elit_serve.engine.cpu import keep_freed_memory
 from elit_serve.engine.executor import offline
 from elit_serve.engine.picture import Picture
@@ -97,6 +97,7 @@ class Pipeline(ServedModel):
             is_latent=not self._autoencoder.makes_pictures,
         )
         self.path = checkpoint.path
+        self.conditions = open_conditions(checkpoint.config, checkpoint.path, device)
         self.dtype = dtype
         self.calibration = checkpoint.calibration
         self.model = checkpoint.model.to(device, dtype)

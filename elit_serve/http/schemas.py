@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from elit_serve.plans.bounds import MAX_SEED, MAX_STEPS
+from elit_serve.plans.bounds import MAX_PROMPT, MAX_SEED, MAX_STEPS
 from elit_serve.plans.formats import AnswerFormat
 from elit_serve.plans.guidance import GuidanceMethod
 
@@ -35,7 +35,8 @@ class GuidanceRequest(RequestBody):
     """What is left out is the model's recommendation."""
 
     method: GuidanceMethod | None = Field(
-        default=None, description="`ccfg` and `cfg` drop the class, `ag` keeps it; `ccfg` and `ag` run a cheaper pass."
+        default=None,
+        description="`ccfg` and `cfg` drop the class or prompt, `ag` keeps it; `ccfg` and `ag` run a cheaper pass.",
     )
     scale: float | None = Field(default=None, ge=1, le=100, description="1 is off.")
     weak_budget: float | None = Field(default=None, gt=0, le=1, description="Budget of the weak pass of ccfg and ag.")
@@ -60,9 +61,16 @@ class Subject(RequestBody):
     model: str | None = Field(default=None, max_length=200, description="One of `/v1/models`; the first if left out.")
 
     label: Annotated[str, Field(max_length=200)] | int | None = Field(
-        default=None, description="A class name or a class id; give this or `prompt`."
+        default=None, description="A class name or a class id, of a model of classes; give this or `prompt`."
     )
-    prompt: str | None = Field(default=None, max_length=200, description="A class name and nothing else.")
+    prompt: str | None = Field(
+        default=None,
+        max_length=MAX_PROMPT,
+        description="What the pictures show, in any words; of a model of classes a class name and nothing else.",
+    )
+    negative_prompt: str | None = Field(
+        default=None, max_length=MAX_PROMPT, description="What they should not show, where the model knows that."
+    )
     n: int = Field(default=1, ge=1, description="Pictures, with seeds seed, seed + 1, ...; taken all or none.")
 
 
@@ -115,7 +123,7 @@ class Wishes(RequestBody):
 
 
 class GenerateRequest(Wishes, Subject):  # fields stand in the order of the last base first
-    """One request for `n` pictures of a class."""
+    """One request for `n` pictures of a class, or of what a prompt says."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -196,8 +204,10 @@ class GenerateFacts(BaseModel):
         description="The device whose time was taken instead of computing: then pictures are placeholders. Null of "
         "pictures that were made.",
     )
-    label: str
-    class_id: int
+    label: str | None = Field(default=None, description="Null of a model of prompts.")
+    class_id: int | None = None
+    prompt: str | None = Field(default=None, description="Null of a model of classes.")
+    negative_prompt: str | None = None
     output_format: AnswerFormat
     size: str | None = Field(
         default=None, description="Of the pictures, as WIDTHxHEIGHT; null of a job from before it was told."

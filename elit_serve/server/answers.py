@@ -100,14 +100,17 @@ def _image(picture: MadePicture, order: Order, model: ServedModel) -> GeneratedI
 
 
 def bare_answer(facts: GenerateResponse) -> Response:
-    """The file of the only picture, with the facts of the JSON answer in `X-Elit-` headers."""
+    """The file of the only picture, with the facts of the JSON answer in `X-Elit-` headers.
+
+    Prompts are not among them: proxies log headers, and refuse long ones.
+    """
     image = facts.images[0]
     headers = {
         "Model": facts.model,
         "Model-Hash": facts.model_hash,
         "Dtype": facts.dtype,
         "Simulated": None if facts.simulated is None else quote(facts.simulated, safe=" "),
-        "Label": quote(facts.label, safe=" "),  # a header is ASCII
+        "Label": None if facts.label is None else quote(facts.label, safe=" "),  # a header is ASCII
         "Class-Id": facts.class_id,
         "Size": facts.size,
         "Seed": image.seed,

@@ -72,7 +72,11 @@ class LoadedModel:
         pipeline = self.pipeline
         cost = replace(self.cost, overhead_ms=self.cost.overhead_ms + settings.response_ms)
         scheduler = open_scheduler(settings, cost, pipeline.quality)
-        encoders = EncoderOptions(num_threads=settings.encoder_threads, compression=settings.png_compression)
+        encoders = EncoderOptions(
+            num_threads=settings.encoder_threads,
+            compression=settings.png_compression,
+            tells_prompts=settings.prompts_in_files == "on",
+        )
         return Engine(
             model=pipeline,
             settings=settings,

@@ -174,11 +174,13 @@ def _coarsening_of(request: GenerateRequest, plan: Plan, model: ServedModel) -> 
 def _condition(request: GenerateRequest, model: ServedModel) -> Condition:
     if request.label is not None and request.prompt is not None:
         raise InvalidInput("prompt", request.prompt, "label already names the class; leave one of them out")
+    if request.label is not None and request.negative_prompt is not None:
+        raise InvalidInput("negative_prompt", request.negative_prompt, "left out beside a label, or beside a prompt")
     if request.label is not None:
         return model.conditions.named(request.label)
     if request.prompt is None:
-        raise InvalidInput("label", None, "a class name or id, or a prompt that is exactly a class name")
-    return model.conditions.prompted(request.prompt)
+        raise model.conditions.nothing_said()
+    return model.conditions.prompted(request.prompt, request.negative_prompt)
 
 
 def _seeds(request: GenerateRequest, settings: Settings) -> tuple[int, ...]:

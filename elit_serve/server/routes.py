@@ -11,6 +11,7 @@ from starlette.responses import Response
 import elit_serve
 from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import EngineStopped, RequestNotFound
+from elit_serve.files.config import ConditionsConfig, TextConfig
 from elit_serve.http import problems
 from elit_serve.http.access import access
 from elit_serve.http.bodies import BodyRoute
@@ -33,6 +34,7 @@ from elit_serve.server.schemas import (
     ModelInfo,
     ModelList,
     PlanResponse,
+    PromptInfo,
     Ready,
     SizeInfo,
     Version,
@@ -150,6 +152,7 @@ def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
         created=loaded_at,
         hash=model.model_hash,
         classes=list(config.classes),
+        prompts=_prompts(config.conditions),
         levels=_levels(engine),
         sizes=model.sizes.names,
         size_details=_sizes(engine),
@@ -159,6 +162,14 @@ def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
         simulated=model.simulated,
         dtype=model.precision,
         quality=_measured_quality(model),
+    )
+
+
+def _prompts(conditions: ConditionsConfig) -> PromptInfo | None:
+    if not isinstance(conditions, TextConfig):
+        return None
+    return PromptInfo(
+        max_tokens=conditions.max_tokens, negative=conditions.negative, examples=list(conditions.examples)
     )
 
 

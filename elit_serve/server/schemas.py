@@ -64,8 +64,10 @@ class PlanResponse(BaseModel):
     """What would become of a request if it were sent now. Either course or refusal is null."""
 
     model: str
-    label: str
-    class_id: int
+    label: str | None = Field(default=None, description="Null of a model of prompts.")
+    class_id: int | None = None
+    prompt: str | None = Field(default=None, description="Null of a model of classes.")
+    negative_prompt: str | None = None
     size: str = Field(description="Of the pictures, as WIDTHxHEIGHT.")
     n: int
     latency_ms: float | None = Field(description="The target as it was asked for.")
@@ -116,13 +118,22 @@ class MeasuredQuality(BaseModel):
     )
 
 
+class PromptInfo(BaseModel):
+    """What a model of prompts does with them."""
+
+    max_tokens: int = Field(description="So many tokens of a prompt are read, a few letters each; the rest is not.")
+    negative: bool = Field(description="Whether `negative_prompt` is known.")
+    examples: list[str]
+
+
 class ModelInfo(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int = Field(description="When this server loaded it: Unix time in seconds.")
     owned_by: Literal["elit-serve"] = "elit-serve"
     hash: str
-    classes: list[str]
+    classes: list[str] = Field(description="Empty of a model of prompts.")
+    prompts: PromptInfo | None = Field(description="Null of a model of classes.")
     levels: list[LevelInfo]
     sizes: list[str] = Field(description="What a request may ask for, the default first.")
     size_details: list[SizeInfo] = Field(description="In the same order.")

@@ -384,6 +384,14 @@ class Settings(BaseModel):
         default="warning", description="Least severity that is logged; info has a line for every request."
     )
     log_format: Literal["text", "json"] = Field(default="text", description="json writes one object a line.")
+    log_prompts: Literal["off", "on"] = Field(
+        default="off",
+        description="on shows prompts, which are personal, to others than their callers: in traces and in the view of "
+        "what is being made. No log line has one.",
+    )
+    prompts_in_files: Literal["on", "off"] = Field(
+        default="on", description="off leaves prompts out of the facts inside picture files; answers still have them."
+    )
 
     @property
     def replica_range(self) -> tuple[int, int]:

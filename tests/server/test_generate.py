@@ -44,6 +44,8 @@ def test_a_class_name_gives_a_picture_and_says_how_it_was_made(server: Any) -> N
             "weak_budget": 0.25,
             "interval": [0.0, 1.0],
         },
+        "prompt": None,
+        "negative_prompt": None,
         "skips": None,
         "priority": "interactive",
         "latency_ms": None,

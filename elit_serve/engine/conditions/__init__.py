@@ -2,7 +2,7 @@
 
 from elit_serve.engine.conditions.classes import ClassCondition, ClassConditions
 from elit_serve.engine.conditions.condition import Condition, Conditions, ConditionSlots
-from elit_serve.engine.conditions.table import conditions_of
+from elit_serve.engine.conditions.table import condition_problems, conditions_of, open_conditions
 from elit_serve.engine.conditions.text import TextCondition, TextConditions
 
 __all__ = [
@@ -13,5 +13,7 @@ __all__ = [
     "Conditions",
     "TextCondition",
     "TextConditions",
+    "condition_problems",
     "conditions_of",
+    "open_conditions",
 ]

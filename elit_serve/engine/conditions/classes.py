@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from unicodedata import normalize
 
 import torch
@@ -23,6 +23,8 @@ MAX_LENGTH = 200  # of a text that is compared in its folded form: folding takes
 @dataclass(frozen=True)
 class ClassCondition:
     """One of the classes that a model was trained with."""
+
+    is_personal: ClassVar[bool] = False
 
     class_id: int
     name: str
@@ -96,6 +98,9 @@ class ClassConditions(Sequence[ClassCondition]):
         if is_digits(prompt.strip()) and prompt not in self._by_name:
             raise InvalidInput("prompt", prompt, "exactly a class name; a class id goes into label")
         return self.named(prompt, field="prompt")
+
+    def nothing_said(self) -> InvalidInput:
+        return InvalidInput("label", None, "a class name or id, or a prompt that is exactly a class name")
 
     def subject(self, prompt: str, negative: str | None = None) -> dict[str, Any]:
         self._refuse(negative)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from elit_serve.errors import InvalidInput
 from elit_serve.nn import Backbone
 
 
@@ -20,6 +21,10 @@ class Condition(Protocol):
     @property
     def words(self) -> str:
         """For people."""
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether its words are somebody's own, so that others are told of them only where settings say so."""
 
     def facts(self) -> dict[str, Any]:
         """What names it again, for answers and for the picture's own metadata."""
@@ -50,6 +55,9 @@ class Conditions(Protocol):
     def prompted(self, prompt: str, negative: str | None = None) -> Condition:
         """What a prompt means, beside one for what should not be seen. Raises `InvalidInput` for `prompt` or for
         `negative_prompt`."""
+
+    def nothing_said(self) -> InvalidInput:
+        """What a caller is told who says nothing of what the pictures are of."""
 
     def subject(self, prompt: str, negative: str | None = None) -> dict[str, Any]:
         """The fields of a request for what a prompt means, where a class id may be said in one too. Raises as

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
 from elit_serve.engine.conditions.classes import ClassConditions
 from elit_serve.engine.conditions.condition import Conditions
 from elit_serve.engine.conditions.text import TextConditions
-from elit_serve.engine.text_encoders import TextEncoder
+from elit_serve.engine.text_encoders import encoder_problems, open_encoder
 from elit_serve.files.config import ModelConfig, TextConfig
 
 
-def conditions_of(config: ModelConfig, encoder: TextEncoder | None = None) -> Conditions:
-    """What pictures of this model may be of. encoder: of its prompts, where it has these and pictures are made."""
+def conditions_of(config: ModelConfig) -> Conditions:
+    """What pictures of this model may be of, for those who make none: nothing is opened."""
     said = config.conditions
     if isinstance(said, TextConfig):
-        return TextConditions(said, model=config.name, encoder=encoder)
+        return TextConditions(said, model=config.name)
     return ClassConditions(said.names, model=config.name)
+
+
+def open_conditions(config: ModelConfig, folder: Path, device: torch.device) -> Conditions:
+    """The same for those who make them. folder: of the model, where an encoder's files lie. Raises `CheckpointError`,
+    `MissingPackage`."""
+    said = config.conditions
+    if isinstance(said, TextConfig):
+        return TextConditions(said, model=config.name, encoder=open_encoder(said, folder, device))
+    return conditions_of(config)
+
+
+def condition_problems(config: ModelConfig) -> list[str]:
+    """What is wrong with them that `ModelConfig` cannot know."""
+    said = config.conditions
+    return encoder_problems(said.encoder) if isinstance(said, TextConfig) else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from elit_serve.plans.bounds import MAX_PROMPT
 @dataclass(frozen=True)
 class TextCondition:
     """A prompt. negative: what should not be seen; None leaves it to the model."""
+
+    is_personal: ClassVar[bool] = True
 
     prompt: str
     negative: str | None = None
@@ -92,6 +94,9 @@ class TextConditions(Sequence[TextCondition]):
         if negative is not None and not self._has_negatives:
             raise InvalidInput("negative_prompt", negative, f"left out: {self._model} knows no negative prompts")
         return TextCondition(_text(prompt, "prompt"), None if negative is None else _text(negative, "negative_prompt"))
+
+    def nothing_said(self) -> InvalidInput:
+        return InvalidInput("prompt", None, "what the pictures are to show; it may be empty")
 
     def subject(self, prompt: str, negative: str | None = None) -> dict[str, Any]:
         return self.prompted(prompt, negative).facts()

@@ -1,5 +1,7 @@
-"""What makes tensors of prompts. A kind of encoder is a file here and a line in `table.py`."""
+"""What makes tensors of prompts: one file for each kind, and a table of them."""
 
-from elit_serve.engine.text_encoders.encoder import TextEncoder
+from elit_serve.engine.text_encoders.cache import CachedEncoder
+from elit_serve.engine.text_encoders.encoder import TextEncoder, TextEncoderKind
+from elit_serve.engine.text_encoders.table import KINDS, encoder_problems, open_encoder
 
-__all__ = ["TextEncoder"]
+__all__ = ["KINDS", "CachedEncoder", "TextEncoder", "TextEncoderKind", "encoder_problems", "open_encoder"]

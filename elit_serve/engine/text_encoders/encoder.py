@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
+
+from elit_serve.files.config import Strict
 
 
 class TextEncoder(Protocol):
     """dim: the width D of a token. max_tokens: the places T that every text has. dtype: of what it makes."""
 
-    dim: int
-    max_tokens: int
-    dtype: torch.dtype
+    @property
+    def dim(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts, at least one -> [B, T, D + 1] as in `nn.text`, on the encoder's device.
 
         What a prompt becomes does not depend on those beside it, but for rounding.
         """
+
+
+class NoFields(Strict):
+    """Of a kind that is told nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderKind:
+    """make: of the model's directory, where the encoder's files lie, what its fields are, the width and the places of
+    its tokens, and a device. Raises `CheckpointError`, `MissingPackage`.
+
+    fields: what `config.json` may say of it beside its kind.
+    """
+
+    make: Callable[[Path, Any, int, int, torch.device], TextEncoder]
+    fields: type[BaseModel] = NoFields

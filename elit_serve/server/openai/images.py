@@ -34,7 +34,7 @@ def generate_request(request: ImagesRequest, model: ServedModel) -> GenerateRequ
         raise InvalidInput("partial_images", request.partial_images, "0 or left out, because stream is not true")
     wishes = {name: getattr(request, name) for name in Wishes.model_fields}
     return GenerateRequest(
-        **model.conditions.subject(request.prompt),
+        **model.conditions.subject(request.prompt, request.negative_prompt),
         n=request.n or 1,
         output_format=request.output_format or OUTPUT_FORMATS[0],
         output_compression=request.output_compression,

@@ -16,7 +16,11 @@ MAX_PARTIAL_IMAGES = 3
 class OpenAIFields(RequestBody):
     """What OpenAI's own clients send; null is the same as leaving a field out."""
 
-    prompt: str = Field(max_length=32_000, description="A class name or a class id, and nothing else.")
+    prompt: str = Field(
+        max_length=32_000,
+        description="What the pictures show, in at most 10,000 characters; of a model of classes a class name or a "
+        "class id, and nothing else.",
+    )
     model: str | None = Field(default=None, max_length=200, description="The model that is served, or left out.")
     n: int | None = Field(default=None, ge=1, description="Pictures; 1 when left out. Taken all or none.")
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
@@ -34,7 +38,7 @@ class OpenAIFields(RequestBody):
     )
     background: Literal["auto", "opaque"] | None = Field(default=None, description="Pictures are opaque.")
     moderation: Literal["auto", "low"] | None = Field(
-        default=None, description="Accepted and without effect: prompts are class names."
+        default=None, description="Accepted and without effect: nothing is moderated."
     )
     user: str | None = Field(default=None, max_length=512, description="Accepted and not kept.")
     safety_identifier: str | None = Field(default=None, max_length=512, description="Accepted and not kept.")
@@ -49,6 +53,10 @@ class OpenAIFields(RequestBody):
 
 class ImagesRequest(Wishes, OpenAIFields):  # fields stand in the order of the last base first
     """OpenAI's fields, and those of `/v1/generate` that say what pictures may cost and how they are made."""
+
+    negative_prompt: str | None = Field(
+        default=None, max_length=32_000, description="What they should not show, where the model knows that."
+    )
 
     model_config = ConfigDict(
         json_schema_extra={

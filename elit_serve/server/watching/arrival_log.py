@@ -54,7 +54,7 @@ class ArrivalLog:
             self._writer.close()
 
     def record(self, request: GenerateRequest, order: Order, budgets: Budgets) -> None:
-        """Without its texts: a picture is told by what its condition says of it."""
+        """Without its texts: of a picture the class is told, and of a prompt nothing."""
         logged = LoggedRequest(
             arrived_s=round(self._epoch_s + order.arrived_s, 6),
             latency_ms=request.latency_ms,
@@ -67,7 +67,7 @@ class ArrivalLog:
             size=request.size,
             best_effort=request.best_effort,
             priority=request.priority,
-            **order.condition.facts(),
+            class_id=order.condition.facts().get("class_id"),
         )
         self._sender.handle(logging.makeLogRecord({"msg": logged.line}))
 

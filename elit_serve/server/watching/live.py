@@ -16,7 +16,6 @@ from starlette.responses import Response
 
 from elit_serve.engine.in_flight import PictureInFlight
 from elit_serve.engine.maker import Maker
-from elit_serve.engine.sizes import Sizes
 from elit_serve.http import problems
 from elit_serve.http.access import access
 from elit_serve.http.events import EventStream, enter_stream, event, stream_content
@@ -30,6 +29,7 @@ from elit_serve.server.watching.metrics import EngineMetrics, Metrics
 from elit_serve.server.watching.snapshots import Snapshots
 
 PERIOD_S = 0.25
+SECRET = "a prompt"  # in place of somebody's own words
 MAX_PICTURES = 64  # told one by one; the rest is in the numbers
 
 
@@ -144,7 +144,7 @@ def load_of(engine: Engine, metrics: EngineMetrics) -> Load:
         queue_limit=engine.settings.max_queue,
         correction=now.correction,
         totals=totals,
-        in_flight=[_shown(picture, model.sizes) for picture in now.pictures],
+        in_flight=[_shown(picture, engine) for picture in now.pictures],
     )
 
 
@@ -154,11 +154,12 @@ def _status_of(worker: Maker) -> Literal["ok", "draining", "stopped"]:
     return "draining" if worker.is_draining else "ok"
 
 
-def _shown(picture: PictureInFlight, sizes: Sizes) -> LivePicture:
+def _shown(picture: PictureInFlight, engine: Engine) -> LivePicture:
+    is_secret = picture.is_personal and engine.settings.log_prompts == "off"
     return LivePicture(
         id=picture.picture_id,
-        label=picture.words,
-        size=str(sizes.size_of(picture.shape)),
+        label=SECRET if is_secret else picture.words,
+        size=str(engine.model.sizes.size_of(picture.shape)),
         state=picture.state,
         levels=list(picture.levels),
         strides=list(picture.strides),

@@ -228,9 +228,11 @@ def of_request(scope: Scope, status: int) -> Attributes:
 
 def asked(taken: Taken) -> Attributes:
     """What the request says of its pictures."""
-    body = taken.body
+    body, condition = taken.body, taken.order.condition
+    is_secret = condition.is_personal and taken.engine.settings.log_prompts == "off"
+    subject = {} if is_secret else {"elit.prompt" if condition.is_personal else "elit.label": condition.words}
     attributes: Attributes = {
-        "elit.label": str(body.prompt if body.label is None else body.label),
+        **subject,
         "elit.images": body.n,
         "elit.priority": body.priority,
         "elit.promised": body.latency_ms is not None and not body.best_effort,
