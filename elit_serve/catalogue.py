@@ -68,6 +68,7 @@ def cost_table(latency: Latency, only_shape: str = "only") -> CostTable:
             for answer in latency.answers
         },
         pads_batches=latency.graphs,
+        text_ms=max((took_ms / number for number, took_ms in latency.text_ms.items()), default=0.0),
     )
 
 

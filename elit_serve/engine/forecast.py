@@ -92,7 +92,7 @@ def infeasible(order: Order, min_latency_ms: float, pace: float) -> Infeasible:
 
 def _demands(order: Order) -> list[Demand]:
     """Its pictures, with ids that no worker gives: those count from 0."""
-    return [order.demand(request_id) for request_id in range(-1, -1 - len(order.seeds), -1)]
+    return order.demands(range(-1, -1 - len(order.seeds), -1))
 
 
 def target_to_ask_for(min_latency_ms: float) -> int:

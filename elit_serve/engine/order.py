@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
@@ -29,6 +30,7 @@ class Order:
     min_level, max_level: what may be picked; without meaning for a `pinned` level per step.
     num_previews: of each picture while it is made, evenly spread over its steps; fewer if it has few steps.
     file_quality: of JPEG and lossy WebP, 0 to 100.
+    prepare_ms: what the device has to do before its first step, as to encode a prompt that it does not know.
     extra_ms: how much later its files are there than the costs of the device say, see `engine.file_times`.
     ceilings: one level per step that is not exceeded either, or None.
     skips: what its steps use again of earlier ones; `weak_caps` are without the weak passes that are left out.
@@ -57,6 +59,7 @@ class Order:
     num_previews: int = 0
     file_quality: int = FILE_QUALITY
     extra_ms: float = 0.0
+    prepare_ms: float = 0.0
     ceilings: tuple[int, ...] | None = None
     skips: Skips = NO_SKIPS
     coarsening: Coarsening | None = None
@@ -95,8 +98,12 @@ class Order:
         spread = {round(part * self.num_steps / parts) for part in range(1, parts)}
         return tuple(sorted(spread - {0, self.num_steps}))
 
-    def demand(self, request_id: int) -> Demand:
-        """One of the pictures, as the scheduler sees it."""
+    def demands(self, request_ids: Iterable[int]) -> list[Demand]:
+        """Its pictures, as the scheduler sees them. What is done before the first step is done once for all."""
+        first, *others = map(self._demand, request_ids)
+        return [replace(first, prepare_s=self.prepare_ms / 1000), *others] if self.prepare_ms else [first, *others]
+
+    def _demand(self, request_id: int) -> Demand:
         return Demand(
             request_id=request_id,
             shape=self.shape,
@@ -122,7 +129,7 @@ class Order:
         """
         if self.open_plans is None:
             return self
-        left_ms = 1000 * (self.deadline_s - now_s) - self.extra_ms
+        left_ms = 1000 * (self.deadline_s - now_s) - self.extra_ms - self.prepare_ms
         option = scheduler.choose_plan(
             self.open_plans.menu, latency_ms=left_ms, num_images=len(self.seeds), now_s=now_s
         )

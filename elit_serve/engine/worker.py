@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -66,11 +67,14 @@ class Worker:
         clock: Clock,
         observer: Observer | None = None,
         encoders: EncoderOptions | None = None,
+        text_ms: float = 0.0,
     ) -> None:
+        """text_ms: what the device takes to encode a prompt that it does not know."""
         self._pipeline = pipeline
         self._executor = executor
         self._scheduler = scheduler
         self._clock = clock
+        self._text_ms = text_ms
         self._observer = observer or Observer()
         self._depth = 2 if executor.is_asynchronous else 1
         self._running: deque[tuple[Launch, list[LaunchedPart]]] = deque()  # and not finished; the worker's thread only
@@ -186,6 +190,7 @@ class Worker:
         raise. Raises `Infeasible` or `Overloaded` as the scheduler refuses it, and `EngineStopped` once no more is
         taken. is_passed_on: see `RequestScheduler.submit`.
         """
+        order = self._prepared(order)
         shape = self._pipeline.shape_named(order.shape)
         noise = self._pipeline.noise(order.seeds, shape)  # here, so that the worker's thread need not
         with self._changed:
@@ -222,7 +227,7 @@ class Worker:
         with self._changed:
             self._check_accepting()
             scheduler, now_s = self._scheduler.copy(), self._clock.now()
-        return forecast(order, self._executor.num_slots, scheduler, now_s)
+        return forecast(self._prepared(order), self._executor.num_slots, scheduler, now_s)
 
     def in_flight(self, max_pictures: int) -> InFlight:
         """What is being made now, and what was counted. Holds the lock for a few microseconds."""
@@ -331,7 +336,7 @@ class Worker:
         with self._changed:
             now_s = self._clock.now()
             has_decoded = not self._executor.is_asynchronous
-            gap_ms = self._gap_ms(now_s, observed_ms)
+            gap_ms = None if launch.prepare_ms else self._gap_ms(now_s, observed_ms)
             done = self._scheduler.finished(
                 launch.launch_id, now_s, observed_ms, gap_ms=gap_ms, has_decoded=has_decoded
             )
@@ -397,6 +402,11 @@ class Worker:
 
     # Any thread
 
+    def _prepared(self, order: Order) -> Order:
+        """With what is to be done for it first."""
+        prepare_ms = self._text_ms * self._pipeline.conditions.num_unknown(order.condition)
+        return replace(order, prepare_ms=prepare_ms) if prepare_ms else order
+
     def _check_accepting(self) -> None:
         """The lock is held."""
         if not self._accepts:
@@ -405,7 +415,7 @@ class Worker:
     def _admit(self, caller: Caller, now_s: float, is_passed_on: bool) -> Refusal | None:
         """Takes an order if the scheduler does. The lock is held."""
         ids = [next(self._picture_ids) for _ in caller.order.seeds]
-        demands = [caller.order.demand(picture_id) for picture_id in ids]
+        demands = caller.order.demands(ids)
         refusal = self._scheduler.submit(demands, now_s, is_passed_on=is_passed_on)
         if refusal is None:
             self._room_s.clear()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from elit_serve.files.measured import Level, Measured, ShapeName, read_measured
 from elit_serve.plans.bounds import MAX_BATCH, MAX_COUNT, MAX_MS, MIN_MS
 from elit_serve.plans.step_kind import StepKind
+
+Batch = Annotated[int, Field(ge=1, le=MAX_BATCH, strict=False)]  # as keys in JSON, which are text
+TextMs = Annotated[float, Field(ge=0, le=MAX_MS)]
 
 
 class StepCost(Measured):
@@ -62,6 +66,8 @@ class Latency(Measured):
     graphs: whether steps were CUDA graphs captured for these batches, so that other batches are padded to the next.
     overhead_ms: from the end of an image's last step to its encoded file, where it ends alone.
     answers: the same of several that end together; empty in a file that is older than that.
+    text_ms: of a model of prompts, milliseconds to encode so many together that were not known; empty in a file that
+    does not tell.
     autoencoder_hash: of what decoded; see `engine.autoencoders.choice`.
     command: what was run to measure.
     """
@@ -81,6 +87,7 @@ class Latency(Measured):
     overhead_ms: float = Field(ge=0, le=MAX_MS)
     steps: tuple[StepCost, ...] = Field(min_length=2, strict=False)
     answers: tuple[AnswerTime, ...] = Field(default=(), strict=False)
+    text_ms: dict[Batch, TextMs] = Field(default_factory=dict, strict=False)
     autoencoder_hash: str | None = Field(default=None, max_length=100)
 
     @model_validator(mode="after")

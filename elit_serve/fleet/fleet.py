@@ -333,7 +333,7 @@ class Fleet:
     async def _offered(self, under_way: UnderWay) -> AsyncIterator[Reply] | list[ElitError]:
         """What the replica tells that has taken it, or the refusals of all that answer."""
         order, refusals = under_way.order, list[ElitError]()
-        demands = [order.demand(index) for index in range(len(order.seeds))]
+        demands = order.demands(range(len(order.seeds)))
         candidates = self._router.rank(demands, self._clock.now())
         for candidate in candidates:
             now_s, is_last = self._clock.now(), candidate is candidates[-1]
@@ -388,7 +388,7 @@ class Fleet:
         return replies
 
     async def _forecast(self, order: Order) -> Forecast:
-        demands = [order.demand(index) for index in range(len(order.seeds))]
+        demands = order.demands(range(len(order.seeds)))
         forecasts, errors = list[Forecast](), list[ElitError]()
         for candidate in self._router.rank(demands, self._clock.now()):
             sent = SentOrder.of(order, self._clock.now(), order_id="")

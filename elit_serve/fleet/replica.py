@@ -145,7 +145,7 @@ class Replica:
     def _take(self, sent: SentOrder, tell: Callable[[Reply], None]) -> Future[Outcome]:
         order = self._received(sent)
         if not sent.is_passed_on:
-            self._count(orders=1, offered_s=len(order.seeds) * full_s(order.demand(0), self._costs))
+            self._count(orders=1, offered_s=len(order.seeds) * full_s(order.demands([0])[0], self._costs))
         previews, steps = (tell if wanted else None for wanted in (sent.wants_previews, sent.wants_steps))
         try:
             return self._worker.submit(order, previews, steps, is_passed_on=sent.is_passed_on)

@@ -66,6 +66,7 @@ class RequestScheduler:
         self._requests: dict[int, Tracked] = {}
         self._arrivals = RecentArrivals(ARRIVALS_MEMORY)
         self._hard_deadlines: list[tuple[float, int]] = []
+        self._unprepared_s: dict[int, float] = {}  # what is to be done first for promised requests that wait
         self._outstanding: deque[Launch] = deque()
         self._num_launches = 0
         self._busy_until_s = float("-inf")
@@ -87,7 +88,7 @@ class RequestScheduler:
         assert not any(newcomer.demand.request_id in self._requests for newcomer in newcomers), "request ids are unique"
         if not is_passed_on:
             self._arrivals.saw(now_s, demands)
-        view = self._view(now_s, max(now_s, self._busy_until_s))
+        view = self._view(now_s, max(now_s, self._busy_until_s), demands)
         try:
             refusal = self._policy.admit([newcomer.demand for newcomer in newcomers], view, is_passed_on=is_passed_on)
         except Exception as error:
@@ -102,9 +103,8 @@ class RequestScheduler:
     def would_take(self, demands: Sequence[Demand], now_s: float) -> bool:
         """Whether `submit` would take these images now; they are not counted as having arrived."""
         newcomers = self._newcomers(demands, now_s)
-        return self._policy.would_admit(
-            [newcomer.demand for newcomer in newcomers], self._view(now_s, max(now_s, self._busy_until_s))
-        )
+        view = self._view(now_s, max(now_s, self._busy_until_s), demands)
+        return self._policy.would_admit([newcomer.demand for newcomer in newcomers], view)
 
     def choose_plan(self, menu: PlanMenu, *, latency_ms: float, num_images: int, now_s: float) -> Option:
         """What images that leave their plan open get if they are submitted now, with this target."""
@@ -146,7 +146,7 @@ class RequestScheduler:
         try:
             choice = self._policy.choose(view)
         except Exception as error:
-            return self._decide_without_policy(error, view)
+            return self._decide_without_policy(error, view, start_s)
         return None if choice is None else self._launch(choice, start_s)
 
     def finished(
@@ -218,6 +218,7 @@ class RequestScheduler:
         twin._costs, twin._arrivals, twin._policy = copy(self._costs), copy(self._arrivals), self._policy.copy()
         twin._requests = {request_id: request.copy() for request_id, request in self._requests.items()}
         twin._hard_deadlines, twin._outstanding = self._hard_deadlines.copy(), self._outstanding.copy()
+        twin._unprepared_s = self._unprepared_s.copy()
         twin._num_in, twin._counted = self._num_in.copy(), self._counted.copy()
         twin._defects, twin._known_defects = self._defects.copy(), self._known_defects.copy()
         return twin
@@ -298,13 +299,16 @@ class RequestScheduler:
         weak_caps = self._costs.table.riding(demand.shape, demand.weak_caps)
         return demand if weak_caps == demand.weak_caps else replace(demand, weak_caps=weak_caps)
 
-    def _view(self, now_s: float, start_s: float) -> View:
+    def _view(self, now_s: float, free_s: float, newcomers: Sequence[Demand] = ()) -> View:
+        """free_s: from when the device is free."""
+        prepare_s = sum([newcomer.prepare_s for newcomer in newcomers if newcomer.is_hard])
         return View(
             now_s=now_s,
-            start_s=start_s,
+            start_s=free_s + sum(self._unprepared_s.values()) + prepare_s,
             costs=self._costs,
             max_batch=self._max_batch,
             num_waiting=self.num_waiting,
+            prepare_s=prepare_s,
         )
 
     def _count_gap(self, now_s: float) -> None:
@@ -313,13 +317,13 @@ class RequestScheduler:
         view = self._view(now_s, max(now_s, self._busy_until_s))
         self._begin_afresh(view, otherwise=self._stand_in(view))
 
-    def _decide_without_policy(self, error: Exception, view: View) -> Launch | None:
+    def _decide_without_policy(self, error: Exception, view: View, start_s: float) -> Launch | None:
         """A decision in place of one that failed; then the policy begins afresh with what is there. So a defect in it
         costs some quality, or a promise, and not everybody's pictures."""
         self._note(error)
         stand_in = self._stand_in(view)
         choice = stand_in.choose(view)
-        decision = None if choice is None else self._launch(choice, view.start_s)
+        decision = None if choice is None else self._launch(choice, start_s)
         self._begin_afresh(view, otherwise=stand_in)
         return decision
 
@@ -353,10 +357,13 @@ class RequestScheduler:
         self._requests[newcomer.demand.request_id] = newcomer
         self._num_in[State.WAITING] += 1
         if newcomer.demand.is_hard:
+            if newcomer.demand.prepare_s:
+                self._unprepared_s[newcomer.demand.request_id] = newcomer.demand.prepare_s
             self._counted["promised"] += 1
             heappush(self._hard_deadlines, (newcomer.demand.deadline_s, newcomer.demand.request_id))
 
     def _launch(self, choice: Choice, start_s: float) -> Launch:
+        prepare_s = self._prepare_s(choice.request_ids)
         self._advance(choice)
         batch = len(choice.request_ids)
         assert 1 <= batch <= self._max_batch, batch
@@ -371,11 +378,17 @@ class RequestScheduler:
             predicted_ms=costs.correction * table.step_ms(choice.kind, batch),
             decode_ms=costs.correction * table.decode_row(choice.kind.shape)[num_ending] if num_ending else 0.0,
             answer_ms=costs.correction * table.answer_row(choice.kind.shape)[num_ending] if num_ending else 0.0,
+            prepare_ms=1000 * prepare_s,
         )
         self._num_launches += 1
         self._outstanding.append(launch)
         self._busy_until_s = start_s + launch.device_ms / 1000
         return launch
+
+    def _prepare_s(self, request_ids: Sequence[int]) -> float:
+        """What is to be done before their step for those whose first it is."""
+        members = [self._requests[request_id] for request_id in request_ids]
+        return sum([member.demand.prepare_s for member in members if not member.executed.at])
 
     def _advance(self, choice: Choice) -> None:
         granted, num_free, num_changed = 0, 0, 0
@@ -389,6 +402,7 @@ class RequestScheduler:
                 granted += own_level
                 num_changed += before is not None and before != own_level
             if before is None:
+                self._unprepared_s.pop(request_id, None)
                 self._move(member, State.RUNNING)
             executed.take(own_level, stride)
         self._counted["granted_levels"] += granted
@@ -407,6 +421,7 @@ class RequestScheduler:
         if request is None or request.state in ENDED:
             return False
         had_steps = request.state is not State.FINISHING and request.steps_left
+        self._unprepared_s.pop(request_id, None)
         self._move(request, state)
         if had_steps:
             self._drop(request, now_s)

@@ -57,12 +57,14 @@ class CostTable:
     answers_ms: (shape, how many end together) -> what follows their last step; nothing where it was not measured.
     pads_batches: a batch costs as much as the next measured one (graphs are captured for measured batches only);
         otherwise costs between two measured batches are interpolated.
+    text_ms: to encode a prompt that is not known, before the first step of its image.
     """
 
     steps_ms: Mapping[tuple[StepKind, int], float]
     overhead_ms: float
     answers_ms: Mapping[tuple[str, int], AnswerCost] = field(default_factory=dict)
     pads_batches: bool = False
+    text_ms: float = 0.0
     _rows: dict[StepKind, tuple[float, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _answer_rows: dict[tuple[str, bool], tuple[float, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False

@@ -185,7 +185,8 @@ class Driver:
         has_rested = not self.running and start_s > self._free_s
         gap_s = self._device.gap_s(has_rested=has_rested)
         gap_ms = None if has_rested else 1000 * gap_s
-        started = Launched(launch, start_s + gap_s, self._device.run_ms(launch), gap_ms)
+        step_s = start_s + gap_s + launch.prepare_ms / 1000
+        started = Launched(launch, step_s, self._device.run_ms(launch), gap_ms)
         self.running.append(started)
         self.launches.append(started)
         return started

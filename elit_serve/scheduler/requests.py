@@ -37,6 +37,7 @@ class Demand:
         launches, and count as of the level of the step before.
     coarsening: how long its steps may become, so that they are fewer; None keeps them as they are.
     extra_s: how much later than the table says its answer comes after its last step.
+    prepare_s: how long the device works for it right before its first step, as on the encoding of a prompt.
     """
 
     request_id: int
@@ -53,6 +54,7 @@ class Demand:
     is_hard: bool = True
     priority: Priority = Priority.INTERACTIVE
     extra_s: float = 0.0
+    prepare_s: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.weak_caps, "a request has at least one step"
@@ -115,6 +117,7 @@ class Launch:
     predicted_ms: what the corrected cost table says, to be compared with what is observed.
     decode_ms, answer_ms: of those whose last step it is, as predicted: how long the device decodes them before it runs
         anything else, and when all their files are there, both from the end of the step.
+    prepare_ms: of those whose first step it is: how long the device works for them before the step.
     """
 
     launch_id: int
@@ -125,8 +128,9 @@ class Launch:
     strides: tuple[int, ...]
     decode_ms: float = 0.0
     answer_ms: float = 0.0
+    prepare_ms: float = 0.0
 
     @property
     def device_ms(self) -> float:
         """How long the device is not free for anything else."""
-        return self.predicted_ms + self.decode_ms
+        return self.prepare_ms + self.predicted_ms + self.decode_ms

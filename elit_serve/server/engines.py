@@ -82,7 +82,15 @@ class LoadedModel:
             settings=settings,
             cost=cost,
             open_plans=open_plans_of(pipeline, cost, settings),
-            worker=Worker(pipeline, self.executor, scheduler, clock=clock, observer=observer, encoders=encoders),
+            worker=Worker(
+                pipeline,
+                self.executor,
+                scheduler,
+                clock=clock,
+                observer=observer,
+                encoders=encoders,
+                text_ms=cost.text_ms,
+            ),
             file_times=FileTimes.measured(pipeline, encoders, clock),
             shares=shares,
         )

@@ -8,6 +8,7 @@ from text_models import KIND, MAX_TOKENS, Letters, ToyText, text_config
 
 from elit_serve.engine.conditions import TextCondition, TextConditions
 from elit_serve.engine.executor import offline
+from elit_serve.engine.text_encoders import CachedEncoder
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.text import TextTokens
 from elit_serve.plans.guidance import Guidance
@@ -15,7 +16,7 @@ from elit_serve.plans.plan import Plan
 
 
 def conditions(*, negative: bool = False, encoder: Letters | None = None) -> TextConditions:
-    return TextConditions(text_config(negative=negative), model="painter", encoder=encoder or Letters())
+    return TextConditions(text_config(negative=negative), model="painter", encoder=CachedEncoder(encoder or Letters()))
 
 
 @pytest.fixture(scope="module")

@@ -72,11 +72,16 @@ class ClassConditions(Sequence[ClassCondition]):
         self._by_fold = _unambiguous(synonyms) | _unambiguous(whole)
         self._spellings = Names({*names, *(word for name in names for word in name.split(", "))})
 
+    encoder = None
+
     def __len__(self) -> int:
         return len(self._classes)
 
     def __getitem__(self, index: Any) -> Any:
         return self._classes[index]
+
+    def num_unknown(self, condition: Condition) -> int:  # noqa: ARG002
+        return 0
 
     def slots(self, num_slots: int, model: Backbone) -> ClassSlots:
         return ClassSlots(num_slots, len(self._classes), next(model.parameters()).device)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from elit_serve.engine.text_encoders import TextEncoder
 from elit_serve.errors import InvalidInput
 from elit_serve.nn import Backbone
 
@@ -49,6 +50,10 @@ class Conditions(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Condition: ...
 
+    @property
+    def encoder(self) -> TextEncoder | None:
+        """What makes tensors of texts; None where there are none, or nothing is made."""
+
     def named(self, words: str | int, *, field: str = "label") -> Condition:
         """Raises `InvalidInput` for `field` if it knows none of these words."""
 
@@ -62,6 +67,9 @@ class Conditions(Protocol):
     def subject(self, prompt: str, negative: str | None = None) -> dict[str, Any]:
         """The fields of a request for what a prompt means, where a class id may be said in one too. Raises as
         `prompted` does."""
+
+    def num_unknown(self, condition: Condition) -> int:
+        """How many texts would have to be encoded for it now; from any thread."""
 
     def slots(self, num_slots: int, model: Backbone) -> ConditionSlots:
         """On the device of the model."""

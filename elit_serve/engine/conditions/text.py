@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elit_serve.engine.conditions.condition import Condition
-from elit_serve.engine.text_encoders import TextEncoder
+from elit_serve.engine.text_encoders import CachedEncoder, TextEncoder
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import TextConfig
 from elit_serve.nn import Backbone
@@ -74,11 +74,11 @@ class TextConditions(Sequence[TextCondition]):
     model: what errors call it. encoder: None where nothing is made, and no slots are asked for.
     """
 
-    def __init__(self, config: TextConfig, *, model: str, encoder: TextEncoder | None = None) -> None:
+    def __init__(self, config: TextConfig, *, model: str, encoder: CachedEncoder | None = None) -> None:
         self._examples = tuple(map(TextCondition, config.examples))
         self._has_negatives = config.negative
         self._model = model
-        self._encoder = encoder
+        self.encoder = encoder
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -101,9 +101,15 @@ class TextConditions(Sequence[TextCondition]):
     def subject(self, prompt: str, negative: str | None = None) -> dict[str, Any]:
         return self.prompted(prompt, negative).facts()
 
+    def num_unknown(self, condition: Condition) -> int:
+        """Where nothing is encoded, all count as if they were."""
+        told = _checked(condition)
+        texts = {told.prompt, told.negative or ""} if self._has_negatives else {told.prompt}
+        return sum(not self.encoder.knows(text) for text in texts) if self.encoder else len(texts)
+
     def slots(self, num_slots: int, model: Backbone) -> TextSlots:
-        assert self._encoder is not None, "a model without its weights makes nothing"
-        return TextSlots(num_slots, self._encoder, model, has_negatives=self._has_negatives)
+        assert self.encoder is not None, "a model without its weights makes nothing"
+        return TextSlots(num_slots, self.encoder, model, has_negatives=self._has_negatives)
 
 
 def _checked(condition: Condition) -> TextCondition:

@@ -32,7 +32,9 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.answers import answer_times
 from elit_serve.engine.profile.quick import anchors, interpolated
 from elit_serve.engine.profile.step_set import StepSet, served_steps
+from elit_serve.engine.profile.texts import text_times
 from elit_serve.errors import ElitError, InvalidInput
+from elit_serve.files.config import TextConfig
 from elit_serve.files.latency import AnswerTime, Latency, StepCost, read_latency
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -93,7 +95,8 @@ def latency_of(
     shipped = known_latency(pipeline, served)
     if shipped is not None:
         is_told = bool(shipped.answers) and shipped.autoencoder_hash == pipeline.autoencoder_hash
-        return shipped if is_told else _with_answers(shipped, pipeline, executor, served, clock)
+        told = shipped if is_told else _with_answers(shipped, pipeline, executor, served, clock)
+        return told if told.text_ms else told.model_copy(update={"text_ms": _quick_texts(pipeline, clock)})
     folder = user_cache_path("elit-serve") / "latency" if cache_folder is None else cache_folder
     cached = folder / f"{_cache_key(pipeline, served)}.json"
     known = _read_cached(cached)
@@ -170,6 +173,8 @@ def profile_to_file(
         raise InvalidInput("out", str(file), f"it cannot be written: {error.strerror or error}") from None
     console.print(_as_table(latency))
     console.print(_answers_as_table(latency))
+    for number, took_ms in latency.text_ms.items():
+        console.print(f"{number} new prompts are encoded in {took_ms:.2f} ms")
     return file
 
 
@@ -242,6 +247,7 @@ def measure(
         overhead_ms=_alone_ms(answers),
         steps=tuple(steps),
         answers=answers,
+        text_ms=text_times(pipeline, clock=clock, repeats=repeats),
         autoencoder_hash=pipeline.autoencoder_hash,
     )
 
@@ -350,6 +356,10 @@ def _with_answers(latency: Latency, pipeline: Pipeline, executor: Executor, serv
     return latency.model_copy(update=told)
 
 
+def _quick_texts(pipeline: Pipeline, clock: Clock) -> dict[int, float]:
+    return text_times(pipeline, clock=clock, repeats=QUICK_REPEATS)
+
+
 def _alone_ms(answers: Sequence[AnswerTime]) -> float:
     return answers[0].decode_ms + answers[0].encode_ms
 
@@ -425,6 +435,12 @@ def _write_cached(file: Path, latency: Latency) -> None:
         logger.warning("the measured latency could not be kept: %s", error)
 
 
+def _told_of_encoder(pipeline: Pipeline) -> list[str]:
+    """What makes a difference to how long prompts take."""
+    conditions = pipeline.config.conditions
+    return [conditions.encoder.model_dump_json()] if isinstance(conditions, TextConfig) else []
+
+
 def _cache_key(pipeline: Pipeline, served: StepSet) -> str:
     content = [
         pipeline.config.backbone_hash,
@@ -435,6 +451,7 @@ def _cache_key(pipeline: Pipeline, served: StepSet) -> str:
         _threads(pipeline),
         torch.__version__,
         elit_serve.__version__,
+        *_told_of_encoder(pipeline),
     ]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
     return f"{pipeline.config.name}-{device_slug(device_name(pipeline.device))}-{digest}"

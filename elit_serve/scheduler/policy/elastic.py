@@ -326,17 +326,19 @@ class ElasticPolicy:
         """The highest of `levels`, wished for these, at which they can take such steps with every promise kept; counts
         them as run."""
         granted = None
+        unplanned_s = sum([work.demand.prepare_s for work in cohort.members if not (work.at or work.demand.is_hard)])
         _advance(cohort.members, strides)
         try:
-            granted = self._safe_level(cohort, levels, view)
+            granted = self._safe_level(cohort, levels, view, view.start_s + unplanned_s)
         finally:
             if granted is None:
                 for work, stride in zip(cohort.members, strides, strict=True):
                     work.retreat(stride)
         return granted
 
-    def _safe_level(self, cohort: Cohort, levels: Sequence[int], view: View) -> int | None:
-        """The highest of `levels` at which these, who count as run, leave every promise a way to be kept."""
+    def _safe_level(self, cohort: Cohort, levels: Sequence[int], view: View, start_s: float) -> int | None:
+        """The highest of `levels` at which these, who count as run, leave every promise a way to be kept. start_s: of
+        their step, behind what is to be done before."""
         correction = view.costs.correction
         ending = [work for work in cohort.members if not work.left]
         decode_s, late_s = self._decoding(ending, correction)
@@ -345,7 +347,7 @@ class ElasticPolicy:
         has_tried = False
         for candidate in reversed(levels):
             step_s = correction * cohort.step_s(candidate)
-            end_s = view.start_s + step_s
+            end_s = start_s + step_s
             if end_s + self._settings.margin * step_s > due_s:
                 continue
             free_s = end_s + decode_s
@@ -416,7 +418,7 @@ class ElasticPolicy:
     def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Certificate | str | None:
         """A plan for what is promised and the newcomers (None if they need no promise), or why there is none."""
         slowdown = self._slowdown(hard)
-        if hard and plan_for(hard, view.now_s, view, slowdown) is None:
+        if hard and plan_for(hard, view.now_s + view.prepare_s, view, slowdown) is None:
             if not self._may_probe(hard, view, slowdown):
                 return "infeasible"
             self._probed_s = view.now_s
@@ -451,7 +453,7 @@ class ElasticPolicy:
         correction = view.costs.correction
         if correction <= PROBE_ABOVE or self._works or view.now_s < self._probed_s + PROBE_PAUSE_S:
             return False
-        return plan_for(hard, view.now_s, view, slowdown / correction) is not None
+        return plan_for(hard, view.now_s + view.prepare_s, view, slowdown / correction) is not None
 
     # Refusals
 
@@ -474,7 +476,7 @@ class ElasticPolicy:
 
     def _fits_idle(self, hard: Sequence[Work], latency_ms: float, view: View, slowdown: float) -> bool:
         works = [work.promised(view.now_s + latency_ms / 1000 - _after_s(work.demand, view.costs)) for work in hard]
-        return plan_for(_promised(works), view.now_s, view, slowdown) is not None
+        return plan_for(_promised(works), view.now_s + view.prepare_s, view, slowdown) is not None
 
 
 def _after_s(demand: Demand, costs: CorrectedCosts) -> float:

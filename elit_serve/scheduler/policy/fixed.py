@@ -111,7 +111,7 @@ class FixedPolicy:
 
     def _needed_s(self, newcomers: Sequence[Demand], view: View) -> float | None:
         """What the longest of these takes alone, if that is too long for the first deadline."""
-        needed_s = max(solo_s(demand, view.costs) + demand.extra_s for demand in newcomers)
+        needed_s = view.prepare_s + max(solo_s(demand, view.costs) + demand.extra_s for demand in newcomers)
         hard_deadlines_s = [demand.deadline_s for demand in newcomers if demand.is_hard]
         return needed_s if hard_deadlines_s and view.now_s + needed_s > min(hard_deadlines_s) else None
 

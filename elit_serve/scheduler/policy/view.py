@@ -14,7 +14,9 @@ from elit_serve.scheduler.state import Tracked
 class View(NamedTuple):
     """What is known when a decision is made.
 
-    now_s: the moment of the call; start_s: from when the device is free.
+    now_s: the moment of the call; start_s: from when the device is free for steps, if all that is to be done before the
+        first steps of what is promised, or is to be, is done at once.
+    prepare_s: what of that is done for those who ask to be taken.
     max_batch: the largest batch that may run, which may lie below the table's.
     num_waiting: requests that were taken and have not started.
     """
@@ -24,6 +26,7 @@ class View(NamedTuple):
     costs: CorrectedCosts
     max_batch: int
     num_waiting: int
+    prepare_s: float = 0.0
 
 
 class Choice(NamedTuple):
