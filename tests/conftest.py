@@ -33,7 +33,7 @@ from elit_serve.files.config import (
 from elit_serve.nn import ElitDiTSpec, InterfaceSpec, build
 from elit_serve.plans.guidance import Guidance
 
-pytest_plugins = ("serving", "simulating")  # servers on loopback ports, for whoever asks one
+pytest_plugins = ("serving", "simulating", "text_models")  # servers on loopback ports, and models, for whoever asks
 
 
 @pytest.fixture(scope="session")

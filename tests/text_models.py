@@ -5,19 +5,22 @@ Letters: B batch, C x H x W one sample, T tokens of a text, D their width, U hid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 from text_encoders import save_t5, save_tokenizer
 from torch import Tensor, nn
 
 from elit_serve.engine.checkpoint import write_checkpoint
+from elit_serve.engine.pipeline import Pipeline
 from elit_serve.files.config import ModelConfig, SamplingConfig, TextConfig, TextEncoderConfig, WeightsConfig
 from elit_serve.nn import Backbone, BackboneSpec, Flops
 from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.fields import whole
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import TextTokens, packed
@@ -125,6 +128,14 @@ class ToyText(Backbone):
 KIND = BackboneKind(
     spec=ToyTextSpec, module=ToyText, tiny=ToyTextSpec(side=16, units=8, text_dim=DIM, max_tokens=MAX_TOKENS)
 )
+
+
+@pytest.fixture(scope="module")
+def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A model of prompts, negative ones included, that can be loaded while a test of this file runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS, KIND.spec.kind, KIND)
+        yield Pipeline.load(save_text_model(tmp_path_factory.mktemp("models") / "painter"), device="cpu")
 
 
 def save_text_model(folder: Path, *, negative: bool = True) -> Path:

@@ -143,6 +143,7 @@ def demands(draw: st.DrawFn, request_id: int, arrived_s: float) -> Demand:
         coarsening=None if pinned or skipped else draw(coarsenings(num_steps)),
         is_hard=draw(st.sampled_from([True, True, False])),
         priority=draw(st.sampled_from([Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BATCH])),
+        prepare_s=draw(st.sampled_from([0.0, 0.0, 0.002, 0.05])),
     )
 
 

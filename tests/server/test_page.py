@@ -410,6 +410,31 @@ def test_a_server_that_is_gone_is_said_to_be(start_server: Any, open_page: OpenP
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
 
 
+def test_a_model_of_prompts_is_asked_in_words(start_server: Any, open_page: OpenPage, painter: Pipeline) -> None:
+    server = start_server(painter)
+    page = open_page(server)
+    expect(page.locator("#forecast-text")).to_contain_text("Should take")
+    expect(page.get_by_label("Prompt")).to_have_value(re.compile("a red tulip|two daisies"))
+    expect(page.get_by_role("combobox", name="Class")).to_be_hidden()
+    page.get_by_label("Prompt").fill("a 'rose'\nin \"rain\"")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Not to be seen").fill("thorns")
+    page.get_by_label("Seed", exact=True).fill("7")
+    page.get_by_label("By budget").check()
+    generate(page)
+    expect(page.locator("#status")).to_contain_text("Done: a 'rose' in \"rain\", seed 7.")
+    asked = {"prompt": "a 'rose'\nin \"rain\"", "negative_prompt": "thorns", "seed": 7, "budget": 0.5}
+    assert shown(page) == base64.b64decode(server.generate(asked).json()["images"][0]["b64_json"])
+    page.locator("#share summary").click()
+    other = open_page(server, copied(page, "Copy the link").removeprefix(f"{server.url}/"))
+    expect(other.locator("#status")).to_contain_text("Done: a 'rose'")
+    expect(other.get_by_label("Prompt")).to_have_value("a 'rose'\nin \"rain\"")
+    assert shown(other) == shown(page)
+    page.get_by_label("Prompt").fill("")
+    generate(page)
+    expect(page.locator("#status")).to_contain_text("Done: an empty prompt, seed 7.")
+
+
 def test_stopping_frees_the_server(
     start_server: Any, stepwise: Any, open_page: OpenPage, measured: Pipeline, eventually: Any
 ) -> None:

@@ -6,33 +6,31 @@ import base64
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
-from text_models import EXAMPLES, KIND, MAX_TOKENS, save_text_model
+from text_models import EXAMPLES, MAX_TOKENS, save_text_model
 
+from elit_serve.catalogue import cost_table
 from elit_serve.client import Client, Generation
+from elit_serve.clock import MonotonicClock
 from elit_serve.engine.conditions import TextCondition
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.profile.texts import text_times
 from elit_serve.engine.text_encoders.transformers import TransformersEncoder
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones.table import KINDS
+from elit_serve.files.latency import read_latency
 from elit_serve.pictures import read_facts
 from elit_serve.server.settings import Settings
 from tests.serving import COST, AsPredicted, RunningServer, running
+from tests.simulating import latency as paper_latency
 
 pytestmark = pytest.mark.made_by("worker", "fleet")
 
 ROSE = {"prompt": "a rose", "negative_prompt": "thorns", "seed": 7, "budget": 1}
-
-
-@pytest.fixture(scope="module")
-def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(KINDS, KIND.spec.kind, KIND)
-        yield Pipeline.load(save_text_model(tmp_path_factory.mktemp("models") / "painter"), device="cpu")
 
 
 def served(painter: Pipeline, made_by: str, **settings: Any) -> Any:
@@ -227,3 +225,25 @@ def test_a_model_without_negatives_says_so(tmp_path: Path, painter: Pipeline) ->
         other.conditions.prompted("rose", "thorns")
     rose, tulip = (other.run([TextCondition(words)], [1], other.plan())[0].image for words in ("a rose", "a tulip"))
     assert rose.tobytes() != tulip.tobytes()
+
+
+def test_a_prompt_that_is_not_known_takes_its_time_before_a_promise(painter: Pipeline) -> None:
+    settings, cost = Settings(response_ms=0), replace(COST, text_ms=500)
+    executor = AsPredicted(painter, num_slots=128)
+    with running(painter, settings, executor, cost) as server:
+        assert server.generate({**ROSE, "prompt": "known words"}).status_code == 200
+        known, new = (
+            server.client.post("/v1/plan", json={**ROSE, "prompt": prompt, "latency_ms": 60_000}).json()["course"]
+            for prompt in ("known words", "new words")
+        )
+        assert new["latency_ms"] - known["latency_ms"] == pytest.approx(500, abs=50)
+        refused = server.generate({**ROSE, "prompt": "other words", "latency_ms": known["latency_ms"] + 400})
+        assert (refused.status_code, refused.json()["min_latency_ms"] > known["latency_ms"] + 400) == (422, True)
+
+
+def test_how_long_prompts_take_is_measured_and_read_again(painter: Pipeline, tmp_path: Path) -> None:
+    measured = text_times(painter, clock=MonotonicClock(), repeats=1)
+    assert all(took_ms > 0 for took_ms in measured.values())
+    latency = paper_latency().model_copy(update={"text_ms": {1: 3.0, 8: 8.0}})
+    (tmp_path / "x.json").write_text(latency.model_dump_json(), encoding="utf-8")
+    assert cost_table(read_latency(tmp_path / "x.json")).text_ms == 3.0

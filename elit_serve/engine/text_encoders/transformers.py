@@ -5,7 +5,8 @@ transformers write them. Nothing but local files, no code from them, and weights
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,15 @@ def _load_encoder(folder: Path, dtype: torch.dtype) -> Any:
     """Of the class that `config.json` names, with all of its weights: of what is missing, transformers would draw."""
     library = _library()
     try:
-        model, found = _class_of(folder, library).from_pretrained(
-            str(regular_folder(folder)),
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=dtype,
-            output_loading_info=True,
-        )
+        with _no_progress_bar(library):
+            model, found = _class_of(folder, library).from_pretrained(
+                str(regular_folder(folder)),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=dtype,
+                output_loading_info=True,
+            )
     except CheckpointError:
         raise
     except Exception as error:  # as above
@@ -108,6 +110,18 @@ def _class_of(folder: Path, library: Any) -> Any:
         problem = f"{folder.name}/config.json: architectures: {names!r} is not allowed; one model of transformers"
         raise CheckpointError(folder.parent, [f"{problem} without a head, as T5EncoderModel or CLIPTextModel"])
     return found
+
+
+@contextmanager
+def _no_progress_bar(library: Any) -> Iterator[None]:
+    """Logs may be JSON, and a bar is none."""
+    shows = library.utils.logging.is_progress_bar_enabled()
+    library.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            library.utils.logging.enable_progress_bar()
 
 
 def _library() -> Any:

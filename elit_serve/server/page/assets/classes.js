@@ -21,7 +21,7 @@ export class ClassPicker {
 
   /** Whether something else is being made, so that thumbnails have to wait. */
   set isBusy(isBusy) {
-    this.#thumbnails.pause(isBusy);
+    this.#thumbnails?.pause(isBusy); // a model of prompts has none
   }
 
   constructor() {

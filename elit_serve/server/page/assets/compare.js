@@ -5,7 +5,7 @@ import { drawn, NUM_PREVIEWS } from "./drawing.js";
 import { asLink } from "./requests.js";
 import { copied } from "./share.js";
 import { saveSheet } from "./sheet.js";
-import { duration, percent, quality } from "./words.js";
+import { duration, named, percent, quality } from "./words.js";
 
 const MOST_BUDGETS = 5; // a browser keeps six connections to a server, and the page needs one of them
 const part = (id) => document.getElementById(id);
@@ -17,7 +17,7 @@ export async function compare(model, subject, signal) {
   const cards = options.map((option) => new Card(option, model.latents, slowestMs));
   part("strip").replaceChildren(...cards.map((card) => card.node));
   part("strip").style.setProperty("--columns", cards.length);
-  part("comparison-title").textContent = `${subject.label}, seed ${subject.seed}`;
+  part("comparison-title").textContent = `${named(subject)}, seed ${subject.seed}`;
   for (const id of ["comparison-intro", "comparison-actions", "comparison-text", "stages"]) part(id).hidden = true;
   part("comparison-said").textContent = "";
   part("comparison").hidden = false;
@@ -45,7 +45,7 @@ function offerActions(model, subject, cards) {
   part("comparison-actions").hidden = false;
   part("comparison-link").onclick = () => copyLink(asLink(subject, { view: "compare", modelHash: model.hash }));
   part("comparison-save").onclick = () =>
-    saveSheet(`${subject.label}, seed ${subject.seed}`, part("served").textContent, cards);
+    saveSheet(`${named(subject)}, seed ${subject.seed}`, part("served").textContent, cards);
   part("stages").hidden = false;
   part("stage").oninput = () => showStage(Number(part("stage").value), cards);
   part("stage").max = NUM_PREVIEWS + 1;
@@ -100,7 +100,7 @@ class Card {
     try {
       const results = await drawn({ ...subject, steps, budget }, { signal, onPreview });
       const [{ src, seed, facts }] = results;
-      this.#show(NUM_PREVIEWS + 1, src, `${facts.label}, seed ${seed}`);
+      this.#show(NUM_PREVIEWS + 1, src, `${named(facts)}, seed ${seed}`);
       this.#state.textContent = `ready after ${duration(facts.total_ms)}, beside the others`;
       this.node.dataset.done = "";
       return results;

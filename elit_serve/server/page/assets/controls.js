@@ -2,6 +2,7 @@
 
 import { call } from "./api.js";
 import { ClassPicker } from "./classes.js";
+import { subjectOf } from "./requests.js";
 import { duration, percent } from "./words.js";
 
 const MAX_SEED = 1e6; // of drawn seeds: short enough to be remembered
@@ -22,7 +23,7 @@ export class Controls {
     part("new-seed").addEventListener("click", () => (part("seed").value = drawSeed()));
     part("latency").addEventListener("input", () => this.setLatency(this.#atSlider(), { moveSlider: false }));
     for (const id of ["budget", "steps", "scale"]) part(id).addEventListener("input", () => this.show());
-    for (const id of ["class", "size", "method"]) part(id).addEventListener("change", () => this.show());
+    for (const id of ["class", "size", "method", "prompt", "negative"]) part(id).addEventListener("change", () => this.show());
     part("more").addEventListener("invalid", () => (part("more").open = true), true); // or nobody sees what is wrong
     for (const radio of document.querySelectorAll("[name=mode], [name=count]")) {
       radio.addEventListener("change", () => this.show());
@@ -32,7 +33,7 @@ export class Controls {
   /** Once it is known what is served. */
   offer(model) {
     this.#model = model;
-    this.#picker.offer(model, Math.floor(Math.random() * model.classes.length));
+    this.#offerSubject(model);
     part("budget").max = model.levels.length - 1;
     part("budget").value = model.levels.findIndex(({ budget }) => budget >= 0.5);
     const { steps, guidance } = model.sampling;
@@ -44,6 +45,15 @@ export class Controls {
     part("size").replaceChildren(...sizes.map((size) => new Option(size.replace("x", " × "), size)));
   }
 
+  /** Classes to choose from, or a prompt to write. */
+  #offerSubject({ classes, prompts }) {
+    part("class-field").hidden = part("class").disabled = Boolean(prompts);
+    part("prompt-field").hidden = part("prompt").disabled = !prompts;
+    part("negative-field").hidden = part("negative").disabled = !prompts?.negative;
+    if (!prompts) return this.#picker.offer(this.#model, Math.floor(Math.random() * classes.length));
+    part("prompt").value = prompts.examples[Math.floor(Math.random() * prompts.examples.length)];
+  }
+
   /** Whether something is being made. */
   set isBusy(isBusy) {
     this.#picker.isBusy = isBusy;
@@ -51,7 +61,7 @@ export class Controls {
 
   /** Lets the slider range over all targets that make a difference. */
   async measure() {
-    const plan = await call("v1/plan", { body: { label: this.#label } });
+    const plan = await call("v1/plan", { body: this.#of });
     const needed = plan.alternatives.map((option) => option.min_latency_ms);
     this.#range = { from: 0.8 * Math.min(...needed), to: 2 * Math.max(...needed) };
     this.setLatency(rounded(Math.sqrt(this.#range.from * this.#range.to)));
@@ -66,19 +76,21 @@ export class Controls {
   /** The same without what it may cost and how many there are. */
   get subject() {
     const size = part("size-field").hidden ? {} : { size: part("size").value };
-    return { label: this.#label, seed: Number(part("seed").value), ...size, ...this.#plan };
+    return { ...this.#of, seed: Number(part("seed").value), ...size, ...this.#plan };
   }
 
   /** Takes over what a link or a picture says, as far as the form can say it. */
-  fill({ label, seed, n = 1, size, latency_ms: latencyMs, budget, steps, guidance = {} }) {
-    this.#picker.choose(this.#model.classes.indexOf(label));
+  fill({ label, prompt, negative_prompt: negative = "", seed, n = 1, size, latency_ms: latencyMs, budget, steps, guidance = {} }) {
+    if (this.#model.prompts) part("prompt").value = prompt;
+    else this.#picker.choose(this.#model.classes.indexOf(label));
+    part("negative").value = negative;
     if (seed !== undefined) part("seed").value = seed;
     check("count", String(n));
     if (size) part("size").value = size;
     part("steps").value = steps ?? "";
     part("method").value = guidance.method ?? "";
     part("scale").value = guidance.scale ?? "";
-    part("more").open = Boolean(steps ?? guidance.method ?? guidance.scale);
+    part("more").open = Boolean(negative || (steps ?? guidance.method ?? guidance.scale));
     check("mode", latencyMs ? "latency" : budget ? "budget" : "auto");
     if (budget) part("budget").value = nearest(this.#model.levels, budget);
     if (latencyMs) this.setLatency(latencyMs);
@@ -110,8 +122,10 @@ export class Controls {
     this.#changed();
   }
 
-  get #label() {
-    return this.#model.classes[this.#picker.id];
+  /** What the pictures are of. */
+  get #of() {
+    if (!this.#model.prompts) return { label: this.#model.classes[this.#picker.id] };
+    return subjectOf({ prompt: part("prompt").value, negative_prompt: part("negative").value });
   }
 
   get #level() {

@@ -10,8 +10,8 @@ export const NUM_PREVIEWS = 3;
  * Resolves to a list of {src, seed, levels, strides, facts, size, request}: facts as `/v1/generate` tells them.
  */
 export async function drawn(request, { signal, onPreview, onTaken }) {
-  const { label, ...wishes } = request;
-  const body = { ...wishes, prompt: label, stream: true, partial_images: NUM_PREVIEWS };
+  const { label, prompt = label, ...wishes } = request; // a class is a prompt too on this route
+  const body = { ...wishes, prompt, stream: true, partial_images: NUM_PREVIEWS };
   const results = [];
   for await (const { type, data } of events("v1/images/generations", { body, signal, onTaken })) {
     const src = `data:image/${data.output_format};base64,${data.b64_json}`;

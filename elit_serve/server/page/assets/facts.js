@@ -1,7 +1,7 @@
 // What was done for a picture.
 
 import { levelBars } from "./charts.js";
-import { fileName } from "./requests.js";
+import { fileName, subjectOf } from "./requests.js";
 import { duration, operations, percent, quality, stepsText, total } from "./words.js";
 
 /** Nodes for a result of `drawn`. latents: the level at full budget. again: what makes the picture once more. */
@@ -54,7 +54,7 @@ function fact(name, value, detail) {
 }
 
 function download({ src, facts, seed }) {
-  const name = fileName({ label: facts.label, seed }, facts.output_format);
+  const name = fileName({ ...subjectOf(facts), seed }, facts.output_format);
   return element("a", { className: "button", href: src, download: name, textContent: "Download" });
 }
 

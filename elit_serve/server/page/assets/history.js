@@ -2,7 +2,7 @@
 
 import { base } from "./api.js";
 import { mean } from "./facts.js";
-import { percent } from "./words.js";
+import { named, percent } from "./words.js";
 
 const STORE = "pictures";
 const FORM = 2; // of what is kept: what was kept in another one goes
@@ -83,7 +83,7 @@ export class History {
     const { src, facts, seed, levels, latents } = result;
     const share = percent(mean(levels) / latents);
     const button = Object.assign(document.createElement("button"), { type: "button" });
-    const image = Object.assign(new Image(), { src, alt: `${facts.label}, seed ${seed}, at ` });
+    const image = Object.assign(new Image(), { src, alt: `${named(facts)}, seed ${seed}, at ` });
     button.append(image, Object.assign(document.createElement("span"), { textContent: share }));
     button.dataset.src = keyOf(result);
     button.addEventListener("click", () => this.#open(result));

@@ -11,7 +11,7 @@ import { History } from "./history.js";
 import { fromLink, repeated } from "./requests.js";
 import { SharePanel } from "./share.js";
 import { Stage } from "./stage.js";
-import { plural } from "./words.js";
+import { named, plural } from "./words.js";
 
 const part = (id) => document.getElementById(id);
 
@@ -101,7 +101,7 @@ export class MakeView {
   async #generate(request, { original = null, note = "" } = {}) {
     if (!this.#model || this.#work) return;
     const count = request.n ?? 1;
-    const name = (index) => `${request.label}, seed ${request.seed + index}`;
+    const name = (index) => `${named(request)}, seed ${request.seed + index}`;
     this.#begin(this.#forecast.latencyMs);
     if (part("outcome").contains(document.activeElement)) part("stop").focus(); // what has the focus goes away
     part("outcome").hidden = true;
@@ -143,7 +143,7 @@ export class MakeView {
     const [{ facts, seed }] = results;
     const what = results.length > 1 ? `${plural(results.length, "picture")} from seed ${seed}` : `seed ${seed}`;
     const early = facts.finished_early ? ", finished early" : "";
-    part("status").textContent = `Done: ${facts.label}, ${what}${early}.${note}`;
+    part("status").textContent = `Done: ${named(facts)}, ${what}${early}.${note}`;
     this.#stage.onChoice = (index) => this.#tell(results[index], index);
     this.#tell(results[0], 0);
     this.#foretell(); // the forecast is that of now
@@ -168,9 +168,9 @@ export class MakeView {
     this.#error.clear();
     part("about").hidden = true;
     this.#stage.prepare(1);
-    this.#stage.show(0, src, `${facts.label}, seed ${seed}`);
+    this.#stage.show(0, src, `${named(facts)}, seed ${seed}`);
     const isOther = facts.model_hash !== this.#model?.hash;
-    part("status").textContent = `Made before: ${facts.label}, seed ${seed}.${isOther ? " Another model made it." : ""}`;
+    part("status").textContent = `Made before: ${named(facts)}, seed ${seed}.${isOther ? " Another model made it." : ""}`;
     this.#tell(result, 0);
   }
 

@@ -7,6 +7,7 @@ const MOST_STEPS = 1000;
 
 const number = { is: "a number", write: String, read: (text) => (text.trim() ? Number(text) : NaN) };
 const text = { is: "a text", write: String, read: (value) => value || NaN };
+const words = { is: "a text", write: String, read: (value) => value }; // it may be empty
 const runs = { is: "numbers with how often each, as 4x8.16x12", write: inRuns, read: fromRuns };
 const steps = {
   is: "numbers of steps, as 1.3.4",
@@ -22,6 +23,8 @@ const range = {
 /** All that decides a picture, in the order in which a link says it. */
 const FIELDS = {
   label: text,
+  prompt: words,
+  negative_prompt: words,
   seed: number,
   n: number,
   size: text,
@@ -42,7 +45,13 @@ export function repeated({ facts, seed, levels, strides, request }, latents) {
   const compute = isEven ? { budget: levels[0] / latents, steps: levels.length } : bySteps;
   const size = request.size ? { size: request.size } : {};
   const skips = facts.skips ? { skips: facts.skips } : {};
-  return { label: facts.label, seed, ...size, ...compute, guidance: withoutNull(facts.guidance), ...skips };
+  return { ...subjectOf(facts), seed, ...size, ...compute, guidance: withoutNull(facts.guidance), ...skips };
+}
+
+/** What a picture is of, as a request says it. */
+export function subjectOf({ label, prompt, negative_prompt: negative }) {
+  if (label) return { label };
+  return { prompt, ...(negative && { negative_prompt: negative }) };
 }
 
 /** view: `make` or `compare`. modelHash: of the weights that the link means. */
@@ -69,7 +78,8 @@ export function fromLink(query, model) {
   for (const [name, part] of Object.entries(parts)) {
     if (part.length) wishes[name] = Object.fromEntries(part);
   }
-  wishes.label = classOf(wishes.label, model);
+  if (!model.prompts) wishes.label = classOf(wishes.label, model);
+  else if (wishes.prompt === undefined) throw badLink(`It says no prompt, and ${model.id} makes pictures of these.`);
   return { wishes, modelHash };
 }
 
@@ -135,7 +145,10 @@ export function asPython(wishes) {
 /** What a file of these pictures is called: letters and digits, whatever the class is. */
 export const fileName = (wishes, suffix) => `${stem(wishes)}-${wishes.seed}.${suffix}`;
 
-const stem = ({ label }) => label.replaceAll(/[^\p{L}\p{N}]+/gu, "-").replaceAll(/^-|-$/g, "") || "picture";
+const MOST_LETTERS = 60; // of a file's name
+
+const stem = ({ label, prompt }) =>
+  (label ?? prompt.slice(0, MOST_LETTERS)).replaceAll(/[^\p{L}\p{N}]+/gu, "-").replaceAll(/^-|-$/g, "") || "picture";
 
 const quoted = (value) => `'${value.replaceAll("'", "'\\''")}'`;
 

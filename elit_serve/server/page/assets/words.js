@@ -20,6 +20,14 @@ export function operations(gflops) {
   return `${(gflops / 1000 ** power).toPrecision(3)}${NARROW}${units[power + 1]}FLOP`;
 }
 
+const MOST_SHOWN = 60; // letters of a prompt
+
+/** What a picture is of, in a few words: its class, or the beginning of its prompt. */
+export function named({ label, prompt }) {
+  const words = (label ?? prompt).trim().replaceAll(/\s+/g, " ") || "an empty prompt";
+  return words.length > MOST_SHOWN ? `${words.slice(0, MOST_SHOWN - 1)}…` : words;
+}
+
 export const total = (values) => values.reduce((sum, value) => sum + value, 0);
 
 /** Of a plan of so many steps, how many are run, and what they use again: 15 of 20 steps, 6 cores skipped */
