@@ -109,7 +109,10 @@ def test_a_cache_without_room_still_encodes() -> None:
 @pytest.mark.parametrize(
     ("encoder", "words"),
     [
-        ({"kind": "oracle"}, "conditions.encoder.kind: 'oracle' is not allowed; one of transformers, wordllama"),
+        (
+            {"kind": "oracle"},
+            "conditions.encoder.kind: 'oracle' is not allowed; one of diffusers, transformers, wordllama",
+        ),
         ({"kind": "wordllama", "size": 3}, "conditions.encoder.size"),
         ({"kind": "transformers", "layer": "last"}, "conditions.encoder.layer: 'last' is not allowed"),
     ],

@@ -15,6 +15,7 @@ import torch
 from pydantic_core import from_json
 from torch import Tensor
 
+from elit_serve.engine.text_encoders.encoder import NoFields, TextEncoderKind
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
 from elit_serve.nn.text import packed
@@ -134,3 +135,10 @@ def _open(name: str, model: Path, dtype: torch.dtype, device: torch.device) -> A
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of parts of diffusers' own that it calls deprecated
         return getattr(diffusers, name)(text_encoder=encoder, tokenizer=tokenizer, **others)
+
+
+def _make(model: Path, fields: NoFields, dim: int, max_tokens: int, device: torch.device) -> DiffusersEncoder:  # noqa: ARG001
+    return DiffusersEncoder(model, dim, max_tokens, device)
+
+
+KIND = TextEncoderKind(make=_make)

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from elit_serve.engine.text_encoders import transformers, wordllama
+from elit_serve.engine.text_encoders import diffusers, transformers, wordllama
 from elit_serve.engine.text_encoders.cache import CachedEncoder
 from elit_serve.engine.text_encoders.encoder import TextEncoderKind
 from elit_serve.files.config import TextConfig, TextEncoderConfig
 from elit_serve.files.validation import problems_in
 
 KINDS: dict[str, TextEncoderKind] = {
+    "diffusers": diffusers.KIND,
     "transformers": transformers.KIND,
     "wordllama": wordllama.KIND,
 }
