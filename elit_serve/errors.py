@@ -56,10 +56,11 @@ class ElitError(Exception):
 
     def __reduce__(self) -> tuple[Callable[..., ElitError], tuple[object, ...]]:
         """Another process that is told of it gets the same error, whatever the class is made from."""
-        return _restored, (type(self), self.args, vars(self))
+        return restored, (type(self), self.args, vars(self))
 
 
-def _restored(kind: type[ElitError], args: tuple[object, ...], values: dict[str, object]) -> ElitError:
+def restored(kind: type[ElitError], args: tuple[object, ...], values: dict[str, object]) -> ElitError:
+    """The error of this class that has these arguments and attributes."""
     error = kind.__new__(kind, *args)
     vars(error).update(values)
     return error

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 from elit_serve.engine.forecast import Forecast
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.errors import ElitError
+from elit_serve.fleet.door import Door
+from elit_serve.fleet.line import Lines
 from elit_serve.fleet.link import ReplicaLost
-from elit_serve.fleet.messages import Published, ReplicaFacts, Reply, SentOrder
+from elit_serve.fleet.messages import HowAreYou, Published, ReplicaFacts, Reply, SentOrder
 from elit_serve.fleet.replica import Replica
 
 T = TypeVar("T")
@@ -28,18 +31,18 @@ class LocalLink:
 
     def __init__(self, replicas: Mapping[str, Replica]) -> None:
         self.replicas = dict(replicas)
+        self.doors = {name: Door(replica, "127.0.0.1") for name, replica in replicas.items()}
+        self.lines = Lines()
         self.hanging: set[str] = set()
 
     async def make(self, replica: str, sent: SentOrder) -> AsyncIterator[Reply]:
-        replies = self._at(replica).make(carried(sent))
-        try:
+        self._at(replica)
+        async with aclosing(self.lines.to(replica).make(sent)) as replies:  # type: ignore[type-var]
             async for reply in replies:
                 self._at(replica)
                 if replica in self.hanging:
                     await asyncio.Event().wait()
-                yield carried(reply)
-        finally:
-            await replies.aclose()  # type: ignore[attr-defined]
+                yield reply
 
     async def hurry(self, replica: str, order_id: str) -> bool:
         return await self._at(replica).hurry(order_id)
@@ -54,17 +57,25 @@ class LocalLink:
         return [await self.facts(name) for name in self.replicas]
 
     async def publish(self, *, keeps_account: bool) -> list[Published]:
-        return [carried(await each.publish(keeps_account=keeps_account)) for each in self._answering]
+        told = []
+        for name in self._answering:
+            await self.lines.connect(await self.doors[name].address())
+            with suppress(ReplicaLost):
+                told.append(await self.lines.to(name).published(HowAreYou(keeps_account=keeps_account)))
+        return told
 
     async def in_flight(self, max_pictures: int) -> list[InFlight]:
-        return [carried(await each.in_flight(max_pictures)) for each in self._answering]
+        return [carried(await self.replicas[name].in_flight(max_pictures)) for name in self._answering]
 
     async def close(self) -> None:
         self.replicas.clear()
+        self.lines.close()
+        for door in self.doors.values():
+            await door.close()
 
     @property
-    def _answering(self) -> list[Replica]:
-        return [each for name, each in self.replicas.items() if name not in self.hanging]
+    def _answering(self) -> list[str]:
+        return [name for name in self.replicas if name not in self.hanging]
 
     def _at(self, replica: str) -> Replica:
         if replica not in self.replicas:

@@ -435,7 +435,10 @@ class Fleet:
         for name, each in told.items():
             if each.digest.device not in self._devices:
                 await self._learn(name)
-            self._router.heard(name, each.digest, now_s)
+            if each.is_ready:
+                self._router.heard(name, each.digest, now_s)
+            else:
+                self._router.lost(name)
             for event in each.events:
                 event.tell_to(self._observer)
         silent = self._attention.after_round(told.keys())

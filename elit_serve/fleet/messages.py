@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from elit_serve.engine.cost import Cost
 from elit_serve.engine.file_times import FileTimes
 from elit_serve.engine.observer import Observer
 from elit_serve.engine.open_plans import OpenPlans, PlanLimits
@@ -15,6 +16,7 @@ from elit_serve.engine.served_model import ServedModel
 from elit_serve.errors import ElitError
 from elit_serve.scheduler import CostTable
 from elit_serve.scheduler.core import Counters
+from elit_serve.scheduler.requests import Launch
 from elit_serve.scheduler.routing import Digest
 
 
@@ -82,21 +84,60 @@ class Failed:
 Reply = Taken | Refused | StepRun | Preview | Outcome | Failed  # Taken or Refused first, Outcome or Failed last
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that an `Observer` is told: one of its methods, and what it is given."""
+# What an `Observer` is told, each like the method of its name.
 
-    tell: Callable[..., None]
-    told: tuple[object, ...]
+
+@dataclass(frozen=True)
+class StepFinished:
+    launch: Launch
+    observed_ms: float | None
 
     def tell_to(self, observer: Observer) -> None:
-        getattr(observer, self.tell.__name__)(*self.told)
+        observer.step_finished(self.launch, self.observed_ms)
+
+
+@dataclass(frozen=True)
+class ImagesDecoded:
+    took_ms: float
+
+    def tell_to(self, observer: Observer) -> None:
+        observer.images_decoded(self.took_ms)
+
+
+@dataclass(frozen=True)
+class Spent:
+    owners: tuple[str | None, ...]
+    costs: tuple[Cost, ...]
+
+    def tell_to(self, observer: Observer) -> None:
+        observer.spent(self.owners, self.costs)
+
+
+@dataclass(frozen=True)
+class ImagesFailed:
+    cause: str
+    num_images: int
+
+    def tell_to(self, observer: Observer) -> None:
+        observer.images_failed(self.cause, self.num_images)
+
+
+Event = StepFinished | ImagesDecoded | Spent | ImagesFailed
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowAreYou:
+    """What a replica is asked a few times a second. keeps_account: whether whoever asks is the one who is to be told of
+    all that happens."""
+
+    keeps_account: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
     """What a replica tells of itself a few times a second.
 
+    is_ready: whether it takes orders; one that is to go does not, and finishes those that it has.
     waiting: see `Maker.waiting_by_owner`. events: what has happened since whoever keeps account of it asked last.
     """
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any, TypeVar
@@ -20,8 +20,10 @@ from elit_serve.clock import MonotonicClock
 from elit_serve.engine.forecast import Forecast
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.errors import ElitError, EngineStopped, MissingPackage
+from elit_serve.fleet.door import Address, Door
+from elit_serve.fleet.line import Lines
 from elit_serve.fleet.link import ReplicaLost
-from elit_serve.fleet.messages import Published, ReplicaFacts, Reply, SentOrder
+from elit_serve.fleet.messages import HowAreYou, Published, ReplicaFacts, Reply, SentOrder
 from elit_serve.fleet.ray_variables import OF_ALL
 from elit_serve.fleet.replica import Replica
 from elit_serve.fleet.scaling import Scaler, Tally
@@ -51,6 +53,7 @@ HEALTH_TIMEOUT_S = 10.0  # loading and warming up are not counted
 TALLY_S = 1.0  # between what replicas have counted and what they have counted next
 ANSWER_S = 5.0  # for what all replicas are asked; who takes longer is left out
 PUBLISH_S = 1.0  # the same for how they are, which is asked all the time
+LOOK_S = 1.0  # between looks for new replicas, which cost a message through Ray for each
 STOP_S = 5.0  # beyond what draining takes
 
 
@@ -101,6 +104,7 @@ class DeployedReplica:
         name = serve.get_replica_context().replica_id.unique_id
         try:
             self._replica = Replica(name, load(settings), settings, MonotonicClock())
+            self._door = Door(self._replica, ray.util.get_node_ip_address())
             self._replica.start()
         except ElitError as error:
             self._failure = error
@@ -109,22 +113,14 @@ class DeployedReplica:
     async def facts(self, _: str = ANY) -> ReplicaFacts | ElitError:
         return self._failure or await self._replica.facts()
 
-    async def make(self, _: str, sent: SentOrder) -> AsyncIterator[Reply]:
-        replies = self._replica.make(sent)
-        try:
-            async for reply in replies:
-                yield reply
-        finally:
-            await replies.aclose()  # type: ignore[attr-defined]
+    async def address(self, _: str = ANY) -> Address:
+        return await self._door.address()
 
     async def hurry(self, _: str, order_id: str) -> bool:
         return await self._replica.hurry(order_id)
 
     async def forecast(self, _: str, sent: SentOrder) -> Forecast | ElitError:
         return await self._replica.forecast(sent)
-
-    async def publish(self, _: str, keeps_account: bool) -> Published:
-        return await self._replica.publish(keeps_account=keeps_account)
 
     async def in_flight(self, _: str, max_pictures: int) -> InFlight:
         return await self._replica.in_flight(max_pictures)
@@ -139,30 +135,25 @@ class DeployedReplica:
             self._replica.check()
 
     async def __del__(self) -> None:
-        """Called by Ray Serve when nothing is under way any more, or the time for that is over."""
+        """Called by Ray Serve when it is to go: it finishes what it has."""
         if self._failure is None:
-            await asyncio.to_thread(self._replica.drain, 0)
+            await asyncio.to_thread(self._replica.drain, self._settings.drain_seconds)
+            await self._door.close()
 
 
 class RayLink:
-    """A `Link` by a handle of Ray Serve's, which belongs to the event loop that it is first used on."""
+    """A `Link` by the doors of replicas, and for what is asked seldom by a handle of Ray Serve's, which belongs to the
+    event loop that it is first used on."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
+        self._lines = Lines()
+        self._looked_s = -LOOK_S  # so long ago on the loop's clock
 
     async def make(self, replica: str, sent: SentOrder) -> AsyncIterator[Reply]:
-        response: Any = self._handle.options(method_name="make", stream=True).remote(replica, sent)
-        is_over = False
-        try:
-            async for reply in response:
+        async with aclosing(self._lines.to(replica).make(sent)) as replies:  # type: ignore[type-var]
+            async for reply in replies:
                 yield reply
-            is_over = True
-        except (RayError, RayServeException) as error:
-            is_over = True
-            raise ReplicaLost(replica) from error
-        finally:
-            if not is_over:
-                response.cancel()
 
     async def hurry(self, replica: str, order_id: str) -> bool:
         return bool(await self._ask("hurry", replica, order_id))
@@ -185,12 +176,28 @@ class RayLink:
         return [facts for facts in told if isinstance(facts, ReplicaFacts)]
 
     async def publish(self, *, keeps_account: bool) -> list[Published]:
-        return await self._ask_all("publish", keeps_account, within_s=PUBLISH_S)
+        if not self._lines.open:
+            await self._look_around()
+        asked = HowAreYou(keeps_account=keeps_account)
+        waits = [asyncio.wait_for(line.published(asked), PUBLISH_S) for line in self._lines.open]
+        _, told = await asyncio.gather(self._look_around(), asyncio.gather(*waits, return_exceptions=True))
+        return [each for each in told if isinstance(each, Published)]
+
+    async def _look_around(self) -> None:
+        """For replicas that are new, now and then."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._looked_s + LOOK_S:
+            return
+        self._looked_s = now_s
+        for address in await self._ask_all("address", within_s=PUBLISH_S):
+            with suppress(ReplicaLost):
+                await self._lines.connect(address)
 
     async def in_flight(self, max_pictures: int) -> list[InFlight]:
         return await self._ask_all("in_flight", max_pictures)
 
     async def close(self) -> None:
+        self._lines.close()
         await self._handle.shutdown_async()
 
     async def _ask(self, method: str, replica: str, *told: object) -> Any:

@@ -22,7 +22,21 @@ from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome
 from elit_serve.engine.worker import Worker
 from elit_serve.errors import ElitError, EngineStopped, GenerationFailed
-from elit_serve.fleet.messages import Event, Failed, Published, Refused, ReplicaFacts, Reply, SentOrder, Taken
+from elit_serve.fleet.messages import (
+    Event,
+    Failed,
+    HowAreYou,
+    ImagesDecoded,
+    ImagesFailed,
+    Published,
+    Refused,
+    ReplicaFacts,
+    Reply,
+    SentOrder,
+    Spent,
+    StepFinished,
+    Taken,
+)
 from elit_serve.fleet.scaling import Tally
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.scheduler.costs import CorrectedCosts
@@ -46,7 +60,7 @@ class Replica:
     def __init__(
         self, name: str, model: Servable, settings: Settings, clock: Clock, *, transit_ms: float = TRANSIT_MS
     ) -> None:
-        self._name = name
+        self.name = name
         self._clock = clock
         self._events = Events()
         settings = settings.model_copy(update={"response_ms": settings.response_ms + transit_ms})
@@ -97,7 +111,7 @@ class Replica:
     async def facts(self) -> ReplicaFacts:
         engine = self._engine
         return ReplicaFacts(
-            replica=self._name,
+            replica=self.name,
             device=self._device,
             model=engine.model.offered(),
             cost=engine.cost,
@@ -117,14 +131,14 @@ class Replica:
             taking = self._on_admission(self._take, sent, tell)
             future = await asyncio.wrap_future(taking)
         except ElitError as error:
-            yield Refused(replica=self._name, digest=self._digest(), error=error)
+            yield Refused(replica=self.name, digest=self._digest(), error=error)
             return
         except asyncio.CancelledError:
             taking.add_done_callback(_give_up)  # on the thread that takes it: this loop may end before
             raise
         self._under_way[sent.order_id] = future
         try:
-            yield Taken(replica=self._name, digest=self._digest())
+            yield Taken(replica=self.name, digest=self._digest())
             future.add_done_callback(lambda ended: None if ended.cancelled() else tell(_ending(ended)))
             is_over = False
             while not is_over:
@@ -193,17 +207,16 @@ class Replica:
         """See `Maker.in_flight`."""
         return await asyncio.to_thread(self._worker.in_flight, max_pictures)
 
-    async def publish(self, *, keeps_account: bool) -> Published:
-        """keeps_account: whether whoever asks is the one who is to be told of all that happens."""
+    async def publish(self, asked: HowAreYou) -> Published:
         worker = self._worker
         return Published(
-            replica=self._name,
+            replica=self.name,
             digest=self._digest(),
             is_ready=worker.is_ready,
             correction=worker.correction,
             counters=worker.counters,
             waiting=worker.waiting_by_owner(),
-            events=self._events.taken() if keeps_account else (),
+            events=self._events.taken() if asked.keeps_account else (),
         )
 
     def _digest(self) -> Digest:
@@ -221,16 +234,16 @@ class Events(Observer):
         return tuple(self._events.popleft() for _ in range(len(self._events)))
 
     def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
-        self._events.append(Event(Observer.step_finished, (launch, observed_ms)))
+        self._events.append(StepFinished(launch, observed_ms))
 
     def images_decoded(self, took_ms: float) -> None:
-        self._events.append(Event(Observer.images_decoded, (took_ms,)))
+        self._events.append(ImagesDecoded(took_ms))
 
     def spent(self, owners: Sequence[str | None], costs: Sequence[Cost]) -> None:
-        self._events.append(Event(Observer.spent, (tuple(owners), tuple(costs))))
+        self._events.append(Spent(tuple(owners), tuple(costs)))
 
     def images_failed(self, cause: str, num_images: int) -> None:
-        self._events.append(Event(Observer.images_failed, (cause, num_images)))
+        self._events.append(ImagesFailed(cause, num_images))
 
 
 def _ending(future: Future[Outcome]) -> Outcome | Failed:

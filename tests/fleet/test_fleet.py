@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import pickle
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import ElitError, EngineStopped, Infeasible, InvalidInput, Overloaded
 from elit_serve.fleet.fleet import least
+from elit_serve.fleet.handshake import NONCE_BYTES, PROOF_BYTES
+from elit_serve.fleet.line import Line
+from elit_serve.fleet.link import ReplicaLost
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.model import FleetModel
 from elit_serve.fleet.replica import Replica
@@ -39,6 +43,7 @@ NAMES = ("first", "second")
 class RunningFleet:
     server: RunningServer
     link: LocalLink
+    thread: LoopThread
     replicas: dict[str, Replica]
     executors: dict[str, Any]
 
@@ -70,7 +75,7 @@ def start_fleet(tiny_pipeline: Pipeline) -> Iterator[StartFleet]:
             model = FleetModel(link=link, thread=thread, facts=thread.run(link.facts_of_all()))
             server = stack.enter_context(running_models(list(models.values()), wanted, [model]))
             executors = {name: each.executor for name, each in models.items()}
-            return RunningFleet(server=server, link=link, replicas=replicas, executors=executors)
+            return RunningFleet(server=server, link=link, thread=thread, replicas=replicas, executors=executors)
 
         yield start
 
@@ -230,6 +235,24 @@ def test_a_job_on_a_lost_replica_is_done_all_the_same(start_fleet: StartFleet, e
     eventually(lambda: client.get(f"/v1/jobs/{job['id']}").json()["state"] == "done")
 
 
+def test_a_replica_that_is_to_go_finishes_what_it_has_and_takes_nothing_more(
+    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+) -> None:
+    fleet = start_fleet(executor=Held)
+    answer = callers.submit(fleet.server.generate, {"label": "rose"})
+    eventually(lambda: len(fleet.holders()) == 1)
+    (holder,) = fleet.holders()
+    going = callers.submit(fleet.replicas[holder].drain, 60)
+    eventually(lambda: fleet.server.metric("elit_replicas") == 1)
+    others = [callers.submit(fleet.server.generate, {"label": "rose"}) for _ in range(3)]
+    eventually(lambda: fleet.holders() == list(NAMES))
+    release(fleet)
+    for each in (answer, *others):
+        file_of(each.result())
+    going.result()
+    assert lost(fleet, "made_again") == 0
+
+
 def test_what_was_counted_outlives_the_replica(start_fleet: StartFleet, eventually: Any) -> None:
     fleet = start_fleet()
     file_of(fleet.server.generate({"label": "rose", "latency_ms": 50_000}))
@@ -245,6 +268,31 @@ def test_a_caller_who_leaves_frees_the_replica(start_fleet: StartFleet, eventual
         fleet.server.client.post("/v1/generate", json={"label": "rose", "n": 3}, timeout=1)
     release(fleet)
     eventually(lambda: sum(fleet.server.health()[name] for name in ("running", "queue_length")) == 0)
+
+
+def test_who_does_not_know_a_replica_s_key_is_not_listened_to(start_fleet: StartFleet) -> None:
+    fleet = start_fleet()
+    address = fleet.thread.run(fleet.link.doors["first"].address())
+    with pytest.raises(ReplicaLost):
+        fleet.thread.run(Line.to(replace(address, key=bytes(len(address.key)))))
+    with socket.create_connection((address.host, address.port), timeout=30) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n".ljust(NONCE_BYTES + PROOF_BYTES))
+        while stranger.recv(100):
+            pass  # until it is closed
+    file_of(fleet.server.generate({"label": "rose"}))
+
+
+def test_what_is_on_a_connection_that_breaks_is_made_again(
+    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+) -> None:
+    fleet = start_fleet(executor=Held)
+    body = {"label": "rose", "seed": 5, "budget": 0.5}
+    answer = callers.submit(fleet.server.generate, body)
+    eventually(lambda: len(fleet.holders()) == 1)
+    fleet.thread.loop.call_soon_threadsafe(fleet.link.lines.close)
+    eventually(lambda: lost(fleet, "made_again") == 1)
+    release(fleet)
+    assert file_of(answer.result()) == file_of(fleet.server.generate(body))
 
 
 def test_the_refusal_that_is_told_is_the_least() -> None:

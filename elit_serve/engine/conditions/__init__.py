@@ -2,10 +2,11 @@
 
 from elit_serve.engine.conditions.classes import ClassCondition, ClassConditions
 from elit_serve.engine.conditions.condition import Condition, Conditions, ConditionSlots
-from elit_serve.engine.conditions.table import condition_problems, conditions_of, open_conditions
+from elit_serve.engine.conditions.table import AnyCondition, condition_problems, conditions_of, open_conditions
 from elit_serve.engine.conditions.text import TextCondition, TextConditions
 
 __all__ = [
+    "AnyCondition",
     "ClassCondition",
     "ClassConditions",
     "Condition",

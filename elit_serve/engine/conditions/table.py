@@ -1,4 +1,5 @@
-"""All kinds of conditions, by what a model's configuration says of them. To add one: a file, and a line here."""
+"""All kinds of conditions, by what a model's configuration says of them. To add one: a file, and its lines
+here."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from elit_serve.engine.conditions.classes import ClassConditions
+from elit_serve.engine.conditions.classes import ClassCondition, ClassConditions
 from elit_serve.engine.conditions.condition import Conditions
-from elit_serve.engine.conditions.text import TextConditions
+from elit_serve.engine.conditions.text import TextCondition, TextConditions
 from elit_serve.engine.text_encoders import encoder_problems, open_encoder
 from elit_serve.files.config import ModelConfig, TextConfig
+
+AnyCondition = ClassCondition | TextCondition  # where it must be told of which kind one is, as on its way to a replica
 
 
 def conditions_of(config: ModelConfig) -> Conditions:

@@ -1,0 +1,38 @@
+"""Two processes prove to each other that they know a key, before either reads what the other says.
+
+The key itself is never sent: each answers the other's random number, and says which end it is, so that no answer can be
+sent back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from asyncio import StreamReader, StreamWriter
+from secrets import token_bytes
+
+KEY_BYTES = NONCE_BYTES = PROOF_BYTES = 32
+HANDSHAKE_S = 5.0
+
+
+class Stranger(Exception):
+    """The other end does not know the key, or says nothing."""
+
+
+async def greet(reader: StreamReader, writer: StreamWriter, key: bytes, *, as_replica: bool) -> None:
+    """At either end, first of all. Raises `Stranger`."""
+    own = token_bytes(NONCE_BYTES)
+    try:
+        async with asyncio.timeout(HANDSHAKE_S):
+            writer.write(own)
+            other = await reader.readexactly(NONCE_BYTES)
+            writer.write(_proof(key, other, own, of_replica=as_replica))
+            told = await reader.readexactly(PROOF_BYTES)
+    except (OSError, EOFError) as error:  # TimeoutError is an OSError
+        raise Stranger(f"no greeting: {error!r}") from None
+    if not hmac.compare_digest(told, _proof(key, own, other, of_replica=not as_replica)):
+        raise Stranger("it does not know the key")
+
+
+def _proof(key: bytes, asked: bytes, own: bytes, *, of_replica: bool) -> bytes:
+    return hmac.digest(key, bytes([of_replica]) + asked + own, "sha256")
