@@ -67,6 +67,9 @@ class LocalLink:
     async def in_flight(self, max_pictures: int) -> list[InFlight]:
         return [carried(await self.replicas[name].in_flight(max_pictures)) for name in self._answering]
 
+    async def break_lines(self) -> None:
+        self.lines.close()
+
     async def close(self) -> None:
         self.replicas.clear()
         self.lines.close()

@@ -289,7 +289,7 @@ def test_what_is_on_a_connection_that_breaks_is_made_again(
     body = {"label": "rose", "seed": 5, "budget": 0.5}
     answer = callers.submit(fleet.server.generate, body)
     eventually(lambda: len(fleet.holders()) == 1)
-    fleet.thread.loop.call_soon_threadsafe(fleet.link.lines.close)
+    fleet.thread.run(fleet.link.break_lines())
     eventually(lambda: lost(fleet, "made_again") == 1)
     release(fleet)
     assert file_of(answer.result()) == file_of(fleet.server.generate(body))
