@@ -1,47 +1,18 @@
-"""What an imported folder makes is what diffusers' own pipeline makes."""
+"""What an imported folder makes is what diffusers' own pipeline makes, with promises, steps in flight and skips."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from dense.conftest import Made
 from dense.folders import FAMILIES
 from dense.theirs import their_picture
-from torch import Tensor
 
-from elit_serve.engine.autoencoders import choose_autoencoders, open_autoencoder
-from elit_serve.engine.checkpoint import load_checkpoint
-from elit_serve.engine.conditions.text import TextCondition, TextConditions
-from elit_serve.engine.executor import offline
-from elit_serve.engine.pixels import from_signed
-from elit_serve.engine.text_encoders.diffusers import DiffusersEncoder
-from elit_serve.files.config import TextConfig
+from elit_serve.engine.pipeline import Pipeline
 from elit_serve.plans.guidance import Guidance
-from elit_serve.plans.plan import Plan
+from elit_serve.plans.skips import SkipRule
 
-CPU = torch.device("cpu")
 PROMPT, NEGATIVE, SEED = "a small red tulip", "the rose on grass", 3
-
-
-def our_picture(model: Path, prompt: str, negative: str, *, steps: int, scale: float, seed: int) -> Tensor:
-    """[3, H, W] in [0, 1]"""
-    checkpoint = load_checkpoint(model)
-    config = checkpoint.config
-    assert isinstance(config.conditions, TextConfig)
-    encoder = DiffusersEncoder(model, config.conditions.dim, config.conditions.max_tokens, CPU)
-    conditions = TextConditions(config.conditions, model=config.name, encoder=encoder)
-    drawing = offline.BareModel(
-        model=checkpoint.model, device=CPU, conditions=conditions, shapes=(config.default_shape,)
-    )
-    guidance = Guidance(method="cfg", scale=scale) if scale > 1 else Guidance()
-    plan = Plan(levels=(1,) * steps, guidance=guidance, time_shift=config.sampling.time_shift)
-    chosen = choose_autoencoders(config, model)
-    with torch.inference_mode():
-        told = TextCondition(prompt, negative or None)
-        samples = offline.samples_of(drawing, [told], [seed], plan, config.default_shape)
-        return from_signed(open_autoencoder(chosen.config, chosen.folder, CPU).decode(samples))[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,6 +22,22 @@ def test_a_picture_is_that_of_diffusers_by_the_same_seed(
 ) -> None:
     """To float tolerance: noise, text, time grid, guidance, every step and the autoencoder are the same."""
     theirs = their_picture(family, PROMPT, negative, steps=steps, scale=scale, seed=SEED)
-    ours = our_picture(model_of(family), PROMPT, negative, steps=steps, scale=scale, seed=SEED)
+    pipeline = Pipeline.load(model_of(family), device="cpu")
+    guidance = Guidance(method="cfg", scale=scale) if scale > 1 else Guidance()
+    condition = pipeline.conditions.prompted(PROMPT, negative or None)
+    (ours,) = pipeline.sample([condition], [SEED], pipeline.plan(steps=steps, guidance=guidance))
     assert theirs.std() > 0.02
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_skip_what_hardly_changes(family: str, model_of: Made) -> None:
+    """By a rule over how much the timestep embedding changes, as of any other backbone."""
+    pipeline = Pipeline.load(model_of(family), device="cpu")
+    condition = pipeline.conditions.prompted(PROMPT)
+    whole, skipping = pipeline.plan(steps=8), pipeline.plan(steps=8, skips=SkipRule(threshold=4.0, halves_weak=True))
+    assert skipping.skips.core
+    assert skipping.skips.weak
+    pictures = [pipeline.sample([condition], [SEED], plan) for plan in (whole, skipping)]
+    assert not torch.equal(*pictures)
+    assert (pictures[0] - pictures[1]).abs().mean() < 0.1
