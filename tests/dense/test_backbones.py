@@ -20,7 +20,7 @@ from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import packed
 
-DENSE = {name: kind.tiny for name, kind in KINDS.items() if kind.is_published}
+DENSE = {name: kind.tiny for name, kind in KINDS.items() if kind.is_published and len(kind.tiny.levels) == 1}
 LENGTHS = (7, 3, 1)  # tokens of prompts
 
 

@@ -79,7 +79,7 @@ class PRX(Dense):
     def every_block(self) -> Iterable[nn.Module]:
         return self.blocks
 
-    def make_layout(self, rows: int, columns: int, device: torch.device) -> Tensor:
+    def make_layout(self, rows: int, columns: int, device: torch.device) -> Any:
         """Rotations of all tokens, [1, 1, N, E / 2, 2, 2]."""
         places = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
         return self.pe_embedder(places.float().unsqueeze(0))

@@ -1,0 +1,118 @@
+"""ELIT inside a dense model of diffusers: what it must keep of that, and what its levels must be to each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dense.folders import randomised
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from elit_serve.errors import InvalidInput
+from elit_serve.nn import BackboneSpec, build
+from elit_serve.nn.backbones.table import KINDS
+from elit_serve.nn.reuse import CoreChange
+from elit_serve.nn.text import packed
+
+ELASTIC = {name: kind.tiny for name, kind in KINDS.items() if kind.is_published and len(kind.tiny.levels) > 1}
+
+
+@pytest.fixture(params=ELASTIC)
+def spec(request: pytest.FixtureRequest) -> BackboneSpec:
+    return ELASTIC[request.param]
+
+
+@pytest.fixture
+def model(spec: BackboneSpec) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made: torch.nn.Module = randomised(build(spec)).requires_grad_(False)
+    return made
+
+
+def inputs(spec: BackboneSpec, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, *spec.sample_shape, generator=generator)
+    states = torch.randn(batch, 7, 16, generator=generator)
+    mask = torch.arange(7) < torch.tensor([7, 3, 1])[:batch].unsqueeze(1)
+    return x, torch.linspace(0.1, 0.9, batch), packed(states, mask, 7)
+
+
+def assert_near(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_fresh_one_is_the_dense_model_at_its_full_level_and_not_below(spec: BackboneSpec) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = randomised(build(spec.plain())).requires_grad_(False)
+        fresh = build(spec).eval().requires_grad_(False)
+    missing = fresh.load_state_dict(fresh.from_plain(dense.state_dict()), strict=False)
+    assert not missing.unexpected_keys
+    assert {name.split(".")[0] for name in missing.missing_keys} == {"read", "write", "latents", "places"}
+    assert_near(fresh(*inputs(spec), spec.levels[-1]), dense(*inputs(spec)))
+    assert not torch.allclose(fresh(*inputs(spec), spec.levels[0]), dense(*inputs(spec)), atol=1e-3)
+
+
+def test_every_level_gives_a_velocity_of_its_own_and_several_share_a_call(model: torch.nn.Module) -> None:
+    spec = ELASTIC[model.spec.kind]
+    x, t, condition = inputs(spec)
+    alone = {level: model(x, t, condition, level) for level in spec.levels}
+    levels = [spec.levels[-1], 1, 3]
+    together = model(x.repeat(3, 1, 1, 1), t.repeat(3), condition.repeat(3, 1, 1), levels)
+    for part, level in zip(together.chunk(3), levels, strict=True):
+        assert_near(part, alone[level])
+    assert all(not torch.allclose(alone[level], alone[level + 1], atol=1e-4) for level in spec.levels[:-1])
+
+
+@pytest.mark.parametrize("passes", [(8,), (6, 3)])
+def test_samples_with_levels_of_their_own_equal_each_alone(model: torch.nn.Module, passes: tuple[int, ...]) -> None:
+    x, t, condition = inputs(model.spec)
+    own, count = torch.tensor([2, passes[0], 1]), len(passes)
+    together = model(
+        x.repeat(count, 1, 1, 1),
+        t.repeat(count),
+        condition.repeat(count, 1, 1),
+        list(passes),
+        own_levels=torch.cat([own.clamp(max=level) for level in passes]),
+    )
+    for part, level in zip(together.chunk(count), passes, strict=True):
+        alone = [model(x[i : i + 1], t[i : i + 1], condition[i : i + 1], min(int(own[i]), level)) for i in range(3)]
+        assert_near(part, torch.cat(alone))
+
+
+def test_a_core_is_skipped_with_what_it_changed(model: torch.nn.Module) -> None:
+    x, t, condition = inputs(model.spec)
+    for level in (1, 5):
+        change = CoreChange(levels=torch.full((3,), level))
+        velocity = model(x, t, condition, level)
+        assert_near(model(x, t, condition, level, changes=[change]), velocity)
+        assert change.value is not None
+        assert change.value.shape == (3, *model.spec.core_shape(level))
+        assert_near(model(x, t, condition, level, changes=[change]), velocity)
+
+
+def test_another_order_of_the_latents_keeps_other_ones(model: torch.nn.Module) -> None:
+    order = torch.tensor([2, 0, 3, 1, 7, 5, 4, 6])
+    full = model(*inputs(model.spec), 8)
+    assert_near(model(*inputs(model.spec), 8, order), full)
+    assert not torch.allclose(model(*inputs(model.spec), 2, order), model(*inputs(model.spec), 2), atol=1e-4)
+
+
+def test_a_level_spares_the_flops_that_are_counted(model: torch.nn.Module) -> None:
+    """Differences between levels, so that nothing but the core counts."""
+    spec = model.spec
+    counted = {}
+    for level in (1, 8):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(*inputs(spec, batch=1), level)
+        counted[level] = counter.get_total_flops()
+    told = spec.flops(8).executed - spec.flops(1).executed
+    assert counted[8] - counted[1] == pytest.approx(told, rel=0.01)
+    assert told == pytest.approx(spec.core_flops(8) - spec.core_flops(1))
+
+
+def test_sizes_are_of_whole_windows(spec: BackboneSpec) -> None:
+    with pytest.raises(InvalidInput, match="width: 12 is not allowed; it must be a multiple of 8"):
+        spec.check_size(8, 12)
