@@ -24,6 +24,9 @@ def encode(
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Of a data set with val/ or test/, that part instead of train/.")
     ] = False,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Photographs have captions instead of classes: name.txt beside name.jpg.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, in which latents are kept.")] = "float16",
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Pictures on the device at a time.")] = 32,
     per_shard: Annotated[int, typer.Option(min=1, max=1 << 20, help="Photographs in a file.")] = 4096,
@@ -56,6 +59,7 @@ def encode(
         per_shard=per_shard,
         max_corrupt=max_corrupt,
         part="held out" if held_out else "training",
+        captioned=captions,
     )
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("encoding")
@@ -69,4 +73,5 @@ def encode(
         )
     for name in index.damaged:
         typer.echo(f"skipped a damaged picture: {name}", err=True)
-    typer.echo(f"{out}: {sum(shard.count for shard in index.shards):,} latents of {len(index.classes):,} classes")
+    names = "captions" if captions else "classes"
+    typer.echo(f"{out}: {sum(shard.count for shard in index.shards):,} latents of {len(index.classes):,} {names}")

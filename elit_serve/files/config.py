@@ -127,6 +127,7 @@ class TextConfig(Strict):
     learned what does. examples: prompts to show the model and to try it with.
     """
 
+    told_backbones: ClassVar[tuple[str, ...]] = ("text_dim", "max_tokens")  # the names of `backbone_fields`
     costless: ClassVar[tuple[str, ...]] = ()
     names: ClassVar[tuple[str, ...]] = ()  # it has no classes
 

@@ -25,6 +25,7 @@ class Encoding(Measured):
     autoencoder_sha256: of its folder, see `engine.autoencoders.folder.fingerprint`. height, width: of the pictures.
     sample_shape: of a latent, channels first. mirrored: whether each picture is there a second time, mirrored before it
     was encoded. data_sha256: of the photographs, see `trainer.identity`. per_shard: photographs, damaged ones included.
+    captioned: whether what the index names as classes are the captions of the photographs.
     """
 
     autoencoder_sha256: Sha256
@@ -35,6 +36,7 @@ class Encoding(Measured):
     mirrored: bool
     data_sha256: Sha256
     per_shard: int = Field(ge=1)
+    captioned: bool = False
 
 
 class Shard(Measured):

@@ -12,6 +12,7 @@ from elit_serve.nn.backbones.table import (
     count_parameters,
     parse_spec,
     preset,
+    preset_conditions,
     preset_names,
 )
 from elit_serve.nn.fields import InvalidSpec
@@ -37,5 +38,6 @@ __all__ = [
     "count_parameters",
     "parse_spec",
     "preset",
+    "preset_conditions",
     "preset_names",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,7 +62,7 @@ def open_data_set(source: Path, part: Part = "training") -> DataSet:
     Raises `DataError` when it cannot be read, or holds none.
     """
     left_out: Counter[str] = Counter()
-    pictures = _only_pictures(_files(source, left_out), left_out)
+    pictures = _only_pictures(files_of(source, left_out), left_out)
     root = _root({place[:-1] for place, _ in pictures}, source, part)
     found = []
     for place, file in pictures:
@@ -79,7 +79,8 @@ def open_data_set(source: Path, part: Part = "training") -> DataSet:
     return DataSet(source=source, photographs=tuple(photograph for photograph, _ in ordered), left_out=left_out)
 
 
-def _files(source: Path, left_out: Counter[str]) -> list[tuple[Parts, File]]:
+def files_of(source: Path, left_out: Counter[str]) -> list[tuple[Parts, File]]:
+    """All files of a folder or a tar with their places in it; what cannot be taken is counted."""
     try:
         if source.is_dir():
             return list(_walk(DiskTree(source), left_out))
@@ -116,11 +117,10 @@ def _only_pictures(files: list[tuple[Parts, File]], left_out: Counter[str]) -> l
     """Those whose names end as pictures' do; the others are counted by how theirs end."""
     pictures, kinds = [], Counter[str]()
     for place, file in files:
-        suffix = os.path.splitext(place[-1])[1].lower()  # noqa: PTH122 (a path object for each of a million takes long)
-        if suffix in SUFFIXES:
+        if is_picture(place):
             pictures.append((place, file))
         else:
-            kinds[_printable(suffix) or "no suffix"] += 1
+            kinds[printable(_suffix(place)) or "no suffix"] += 1
     if kinds:
         shown = [f"{kind} {count:,}" for kind, count in sorted(kinds.most_common(_SHOWN_KINDS))]
         more = [] if len(kinds) <= _SHOWN_KINDS else [f"{len(kinds) - _SHOWN_KINDS} more kinds"]
@@ -128,11 +128,20 @@ def _only_pictures(files: list[tuple[Parts, File]], left_out: Counter[str]) -> l
     return pictures
 
 
+def is_picture(place: Parts) -> bool:
+    """Whether the name of a file ends as pictures' do."""
+    return _suffix(place) in SUFFIXES
+
+
+def _suffix(place: Parts) -> str:
+    return os.path.splitext(place[-1])[1].lower()  # noqa: PTH122 (a path object for each of a million takes long)
+
+
 def _root(folders: set[Parts], source: Path, part: Part) -> Parts:
     """The folder whose folders are the classes, given all folders with pictures."""
     top = _below_wrapping(folders, ())
     names = sorted(folder[len(top)] for folder in folders if len(folder) > len(top))
-    if len(set(names)) < 2 or not all(name.casefold() in _PART_NAMES for name in names):
+    if not is_split(names):
         return top
     with_classes = {folder[len(top)] for folder in folders if len(folder) > len(top) + 1}
     if not with_classes:
@@ -143,6 +152,11 @@ def _root(folders: set[Parts], source: Path, part: Part) -> Parts:
                 return _below_wrapping(folders, (*top, name))
     shown = ", ".join(f"{name}/" for name in dict.fromkeys(names))
     raise DataError(f"{source} is split into {shown}, and none of them is {PARTS[part][0]}/ with classes in it")
+
+
+def is_split(names: Collection[str]) -> bool:
+    """Whether folders of these names are the parts of a set."""
+    return len(set(names)) > 1 and all(name.casefold() in _PART_NAMES for name in names)
 
 
 def _below_wrapping(folders: set[Parts], top: Parts) -> Parts:
@@ -159,7 +173,7 @@ def _why_not(place: Parts, root: Parts) -> str:
     """What a picture is that does not lie in a class."""
     for name, wanted in zip(place[:-1], root, strict=False):
         if name != wanted:
-            return f"pictures of {_printable(name)}/"
+            return f"pictures of {printable(name)}/"
     return "pictures in no class"
 
 
@@ -170,7 +184,7 @@ def _photograph(below: Parts, file: File, source: Path) -> Photograph:
         raise DataError(f"{source}: the class folder {label!r} has a name that cannot be written down")
     return Photograph(
         label=label,
-        name=_printable(unicodedata.normalize("NFC", "/".join(below[1:]))),
+        name=printable(unicodedata.normalize("NFC", "/".join(below[1:]))),
         path=file.path,
         file=file.version,
         offset=file.offset,
@@ -188,7 +202,7 @@ def _listed(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{what}: {count:,}" for what, count in sorted(left_out.items()))
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """What a terminal would not show, escaped."""
     if name.isprintable():
         return name

@@ -36,7 +36,8 @@ class FileVersion:
 class Photograph:
     """Where one labelled picture lies: a file of its own, or a span of bytes in a tar.
 
-    label: its class. name: its path below the class, with slashes. file: the file as it was when the set was opened.
+    label: its class; of a captioned one nothing. name: its path below the class, with slashes. file: the file as it was
+    when the set was opened. caption: what it shows, of a captioned one.
     """
 
     label: str
@@ -45,6 +46,12 @@ class Photograph:
     file: FileVersion
     offset: int
     size: int
+    caption: str = ""
+
+    @property
+    def place(self) -> str:
+        """For people."""
+        return f"{self.label}/{self.name}" if self.label else self.name
 
     def read(self, at_most: int | None = None) -> bytes:
         """Its bytes, or as many of the first ones. Raises `DataSetGone` if they are not to be had, or the file is not
@@ -59,7 +66,7 @@ class Photograph:
         except OSError as error:
             raise DataSetGone(f"{self.path} cannot be read: {error.strerror or error}") from None
         if len(data) != wanted:
-            raise DataSetGone(f"{self.path} ends before {self.label}/{self.name} does")
+            raise DataSetGone(f"{self.path} ends before {self.place} does")
         return data
 
 
@@ -68,13 +75,12 @@ def decode(photograph: Photograph) -> Image.Image:
 
     Raises `DamagedPicture` when the bytes are not a whole picture, and `DataSetGone` when there are no bytes.
     """
-    named = f"{photograph.label}/{photograph.name}"
     if photograph.size > MAX_FILE_BYTES:
-        raise DamagedPicture(f"{named}: a file of more than {MAX_FILE_BYTES >> 20} MB")
+        raise DamagedPicture(f"{photograph.place}: a file of more than {MAX_FILE_BYTES >> 20} MB")
     try:
         return to_rgb(photograph.read())
     except ValueError as error:
-        raise DamagedPicture(f"{named}: {error}") from None
+        raise DamagedPicture(f"{photograph.place}: {error}") from None
 
 
 def size_of(photograph: Photograph) -> tuple[int, int] | None:

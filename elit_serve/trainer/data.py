@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from elit_serve.errors import DamagedPicture, DataError
-from elit_serve.photographs import Part, Photograph, decode, open_data_set
+from elit_serve.photographs import Part, Photograph, decode, open_captioned_set, open_data_set
 from elit_serve.pictures import fit
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size
@@ -30,8 +31,8 @@ from elit_serve.trainer.identity import content_digest
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """images [B, 3, H, W] uint8 or stored latents [B, 1 or 2, C, h, w], condition [B] int64 (of classes), and the
-    damaged pictures met on the way.
+    """images [B, 3, H, W] uint8 or stored latents [B, 1 or 2, C, h, w], condition [B] int64 (which of the classes or
+    captions of the set), and the damaged pictures met on the way.
 
     shape: of the samples that they become; None is the one of the backbone.
     """
@@ -58,8 +59,8 @@ class HeldBatches(Batches, Protocol):
 class TrainingSet(Protocol):
     """What can be trained on, of one size: a `PictureSet` is one, and a `LatentSet`.
 
-    what: a word for its members. note: one line on what their source holds that is not taken. digest: by which it is
-    known again.
+    what: a word for its members. classes: by name; of a captioned set all different captions. note: one line on what
+    their source holds that is not taken. digest: by which it is known again.
     """
 
     @property
@@ -81,7 +82,7 @@ class TrainingSet(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """Photographs of one size, by class. note: one line on what their source holds that is not taken."""
+    """Photographs of one size, by class or by caption. note: one line on what their source holds that is not taken."""
 
     photographs: tuple[Photograph, ...]
     classes: tuple[str, ...]
@@ -89,6 +90,13 @@ class PictureSet:
     width: int
     note: str | None = None
     what: ClassVar[str] = "photographs"
+
+    @classmethod
+    def open_captioned(cls, source: Path, height: int, width: int, part: Part = "training") -> PictureSet:
+        """The captioned photographs of a folder or tar, or of a part of it."""
+        found = open_captioned_set(source, part)
+        captions = tuple(sorted({photograph.caption for photograph in found.photographs}))
+        return cls(photographs=found.photographs, classes=captions, height=height, width=width, note=found.note)
 
     @classmethod
     def open(
@@ -138,7 +146,13 @@ class PictureSet:
         return StreamedData(self, workers, pin_memory=pin_memory)
 
     def label(self, index: int) -> int:
-        return self.classes.index(self.photographs[index].label)
+        """Which of the classes, or of the captions, a photograph has."""
+        photograph = self.photographs[index]
+        return self._numbers[photograph.caption or photograph.label]
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
 
     def picture(self, index: int) -> Tensor:
         """[3, H, W] uint8; raises `DamagedPicture` or `DataSetGone`."""

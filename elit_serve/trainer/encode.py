@@ -33,7 +33,7 @@ from elit_serve.files.latent_index import (
     holds_latents,
     read_latent_index,
 )
-from elit_serve.files.opening import open_file
+from elit_serve.files.opening import MAX_JSON_BYTES, open_file
 from elit_serve.photographs import Part
 from elit_serve.text.command_line import readable
 from elit_serve.trainer.data import DamageReport, PictureSet, picture_or_damage
@@ -51,7 +51,7 @@ class EncodeOptions:
     """height, width: of the pictures. mirrored: encode each a second time, mirrored, which `data.flip` needs.
 
     batch: pictures on the device at a time. per_shard: photographs in a file. max_corrupt: the share of damaged
-    pictures above which it stops.
+    pictures above which it stops. captioned: whether photographs have captions instead of classes.
     """
 
     height: int
@@ -62,6 +62,7 @@ class EncodeOptions:
     per_shard: int = 4096
     max_corrupt: float = 0.01
     part: Part = "training"
+    captioned: bool = False
 
 
 def encode_data(
@@ -79,7 +80,9 @@ def encode_data(
     encoded. Raises `InvalidInput` and `DataError`.
     """
     _check_size(options, read_folder(autoencoder).factor)
-    pictures = PictureSet.open(data, options.height, options.width, part=options.part)
+    open_set = PictureSet.open_captioned if options.captioned else PictureSet.open
+    pictures = open_set(data, options.height, options.width, part=options.part)
+    _check_names(data, pictures.classes)
     coder = DiffusersAutoencoder(autoencoder, device)
     encoding = _encoding(pictures, autoencoder, coder, options)
     _check_out(out, encoding)
@@ -106,6 +109,12 @@ def encode_data(
     return index
 
 
+def _check_names(data: Path, names: Sequence[str]) -> None:
+    """They are written into one file, of which no more is read than `MAX_JSON_BYTES`."""
+    if len(json.dumps(names)) > MAX_JSON_BYTES // 2:
+        raise DataError(f"{data} has {len(names):,} captions, more than an index of {MAX_JSON_BYTES >> 20} MB can name")
+
+
 def _check_size(options: EncodeOptions, factor: int) -> None:
     if options.height % factor or options.width % factor:
         size = f"{options.width}x{options.height}"
@@ -122,6 +131,7 @@ def _encoding(pictures: PictureSet, folder: Path, coder: DiffusersAutoencoder, o
         mirrored=options.mirrored,
         data_sha256=content_digest(pictures.photographs),
         per_shard=options.per_shard,
+        captioned=options.captioned,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from elit_serve.engine.autoencoders.folder import PREVIEW_NAME, check_autoencoder, copy_autoencoder, fingerprint
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, UNWRITTEN_DIGEST, write_checkpoint
 from elit_serve.errors import CheckpointError, InvalidInput
-from elit_serve.files.config import ClassesConfig, ModelConfig, WeightDtype, WeightsConfig, check_name
+from elit_serve.files.config import ModelConfig, WeightDtype, WeightsConfig, check_name
 from elit_serve.files.validation import problems_in
 from elit_serve.trainer.run import RunDirectory, RunFacts
 from elit_serve.trainer.sources import check_folder_given
@@ -62,7 +62,8 @@ def _check_same(autoencoder: Path | None, facts: RunFacts) -> None:
 
 
 def _config(name: str, facts: RunFacts, factor: int | None, step: int, dtype: WeightDtype) -> ModelConfig:
-    recipe, conditions = facts.recipe, ClassesConfig(names=facts.classes)
+    recipe = facts.recipe
+    conditions = recipe.conditions(facts.classes)
     provenance = {
         **recipe.provenance,
         "data": facts.data.model_dump(),

@@ -12,7 +12,7 @@ READ_BYTES = 1 << 30  # of the contents: seconds on a disk; all of ImageNet woul
 
 
 def content_digest(photographs: Sequence[Photograph], read_bytes: int = READ_BYTES) -> str:
-    """SHA-256 over the class, name and size of every photograph, and over contents, in order of class and name.
+    """SHA-256 over class, name, caption and size of every photograph, and over contents, in order of class and name.
 
     Of a set that is larger than `read_bytes` only as many photographs are read as come to that, always the same ones,
     drawn by their class and name. So another file of the very same name and size is noticed there only if it is among
@@ -25,7 +25,8 @@ def content_digest(photographs: Sequence[Photograph], read_bytes: int = READ_BYT
         contents = dict(zip(drawn, pool.map(lambda index: _digest(ordered[index].read()), drawn), strict=True))
     digest = hashlib.sha256()
     for index, photograph in enumerate(ordered):
-        for part in (*_key(photograph), str(sizes[index]), contents.get(index, "")):
+        caption = [photograph.caption] if photograph.caption else []
+        for part in (*_key(photograph), *caption, str(sizes[index]), contents.get(index, "")):
             encoded = part.encode()
             digest.update(len(encoded).to_bytes(4, "big") + encoded)  # no two lists of parts look the same
     return digest.hexdigest()

@@ -28,7 +28,8 @@ from elit_serve.trainer.gradients import MicroBatch
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSet:
-    """Stored latents by class, or some of them. places: among all of the folder. note: what was left out, in one line.
+    """Stored latents by class or by caption, or some of them. places: among all of the folder. note: what was left out,
+    in one line.
 
     shards: mapped tensors of samples [N, 1 or 2, C, h, w], and starts: the place of the first of each.
     """
@@ -58,7 +59,8 @@ class LatentSet:
         if unknown:
             raise DataError(f"{folder} has classes that the training data lacks: {', '.join(unknown[:5])}")
         counts = [shard.count for shard in index.shards]
-        to_names = torch.tensor([names.index(name) for name in index.classes])
+        numbers = {name: number for number, name in enumerate(names)}
+        to_names = torch.tensor([numbers[name] for name in index.classes])
         return cls(
             index=index,
             folder=folder,

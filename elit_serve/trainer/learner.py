@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elit_serve.errors import RunError
-from elit_serve.files.config import ClassesConfig
+from elit_serve.files.config import ConditionsConfig
 from elit_serve.nn import build
 from elit_serve.plans.shape import Shape
 from elit_serve.sampling import expand_like
@@ -33,12 +33,12 @@ class Learner:
     """On one rank. `begin` comes before the first step; `step` counts finished ones."""
 
     def __init__(
-        self, recipe: Recipe, classes: Sequence[str], world: World, to_samples: ToSamples, models: Models = NONE
+        self, recipe: Recipe, conditions: ConditionsConfig, world: World, to_samples: ToSamples, models: Models = NONE
     ) -> None:
         self.recipe, self.world = recipe, world
         self._to_samples = to_samples
         torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
-        self.model = build(recipe.backbone.spec(ClassesConfig(names=tuple(classes)))).to(world.device)
+        self.model = build(recipe.backbone.spec(conditions)).to(world.device)
         self._models = models
         if models.weights is not None:
             self.model.load_state_dict(models.weights, strict=False)

@@ -23,7 +23,6 @@ from elit_serve import __version__
 from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.autoencoders import Autoencoder, open_autoencoder
 from elit_serve.engine.autoencoders.folder import check_autoencoder, fingerprint
-from elit_serve.engine.conditions import ClassConditions
 from elit_serve.engine.executor import offline
 from elit_serve.engine.pixels import from_signed, to_images
 from elit_serve.errors import DataSetGone, InvalidInput, RunError
@@ -43,10 +42,11 @@ from elit_serve.trainer.resume import opened
 from elit_serve.trainer.run import DataFacts, RunDirectory, RunFacts, Snapshot, TrainState
 from elit_serve.trainer.sources import Source, about, check_folder_given, fits_memory, open_source
 from elit_serve.trainer.starts import NONE, Models, model_facts, open_models
+from elit_serve.trainer.told import Told
 
 VALIDATION_PICTURES = 512
 LATENT_PICTURES, LATENT_TIME = 32, 0.5  # looked at in one pass per level, half way between noise and picture
-SHEET_CLASSES = 8
+SHEET_COLUMNS = 8
 MAX_REPEATS = 16  # of a photograph in a batch: a few pictures may be learned by heart, but no typing error be started
 
 
@@ -66,12 +66,13 @@ class Trainer:
         self.autoencoder, self.source = autoencoder, source
         training, validation = source.training, source.validation
         self.damage = DamageReport(total=len(training), max_fraction=recipe.data.max_corrupt)
-        self.classes = training.classes
+        self.told = Told(recipe, training.classes, world.device)
+        self.tell, self.tell_held_out = self.told.of(training.classes), self.told.of(validation.classes)
         self.order = RunOrder(batch=recipe.training.batch, seed=recipe.training.seed, rank=world.rank, world=world.size)
         self.data = self._open(training)
         self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
         self.validation = validation.decoded(self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
-        self.learner = Learner(recipe, self.classes, world, source.drawn, models)
+        self.learner = Learner(recipe, self.told.config, world, source.drawn, models)
         self.window_loss = torch.zeros(2, device=world.device)
         self.window_steps = 0
 
@@ -89,7 +90,8 @@ class Trainer:
         with _ending_gracefully() as asked_to_end:
             for batch in self._batches():
                 self._report_damage(batch.damaged, reporter)
-                images, condition = batch.images.to(self.world.device), batch.condition.to(self.world.device)
+                images = batch.images.to(self.world.device)
+                condition = self.tell(batch.condition.to(self.world.device))
                 self.window_loss += self.learner.take_step(images, condition, batch.shape)
                 self.window_steps += 1
                 self._after_step(reporter)
@@ -192,7 +194,8 @@ class Trainer:
         for part in torch.split(torch.arange(len(images), device=device), batch):
             with self.learner.precision():
                 data = self.source.plain(images[part])
-                loss = rectified_flow_loss(model, data, noise[part], times[part], condition[part], level)
+                told = self.tell_held_out(condition[part])
+                loss = rectified_flow_loss(model, data, noise[part], times[part], told, level)
             total += loss * len(part)
         return total
 
@@ -209,7 +212,7 @@ class Trainer:
         shape, held = next(iter(self.validation.items()))
         count = min(LATENT_PICTURES, len(held.images))
         chosen = torch.arange(count, device=device) * len(held.images) // count  # they lie class by class
-        condition = held.condition[chosen]
+        condition = self.tell_held_out(held.condition[chosen])
         noise = initial_noise(range(count), shape.size).to(device)
         t = torch.full((count,), LATENT_TIME, device=device)
         with self.learner.precision():
@@ -219,10 +222,11 @@ class Trainer:
 
     @torch.no_grad()
     def sample_sheet(self) -> Image.Image:
-        """Samples of the averaged weights: a row per level, a column per class, the same noise in each row."""
-        count = min(SHEET_CLASSES, len(self.classes))
-        shown = [index * (len(self.classes) // count) for index in range(count)]
-        conditions = ClassConditions(self.classes, model=self.recipe.name)
+        """Samples of the averaged weights: a row per level, a column per class or example, the same noise in each
+        row."""
+        conditions = self.told.shown
+        count = min(SHEET_COLUMNS, len(conditions))
+        shown = [conditions[index * (len(conditions) // count)] for index in range(count)]
         model = self.learner.ema.model
         drawing = offline.BareModel(
             model=model,
@@ -236,13 +240,12 @@ class Trainer:
         for level in levels:
             with self.learner.precision():
                 plan = self.recipe.sampling.plan(level)
-                chosen = [conditions[index] for index in shown]
-                samples = offline.samples_of(drawing, chosen, range(count), plan, model.spec.shape)
+                samples = offline.samples_of(drawing, shown, range(count), plan, model.spec.shape)
                 rows.append(to_images(from_signed(self.autoencoder.decode(samples))))
         return labelled(
             rows,
             row_labels=[level_label(level, model.spec.budgets.of_level(level)) for level in levels],
-            column_labels=[self.classes[index] for index in shown],
+            column_labels=[condition.words for condition in shown],
         )
 
     def _save(self) -> None:
@@ -321,12 +324,13 @@ def train(
         source = open_source(recipe, coder, autoencoder, data, validation)
         training, held_out = source.training, source.validation
         training.check_batch(recipe.training.batch, recipe.shapes, MAX_REPEATS)
+        conditions = recipe.conditions(training.classes)
         facts = _facts(recipe, training, held_out, data, autoencoder) if world.is_main else None
         with opened(run, facts, resume=resume, world=world) as snapshot:
             if world.is_main:
                 for line in about(recipe, training, held_out):
                     say(console, line)
-            models = open_models(recipe, training.classes, autoencoder, world.device, is_begun=snapshot is not None)
+            models = open_models(recipe, conditions, autoencoder, world.device, is_begun=snapshot is not None)
             trainer = Trainer(recipe, source, world, run, coder, models)
             if snapshot is not None:
                 trainer.restore(snapshot)
@@ -354,7 +358,7 @@ def check_world(recipe: Recipe, world: World) -> None:
 def _facts(recipe: Recipe, training: Buckets, held_out: Buckets, data: Path, autoencoder: Path | None) -> RunFacts:
     return RunFacts(
         recipe=recipe,
-        classes=training.classes,
+        classes=training.classes if recipe.text is None else (),
         data=DataFacts(
             source=readable(data.name),
             sha256=training.whole.digest,
@@ -363,7 +367,7 @@ def _facts(recipe: Recipe, training: Buckets, held_out: Buckets, data: Path, aut
             classes=len(training.classes),
         ),
         autoencoder_sha256=None if autoencoder is None else fingerprint(autoencoder),
-        **model_facts(recipe, training.classes, autoencoder),
+        **model_facts(recipe, recipe.conditions(training.classes), autoencoder),
         versions={"elit-serve": __version__, "commit": source_commit(), "torch": torch.__version__},
     )
 

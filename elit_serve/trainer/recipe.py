@@ -19,20 +19,27 @@ from pydantic import (
 
 from elit_serve.catalogue import bundled_models
 from elit_serve.engine.autoencoders import kind_of
+from elit_serve.engine.text_encoders import KINDS, encoder_problems
 from elit_serve.errors import InvalidInput, RecipeError
-from elit_serve.files.config import AutoencoderConfig, BackboneConfig, ClassesConfig, SamplingConfig
+from elit_serve.files.config import (
+    AutoencoderConfig,
+    BackboneConfig,
+    ClassesConfig,
+    ConditionsConfig,
+    SamplingConfig,
+    TextConfig,
+    TextEncoderConfig,
+)
 from elit_serve.files.opening import parse_toml, read_toml
 from elit_serve.files.validation import as_validation_error, problems_in
 from elit_serve.files.version_1 import with_kind
-from elit_serve.nn import BackboneSpec, InvalidSpec, parse_spec
+from elit_serve.nn import BackboneSpec, InvalidSpec, parse_spec, preset_conditions
 from elit_serve.nn.fields import SpecProblem, as_table
 from elit_serve.plans.bounds import MAX_LEVEL, MAX_TIME_SHIFT, MIN_TIME_SHIFT
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size
 
 MAX_STEPS = 10**9
-ANY_CLASSES = ClassesConfig(names=("any",))  # in place of those of the data, which a recipe does not know
-FROM_DATA = tuple(ANY_CLASSES.backbone_fields)  # fields of a spec that no recipe has
 
 
 class Section(BaseModel):
@@ -55,30 +62,48 @@ class RecipeBackbone(BackboneConfig):
         if not isinstance(named, Mapping) or not isinstance(named.get("kind"), str):
             return read(named)
         try:
-            spec = _parsed(named, ANY_CLASSES)
+            conditions = preset_conditions(named["kind"])
+            spec = _parsed(named, conditions)
             given = [
-                SpecProblem((name,), None, "the data decides it; leave it out") for name in FROM_DATA if name in named
+                SpecProblem((name,), None, f"{_who_decides(name)} decides it; leave it out")
+                for name in conditions
+                if name in named
             ]
             if given:
                 raise InvalidSpec(given)
         except InvalidSpec as error:
             raise as_validation_error("backbone", error.problems) from None
         fields = as_table(spec, in_full=True)
-        return read({"kind": spec.kind, **{name: fields[name] for name in fields if name not in FROM_DATA}})
+        return read({"kind": spec.kind, **{name: fields[name] for name in fields if name not in conditions}})
 
-    def spec(self, conditions: ClassesConfig) -> BackboneSpec:
+    def spec(self, conditions: ConditionsConfig) -> BackboneSpec:
         """For pictures of these."""
-        return _parsed(self.model_dump(), conditions)
+        return _parsed(self.model_dump(), conditions.backbone_fields)
 
     @property
     def sketch(self) -> BackboneSpec:
-        """The spec as far as the recipe alone decides it."""
-        return self.spec(ANY_CLASSES)
+        """The spec as far as this section alone decides it, for some conditions of its kind."""
+        return _parsed(self.model_dump(), preset_conditions(self.kind))
 
 
-def _parsed(backbone: Mapping[str, Any], conditions: ClassesConfig) -> BackboneSpec:
+def _parsed(backbone: Mapping[str, Any], conditions: Mapping[str, int]) -> BackboneSpec:
     fields = {name: value for name, value in backbone.items() if name != "kind"}
-    return parse_spec(backbone["kind"], fields | conditions.backbone_fields)
+    return parse_spec(backbone["kind"], {**fields, **conditions})
+
+
+def _encoder_problems(encoder: TextEncoderConfig) -> list[str]:
+    """Also of those that lie in a model's directory, which there is none of before training."""
+    problems = [f"text.{problem.removeprefix('conditions.')}" for problem in encoder_problems(encoder)]
+    if not problems and KINDS[encoder.kind].has_files:
+        carried = ", ".join(kind for kind, each in KINDS.items() if not each.has_files)
+        problems.append(
+            f"text.encoder.kind: {encoder.kind!r} is not allowed; one that comes with a package, as {carried}"
+        )
+    return problems
+
+
+def _who_decides(field: str) -> str:
+    return "[text]" if field in TextConfig.told_backbones else "the data"
 
 
 def _size(text: str) -> str:
@@ -221,6 +246,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     backbone: RecipeBackbone
+    text: TextConfig | None = None
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     data: Data = Data()
     budget: Budget = Budget()
@@ -239,6 +265,7 @@ class Recipe(Section):
         if self.training.batch % parts:
             halved = ", times 2 for two levels in a batch" if self.budget.has_halves else ""
             problems.append(f"training.batch must be a multiple of training.accumulation{halved}")
+        problems += self._text_problems()
         problems += self._size_problems()
         problems += self._teacher_problems()
         problems += self._autoencoder_problems()
@@ -276,6 +303,22 @@ class Recipe(Section):
         if self.distillation is None:
             return None
         return self.distillation.model or (self.upcycle.model if self.upcycle else None)
+
+    def conditions(self, classes: Sequence[str]) -> ConditionsConfig:
+        """What its pictures are of. classes: of the data, where it has them."""
+        return self.text or ClassesConfig(names=tuple(classes))
+
+    def _text_problems(self) -> list[str]:
+        kind, text = self.backbone.kind, self.text
+        is_told_texts = set(preset_conditions(kind)) == set(TextConfig.told_backbones)
+        if text is None:
+            return [f"backbone.kind {kind} is told texts, so that [text] must name an encoder"] if is_told_texts else []
+        problems = _encoder_problems(text.encoder)
+        if not is_told_texts:
+            problems.append(f"backbone.kind {kind} is told classes, so that there can be no [text]")
+        if text.negative:
+            problems.append("text.negative must be false: training learns what stands for no text")
+        return problems
 
     def _size_problems(self) -> list[str]:
         problems = []

@@ -20,6 +20,7 @@ from elit_serve.trainer.run_lock import locked
 # Keys, or whole tables, that no weight depends on (accumulation: but for rounding).
 FREE = (
     "name",
+    "text.examples",
     "provenance",
     "sampling",
     "every",

@@ -45,8 +45,8 @@ class _Written(BaseModel):
 class DataFacts(_Written):
     """The photographs that are trained on.
 
-    source: a name for people. sha256: of their content, see `identity`; held_out_sha256: of those that are validated
-    on. A run that was begun before these were noted has none.
+    source: a name for people. classes: how many different ones, or captions. sha256: of their content, see `identity`;
+    held_out_sha256: of those that are validated on. A run that was begun before these were noted has none.
     """
 
     source: str
@@ -59,13 +59,13 @@ class DataFacts(_Written):
 class RunFacts(_Written):
     """`run.json`. The recipe and the data's source are those with which the run last went on.
 
-    autoencoder_sha256: of the autoencoder's folder, see `engine.autoencoders.folder.fingerprint`; None without one, and
-    in a run that was begun before it was noted. upcycled, teacher: hashes of the models that it began with, and that it
-    learns from.
+    classes: those of the data; none where it has captions. autoencoder_sha256: of the autoencoder's folder, see
+    `engine.autoencoders.folder.fingerprint`; None without one, and in a run that was begun before it was noted.
+    upcycled, teacher: hashes of the models that it began with, and that it learns from.
     """
 
     recipe: Recipe
-    classes: tuple[str, ...] = Field(min_length=1)
+    classes: tuple[str, ...]
     data: DataFacts
     autoencoder_sha256: Sha256 | None = None
     upcycled: ModelHash | None = None

@@ -70,9 +70,12 @@ def open_data(recipe: Recipe, autoencoder: Autoencoder, data: Path, validation: 
     """(training, validation) pictures at the sizes that the model's samples have as pictures."""
     sizes = picture_sizes(recipe, autoencoder)
     width, height = next(iter(sizes.values()))
-    pictures = PictureSet.open(data, height, width)
+    is_captioned = recipe.text is not None
+    pictures = (PictureSet.open_captioned if is_captioned else PictureSet.open)(data, height, width)
     if validation is None:
         pictures, others = pictures.split(recipe.data.holdout)
+    elif is_captioned:
+        others = PictureSet.open_captioned(validation, height, width, part="held out")
     else:
         others = PictureSet.open(validation, height, width, pictures.classes, part="held out")
     return Buckets.of(pictures, sizes), Buckets.of(others, sizes)
@@ -88,6 +91,10 @@ def _open_latents(recipe: Recipe, folder: Path | None, data: Path, validation: P
         raise InvalidInput("data.sizes", ", ".join(recipe.data.sizes), "nothing with latents, which are of one size")
     (shape,), digest = recipe.shapes, fingerprint(folder)
     latents = LatentSet.open(data, shape.size, digest)
+    is_captioned = recipe.text is not None
+    if latents.index.encoding.captioned != is_captioned:
+        allowed = "latents with captions: elit-serve encode --captions" if is_captioned else "latents with classes"
+        raise InvalidInput("--data", str(data), allowed)
     if recipe.data.shift:
         raise InvalidInput("data.shift", recipe.data.shift, "0 with latents, which cannot be moved by pixels")
     if recipe.data.flip and not latents.index.encoding.mirrored:
@@ -95,7 +102,7 @@ def _open_latents(recipe: Recipe, folder: Path | None, data: Path, validation: P
     if validation is None:
         latents, others = latents.split(recipe.data.holdout)
     else:
-        others = LatentSet.open(validation, shape.size, digest, latents.classes)
+        others = LatentSet.open(validation, shape.size, digest, None if is_captioned else latents.classes)
     return Buckets(whole=latents, parts={shape: latents}), Buckets(whole=others, parts={shape: others})
 
 
@@ -115,8 +122,9 @@ def about(recipe: Recipe, training: Buckets, held_out: Buckets) -> Iterator[str]
     """What is read, and what of it is not taken, before reading begins."""
     yield from dict.fromkeys(data.note for data in (training, held_out) if data.note)
     how = "read into memory now" if fits_memory(recipe, training) else "read when they are needed"
+    names = "classes" if recipe.text is None else "captions"
     yield (
-        f"{len(training):,} {training.whole.what} of {len(training.classes):,} classes to train on, {how}; "
+        f"{len(training):,} {training.whole.what} of {len(training.classes):,} {names} to train on, {how}; "
         f"{len(held_out):,} to validate with"
     )
     if len(training.parts) > 1:

@@ -25,10 +25,12 @@ from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.autoencoders import kind_of, open_autoencoder
 from elit_serve.engine.profile.profiler import device_name
 from elit_serve.errors import InvalidInput
+from elit_serve.files.config import ClassesConfig
 from elit_serve.files.measured import Measured
 from elit_serve.files.writing import check_folder
 from elit_serve.nn import BackboneSpec
 from elit_serve.nn.flops import flops_iteration
+from elit_serve.nn.text import packed
 from elit_serve.trainer.distributed import World, check_alone
 from elit_serve.trainer.draws import drawable_levels, seed_of
 from elit_serve.trainer.gradients import MicroBatch
@@ -39,7 +41,7 @@ from elit_serve.trainer.recipe import MAX_STEPS, Recipe
 from elit_serve.trainer.sources import encoded_by, picture_sizes
 
 NUM_CLASSES = 1000  # as in ImageNet; the data would decide, and only one embedding depends on it
-_CLASSES = tuple(map(str, range(NUM_CLASSES)))
+_CLASSES = ClassesConfig(names=tuple(map(str, range(NUM_CLASSES))))
 SPLIT_STEPS = 8  # of which each part is timed
 CEILING_SIDE = {"cpu": 1024, "cuda": 8192}  # of square matrices, so large that larger ones are no faster
 CEILING_PRODUCTS = {"cpu": 5, "cuda": 40}  # of which the first half only warms up
@@ -98,7 +100,7 @@ class TrainingSpeed(Measured):
 
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
-    """A batch that is made up. images [B, ...] as `to_samples` takes them, condition [B] int64."""
+    """A batch that is made up. images [B, ...] as `to_samples` takes them, condition [B, ...]."""
 
     kind: Literal["pictures", "latents"]
     images: Tensor
@@ -160,7 +162,7 @@ def measure(
         ceiling = _ceiling_flops(recipe, device, clock)
         _forget_peak(device)
         samples = _made_up(recipe, device)
-        learner = Learner(_endless(recipe), _CLASSES, World(device=device), samples.to_samples)
+        learner = Learner(_endless(recipe), recipe.text or _CLASSES, World(device=device), samples.to_samples)
         is_compiled = learner.begin(tell)
         ready_s = _get_ready(learner, samples, clock, tell, bar)
         for _ in bar.track(range(warm_up), description="warming up"):
@@ -210,7 +212,7 @@ def _made_up(recipe: Recipe, device: torch.device) -> _Samples:
     """Random pictures where the model works on pixels, and otherwise random samples, without an autoencoder."""
     generator = torch.Generator(device).manual_seed(seed_of(recipe.training.seed, "made up"))
     batch, sample_shape = recipe.training.batch, recipe.backbone.sketch.sample_shape
-    condition = torch.randint(NUM_CLASSES, (batch,), generator=generator, device=device)
+    condition = _made_up_conditions(recipe, generator)
     if kind_of(recipe.autoencoder).channels is None:
         latents = torch.randn(batch, *sample_shape, generator=generator, device=device)
         return _Samples(kind="latents", images=latents, condition=condition, to_samples=_as_they_are)
@@ -219,6 +221,15 @@ def _made_up(recipe: Recipe, device: torch.device) -> _Samples:
     shape = (batch, 3, height, width)
     pictures = torch.randint(256, shape, generator=generator, device=device, dtype=torch.uint8)
     return _Samples(kind="pictures", images=pictures, condition=condition, to_samples=encoded_by(pixels))
+
+
+def _made_up_conditions(recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Random classes [B], or texts of random tokens that fill all places [B, T, D + 1]."""
+    batch, text, device = recipe.training.batch, recipe.text, generator.device
+    if text is None:
+        return torch.randint(NUM_CLASSES, (batch,), generator=generator, device=device)
+    states = torch.randn(batch, text.max_tokens, text.dim, generator=generator, device=device)
+    return packed(states, torch.ones_like(states[..., 0]), text.max_tokens)
 
 
 def _as_they_are(micro: MicroBatch) -> Tensor:
@@ -250,9 +261,9 @@ def _timed_steps(
         losses.append(learner.take_step(samples.images, samples.condition))
 
     took_s = _seconds_of((step for _ in steps), learner.world.device, clock)
-    loss = torch.stack(losses).mean(dim=0)[0]
-    learner.stop_unless_finite(loss)
-    return took_s, drawn, float(loss)
+    mean = torch.stack(losses).mean(dim=0)
+    learner.stop_unless_finite(mean)
+    return took_s, drawn, float(mean[0])
 
 
 def _parts(learner: Learner, samples: _Samples, drawn: Sequence[tuple[int, ...]], clock: Clock) -> StepParts:

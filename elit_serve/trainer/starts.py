@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from elit_serve.engine.autoencoders.folder import NAME as AUTOENCODER
 from elit_serve.engine.autoencoders.folder import fingerprint
 from elit_serve.engine.checkpoint import TORCH_DTYPES, load_checkpoint, read_spec
 from elit_serve.errors import InvalidInput
-from elit_serve.files.config import ClassesConfig, ModelConfig
-from elit_serve.nn import Backbone, BackboneSpec, build_empty
+from elit_serve.files.config import ConditionsConfig, ModelConfig, TextConfig
+from elit_serve.nn import Backbone, BackboneSpec, build_empty, preset_conditions
 from elit_serve.trainer.loss import Teacher
-from elit_serve.trainer.recipe import FROM_DATA, Recipe
+from elit_serve.trainer.recipe import Recipe
 
 SIDES = ("height", "width")  # of samples: a model may go on at another size than it was trained at
 
@@ -35,33 +35,33 @@ class Models:
 NONE = Models()
 
 
-def model_facts(recipe: Recipe, classes: Sequence[str], autoencoder: Path | None) -> dict[str, str | None]:
+def model_facts(recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path | None) -> dict[str, str | None]:
     """The hashes of both models, as `RunFacts` has them. Raises `InvalidInput` for one that does not fit."""
     upcycled = recipe.upcycle.model if recipe.upcycle else None
     named = {"upcycled": ("upcycle.model", upcycled), "teacher": ("distillation.model", recipe.teacher)}
     return {
-        fact: _checked(field, model, recipe, classes, autoencoder).model_hash if model else None
+        fact: _checked(field, model, recipe, conditions, autoencoder).model_hash if model else None
         for fact, (field, model) in named.items()
     }
 
 
 def open_models(
-    recipe: Recipe, classes: Sequence[str], autoencoder: Path | None, device: torch.device, *, is_begun: bool
+    recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path | None, device: torch.device, *, is_begun: bool
 ) -> Models:
     """What the recipe names. is_begun: whether the run goes on, with weights of its own.
 
     Raises `InvalidInput` for a model that does not fit, and `CheckpointError` for one that is damaged.
     """
-    upcycle, spec = recipe.upcycle, recipe.backbone.spec(ClassesConfig(names=tuple(classes)))
+    upcycle, spec = recipe.upcycle, recipe.backbone.spec(conditions)
     weights: Mapping[str, Tensor] | None = None
     taken: Mapping[str, Tensor] = {}
     if upcycle is not None:
-        _checked("upcycle.model", upcycle.model, recipe, classes, autoencoder)
+        _checked("upcycle.model", upcycle.model, recipe, conditions, autoencoder)
         path = resolve_model(upcycle.model)
         before = build_empty(read_spec(path)[1]) if is_begun else load_checkpoint(path).model
         taken = _as_own(spec, before)
         weights = None if is_begun else taken
-    teacher = _teacher(recipe, classes, autoencoder, device)
+    teacher = _teacher(recipe, conditions, autoencoder, device)
     return Models(weights=weights, taken=frozenset(taken), teacher=teacher)
 
 
@@ -71,21 +71,25 @@ def _as_own(spec: BackboneSpec, before: Backbone) -> Mapping[str, Tensor]:
     return weights if before.spec.kind == spec.kind else build_empty(spec).from_plain(weights)
 
 
-def _teacher(recipe: Recipe, classes: Sequence[str], autoencoder: Path | None, device: torch.device) -> Teacher | None:
+def _teacher(
+    recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path | None, device: torch.device
+) -> Teacher | None:
     if recipe.distillation is None or recipe.teacher is None:
         return None
-    _checked("distillation.model", recipe.teacher, recipe, classes, autoencoder)
+    _checked("distillation.model", recipe.teacher, recipe, conditions, autoencoder)
     options = recipe.distillation
     loaded = load_checkpoint(resolve_model(recipe.teacher), dtype=TORCH_DTYPES[options.precision])
     return Teacher(model=loaded.model.to(device), scale=options.scale)
 
 
-def _checked(field: str, model: str, recipe: Recipe, classes: Sequence[str], autoencoder: Path | None) -> ModelConfig:
+def _checked(
+    field: str, model: str, recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path | None
+) -> ModelConfig:
     """The configuration of a model that is named in the recipe. Raises `InvalidInput` if it is of something else."""
     path = resolve_model(model)
     config, theirs = read_spec(path)
-    spec = recipe.backbone.spec(ClassesConfig(names=tuple(classes)))
-    problems = [*_condition_problems(config, classes), *_autoencoder_problems(path, config, recipe, autoencoder)]
+    spec = recipe.backbone.spec(conditions)
+    problems = [*_condition_problems(config, conditions), *_autoencoder_problems(path, config, recipe, autoencoder)]
     is_turned = field == "upcycle.model"
     problems += _turning_problems(recipe, spec, theirs) if is_turned else _sample_problems(spec, theirs)
     if problems:
@@ -93,14 +97,18 @@ def _checked(field: str, model: str, recipe: Recipe, classes: Sequence[str], aut
     return config
 
 
-def _condition_problems(config: ModelConfig, classes: Sequence[str]) -> list[str]:
-    if not isinstance(config.conditions, ClassesConfig):
-        return [f"a model of classes; the pictures of this one are of {config.conditions.kind}"]
-    if config.conditions.names == tuple(classes):
+def _condition_problems(config: ModelConfig, ours: ConditionsConfig) -> list[str]:
+    theirs = config.conditions
+    if theirs.kind != ours.kind:
+        return [f"a model whose pictures are of a {ours.kind}; those of this one are of a {theirs.kind}"]
+    if isinstance(ours, TextConfig):
+        names = [name for name in ("encoder", "dim", "max_tokens") if getattr(ours, name) != getattr(theirs, name)]
+        return [f"a model of the same [text]; its {', '.join(names)} differ"] if names else []
+    if theirs.names == ours.names:
         return []
-    strange = sorted(set(config.conditions.names) ^ set(classes))
+    strange = sorted(set(theirs.names) ^ set(ours.names))
     named = f": {', '.join(strange[:5])} in one of them only" if strange else ", in another order"
-    return [f"a model of the data's {len(classes)} classes; it has {len(config.conditions.names)}{named}"]
+    return [f"a model of the data's {len(ours.names)} classes; it has {len(theirs.names)}{named}"]
 
 
 def _autoencoder_problems(path: Path, config: ModelConfig, recipe: Recipe, autoencoder: Path | None) -> list[str]:
@@ -136,6 +144,7 @@ def _turning_problems(recipe: Recipe, spec: BackboneSpec, theirs: BackboneSpec) 
             return [f"nothing, as the recipe's backbone is: {error}"]
     if theirs.kind != spec.kind:
         return [f"a {spec.kind}; it is a {theirs.kind}"]
-    compared = [each.name for each in fields(spec) if each.name not in (*SIDES, *FROM_DATA)]
+    decided = preset_conditions(spec.kind)  # by the data or by [text]
+    compared = [each.name for each in fields(spec) if each.name not in (*SIDES, *decided)]
     values = ((name, getattr(spec, name), getattr(theirs, name)) for name in compared)
     return [f"one whose {name} is {ours}; it is {other}" for name, ours, other in values if ours != other]

@@ -34,9 +34,7 @@ KINDS: dict[str, BackboneKind] = {
 
 def parse_spec(kind: str, fields: Mapping[str, object]) -> BackboneSpec:
     """The spec of a kind from the fields of a file. Raises `InvalidSpec` with all that is wrong."""
-    if kind not in KINDS:
-        raise InvalidSpec([SpecProblem(("kind",), kind, f"one of {', '.join(KINDS)}")])
-    return parse(KINDS[kind].spec, fields)
+    return parse(_known(kind).spec, fields)
 
 
 def build(spec: BackboneSpec) -> Backbone:
@@ -53,6 +51,17 @@ def build_empty(spec: BackboneSpec) -> Backbone:
 def count_parameters(spec: BackboneSpec) -> int:
     """Parameters of `spec`, without allocating any."""
     return sum(parameter.numel() for parameter in build_empty(spec).parameters())
+
+
+def preset_conditions(kind: str) -> Conditions:
+    """The fields that say what pictures of a kind may be of, as its presets have them. Raises `InvalidSpec`."""
+    return _known(kind).conditions
+
+
+def _known(kind: str) -> BackboneKind:
+    if kind not in KINDS:
+        raise InvalidSpec([SpecProblem(("kind",), kind, f"one of {', '.join(KINDS)}")])
+    return KINDS[kind]
 
 
 def preset_names() -> list[str]:
