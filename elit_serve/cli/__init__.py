@@ -16,6 +16,7 @@ from rich.table import Table
 
 import elit_serve
 from elit_serve.cli.benchmarks import bench, simulate, soak
+from elit_serve.cli.captioning import caption
 from elit_serve.cli.encoding import encode
 from elit_serve.cli.evaluation import evaluate
 from elit_serve.cli.first_process import end_when_told
@@ -235,6 +236,7 @@ def export(
 
 
 for command in (
+    caption,
     encode,
     profile_training,
     generate,

@@ -1,0 +1,82 @@
+"""Captions by a grammar: what pixels tell of class, number, colour and framing, and the tar of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+from elit_serve.cli import app
+from elit_serve.photographs import open_captioned_set, open_data_set
+from elit_serve.trainer.captioning import Look, caption, look_at, plural
+
+
+def picture(ground: str, spots: list[tuple[int, int, int]], colour: str) -> Image.Image:
+    """Discs at (x, y) of a radius on a ground, 64 x 64."""
+    made = Image.new("RGB", (64, 64), ground)
+    for x, y, radius in spots:
+        ImageDraw.Draw(made).ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    return made
+
+
+LARGE, SMALL = [(32, 32, 30)], [(32, 32, 12)]
+MANY = [(x, y, 2) for x in range(3, 64, 7) for y in range(3, 64, 7)]
+SOME = [(x, y, 2) for x in range(8, 60, 7) for y in range(8, 60, 7)]
+
+
+@pytest.mark.parametrize(
+    ("ground", "spots", "colour", "expected"),
+    [
+        ("black", LARGE, "red", "a close-up of a red tulip"),
+        ("white", SMALL, "orange", "an orange tulip from afar"),
+        ("green", LARGE, "yellow", "a close-up of a yellow tulip"),
+        ("green", SMALL, "white", "a white tulip from afar"),
+        ("white", SMALL, "#703000", "a brown tulip from afar"),
+        ("white", SMALL, "#202020", "a black tulip from afar"),
+        ("black", SOME, "#a030e0", "several purple tulips"),
+        ("black", MANY, "#ff40a0", "many pink tulips"),
+    ],
+)
+def test_a_caption_says_what_the_pixels_show(
+    ground: str, spots: list[tuple[int, int, int]], colour: str, expected: str
+) -> None:
+    made = picture(ground, spots, colour)
+    assert caption("tulip", look_at(made)) == expected
+
+
+def test_a_picture_of_one_colour_has_one_subject_that_fills_it() -> None:
+    assert look_at(picture("green", [], "green")) == Look(colour="green", number="one", share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("daisy", "daisies"), ("tomato", "tomatoes"), ("mango", "mangoes"), ("radish", "radishes"), ("key", "keys"),
+        ("asparagus", "asparagus"), ("red beet", "red beets"), ("avocado", "avocados"),
+    ],
+)  # fmt: skip
+def test_names_have_a_plural(name: str, expected: str) -> None:
+    assert plural(name) == expected
+
+
+def test_a_data_set_of_classes_becomes_one_of_captions(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for label, colour in (("brown-cap-mushroom", "white"), ("rose", "red")):
+        (folder / label).mkdir(parents=True)
+        picture("green", SMALL, colour).save(folder / label / "1.png")
+    (folder / "rose" / "2.jpg").write_bytes(b"no picture")
+    done = CliRunner().invoke(app, ["caption", str(folder), str(tmp_path / "captioned.tar")])
+    assert done.exit_code == 0, done.output
+    assert "2 photographs with captions" in done.output
+    assert "rose/2.jpg" in done.output
+    found = open_captioned_set(tmp_path / "captioned.tar")
+    assert [(each.place, each.caption) for each in found.photographs] == [
+        ("brown-cap-mushroom/1.png", "a white brown cap mushroom from afar"),
+        ("rose/1.png", "a red rose from afar"),
+    ]
+    assert [each.read() for each in found.photographs] == [
+        each.read() for each in open_data_set(folder).photographs if each.name != "2.jpg"
+    ]
+    assert found.note is None
