@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from elit_serve.engine.checkpoint import write_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.files.config import ModelConfig, SamplingConfig, TextConfig, TextEncoderConfig, WeightsConfig
-from elit_serve.nn import Backbone, BackboneSpec, Flops
+from elit_serve.nn import Backbone, BackboneSpec, Flops, build
 from elit_serve.nn.backbones.kind import BackboneKind
 from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.fields import whole
@@ -138,21 +138,24 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         yield Pipeline.load(save_text_model(tmp_path_factory.mktemp("models") / "painter"), device="cpu")
 
 
-def save_text_model(folder: Path, *, negative: bool = True) -> Path:
-    """A model of prompts on disk: 32x32 pixels, 4 levels, 4 steps of CCFG, and a random T5 as its encoder. Who loads it
-    needs `KIND` in the table of backbones."""
-    spec = ToyTextSpec(side=32, units=8, text_dim=DIM, max_tokens=MAX_TOKENS)
+def save_text_model(folder: Path, *, negative: bool = True, spec: BackboneSpec | None = None) -> Path:
+    """A model of prompts on disk: 4 steps of CCFG, and a random T5 as its encoder. Without another spec it has 32x32
+    pixels and 4 levels, and who loads it needs `KIND` in the table of backbones."""
+    spec = spec or ToyTextSpec(side=32, units=8, text_dim=DIM, max_tokens=MAX_TOKENS)
     config = ModelConfig(
         name="painter",
         **spec.config_fields(),
-        levels=(1, 2, 3, 4),
+        levels=spec.levels,
         conditions=text_config(negative=negative, encoder=TextEncoderConfig(kind="transformers")),
         sampling=SamplingConfig(steps=4, guidance=Guidance(method="ccfg", scale=2.0, weak_level=1)),
         weights=WeightsConfig(dtype="float32", files={"model.safetensors": "0" * 64}),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        write_checkpoint(folder, config, ToyText(spec).state_dict())
+        model = ToyText(spec) if isinstance(spec, ToyTextSpec) else build(spec)
+        for parameter in model.parameters():  # also those that start at zero: prompts must matter
+            parameter.data.add_(torch.randn_like(parameter) * 0.02)
+        write_checkpoint(folder, config, model.state_dict())
     save_t5(folder)
     save_tokenizer(folder)
     return folder

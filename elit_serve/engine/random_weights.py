@@ -14,6 +14,8 @@ from elit_serve.files.config import (
     ClassesConfig,
     ModelConfig,
     SamplingConfig,
+    TextConfig,
+    TextEncoderConfig,
     WeightsConfig,
 )
 from elit_serve.nn import Backbone, BackboneSpec, build, preset
@@ -23,6 +25,9 @@ from elit_serve.plans.size import Size, nearest_multiples
 
 SPREAD = 0.02  # of the tensors that training would start at zero
 CLASSES = ClassesConfig(names=tuple(str(index) for index in range(1000)))  # as many as ImageNet has
+TEXT = TextConfig(  # of presets for prompts: the encoder that needs no files of the model
+    encoder=TextEncoderConfig(kind="wordllama"), dim=256, max_tokens=64, examples=("a red tulip in a field",)
+)
 RANDOM_RESOLUTION = 256  # where nobody says another
 LOWEST_SHARE = 16  # the weak pass of guidance keeps one latent in 16 (paper, section 3.4)
 
@@ -36,7 +41,8 @@ def random_checkpoint(
     sizes: Sequence[str] = (),
     factor: int = 1,
 ) -> Checkpoint:
-    """Weights drawn on `device` from `seed`, with the classes named by their numbers and CCFG as the default.
+    """Weights drawn on `device` from `seed`, with classes that are named by their numbers, or with prompts, and CCFG as
+    the default.
 
     sizes: as WIDTHxHEIGHT, so many times those of its samples as `factor` says; without any there is the one of its
         resolution.
@@ -52,8 +58,6 @@ def random_config(
 ) -> tuple[ModelConfig, BackboneSpec]:
     """What `random_checkpoint` makes weights of."""
     spec = preset(preset_name, resolution)
-    if CLASSES.misfits(spec.config_fields()["backbone"]):
-        raise InvalidInput("model", preset_name, "a preset whose pictures are of classes: prompts need an encoder")
     shapes = [_shape(spec, Size.read(size, field="sizes"), factor) for size in sizes] or [spec.shape]
     return _config(preset_name, resolution, spec, shapes), spec
 
@@ -73,7 +77,7 @@ def _config(preset_name: str, resolution: int, spec: BackboneSpec, shapes: Seque
         name=f"{preset_name.replace('/', '-')}-{resolution}-random",
         **{**spec.config_fields(), "shapes": {shape.name: shape.size for shape in shapes}},
         levels=spec.levels,
-        conditions=CLASSES,
+        conditions=next(each for each in (CLASSES, TEXT) if not each.misfits(spec.config_fields()["backbone"])),
         autoencoder=AutoencoderConfig(kind="none"),
         sampling=SamplingConfig(guidance=guidance),
         weights=WeightsConfig(dtype="float32", files={"random.safetensors": "0" * 64}),

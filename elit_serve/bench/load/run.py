@@ -161,6 +161,8 @@ def _target(options: LoadOptions) -> Target:
     table = cost_table(read_latency(options.cost)) if options.cost else None
     with Client(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
         model = client.models()[0]
+    if not model.classes:
+        raise InvalidInput("url", options.url, f"a server of a model of classes: {model.id} makes pictures of prompts")
     full_level = budgets_of(model).full_level
     num_steps = options.steps or model.sampling.steps
     if table is None and options.slo_scales and num_steps != model.sampling.steps:

@@ -10,6 +10,7 @@ from elit_serve.bench.soak.callers import LEFT, Callers, Tally
 from elit_serve.bench.soak.ledger import Samples, increase, quantile, read_samples, unaccounted
 from elit_serve.client import AsyncClient
 from elit_serve.clock import Clock
+from elit_serve.errors import InvalidInput
 from elit_serve.files.records import RequestEnding
 
 MIX: Mapping[str, float] = {
@@ -105,6 +106,8 @@ def run_soak(options: SoakOptions, *, clock: Clock) -> SoakReport:
 async def _soak(options: SoakOptions, clock: Clock) -> SoakReport:
     async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
         model = (await client.models())[0]
+        if not model.classes:
+            raise InvalidInput("url", options.url, f"a server of a model of classes: {model.id} has prompts")
         solo_ms = max(level.latency_ms or 0.0 for level in model.levels)
         callers = Callers(client, num_classes=len(model.classes), solo_ms=solo_ms, seed=options.seed, clock=clock)
         many, short_s = options.callers, options.seconds / 2

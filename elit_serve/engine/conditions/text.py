@@ -102,10 +102,10 @@ class TextConditions(Sequence[TextCondition]):
         return self.prompted(prompt, negative).facts()
 
     def num_unknown(self, condition: Condition) -> int:
-        """Where nothing is encoded, all count as if they were."""
+        """Where nothing is encoded, a prompt counts as one that is not known."""
         told = _checked(condition)
         texts = {told.prompt, told.negative or ""} if self._has_negatives else {told.prompt}
-        return sum(not self.encoder.knows(text) for text in texts) if self.encoder else len(texts)
+        return sum(not self.encoder.knows(text) for text in texts) if self.encoder else 1
 
     def slots(self, num_slots: int, model: Backbone) -> TextSlots:
         assert self.encoder is not None, "a model without its weights makes nothing"

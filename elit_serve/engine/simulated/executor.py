@@ -57,6 +57,8 @@ class SimulatedExecutor:
         return len(self._free)
 
     def add(self, *pictures: Picture) -> None:
+        """What is encoded for them takes its time, as if none of it were known."""
+        self._enqueue(self._costs.table.text_ms * len({picture.condition for picture in pictures}))
         for picture in pictures:
             assert picture.slot is None, "it has a slot already"
             picture.slot = self._free.pop()
