@@ -137,14 +137,17 @@ def test_who_asks_for_health_waits_for_none_of_ten_thousand(tiny_server_url: str
     def resident_bytes() -> float:
         return read_samples(httpx.get(f"{tiny_server_url}/metrics", timeout=60).text)["process_resident_memory_bytes"]
 
-    storm(500, first_seed=100)
-    before = resident_bytes()
     # how many others want each core while the server does: hardly one on a quiet machine
     others = os.getloadavg()[0] / (os.cpu_count() or 1)
     with probed(port) as took_ms:
-        storm(NUM_REQUESTS, first_seed=0)
+        storm(NUM_REQUESTS // 2, first_seed=0)
+        before = resident_bytes()
+        storm(NUM_REQUESTS // 2, first_seed=ATTACKERS)
     print(f"{len(took_ms)} asked beside {others:.1f} others:", end=" ")  # noqa: T201
     print(f"p50 {median(took_ms):.0f}, p99 {p99(took_ms):.0f}, max {max(took_ms):.0f} ms;", end=" ")  # noqa: T201
     print(f"memory {before / 2**20:.0f} -> {resident_bytes() / 2**20:.0f} MiB")  # noqa: T201
     assert p99(took_ms) < 200 * (1 + others)
-    assert resident_bytes() < 1.1 * before
+    # The first half brings memory to its height, which the allocator keeps: after 500, 8,500 and 20,500 requests 387,
+    # 404 and 404 MiB were resident, and 134 in use after the first as after the last. So the second half adds nothing,
+    # unless something is held.
+    assert resident_bytes() < 1.05 * before
