@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import SLOW_COST
 
 from elit_serve.catalogue import read_config
 from elit_serve.engine.pipeline import Pipeline
@@ -121,17 +122,17 @@ def test_the_smallest_target_of_a_refusal_is_where_the_alternatives_begin(
 
 
 def test_others_leave_less(start_server: Any, held: Any, eventually: Any) -> None:
-    server = start_server(settings=Settings(response_ms=0, max_queue=8), executor=held)
-    alone = planned(server, latency_ms=9_000)
+    server = start_server(settings=Settings(response_ms=0, max_queue=8), executor=held, cost=SLOW_COST)
+    alone = planned(server, latency_ms=180_000)
     with ThreadPoolExecutor(4) as callers:
         try:
-            callers.submit(server.generate, {"label": "rose", "latency_ms": 10_000})
+            callers.submit(server.generate, {"label": "rose", "latency_ms": 200_000})
             eventually(lambda: server.health()["running"] == 1)
             for _ in range(3):
-                callers.submit(server.generate, {"label": "rose", "latency_ms": 10_000})
+                callers.submit(server.generate, {"label": "rose", "latency_ms": 200_000})
             eventually(lambda: server.health()["running"] + server.health()["queue_length"] == 4)
-            crowded = planned(server, latency_ms=9_000)
-            refused = planned(server, latency_ms=2_000)  # a step at level 4 is on the device
+            crowded = planned(server, latency_ms=180_000)
+            refused = planned(server, latency_ms=40_000)  # a step at level 4 is on the device
         finally:
             server.executor.may_run.set()
     assert crowded["course"]["level"] < alone["course"]["level"] == 4
