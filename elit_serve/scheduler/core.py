@@ -230,6 +230,7 @@ class RequestScheduler:
             in_flight=self.num_waiting + self.num_running + num_images,
             max_batch=self.max_batch,
             correction=self._costs.correction,
+            deviation=self._costs.deviation,
             images_per_s=self._arrivals.images_per_s(now_s),
             target_ms=1000 * self._arrivals.mean_target_s or inf,
         )

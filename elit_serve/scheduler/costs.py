@@ -10,13 +10,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, product, repeat
-from math import ceil, exp
+from math import ceil, exp, sqrt
 from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.mixing import Mixing, Rung
 
 SMOOTHING_S = 1.5  # of device time: a lasting change is followed within a few times this, noise of single launches not
+DEVIATION = 0.1  # of launches from what is predicted, until the device has shown its own
 NOTICEABLE = 0.003  # the correction moves when the estimate has left it by more than this share
 OUTLIER = 1.5  # one launch counts for at most this factor off the present estimate: a stall is no slower device
 GAP_SMOOTHING_S = 0.2  # the host's part changes with the number of callers, and with that sooner than the device
@@ -261,6 +262,8 @@ class CorrectedCosts:
     Plans are made in seconds of the table, so that they outlive a correction. A shallow copy goes its own way: what is
     remembered of the table is true of both.
 
+    deviation: by how much a launch differs from what is predicted, as a standard deviation and a share of that. It is
+        observed as the correction is, and promises have some of it to spare.
     gap_ms: what a launch takes of the time beside its step: the device waits for the host. Plans count it with each
         step, so they do not outlive another gap.
     """
@@ -269,6 +272,7 @@ class CorrectedCosts:
         self.table = table
         self.gap_ms = gap_ms
         self.correction = 1.0
+        self.deviation = DEVIATION
         self._estimate = 1.0
         self._gap_estimate_ms = gap_ms
         self._rows_s: dict[StepKind, tuple[float, ...]] = {}
@@ -332,6 +336,8 @@ class CorrectedCosts:
         ratio = observed_ms / table_ms
         ratio = min(max(ratio, self._estimate / OUTLIER), self._estimate * OUTLIER)
         weight = 1 - exp(-table_ms / 1000 / SMOOTHING_S)
+        variance = (1 - weight) * self.deviation**2 + weight * (ratio / self._estimate - 1) ** 2
+        self.deviation = sqrt(variance)
         self._estimate += weight * (ratio - self._estimate)
         if abs(self._estimate / self.correction - 1) > NOTICEABLE:
             self.correction = self._estimate
@@ -347,14 +353,16 @@ class CorrectedCosts:
     def with_gap(self) -> CorrectedCosts:
         """As observed."""
         costs = CorrectedCosts(self.table, max(self._gap_estimate_ms, 0.0))
-        costs.correction, costs._estimate = self.correction, self._estimate
+        costs.correction, costs.deviation, costs._estimate = self.correction, self.deviation, self._estimate
         return costs
 
     def rest(self, idle_s: float) -> None:
         """Nothing ran for so long. What slowed the device down may have gone meanwhile, and nobody would ever find out
         if too high a correction had every request refused: the table is trusted again, little by little."""
-        self._estimate = self.correction = 1 + (self._estimate - 1) * exp(-idle_s / REST_S)
-        self._gap_estimate_ms *= exp(-idle_s / REST_S)
+        kept = exp(-idle_s / REST_S)
+        self._estimate = self.correction = 1 + kept * (self._estimate - 1)
+        self.deviation = DEVIATION + kept * (self.deviation - DEVIATION)
+        self._gap_estimate_ms *= kept
 
     def nearest_level(self, wished: int, low: int, high: int) -> int:
         """The table's level within these bounds that is next to the wished one, from below if there is one."""

@@ -14,10 +14,10 @@ from itertools import accumulate, groupby, repeat, takewhile
 from math import ceil, inf, sqrt
 
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.costs import CostTable
+from elit_serve.scheduler.costs import DEVIATION, CostTable
 from elit_serve.scheduler.quality import MeasuredPlan, QualityTable
 
-MARGIN = 0.3  # of `ElasticSettings`: what fits only without it is refused
+MARGIN = 3.0  # of `ElasticSettings`: what fits only without it is refused
 HEADROOM = 3.0  # times as many as have lately arrived should be possible, for bursts; models/recipes/scheduling.md
 ROUNDING = 1e-9  # of qualities that are computed in two ways
 
@@ -27,7 +27,8 @@ class Duration:
     """How long pictures of one kind take, by the table.
 
     crowded_ms: what all steps of one take on the device with 1, 2, ... of them in flight, up to the largest batch.
-    margin_ms: what a promise must have to spare. after_ms: from the last step of one alone to its answer.
+    margin_ms: what a promise must have to spare, times the deviation of launches. after_ms: from the last step of one
+        alone to its answer.
     """
 
     crowded_ms: tuple[float, ...]
@@ -68,7 +69,7 @@ class Duration:
 
     def needed_ms(self, crowd: Crowd) -> float:
         """How many milliseconds of the table a promise in this crowd needs for its steps."""
-        return self.steps_ms(crowd) + self.margin_ms
+        return self.steps_ms(crowd) + crowd.deviation * self.margin_ms
 
     def min_latency_ms(self, crowd: Crowd) -> float:
         """The smallest target for which a promise can be given in this crowd: `latency_ms` and what it has to spare."""
@@ -81,7 +82,7 @@ class Duration:
     def images_per_s(self, within_ms: float, crowd: Crowd) -> float:
         """Most such pictures that can be made, each within so many milliseconds of the table."""
         largest = min(crowd.max_batch, len(self.crowded_ms))
-        together = bisect_right(self.crowded_ms, within_ms - self.margin_ms, 0, largest)
+        together = bisect_right(self.crowded_ms, within_ms - crowd.deviation * self.margin_ms, 0, largest)
         return 1000 * together / self.crowded_ms[together - 1] / crowd.correction if together else 0.0
 
 
@@ -106,13 +107,14 @@ class Crowd:
 
     in_flight: accepted images with steps to run, the newcomers included.
     max_batch: images in a step at most.
-    correction: observed over measured step times.
+    correction: observed over measured step times. deviation: as in `CorrectedCosts`.
     images_per_s: that have lately arrived, refused ones too; target_ms: their mean target.
     """
 
     in_flight: int
     max_batch: int
     correction: float = 1.0
+    deviation: float = DEVIATION
     images_per_s: float = 0.0
     target_ms: float = inf
 

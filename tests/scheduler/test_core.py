@@ -188,10 +188,11 @@ def test_a_device_that_has_work_is_not_idle(scheduler: RequestScheduler, table: 
 def test_now_and_then_a_request_that_only_the_correction_refuses_is_taken(
     scheduler: RequestScheduler, table: CostTable
 ) -> None:
-    """Two steps take 6 ms at the lowest level, the margin 2.5 and the overhead 10; twice that is over 25 ms."""
+    """By the table two steps take 6 ms at the lowest level, and the overhead 10. The margin has come to 24, as steps
+    took longer than expected all the time. With steps that are twice as long that is over 43 ms."""
     now_s = slowed_down(scheduler, table, 0.0, factor=3.0)
 
-    def asked(request_id: int, at_s: float, within_s: float = 0.025) -> str:
+    def asked(request_id: int, at_s: float, within_s: float = 0.043) -> str:
         refusal = scheduler.submit([image(request_id, within_s=within_s, arrived_s=at_s)], at_s)
         return "taken" if refusal is None else refusal.reason
 

@@ -38,6 +38,7 @@ def test_the_best_that_fits_with_a_margin_is_chosen_or_else_the_fastest(table: C
     assert chosen(offered, 1e9) == ("guided", 16)
     assert chosen(offered, 87) == ("guided", 16)
     assert chosen(offered, 86) == ("plain", 16)
+    assert chosen(offered, 81, replace(ALONE, deviation=0.0)) == ("guided", 16), "nothing is kept to spare"
     assert chosen(offered, 10) == ("low", 4)
 
 

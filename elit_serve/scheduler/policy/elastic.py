@@ -48,8 +48,9 @@ _order = attrgetter("order")
 class ElasticSettings:
     """The constants of the policy.
 
-    margin: how much a step alone at the full level may take longer than predicted, as a share of it: three times what
-        steps deviate by. Plans have it to spare for all steps that are left, see `Work`, and a last step for itself.
+    margin: how much a step alone at the full level may take longer than predicted, in standard deviations that the
+        device has lately shown. Plans have it to spare for all steps that are left, see `Work`, and a last step for
+        itself. A promise keeps the margin that it was given with.
     batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
         every step took 1 / (1 - batch_reserve) times as long.
     ageing_s: soft work of the batch class goes as if its deadline were so much later.
@@ -65,7 +66,7 @@ class ElasticSettings:
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
-    margin: float = 0.3
+    margin: float = 3.0
     batch_reserve: float = 0.2
     ageing_s: float = 30.0
     soft_yield: float = 4.0
@@ -344,11 +345,12 @@ class ElasticPolicy:
         decode_s, late_s = self._decoding(ending, correction)
         due_s = min([work.due_s - late_s for work in ending if work.is_promised], default=inf)
         may_wait_until_s = self._promises.certificate.latest_start_s(correction)
+        spare = self._settings.margin * view.costs.deviation
         has_tried = False
         for candidate in reversed(levels):
             step_s = correction * cohort.step_s(candidate)
             end_s = start_s + step_s
-            if end_s + self._settings.margin * step_s > due_s:
+            if end_s + spare * step_s > due_s:
                 continue
             free_s = end_s + decode_s
             if free_s <= may_wait_until_s + ROUNDING_S or (
@@ -383,7 +385,8 @@ class ElasticPolicy:
     def _work(self, demand: Demand, costs: CorrectedCosts) -> Work:
         latest_s = demand.deadline_s - _after_s(demand, costs)
         kinds = [StepKind.capped(demand.shape, costs.levels[-1], cap) for cap in set(demand.weak_caps)]
-        margin_s = self._settings.margin * costs.correction * max(costs.row_s(kind)[1] for kind in kinds)
+        step_s = costs.correction * max(costs.row_s(kind)[1] for kind in kinds)
+        margin_s = self._settings.margin * costs.deviation * step_s
         ages = demand.priority is Priority.BATCH and not demand.is_hard
         order = latest_s + (self._settings.ageing_s if ages else 0.0)
         return Work(demand, costs, latest_s=latest_s, margin_s=margin_s, order=order)
