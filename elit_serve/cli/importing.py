@@ -39,7 +39,10 @@ def import_(
         int | None, typer.Option(min=1, help="Attention heads. Default: those of DiT's sizes S, B, L and XL.")
     ] = None,
     window: Annotated[
-        str | None, typer.Option(help="Rows and columns of a group, as 4,4. Default: it is square.")
+        str | None,
+        typer.Option(
+            help="Rows and columns of a group, as 4,4. Default: it is square. Of a folder: puts ELIT inside the model."
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite the weights of an existing model.")] = False,
@@ -63,6 +66,7 @@ def import_(
     """
     if file.is_dir():
         from elit_serve.importing.diffusers_folder import import_folder
+        from elit_serve.importing.sit import Split
 
         if destination is not None:
             raise InvalidInput(
@@ -74,6 +78,7 @@ def import_(
             max_tokens=max_tokens,
             steps=steps,
             scale=guidance_scale,
+            split=None if window is None else Split(head=head, tail=tail, window=_window(window)),
             source=source,
             license_text=license_text,
             replace_ours=replace,

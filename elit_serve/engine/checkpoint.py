@@ -30,7 +30,7 @@ from elit_serve.engine.conditions import condition_problems
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, SamplingConfig, WeightDtype, WeightsConfig
 from elit_serve.files.opening import open_file, regular
-from elit_serve.files.validation import FieldProblem
+from elit_serve.files.validation import FieldProblem, problems_in
 from elit_serve.nn import Backbone, BackboneSpec, InvalidSpec, build_empty, parse_spec
 
 MAX_SHARD_BYTES = 4 << 30
@@ -165,27 +165,36 @@ def _weight_problems(path: Path, weights: WeightsConfig, model: Backbone) -> lis
     return at_most(problems, 12)
 
 
+def dtype_of(path: Path, file: str) -> torch.dtype:
+    """That of the first tensor in a file of weights of a directory, one of those that weights may have. Raises
+    `CheckpointError`."""
+    try:
+        with safe_open(regular(path / file), framework="pt") as first:
+            name = next(iter(first.keys()))
+            found = first.get_slice(name).get_dtype()
+    except (OSError, SafetensorError, StopIteration) as error:
+        raise CheckpointError(path, [f"{file} is not a safetensors file with weights: {error}"]) from None
+    known = {_SAFETENSORS_NAMES[dtype]: dtype for dtype in TORCH_DTYPES.values()}
+    if found not in known:
+        raise CheckpointError(path, [f"{file}: tensor {name} is {found}; one of {', '.join(known)}"])
+    return known[found]
+
+
 def weights_found(path: Path, files: Sequence[str], spec: BackboneSpec) -> WeightsConfig:
     """What a configuration says of weights that lie in these files of a directory: they are those of a backbone, and
     have one dtype. Raises one `CheckpointError` that lists all that is wrong."""
-    unwritten = dict.fromkeys(files, UNWRITTEN_DIGEST)
     try:
-        WeightsConfig(dtype="float32", files=unwritten)
-        with safe_open(regular(path / files[0]), framework="pt") as first:
-            name = next(iter(first.keys()))
-            found = first.get_slice(name).get_dtype()
-    except (ValidationError, OSError, SafetensorError, StopIteration) as error:
-        raise CheckpointError(path, [f"{files[0]} is not a safetensors file with weights: {error}"]) from None
-    known = {_SAFETENSORS_NAMES[dtype]: name for name, dtype in TORCH_DTYPES.items()}
-    if found not in known:
-        raise CheckpointError(path, [f"{files[0]}: tensor {name} is {found}; one of {', '.join(known)}"])
-    dtype, model, seen = known[found], build_empty(spec), set[str]()
+        WeightsConfig(dtype="float32", files=dict.fromkeys(files, UNWRITTEN_DIGEST))
+    except ValidationError as error:
+        raise CheckpointError(path, problems_in(error)) from None
+    wanted, model, seen = dtype_of(path, files[0]), build_empty(spec), set[str]()
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [
-        problem for file in files for problem in _header_problems(path / file, expected, TORCH_DTYPES[dtype], seen)
-    ] or [f"tensor {name} is missing" for name in expected if name not in seen]
+    problems = [problem for file in files for problem in _header_problems(path / file, expected, wanted, seen)] or [
+        f"tensor {name} is missing" for name in expected if name not in seen
+    ]
     if problems:
         raise CheckpointError(path, at_most(problems, 12))
+    dtype = next(name for name, known in TORCH_DTYPES.items() if known == wanted)
     return WeightsConfig(dtype=dtype, files={file: _sha256(path / file) for file in files})
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from elit_serve.engine.autoencoders.folder import check_autoencoder, read_folder
-from elit_serve.engine.checkpoint import weights_found
+from elit_serve.engine.checkpoint import dtype_of, weights_found
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import (
     AutoencoderConfig,
@@ -19,13 +22,16 @@ from elit_serve.files.config import (
     SamplingConfig,
     TextConfig,
     TextEncoderConfig,
+    WeightsConfig,
     check_name,
 )
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file
 from elit_serve.files.validation import problems_in
 from elit_serve.importing.pipelines import PIPELINES, PipelineFacts, Scheduler
-from elit_serve.nn import InvalidSpec
+from elit_serve.importing.sit import Split
+from elit_serve.nn import InvalidSpec, build_empty
 from elit_serve.nn.backbones.dense.dense import DenseSpec
+from elit_serve.nn.backbones.dense.elit_prx import ElitPRX
 from elit_serve.plans.bounds import MAX_TEXT_TOKENS
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.size import Size, nearest_multiples
@@ -35,6 +41,9 @@ EXAMPLES = (
     "a small wooden house by the sea at dusk, oil painting",
     "a cat that reads a newspaper, drawing in ink",
 )
+ELIT = "elit.safetensors"  # what an elastic model has beside the dense weights
+SEED = 0  # of what it starts as
+WEAK_SHARE = 8  # the weak pass of guidance keeps one latent in 8 (paper, section 4.4)
 RESOLUTION = 1024  # pixels a side where neither a user nor the folder says any size
 
 M = TypeVar("M", bound=BaseModel)
@@ -73,6 +82,7 @@ def import_folder(
     max_tokens: int | None = None,
     steps: int | None = None,
     scale: float | None = None,
+    split: Split | None = None,
     source: str | None = None,
     license_text: str | None = None,
     replace_ours: bool = False,
@@ -81,8 +91,10 @@ def import_folder(
 
     sizes: of pictures, as "1024x1024", the default first; without any the one that the folder says. max_tokens: of a
     prompt; None is what its tokenizer says. steps, scale: of sampling and guidance where a request does not say; None
-    is what the pipeline does by itself, and 1 is no guidance. Weights are read once, for their digests; none is
-    changed, copied or unpickled. Raises `CheckpointError` for the folder and `InvalidInput` for the rest.
+    is what the pipeline does by itself, and 1 is no guidance. split: where Read and Write stand in an elastic model,
+    whose own tensors are those of `elit.safetensors`: it is written as training begins with it where it is not there
+    yet. None leaves the model as it is, with one level. Weights are read once, for their digests; none is changed,
+    copied or unpickled. Raises `CheckpointError` for the folder and `InvalidInput` for the rest.
     """
     check_name(folder)
     target = folder / "config.json"
@@ -92,7 +104,9 @@ def import_folder(
     if index.pipeline not in PIPELINES:
         problem = f"model_index.json: _class_name: {index.pipeline!r} is not allowed; one of {', '.join(PIPELINES)}"
         raise CheckpointError(folder, [problem])
-    config = _config(folder, PIPELINES[index.pipeline], index, sizes, max_tokens, steps, scale)
+    facts = PIPELINES[index.pipeline]
+    specs, factor = _specs(folder, facts, index, sizes, max_tokens, split)
+    config = _config(folder, facts, specs, factor, steps, scale)
     provenance = {
         "source": source,
         "license": license_text,
@@ -106,27 +120,15 @@ def import_folder(
 def _config(
     folder: Path,
     facts: PipelineFacts,
-    index: _Index,
-    sizes: Sequence[str],
-    max_tokens: int | None,
+    specs: Sequence[DenseSpec],
+    factor: int,
     steps: int | None,
     scale: float | None,
 ) -> ModelConfig:
-    """All but where it comes from."""
-    coder = read_folder(folder / "vae", "vae")
-    side = index.default_sample_size or RESOLUTION
-    wanted = [Size.read(size, field="--sizes") for size in sizes] or [Size(side, side)]
-    specs = _specs(
-        folder,
-        facts.transformer,
-        wanted,
-        coder.factor,
-        _max_tokens(folder, facts.max_tokens if max_tokens is None else max_tokens),
-    )
+    """All but where it comes from. specs: at each size. factor: of the autoencoder."""
     spec = specs[0]
-    check_autoencoder(folder / "vae", spec.sample_shape, field="vae")
     scheduler = _read(folder, "scheduler/scheduler_config.json", Scheduler)
-    guidance = facts.guidance if scale is None else _guidance(facts.guidance, scale)
+    guidance = _guidance(facts.guidance, scale, spec)
     try:
         shift = facts.shift(scheduler, spec.num_tokens)
     except ValueError as error:
@@ -143,20 +145,84 @@ def _config(
                 negative=True,
                 examples=EXAMPLES,
             ),
-            autoencoder=AutoencoderConfig(kind="diffusers", factor=coder.factor, folder="vae"),
+            autoencoder=AutoencoderConfig(kind="diffusers", factor=factor, folder="vae"),
             sampling=SamplingConfig(steps=steps or facts.steps, time_shift=shift, guidance=guidance),
-            weights=weights_found(folder, [*_weight_files(folder)], spec),
+            weights=_weights(folder, spec),
         )
     except ValidationError as error:
         raise CheckpointError(folder, problems_in(error)) from None
 
 
-def _guidance(usual: Guidance, scale: float) -> Guidance:
-    return replace(usual, scale=scale) if scale > 1 else Guidance()
+def _guidance(usual: Guidance, scale: float | None, spec: DenseSpec) -> Guidance:
+    """Of an elastic model the weak pass keeps few latents (paper, section 4.4)."""
+    if scale is not None and scale <= 1:
+        return Guidance()
+    guidance = usual if scale is None else replace(usual, scale=scale)
+    if len(spec.levels) == 1:
+        return guidance
+    return replace(guidance, method="ccfg", weak_level=max(1, spec.latents_per_group // WEAK_SHARE))
 
 
-def _specs(folder: Path, kind: type[DenseSpec], sizes: Sequence[Size], factor: int, max_tokens: int) -> list[DenseSpec]:
-    """The backbone at each size."""
+def _weights(folder: Path, spec: DenseSpec) -> WeightsConfig:
+    """Those of the transformer and, of an elastic model, those that it has beside."""
+    files = [*_weight_files(folder)]
+    if len(spec.levels) > 1:
+        if not (folder / ELIT).exists():
+            _write_interface(folder, spec, dtype_of(folder, files[0]))
+        files.append(ELIT)
+    return weights_found(folder, files, spec)
+
+
+def _write_interface(folder: Path, spec: DenseSpec, dtype: torch.dtype) -> None:
+    """As training begins with it: at the full level it changes nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = build_empty(spec)
+        assert isinstance(model, ElitPRX), spec.kind
+        model.make_interface()
+    made = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    try:
+        save_file(made, folder / ELIT, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(folder, [f"{ELIT} cannot be written: {error}"]) from None
+
+
+def _specs(
+    folder: Path,
+    facts: PipelineFacts,
+    index: _Index,
+    sizes: Sequence[str],
+    max_tokens: int | None,
+    split: Split | None,
+) -> tuple[list[DenseSpec], int]:
+    """The backbone at each size, and the factor of the autoencoder."""
+    coder = read_folder(folder / "vae", "vae")
+    side = index.default_sample_size or RESOLUTION
+    wanted = [Size.read(size, field="--sizes") for size in sizes] or [Size(side, side)]
+    tokens = _max_tokens(folder, facts.max_tokens if max_tokens is None else max_tokens)
+    specs = _specs_of(folder, facts.transformer, wanted, coder.factor, {"max_tokens": tokens})
+    if split is not None:
+        if facts.elastic is None:
+            raise InvalidInput("--window", split.window, f"left out: there is no ELIT inside a {index.pipeline} yet")
+        ours = {"max_tokens": tokens, "interface": _interface(split, specs[0].depth)}
+        specs = _specs_of(folder, facts.elastic, wanted, coder.factor, ours)
+    check_autoencoder(folder / "vae", specs[0].sample_shape, field="vae")
+    return specs, coder.factor
+
+
+def _interface(split: Split, depth: int) -> dict[str, object]:
+    """Where nobody says, the blocks before Read and behind Write are as many as in the paper's Qwen-Image, 8 of 60."""
+    usual = max(1, round(depth * 8 / 60))
+    head, tail = (usual if told is None else told for told in (split.head, split.tail))
+    if not 0 <= head + tail < depth:
+        raise InvalidInput("--head, --tail", (head, tail), f"together fewer than the {depth} blocks of the model")
+    return {"window": split.window, "head": head, "core": depth - head - tail, "tail": tail}
+
+
+def _specs_of(
+    folder: Path, kind: type[DenseSpec], sizes: Sequence[Size], factor: int, ours: Mapping[str, object]
+) -> list[DenseSpec]:
+    """The backbone at each size. ours: the fields that the folder does not say."""
     content = _json(folder, "transformer/config.json")
     name = content.pop("_class_name", None) if isinstance(content, dict) else None
     if name != kind.their_class:
@@ -170,7 +236,7 @@ def _specs(folder: Path, kind: type[DenseSpec], sizes: Sequence[Size], factor: i
                 raise InvalidInput("--sizes", str(size), allowed)
         height, width = size.height // factor, size.width // factor
         try:
-            spec = kind.of_configuration(content, height=height, width=width, max_tokens=max_tokens)
+            spec = kind.of_configuration(content, height=height, width=width, **ours)
         except InvalidSpec as error:
             problems = [f"transformer/config.json: {problem}" for problem in str(error).split("; ")]
             raise CheckpointError(folder, problems) from None

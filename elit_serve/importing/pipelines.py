@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from elit_serve.nn.backbones.dense.dense import DenseSpec
+from elit_serve.nn.backbones.dense.elit_prx import ElitPRXSpec
 from elit_serve.nn.backbones.dense.prx import PRXSpec
 from elit_serve.nn.backbones.dense.qwen_image import QwenImageSpec
 from elit_serve.plans.bounds import MAX_TIME_SHIFT, MIN_TIME_SHIFT
@@ -56,8 +57,9 @@ class Scheduler(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineFacts:
-    """transformer: the spec of its backbone. steps, guidance: what it does where nobody says.
+    """transformer: the spec of its backbone; elastic: of the same with ELIT inside, if there is one.
 
+    steps, guidance: what it does where nobody says.
     shift: of its time grid, for a scheduler and so many tokens of a sample. Raises `ValueError` for a scheduler that
         the pipeline does not work with.
     max_tokens: of a prompt; None is what its tokenizer says.
@@ -68,6 +70,7 @@ class PipelineFacts:
     guidance: Guidance
     shift: Callable[[Scheduler, int], Shift]
     max_tokens: int | None = None
+    elastic: type[ElitPRXSpec] | None = None
 
 
 def shift_of_prx(scheduler: Scheduler, num_tokens: int) -> Shift:  # noqa: ARG001
@@ -90,7 +93,11 @@ def shift_of_qwen_image(scheduler: Scheduler, num_tokens: int) -> Shift:
 
 PIPELINES = {
     "PRXPipeline": PipelineFacts(
-        transformer=PRXSpec, steps=28, guidance=Guidance(method="cfg", scale=4.0), shift=shift_of_prx
+        transformer=PRXSpec,
+        elastic=ElitPRXSpec,
+        steps=28,
+        guidance=Guidance(method="cfg", scale=4.0),
+        shift=shift_of_prx,
     ),
     "QwenImagePipeline": PipelineFacts(
         transformer=QwenImageSpec,

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from dense.conftest import Made
 from dense.folders import randomised
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
-from elit_serve.errors import InvalidInput
+from elit_serve.cli import app
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.importing.diffusers_folder import import_folder
+from elit_serve.importing.sit import Split
 from elit_serve.nn import BackboneSpec, build
 from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import packed
+from elit_serve.plans.guidance import Guidance
 
 ELASTIC = {name: kind.tiny for name, kind in KINDS.items() if kind.is_published and len(kind.tiny.levels) > 1}
 
@@ -116,3 +126,28 @@ def test_a_level_spares_the_flops_that_are_counted(model: torch.nn.Module) -> No
 def test_sizes_are_of_whole_windows(spec: BackboneSpec) -> None:
     with pytest.raises(InvalidInput, match="width: 12 is not allowed; it must be a multiple of 8"):
         spec.check_size(8, 12)
+
+
+def test_a_folder_becomes_elastic_with_a_small_file_beside_its_weights(model_of: Made, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_of("prx"), tmp_path / "elastic")
+    dense = Pipeline.load(folder, device="cpu")
+    with pytest.raises(InvalidInput, match="together fewer than the 3 blocks"):
+        import_folder(folder, split=Split(window=(2, 2), head=2, tail=1), replace_ours=True)
+    run = CliRunner().invoke(app, ["import", str(folder), "--window", "2,2", "--replace"])
+    assert run.exit_code == 0, run.output
+    written = (folder / "elit.safetensors").read_bytes()
+    elastic = Pipeline.load(folder, device="cpu")
+    assert elastic.config.backbone.kind == "elit-prx"
+    assert elastic.config.levels == (1, 2, 3, 4)
+    assert elastic.config.sampling.guidance == Guidance(method="ccfg", scale=4.0, weak_level=1)
+    condition, whole = elastic.conditions.prompted("a red tulip"), Guidance(method="cfg", scale=4.0)
+    full, low = (
+        elastic.sample([condition], [3], elastic.plan(steps=3, budget=budget, guidance=whole)) for budget in (1, 0.25)
+    )
+    expected = dense.sample([condition], [3], dense.plan(steps=3, guidance=whole))
+    torch.testing.assert_close(full, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(low, expected, atol=1e-3)
+    import_folder(folder, split=Split(window=(2, 2)), replace_ours=True)
+    assert (folder / "elit.safetensors").read_bytes() == written, "what may have been trained is kept"
+    with pytest.raises(CheckpointError, match=r"tensor latents has shape \(4, 32\), expected \(8, 32\)"):
+        import_folder(folder, split=Split(window=(2, 4)), replace_ours=True)

@@ -53,7 +53,7 @@ class DenseSpec(BackboneSpec):
     max_tokens: int = whole(1, MAX_TEXT_TOKENS)
 
     @classmethod
-    def of_configuration(cls, content: Mapping[str, object], **ours: int) -> Self:
+    def of_configuration(cls, content: Mapping[str, object], **ours: object) -> Self:
         """From `transformer/config.json` of diffusers, and the fields that are not in it.
 
         Raises `InvalidSpec` with all that is wrong; what the file leaves out is as diffusers has it.

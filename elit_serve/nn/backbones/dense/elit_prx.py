@@ -142,6 +142,11 @@ class ElitPRX(PRX):
 
     def __init__(self, spec: ElitPRXSpec) -> None:
         super().__init__(spec)
+        self.make_interface()
+
+    def make_interface(self) -> None:
+        """What a dense model lacks, as it starts; made anew if it is there, as in a model without memory."""
+        spec = self.spec
         self.latents = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim))  # [J, D]
         self.places = nn.Parameter(torch.empty(spec.latents_per_group, spec.dim))  # [J, D]
         self.read = Read(spec.dim, spec.num_heads)
