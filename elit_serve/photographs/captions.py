@@ -72,7 +72,10 @@ class _Captions:
 
     def __init__(self, source: Path, files: list[tuple[Parts, File]]) -> None:
         self._source = source
-        self._texts = {_stem(place): file for place, file in files if place[-1].lower().endswith(".txt")}
+        self._texts = defaultdict[Parts, list[File]](list)  # a tar may use a name again
+        for place, file in files:
+            if place[-1].lower().endswith(".txt"):
+                self._texts[_stem(place)].append(file)
         self._lines: dict[Parts, str] = {}
         for place, file in files:
             if place[-1] == LIST:
@@ -80,11 +83,13 @@ class _Captions:
 
     def of(self, place: Parts) -> str:
         """Raises `_NoCaption`."""
-        file = self._texts.get(_stem(place))
-        if file is not None:
-            if file.size > MAX_CAPTION_BYTES:
+        texts = self._texts.get(_stem(place), [])
+        if len(texts) > 1:
+            raise _NoCaption("with several captions")
+        if texts:
+            if texts[0].size > MAX_CAPTION_BYTES:
                 raise _NoCaption(f"whose caption has more than {MAX_PROMPT} characters")
-            return _checked(_bytes(file))
+            return _checked(_bytes(texts[0]))
         if place not in self._lines:
             raise _NoCaption("without a caption")
         return _checked(self._lines[place].encode("utf-8", "surrogatepass"))

@@ -14,7 +14,9 @@ often enough for the words to mean something to a model that learns them. A phot
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +135,9 @@ def captioned(source: Path, part: Part = "training") -> Iterator[tuple[Photograp
 
 def write_captioned(source: Path, out: Path, part: Part = "training") -> tuple[int, list[str]]:
     """A tar of the photographs of a data set as they are, each with a text beside it. -> how many, and those that are
-    damaged, which are left out"""
+    damaged, which are left out. Of photographs with one name the later ones get a number, for each to have its text."""
     damaged, count = [], 0
+    names = Counter[str]()
     staging = out.with_name(f".{out.name}")
     try:
         with tarfile.open(staging, "w") as tar:
@@ -142,8 +145,11 @@ def write_captioned(source: Path, out: Path, part: Part = "training") -> tuple[i
                 if said is None:
                     damaged.append(photograph.place)
                     continue
-                _add(tar, photograph.place, photograph.read())
-                _add(tar, str(Path(photograph.place).with_suffix(".txt")), said.encode())
+                name, suffix = os.path.splitext(photograph.place)  # noqa: PTH122 (it is a place in a tar)
+                names[name] += 1
+                name = name if names[name] == 1 else f"{name}~{names[name]}"
+                _add(tar, f"{name}{suffix}", photograph.read())
+                _add(tar, f"{name}.txt", said.encode())
                 count += 1
         staging.replace(out)
     except OSError as error:

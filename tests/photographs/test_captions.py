@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,17 @@ def test_a_photograph_without_a_caption_that_can_be_read_is_left_out_and_named(t
     }.items():
         assert f"pictures {reason} ({name})" in found.left_out
     assert "pictures without a caption (none.png): 1" in str(found.note)
+
+
+def test_a_name_that_a_tar_uses_again_has_no_caption_for_sure(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", {"1.png": "one", "2.png": "two"})
+    path = tar_of(folder)
+    with tarfile.open(path, "a") as tar:
+        for name in ("1.png", "1.txt"):
+            tar.add(folder / name, arcname=f"set/{name}")
+    found = open_captioned_set(path)
+    assert listed(found) == [("2.png", "two")]
+    assert found.left_out == {"pictures with several captions (1.png, 1.png)": 2}
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,16 @@ def test_a_data_set_of_classes_becomes_one_of_captions(tmp_path: Path) -> None:
         (folder / label).mkdir(parents=True)
         picture("green", SMALL, colour).save(folder / label / "1.png")
     (folder / "rose" / "2.jpg").write_bytes(b"no picture")
+    picture("white", SMALL, "blue").save(folder / "rose" / "1.bmp")
     done = CliRunner().invoke(app, ["caption", str(folder), str(tmp_path / "captioned.tar")])
     assert done.exit_code == 0, done.output
-    assert "2 photographs with captions" in done.output
+    assert "3 photographs with captions" in done.output
     assert "rose/2.jpg" in done.output
     found = open_captioned_set(tmp_path / "captioned.tar")
     assert [(each.place, each.caption) for each in found.photographs] == [
         ("brown-cap-mushroom/1.png", "a white brown cap mushroom from afar"),
-        ("rose/1.png", "a red rose from afar"),
+        ("rose/1.bmp", "a blue rose from afar"),
+        ("rose/1~2.png", "a red rose from afar"),
     ]
     assert [each.read() for each in found.photographs] == [
         each.read() for each in open_data_set(folder).photographs if each.name != "2.jpg"
