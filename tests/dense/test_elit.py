@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import packed
 from elit_serve.plans.guidance import Guidance
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler import CostTable
 
 ELASTIC = {name: kind.tiny for name, kind in KINDS.items() if kind.is_published and len(kind.tiny.levels) > 1}
 
@@ -151,3 +154,23 @@ def test_a_folder_becomes_elastic_with_a_small_file_beside_its_weights(model_of:
     assert (folder / "elit.safetensors").read_bytes() == written, "what may have been trained is kept"
     with pytest.raises(CheckpointError, match=r"tensor latents has shape \(4, 32\), expected \(8, 32\)"):
         import_folder(folder, split=Split(window=(2, 4)), replace_ours=True)
+
+
+def test_an_elastic_folder_is_served_at_the_budgets_that_are_asked_for(
+    model_of: Made, tmp_path: Path, start_server: Any, assert_same_picture: Any
+) -> None:
+    folder = shutil.copytree(model_of("prx"), tmp_path / "elastic")
+    import_folder(folder, split=Split(window=(2, 2)), replace_ours=True)
+    pipeline = Pipeline.load(folder, device="cpu")
+    shape = pipeline.shapes[0].name
+    kinds = [StepKind(shape, level, weak) for level in (1, 2, 3, 4) for weak in (None, 1, level)]
+    steps_ms = {(kind, batch): 100.0 * kind.level for kind in kinds for batch in (1, 4)}
+    server = start_server(pipeline, cost=CostTable(steps_ms=steps_ms, overhead_ms=0.0))
+    made = {}
+    for budget in (0.25, 1.0):
+        answer = server.generate({"prompt": "a rose", "seed": 5, "steps": 3, "budget": budget}, accept="image/png")
+        assert answer.status_code == 200, answer.text
+        alone = pipeline.run([pipeline.conditions.prompted("a rose")], [5], pipeline.plan(steps=3, budget=budget))[0]
+        assert_same_picture(answer.content, alone.image)
+        made[budget] = alone.image.tobytes()
+    assert made[0.25] != made[1.0]
