@@ -60,6 +60,16 @@ def test_generate_takes_a_prompt_here_and_of_a_server(model: Path, start_server:
     assert (facts["prompt"], facts["negative_prompt"], facts["seed"]) == ("a rose", "thorns", 7)
 
 
+def test_a_pipeline_takes_a_prompt(model: Path) -> None:
+    pipeline = Pipeline.load(model, device="cpu")
+    facts = pipeline.generate(prompt="a rose", negative_prompt="thorns", steps=1).facts
+    assert (facts["prompt"], facts["negative_prompt"]) == ("a rose", "thorns")
+    with pytest.raises(InvalidInput, match="prompt is missing"):
+        pipeline.generate()
+    with pytest.raises(InvalidInput, match="leave one of them out"):
+        pipeline.generate("rose", prompt="rose")
+
+
 def test_a_grid_has_a_column_for_each_prompt(model: Path, tmp_path: Path) -> None:
     prompts = ["--prompt", "a rose", "--prompt", "a tulip"]
     done = generate(model, "--grid", *prompts, "--steps", "1", "-o", tmp_path / "sheet.png")

@@ -186,8 +186,10 @@ class Pipeline(ServedModel):
 
     def generate(
         self,
-        label: str | int,
+        label: str | int | None = None,
         *,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
         budget: float | None = None,
         seed: int = 0,
         levels: Sequence[int] | None = None,
@@ -196,12 +198,21 @@ class Pipeline(ServedModel):
         skips: Skips | SkipRule = NO_SKIPS,
         size: str | None = None,
     ) -> FinishedPicture:
-        """One picture of what `label` names, of the model's first size or this one, as "640x384".
+        """One picture of what `label` names or `prompt` says, of the model's first size or this one, as "640x384".
 
         >>> load("models/garden64").generate("tulip", budget=0.25, seed=7).save("tulip.png")  # doctest: +SKIP
         """
         plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance, skips=skips)
-        return self.run([self.conditions.named(label)], [seed], plan, size=size)[0]
+        return self.run([self._condition(label, prompt, negative_prompt)], [seed], plan, size=size)[0]
+
+    def _condition(self, label: str | int | None, prompt: str | None, negative_prompt: str | None) -> Condition:
+        if label is not None and prompt is not None:
+            raise InvalidInput("prompt", prompt, "a label is given; leave one of them out")
+        if label is not None:
+            return self.conditions.named(label)
+        if prompt is None:
+            raise self.conditions.nothing_said()
+        return self.conditions.prompted(prompt, negative_prompt)
 
     def run(
         self,

@@ -365,3 +365,21 @@ def test_variables_that_cannot_be_used_are_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
     with pytest.raises(InvalidInput, match=r"^otlp_endpoint: .*an OTEL_ variable is wrong: max_export_batch_size"):
         tracing.Tracing("http://localhost:4318", clock=MonotonicClock())
+
+
+@pytest.mark.parametrize("log_prompts", ["off", "on"])
+def test_a_trace_holds_a_prompt_only_where_settings_say_so(
+    start_server: Any,
+    settings: Settings,
+    collector: Collector,
+    eventually: Eventually,
+    painter: Pipeline,
+    log_prompts: str,
+) -> None:
+    server = start_server(painter, settings=settings.model_copy(update={"log_prompts": log_prompts}))
+    assert server.generate({"prompt": "a secret rose", "negative_prompt": "thorns"}).status_code == 200
+    eventually(lambda: collector.has("POST /v1/generate", "generation"))
+    told = attributes(collector.named("generation"))
+    assert "elit.label" not in told
+    assert told.get("elit.prompt") == ("a secret rose" if log_prompts == "on" else None)
+    assert any(b"secret" in body for _, body in collector.requests) == (log_prompts == "on")

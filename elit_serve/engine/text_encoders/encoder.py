@@ -31,6 +31,11 @@ class TextEncoder(Protocol):
         """
 
 
+def on_device(tokens: Tensor, device: torch.device) -> Tensor:
+    """Copied from pinned memory: from any other, the host would wait for all that is on its way on a GPU."""
+    return tokens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tokens
+
+
 class NoFields(Strict):
     """Of a kind that is told nothing."""
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic_core import from_json
 from torch import Tensor
 
-from elit_serve.engine.text_encoders.encoder import TextEncoderKind
+from elit_serve.engine.text_encoders.encoder import TextEncoderKind, on_device
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.config import Strict
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
@@ -57,7 +57,7 @@ class TransformersEncoder:
         tokens = self._tokenizer(
             list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         )
-        ids, mask = (tokens[name].to(self._device) for name in ("input_ids", "attention_mask"))
+        ids, mask = (on_device(tokens[name], self._device) for name in ("input_ids", "attention_mask"))
         output = self._encoder(input_ids=ids, attention_mask=mask, output_hidden_states=self._layer is not None)
         return output.last_hidden_state if self._layer is None else output.hidden_states[self._layer], mask
 

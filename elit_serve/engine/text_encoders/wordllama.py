@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from elit_serve.engine.text_encoders.encoder import NoFields, TextEncoderKind
+from elit_serve.engine.text_encoders.encoder import NoFields, TextEncoderKind, on_device
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.opening import regular
 from elit_serve.nn.text import packed
@@ -42,8 +42,8 @@ class WordLlamaEncoder:
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         encoded = self._tokenizer.encode_batch(list(prompts), add_special_tokens=False)
-        ids = torch.tensor([each.ids for each in encoded]).to(self._table.device)  # [B, T]
-        mask = torch.tensor([each.attention_mask for each in encoded]).to(self._table.device)
+        numbers = torch.tensor([(each.ids, each.attention_mask) for each in encoded])  # [B, 2, T]
+        ids, mask = on_device(numbers, self._table.device).unbind(1)
         return packed(self._table[ids], mask, self.max_tokens)
 
 
