@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -113,7 +113,8 @@ class BucketedData:
 
     def batches(self, run_order: RunOrder, first_step: int) -> Iterator[Batch]:
         """From a step on, each of one size."""
-        drawn = SizeOrder(self._weights, run_order.seed)
+        stages = [(end, self._weights_of(shapes)) for end, shapes in run_order.stages]
+        drawn = SizeOrder(stages or [(math.inf, self._weights)], run_order.seed)
         streams = [
             part.batches(_order_of(run_order, index), earlier)
             for index, (part, earlier) in enumerate(zip(self.parts.values(), drawn.before(first_step), strict=True))
@@ -123,24 +124,32 @@ class BucketedData:
             index = drawn.at(step)
             yield replace(next(streams[index]), shape=shapes[index])
 
+    def _weights_of(self, shapes: Collection[Shape]) -> list[int]:
+        return [weight * (shape in shapes) for shape, weight in zip(self.parts, self._weights, strict=True)]
+
 
 class SizeOrder:
-    """Which of several sizes each step is of; the same on every rank."""
+    """Which of several sizes each step is of; the same on every rank.
 
-    def __init__(self, weights: Sequence[int], seed: int) -> None:
-        self._weights, self._seed = weights, seed
+    stages: the step at which each ends, and how often its steps are of each size; the last has no end.
+    """
+
+    def __init__(self, stages: Sequence[tuple[float, Sequence[int]]], seed: int) -> None:
+        self._stages, self._seed = stages, seed
+        self._num_sizes = len(stages[0][1])
 
     def at(self, step: int) -> int:
         """The index of a step's size, for a step counted from 0."""
+        weights = next(weights for end, weights in self._stages if step < end)
         draw = random.Random(seed_of(self._seed, "size", step))
-        return draw.choices(range(len(self._weights)), self._weights)[0]
+        return draw.choices(range(self._num_sizes), weights)[0]
 
     def before(self, step: int) -> list[int]:
         """How many of the steps before this one are of each size."""
-        if len(self._weights) == 1:
+        if self._num_sizes == 1:
             return [step]
         counts = Counter(map(self.at, range(step)))
-        return [counts[index] for index in range(len(self._weights))]
+        return [counts[index] for index in range(self._num_sizes)]
 
 
 def nearest(own: Size | tuple[int, int] | None, sizes: Sequence[Size]) -> list[Size]:

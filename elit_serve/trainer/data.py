@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -221,12 +221,14 @@ class SampleOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOrder:
-    """The order of a run, and this rank's part of each global batch."""
+    """The order of a run, and this rank's part of each global batch. stages: up to which step samples are of
+    which shapes, see `Recipe.stages`; without any they are of all."""
 
     batch: int
     seed: int
     rank: int = 0
     world: int = 1
+    stages: Sequence[tuple[float, Collection[Shape]]] = ()
 
     def build(self, num_samples: int) -> SampleOrder:
         return SampleOrder(num_samples, self.batch, self.seed)

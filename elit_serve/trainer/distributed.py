@@ -43,9 +43,30 @@ class World:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told)
 
+    def gathered(self, told: bytes) -> list[bytes]:
+        """What each rank tells, in their order; all tell equally much."""
+        if self.size == 1:
+            return [told]
+        mine = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(everyone, mine)
+        return [part.numpy().tobytes() for part in everyone]
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """One rank after another does what is inside."""
+        for _ in range(self.rank):
+            self.barrier()
+        yield
+        for _ in range(self.size - self.rank):
+            self.barrier()
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+ALONE = World(device=torch.device("cpu"))
 
 
 @contextmanager

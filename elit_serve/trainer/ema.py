@@ -7,6 +7,7 @@ import copy
 import torch
 
 from elit_serve.nn import Backbone
+from elit_serve.trainer.sharding import own_rows
 
 
 class Ema:
@@ -20,5 +21,5 @@ class Ema:
     def update(self, model: Backbone, step: int) -> None:
         """After optimiser step `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = [average.detach() for average in self.model.parameters()]
-        torch._foreach_lerp_(averages, [weight.detach() for weight in model.parameters()], 1 - decay)
+        averages = [own_rows(average.detach()) for average in self.model.parameters()]
+        torch._foreach_lerp_(averages, [own_rows(weight.detach()) for weight in model.parameters()], 1 - decay)

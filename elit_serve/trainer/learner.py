@@ -24,6 +24,7 @@ from elit_serve.trainer.ema import Ema
 from elit_serve.trainer.gradients import AddGradient, GraphedGradient, MicroBatch
 from elit_serve.trainer.loss import distilled_loss, rectified_flow_loss, taught_loss
 from elit_serve.trainer.recipe import Recipe
+from elit_serve.trainer.sharding import recompute_inside, spread, whole
 from elit_serve.trainer.starts import NONE, Models
 
 ToSamples = Callable[[MicroBatch], Tensor]  # what the model works on: -> [B', C, h, w] of a micro-batch
@@ -38,19 +39,27 @@ class Learner:
         self.recipe, self.world = recipe, world
         self._to_samples = to_samples
         torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
-        self.model = build(recipe.backbone.spec(conditions)).to(world.device)
-        self._models = models
+        self.model = build(recipe.backbone.spec(conditions))
         if models.weights is not None:
             self.model.load_state_dict(models.weights, strict=False)
+        self._taken, self._teacher = models.taken, models.teacher
         self.ema = Ema(self.model, recipe.optimizer.ema)
+        self.is_sharded = recipe.training.sharded and world.size > 1
+        if recipe.training.recompute:
+            recompute_inside(self.model.compilable())
+        for each in (self.model, self.ema.model, *([self._teacher.model] if self._teacher else [])):
+            if self.is_sharded:
+                spread(each, world)
+            else:
+                each.to(world.device)
         self.optimizer = self._make_optimizer()
         self.step = 0
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         """Of two groups: what an upcycled model has taken over, and what is new in it or, without one, all."""
         options, parameters = self.recipe.optimizer, dict(self.model.named_parameters())
-        taken = [parameter for name, parameter in parameters.items() if name in self._models.taken]
-        new = [parameter for name, parameter in parameters.items() if name not in self._models.taken]
+        taken = [parameter for name, parameter in parameters.items() if name in self._taken]
+        new = [parameter for name, parameter in parameters.items() if name not in self._taken]
         return torch.optim.AdamW(
             [{"params": group} for group in (taken, new)],
             lr=options.learning_rate,
@@ -62,14 +71,16 @@ class Learner:
     def begin(self, tell: Callable[[str], None]) -> bool:
         """Compiles the model's blocks if that is wanted and possible. -> whether it did"""
         blocks = [*self.model.compilable(), *self.ema.model.compilable()]
-        device = self.world.device
-        is_compiled = is_wanted(self.recipe.training.compile, device) and compile_if_possible(blocks, device, tell)
+        device, compile_ = self.world.device, self.recipe.training.compile
+        if self.is_sharded and compile_ is None:
+            compile_ = False  # whether it gains anything there has not been measured
+        is_compiled = is_wanted(compile_, device) and compile_if_possible(blocks, device, tell)
         self._network = self._distributed()
         self._add_gradient = self._make_add_gradient()
         return is_compiled
 
     def _distributed(self) -> nn.Module:
-        if self.world.size == 1:
+        if self.world.size == 1 or self.is_sharded:
             return self.model
         return DistributedDataParallel(self.model, broadcast_buffers=False)
 
@@ -99,7 +110,7 @@ class Learner:
             loss = distilled_loss(self._network, *samples, levels, permutation)
             return loss, torch.zeros_like(loss)
         level = levels[0] if len(levels) == 1 else levels
-        teacher = self._models.teacher
+        teacher = self._teacher
         if teacher is None:
             loss = rectified_flow_loss(self._network, *samples, level, permutation)
             return loss, torch.zeros_like(loss)
@@ -151,7 +162,8 @@ class Learner:
         return total
 
     def _synchronising(self, now: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients with the last micro-batch only."""
+        """Ranks exchange gradients with the last micro-batch only; where weights are spread they do with each, since a
+        whole gradient would not fit."""
         if now or not isinstance(self._network, DistributedDataParallel):
             return nullcontext()
         context: AbstractContextManager[None] = self._network.no_sync()
@@ -168,7 +180,7 @@ class Learner:
         taken, new = self.optimizer.param_groups
         taken["lr"] = 0.0 if upcycle is not None and self.step < upcycle.new_only_steps else learning_rate
         new["lr"] = learning_rate
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
+        self.grad_norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip))
         self.optimizer.step()
         self.step += 1
 

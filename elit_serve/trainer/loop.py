@@ -10,7 +10,7 @@ import math
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -40,6 +40,7 @@ from elit_serve.trainer.progress import Reporter, say
 from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.resume import opened
 from elit_serve.trainer.run import DataFacts, RunDirectory, RunFacts, Snapshot, TrainState
+from elit_serve.trainer.sharding import own_rows, rows_of, spread_as, take_rows
 from elit_serve.trainer.sources import Source, about, check_folder_given, fits_memory, open_source
 from elit_serve.trainer.starts import NONE, Models, model_facts, open_models
 from elit_serve.trainer.told import Told
@@ -68,7 +69,8 @@ class Trainer:
         self.damage = DamageReport(total=len(training), max_fraction=recipe.data.max_corrupt)
         self.told = Told(recipe, training.classes, world.device)
         self.tell, self.tell_held_out = self.told.of(training.classes), self.told.of(validation.classes)
-        self.order = RunOrder(batch=recipe.training.batch, seed=recipe.training.seed, rank=world.rank, world=world.size)
+        batch, seed = recipe.training.batch, recipe.training.seed
+        self.order = RunOrder(batch=batch, seed=seed, rank=world.rank, world=world.size, stages=recipe.stages)
         self.data = self._open(training)
         self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
         self.validation = validation.decoded(self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
@@ -127,17 +129,22 @@ class Trainer:
         every, last = self.recipe.every, self.step == self.recipe.training.steps
         if self.step % every.log == 0 or last:
             self._log(reporter)
-        if reporter is not None and (self.step % every.validation == 0 or last):
+        takes_part = reporter is not None or self.learner.is_sharded  # no rank alone has all weights then
+        if takes_part and (self.step % every.validation == 0 or last):
             self._report_validation(reporter)
-        if reporter is not None and (self.step % every.samples == 0 or last):
-            reporter.samples(self.step, self.sample_sheet())
+        if takes_part and (self.step % every.samples == 0 or last):
+            sheet = self.sample_sheet()
+            if reporter is not None:
+                reporter.samples(self.step, sheet)
         if self.step % every.checkpoint == 0 or last:
             self._save()
 
-    def _report_validation(self, reporter: Reporter) -> None:
+    def _report_validation(self, reporter: Reporter | None) -> None:
         losses = self.validate()
         is_finite = all(map(math.isfinite, losses.values()))  # of ruined weights there is nothing to look at
-        reporter.validation(self.step, losses, self.look_at_latents() if is_finite else {})
+        figures = self.look_at_latents() if is_finite else {}
+        if reporter is not None:
+            reporter.validation(self.step, losses, figures)
 
     def _log(self, reporter: Reporter | None) -> None:
         losses = self.world.mean(self.window_loss / self.window_steps)
@@ -252,33 +259,33 @@ class Trainer:
         self.window_loss = self.world.mean(self.window_loss)
         learner = self.learner
         learner.stop_unless_finite(self.window_loss)
-        if self.world.is_main:
-            state = TrainState(
-                step=self.step,
-                window_loss=float(self.window_loss[0]),
-                window_distillation=float(self.window_loss[1]),
-                window_steps=self.window_steps,
-                damaged=tuple(self.damage.names),
-                in_memory=self.is_in_memory,
-            )
-            self.run.save(
-                Snapshot(
-                    model=learner.model.state_dict(),
-                    ema=learner.ema.model.state_dict(),
-                    optimizer=_optimizer_tensors(learner.model, learner.optimizer),
-                    state=state,
-                ),
-                keep=self.recipe.every.keep,
-            )
+        state = TrainState(
+            step=self.step,
+            window_loss=float(self.window_loss[0]),
+            window_distillation=float(self.window_loss[1]),
+            window_steps=self.window_steps,
+            damaged=tuple(self.damage.names),
+            in_memory=self.is_in_memory,
+        )
+        tensors = {
+            "model": learner.model.state_dict(),
+            "ema": learner.ema.model.state_dict(),
+            "optimizer": _optimizer_tensors(learner.model, learner.optimizer),
+        }
+        own = {name: {key: own_rows(tensor) for key, tensor in part.items()} for name, part in tensors.items()}
+        if learner.is_sharded:
+            self.run.save(Snapshot(**own, state=state), keep=self.recipe.every.keep, world=self.world)
+        elif self.world.is_main:
+            self.run.save(Snapshot(**own, state=state), keep=self.recipe.every.keep)
         self.world.barrier()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on where a checkpoint stands."""
         learner = self.learner
         try:
-            learner.model.load_state_dict(snapshot.model)
-            learner.ema.model.load_state_dict(snapshot.ema)
-            _restore_optimizer(learner.model, learner.optimizer, snapshot.optimizer)
+            take_rows(learner.model, snapshot.model, self.world)
+            take_rows(learner.ema.model, snapshot.ema, self.world)
+            _restore_optimizer(learner.model, learner.optimizer, snapshot.optimizer, self.world)
         except (RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"{self.run.path}: the checkpoint of step {snapshot.state.step}: {reason}") from None
@@ -330,8 +337,10 @@ def train(
             if world.is_main:
                 for line in about(recipe, training, held_out):
                     say(console, line)
-            models = open_models(recipe, conditions, autoencoder, world.device, is_begun=snapshot is not None)
-            trainer = Trainer(recipe, source, world, run, coder, models)
+            with world.in_turn() if recipe.training.sharded else nullcontext():  # the machine holds one whole model
+                models = open_models(recipe, conditions, autoencoder, is_begun=snapshot is not None)
+                trainer = Trainer(recipe, source, world, run, coder, models)
+                del models
             if snapshot is not None:
                 trainer.restore(snapshot)
             if not world.is_main:
@@ -394,13 +403,19 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     return tensors
 
 
-def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], world: World
+) -> None:
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
         for entry in ("step", "exp_avg", "exp_avg_sq"):
             on_cpu = entry == "step" and not optimizer.defaults["fused"]
             device = torch.device("cpu") if on_cpu else parameter.device
-            state[entry] = tensors[f"{name}/{entry}"].to(device, copy=True)  # not the mapped file itself
+            saved = tensors[f"{name}/{entry}"]
+            if entry != "step":
+                saved = rows_of(saved, parameter, world)
+            moved = saved.to(device, copy=True)  # not the mapped file itself
+            state[entry] = moved if entry == "step" else spread_as(moved, parameter)
 
 
 @contextmanager

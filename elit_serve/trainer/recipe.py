@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -116,11 +117,19 @@ def _size(text: str) -> str:
 SizeText = Annotated[str, Field(max_length=40), AfterValidator(_size)]
 
 
+class Stage(Section):
+    """Steps that are of some of the recipe's sizes only, as pictures are small at first (progressive resolution)."""
+
+    sizes: tuple[SizeText, ...] = Field(min_length=1)
+    steps: int = Field(ge=1, le=MAX_STEPS)
+
+
 class Data(Section):
     """How photographs become training samples.
 
     sizes: of samples beside that of [backbone], as WIDTHxHEIGHT (pixels, or an autoencoder's latent). A photograph goes
         to the size whose aspect ratio is nearest to its own; each step is of one size.
+    stages: what the first steps are of, one stage after another. All that follow are of the sizes that no stage has.
     flip: mirror half of them. shift: move each by up to this many pixels, reflecting at the border.
     holdout: fraction kept out of training for the validation loss, unless a validation set is given.
     max_corrupt: fraction of unreadable pictures above which the run stops.
@@ -128,6 +137,7 @@ class Data(Section):
     """
 
     sizes: tuple[SizeText, ...] = ()
+    stages: tuple[Stage, ...] = ()
     flip: bool = True
     shift: int = Field(default=0, ge=0, le=4096)
     holdout: float = Field(default=0.02, gt=0, lt=1)
@@ -184,6 +194,8 @@ class Training(Section):
     noise, as in sampling with that shift.
     compile and graphs change only the speed: blocks compiled one by one (default: on a GPU); on one GPU, steps replayed
     as CUDA graphs.
+    sharded and recompute change only the memory: weights, their average, the optimiser's state and the teacher spread
+    over the ranks, where there are several; what a block computes inside computed again when its gradient is.
     """
 
     steps: int = Field(ge=1, le=MAX_STEPS)
@@ -196,6 +208,8 @@ class Training(Section):
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool | None = None
     graphs: bool = True
+    sharded: bool = False
+    recompute: bool = False
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @property
@@ -327,6 +341,9 @@ class Recipe(Section):
                 self._shape(text)
             except InvalidInput as error:
                 problems.append(f"data.sizes: {text}: {error}")
+        staged = {size for stage in self.data.stages for size in stage.sizes}
+        if unknown := sorted(staged - set(self.data.sizes)):
+            problems.append(f"data.stages: {', '.join(unknown)}: a stage is of some of data.sizes")
         return problems
 
     def _shape(self, size: str) -> Shape:
@@ -337,6 +354,14 @@ class Recipe(Section):
     def shapes(self) -> tuple[Shape, ...]:
         """Of the samples that it trains, that of the backbone first."""
         return tuple(dict.fromkeys([self.backbone.sketch.shape, *map(self._shape, self.data.sizes)]))
+
+    @property
+    def stages(self) -> tuple[tuple[float, frozenset[Shape]], ...]:
+        """Where each stage ends, in steps, and the shapes of its samples; the last has no end."""
+        ends = accumulate(stage.steps for stage in self.data.stages)
+        shapes = [frozenset(map(self._shape, stage.sizes)) for stage in self.data.stages]
+        rest = frozenset(self.shapes).difference(*shapes)
+        return (*zip(ends, shapes, strict=True), (math.inf, rest))
 
     def _autoencoder_problems(self) -> list[str]:
         try:

@@ -27,6 +27,8 @@ FREE = (
     "training.accumulation",
     "training.compile",
     "training.graphs",
+    "training.sharded",
+    "training.recompute",
     "data.workers",
     "data.memory_gb",
     "data.max_corrupt",

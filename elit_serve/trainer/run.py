@@ -5,6 +5,9 @@ log.jsonl                      one line per log interval and per validation
 lock                           held by the process that trains, see `run_lock`
 tensorboard/  samples/
 checkpoints/step-00005000/     model.safetensors ema.safetensors optimizer.safetensors state.json
+
+Where weights are spread over ranks each writes its own rows: model-00001-of-00008.safetensors and so on. (What
+torch.distributed.checkpoint writes cannot be read without unpickling.)
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,12 +31,15 @@ from torch import Tensor
 from elit_serve.errors import RunError
 from elit_serve.files.opening import MAX_JSON_BYTES, open_file, read_file
 from elit_serve.files.validation import problems_in
+from elit_serve.trainer.distributed import ALONE, World
 from elit_serve.trainer.recipe import MAX_STEPS, Recipe
 
 logger = logging.getLogger(__name__)
 
 TENSORS = ("model", "ema", "optimizer")  # a file of each in a checkpoint
 MAX_LOG_BYTES = 4 << 30
+MAX_SHARDS = 4096
+MAX_NAMED = 12
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ModelHash = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
@@ -88,14 +96,16 @@ class TrainState(_Written):
 
 
 class _SavedState(TrainState):
-    """`state.json`. files: the SHA-256 of each file of tensors beside it."""
+    """`state.json`. files: the SHA-256 of each file of tensors beside it. shards: how many of each kind there are."""
 
     files: dict[str, Sha256]
+    shards: int = Field(default=1, ge=1, le=MAX_SHARDS)
 
     @model_validator(mode="after")
     def _names_every_file(self) -> _SavedState:
-        if set(self.files) != set(TENSORS):
-            raise ValueError(f"files must name {', '.join(TENSORS)}")
+        expected = [_shard_name(name, rank, self.shards) for rank in range(self.shards) for name in TENSORS]
+        if set(self.files) != set(expected):
+            raise ValueError(f"files must name {', '.join(expected[:MAX_NAMED])}")
         return self
 
 
@@ -153,34 +163,71 @@ class RunDirectory:
         steps = (int(name[5:]) for name in names if name[5:].isdecimal())
         return sorted(step for step in steps if self._folder(step).name in names)
 
-    def save(self, snapshot: Snapshot, keep: int) -> None:
-        """Writes a checkpoint and then removes the oldest beyond `keep`.
+    def save(self, snapshot: Snapshot, keep: int, world: World = ALONE) -> None:
+        """Writes a checkpoint and then removes the oldest beyond `keep`. With several ranks each has its own rows of
+        every tensor, and all must save.
 
         A failure (full disk, no permission) raises `RunError` and leaves all earlier checkpoints as they were. What a
         killed save or removal left behind (a name with a dot in front) goes with the next save. A step that is saved
         already stays: a step is always the same.
         """
         step = snapshot.state.step
-        if step in self.steps():
+        if world.any(step in self.steps()):
             return
+        with self._together(step, world):
+            if world.is_main:
+                self._make_room(step)
+        with self._together(step, world):
+            digests = self._write_tensors(snapshot, world)
+        everyone = world.gathered(b"".join(digests))
+        with self._together(step, world):
+            if world.is_main:
+                self._finish(snapshot.state, everyone)
+        if world.is_main:
+            for old in self.steps()[:-keep]:
+                self._folder(old).rename(self._hidden(old))  # never a half-removed folder under a checkpoint's name
+                shutil.rmtree(self._hidden(old), ignore_errors=True)
+
+    @contextmanager
+    def _together(self, step: int, world: World) -> Iterator[None]:
+        """What fails on one rank inside fails on all, and leaves no part of a checkpoint."""
+        problem: Exception | None = None
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            problem = error
+        if not world.any(problem is not None):
+            return
+        if world.is_main:
+            shutil.rmtree(self._hidden(step), ignore_errors=True)
+        kept = f"the last good checkpoint is at step {self.steps()[-1]}" if self.steps() else "there is none yet"
+        reason = problem or "another rank failed"
+        raise RunError(f"the checkpoint of step {step} cannot be written to {self.path}: {reason}; {kept}") from None
+
+    def _make_room(self, step: int) -> None:
         for leftover in self._checkpoints.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        staging = self._hidden(step)
-        try:
-            staging.mkdir(parents=True)
-            for name in TENSORS:
-                save_file(dict(getattr(snapshot, name)), staging / f"{name}.safetensors")
-            files = {name: _sha256(staging / f"{name}.safetensors") for name in TENSORS}
-            state = _SavedState(**snapshot.state.model_dump(), files=files)
-            (staging / "state.json").write_text(state.model_dump_json() + "\n", encoding="utf-8")
-            staging.rename(self._folder(step))
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            kept = f"the last good checkpoint is at step {self.steps()[-1]}" if self.steps() else "there is none yet"
-            raise RunError(f"the checkpoint of step {step} cannot be written to {self.path}: {error}; {kept}") from None
-        for old in self.steps()[:-keep]:
-            self._folder(old).rename(self._hidden(old))  # never a half-removed folder under a checkpoint's name
-            shutil.rmtree(self._hidden(old), ignore_errors=True)
+        self._hidden(step).mkdir(parents=True)
+
+    def _write_tensors(self, snapshot: Snapshot, world: World) -> list[bytes]:
+        """This rank's files. -> their SHA-256, in the order of `TENSORS`"""
+        digests = []
+        for name in TENSORS:
+            file = self._hidden(snapshot.state.step) / f"{_shard_name(name, world.rank, world.size)}.safetensors"
+            save_file(dict(getattr(snapshot, name)), file)
+            digests.append(bytes.fromhex(_sha256(file)))
+        return digests
+
+    def _finish(self, state: TrainState, digests: Sequence[bytes]) -> None:
+        """digests: of each rank, one behind another."""
+        names = [_shard_name(name, rank, len(digests)) for rank in range(len(digests)) for name in TENSORS]
+        whole = b"".join(digests)
+        size = len(whole) // len(names)
+        files = {name: whole[place * size : (place + 1) * size].hex() for place, name in enumerate(names)}
+        saved = _SavedState(**state.model_dump(), files=files, shards=len(digests))
+        staging = self._hidden(state.step)
+        (staging / "state.json").write_text(saved.model_dump_json() + "\n", encoding="utf-8")
+        staging.rename(self._folder(state.step))
 
     def load(self, step: int | None = None) -> Snapshot:
         """The checkpoint of a step, or the newest that is whole; a damaged one is passed over with a warning."""
@@ -204,7 +251,7 @@ class RunDirectory:
             saved = _SavedState.model_validate_json(read_file(folder / "state.json", MAX_JSON_BYTES))
             if saved.step != step:
                 raise RunError(f"{folder} is damaged: state.json is of step {saved.step}")
-            tensors = {name: _read_tensors(folder / f"{name}.safetensors", saved.files[name]) for name in TENSORS}
+            tensors = {name: _read_shards(folder, name, saved) for name in TENSORS}
         except ValidationError as error:
             raise RunError(f"{folder} is damaged: state.json: {'; '.join(problems_in(error))}") from None
         except OSError as error:
@@ -212,7 +259,7 @@ class RunDirectory:
             raise RunError(f"{folder} is damaged: {name}: {error.strerror}") from None
         except (SafetensorError, ValueError) as error:
             raise RunError(f"{folder} is damaged: {error}") from None
-        return Snapshot(**tensors, state=TrainState(**saved.model_dump(exclude={"files"})))
+        return Snapshot(**tensors, state=TrainState(**saved.model_dump(exclude={"files", "shards"})))
 
     def log(self, record: Mapping[str, object]) -> None:
         try:
@@ -264,6 +311,35 @@ def _write_whole(path: Path, text: str) -> None:
 def _sha256(file: Path) -> str:
     with open_file(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _shard_name(name: str, rank: int, ranks: int) -> str:
+    return name if ranks == 1 else f"{name}-{rank + 1:05d}-of-{ranks:05d}"
+
+
+def _read_shards(folder: Path, name: str, saved: _SavedState) -> Mapping[str, Tensor]:
+    names = [_shard_name(name, rank, saved.shards) for rank in range(saved.shards)]
+    shards = [_read_tensors(folder / f"{each}.safetensors", saved.files[each]) for each in names]
+    if any(shard.keys() != shards[0].keys() for shard in shards):
+        raise ValueError(f"{name}: its shards are of different models")
+    return shards[0] if len(shards) == 1 else Joined(shards)
+
+
+class Joined(Mapping[str, Tensor]):
+    """Tensors whose rows lie in several shards; each is put together when it is asked for."""
+
+    def __init__(self, shards: Sequence[Mapping[str, Tensor]]) -> None:
+        self._shards = shards
+
+    def __getitem__(self, name: str) -> Tensor:
+        rows = [shard[name] for shard in self._shards]
+        return torch.cat(rows) if rows[0].dim() else rows[0]  # a number is the same on every rank
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards[0])
+
+    def __len__(self) -> int:
+        return len(self._shards[0])
 
 
 def _read_tensors(file: Path, digest: str) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from elit_serve.catalogue import resolve_model
@@ -45,10 +44,8 @@ def model_facts(recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path 
     }
 
 
-def open_models(
-    recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path | None, device: torch.device, *, is_begun: bool
-) -> Models:
-    """What the recipe names. is_begun: whether the run goes on, with weights of its own.
+def open_models(recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path | None, *, is_begun: bool) -> Models:
+    """What the recipe names, on the CPU. is_begun: whether the run goes on, with weights of its own.
 
     Raises `InvalidInput` for a model that does not fit, and `CheckpointError` for one that is damaged.
     """
@@ -61,7 +58,7 @@ def open_models(
         before = build_empty(read_spec(path)[1]) if is_begun else load_checkpoint(path).model
         taken = _as_own(spec, before)
         weights = None if is_begun else taken
-    teacher = _teacher(recipe, conditions, autoencoder, device)
+    teacher = _teacher(recipe, conditions, autoencoder)
     return Models(weights=weights, taken=frozenset(taken), teacher=teacher)
 
 
@@ -71,15 +68,13 @@ def _as_own(spec: BackboneSpec, before: Backbone) -> Mapping[str, Tensor]:
     return weights if before.spec.kind == spec.kind else build_empty(spec).from_plain(weights)
 
 
-def _teacher(
-    recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path | None, device: torch.device
-) -> Teacher | None:
+def _teacher(recipe: Recipe, conditions: ConditionsConfig, autoencoder: Path | None) -> Teacher | None:
     if recipe.distillation is None or recipe.teacher is None:
         return None
     _checked("distillation.model", recipe.teacher, recipe, conditions, autoencoder)
     options = recipe.distillation
     loaded = load_checkpoint(resolve_model(recipe.teacher), dtype=TORCH_DTYPES[options.precision])
-    return Teacher(model=loaded.model.to(device), scale=options.scale)
+    return Teacher(model=loaded.model, scale=options.scale)
 
 
 def _checked(

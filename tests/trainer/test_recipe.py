@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from elit_serve.nn import count_parameters, preset
 from elit_serve.nn.flops import flops_iteration, flops_multi_budget
 from elit_serve.trainer.recipe import Recipe, read_recipe
 from elit_serve.trainer.run import RunDirectory
+from elit_serve.trainer.speed import step_flops
 
 RECIPES = Path(__file__).parents[2] / "models" / "recipes"
 
@@ -72,6 +74,19 @@ def test_the_imagenet_recipes_are_the_papers(
     assert (recipe.data.flip, recipe.data.shift) == (True, 0)
     assert (recipe.budget.drawing, recipe.autoencoder.kind, recipe.sampling.steps) == ("uniform", "diffusers", 40)
     assert training.batch % (8 * training.accumulation) == 0
+
+
+def test_garden64_is_upcycled_in_a_third_of_the_compute_of_the_plain_model_that_it_begins_with() -> None:
+    plain, upcycled = (read_recipe(RECIPES / f"garden64-{name}.toml") for name in ("dense", "upcycled"))
+    assert upcycled.upcycle is not None
+    assert Path(upcycled.upcycle.model).name == plain.name
+    before, after = plain.backbone.sketch, upcycled.backbone.sketch
+    assert after.plain() == before
+    of_plain = step_flops(before, before.levels, plain.training.batch)
+    of_student = fmean(step_flops(after, (after.levels[-1], level), 256) for level in upcycled.levels)
+    of_teacher = before.flops(1).executed * upcycled.training.batch
+    spent = upcycled.training.steps * (of_student + of_teacher)
+    assert 0.95 < spent / (plain.training.steps * of_plain / 3) <= 1
 
 
 def test_a_recipe_survives_being_written_and_read(

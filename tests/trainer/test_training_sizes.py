@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -122,10 +123,10 @@ def test_every_photograph_comes_once_before_any_comes_again(sized: Callable[...,
 
 
 def test_steps_are_of_a_size_as_often_as_photographs() -> None:
-    order = SizeOrder([300, 100], seed=3)
+    order = SizeOrder([(math.inf, [300, 100])], seed=3)
     assert 220 < sum(order.at(step) == 0 for step in range(300)) < 250
     assert order.before(40) == [sum(order.at(step) == index for step in range(40)) for index in range(2)]
-    assert SizeOrder([7], seed=3).before(10**9) == [10**9]
+    assert SizeOrder([(math.inf, [7])], seed=3).before(10**9) == [10**9]
 
 
 def test_streamed_batches_are_those_of_memory(sized: Callable[..., Recipe], album: Path) -> None:
@@ -184,3 +185,26 @@ def test_a_batch_that_repeats_the_few_photographs_of_a_size_too_often_is_refused
 ) -> None:
     with pytest.raises(InvalidInput, match=r"training\.batch: 256 .* at most \d+, 16 times the \d+ photographs .* at"):
         train_here(sized(training={"batch": 256}), data=album)
+
+
+def test_pictures_grow_stage_by_stage_and_a_stage_goes_on_where_it_was_left(
+    sized: Callable[..., Recipe], album: Path
+) -> None:
+    growing = [{"sizes": ["8x8"], "steps": 3}, {"sizes": ["8x8", "24x16"], "steps": 20}]
+    recipe = sized(data={"sizes": ["8x8", "24x16"], "stages": growing})
+    buckets, stages = buckets_of(recipe, album), recipe.stages
+    whole = batches(buckets, 0, 26, stages=stages)
+    names = [batch.shape.name for batch in whole if batch.shape is not None]
+    assert set(names[:3]) == {"8x8"}
+    assert set(names[3:23]) == {"8x8", "16x24"}
+    assert set(names[23:]) == {"16x16"}
+    for first_step in (2, 11, 24):
+        rest = batches(buckets, first_step, 26 - first_step, stages=stages)
+        for expected, batch in zip(whole[first_step:], rest, strict=True):
+            assert batch.shape == expected.shape
+            assert torch.equal(batch.images, expected.images)
+
+
+def test_a_stage_of_a_size_that_the_recipe_does_not_have_is_refused(sized: Callable[..., Recipe]) -> None:
+    with pytest.raises(ValueError, match=r"data\.stages: 16x16, 48x48: a stage is of some of data\.sizes"):
+        sized(data={"stages": [{"sizes": ["48x48", "24x16", "16x16"], "steps": 3}]})

@@ -74,7 +74,7 @@ def make_turned(make_recipe: MakeRecipe, plain_model: Path) -> MakeRecipe:
 
 def trainer_of(recipe: Recipe, photographs: Path, folder: Path) -> Trainer:
     source = open_source(recipe, Pixels(), None, photographs, None)
-    models = open_models(recipe, recipe.conditions(CLASSES), None, CPU, is_begun=False)
+    models = open_models(recipe, recipe.conditions(CLASSES), None, is_begun=False)
     return Trainer(recipe, source, World(device=CPU), RunDirectory(folder), Pixels(), models)
 
 

@@ -182,6 +182,11 @@ class Backbone(nn.Module):
         """The modules worth compiling, one by one."""
         return []
 
+    def gathered(self) -> list[nn.Module]:
+        """Parts whose parameters nothing uses but their own forward pass, inner ones before those that hold them: where
+        weights are spread over devices, each is gathered for itself."""
+        return self.compilable()
+
     def spatial_blocks(self) -> list[Block]:
         """The blocks whose tokens are patches of the sample, in the order in which they run."""
         return []

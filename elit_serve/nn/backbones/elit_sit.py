@@ -193,6 +193,10 @@ class ElitSiT(SineTransformer):
     def compilable(self) -> list[nn.Module]:
         return [*self.head, self.read, *self.core, self.write, *self.tail]
 
+    def gathered(self) -> list[nn.Module]:
+        """The places that Read and Write hold are added to tokens outside of them."""
+        return [part for part in super().gathered() if part not in (self.read, self.write)]
+
     def spatial_blocks(self) -> list[Block]:
         return [*blocks_of(self.head), *blocks_of(self.tail)]
 

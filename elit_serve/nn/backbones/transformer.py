@@ -231,6 +231,12 @@ class Transformer(Backbone):
         c = self.time_embed(t) + self.condition_embedding(condition)
         return tokens, F.silu(c if also is None else c + also)
 
+    def gathered(self) -> list[nn.Module]:
+        """Modulations are computed before the blocks that they modulate run."""
+        parts = super().gathered()
+        inner = (getattr(module, "modulation", None) for part in parts for module in part.modules())
+        return [*(modulation for modulation in inner if modulation is not None), *parts]
+
     def modulations(self, modules: Sequence[Modulated], c: Tensor) -> Iterator[Tensor]:
         """`modulation(c)` of each module in turn, for c [B, D].
 
