@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dense.conftest import Made
+from diffusers import AutoencoderDC
 
 from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder, folder_facts
 from elit_serve.errors import CheckpointError
@@ -35,3 +36,26 @@ def test_spreads_that_do_not_fit_its_channels_are_refused(model_of: Made, tmp_pa
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"latents_std": spreads}))
     with pytest.raises(CheckpointError, match="latents_std"):
         folder_facts(folder)
+
+
+def test_a_deep_compression_one_makes_many_pixels_of_an_element(tmp_path: Path) -> None:
+    theirs = AutoencoderDC(
+        latent_channels=8,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.4,
+    ).eval()
+    theirs.save_pretrained(tmp_path / "vae")
+    ours = DiffusersAutoencoder(tmp_path / "vae", CPU)
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    assert (ours.factor, ours.channels, ours.picture_size((8, 4, 6))) == (4, 8, (16, 24))
+    with torch.inference_mode():
+        latents = theirs.encode(images).latent
+        torch.testing.assert_close(ours.encode(images), latents * 0.4)
+        torch.testing.assert_close(ours.decode(latents * 0.4), theirs.decode(latents).sample)

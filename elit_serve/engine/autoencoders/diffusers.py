@@ -81,6 +81,22 @@ class _NumbersOfTiny(_Numbers):
         return max(*self.encoder_block_out_channels[:2], *self.decoder_block_out_channels[-2:])
 
 
+class _NumbersOfDC(_Numbers):
+    """Each block but the last halves the sides; they are many."""
+
+    latent_channels: Channels = 32
+    encoder_block_out_channels: Blocks = (128, 256, 512, 512, 1024, 1024)
+    decoder_block_out_channels: Blocks = (128, 256, 512, 512, 1024, 1024)
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.encoder_block_out_channels) - 1))
+
+    @property
+    def widest(self) -> int:
+        return max(*self.encoder_block_out_channels[:2], *self.decoder_block_out_channels[:2])
+
+
 class _NumbersOfQwenImage(BaseModel):
     """Of Qwen-Image's, which is one for films: each block but the last halves the sides, and each channel has a mean
     and a spread of its own."""
@@ -123,7 +139,7 @@ class _NumbersOfQwenImage(BaseModel):
         return self.latents_mean
 
 
-AnyNumbers = _NumbersOfKL | _NumbersOfTiny | _NumbersOfQwenImage
+AnyNumbers = _NumbersOfKL | _NumbersOfTiny | _NumbersOfDC | _NumbersOfQwenImage
 
 
 def _of_kl(vae: Any, images: Tensor) -> Tensor:
@@ -133,6 +149,11 @@ def _of_kl(vae: Any, images: Tensor) -> Tensor:
 
 def _of_tiny(vae: Any, images: Tensor) -> Tensor:
     latents: Tensor = vae.encode(images).latents
+    return latents
+
+
+def _of_dc(vae: Any, images: Tensor) -> Tensor:
+    latents: Tensor = vae.encode(images).latent
     return latents
 
 
@@ -167,6 +188,7 @@ class DiffusersClass:
 CLASSES: dict[str, DiffusersClass] = {
     "AutoencoderKL": DiffusersClass(numbers=_NumbersOfKL, encode=_of_kl, has_tiles=True),
     "AutoencoderTiny": DiffusersClass(numbers=_NumbersOfTiny, encode=_of_tiny, has_tiles=False),
+    "AutoencoderDC": DiffusersClass(numbers=_NumbersOfDC, encode=_of_dc, has_tiles=True),
     "AutoencoderKLQwenImage": DiffusersClass(
         numbers=_NumbersOfQwenImage, encode=_of_one_frame, decode=_one_frame, has_tiles=True, of_films=True
     ),
