@@ -170,7 +170,10 @@ def profile(
 def train(
     recipe: RecipeArgument,
     data: Annotated[
-        Path, typer.Option(help="A folder or an uncompressed tar of class/name.jpg, or the latents of such, of encode.")
+        Path,
+        typer.Option(
+            help="A folder or an uncompressed tar of class/name.jpg, or of name.jpg and name.txt; or latents of encode."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     val: Annotated[Path | None, typer.Option(help="Validation pictures. Default: some of --data are held out.")] = None,

@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from elit_serve.cli import app
+from elit_serve.engine.checkpoint import load_checkpoint
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput, RunError
 from elit_serve.trainer.encode import EncodeOptions, encode_data
@@ -63,13 +64,14 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_text_recipe(make_recipe: MakeRecipe) -> MakeRecipe:
-    """The tiny recipe for texts; a keyword per section changes some of its keys, and None leaves it out."""
+    """The tiny recipe for texts; a keyword per section changes some of its keys, and None leaves a key or all out."""
 
     def make(**sections: Any) -> Recipe:
         table = make_recipe(data={"flip": False, "shift": 0}).model_dump(mode="json", exclude_none=True)
         table |= {"backbone": BACKBONE, "text": TEXT}
         for name, values in sections.items():
-            table[name] = None if values is None else {**table[name], **values}
+            kept = {} if values is None else {**table.get(name, {}), **values}
+            table[name] = {key: value for key, value in kept.items() if value is not None} or None
         return Recipe.model_validate(table)
 
     return make
@@ -148,6 +150,22 @@ def test_stored_latents_have_captions(
     encode_data(classes, tmp_path / "other", folder, EncodeOptions(**options), device=CPU)
     with pytest.raises(InvalidInput, match="latents with captions: elit-serve encode --captions"):
         train_here(recipe, "other", data=tmp_path / "other", autoencoder=folder)
+
+
+def test_a_plain_model_of_prompts_becomes_an_elastic_one_of_the_same_prompts(
+    squares: Path, make_text_recipe: MakeRecipe, train_here: Train, tmp_path: Path
+) -> None:
+    plain = {"kind": "mmdit", "interface": None}
+    once = {"training": {"steps": 1}, "sampling": {"steps": 1, "guidance": {"method": "none"}}}
+    export(train_here(make_text_recipe(backbone=plain, **once), data=squares).path, tmp_path / "plain")
+    upcycled = {"upcycle": {"model": str(tmp_path / "plain")}}
+    backbone = {"interface": {**BACKBONE["interface"], "start": "tokens"}}
+    run = train_here(make_text_recipe(backbone=backbone, **upcycled, **once), "elastic", data=squares)
+    assert run.facts().upcycled == load_checkpoint(tmp_path / "plain").config.model_hash
+
+    other = make_text_recipe(backbone=backbone, text={"max_tokens": 7}, **upcycled, **once)
+    with pytest.raises(InvalidInput, match=r"upcycle\.model: .*; a model of the same \[text\]; its max_tokens differ"):
+        train_here(other, "other", data=squares)
 
 
 @pytest.mark.parametrize(
