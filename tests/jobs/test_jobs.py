@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from serving import SLOW_COST
 
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.server.settings import Settings
@@ -129,12 +130,12 @@ def test_a_picture_too_many_is_told_apart_from_no_job(server: Any, jobs_of: Any,
 
 
 def test_a_target_is_promised_or_refused_at_once(start_server: Any, jobs_of: Any) -> None:
-    jobs = jobs_of(start_server())
-    refusal = jobs.post(latency_ms=100)
+    jobs = jobs_of(start_server(cost=SLOW_COST))
+    refusal = jobs.post(latency_ms=2_000)
     assert refusal.status_code == 422
-    assert refusal.json()["min_latency_ms"] > 1500
+    assert refusal.json()["min_latency_ms"] > 30_000
     assert jobs.listed()["data"] == []
-    job = jobs.ended(jobs.accepted(latency_ms=3600))
+    job = jobs.ended(jobs.accepted(latency_ms=72_000))
     assert job["result"]["promised"] is True
     assert job["result"]["deadline_met"] is True
     assert job["result"]["priority"] == "interactive"
