@@ -33,6 +33,8 @@ def test_it_says_what_would_be_done_and_when_it_would_be_there(server: Any) -> N
         "model": "tiny",
         "label": "rose",
         "class_id": 1,
+        "prompt": None,
+        "negative_prompt": None,
         "size": "32x32",
         "quality_size": None,
         "n": 1,
