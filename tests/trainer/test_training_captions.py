@@ -69,6 +69,7 @@ def make_text_recipe(make_recipe: MakeRecipe) -> MakeRecipe:
     def make(**sections: Any) -> Recipe:
         table = make_recipe(data={"flip": False, "shift": 0}).model_dump(mode="json", exclude_none=True)
         table |= {"backbone": BACKBONE, "text": TEXT}
+        table["every"] |= {"validation": 1000, "samples": 1000, "checkpoint": 1000}  # and at the end
         for name, values in sections.items():
             kept = {} if values is None else {**table.get(name, {}), **values}
             table[name] = {key: value for key, value in kept.items() if value is not None} or None
