@@ -93,8 +93,8 @@ def test_there_is_one_server(groups: dict[str, Manifest]) -> None:
 
 def test_ray_is_the_one_that_the_package_needs(cluster: Manifest, deploy_dir: Path) -> None:
     extras = tomllib.loads((deploy_dir.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    (wanted,) = extras["optional-dependencies"]["ray"]
-    assert wanted == f"ray[serve]=={cluster['spec']['rayVersion'].rpartition('.')[0]}.*"
+    wanted = extras["optional-dependencies"]["ray"]
+    assert f"ray[serve]=={cluster['spec']['rayVersion'].rpartition('.')[0]}.*" in wanted
 
 
 def test_ray_has_the_options_that_it_is_started_with(groups: dict[str, Manifest]) -> None:

@@ -96,7 +96,7 @@ def test_a_tiny_one_is_told_by_its_own_config(tmp_path: Path) -> None:
 def test_another_class_gets_the_list(tmp_path: Path) -> None:
     folder = save_kl(tmp_path / "vae")
     config = json.loads((folder / "config.json").read_text())
-    for name in ("AutoencoderDC", None, ["AutoencoderKL"]):
+    for name in ("AutoencoderOobleck", None, ["AutoencoderKL"]):
         (folder / "config.json").write_text(json.dumps({**config, "_class_name": name}))
         with pytest.raises(CheckpointError) as caught:
             DiffusersAutoencoder(folder, CPU)

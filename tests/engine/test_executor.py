@@ -13,7 +13,7 @@ from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.slots import Executor
 from elit_serve.engine.picture import Picture
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.errors import GenerationFailed, InvalidInput
+from elit_serve.errors import GenerationFailed
 from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
@@ -224,11 +224,6 @@ def test_a_model_without_autoencoder_answers_its_latent() -> None:
     (latent,) = collected(executor, picture)
     assert latent.shape == pipeline.shapes[0].size
     assert latent.dtype == torch.float32
-
-
-def test_a_preset_for_prompts_has_no_encoder_and_is_refused_by_name() -> None:
-    with pytest.raises(InvalidInput, match=r"model: .elit-mmdit-s/2. is not allowed; a preset whose pictures are"):
-        Pipeline.random("elit-mmdit-s/2", 64, device="cpu")
 
 
 def test_random_weights_leave_no_part_of_the_model_at_zero_and_depend_on_the_seed() -> None:

@@ -394,7 +394,7 @@ def test_everything_wrong_with_the_fields_of_a_spec_is_told_at_once() -> None:
         "colour": "Extra inputs are not permitted",
         "patch": "Field required",
         "dim": "a whole number from 4 to 16384",
-        "interface.window": "two whole numbers from 1 to 4096",
+        "interface.window": "2 whole numbers from 1 to 4096",
         "interface.core": "a whole number from 1 to 512",
         "interface.tail": "Field required",
     }

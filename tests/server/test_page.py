@@ -593,7 +593,7 @@ LINKS = [
     ("label=tulpe&seed=7", "Its class is “tulpe”, which tiny does not know."),
     ("label=tulip&seed=seven", "Its seed is “seven”, and should be a number."),
     ("label=tulip&levels=4x2000", "Its levels is “4x2000”, and should be numbers with how often each"),
-    ("label=tulip&seeds=7", "It says seeds, and may say label, seed,"),
+    ("label=tulip&seeds=7", "It says seeds, and may say label, prompt,"),
 ]
 
 
