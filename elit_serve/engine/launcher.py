@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from elit_serve.engine.encoders import Encoders
 from elit_serve.engine.executor.slots import AnyExecutor, RunningStep, Transfer
-from elit_serve.engine.picture import Picture, StepRun
+from elit_serve.engine.picture import Caller, Picture, StepRun
 from elit_serve.plans.step_kind import StepKind
 
 logger = logging.getLogger(__name__)
@@ -56,10 +56,11 @@ class Launcher:
 
         Those whose first step it is get their slots, and what they are of is encoded, right before it.
         """
-        previewed = [picture for picture in pictures if picture.present_preview is not None]
         try:
-            if new := [picture for picture in pictures if picture.slot is None]:
-                self._executor.add(*new)
+            pictures = self._begun(pictures)
+            if not pictures:
+                return []
+            previewed = [picture for picture in pictures if picture.present_preview is not None]
             if previewed:
                 self._executor.watch(previewed)
             running = self._executor.launch(pictures, kind)
@@ -77,6 +78,28 @@ class Launcher:
             self._show_all(previewed)
             return [LaunchedPart(pictures, running, _watched(pictures), last, self._collect(last))]
         return self._launch_halves(pictures, kind)  # not before the error is gone, and with it what it holds of memory
+
+    def _begun(self, pictures: Sequence[Picture]) -> Sequence[Picture]:
+        """Those that can run: new ones get a slot. Where these cannot all begin together, each order begins alone."""
+        new = [picture for picture in pictures if picture.slot is None]
+        try:
+            if new:
+                self._executor.add(*new)
+        except (torch.AcceleratorError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            for of_one_order in _by_order(new):
+                self._begin(of_one_order)
+        return [picture for picture in pictures if picture.slot is not None]
+
+    def _begin(self, pictures: Sequence[Picture]) -> None:
+        """One order, which fails alone if it cannot begin: its pictures are of the same, and end together anyway."""
+        try:
+            self._executor.add(*pictures)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            self._on_failure(pictures, error, _cause(error))
 
     def _launch_halves(self, pictures: Sequence[Picture], kind: StepKind) -> list[LaunchedPart]:
         half = len(pictures) // 2
@@ -108,6 +131,13 @@ class Launcher:
             logger.warning("no preview of %d images", len(pictures), exc_info=True)
             return
         self._encoders.show(pictures, transfer)
+
+
+def _by_order(pictures: Sequence[Picture]) -> Iterable[Sequence[Picture]]:
+    orders: dict[Caller, list[Picture]] = {}
+    for picture in pictures:
+        orders.setdefault(picture.caller, []).append(picture)
+    return orders.values()
 
 
 def _watched(pictures: Sequence[Picture]) -> list[tuple[Callable[[StepRun], None], StepRun]]:

@@ -343,6 +343,35 @@ def test_a_failing_step_fails_its_own_requests_only(
     assert "IndexError" in caplog.text
 
 
+class NoRoses(StepByStep):
+    """Cannot begin what is of the second class."""
+
+    def add(self, *pictures: Picture) -> None:
+        if any(picture.condition == self._drawing.conditions[1] for picture in pictures):
+            raise RuntimeError("no word for a rose")
+        super().add(*pictures)
+
+
+def test_what_cannot_begin_fails_alone_and_not_what_runs_or_begins_beside_it(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    recorder, executor = Recorder(), NoRoses(pipeline)
+    worker = make_worker(executor, recorder)
+    worker.start()
+    running = worker.submit(order(pipeline, steps=3, level=2))
+    executor.has_started.acquire(timeout=60)
+    broken = worker.submit(order(pipeline, condition=pipeline.conditions[1], seeds=(1, 2), steps=3, level=2))
+    beginning = worker.submit(order(pipeline, seeds=(8,), steps=3, level=2))
+    executor.may_run.release(10)
+    with pytest.raises(GenerationFailed, match="RuntimeError"):
+        broken.result(60)
+    assert file_of(running) == offline(pipeline, (2, 2, 2))
+    assert file_of(beginning) == offline(pipeline, (2, 2, 2), seed=8)
+    assert [len(pictures) for pictures in executor.launches] == [1, 2, 2, 1]
+    assert recorder.failures == [("step", 2)]
+    assert executor.num_free == executor.num_slots
+
+
 class LikeGpu(Executor):
     """Launching only enqueues: steps run in order on a thread of their own, and each waits for the test's leave."""
 
