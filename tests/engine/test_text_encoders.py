@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,24 @@ def test_a_thousand_prompts_at_once_take_a_few_at_a_time_and_leave_what_is_allow
     assert torch.equal(encoded, torch.cat([Letters().encode([prompt]) for prompt in prompts]))
     assert max(map(len, letters.calls)) <= 32
     assert sum(map(encoder.knows, prompts)) == 10
+
+
+class RoomForThree(Letters):
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        encoded = super().encode(prompts)
+        if len(prompts) > 3 or "x" in prompts:
+            raise torch.OutOfMemoryError("no room")
+        return encoded
+
+
+def test_where_memory_does_not_suffice_fewer_prompts_are_encoded_at_a_time() -> None:
+    letters = RoomForThree()
+    encoder = CachedEncoder(letters)
+    prompts = list("abcdefghij")
+    assert torch.equal(encoder.encode(prompts), Letters().encode(prompts))
+    assert sorted(map(len, letters.calls)) == [2, 2, 3, 3, 5, 5, 10]
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.encode(["k", "x"])
 
 
 def test_a_cache_without_room_still_encodes() -> None:

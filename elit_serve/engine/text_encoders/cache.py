@@ -36,10 +36,19 @@ class CachedEncoder:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         for first in range(0, len(new), AT_A_TIME):
             part = new[first : first + AT_A_TIME]
-            encoded = self._encoder.encode(part)
-            found |= {prompt: tokens.clone() for prompt, tokens in zip(part, encoded, strict=True)}
+            found |= zip(part, self._encoded(part), strict=True)
         self._remember(found)
         return torch.stack([found[prompt] for prompt in prompts])
+
+    def _encoded(self, prompts: Sequence[str]) -> list[Tensor]:
+        """All at once or, if memory does not suffice, in halves. Each is a tensor of its own, [T, D + 1]."""
+        try:
+            return [tokens.clone() for tokens in self._encoder.encode(prompts)]
+        except torch.OutOfMemoryError:
+            if len(prompts) < 2:
+                raise
+        half = len(prompts) // 2  # not before the error is gone, and with it what it holds of memory
+        return [*self._encoded(prompts[:half]), *self._encoded(prompts[half:])]
 
     def _remember(self, used: dict[str, Tensor]) -> None:
         for prompt, tokens in used.items():
