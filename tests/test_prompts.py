@@ -104,11 +104,11 @@ def test_a_simulated_device_takes_the_time_of_prompts(model: Path, tmp_path: Pat
     for part in ("text_encoder", "tokenizer"):
         shutil.rmtree(folder / part)
     (folder / "model.safetensors").unlink()
-    told = latency().model_copy(update={"text_ms": {1: 1000.0}})
+    told = latency().model_copy(update={"text_ms": {1: 500.0}})
     (folder / "cost.json").write_text(told.model_dump_json(), encoding="utf-8")
     settings = Settings(model=str(folder), simulate=str(folder / "cost.json"), response_ms=2000)
     with running_models([load_and_measure(settings)], settings) as server:
-        answer = server.generate({"prompt": EXAMPLES[0], "seed": 1}).json()
+        answer = server.generate({"prompt": EXAMPLES[0], "negative_prompt": "thorns", "seed": 1}).json()
     assert (answer["simulated"], answer["prompt"]) == (DEVICE, EXAMPLES[0])
     assert answer["compute_ms"] >= 1000
 

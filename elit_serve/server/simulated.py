@@ -48,6 +48,7 @@ def simulated_model(settings: Settings) -> LoadedModel:
     executor = SimulatedExecutor(
         device,
         model.placeholders(),
+        num_texts=model.conditions.num_unknown,
         num_slots=num_slots(settings),
         clock=MonotonicClock(),
         failures=settings.simulate_failures,

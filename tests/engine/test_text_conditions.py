@@ -54,6 +54,12 @@ def test_only_some_models_know_negative_prompts() -> None:
     assert rose.facts() == {"prompt": "a rose", "negative_prompt": "thorns"}
 
 
+def test_where_nothing_is_encoded_a_prompt_and_a_negative_one_are_two_texts() -> None:
+    paper = TextConditions(text_config(negative=True), model="painter")
+    asked = [TextCondition("a rose"), TextCondition("a rose", ""), TextCondition("a rose", "thorns")]
+    assert [paper.num_unknown(condition) for condition in asked] == [1, 1, 2]
+
+
 def test_as_a_sequence_they_are_the_examples() -> None:
     assert [each.words for each in conditions()] == ["a red tulip", "two daisies"]
 

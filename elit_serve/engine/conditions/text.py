@@ -102,10 +102,12 @@ class TextConditions(Sequence[TextCondition]):
         return self.prompted(prompt, negative).facts()
 
     def num_unknown(self, condition: Condition) -> int:
-        """Where nothing is encoded, a prompt counts as one that is not known."""
+        """Where nothing is encoded, no text counts as known but the empty negative, which most pictures share."""
         told = _checked(condition)
+        if self.encoder is None:
+            return len({told.prompt, told.negative or told.prompt})
         texts = {told.prompt, told.negative or ""} if self._has_negatives else {told.prompt}
-        return sum(not self.encoder.knows(text) for text in texts) if self.encoder else 1
+        return sum(not self.encoder.knows(text) for text in texts)
 
     def slots(self, num_slots: int, model: Backbone) -> TextSlots:
         assert self.encoder is not None, "a model without its weights makes nothing"

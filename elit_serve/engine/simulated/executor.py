@@ -4,13 +4,14 @@ nothing is computed."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from torch import Tensor
 
 from elit_serve.clock import Clock
+from elit_serve.engine.conditions import Condition
 from elit_serve.engine.executor.slots import RunningStep, Transfer
 from elit_serve.engine.picture import Picture
 from elit_serve.errors import GenerationFailed
@@ -24,6 +25,7 @@ class SimulatedExecutor:
     costs: what steps take; what decoding and encoding take is as the table has it, without noise.
     placeholders: by the name of a shape, what is answered: uint8 [H, W, 3] for a picture, float32 [C, h, w] for a
         latent.
+    num_texts: how many are encoded for what a picture is of.
     failures: the share of launches that fail, with every picture in them.
     """
 
@@ -34,6 +36,7 @@ class SimulatedExecutor:
         costs: NoisyCosts,
         placeholders: Mapping[str, Tensor],
         *,
+        num_texts: Callable[[Condition], int],
         num_slots: int,
         clock: Clock,
         failures: float = 0.0,
@@ -41,6 +44,7 @@ class SimulatedExecutor:
     ) -> None:
         self._costs = costs
         self._placeholders = placeholders
+        self._num_texts = num_texts
         self._num_slots = num_slots
         self._free = list(range(num_slots))
         self._clock = clock
@@ -58,7 +62,8 @@ class SimulatedExecutor:
 
     def add(self, *pictures: Picture) -> None:
         """What is encoded for them takes its time, as if none of it were known."""
-        self._enqueue(self._costs.table.text_ms * len({picture.condition for picture in pictures}))
+        num_texts = sum(map(self._num_texts, {picture.condition for picture in pictures}))
+        self._enqueue(self._costs.table.text_ms * num_texts)
         for picture in pictures:
             assert picture.slot is None, "it has a slot already"
             picture.slot = self._free.pop()
