@@ -1,8 +1,7 @@
 """The fields of a spec: what each may be, so that a table from a file is read with all that is wrong with it at once.
 
 A spec is a frozen dataclass whose fields are made by `whole`, `number`, `flag`, `one_of`, `pair`, `several` and
-`nested`. It is
-checked in the same way when it is built in Python.
+`nested`. It is checked in the same way when it is built in Python.
 """
 
 from __future__ import annotations

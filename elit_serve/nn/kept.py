@@ -43,7 +43,7 @@ class Kept:
 
     def every(self, count: int) -> Kept:
         """Of what takes the place of so many latents that follow one another: kept where the first of these is."""
-        return Kept(self.of_group[:, ::count], self.num_groups)
+        return Kept(self.of_group[:, ::count], self.num_groups, self.text)
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """For attention over all latents, to be added to scores: 0 for those that are kept, else -inf. [B, 1, 1, K]"""

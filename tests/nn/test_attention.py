@@ -109,6 +109,14 @@ def test_tokens_read_the_kept_latents_of_their_group_alone(device: str, dtype: t
             assert_near(together[sample], alone[0])
 
 
+def test_what_takes_the_place_of_latents_has_the_same_text_behind_it() -> None:
+    kept = Kept.of(torch.tensor([1, 4]), 4, GROUPS, 3)
+    assert kept is not None
+    seen = kept.every(2).mask(torch.float32)[:, 0, 0] == 0
+    assert seen[0].tolist() == [True, False] * GROUPS + [True] * 3
+    assert seen[1].tolist() == [True, True] * GROUPS + [True] * 3
+
+
 def assert_near(one: Tensor, other: Tensor) -> None:
     """As far as the dtype goes. What is seen besides changes it by far more."""
     tolerance = 0.05 if one.dtype == torch.bfloat16 else 1e-5

@@ -17,6 +17,7 @@ from elit_serve.nn.backbones.transformer import Layout, Transformer, Transformer
 from elit_serve.nn.fields import whole
 from elit_serve.nn.layers import rope_table
 from elit_serve.nn.text import TextTokens
+from elit_serve.plans.bounds import MAX_TEXT_DIM, MAX_TEXT_TOKENS
 
 TINY_TEXT = {"text_dim": 8, "max_tokens": 6}
 PRESET_TEXT = {"text_dim": 256, "max_tokens": 64}
@@ -26,8 +27,8 @@ PRESET_TEXT = {"text_dim": 256, "max_tokens": 64}
 class TextSpec(TransformerSpec):
     """text_dim: width of an encoded token. max_tokens: places for them, T; all of them run, whatever a text fills."""
 
-    text_dim: int = whole(1, 65536)
-    max_tokens: int = whole(1, 4096)
+    text_dim: int = whole(1, MAX_TEXT_DIM)
+    max_tokens: int = whole(1, MAX_TEXT_TOKENS)
 
     @property
     def conditions(self) -> Conditions:
