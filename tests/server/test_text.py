@@ -24,6 +24,7 @@ from elit_serve.engine.text_encoders.transformers import TransformersEncoder
 from elit_serve.errors import InvalidInput
 from elit_serve.files.latency import read_latency
 from elit_serve.pictures import read_facts
+from elit_serve.plans.bounds import MAX_PROMPT
 from elit_serve.server.settings import Settings
 from tests.serving import COST, AsPredicted, RunningServer, running
 from tests.simulating import latency as paper_latency
@@ -241,9 +242,19 @@ def test_a_prompt_that_is_not_known_takes_its_time_before_a_promise(painter: Pip
         assert (refused.status_code, refused.json()["min_latency_ms"] > known["latency_ms"] + 400) == (422, True)
 
 
-def test_how_long_prompts_take_is_measured_and_read_again(painter: Pipeline, tmp_path: Path) -> None:
+def test_how_long_prompts_take_is_measured_with_the_longest_and_read_again(
+    painter: Pipeline, tmp_path: Path, monkeypatch: Any
+) -> None:
+    encode, lengths = TransformersEncoder.encode, set()
+
+    def watched(self: TransformersEncoder, prompts: list[str]) -> Any:
+        lengths.update(map(len, prompts))
+        return encode(self, prompts)
+
+    monkeypatch.setattr(TransformersEncoder, "encode", watched)
     measured = text_times(painter, clock=MonotonicClock(), repeats=1)
     assert all(took_ms > 0 for took_ms in measured.values())
+    assert lengths == {MAX_PROMPT}
     latency = paper_latency().model_copy(update={"text_ms": {1: 3.0, 8: 8.0}})
     (tmp_path / "x.json").write_text(latency.model_dump_json(), encoding="utf-8")
     assert cost_table(read_latency(tmp_path / "x.json")).text_ms == 3.0
