@@ -131,7 +131,7 @@ def _config(
     guidance = _guidance(facts.guidance, scale, spec)
     try:
         shift = facts.shift(scheduler, spec.num_tokens)
-    except ValueError as error:
+    except (ValueError, InvalidInput) as error:
         raise CheckpointError(folder, [f"scheduler/scheduler_config.json: {error}"]) from None
     try:
         return ModelConfig(

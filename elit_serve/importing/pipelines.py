@@ -43,10 +43,13 @@ class Scheduler(BaseModel):
     max_image_seq_len: int = Field(default=4096, ge=1, le=10**6)
 
     def shift_of_tokens(self, num_tokens: int) -> float:
-        """A straight line in the tokens of a sample, of the shift or of its logarithm."""
+        """A straight line in the tokens of a sample, of the shift or of its logarithm. Raises `ValueError`."""
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         found = self.base_shift + slope * (num_tokens - self.base_image_seq_len)
-        return math.exp(found) if self.time_shift_type == "exponential" else found
+        try:
+            return math.exp(found) if self.time_shift_type == "exponential" else found
+        except OverflowError:
+            raise ValueError(f"the shift of {num_tokens} tokens would be e^{found:.0f}") from None
 
     @model_validator(mode="after")
     def _has_a_line(self) -> Self:
@@ -61,7 +64,7 @@ class PipelineFacts:
 
     steps, guidance: what it does where nobody says.
     shift: of its time grid, for a scheduler and so many tokens of a sample. Raises `ValueError` for a scheduler that
-        the pipeline does not work with.
+        the pipeline does not work with, and `InvalidInput` for one whose shift is beyond bounds.
     max_tokens: of a prompt; None is what its tokenizer says.
     """
 

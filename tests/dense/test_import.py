@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from dense.conftest import Made
+from dense.folders import IMPORTED, MAX_TOKENS
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from elit_serve.catalogue import read_config
 from elit_serve.cli import app
 from elit_serve.engine.checkpoint import load_checkpoint
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.text_encoders import open_encoder
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import TextConfig
 from elit_serve.importing.diffusers_folder import import_folder
@@ -105,6 +108,7 @@ def test_what_was_imported_is_not_replaced_unasked(folder: Path) -> None:
         ("scheduler/scheduler_config.json", {"_class_name": "DDIM"}, "scheduler_config.json: _class_name: 'DDIM' is"),
         ("scheduler/scheduler_config.json", {"use_beta_sigmas": True}, "use_beta_sigmas: true is not allowed"),
         ("scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "PRX has one shift for all sizes"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 1}, "scheduler_config.json: time_shift.last: 1.0"),
     ],
 )
 def test_what_is_not_as_it_must_be_is_refused(folder: Path, file: str, fields: dict[str, Any], problem: str) -> None:
@@ -112,6 +116,47 @@ def test_what_is_not_as_it_must_be_is_refused(folder: Path, file: str, fields: d
     with pytest.raises(CheckpointError, match=problem):
         import_folder(folder)
     assert not (folder / "config.json").exists()
+
+
+def test_a_published_qwen_image_has_a_name_that_diffusers_ignores_too(model_of: Made, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_of("qwen-image"), tmp_path / "tiny")
+    change(folder / "transformer" / "config.json", pooled_projection_dim=768)
+    written = import_folder(folder, **IMPORTED["qwen-image"], replace_ours=True)
+    assert written.backbone == read_config(model_of("qwen-image")).backbone
+
+
+@pytest.mark.parametrize("shifts", [{"base_shift": 10, "max_shift": -10}, {"base_shift": -10, "max_shift": 10}])
+def test_a_shift_that_grows_beyond_bounds_is_refused(model_of: Made, tmp_path: Path, shifts: dict[str, float]) -> None:
+    folder = shutil.copytree(model_of("qwen-image"), tmp_path / "tiny")
+    change(folder / "scheduler" / "scheduler_config.json", base_image_seq_len=1000, max_image_seq_len=1001, **shifts)
+    with pytest.raises(CheckpointError, match=r"scheduler_config\.json: .*shift"):
+        import_folder(folder, **IMPORTED["qwen-image"], replace_ours=True)
+
+
+def test_prompts_are_as_long_as_the_model_says_where_its_tokenizer_knows_no_limit(folder: Path) -> None:
+    def encoded() -> torch.Tensor:
+        config = import_folder(folder, max_tokens=MAX_TOKENS, replace_ours=True).conditions
+        assert isinstance(config, TextConfig)
+        return open_encoder(config, folder, torch.device("cpu")).encode(["a red tulip", "a " * 20])
+
+    limited = encoded()
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=10**30)
+    assert torch.equal(encoded(), limited)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("text_encoder/model.safetensors", b"\x80\x04."),
+        ("text_encoder/config.json", b"[]"),
+        ("tokenizer/tokenizer.json", b"[]"),
+    ],
+)
+def test_a_damaged_text_encoder_is_told_in_one_error(folder: Path, file: str, content: bytes) -> None:
+    import_folder(folder)
+    (folder / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match="no text encoder and tokenizer in diffusers' format"):
+        Pipeline.load(folder, device="cpu")
 
 
 @pytest.mark.parametrize("file", ["scheduler/scheduler_config.json", "transformer/config.json", WEIGHTS])

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from elit_serve.engine.text_encoders.encoder import NoFields, TextEncoderKind
+from elit_serve.engine.text_encoders.transformers import no_progress_bar
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
 from elit_serve.nn.text import packed
@@ -28,11 +29,12 @@ class PipelineText:
     """What one pipeline of diffusers does with prompts.
 
     encoder: the class of its text encoder and its configuration, of the folder where both lie.
-    encode: prompts -> their states [B, T, D] and mask [B, T], by a pipeline without its other parts.
+    encode: prompts and the most tokens of each that are kept -> their states [B, T, D] and mask [B, T], by a pipeline
+        without its other parts.
     """
 
     encoder: Callable[[Path], tuple[Any, Any]]
-    encode: Callable[[Any, list[str]], tuple[Tensor, Tensor]]
+    encode: Callable[[Any, list[str], int], tuple[Tensor, Tensor]]
 
 
 def _t5gemma_encoder(folder: Path) -> tuple[Any, Any]:
@@ -46,9 +48,13 @@ def _t5gemma_encoder(folder: Path) -> tuple[Any, Any]:
     return T5GemmaEncoder, T5GemmaModuleConfig.from_pretrained(str(folder), local_files_only=True)
 
 
-def _of_prx(pipeline: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
+def _of_prx(pipeline: Any, prompts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    """By itself it fills prompts up to what its tokenizer says; one without a limit says far more than there can be."""
     states, mask, _, _ = pipeline.encode_prompt(
-        prompts, pipeline.text_encoder.device, do_classifier_free_guidance=False
+        prompts,
+        pipeline.text_encoder.device,
+        do_classifier_free_guidance=False,
+        tokenizer_max_length=max_tokens,
     )
     return states, mask
 
@@ -60,8 +66,8 @@ def _qwen_encoder(folder: Path) -> tuple[Any, Any]:
     return Qwen2_5_VLForConditionalGeneration, config
 
 
-def _of_qwen_image(pipeline: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    states, mask = pipeline.encode_prompt(prompts, pipeline.text_encoder.device)
+def _of_qwen_image(pipeline: Any, prompts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    states, mask = pipeline.encode_prompt(prompts, pipeline.text_encoder.device, max_sequence_length=max_tokens)
     return states, torch.ones(states.shape[:2], device=states.device) if mask is None else mask
 
 
@@ -86,7 +92,7 @@ class DiffusersEncoder:
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        return packed(*self._encode(self._pipeline, list(prompts)), self.max_tokens)
+        return packed(*self._encode(self._pipeline, list(prompts), self.max_tokens), self.max_tokens)
 
 
 def pipeline_name(model: Path) -> str:
@@ -107,25 +113,26 @@ def _open(name: str, model: Path, dtype: torch.dtype, device: torch.device) -> A
     try:
         import diffusers
         import ftfy  # noqa: F401 (pipelines clean prompts with it)
-        from transformers import AutoTokenizer
+        import transformers
     except ImportError:
         raise MissingPackage(" or ".join(PACKAGES), "diffusers") from None
     try:
         for folder in (model / "text_encoder", model / "tokenizer"):
             regular_folder(folder)
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(model / "tokenizer"), local_files_only=True, trust_remote_code=False
         )
         encoder_class, config = PIPELINES[name].encoder(model / "text_encoder")
-        encoder, report = encoder_class.from_pretrained(
-            str(model / "text_encoder"),
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        with no_progress_bar(transformers):
+            encoder, report = encoder_class.from_pretrained(
+                str(model / "text_encoder"),
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
+            )
+    except Exception as error:  # what it raises of damaged files is of many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(model, [f"no text encoder and tokenizer in diffusers' format: {reason}"]) from None
     if missing := sorted(report["missing_keys"]):

@@ -82,7 +82,7 @@ def _load_encoder(folder: Path, dtype: torch.dtype) -> Any:
     """Of the class that `config.json` names, with all of its weights: of what is missing, transformers would draw."""
     library = _library()
     try:
-        with _no_progress_bar(library):
+        with no_progress_bar(library):
             model, found = _class_of(folder, library).from_pretrained(
                 str(regular_folder(folder)),
                 local_files_only=True,
@@ -113,8 +113,8 @@ def _class_of(folder: Path, library: Any) -> Any:
 
 
 @contextmanager
-def _no_progress_bar(library: Any) -> Iterator[None]:
-    """Logs may be JSON, and a bar is none."""
+def no_progress_bar(library: Any) -> Iterator[None]:
+    """While transformers, which is `library`, loads weights: logs may be JSON, and a bar is none."""
     shows = library.utils.logging.is_progress_bar_enabled()
     library.utils.logging.disable_progress_bar()
     try:

@@ -25,6 +25,7 @@ from elit_serve.nn.text import TextTokens
 
 ROPE_THETA = 10_000
 UNUSED = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")  # of other pipelines
+UNKNOWN = "pooled_projection_dim"  # in published configurations; diffusers knows no such name any more, and ignores it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class QwenImageSpec(DenseSpec):
     def completed(cls, table: dict[str, object]) -> dict[str, object]:
         """Its width is that of a head times their number, and samples come in patches already."""
         rest = {name: value for name, value in table.items() if not (name in UNUSED and value is False)}
+        rest.pop(UNKNOWN, None)
         head, heads, inputs = rest.pop("attention_head_dim"), rest.get("num_heads"), rest.pop("in_channels")
         if isinstance(head, int) and isinstance(heads, int):
             rest["dim"] = head * heads
