@@ -165,7 +165,7 @@ def _weight_problems(path: Path, weights: WeightsConfig, model: Backbone) -> lis
     return at_most(problems, 12)
 
 
-def dtype_of(path: Path, file: str) -> torch.dtype:
+def _dtype_of(path: Path, file: str) -> torch.dtype:
     """That of the first tensor in a file of weights of a directory, one of those that weights may have. Raises
     `CheckpointError`."""
     try:
@@ -183,19 +183,26 @@ def dtype_of(path: Path, file: str) -> torch.dtype:
 def weights_found(path: Path, files: Sequence[str], spec: BackboneSpec) -> WeightsConfig:
     """What a configuration says of weights that lie in these files of a directory: they are those of a backbone, and
     have one dtype. Raises one `CheckpointError` that lists all that is wrong."""
+    wanted = check_headers(path, files, spec)
+    dtype = next(name for name, known in TORCH_DTYPES.items() if known == wanted)
+    return WeightsConfig(dtype=dtype, files={file: _sha256(path / file) for file in files})
+
+
+def check_headers(path: Path, files: Sequence[str], spec: BackboneSpec) -> torch.dtype:
+    """The one dtype of weights in these files of a directory, which are those of a backbone as far as can be told
+    without reading them. Raises one `CheckpointError` that lists all that is wrong."""
     try:
         WeightsConfig(dtype="float32", files=dict.fromkeys(files, UNWRITTEN_DIGEST))
     except ValidationError as error:
         raise CheckpointError(path, problems_in(error)) from None
-    wanted, model, seen = dtype_of(path, files[0]), build_empty(spec), set[str]()
+    wanted, model, seen = _dtype_of(path, files[0]), build_empty(spec), set[str]()
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [problem for file in files for problem in _header_problems(path / file, expected, wanted, seen)] or [
         f"tensor {name} is missing" for name in expected if name not in seen
     ]
     if problems:
         raise CheckpointError(path, at_most(problems, 12))
-    dtype = next(name for name, known in TORCH_DTYPES.items() if known == wanted)
-    return WeightsConfig(dtype=dtype, files={file: _sha256(path / file) for file in files})
+    return wanted
 
 
 def _header_problems(

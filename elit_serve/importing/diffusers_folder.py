@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from elit_serve.engine.autoencoders.folder import check_autoencoder, read_folder
-from elit_serve.engine.checkpoint import dtype_of, weights_found
+from elit_serve.engine.checkpoint import check_headers, weights_found
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import (
     AutoencoderConfig,
@@ -25,13 +25,13 @@ from elit_serve.files.config import (
     WeightsConfig,
     check_name,
 )
-from elit_serve.files.opening import MAX_JSON_BYTES, read_file
+from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular
 from elit_serve.files.validation import problems_in
 from elit_serve.importing.pipelines import PIPELINES, PipelineFacts, Scheduler
 from elit_serve.importing.sit import Split
 from elit_serve.nn import InvalidSpec, build_empty
 from elit_serve.nn.backbones.dense.dense import DenseSpec
-from elit_serve.nn.backbones.dense.elit_prx import ElitPRX
+from elit_serve.nn.backbones.dense.elit_prx import ElitPRX, ElitPRXSpec
 from elit_serve.plans.bounds import MAX_TEXT_TOKENS
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.size import Size, nearest_multiples
@@ -166,25 +166,47 @@ def _guidance(usual: Guidance, scale: float | None, spec: DenseSpec) -> Guidance
 def _weights(folder: Path, spec: DenseSpec) -> WeightsConfig:
     """Those of the transformer and, of an elastic model, those that it has beside."""
     files = [*_weight_files(folder)]
-    if len(spec.levels) > 1:
-        if not (folder / ELIT).exists():
-            _write_interface(folder, spec, dtype_of(folder, files[0]))
+    if isinstance(spec, ElitPRXSpec):
+        if (folder / ELIT).exists():
+            _check_window(folder, spec)
+        else:
+            _write_interface(folder, spec, check_headers(folder, files, spec.plain()))
         files.append(ELIT)
     return weights_found(folder, files, spec)
 
 
-def _write_interface(folder: Path, spec: DenseSpec, dtype: torch.dtype) -> None:
-    """As training begins with it: at the full level it changes nothing."""
+def _check_window(folder: Path, spec: ElitPRXSpec) -> None:
+    """Of a file that is there already, where it says for which it is: some windows have tensors of the same shapes."""
+    try:
+        with safe_open(regular(folder / ELIT), framework="pt") as tensors:
+            told = (tensors.metadata() or {}).get("window")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(folder, [f"{ELIT} is not a safetensors file: {error}"]) from None
+    if told not in (None, _window_text(spec)):
+        allowed = f"{told}, which {ELIT} is for; where that is moved away, another one is made"
+        raise InvalidInput("--window", _window_text(spec), allowed)
+
+
+def _window_text(spec: ElitPRXSpec) -> str:
+    return ",".join(map(str, spec.interface.window))
+
+
+def _write_interface(folder: Path, spec: ElitPRXSpec, dtype: torch.dtype) -> None:
+    """As training begins with it: at the full level it changes nothing. All of the file or none of it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = build_empty(spec)
         assert isinstance(model, ElitPRX), spec.kind
         model.make_interface()
     made = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    staging = folder / f".{ELIT}.new"
     try:
-        save_file(made, folder / ELIT, metadata={"format": "pt"})
+        save_file(made, staging, metadata={"format": "pt", "window": _window_text(spec)})
+        staging.replace(folder / ELIT)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(folder, [f"{ELIT} cannot be written: {error}"]) from None
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _specs(

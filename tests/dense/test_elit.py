@@ -10,6 +10,7 @@ import pytest
 import torch
 from dense.conftest import Made
 from dense.folders import randomised
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from elit_serve.cli import app
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import CheckpointError, InvalidInput
+from elit_serve.importing import diffusers_folder
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.importing.sit import Split
 from elit_serve.nn import BackboneSpec, build
@@ -152,8 +154,30 @@ def test_a_folder_becomes_elastic_with_a_small_file_beside_its_weights(model_of:
     assert not torch.allclose(low, expected, atol=1e-3)
     import_folder(folder, split=Split(window=(2, 2)), replace_ours=True)
     assert (folder / "elit.safetensors").read_bytes() == written, "what may have been trained is kept"
-    with pytest.raises(CheckpointError, match=r"tensor latents has shape \(4, 32\), expected \(8, 32\)"):
-        import_folder(folder, split=Split(window=(2, 4)), replace_ours=True)
+    for window in ((2, 4), (4, 1)):
+        with pytest.raises(InvalidInput, match=r"--window: '\d,\d' is not allowed; 2,2, which elit"):
+            import_folder(folder, split=Split(window=window), replace_ours=True)
+
+
+def test_nothing_is_left_beside_weights_that_do_not_fit_or_where_there_is_no_room(
+    model_of: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, file: Path, **__: object) -> None:
+        file.write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    folder = shutil.copytree(model_of("prx"), tmp_path / "elastic")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "img_in.weight"}, weights)
+    before = {file.name for file in folder.iterdir()}
+    with pytest.raises(CheckpointError, match=r"tensor img_in\.weight is missing"):
+        import_folder(folder, split=Split(window=(2, 2)), replace_ours=True)
+    save_file(tensors, weights)
+    monkeypatch.setattr(diffusers_folder, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"elit\.safetensors cannot be written: no space left"):
+        import_folder(folder, split=Split(window=(2, 2)), replace_ours=True)
+    assert {file.name for file in folder.iterdir()} == before
 
 
 def test_an_elastic_folder_is_served_at_the_budgets_that_are_asked_for(
