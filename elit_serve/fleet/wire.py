@@ -13,7 +13,8 @@ from struct import Struct
 from typing import Annotated, Any, get_type_hints
 
 import msgpack
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter
+from pydantic import AfterValidator, PlainSerializer, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from elit_serve import errors
@@ -25,6 +26,7 @@ from elit_serve.fleet.messages import Failed, HowAreYou, Published, Refused, Rep
 
 HEADER = Struct(">IQB")  # length of what follows, exchange, kind
 MAX_FRAME = 1 << 30  # bytes: more than the pictures of any order
+MAX_FAULTS = 5  # that are told of a frame
 
 
 class BadFrame(Exception):
@@ -52,10 +54,7 @@ def _told(kind: type[Any], **others: Any) -> Any:
         plain: dict[str, Any] = adapter.dump_python({name: getattr(value, name) for name in names})
         return plain
 
-    def read(plain: object) -> Any:
-        return kind(**adapter.validate_python(plain))
-
-    return Annotated[kind, PlainValidator(read), PlainSerializer(written)]
+    return Annotated[shape, AfterValidator(lambda told: kind(**told)), PlainSerializer(written)]
 
 
 class _PlainError(TypedDict):
@@ -64,22 +63,18 @@ class _PlainError(TypedDict):
     values: dict[str, Any]
 
 
-_PLAIN_ERROR = TypeAdapter(_PlainError)
-
-
 def _written_error(error: ElitError) -> dict[str, Any]:
     return {"kind": type(error).__name__, "words": str(error), "values": vars(error)}
 
 
-def _read_error(plain: object) -> ElitError:
-    told = _PLAIN_ERROR.validate_python(plain)
+def _read_error(told: _PlainError) -> ElitError:
     kind = getattr(errors, told["kind"], None)
     if not (isinstance(kind, type) and issubclass(kind, ElitError)):
-        raise ValueError(f"{told['kind']!r} is no error")
+        raise PydanticCustomError("no_error_of_ours", "it names no error of ours")
     return restored(kind, (told["words"],), told["values"])
 
 
-ToldError = Annotated[ElitError, PlainValidator(_read_error), PlainSerializer(_written_error)]
+ToldError = Annotated[_PlainError, AfterValidator(_read_error), PlainSerializer(_written_error)]
 ToldOrder = _told(Order, condition=AnyCondition, open_plans=None)  # who makes it has open plans of his own
 
 KINDS: Mapping[type[Message], TypeAdapter[Any]] = {
@@ -112,5 +107,13 @@ async def read_frame(reader: StreamReader) -> tuple[int, Message]:
     body = await reader.readexactly(length)
     try:
         return exchange, _ADAPTERS[number].validate_python(msgpack.unpackb(body, strict_map_key=False))
-    except (ValueError, TypeError, ElitError) as error:  # ValidationError is a ValueError
-        raise BadFrame(str(error)) from None
+    except ValidationError as error:
+        raise BadFrame(_faults(error)) from None
+    except (ValueError, TypeError, ElitError) as error:
+        raise BadFrame(type(error).__name__) from None
+
+
+def _faults(error: ValidationError) -> str:
+    """Which fields are wrong, and how; not what was given, as that may be a prompt, which belongs in no log."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_FAULTS]
+    return ", ".join(f"{'.'.join(map(str, each['loc'])) or 'all of it'}: {each['type']}" for each in found)

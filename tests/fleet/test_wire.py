@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,8 +174,26 @@ def test_what_is_no_message_is_told_from_one(number: int, body: bytes) -> None:
 def test_an_error_is_one_of_ours(kind: str) -> None:
     data = frame(1, Failed(error=EngineStopped("over")))
     body = data[HEADER.size :].replace(b"\xadEngineStopped", bytes([0xA0 + len(kind)]) + kind.encode())
-    with pytest.raises(BadFrame, match="is no error"):
+    with pytest.raises(BadFrame, match="error: no_error_of_ours"):
         arrived(HEADER.pack(len(body), 1, list(KINDS).index(Failed)) + body)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seeds", "a secret rose"),
+        ("condition", {"prompt": ["a secret rose"]}),
+        ("guidance", {"method": "a secret rose"}),
+    ],
+)
+def test_what_is_wrong_with_a_message_is_told_without_what_was_given(field: str, value: object) -> None:
+    plain = KINDS[SentOrder].dump_python(SENT)
+    plain["order"][field] = value
+    body = msgpack.packb(plain)
+    with pytest.raises(BadFrame) as refused:
+        arrived(HEADER.pack(len(body), 1, list(KINDS).index(SentOrder)) + body)
+    assert "secret" not in str(refused.value)
+    assert f"order.{field}" in str(refused.value)
 
 
 def test_a_frame_of_any_length_is_not_waited_for() -> None:
