@@ -14,7 +14,9 @@ from elit_serve.bench.simulate.workload import Mix, draw_workload, mixed, scales
 from elit_serve.scheduler import CostTable, ElasticPolicy, QualityTable, RequestScheduler
 from elit_serve.scheduler.costs import DEVIATION, CorrectedCosts
 from elit_serve.scheduler.drive import Driver
+from elit_serve.scheduler.policy.view import View
 from elit_serve.scheduler.requests import Demand
+from elit_serve.scheduler.state import Tracked
 
 MODELS = Path(__file__).parents[2] / "models"
 XL = Scene(cost=str(MODELS / "recipes" / "imagenet512-elit-dit-xl2" / "latency" / "nvidia-h200.json"))
@@ -103,6 +105,20 @@ def test_who_comes_back_with_the_target_that_he_was_told_is_taken_and_an_open_pl
         told_ms = least_target_ms(scheduler, now_s)
         assert scheduler.crowd_with(1, now_s).deviation == pytest.approx(noise, rel=0.2, abs=0.02)
         assert scheduler.submit([image(-2, at_s=now_s, within_s=told_ms / 1000)], now_s) is None
+
+
+def test_a_promise_keeps_its_margin_where_plans_are_made_anew(table: CostTable, quality: QualityTable) -> None:
+    policy, costs, demand = ElasticPolicy(quality), CorrectedCosts(table), image(1)
+    observed(costs, noise=0.0)
+    view = View(now_s=0.0, start_s=0.0, costs=costs, max_batch=8, num_waiting=0)
+    assert policy.admit([demand], view) is None
+    (promised,) = policy.owed(view)
+    assert observed(costs, noise=0.2) > 0.1
+    policy.resume([Tracked(demand=demand)], view)
+    assert policy.owed(view) == [promised]
+    policy = ElasticPolicy(quality)
+    policy.resume([Tracked(demand=demand)], view)
+    assert policy.owed(view)[0].due_s < promised.due_s, "what it does not know it plans as the device is now"
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])

@@ -119,16 +119,21 @@ class ElasticPolicy:
         return not isinstance(found, str)
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
+        works = [self._resumed(request, view.costs) for request in requests]
         self._promises, self._soft, self._works = Promises(), [], {}
-        works = [self._work(request.demand, view.costs).moved_to(request.executed.at) for request in requests]
-        for work, request in zip(works, requests, strict=True):
-            work.is_hurried = request.is_hurried
         promised = _promised(works)
         if (found := plan_for(promised, view.start_s, view)) is not None:
             self._promises.keep(promised, found)
         else:
             self._keep_what_can_be_kept(promised, view)
         self._take(works)
+
+    def _resumed(self, request: Tracked, costs: CorrectedCosts) -> Work:
+        """As far as it is, with the margin that it was taken with."""
+        former = self._works.get(request.demand.request_id)
+        work = self._work(request.demand, costs, None if former is None else former.margin_s)
+        work.is_hurried = request.is_hurried
+        return work.moved_to(request.executed.at)
 
     def _keep_what_can_be_kept(self, promised: Sequence[Work], view: View) -> None:
         for work in promised:
@@ -382,14 +387,19 @@ class ElasticPolicy:
 
     # State
 
-    def _work(self, demand: Demand, costs: CorrectedCosts) -> Work:
+    def _work(self, demand: Demand, costs: CorrectedCosts, margin_s: float | None = None) -> Work:
         latest_s = demand.deadline_s - _after_s(demand, costs)
-        kinds = [StepKind.capped(demand.shape, costs.levels[-1], cap) for cap in set(demand.weak_caps)]
-        step_s = costs.correction * max(costs.row_s(kind)[1] for kind in kinds)
-        margin_s = self._settings.margin * costs.deviation * step_s
+        if margin_s is None:
+            margin_s = self._margin_s(demand, costs)
         ages = demand.priority is Priority.BATCH and not demand.is_hard
         order = latest_s + (self._settings.ageing_s if ages else 0.0)
         return Work(demand, costs, latest_s=latest_s, margin_s=margin_s, order=order)
+
+    def _margin_s(self, demand: Demand, costs: CorrectedCosts) -> float:
+        """See `ElasticSettings.margin`; as the device is now."""
+        kinds = [StepKind.capped(demand.shape, costs.levels[-1], cap) for cap in set(demand.weak_caps)]
+        step_s = costs.correction * max(costs.row_s(kind)[1] for kind in kinds)
+        return self._settings.margin * costs.deviation * step_s
 
     def _take(self, works: Iterable[Work]) -> None:
         for work in works:

@@ -62,7 +62,7 @@ class Policy(Protocol):
         """What runs next, which counts as run for every later call; None if nothing is left to run."""
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
-        """Forgets everything and goes on with these, whatever of them has run. All have steps left."""
+        """Forgets all plans and all others, and goes on with these, whatever of them has run. All have steps left."""
 
     def drop(self, request_id: int) -> None:
         """A request that was taken and has steps left ends early; it must not be chosen again."""
