@@ -21,6 +21,7 @@ from elit_serve.fleet.wire import Answer, Asked, BadFrame, GivenUp, frame, read_
 logger = logging.getLogger(__name__)
 
 BUFFER = 1 << 20  # bytes that are read ahead
+MAX_STRANGERS = 64  # connections at a time that have yet to prove that they know the key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Door:
         self._opening = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._writers: set[StreamWriter] = set()
+        self._num_strangers = 0
         self._answering: set[asyncio.Task[None]] = set()
 
     async def address(self) -> Address:
@@ -66,7 +68,7 @@ class Door:
     async def _visited(self, reader: StreamReader, writer: StreamWriter) -> None:
         self._writers.add(writer)
         try:
-            await greet(reader, writer, self._key, as_replica=True)
+            await self._greet(reader, writer)
             await self._serve(reader, writer)
         except (Stranger, BadFrame) as error:
             logger.warning("a connection was closed: %s", error)
@@ -75,6 +77,16 @@ class Door:
         finally:
             self._writers.discard(writer)
             writer.close()
+
+    async def _greet(self, reader: StreamReader, writer: StreamWriter) -> None:
+        """Raises `Stranger`."""
+        if self._num_strangers >= MAX_STRANGERS:
+            raise Stranger("too many others have yet to say who they are")
+        self._num_strangers += 1
+        try:
+            await greet(reader, writer, self._key, as_replica=True)
+        finally:
+            self._num_strangers -= 1
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Until the other end leaves, which gives up all that it waits for."""

@@ -354,6 +354,7 @@ class Fleet:
                 under_way.replica = first.replica
                 return replies
             refusals.append(first.error)
+            await replies.aclose()  # type: ignore[attr-defined]
         return refusals
 
     async def _follow(self, under_way: UnderWay, replies: AsyncIterator[Reply]) -> None:

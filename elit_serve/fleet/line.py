@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio import Queue, StreamReader, StreamWriter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from itertools import count
 
@@ -18,6 +18,7 @@ from elit_serve.fleet.wire import Answer, Asked, BadFrame, GivenUp, frame, read_
 
 logger = logging.getLogger(__name__)
 
+CONNECT_S = 1.0  # until a door is reached: a machine that is gone does not say so
 LAST = (Refused, Outcome, Failed, Published, GivenUp)  # of an exchange
 
 
@@ -35,14 +36,19 @@ class Line:
     async def to(cls, address: Address) -> Line:
         """Raises `ReplicaLost` if nobody is there, or somebody else."""
         try:
-            reader, writer = await asyncio.open_connection(address.host, address.port, limit=BUFFER)
-        except OSError as error:
+            async with asyncio.timeout(CONNECT_S):
+                reader, writer = await asyncio.open_connection(address.host, address.port, limit=BUFFER)
+        except OSError as error:  # TimeoutError is one
             raise ReplicaLost(address.replica) from error
+        is_known = False
         try:
             await greet(reader, writer, address.key, as_replica=False)
+            is_known = True
         except Stranger as error:
-            writer.close()
             raise ReplicaLost(address.replica) from error
+        finally:
+            if not is_known:
+                writer.close()
         return cls(address.replica, reader, writer)
 
     @property
@@ -126,6 +132,16 @@ class Lines:
         self._lines = {name: line for name, line in self._lines.items() if line.is_open}
         if address.replica not in self._lines:
             self._lines[address.replica] = await Line.to(address)
+
+    async def connect_all(self, addresses: Sequence[Address]) -> None:
+        """The same of all at once. Of those that are not reached the log tells."""
+        outcomes = await asyncio.gather(*map(self.connect, addresses), return_exceptions=True)
+        for address, outcome in zip(addresses, outcomes, strict=True):
+            if isinstance(outcome, ReplicaLost):
+                where, cause = f"{address.host}:{address.port}", outcome.__cause__
+                logger.warning("nobody is at %s, where replica %s should be: %r", where, address.replica, cause)
+            elif outcome is not None:
+                raise outcome
 
     def close(self) -> None:
         for line in self._lines.values():
