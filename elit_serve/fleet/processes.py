@@ -85,6 +85,9 @@ class Ingresses:
                     if self._is_ending.wait(PAUSE_S):
                         return  # nobody would tell another one to end
                     self._processes[index] = self._started(index)
+                    if self._is_ending.is_set():  # told meanwhile, when this one was not known yet
+                        self._processes[index].terminate()
+                        return
 
     def wait(self, timeout_s: float) -> None:
         until_s = time.monotonic() + timeout_s

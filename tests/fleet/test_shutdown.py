@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -26,7 +28,7 @@ from elit_serve.errors import EngineStopped
 from elit_serve.fleet import processes
 from elit_serve.fleet.fleet import LOST_S, Fleet
 from elit_serve.fleet.loop_thread import LoopThread
-from elit_serve.fleet.messages import Published, Refused, Reply, SentOrder, Taken
+from elit_serve.fleet.messages import HowAreYou, Published, Refused, Reply, SentOrder, Taken
 from elit_serve.fleet.processes import Ingresses, Place
 from elit_serve.fleet.replica import Replica
 from elit_serve.http.schemas import GenerateRequest
@@ -127,6 +129,37 @@ def test_a_server_that_ends_starts_no_process_again(tmp_path: Path, monkeypatch:
     log.removeHandler(at_that)
     ingresses.wait(60)
     assert started == [0]
+
+
+def test_a_process_that_is_started_while_the_server_is_told_to_end_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, before = tmp_path / "python", tmp_path / "before"
+    first_ends = f'if [ ! -e "{before}" ]; then touch "{before}"; exit 1; fi'
+    python.write_text(f"#!/bin/sh\nread -r place\n{first_ends}\nexec sleep 600\n", encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(processes, "PAUSE_S", 0.0)
+    started = list[subprocess.Popen[str]]()
+
+    class Noted(subprocess.Popen[str]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+
+    def place(index: int) -> Place:
+        if started:
+            ingresses.end()
+        return Place(index=index, settings={}, listener=2, ray_address="", replicas="", folder="")
+
+    ingresses = Ingresses(1, place)
+    ingresses.watch()
+    ingresses.wait(30)
+    for process in started:
+        process.stdout.close()  # type: ignore[union-attr]
+    assert [each.returncode for each in started] == [1, -signal.SIGTERM]
 
 
 # Its loop
@@ -261,3 +294,13 @@ def test_a_replica_that_has_been_drained_refuses(held_replica: HeldReplica) -> N
     assert isinstance(refusal, Refused)
     assert isinstance(refusal.error, EngineStopped)
     assert isinstance(asyncio.run(held_replica.replica.forecast(sent)), EngineStopped)
+
+
+def test_a_replica_that_has_been_drained_tells_what_it_has_counted(held_replica: HeldReplica) -> None:
+    held_replica.executor.may_run.set()
+    assert isinstance(all_replies(held_replica)[-1], Outcome)
+    held_replica.replica.drain(0)
+    last = asyncio.run(held_replica.replica.publish(HowAreYou(keeps_account=True)))
+    assert not last.is_ready
+    assert last.counters.granted_steps > 0
+    assert last.events
