@@ -1,8 +1,9 @@
 """Replicas as a deployment of Ray Serve, which starts them, watches over them, replaces those that die and scales them.
 
-The only module that knows Ray. Ray Serve is asked for what it has: replicas, their health, a drain of what they have
-under way, and handles that reach them. Its own HTTP proxies are not started: one process of them would answer for a
-whole machine, without this server's limits on connections.
+The only module that knows Ray. Ray Serve is asked for what it has: replicas, their health, handles that reach them, and
+a word to those that are to go. It knows nothing of orders, so a replica finishes what it has by itself. Ray's own HTTP
+proxies are not started: one process of them would answer for a whole machine, without this server's limits on
+connections.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager, nullcontext, suppress
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any, TypeVar
@@ -42,6 +43,8 @@ try:
 except ModuleNotFoundError:
     raise MissingPackage("ray[serve]", "ray") from None
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Load = Callable[[Settings], Servable]
 
@@ -55,6 +58,7 @@ ANSWER_S = 5.0  # for what all replicas are asked; who takes longer is left out
 PUBLISH_S = 1.0  # the same for how they are, which is asked all the time
 LOOK_S = 1.0  # between looks for new replicas, which cost a message through Ray for each
 STOP_S = 5.0  # beyond what draining takes
+LAST_WORD_S = 1.0  # of that: drained, and still asked how it is, so that what it counted last is heard
 
 
 class NamedReplicaRouter(RequestRouter):
@@ -114,7 +118,11 @@ class DeployedReplica:
         return self._failure or await self._replica.facts()
 
     async def address(self, _: str = ANY) -> Address:
-        return await self._door.address()
+        try:
+            return await self._door.address()
+        except OSError:
+            logger.exception("no door can be opened, so no order can reach this replica")
+            raise
 
     async def hurry(self, _: str, order_id: str) -> bool:
         return await self._replica.hurry(order_id)
@@ -138,6 +146,7 @@ class DeployedReplica:
         """Called by Ray Serve when it is to go: it finishes what it has."""
         if self._failure is None:
             await asyncio.to_thread(self._replica.drain, self._settings.drain_seconds)
+            await asyncio.sleep(LAST_WORD_S)
             await self._door.close()
 
 
@@ -180,21 +189,27 @@ class RayLink:
             await self._look_around()
         asked = HowAreYou(keeps_account=keeps_account)
         waits = [asyncio.wait_for(line.published(asked), PUBLISH_S) for line in self._lines.open]
-        _, told = await asyncio.gather(self._look_around(), asyncio.gather(*waits, return_exceptions=True))
-        return [each for each in told if isinstance(each, Published)]
+        looked, *told = await asyncio.gather(self._look_around(), *waits, return_exceptions=True)
+        published = [each for each in told if isinstance(each, Published)]
+        if published and isinstance(looked, (RayError, RayServeException)):
+            logger.warning("Ray could not be asked for new replicas: %r", looked)  # those that are known need no Ray
+        elif isinstance(looked, BaseException):
+            raise looked
+        return published
 
     async def _look_around(self) -> None:
-        """For replicas that are new, now and then."""
+        """For replicas that are new, now and then, and again at once where Ray has failed."""
         now_s = asyncio.get_running_loop().time()
         if now_s < self._looked_s + LOOK_S:
             return
+        await self._lines.connect_all(await self._ask_all("address", within_s=PUBLISH_S))
         self._looked_s = now_s
-        for address in await self._ask_all("address", within_s=PUBLISH_S):
-            with suppress(ReplicaLost):
-                await self._lines.connect(address)
 
     async def in_flight(self, max_pictures: int) -> list[InFlight]:
-        return await self._ask_all("in_flight", max_pictures)
+        try:
+            return await self._ask_all("in_flight", max_pictures)
+        except (RayError, RayServeException):
+            return []  # no replica runs
 
     async def close(self) -> None:
         self._lines.close()
