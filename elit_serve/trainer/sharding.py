@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
@@ -24,7 +25,10 @@ def spread(model: Backbone, world: World) -> None:
     """Leaves this rank's rows of a model's weights, on its device."""
     # Blocks return views of their modulation, which nothing changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    # Of the group that is there: making another would wait for all ranks, and they come here one after another.
+    mesh = DeviceMesh.from_group(everyone, world.device.type)
     for part in (*model.gathered(), model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
