@@ -344,7 +344,14 @@ class Recipe(Section):
         staged = {size for stage in self.data.stages for size in stage.sizes}
         if unknown := sorted(staged - set(self.data.sizes)):
             problems.append(f"data.stages: {', '.join(unknown)}: a stage is of some of data.sizes")
-        return problems
+        return problems or self._stage_problems()
+
+    def _stage_problems(self) -> list[str]:
+        done = sum(stage.steps for stage in self.data.stages)
+        _, shapes_left = self.stages[-1]
+        if shapes_left or done >= self.training.steps:
+            return []
+        return [f"data.stages: they have all sizes and end after {done} of {self.training.steps} steps: none is left"]
 
     def _shape(self, size: str) -> Shape:
         width, height = Size.read(size)

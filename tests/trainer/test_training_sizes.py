@@ -208,3 +208,10 @@ def test_pictures_grow_stage_by_stage_and_a_stage_goes_on_where_it_was_left(
 def test_a_stage_of_a_size_that_the_recipe_does_not_have_is_refused(sized: Callable[..., Recipe]) -> None:
     with pytest.raises(ValueError, match=r"data\.stages: 16x16, 48x48: a stage is of some of data\.sizes"):
         sized(data={"stages": [{"sizes": ["48x48", "24x16", "16x16"], "steps": 3}]})
+
+
+def test_stages_that_leave_no_size_to_the_steps_behind_them_are_refused(sized: Callable[..., Recipe]) -> None:
+    data = {"sizes": ["16x16", "24x16"], "stages": [{"sizes": ["16x16", "24x16"], "steps": 5}]}
+    with pytest.raises(ValueError, match=r"data\.stages: they have all sizes and end after 5 of 12 steps"):
+        sized(data=data)
+    assert sized(data=data, training={"steps": 5}).data.stages[0].steps == 5
