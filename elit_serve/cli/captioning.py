@@ -10,7 +10,7 @@ import typer
 
 def caption(
     data: Annotated[Path, typer.Argument(help="A folder or an uncompressed tar of class/name.jpg.")],
-    out: Annotated[Path, typer.Argument(help="The tar to write: the photographs as they are, a text beside each.")],
+    out: Annotated[Path, typer.Argument(help="A new tar: the photographs as they are, a text beside each.")],
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Of a data set with val/ or test/, that part instead of train/.")
     ] = False,

@@ -18,6 +18,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from elit_serve.errors import DamagedPicture, DataError
+from elit_serve.errors import DamagedPicture, DataError, InvalidInput
 from elit_serve.photographs import Part, Photograph, decode, open_data_set
 
 SIDE = 64  # pixels that a picture is looked at in
@@ -135,7 +136,12 @@ def captioned(source: Path, part: Part = "training") -> Iterator[tuple[Photograp
 
 def write_captioned(source: Path, out: Path, part: Part = "training") -> tuple[int, list[str]]:
     """A tar of the photographs of a data set as they are, each with a text beside it. -> how many, and those that are
-    damaged, which are left out. Of photographs with one name the later ones get a number, for each to have its text."""
+    damaged, which are left out. Of photographs with one name the later ones get a number, for each to have its text.
+
+    Raises `DataError`, and `InvalidInput` where `out` exists: it may be the data set itself.
+    """
+    if os.path.lexists(out):
+        raise InvalidInput("out", str(out), "a file that does not exist yet")
     damaged, count = [], 0
     names = Counter[str]()
     staging = out.with_name(f".{out.name}")
@@ -153,8 +159,10 @@ def write_captioned(source: Path, out: Path, part: Part = "training") -> tuple[i
                 count += 1
         staging.replace(out)
     except OSError as error:
-        staging.unlink(missing_ok=True)
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):  # after all went well it is gone
+            staging.unlink()
     return count, damaged
 
 

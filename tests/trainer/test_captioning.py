@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from elit_serve.cli import app
+from elit_serve.errors import DataError, InvalidInput
 from elit_serve.photographs import open_captioned_set, open_data_set
-from elit_serve.trainer.captioning import Look, caption, look_at, plural
+from elit_serve.trainer.captioning import Look, caption, look_at, plural, write_captioned
 
 
 def picture(ground: str, spots: list[tuple[int, int, int]], colour: str) -> Image.Image:
@@ -82,3 +84,17 @@ def test_a_data_set_of_classes_becomes_one_of_captions(tmp_path: Path) -> None:
         each.read() for each in open_data_set(folder).photographs if each.name != "2.jpg"
     ]
     assert found.note is None
+
+
+def test_a_file_that_is_there_stays_as_it_is_and_a_failure_leaves_none(tmp_path: Path) -> None:
+    photos = tmp_path / "photos.tar"
+    picture("green", SMALL, "red").save(tmp_path / "1.png")
+    with tarfile.open(photos, "w") as tar:
+        tar.add(tmp_path / "1.png", "rose/1.png")
+    before = photos.read_bytes()
+    with pytest.raises(InvalidInput, match=r"out: .*photos\.tar' is not allowed; a file that does not exist yet"):
+        write_captioned(photos, photos)
+    assert photos.read_bytes() == before
+    with pytest.raises(DataError, match="does not exist"):
+        write_captioned(tmp_path / "none", tmp_path / "captioned.tar")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1.png", "photos.tar"]
