@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from elit_serve.engine.checkpoint import TORCH_DTYPES, load_checkpoint, read_spe
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import ConditionsConfig, ModelConfig, TextConfig
 from elit_serve.nn import Backbone, BackboneSpec, build_empty, preset_conditions
+from elit_serve.plans.shape import Shape
 from elit_serve.trainer.loss import Teacher
 from elit_serve.trainer.recipe import Recipe
 
@@ -86,7 +87,8 @@ def _checked(
     spec = recipe.backbone.spec(conditions)
     problems = [*_condition_problems(config, conditions), *_autoencoder_problems(path, config, recipe, autoencoder)]
     is_turned = field == "upcycle.model"
-    problems += _turning_problems(recipe, spec, theirs) if is_turned else _sample_problems(spec, theirs)
+    problems += _turning_problems(recipe, spec, theirs) if is_turned else []
+    problems += [] if problems else _sample_problems(recipe.shapes, theirs)
     if problems:
         raise InvalidInput(field, model, "; ".join(problems))
     return config
@@ -116,16 +118,18 @@ def _autoencoder_problems(path: Path, config: ModelConfig, recipe: Recipe, autoe
     return []
 
 
-def _sample_problems(spec: BackboneSpec, theirs: BackboneSpec) -> list[str]:
-    """Why a model cannot be asked about another one's samples."""
-    channels, *sides = spec.sample_shape
-    if theirs.sample_shape[0] != channels or len(theirs.sample_shape) != len(spec.sample_shape):
+def _sample_problems(shapes: Sequence[Shape], theirs: BackboneSpec) -> list[str]:
+    """Why a model cannot go on with, or be asked about, samples of these shapes, which differ in their sides only."""
+    channels, *sides = shapes[0].size
+    if theirs.sample_shape[0] != channels or len(theirs.sample_shape) != 1 + len(sides):
         return [f"a model of samples of {channels} channels; its own are {theirs.sample_shape}"]
-    try:
-        theirs.check_size(*sides)
-    except InvalidInput as error:
-        return [str(error)]
-    return []
+    problems = []
+    for shape in shapes:
+        try:
+            theirs.check_size(*shape.size[1:])
+        except InvalidInput as error:
+            problems.append(f"a model that works at {shape.name}: {error}")
+    return problems
 
 
 def _turning_problems(recipe: Recipe, spec: BackboneSpec, theirs: BackboneSpec) -> list[str]:

@@ -24,7 +24,7 @@ from elit_serve.trainer.recipe import Recipe, read_recipe
 from elit_serve.trainer.run import RunDirectory
 from elit_serve.trainer.sources import open_source
 from elit_serve.trainer.speed import speed_to_file
-from elit_serve.trainer.starts import open_models
+from elit_serve.trainer.starts import model_facts, open_models
 
 CPU = torch.device("cpu")
 CLASSES = ("daisy", "rose", "tulip")
@@ -37,10 +37,9 @@ Train = Callable[..., RunDirectory]
 Log = Callable[[RunDirectory], list[dict[str, Any]]]
 
 
-@pytest.fixture(scope="module")
-def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain DiT all of whose blocks matter, as those of a trained one do; no test may change it."""
-    spec = DiTSpec(**PLAIN, num_classes=3)
+def write_plain(path: Path, **fields: Any) -> Path:
+    """A plain DiT all of whose blocks matter, as those of a trained one do."""
+    spec = DiTSpec(**PLAIN, num_classes=3, **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(spec).requires_grad_(False)
@@ -53,9 +52,14 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         conditions=ClassesConfig(names=CLASSES),
         weights=WeightsConfig(dtype="float32", files={"model.safetensors": UNWRITTEN_DIGEST}),
     )
-    path = tmp_path_factory.mktemp("models") / "plain"
     write_checkpoint(path, config, model.state_dict())
     return path
+
+
+@pytest.fixture(scope="module")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No test may change it."""
+    return write_plain(tmp_path_factory.mktemp("models") / "plain")
 
 
 @pytest.fixture
@@ -233,6 +237,20 @@ def test_recipes_that_contradict_themselves_are_refused(tmp_path: Path, make_rec
     with pytest.raises(ValueError, match=r"distillation\.model must name a model"):
         make_recipe(distillation={})
     both = {"distillation": {"model": "garden64"}, "budget": {"distilled": True, "full_share": 0.5}}
+def test_a_model_that_has_learned_the_positions_of_one_size_is_refused_for_others(
+    make_recipe: MakeRecipe, make_turned: MakeRecipe, tmp_path: Path
+) -> None:
+    model = str(write_plain(tmp_path / "learned", positions="learned"))
+    larger = {"backbone": {**PLAIN, "kind": "dit", "positions": "learned", "height": 32, "width": 32}}
+    unguided = {"sampling": {"guidance": {"method": "none"}}, "upcycle": {"model": model}}
+    begun = Recipe.model_validate(make_recipe().model_dump(exclude={"backbone", "upcycle"}) | larger | unguided)
+    with pytest.raises(InvalidInput, match=r"upcycle\.model: .*works at 32x32: .*positions are learned for \(16, 16\)"):
+        model_facts(begun, begun.conditions(CLASSES), None)
+    taught = make_turned(distillation={"model": model}, data={"sizes": ["24x16"]})
+    with pytest.raises(InvalidInput, match=r"distillation\.model: .*works at 16x24: .*positions are learned"):
+        model_facts(taught, taught.conditions(CLASSES), None)
+
+
     with pytest.raises(ValueError, match="goes without"):
         make_recipe(**both)
     (tmp_path / "r.toml").write_text("name = 'x'\nupcycle = { scale = 1 }\n", encoding="utf-8")
