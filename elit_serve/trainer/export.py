@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,6 +12,8 @@ from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, UNWRITTEN_DIGEST, writ
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, WeightDtype, WeightsConfig, check_name
 from elit_serve.files.validation import problems_in
+from elit_serve.text.command_line import readable
+from elit_serve.trainer.recipe import Recipe
 from elit_serve.trainer.run import RunDirectory, RunFacts
 from elit_serve.trainer.sources import check_folder_given
 
@@ -61,16 +64,28 @@ def _check_same(autoencoder: Path | None, facts: RunFacts) -> None:
         )
 
 
+def _without_paths(recipe: Recipe) -> dict[str, Any]:
+    """A recipe for everybody: where the models lay that it began with and learned from is told by folders' names."""
+    told = recipe.model_dump(mode="json", exclude={"provenance"})
+    for table in (told["upcycle"], told["distillation"]):
+        if table is not None and table["model"] is not None:
+            table["model"] = readable(Path(table["model"]).name) or table["model"]
+    return told
+
+
 def _config(name: str, facts: RunFacts, factor: int | None, step: int, dtype: WeightDtype) -> ModelConfig:
     recipe = facts.recipe
     conditions = recipe.conditions(facts.classes)
-    provenance = {
+    provenance: dict[str, Any] = {
         **recipe.provenance,
         "data": facts.data.model_dump(),
         "steps": step,
         "versions": facts.versions,
-        "recipe": recipe.model_dump(mode="json", exclude={"provenance"}),
+        "recipe": _without_paths(recipe),
     }
+    hashes = {"upcycled": facts.upcycled, "teacher": facts.teacher}
+    if models := {fact: model_hash for fact, model_hash in hashes.items() if model_hash is not None}:
+        provenance["models"] = models
     fields = recipe.backbone.spec(conditions).config_fields()
     return ModelConfig(
         name=name,

@@ -191,6 +191,18 @@ def test_a_run_goes_on_with_the_models_that_it_began_with(
         train_here(make_turned(training={"steps": 4}, distillation={}), resume=True)
 
 
+def test_a_model_tells_which_models_it_was_made_of_but_not_where_they_lay(
+    make_turned: MakeRecipe, train_here: Train, plain_model: Path, tmp_path: Path
+) -> None:
+    run = train_here(make_turned(distillation={"model": str(plain_model)}, training={"steps": 1}))
+    provenance = export(run.path, tmp_path / "turned").provenance
+    told = provenance["recipe"]
+    assert (told["upcycle"]["model"], told["distillation"]["model"]) == ("plain", "plain")
+    model_hash = load_checkpoint(plain_model).config.model_hash
+    assert provenance["models"] == {"upcycled": model_hash, "teacher": model_hash}
+    assert str(plain_model.parent) not in (tmp_path / "turned" / "config.json").read_text(encoding="utf-8")
+
+
 def test_a_model_goes_on_at_another_size(
     make_turned: MakeRecipe, train_here: Train, read_log: Log, tmp_path: Path
 ) -> None:
@@ -225,18 +237,6 @@ def test_a_plain_model_that_does_not_fit_is_refused(
         train_here(make_turned(backbone=backbone))
 
 
-def test_a_model_of_other_classes_is_refused(
-    make_turned: MakeRecipe, train_here: Train, make_photographs: Callable[..., Path], tmp_path: Path
-) -> None:
-    others = make_photographs(tmp_path / "others", classes=("daisy", "rose", "violet"))
-    with pytest.raises(InvalidInput, match=r"3 classes; it has 3: tulip, violet in one of them only"):
-        train_here(make_turned(), data=others)
-
-
-def test_recipes_that_contradict_themselves_are_refused(tmp_path: Path, make_recipe: MakeRecipe) -> None:
-    with pytest.raises(ValueError, match=r"distillation\.model must name a model"):
-        make_recipe(distillation={})
-    both = {"distillation": {"model": "garden64"}, "budget": {"distilled": True, "full_share": 0.5}}
 def test_a_model_that_has_learned_the_positions_of_one_size_is_refused_for_others(
     make_recipe: MakeRecipe, make_turned: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -251,6 +251,18 @@ def test_a_model_that_has_learned_the_positions_of_one_size_is_refused_for_other
         model_facts(taught, taught.conditions(CLASSES), None)
 
 
+def test_a_model_of_other_classes_is_refused(
+    make_turned: MakeRecipe, train_here: Train, make_photographs: Callable[..., Path], tmp_path: Path
+) -> None:
+    others = make_photographs(tmp_path / "others", classes=("daisy", "rose", "violet"))
+    with pytest.raises(InvalidInput, match=r"3 classes; it has 3: tulip, violet in one of them only"):
+        train_here(make_turned(), data=others)
+
+
+def test_recipes_that_contradict_themselves_are_refused(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    with pytest.raises(ValueError, match=r"distillation\.model must name a model"):
+        make_recipe(distillation={})
+    both = {"distillation": {"model": "garden64"}, "budget": {"distilled": True, "full_share": 0.5}}
     with pytest.raises(ValueError, match="goes without"):
         make_recipe(**both)
     (tmp_path / "r.toml").write_text("name = 'x'\nupcycle = { scale = 1 }\n", encoding="utf-8")
