@@ -92,9 +92,7 @@ def _open_latents(recipe: Recipe, folder: Path | None, data: Path, validation: P
     (shape,), digest = recipe.shapes, fingerprint(folder)
     latents = LatentSet.open(data, shape.size, digest)
     is_captioned = recipe.text is not None
-    if latents.index.encoding.captioned != is_captioned:
-        allowed = "latents with captions: elit-serve encode --captions" if is_captioned else "latents with classes"
-        raise InvalidInput("--data", str(data), allowed)
+    _check_told("--data", latents, is_captioned=is_captioned)
     if recipe.data.shift:
         raise InvalidInput("data.shift", recipe.data.shift, "0 with latents, which cannot be moved by pixels")
     if recipe.data.flip and not latents.index.encoding.mirrored:
@@ -103,7 +101,15 @@ def _open_latents(recipe: Recipe, folder: Path | None, data: Path, validation: P
         latents, others = latents.split(recipe.data.holdout)
     else:
         others = LatentSet.open(validation, shape.size, digest, None if is_captioned else latents.classes)
+        _check_told("--val", others, is_captioned=is_captioned)
     return Buckets(whole=latents, parts={shape: latents}), Buckets(whole=others, parts={shape: others})
+
+
+def _check_told(field: str, latents: LatentSet, *, is_captioned: bool) -> None:
+    """Raises `InvalidInput` for latents with classes where captions are learned, and the other way round."""
+    if latents.index.encoding.captioned != is_captioned:
+        allowed = "latents with captions: elit-serve encode --captions" if is_captioned else "latents with classes"
+        raise InvalidInput(field, str(latents.folder), allowed)
 
 
 def picture_sizes(recipe: Recipe, autoencoder: Autoencoder) -> dict[Shape, Size]:

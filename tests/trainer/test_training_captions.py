@@ -149,8 +149,12 @@ def test_stored_latents_have_captions(
         (classes / colour).mkdir(parents=True)
         square(colour, "white", 0).save(classes / colour / "0.png")
     encode_data(classes, tmp_path / "other", folder, EncodeOptions(**options), device=CPU)
-    with pytest.raises(InvalidInput, match="latents with captions: elit-serve encode --captions"):
-        train_here(recipe, "other", data=tmp_path / "other", autoencoder=folder)
+    for option, paths in (
+        ("--data", {"data": tmp_path / "other"}),
+        ("--val", {"data": latents, "validation": tmp_path / "other"}),
+    ):
+        with pytest.raises(InvalidInput, match=f"{option}: .*; latents with captions: elit-serve encode --captions"):
+            train_here(recipe, "other", **paths, autoencoder=folder)
 
 
 def test_a_plain_model_of_prompts_becomes_an_elastic_one_of_the_same_prompts(
