@@ -68,7 +68,9 @@ class Trainer:
         training, validation = source.training, source.validation
         self.damage = DamageReport(total=len(training), max_fraction=recipe.data.max_corrupt)
         self.told = Told(recipe, training.classes, world.device)
-        self.tell, self.tell_held_out = self.told.of(training.classes), self.told.of(validation.classes)
+        self.tell = self.told.of(training.classes)
+        is_told_alike = validation.classes == training.classes  # then captions are encoded once for both
+        self.tell_held_out = self.tell if is_told_alike else self.told.of(validation.classes)
         batch, seed = recipe.training.batch, recipe.training.seed
         self.order = RunOrder(batch=batch, seed=seed, rank=world.rank, world=world.size, stages=recipe.stages)
         self.data = self._open(training)

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from elit_serve.cli import app
 from elit_serve.engine.checkpoint import load_checkpoint
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.text_encoders.cache import CachedEncoder
 from elit_serve.errors import InvalidInput, RunError
 from elit_serve.trainer.encode import EncodeOptions, encode_data
 from elit_serve.trainer.export import export
@@ -105,15 +106,34 @@ def test_a_model_learns_what_prompts_mean_and_its_directory_is_told_them(
     assert np.array_equal(np.asarray(Image.open(out).convert("RGB")), np.asarray(made[2].image))
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that is asked for, as often as it is, whether the encoder remembers it or not."""
+    given: list[str] = []
+    encode = CachedEncoder.encode
+
+    def noted(encoder: CachedEncoder, prompts: Sequence[str]) -> torch.Tensor:
+        given.extend(prompts)
+        return encode(encoder, prompts)
+
+    monkeypatch.setattr(CachedEncoder, "encode", noted)
+    return given
+
+
 def test_captions_beyond_the_memory_are_encoded_as_they_come_and_a_run_goes_on_with_them(
-    squares: Path, make_text_recipe: MakeRecipe, train_here: Train, read_losses: Losses
+    squares: Path, make_text_recipe: MakeRecipe, train_here: Train, read_losses: Losses, encoded: list[str]
 ) -> None:
-    held = train_here(make_text_recipe(training={"steps": 4}), "held", data=squares)
+    shown = {"examples": ["another"]}
+    held = train_here(make_text_recipe(training={"steps": 4}, text=shown), "held", data=squares)
+    captions = [f"a {colour} square on {ground}" for colour, ground in product(COLOURS, GROUNDS)]
+    assert sorted(text for text in encoded if text not in shown["examples"]) == sorted(captions)  # once, for both parts
+    encoded.clear()
     streamed = {"memory_gb": 0, "workers": 0}
     train_here(make_text_recipe(training={"steps": 2}, data=streamed), "streamed", data=squares)
-    recipe = make_text_recipe(training={"steps": 4}, data=streamed, text={"examples": ["another"]})
+    recipe = make_text_recipe(training={"steps": 4}, data=streamed, text=shown)
     run = train_here(recipe, "streamed", data=squares, resume=True)
     assert read_losses(run) == read_losses(held)
+    assert len(encoded) >= 4 * recipe.training.batch
 
     with pytest.raises(RunError, match=r"text\.max_tokens is 7 here and 8 in the run"):
         train_here(make_text_recipe(text={"max_tokens": 7}), "streamed", data=squares, resume=True)
