@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from elit_serve.errors import DataError
 from elit_serve.files.measured import Measured
@@ -37,6 +37,12 @@ class Encoding(Measured):
     data_sha256: Sha256
     per_shard: int = Field(ge=1)
     captioned: bool = False
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `captioned` where it is false, so that folders from before captions keep their digest."""
+        fields: dict[str, Any] = write(self)
+        return {name: value for name, value in fields.items() if name != "captioned" or value}
 
 
 class Shard(Measured):

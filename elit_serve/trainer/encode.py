@@ -139,7 +139,7 @@ def _check_out(out: Path, encoding: Encoding) -> None:
     """The folder may be new, empty, or hold what this very encoding has left there."""
     if holds_latents(out):
         told = read_latent_index(out).encoding
-        others = [name for name, value in encoding.model_dump().items() if getattr(told, name) != value]
+        others = [name for name in Encoding.model_fields if getattr(told, name) != getattr(encoding, name)]
         if others:
             raise InvalidInput("out", str(out), f"it holds latents of another encoding: {', '.join(others)} differ")
     try:

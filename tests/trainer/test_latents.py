@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from autoencoders import save_kl
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from elit_serve.cli import main
@@ -129,6 +131,16 @@ def test_what_cannot_be_encoded_is_refused_before_anything_is_written(
     with pytest.raises(DataError, match="does not exist"):
         encoded(tmp_path / "none", out, autoencoder)
     assert not out.exists()
+
+
+def test_latents_of_classes_are_written_and_known_as_before_there_were_captions(latents: Path) -> None:
+    told = json.loads((latents / "index.json").read_text(encoding="utf-8"))
+    assert "captioned" not in told["encoding"]
+    with safe_open(latents / "shard-00000.safetensors", framework="pt") as shard:
+        assert json.loads(shard.metadata()["elit-serve"])["encoding"] == told["encoding"]
+    known = json.dumps({name: told[name] for name in ("encoding", "classes", "shards")}, separators=(",", ":"))
+    places = torch.arange(24).numpy().tobytes()
+    assert opened(latents).digest == hashlib.sha256(known.encode() + places).hexdigest()
 
 
 def test_damaged_pictures_are_left_out_and_named(
