@@ -110,9 +110,10 @@ def encode_data(
 
 
 def _check_names(data: Path, names: Sequence[str]) -> None:
-    """They are written into one file, of which no more is read than `MAX_JSON_BYTES`."""
-    if len(json.dumps(names)) > MAX_JSON_BYTES // 2:
-        raise DataError(f"{data} has {len(names):,} captions, more than an index of {MAX_JSON_BYTES >> 20} MB can name")
+    """They are written into one file, of which no more is read than `MAX_JSON_BYTES`; half is left for the rest."""
+    size, limit = len(json.dumps(names, ensure_ascii=False).encode()), MAX_JSON_BYTES // 2
+    if size > limit:
+        raise DataError(f"{data} has captions of {size:,} bytes in all, and an index names at most {limit:,} of them")
 
 
 def _check_size(options: EncodeOptions, factor: int) -> None:

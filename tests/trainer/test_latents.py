@@ -155,6 +155,18 @@ def test_damaged_pictures_are_left_out_and_named(
         encoded(folder, tmp_path / "strict", autoencoder, max_corrupt=0.0)
 
 
+def test_names_of_more_bytes_than_an_index_holds_are_refused(
+    make_photographs: Callable[..., Path], autoencoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A letter that is not ASCII counts as its two bytes."""
+    folder = make_photographs(tmp_path / "photographs", 2, ("\u00e4" * 20, "rose", "tulip"))
+    monkeypatch.setattr("elit_serve.trainer.encode.MAX_JSON_BYTES", 2 * 60)
+    with pytest.raises(DataError, match="has captions of 61 bytes in all, and an index names at most 60 of them"):
+        encoded(folder, tmp_path / "latents", autoencoder)
+    monkeypatch.setattr("elit_serve.trainer.encode.MAX_JSON_BYTES", 2 * 61)
+    assert len(encoded(folder, tmp_path / "latents", autoencoder).classes) == 3
+
+
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_a_model_trains_from_latents_as_from_photographs(
     memory_gb: float,
