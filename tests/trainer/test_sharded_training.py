@@ -136,23 +136,23 @@ def test_every_kind_is_spread(
 def test_a_run_on_two_ranks_that_was_killed_goes_on_to_the_same_losses(
     make_recipe: MakeRecipe, start_training: Start, read_losses: Losses, tmp_path: Path
 ) -> None:
-    sections = {
-        **SECTIONS,
-        "training": {**SECTIONS["training"], "steps": 40},
-        "every": {**SECTIONS["every"], "keep": 9},
-    }
-    recipe = make_recipe(**sections)
-    whole, killed = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
-    finished(start_training(recipe, whole.path, ranks=2))
+    """It would not have ended by itself, so that it is killed on its way however fast it is."""
 
-    process = start_training(recipe, killed.path, ranks=2, start_new_session=True)
-    while len(killed.steps()) < 2:
-        assert process.poll() is None, "it ended before it was killed"
+    def of(steps: int) -> Recipe:
+        return make_recipe(**{**SECTIONS, "training": {**SECTIONS["training"], "steps": steps}})
+
+    whole, killed = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
+    process = start_training(of(100_000), killed.path, ranks=2, start_new_session=True)
+    deadline_s = time.monotonic() + 300
+    while len(killed.steps()) < 2 and process.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
     kill_all_of(process)
     done = killed.steps()[-1]
-    assert done < 40
+    assert done >= 8
+    recipe = of(done + 6)
     finished(start_training(recipe, killed.path, "--resume", ranks=2))
+    finished(start_training(recipe, whole.path, ranks=2))
     assert read_losses(killed) == read_losses(whole)
     ours, theirs = killed.load(), whole.load()
     for name, expected in theirs.ema.items():
