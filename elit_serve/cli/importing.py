@@ -33,8 +33,14 @@ def import_(
         typer.Option(help="Class names, one per line. Default: ImageNet's for 1,000 classes, else numbers."),
     ] = None,
     levels: Annotated[str | None, typer.Option(help="Those it was trained at, as 1,4,16. Default: all.")] = None,
-    head: Annotated[int | None, typer.Option(min=0, help="Blocks before Read. Default: what the file says.")] = None,
-    tail: Annotated[int | None, typer.Option(min=0, help="Blocks after Write. Default: half as many.")] = None,
+    head: Annotated[
+        int | None,
+        typer.Option(min=0, help="Blocks before Read. Default: what the file says; of a folder a share of its depth."),
+    ] = None,
+    tail: Annotated[
+        int | None,
+        typer.Option(min=0, help="Blocks after Write. Default: half as many; of a folder a share of its depth."),
+    ] = None,
     heads: Annotated[
         int | None, typer.Option(min=1, help="Attention heads. Default: those of DiT's sizes S, B, L and XL.")
     ] = None,
@@ -45,7 +51,10 @@ def import_(
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite the weights of an existing model.")] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Overwrite an existing model's weights; of a folder its config.json alone."),
+    ] = False,
     max_shard_mb: Annotated[int, typer.Option(min=1, help="Largest weight file, and most weights in memory.")] = 4096,
     sizes: Annotated[
         str | None,
