@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from elit_serve.engine.checkpoint import load_checkpoint
 from elit_serve.errors import RunError
+from elit_serve.nn.backbones.dense.dense import DenseSpec
 from elit_serve.nn.backbones.table import KINDS, build
 from elit_serve.nn.backbones.texts import TextSpec
 from elit_serve.trainer.distributed import World
@@ -94,7 +95,7 @@ def world_of_one(tmp_path: Path) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if not kind.is_published])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_finds_its_weights_gathered_where_it_uses_them(kind: str, world_of_one: World) -> None:
     spec = KINDS[kind].tiny
     torch.manual_seed(0)
@@ -103,7 +104,9 @@ def test_every_kind_finds_its_weights_gathered_where_it_uses_them(kind: str, wor
         torch.nn.init.normal_(parameter, std=0.1)
     whole, x, t = copy.deepcopy(model), torch.randn(2, *spec.sample_shape), torch.rand(2)
     condition = (
-        torch.randn(2, spec.max_tokens, spec.text_dim + 1).abs() if isinstance(spec, TextSpec) else torch.arange(2)
+        torch.randn(2, spec.max_tokens, spec.text_dim + 1).abs()
+        if isinstance(spec, TextSpec | DenseSpec)
+        else torch.arange(2)
     )
     recompute_inside(model.compilable())
     spread(model, world_of_one)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.backbone import BackboneSpec
 from elit_serve.nn.backbones.transformer import TransformerSpec
 from elit_serve.nn.fields import Checked, nested, pair, whole
 from elit_serve.nn.flops import Flops, block_flops, read_and_write_flops
@@ -29,29 +30,28 @@ class SplitSpec(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElasticSpec(TransformerSpec):
-    """A transformer of `depth` blocks in all, split by its interface."""
+class WithLatents(BackboneSpec):
+    """Mixed into the spec of a transformer of `depth` blocks in all, which its interface splits."""
 
     interface: SplitSpec = nested(SplitSpec)  # noqa: RUF009 (it makes a field)
 
-    def check(self) -> None:
-        interface = self.interface
-        if interface.head + interface.core + interface.tail != self.depth:
-            split = f"{interface.head}-{interface.core}-{interface.tail}"
-            raise InvalidInput("split", split, f"head, core and tail must add up to depth {self.depth}")
-        super().check()
-        if min(self.window) <= self.zeros_between:
-            allowed = f"at least {self.zeros_between + 1} tokens a side: of smaller groups some hold nothing but zeros"
-            raise InvalidInput("window", self.window, allowed)
+    if TYPE_CHECKING:  # fields of what it is mixed into
+        dim: int
+        depth: int
 
-    @property
-    def window(self) -> tuple[int, int]:
-        return self.interface.window
+    def check(self) -> None:
+        head, core, tail = self.interface.head, self.interface.core, self.interface.tail
+        if head + core + tail != self.depth:
+            raise InvalidInput(
+                "split", f"{head}-{core}-{tail}", f"head, core and tail must add up to depth {self.depth}"
+            )
+        super().check()
 
     @property
     def latents_per_group(self) -> int:
         """J."""
-        return self.window[0] * self.window[1]
+        rows, columns = self.interface.window
+        return rows * columns
 
     @property
     def droppable_latents(self) -> int:
@@ -78,6 +78,25 @@ class ElasticSpec(TransformerSpec):
             all_latents=with_read_and_write(self.latents_per_group),
             reads_all=self.reads_all,
         )
+
+    def spatial_flops(self) -> float:
+        """Of head and tail."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticSpec(WithLatents, TransformerSpec):
+    """A transformer of our own with a latent interface."""
+
+    def check(self) -> None:
+        super().check()
+        if min(self.window) <= self.zeros_between:
+            allowed = f"at least {self.zeros_between + 1} tokens a side: of smaller groups some hold nothing but zeros"
+            raise InvalidInput("window", self.window, allowed)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return self.interface.window
 
     def plain_fields(self) -> dict[str, Any]:
         """Fields of the plain spec that `plain` gives: those of `TransformerSpec`, and what its conditions are. Raises

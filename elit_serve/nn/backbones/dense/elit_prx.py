@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.dense.prx import PRX, PRXSpec
-from elit_serve.nn.backbones.elastic import SplitSpec
+from elit_serve.nn.backbones.elastic import SplitSpec, WithLatents
 from elit_serve.nn.backbones.kind import BackboneKind
-from elit_serve.nn.fields import nested
-from elit_serve.nn.flops import Flops, read_and_write_flops
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import (
     LatentInterface,
@@ -44,18 +42,12 @@ from elit_serve.plans.size import nearest_multiples
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElitPRXSpec(PRXSpec):
+class ElitPRXSpec(WithLatents, PRXSpec):
     """A PRX whose blocks are split by its interface."""
 
     kind: ClassVar[str] = "elit-prx"
 
-    interface: SplitSpec = nested(SplitSpec)  # noqa: RUF009 (it makes a field)
-
     def check(self) -> None:
-        split = self.interface
-        if split.head + split.core + split.tail != self.depth:
-            told = f"{split.head}-{split.core}-{split.tail}"
-            raise InvalidInput("split", told, f"head, core and tail must add up to depth {self.depth}")
         if self.dim % (4 * self.num_heads):
             raise InvalidInput("num_heads", self.num_heads, f"dim / num_heads divisible by 4, and dim is {self.dim}")
         super().check()
@@ -70,37 +62,14 @@ class ElitPRXSpec(PRXSpec):
     def plain(self) -> PRXSpec:
         return PRXSpec(**{each.name: getattr(self, each.name) for each in fields(PRXSpec)})
 
-    @property
-    def latents_per_group(self) -> int:
-        """J."""
-        rows, columns = self.interface.window
-        return rows * columns
-
-    @property
-    def droppable_latents(self) -> int:
-        return self.latents_per_group
-
-    @property
-    def skips_at_any_level(self) -> bool:
-        """Read and Write work on all latents."""
-        return True
-
     def core_shape(self, level: int) -> tuple[int, int]:
         return self.num_groups * level, self.dim
 
     def core_flops(self, level: int) -> float:
         return self._of_blocks(self.interface.core, self.num_groups * level)
 
-    def flops(self, level: int) -> Flops:
-        """Head and tail over all tokens, the core over the latents that are kept, Read and Write in between."""
-        split = self.interface
-        blocks = self.core_flops(level) + self._of_blocks(split.head + split.tail, self.num_tokens)
-
-        def with_read_and_write(latents: int) -> float:
-            return blocks + read_and_write_flops(self.num_groups, self.latents_per_group, latents, self.dim)
-
-        every = with_read_and_write(self.latents_per_group)
-        return Flops(prefix=with_read_and_write(level), all_latents=every, reads_all=True)
+    def spatial_flops(self) -> float:
+        return self._of_blocks(self.interface.head + self.interface.tail, self.num_tokens)
 
     def _of_blocks(self, count: int, tokens: int) -> float:
         return count / self.depth * self.blocks_flops(tokens)
@@ -142,6 +111,9 @@ class ElitPRX(PRX):
 
     def __init__(self, spec: ElitPRXSpec) -> None:
         super().__init__(spec)
+        for block in self.blocks:
+            attention: Any = block.attention
+            attention.set_processor(AddedMask())
         self.make_interface()
 
     def make_interface(self) -> None:
@@ -173,6 +145,10 @@ class ElitPRX(PRX):
 
     def compilable(self) -> list[nn.Module]:
         return [*self.blocks, self.read, self.write]
+
+    def gathered(self) -> list[nn.Module]:
+        """Read is modulated by what is computed before it runs."""
+        return [self.read.modulation, *super().gathered()]
 
     def make_layout(self, rows: int, columns: int, device: torch.device) -> Layout:
         window = self.spec.interface.window
@@ -259,21 +235,31 @@ class ElitPRX(PRX):
         )
 
 
-def run_blocks(blocks: Iterable[Any], tokens: Tensor, told: Told, turns: Tensor, seen: Tensor) -> Tensor:
-    """Tokens [B, K, D] through blocks of diffusers' PRX, which can hide text tokens only. -> [B, K, D]
+def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, told: Told, turns: Tensor, seen: Tensor) -> Tensor:
+    """Tokens [B, K, D] through blocks that attend as `AddedMask` says. -> [B, K, D]
 
     turns: of these tokens [1, 1, K, E / 2, 2, 2]. seen: of text tokens, and behind them of these if some are hidden,
     [B, 1, 1, T] or [B, 1, 1, T + K].
     """
     seen = F.pad(seen, (0, told.words.shape[1] + tokens.shape[1] - seen.shape[-1]))
-    for block in blocks:
-        (shift1, scale1, gate1), (shift2, scale2, gate2) = block.modulation(told.vector)  # [B, 1, D] each
-        normed = (1 + scale1) * block.img_pre_norm(tokens) + shift1
-        tokens = tokens + gate1 * attended(block.attention, normed, told.words, turns, seen)
-        normed = (1 + scale2) * block.post_attention_layernorm(tokens) + shift2
-        hidden = block.mlp_act(block.gate_proj(normed)) * block.up_proj(normed)
-        tokens = tokens + gate2 * block.down_proj(hidden)
-    return tokens
+    told_each = {"temb": told.vector, "encoder_hidden_states": told.words, "attention_mask": seen}
+    return PRX.run(blocks, tokens, told_each, turns)
+
+
+class AddedMask:
+    """How blocks of diffusers' PRX attend where image tokens may be hidden, too; by itself it can hide text only."""
+
+    def __call__(
+        self,
+        attention: Any,
+        hidden_states: Tensor,
+        *,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor,
+        image_rotary_emb: Tensor,
+    ) -> Tensor:
+        """attention_mask [B, 1, 1, T + K] is added to scores; see `attended`."""
+        return attended(attention, hidden_states, encoder_hidden_states, image_rotary_emb, attention_mask)
 
 
 def attended(attention: Any, tokens: Tensor, words: Tensor, turns: Tensor, seen: Tensor) -> Tensor:
