@@ -219,7 +219,8 @@ class ImpatientProtocol(BoundedProtocol):
     of whom more than the buffers hold is still to be read.
 
     uvicorn tells the last request of a connection that is lost. Where several were sent at once, the one that is
-    being answered must know.
+    being answered must know. And it keeps a connection that was reset, with all that was read from it, until its next
+    request would have had to begin.
     """
 
     _answered: RequestResponseCycle | None = None
@@ -262,6 +263,7 @@ class ImpatientProtocol(BoundedProtocol):
             self._answered.disconnected = True
             self._answered.message_event.set()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
         self._sending.stop()
         self._reading.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import socket
@@ -19,6 +20,7 @@ from elit_serve.engine.executor.slots import Executor, Transfer
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
+from elit_serve.server.connections import ImpatientProtocol
 from elit_serve.server.settings import Settings
 
 CHEAP = CostTable(
@@ -157,6 +159,24 @@ class TestWhoLeaves:
         eventually(lambda: ended(server, "cancelled") == 1)
         eventually(lambda: is_at_rest(server))
         assert (ended(server, "done"), ended(server, "failed")) == (0, 0)
+
+    def test_after_an_answer_leaves_nothing_in_memory(
+        self, start_server: Any, eventually: Eventually, with_reset: bool
+    ) -> None:
+        server = start_server(settings=Settings(response_ms=0, idle_seconds=300), cost=CHEAP)
+        caller = connect(server)
+        address = caller.getsockname()
+        caller.sendall(request("/version"))
+        assert caller.recv(12) == b"HTTP/1.1 200"
+        assert is_in_memory(address)
+        hang_up(caller, with_reset=with_reset)
+        eventually(lambda: not is_in_memory(address))
+
+
+def is_in_memory(caller_address: tuple[str, int]) -> bool:
+    """Whether anything still refers to the connection of that caller."""
+    gc.collect()
+    return any(type(each) is ImpatientProtocol and each.client == caller_address for each in gc.get_objects())
 
 
 def test_who_reads_byte_by_byte_keeps_neither_the_engine_nor_others(start_server: Any, eventually: Eventually) -> None:
