@@ -201,11 +201,12 @@ class GuidanceInfo(Answer):
 
 class TimeShiftInfo(Answer):
     """A shift of the time grid whose last step starts at a noise level of its own: before the shift (`last`), or after
-    it (`terminal`)."""
+    it (`terminal`). growth: of the shift's logarithm with each step, where it depends on their number."""
 
     factor: float
     last: float | None = None
     terminal: float | None = None
+    growth: float | None = None
 
 
 class SamplingInfo(Answer):

@@ -8,11 +8,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
 
-from elit_serve.plans.bounds import MAX_LAST_NOISE, MAX_TIME_SHIFT, MIN_LAST_NOISE, MIN_TIME_SHIFT
+from elit_serve.plans.bounds import (
+    MAX_LAST_NOISE,
+    MAX_SHIFT_GROWTH,
+    MAX_TIME_SHIFT,
+    MIN_LAST_NOISE,
+    MIN_TIME_SHIFT,
+)
 from elit_serve.plans.grid import Shift, TimeShift
 
 Factor = Annotated[float, Field(ge=MIN_TIME_SHIFT, le=MAX_TIME_SHIFT, strict=True)]
 Noise = Annotated[float, Field(ge=MIN_LAST_NOISE, le=MAX_LAST_NOISE, strict=True)]
+Growth = Annotated[float, Field(ge=-MAX_SHIFT_GROWTH, le=MAX_SHIFT_GROWTH, strict=True)]
 FACTOR: TypeAdapter[float] = TypeAdapter(Factor)
 
 
@@ -24,6 +31,7 @@ class _Fields(BaseModel):
     factor: Factor
     last: Noise | None = None
     terminal: Noise | None = None
+    growth: Growth | None = None
 
 
 def _shift(written: Any) -> Shift:
@@ -31,7 +39,7 @@ def _shift(written: Any) -> Shift:
         return written
     if isinstance(written, Mapping):
         fields = _Fields.model_validate(written)
-        return TimeShift(factor=fields.factor, last=fields.last, terminal=fields.terminal)
+        return TimeShift(factor=fields.factor, last=fields.last, terminal=fields.terminal, growth=fields.growth)
     return FACTOR.validate_python(written)
 
 

@@ -57,6 +57,7 @@ class _Index(BaseModel):
     pipeline: str = Field(alias="_class_name")
     version: str | None = Field(default=None, alias="_diffusers_version")
     default_sample_size: int | None = Field(default=None, ge=1, le=65536)
+    is_distilled: bool = False
 
 
 class _Tokenizer(BaseModel):
@@ -105,6 +106,8 @@ def import_folder(
         problem = f"model_index.json: _class_name: {index.pipeline!r} is not allowed; one of {', '.join(PIPELINES)}"
         raise CheckpointError(folder, [problem])
     facts = PIPELINES[index.pipeline]
+    if index.is_distilled:
+        facts = _distilled(facts, scale)
     specs, factor = _specs(folder, facts, index, sizes, max_tokens, split)
     config = _config(folder, facts, specs, factor, steps, scale)
     provenance = {
@@ -115,6 +118,13 @@ def import_folder(
     written = config.model_copy(update={"provenance": {key: value for key, value in provenance.items() if value}})
     _write(target, written)
     return written
+
+
+def _distilled(facts: PipelineFacts, scale: float | None) -> PipelineFacts:
+    """Of a folder that says that it is distilled: its pipeline takes few steps, and guides none."""
+    if scale is not None and scale > 1:
+        raise InvalidInput("--guidance-scale", scale, "1 or left out: model_index.json says that it is distilled")
+    return replace(facts, steps=facts.distilled_steps or facts.steps, guidance=Guidance())
 
 
 def _config(

@@ -12,6 +12,7 @@ MAX_SEED = 2**63 - 1
 MAX_PROMPT = 10_000  # characters
 MAX_TEXT_TOKENS, MAX_TEXT_DIM = 1 << 12, 1 << 16  # of a prompt, and the width of a token
 MIN_TIME_SHIFT, MAX_TIME_SHIFT = 0.01, 100.0  # far below, the time grid divides by zero
+MAX_SHIFT_GROWTH = 1.0  # of the logarithm of a shift, with each step
 MIN_LAST_NOISE, MAX_LAST_NOISE = 1e-6, 0.999  # at which the last step may start
 MAX_GUIDANCE_SCALE = 1000.0
 MAX_BATCH = 4096  # of a step: cost tables hold every batch up to the largest

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from elit_serve.errors import InvalidInput
-from elit_serve.plans.bounds import MAX_LAST_NOISE, MAX_TIME_SHIFT, MIN_LAST_NOISE, MIN_TIME_SHIFT
+from elit_serve.plans.bounds import (
+    MAX_LAST_NOISE,
+    MAX_SHIFT_GROWTH,
+    MAX_TIME_SHIFT,
+    MIN_LAST_NOISE,
+    MIN_TIME_SHIFT,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeShift:
-    """A shift whose last step starts at a noise level of its own, as schedulers of diffusers have it.
+    """A shift as pipelines of diffusers have it: its last step may start at a noise level of its own, and it may depend
+    on the number of steps.
 
     factor: the shift. last: the noise level, before the shift, at which the last step starts; all steps but the last
         are spaced evenly up to it. None spaces all of them evenly.
     terminal: the noise level, after the shift, at which the last step starts: all times are stretched to meet it.
+    growth: by how much the logarithm of the shift grows with each step of the grid, from that of the factor. None is
+        the same shift for any number of steps.
     """
 
     factor: float
     last: float | None = None
     terminal: float | None = None
+    growth: float | None = None
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
@@ -29,6 +40,16 @@ class TimeShift:
             if noise is not None and not MIN_LAST_NOISE <= noise <= MAX_LAST_NOISE:
                 allowed = f"a noise level lies in {MIN_LAST_NOISE} to {MAX_LAST_NOISE}"
                 raise InvalidInput(f"time_shift.{name}", noise, allowed)
+        if self.growth is not None and not abs(self.growth) <= MAX_SHIFT_GROWTH:
+            raise InvalidInput("time_shift.growth", self.growth, f"{-MAX_SHIFT_GROWTH} to {MAX_SHIFT_GROWTH}")
+
+    def factor_of(self, num_steps: int) -> float:
+        """The shift of a grid of so many steps. Raises `InvalidInput` for one that is beyond bounds."""
+        if self.growth is None:
+            return self.factor
+        factor = self.factor * math.exp(self.growth * num_steps)
+        check_factor(factor)
+        return factor
 
 
 Shift = float | TimeShift  # a number is a shift of steps that are spaced evenly before
@@ -64,7 +85,8 @@ def _with_own_last_step(num_steps: int, shift: TimeShift) -> list[float]:
     if num_steps == 1:
         return [0.0, 1.0]
     last = 1 / num_steps if shift.last is None else shift.last
-    starts = [_shifted((1 - last) * step / (num_steps - 1), shift.factor) for step in range(num_steps)]
+    factor = shift.factor_of(num_steps)
+    starts = [_shifted((1 - last) * step / (num_steps - 1), factor) for step in range(num_steps)]
     stretch = 1.0 if shift.terminal is None else (1 - shift.terminal) / starts[-1]
     return [*(stretch * t for t in starts), 1.0]
 

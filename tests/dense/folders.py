@@ -14,8 +14,11 @@ MAX_TOKENS = 7
 SIZE = 16  # pixels a side of the pictures of all families
 
 
+CHAT = "{% for message in messages %}{{ message.content }}{% endfor %}{{ ' photo' if enable_thinking else ' grass' }}"
+
+
 def tokenizer(max_length: int = MAX_TOKENS, side: str = "right") -> Any:
-    """Of whole words."""
+    """Of whole words; asked as in a chat, it adds one that says whether thinking is allowed."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -31,6 +34,7 @@ def tokenizer(max_length: int = MAX_TOKENS, side: str = "right") -> Any:
         eos_token="</s>",
         model_max_length=max_length,
         padding_side=side,
+        chat_template=CHAT,
     )
 
 
@@ -156,11 +160,67 @@ def qwen_image() -> Any:
     )
 
 
-FAMILIES: dict[str, Callable[[], Any]] = {"prx": prx, "qwen-image": qwen_image}
+def qwen3(num_layers: int) -> Any:
+    """A language model with its head."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=15,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def flux2_klein() -> Any:
+    """FLUX.2-klein, whose prompts are three of the inner states of a language model, the last behind 27 layers."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        mlp_ratio=1.5,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    vae.bn.running_mean.normal_(0, 0.2)
+    vae.bn.running_var.uniform_(0.5, 2)
+    return Flux2KleinPipeline(
+        transformer=randomised(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        text_encoder=randomised(qwen3(28)),
+        tokenizer=tokenizer(1024),
+        vae=randomised(vae),
+    )
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {"prx": prx, "qwen-image": qwen_image, "flux2-klein": flux2_klein}
 
 IMPORTED: dict[str, dict[str, Any]] = {  # what `import_folder` is told besides
     "prx": {},
     "qwen-image": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 64},
+    "flux2-klein": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 12},
 }
 
 

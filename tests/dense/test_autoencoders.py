@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from dense.conftest import Made
-from diffusers import AutoencoderDC
+from diffusers import AutoencoderDC, Flux2KleinPipeline
+from safetensors.torch import load_file, save_file
 
 from elit_serve.engine.autoencoders.diffusers import DiffusersAutoencoder, folder_facts
 from elit_serve.errors import CheckpointError
@@ -27,6 +29,30 @@ def test_that_of_qwen_image_sees_a_picture_as_a_film_of_one_frame(model_of: Made
         samples = ours.encode(images)
         torch.testing.assert_close(samples, (latents[:, :, 0] - mean) / spread)
         torch.testing.assert_close(ours.decode(samples), theirs.decode(latents).sample[:, :, 0])
+
+
+def test_that_of_flux2_scales_patches_of_latents_by_its_batch_norm(model_of: Made) -> None:
+    ours = DiffusersAutoencoder(model_of("flux2-klein") / "vae", CPU)
+    theirs, images = ours._vae, torch.rand(2, 3, 16, 24) * 2 - 1
+    assert (ours.factor, ours.channels, ours.picture_size((16, 4, 6))) == (4, 16, (16, 24))
+    mean, spread = theirs.bn.running_mean, (theirs.bn.running_var + theirs.config.batch_norm_eps).sqrt()
+    with torch.inference_mode():
+        latents = theirs.encode(images).latent_dist.mode()
+        patches = Flux2KleinPipeline._patchify_latents(latents)
+        samples = ours.encode(images)
+        torch.testing.assert_close(samples, (patches - mean.view(-1, 1, 1)) / spread.view(-1, 1, 1))
+        torch.testing.assert_close(ours.decode(samples), theirs.decode(latents).sample)
+
+
+@pytest.mark.parametrize(("name", "value"), [("running_var", -1.0), ("running_mean", math.nan)])
+def test_a_batch_norm_of_no_spread_is_refused(model_of: Made, tmp_path: Path, name: str, value: float) -> None:
+    folder = shutil.copytree(model_of("flux2-klein") / "vae", tmp_path / "vae")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors[f"bn.{name}"][3] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="bn: its means and variances"):
+        DiffusersAutoencoder(folder, CPU)
 
 
 @pytest.mark.parametrize("spreads", [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])

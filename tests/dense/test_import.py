@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from dense.conftest import Made
-from dense.folders import IMPORTED, MAX_TOKENS
+from dense.folders import FAMILIES, IMPORTED, MAX_TOKENS
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -22,7 +24,8 @@ from elit_serve.engine.text_encoders import open_encoder
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import TextConfig
 from elit_serve.importing.diffusers_folder import import_folder
-from elit_serve.plans.grid import TimeShift
+from elit_serve.importing.pipelines import Scheduler, shift_of_flux2_klein
+from elit_serve.plans.grid import TimeShift, time_grid
 from elit_serve.plans.guidance import Guidance
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -65,6 +68,29 @@ def test_the_command_writes_one_file_and_leaves_all_others(folder: Path) -> None
 
 def test_a_distilled_one_is_told_that_it_is_not_guided(folder: Path) -> None:
     assert import_folder(folder, scale=1.0).sampling.guidance == Guidance()
+
+
+def test_one_that_says_itself_that_it_is_distilled_is_not_guided(model_of: Made, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_of("flux2-klein"), tmp_path / "tiny")
+    usual = read_config(folder).sampling
+    assert (usual.steps, usual.guidance) == (50, Guidance(method="cfg", scale=4.0))
+    change(folder / "model_index.json", is_distilled=True)
+    sampling = import_folder(folder, **IMPORTED["flux2-klein"], replace_ours=True).sampling
+    assert (sampling.steps, sampling.guidance) == (4, Guidance())
+    with pytest.raises(InvalidInput, match=r"--guidance-scale: 4\.0 is not allowed; 1 or left out"):
+        import_folder(folder, **IMPORTED["flux2-klein"], scale=4.0, replace_ours=True)
+
+
+@pytest.mark.parametrize("num_tokens", [16, 4096, 6000])
+@pytest.mark.parametrize("told", [{"use_dynamic_shifting": True, "shift_terminal": 0.02}, {"shift": 3.0}])
+def test_the_time_grid_of_klein_depends_on_size_and_steps(num_tokens: int, told: dict[str, Any]) -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(**told)
+    shift = shift_of_flux2_klein(Scheduler.model_validate_json(theirs.to_json_string()), num_tokens)
+    for num_steps in (4, 50):
+        mu = compute_empirical_mu(num_tokens, num_steps)
+        theirs.set_timesteps(sigmas=[1 - step / num_steps for step in range(num_steps)], mu=mu)
+        expected = [1 - sigma for sigma in theirs.sigmas.tolist()]
+        assert time_grid(num_steps, shift) == pytest.approx(expected, abs=1e-6)
 
 
 def test_weights_in_several_files_are_taken_as_their_index_says(folder: Path) -> None:
@@ -166,11 +192,25 @@ def test_a_missing_file_is_named(folder: Path, file: str) -> None:
         import_folder(folder)
 
 
-def test_weights_that_are_pickled_are_not_read(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    torch.save({"a": torch.zeros(1)}, folder / "transformer" / "diffusion_pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=WEIGHTS):
-        import_folder(folder)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("part", "problem"), [("transformer", WEIGHTS), ("vae", "no weights in safetensors")])
+def test_weights_that_are_pickled_are_not_read(
+    family: str, part: str, problem: str, model_of: Made, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_of(family), tmp_path / "tiny")
+    (folder / part / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1)}, folder / part / "diffusion_pytorch_model.bin")
+    with pytest.raises((CheckpointError, InvalidInput), match=problem):
+        import_folder(folder, **IMPORTED[family], replace_ours=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_encoder_that_is_pickled_is_not_read(family: str, model_of: Made, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_of(family), tmp_path / "tiny")
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1)}, folder / "text_encoder" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="no text encoder and tokenizer in diffusers' format"):
+        Pipeline.load(folder, device="cpu")
 
 
 @pytest.mark.parametrize(

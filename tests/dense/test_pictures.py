@@ -31,6 +31,17 @@ def test_a_picture_is_that_of_diffusers_by_the_same_seed(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_other_lengths_beside_it_change_nothing(family: str, model_of: Made) -> None:
+    pipeline = Pipeline.load(model_of(family), device="cpu")
+    conditions = [pipeline.conditions.prompted(prompt, NEGATIVE) for prompt in ("", "a red tulip", PROMPT)]
+    plan = pipeline.plan(steps=2, guidance=Guidance(method="cfg", scale=3.0))
+    together = pipeline.sample(conditions, [SEED] * 3, plan)
+    alone = [pipeline.sample([condition], [SEED], plan) for condition in conditions]
+    assert not torch.allclose(alone[0], alone[2], atol=1e-3)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_steps_skip_what_hardly_changes(family: str, model_of: Made) -> None:
     """By a rule over how much the timestep embedding changes, as of any other backbone."""
     pipeline = Pipeline.load(model_of(family), device="cpu")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from dense.folders import SIZE, pipeline_of
+from dense.folders import IMPORTED, SIZE, pipeline_of
+from diffusers import Flux2KleinPipeline
 from torch import Tensor
 
 from elit_serve.nn.interface import patchify, unpatchify
@@ -26,7 +27,19 @@ def of_qwen_image(net: Any, x: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
     return unpatchify(answer, patch=2, window=(1, 1), height=x.shape[-2], width=x.shape[-1])
 
 
-ANSWERS: dict[str, Answer] = {"PRXTransformer2DModel": of_prx, "QwenImageTransformer2DModel": of_qwen_image}
+def of_flux2(net: Any, x: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
+    texts = Flux2KleinPipeline._prepare_text_ids(states)
+    places = Flux2KleinPipeline._prepare_latent_ids(x)
+    tokens = x.flatten(2).transpose(1, 2)
+    answer = net(tokens, encoder_hidden_states=states, timestep=sigma, img_ids=places, txt_ids=texts).sample
+    return answer.transpose(1, 2).reshape(x.shape)
+
+
+ANSWERS: dict[str, Answer] = {
+    "PRXTransformer2DModel": of_prx,
+    "QwenImageTransformer2DModel": of_qwen_image,
+    "Flux2Transformer2DModel": of_flux2,
+}
 
 
 def their_answer(net: Any, x: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
@@ -34,22 +47,34 @@ def their_answer(net: Any, x: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
     return ANSWERS[type(net).__name__](net, x, sigma, states)
 
 
-SETTINGS: dict[str, Callable[[float], dict[str, Any]]] = {  # of a pipeline, for a guidance scale
-    "prx": lambda scale: {"guidance_scale": scale, "use_resolution_binning": False},
-    "qwen-image": lambda scale: {"true_cfg_scale": scale},
+def told_klein(pipeline: Any, negative: str, scale: float) -> dict[str, Any]:
+    """It takes no words for a negative prompt, but what they become."""
+    length = IMPORTED["flux2-klein"]["max_tokens"]
+    states, _ = pipeline.encode_prompt(negative, max_sequence_length=length)
+    return {"guidance_scale": scale, "negative_prompt_embeds": states, "max_sequence_length": length}
+
+
+SETTINGS: dict[str, Callable[[Any, str, float], dict[str, Any]]] = {  # what a pipeline is told: how it is guided
+    "prx": lambda _, negative, scale: {
+        "negative_prompt": negative,
+        "guidance_scale": scale,
+        "use_resolution_binning": False,
+    },
+    "qwen-image": lambda _, negative, scale: {"negative_prompt": negative, "true_cfg_scale": scale},
+    "flux2-klein": told_klein,
 }
 
 
 def their_picture(family: str, prompt: str, negative: str, *, steps: int, scale: float, seed: int) -> Tensor:
     """By diffusers' own pipeline, which draws its own noise: [3, H, W] in [0, 1]"""
-    made = pipeline_of(family)(
-        prompt,
-        negative_prompt=negative,
+    pipeline = pipeline_of(family)
+    made = pipeline(
+        prompt=prompt,
         height=SIZE,
         width=SIZE,
         num_inference_steps=steps,
         generator=torch.Generator().manual_seed(seed),
         output_type="pt",
-        **SETTINGS[family](scale),
+        **SETTINGS[family](pipeline, negative, scale),
     )
     return made.images[0]

@@ -20,6 +20,7 @@ from elit_serve.plans.grid import Shift, TimeShift
         (3, 3.0),
         ({"factor": 3.0, "last": 0.003}, TimeShift(factor=3.0, last=0.003)),
         ({"factor": 2.5, "terminal": 0.02}, TimeShift(factor=2.5, terminal=0.02)),
+        ({"factor": 7.0, "growth": -0.01}, TimeShift(factor=7.0, growth=-0.01)),
     ],
 )
 def test_it_is_written_as_it_is_read(written: Any, shift: Shift) -> None:
@@ -39,6 +40,10 @@ def test_it_is_written_as_it_is_read(written: Any, shift: Shift) -> None:
         (
             {"factor": 1.0, "last": 1.0},
             "time_shift.last: 1.0 is not allowed; input should be less than or equal to 0.99",
+        ),
+        (
+            {"factor": 1.0, "growth": 2.0},
+            "time_shift.growth: 2.0 is not allowed; input should be less than",
         ),
         ({"factor": 1.0, "late": 0.1}, "time_shift.late: Extra inputs are not permitted"),
     ],

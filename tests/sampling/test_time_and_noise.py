@@ -129,7 +129,18 @@ def test_grids_are_those_of_diffusers(told: dict[str, float]) -> None:
         assert time_grid(num_steps, TimeShift(factor=3.0, **told)) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("told", [{"factor": 0.0}, {"factor": 1.0, "last": 0.0}, {"factor": 1.0, "terminal": 1.0}])
+def test_a_shift_that_grows_with_the_steps_is_another_for_each_number_of_them() -> None:
+    growing = TimeShift(factor=2.0, growth=math.log(1.5))
+    for num_steps in (1, 2, 3):
+        assert time_grid(num_steps, growing) == pytest.approx(time_grid(num_steps, 2.0 * 1.5**num_steps))
+    with pytest.raises(InvalidInput, match="time_shift"):
+        time_grid(20, growing)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"factor": 1.0, "growth": 1.1}, {"factor": 0.0}, {"factor": 1.0, "last": 0.0}, {"factor": 1.0, "terminal": 1.0}],
+)
 def test_a_last_step_at_no_noise_level_is_refused(told: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match="time_shift"):
         TimeShift(**told)

@@ -90,7 +90,9 @@ def full_plan(sampling: SamplingInfo, num_steps: int, full_level: int) -> Plan:
 
 def _shift(sampling: SamplingInfo) -> Shift:
     told = sampling.time_shift
-    return told if isinstance(told, float) else TimeShift(factor=told.factor, last=told.last, terminal=told.terminal)
+    if isinstance(told, float):
+        return told
+    return TimeShift(factor=told.factor, last=told.last, terminal=told.terminal, growth=told.growth)
 
 
 def budgets_of(model: Model) -> Budgets:

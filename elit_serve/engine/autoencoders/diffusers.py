@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from torch import Tensor
@@ -20,6 +21,7 @@ from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
 from elit_serve.files.validation import problems_in
 
 DECODE_SHARE = 8  # of the device's memory, decoding or encoding takes one in so many
+FLUX2_PATCH = 2  # latents a side of an element of FLUX.2's samples
 FULL_COPIES = 6  # of the widest activation at full size; SD's decoder took 5.4 on a CPU (2026-11-30)
 
 Channels = Annotated[int, Field(ge=1, le=16384)]
@@ -139,7 +141,36 @@ class _NumbersOfQwenImage(BaseModel):
         return self.latents_mean
 
 
-AnyNumbers = _NumbersOfKL | _NumbersOfTiny | _NumbersOfDC | _NumbersOfQwenImage
+class _NumbersOfFlux2(BaseModel):
+    """Of FLUX.2's: each block but the last halves the sides, and a sample's elements are patches of its latents, whose
+    means and spreads are those of a batch norm among its weights."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
+    channels_of_patch: Channels = Field(default=32, alias="latent_channels")
+    patch_size: tuple[Literal[2], Literal[2]] = (2, 2)
+    block_out_channels: Blocks = (128, 256, 512, 512)
+    decoder_block_out_channels: Blocks | None = None
+    layers_per_block: int = Field(default=2, ge=1, le=64)
+    norm_num_groups: Channels = 32
+    batch_norm_eps: float = Field(default=1e-4, ge=1e-12, le=1)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.channels_of_patch * FLUX2_PATCH**2
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.block_out_channels) - 1)) * FLUX2_PATCH
+
+    @property
+    def widest(self) -> int:
+        return max(*self.block_out_channels[:2], *(self.decoder_block_out_channels or ())[:2])
+
+
+AnyNumbers = _NumbersOfFlux2 | _NumbersOfKL | _NumbersOfTiny | _NumbersOfDC | _NumbersOfQwenImage
 
 
 def _of_kl(vae: Any, images: Tensor) -> Tensor:
@@ -162,6 +193,14 @@ def _of_one_frame(vae: Any, images: Tensor) -> Tensor:
     return latents
 
 
+def _of_patches(vae: Any, images: Tensor) -> Tensor:
+    return F.pixel_unshuffle(_of_kl(vae, images), FLUX2_PATCH)
+
+
+def _picture_of_patches(vae: Any, latents: Tensor) -> Tensor:
+    return _picture(vae, F.pixel_shuffle(latents, FLUX2_PATCH))
+
+
 def _picture(vae: Any, latents: Tensor) -> Tensor:
     images: Tensor = vae.decode(latents).sample
     return images
@@ -172,17 +211,33 @@ def _one_frame(vae: Any, latents: Tensor) -> Tensor:
     return images
 
 
+Scaling = tuple[Sequence[float], Sequence[float]]
+
+
+def _told_scaling(vae: Any, numbers: Any) -> Scaling:  # noqa: ARG001
+    return numbers.scales, numbers.shifts
+
+
+def _scaling_of_batch_norm(vae: Any, numbers: _NumbersOfFlux2) -> Scaling:
+    """Raises `ValueError` for spreads that are none."""
+    means, spreads = vae.bn.running_mean.double(), (vae.bn.running_var.double() + numbers.batch_norm_eps).sqrt()
+    if not bool(torch.isfinite(means).all() and (spreads > 0).all() and torch.isfinite(spreads).all()):
+        raise ValueError("bn: its means and variances must be finite, and the latter not negative")
+    return (1 / spreads).tolist(), means.tolist()
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiffusersClass:
     """numbers: of its `config.json`. encode, decode: between images [B, 3, H, W] and latents [B, C, h, w], by its
     module. has_tiles: whether it can work on parts of a large picture. of_films: whether its convolutions are over
-    frames too."""
+    frames too. scaling: what samples are multiplied by and, before, moved by, for all channels or for each."""
 
     numbers: type[AnyNumbers]
     encode: Callable[[Any, Tensor], Tensor]
     decode: Callable[[Any, Tensor], Tensor] = _picture
     has_tiles: bool
     of_films: bool = False
+    scaling: Callable[[Any, Any], Scaling] = _told_scaling
 
 
 CLASSES: dict[str, DiffusersClass] = {
@@ -191,6 +246,13 @@ CLASSES: dict[str, DiffusersClass] = {
     "AutoencoderDC": DiffusersClass(numbers=_NumbersOfDC, encode=_of_dc, has_tiles=True),
     "AutoencoderKLQwenImage": DiffusersClass(
         numbers=_NumbersOfQwenImage, encode=_of_one_frame, decode=_one_frame, has_tiles=True, of_films=True
+    ),
+    "AutoencoderKLFlux2": DiffusersClass(
+        numbers=_NumbersOfFlux2,
+        encode=_of_patches,
+        decode=_picture_of_patches,
+        has_tiles=True,
+        scaling=_scaling_of_batch_norm,
     ),
 }
 
@@ -242,9 +304,11 @@ class DiffusersAutoencoder:
         self._pixel_bytes = FULL_COPIES * numbers.widest * dtype.itemsize
         self._encode, self._decode = kind.encode, kind.decode
         self.device = device
-        self._scale, self._shift = (
-            torch.tensor(values, device=device).view(-1, 1, 1) for values in (numbers.scales, numbers.shifts)
-        )
+        try:
+            scaling = kind.scaling(self._vae, numbers)
+        except ValueError as error:
+            raise _no_folder(folder, error) from None
+        self._scale, self._shift = (torch.tensor(values, device=device).view(-1, 1, 1) for values in scaling)
         self.channels, self.factor = numbers.latent_channels, numbers.factor
 
     def picture_size(self, sample_shape: Sequence[int]) -> tuple[int, int]:

@@ -71,9 +71,23 @@ def _of_qwen_image(pipeline: Any, prompts: list[str], max_tokens: int) -> tuple[
     return states, torch.ones(states.shape[:2], device=states.device) if mask is None else mask
 
 
+def _qwen3_encoder(folder: Path) -> tuple[Any, Any]:
+    """Without its head, whose words nobody asks for; it may have been saved with one."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    return Qwen3Model, Qwen3Config.from_pretrained(str(folder), local_files_only=True)
+
+
+def _of_flux2_klein(pipeline: Any, prompts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    """It fills prompts up, and its transformer attends to what stands in padding, too."""
+    states, _ = pipeline.encode_prompt(prompts, pipeline.text_encoder.device, max_sequence_length=max_tokens)
+    return states, torch.ones(states.shape[:2], device=states.device)
+
+
 PIPELINES = {
     "PRXPipeline": PipelineText(encoder=_t5gemma_encoder, encode=_of_prx),
     "QwenImagePipeline": PipelineText(encoder=_qwen_encoder, encode=_of_qwen_image),
+    "Flux2KleinPipeline": PipelineText(encoder=_qwen3_encoder, encode=_of_flux2_klein),
 }
 
 
