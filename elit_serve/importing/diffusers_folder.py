@@ -31,7 +31,7 @@ from elit_serve.importing.pipelines import PIPELINES, PipelineFacts, Scheduler
 from elit_serve.importing.sit import Split
 from elit_serve.nn import InvalidSpec, build_empty
 from elit_serve.nn.backbones.dense.dense import DenseSpec
-from elit_serve.nn.backbones.dense.elit_prx import ElitPRX, ElitPRXSpec
+from elit_serve.nn.backbones.dense.elit import ElitDense, ElitDenseSpec
 from elit_serve.plans.bounds import MAX_TEXT_TOKENS
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.size import Size, nearest_multiples
@@ -176,7 +176,7 @@ def _guidance(usual: Guidance, scale: float | None, spec: DenseSpec) -> Guidance
 def _weights(folder: Path, spec: DenseSpec) -> WeightsConfig:
     """Those of the transformer and, of an elastic model, those that it has beside."""
     files = [*_weight_files(folder)]
-    if isinstance(spec, ElitPRXSpec):
+    if isinstance(spec, ElitDenseSpec):
         if (folder / ELIT).exists():
             _check_window(folder, spec)
         else:
@@ -185,7 +185,7 @@ def _weights(folder: Path, spec: DenseSpec) -> WeightsConfig:
     return weights_found(folder, files, spec)
 
 
-def _check_window(folder: Path, spec: ElitPRXSpec) -> None:
+def _check_window(folder: Path, spec: ElitDenseSpec) -> None:
     """Of a file that is there already, where it says for which it is: some windows have tensors of the same shapes."""
     try:
         with safe_open(regular(folder / ELIT), framework="pt") as tensors:
@@ -197,16 +197,16 @@ def _check_window(folder: Path, spec: ElitPRXSpec) -> None:
         raise InvalidInput("--window", _window_text(spec), allowed)
 
 
-def _window_text(spec: ElitPRXSpec) -> str:
+def _window_text(spec: ElitDenseSpec) -> str:
     return ",".join(map(str, spec.interface.window))
 
 
-def _write_interface(folder: Path, spec: ElitPRXSpec, dtype: torch.dtype) -> None:
+def _write_interface(folder: Path, spec: ElitDenseSpec, dtype: torch.dtype) -> None:
     """As training begins with it: at the full level it changes nothing. All of the file or none of it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = build_empty(spec)
-        assert isinstance(model, ElitPRX), spec.kind
+        assert isinstance(model, ElitDense), spec.kind
         model.make_interface()
     made = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if not tensor.is_meta}
     staging = folder / f".{ELIT}.new"
