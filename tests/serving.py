@@ -100,6 +100,19 @@ def held() -> type[Held]:
     return Held
 
 
+class Watched(Held):
+    """Notes of each launch its kind and the level of each member."""
+
+    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
+        super().__init__(pipeline, num_slots=num_slots)
+        self.launched: list[tuple[StepKind, list[int]]] = []
+
+    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
+        if pictures[0].has_caller:
+            self.launched.append((kind, [picture.levels[-1] for picture in pictures]))
+        return super().launch(pictures, kind)
+
+
 class Stepwise(Executor):
     """Runs a step only with the test's leave."""
 

@@ -10,7 +10,9 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from elit_serve.nn.backbones.dense.dense import DenseSpec
+from elit_serve.nn.backbones.dense.elit import ElitDenseSpec
 from elit_serve.nn.backbones.dense.elit_prx import ElitPRXSpec
+from elit_serve.nn.backbones.dense.elit_qwen_image import ElitQwenImageSpec
 from elit_serve.nn.backbones.dense.flux2 import Flux2Spec
 from elit_serve.nn.backbones.dense.prx import PRXSpec
 from elit_serve.nn.backbones.dense.qwen_image import QwenImageSpec
@@ -76,7 +78,7 @@ class PipelineFacts:
     shift: Callable[[Scheduler, int], Shift]
     max_tokens: int | None = None
     distilled_steps: int | None = None
-    elastic: type[ElitPRXSpec] | None = None
+    elastic: type[ElitDenseSpec] | None = None
 
 
 def shift_of_prx(scheduler: Scheduler, num_tokens: int) -> Shift:  # noqa: ARG001
@@ -125,6 +127,7 @@ PIPELINES = {
     ),
     "QwenImagePipeline": PipelineFacts(
         transformer=QwenImageSpec,
+        elastic=ElitQwenImageSpec,
         steps=50,
         guidance=Guidance(method="cfg", scale=4.0),
         shift=shift_of_qwen_image,

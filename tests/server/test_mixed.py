@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
-from serving import Held
+from serving import Watched
 
-from elit_serve.engine.executor.slots import RunningStep
-from elit_serve.engine.picture import Picture
-from elit_serve.engine.pipeline import Pipeline
 from elit_serve.nn.flops import step_flops
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
@@ -33,19 +30,6 @@ COST = CostTable(
     },
     overhead_ms=1.0,
 )
-
-
-class Watched(Held):
-    """Notes of each launch its kind and the level of each member."""
-
-    def __init__(self, pipeline: Pipeline, *, num_slots: int) -> None:
-        super().__init__(pipeline, num_slots=num_slots)
-        self.launched: list[tuple[StepKind, list[int]]] = []
-
-    def launch(self, pictures: Sequence[Picture], kind: StepKind) -> RunningStep:
-        if pictures[0].has_caller:
-            self.launched.append((kind, [picture.levels[-1] for picture in pictures]))
-        return super().launch(pictures, kind)
 
 
 def test_pinned_requests_share_launches_and_are_told_their_own_levels_and_costs(

@@ -90,15 +90,20 @@ class QwenImage(Dense):
     def every_block(self) -> Iterable[nn.Module]:
         return self.transformer_blocks
 
-    def make_layout(self, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rotations of image tokens and of text tokens, as complex numbers: [N, E / 2] and [T, E / 2].
+    def make_layout(self, rows: int, columns: int, device: torch.device) -> Any:
+        """See `phases`."""
+        image, text = self.phases(rows, columns)
+        return image.to(device), text.to(device)
+
+    def phases(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Rotations of image tokens and of text tokens, as complex numbers on the CPU: [N, E / 2] and [T, E / 2].
 
         Tables of diffusers' module are no buffers: where it was made without memory they have none.
         """
         with torch.device("cpu"):
             tables = type(self.pos_embed)(theta=ROPE_THETA, axes_dim=list(self.spec.axes), scale_rope=True)
             image, text = tables([(1, rows, columns)], max_txt_seq_len=self.spec.max_tokens)
-        return image.to(device), text.to(device)
+        return image, text
 
     def time_embedding(self, t: Tensor) -> Tensor:
         return self.embedded_noise_level(1 - t)
