@@ -31,9 +31,7 @@ def _report(folder: Path | None) -> None:
 
 
 def evaluate(
-    reference: Annotated[
-        Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg; or a saved reference.")
-    ],
+    reference: Annotated[Path, typer.Option(help="The training photographs: a folder or tar; or a saved reference.")],
     features: Annotated[str, typer.Option(help="torchscript:PATH (run as code), inception[:PATH] or dinov2[:PATH].")],
     out: Annotated[Path, typer.Option(help="The folder for evaluation.json, table.md, budgets.png and nearest.png.")],
     model: ModelArgument = None,
@@ -50,7 +48,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Most pictures in a step. Default: a server's largest batch.")
     ] = None,
     show: Annotated[
-        list[str] | None, typer.Option(metavar="CLASS", help="A class for budgets.png; may be repeated.")
+        list[str] | None, typer.Option(metavar="WORDS", help="A class or prompt for budgets.png; may be repeated.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
     guidance: Annotated[str | None, typer.Option(help="none, cfg, ag or ccfg. Default: the model's.")] = None,
@@ -77,25 +75,28 @@ def evaluate(
     Their distance to photographs, and to the nearest training photograph.
     """
     from dataclasses import replace
+    from functools import partial
 
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.runs.evaluate import EvaluateOptions, run_evaluation
-    from elit_serve.evaluation.runs.opening import PhotographOptions
+    from elit_serve.evaluation.runs.opening import ReferenceOptions
 
     sizes = [] if size is None else [size]
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads, sizes=sizes)
+    known = pipeline.conditions
+    shown = partial(known.named, field="show") if pipeline.config.classes else known.prompted
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
     start = chosen.interval[0] if interval_start is None else interval_start
     end = chosen.interval[1] if interval_end is None else interval_end
     options = EvaluateOptions(
-        photographs=PhotographOptions(
+        against=ReferenceOptions(
             reference=reference, held_out=held_out, save_reference=save_reference, batch_size=batch_size
         ),
         out=out,
         levels=integers("levels", levels) if levels else list(pipeline.config.levels),
         repeats=seeds,
-        shown_conditions=[pipeline.conditions.named(readable(name), field="show") for name in show or []],
+        shown_conditions=[shown(readable(words)) for words in show or []],
     )
     plan = pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end)))
     extractor = open_features(features, pipeline.device)

@@ -22,7 +22,17 @@ from elit_serve.cli.options import (
 from elit_serve.plans.levels import check_level
 
 ReferenceOption = Annotated[
-    Path, typer.Option(help="The training photographs: a folder or tar of class/name.jpg; or a saved reference.")
+    Path | None,
+    typer.Option(help="The training photographs: a folder or tar, with classes or captions; or a saved reference."),
+]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Without photographs: prompts, one a line, or captions. Plans are compared with the model's full plan."
+    ),
+]
+SamplesOption = Annotated[
+    int | None, typer.Option(min=1, help="With --prompts: pictures in a set, of these in turn. Default: one of each.")
 ]
 FeaturesOption = Annotated[str, typer.Option(help="torchscript:PATH (run as code), inception[:PATH] or dinov2[:PATH].")]
 HeldOutOption = Annotated[
@@ -35,19 +45,30 @@ BatchOption = Annotated[
 
 
 def sweep(
-    reference: ReferenceOption,
     features: FeaturesOption,
     out: Annotated[Path, typer.Option(help="The folder for quality.json, front.png and the features of all pictures.")],
     model: ModelArgument = None,
+    reference: ReferenceOption = None,
+    prompts: PromptsOption = None,
+    samples: SamplesOption = None,
     held_out: HeldOutOption = None,
     save_reference: Annotated[
         Path | None, typer.Option(help="Keep the photographs' features in this .safetensors, for --reference.")
     ] = None,
-    levels: Annotated[str, typer.Option(help="Levels, each throughout.")] = "1,2,4,8,16",
-    steps: Annotated[str, typer.Option(help="Numbers of denoising steps.")] = "10,20,40,80",
+    levels: Annotated[
+        str | None, typer.Option(help="Levels, each throughout. Default: those of 1,2,4,8,16 that are trained.")
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Numbers of denoising steps. Default: 10,20,40,80; of one level, quarters of the model's."),
+    ] = None,
     guidance: Annotated[
-        str, typer.Option(help="Settings: none, or METHOD:SCALE[/WEAK_LEVEL][@START-END] as ccfg:4.5/1@0.1-1.")
-    ] = "none,ccfg:3/1,ccfg:4.5/1@0.1-1",
+        str | None,
+        typer.Option(
+            help="Settings: none, or METHOD:SCALE[/WEAK_LEVEL][@START-END] as ccfg:4.5/1@0.1-1. "
+            "Default: none,ccfg:3/1,ccfg:4.5/1@0.1-1; of one level, the model's."
+        ),
+    ] = None,
     schedules: Annotated[
         str | None,
         typer.Option(help="Pairs of levels, half of the steps at each, both ways round, as 1-16; '' for none."),
@@ -78,14 +99,22 @@ def sweep(
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
-    from elit_serve.evaluation.runs.opening import PhotographOptions
+    from elit_serve.evaluation.runs.opening import ReferenceOptions
     from elit_serve.evaluation.runs.sweep.command import SweepWords, run_sweep_command
 
+    against = ReferenceOptions(
+        reference=reference,
+        held_out=held_out,
+        save_reference=save_reference,
+        prompts=prompts,
+        samples=samples,
+        batch_size=batch_size,
+    )
     sizes = [] if size is None else [size]
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads, sizes=sizes)
     words = SweepWords(
-        levels=integers("levels", levels),
-        steps=integers("steps", steps),
+        levels=None if levels is None else integers("levels", levels),
+        steps=None if steps is None else integers("steps", steps),
         guidance=guidance,
         schedules=schedules,
         skips=skips,
@@ -98,17 +127,16 @@ def sweep(
         writes_defaults=write_defaults,
         threads=threads,
     )
-    photographs = PhotographOptions(
-        reference=reference, held_out=held_out, save_reference=save_reference, batch_size=batch_size
-    )
-    run_sweep_command(pipeline, open_features(features, pipeline.device), photographs, words, Console())
+    run_sweep_command(pipeline, open_features(features, pipeline.device), against, words, Console())
 
 
 def grids(
-    reference: ReferenceOption,
     features: FeaturesOption,
     out: Annotated[Path, typer.Option(help="The folder for quality.json and the features of all pictures.")],
     model: ModelArgument = None,
+    reference: ReferenceOption = None,
+    prompts: PromptsOption = None,
+    samples: SamplesOption = None,
     held_out: HeldOutOption = None,
     levels: Annotated[str | None, typer.Option(help="Levels, each throughout. Default: the highest.")] = None,
     steps: Annotated[str | None, typer.Option(help="Steps of the whole grid. Default: the model's own.")] = None,
@@ -137,15 +165,16 @@ def grids(
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
     from elit_serve.evaluation.runs.grids import GridOptions, changed_grid, run_grids_command
-    from elit_serve.evaluation.runs.opening import PhotographOptions
+    from elit_serve.evaluation.runs.opening import ReferenceOptions
     from elit_serve.evaluation.runs.sweep.command import guidance_of
 
+    against = ReferenceOptions(
+        reference=reference, held_out=held_out, prompts=prompts, samples=samples, batch_size=batch_size
+    )
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     sampling = pipeline.config.sampling
     options = GridOptions(
-        photographs=PhotographOptions(
-            reference=reference, held_out=held_out, save_reference=None, batch_size=batch_size
-        ),
+        against=against,
         out=out,
         levels=[pipeline.budgets.full_level] if levels is None else integers("levels", levels),
         steps=[sampling.steps] if steps is None else integers("steps", steps),
@@ -194,10 +223,12 @@ def calibrate(
 
 
 def precision(
-    reference: ReferenceOption,
     features: FeaturesOption,
     out: Annotated[Path, typer.Option(help="The folder for the result and the features; a sweep's has half of them.")],
     model: ModelArgument = None,
+    reference: ReferenceOption = None,
+    prompts: PromptsOption = None,
+    samples: SamplesOption = None,
     held_out: HeldOutOption = None,
     plan: Annotated[
         list[str] | None, typer.Option(help="A plan of quality.json by its name; may be repeated. Default: its front.")
@@ -219,23 +250,25 @@ def precision(
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
-    from elit_serve.evaluation.runs.opening import PhotographOptions
+    from elit_serve.evaluation.runs.opening import ReferenceOptions
     from elit_serve.evaluation.runs.precision import PrecisionOptions, run_precision_command
 
-    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
-    photographs = PhotographOptions(reference=reference, held_out=held_out, save_reference=None, batch_size=batch_size)
-    options = PrecisionOptions(
-        photographs=photographs, out=out, plans=plan or (), max_repeats=max_repeats, writes=write
+    against = ReferenceOptions(
+        reference=reference, held_out=held_out, prompts=prompts, samples=samples, batch_size=batch_size
     )
+    pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
+    options = PrecisionOptions(against=against, out=out, plans=plan or (), max_repeats=max_repeats, writes=write)
     run_precision_command(pipeline, open_features(features, pipeline.device), options, Console())
 
 
 def served(
     records: Annotated[Path, typer.Argument(help="A file of elit-serve bench --records.")],
-    reference: ReferenceOption,
     features: FeaturesOption,
     out: Annotated[Path, typer.Option(help="The folder for served.json.")],
     model: ModelArgument = None,
+    reference: ReferenceOption = None,
+    prompts: PromptsOption = None,
+    samples: SamplesOption = None,
     held_out: HeldOutOption = None,
     batch_size: BatchOption = None,
     device: DeviceOption = None,
@@ -249,16 +282,18 @@ def served(
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
-    from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
+    from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
     from elit_serve.evaluation.runs.served import measure_served, read_served
     from elit_serve.files.writing import check_folder
 
+    against = ReferenceOptions(
+        reference=reference, held_out=held_out, prompts=prompts, samples=samples, batch_size=batch_size
+    )
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     plans = read_served(records, pipeline)
     check_folder(out)
     extractor = open_features(features, pipeline.device)
-    photographs = PhotographOptions(reference=reference, held_out=held_out, save_reference=None, batch_size=batch_size)
-    found = measure_served(pipeline, open_evaluator(pipeline, extractor, photographs, out), extractor, plans)
+    found = measure_served(pipeline, open_evaluator(pipeline, extractor, against, out), extractor, plans)
     text = json.dumps(found.as_dict(), indent=2)
     (out / "served.json").write_text(text + "\n", encoding="utf-8")
     typer.echo(text)

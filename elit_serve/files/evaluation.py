@@ -93,7 +93,8 @@ class Evaluation(Lenient):
 
     metric: what the Fréchet distance is called, as MobileNetV2-FD; features_sha256 is of what computes its features.
     num_samples: pictures in a set. num_reference: photographs that they are measured against.
-    held_out: where the photographs behind the floor come from. class_distribution: samples of each class, by name.
+    held_out: where the photographs behind the floor come from. class_distribution: samples of each class, by name;
+        empty where they have the captions of the held-out photographs.
     sampler, seeds, autoencoder, picture, intervals: how pictures and figures were made.
     floor: what held-out photographs score, as many as there are samples.
     provenance: command, date, device, versions.
@@ -107,7 +108,7 @@ class Evaluation(Lenient):
     num_samples: int
     num_reference: int
     held_out: str
-    class_distribution: dict[str, int] = Field(min_length=1)
+    class_distribution: dict[str, int]
     sampler: str
     seeds: str
     autoencoder: str

@@ -30,6 +30,9 @@ from elit_serve.plans.plan import Plan
 from elit_serve.plans.skips import NO_SKIPS
 
 QUALITY_SCALE = "floor / distance, at most 1: 1 is as close to the reference as unseen photographs are"
+OWN_SCALE = (
+    "floor / distance, at most 1: 1 is as close to the reference, pictures of the full plan, as others of this plan are"
+)
 MAX_SERVED_PLANS = 12  # each kind of step among them is measured at start-up
 ROUNDING = 1e-6
 MAX_FACTOR = 2.0  # neither a precision nor another time grid makes pictures twice as good
@@ -177,7 +180,8 @@ class Quality(Measured):
     metric: what `distance` is called, as MobileNetV2-FD; features_sha256 is of what computes its features.
     reference: the photographs behind the distance, in words.
     num_samples: pictures in a repeat. size: of the pictures, as 640x384; None is the model's default.
-    floor: the distance of unseen photographs to the reference, at the same number.
+    full_plan: the name of the plan whose pictures were the reference, where there were no photographs.
+    floor: the distance of unseen photographs to the reference, at the same number; or of other pictures of `full_plan`.
     levels: level -> quality of the default plan with every step at this level; measured means under their least
         concave majorant that does not fall, because policies need both, and noise has neither.
     default: the name of the plan that the model recommends.
@@ -194,6 +198,7 @@ class Quality(Measured):
     reference: str
     num_samples: int = Field(ge=2, le=MAX_COUNT)
     size: str | None = Field(default=None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")
+    full_plan: str | None = None
     floor: EstimatedFigure
     scale: str = QUALITY_SCALE
     levels: dict[Level, Annotated[float, Field(ge=MIN_MEASURED, le=1)]] = Field(min_length=1)
@@ -216,6 +221,8 @@ class Quality(Measured):
         ]
         if self.default not in names:
             problems.append(f"the default plan, {self.default}, is not among the plans")
+        if self.full_plan is not None and self.full_plan not in names:
+            problems.append(f"the full plan, {self.full_plan}, is not among the plans")
         if not any(plan.on_front for plan in self.plans):
             problems.append("no plan is on the front")
         problems += self._precision_problems(names)

@@ -8,6 +8,7 @@ Nothing is ever extracted to disk.
 from elit_serve.photographs.captions import open_captioned_set
 from elit_serve.photographs.data_set import DataSet, Part, open_data_set
 from elit_serve.photographs.photograph import Photograph, decode, size_of
+from elit_serve.photographs.prompts import read_prompts
 from elit_serve.photographs.rgb import MAX_PIXELS, to_rgb
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "decode",
     "open_captioned_set",
     "open_data_set",
+    "read_prompts",
     "size_of",
     "to_rgb",
 ]

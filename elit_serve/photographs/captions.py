@@ -101,14 +101,15 @@ class _Captions:
         for number, line in enumerate(_bytes(file).splitlines(), start=1):
             if not line.strip():
                 continue
-            said = _object(line)
+            said = json_object(line)
             file_name, text = said.get("file_name"), said.get("text")
             if not isinstance(file_name, str) or not isinstance(text, str):
                 raise DataError(f"{self._source}: {name}: line {number} is no JSON object with a file_name and a text")
             yield (*place[:-1], *(each for each in file_name.split("/") if each not in ("", "."))), text
 
 
-def _object(line: bytes) -> Mapping[str, object]:
+def json_object(line: bytes) -> Mapping[str, object]:
+    """What a line of a list says; nothing where it is no JSON object."""
     try:
         said = json.loads(line)
     except (ValueError, RecursionError):  # a UnicodeDecodeError is one too
@@ -117,16 +118,21 @@ def _object(line: bytes) -> Mapping[str, object]:
 
 
 def _checked(content: bytes) -> str:
-    """A caption as models are told it: one line, without spaces around it."""
+    """A caption as models are told it."""
     try:
-        text = " ".join(content.decode("utf-8-sig").split())
+        text = one_line(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise _NoCaption("whose caption is no UTF-8") from None
     if not text:
         raise _NoCaption("whose caption is empty")
     if len(text) > MAX_PROMPT:
         raise _NoCaption(f"whose caption has more than {MAX_PROMPT} characters")
-    return unicodedata.normalize("NFC", text)
+    return text
+
+
+def one_line(text: str) -> str:
+    """As models are told it, in training and in measuring: without spaces around it, and each between words once."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def _bytes(file: File) -> bytes:

@@ -23,7 +23,7 @@ from elit_serve.evaluation.runs.grids import (
     judged,
     run_grids_command,
 )
-from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.files.quality import Quality
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.estimate import Estimate
@@ -35,13 +35,13 @@ CHANGES = [changed_grid(word) for word in ("2", "4", "2@0.25-1", "2@0.5-1", "4@0
 
 
 @pytest.fixture
-def photographs(training: Path, held_out: Path) -> PhotographOptions:
-    return PhotographOptions(reference=training, held_out=held_out, save_reference=None, batch_size=18)
+def photographs(training: Path, held_out: Path) -> ReferenceOptions:
+    return ReferenceOptions(reference=training, held_out=held_out, batch_size=18)
 
 
 @pytest.fixture
 def measured(
-    tiny_model_dir: Path, tmp_path: Path, make_quality: Make, photographs: PhotographOptions, feature_file: Path
+    tiny_model_dir: Path, tmp_path: Path, make_quality: Make, photographs: ReferenceOptions, feature_file: Path
 ) -> Path:
     """The tiny model with a quality.json whose plans' figures are made up."""
     pipeline = Pipeline.load(tiny_model_dir, device="cpu")
@@ -53,20 +53,18 @@ def measured(
 
 
 def run_command(
-    model: Path, photographs: PhotographOptions, feature_file: Path, out: Path, **changes: Any
+    model: Path, photographs: ReferenceOptions, feature_file: Path, out: Path, **changes: Any
 ) -> tuple[Quality, str]:
     pipeline = Pipeline.load(model, device="cpu")
     said = StringIO()
     fixed: dict[str, Any] = {"levels": [4], "steps": [8], "guidances": [pipeline.config.sampling.guidance]}
-    options = GridOptions(
-        photographs=photographs, out=out, **{**fixed, "changes": CHANGES[:4], "repeats": 1, **changes}
-    )
+    options = GridOptions(against=photographs, out=out, **{**fixed, "changes": CHANGES[:4], "repeats": 1, **changes})
     extractor = open_features(f"torchscript:{feature_file}", pipeline.device)
     return run_grids_command(pipeline, extractor, options, Console(file=said, width=160)), said.getvalue()
 
 
 def test_changed_grids_are_measured_into_the_model(
-    measured: Path, photographs: PhotographOptions, feature_file: Path, tmp_path: Path
+    measured: Path, photographs: ReferenceOptions, feature_file: Path, tmp_path: Path
 ) -> None:
     before = read_offer(measured).quality
     found, said = run_command(measured, photographs, feature_file, tmp_path / "out", writes=True)
@@ -87,7 +85,7 @@ def test_changed_grids_are_measured_into_the_model(
 
 
 def test_without_being_told_the_model_stays_as_it_is(
-    measured: Path, photographs: PhotographOptions, feature_file: Path, tmp_path: Path
+    measured: Path, photographs: ReferenceOptions, feature_file: Path, tmp_path: Path
 ) -> None:
     before = (measured / "quality.json").read_bytes()
     run_command(measured, photographs, feature_file, tmp_path / "out")

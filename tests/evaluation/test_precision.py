@@ -16,7 +16,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.metrics import MeasuredSet
-from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.precision import ComparedPlan, PrecisionOptions, run_precision_command
 from elit_serve.files.quality import PlanQuality, read_quality
 
@@ -25,13 +25,13 @@ WIDE = {"width": 160}
 
 
 @pytest.fixture
-def photographs(training: Path, held_out: Path) -> PhotographOptions:
-    return PhotographOptions(reference=training, held_out=held_out, save_reference=None, batch_size=18)
+def photographs(training: Path, held_out: Path) -> ReferenceOptions:
+    return ReferenceOptions(reference=training, held_out=held_out, batch_size=18)
 
 
 @pytest.fixture
 def measured(
-    tiny_model_dir: Path, tmp_path: Path, make_quality: Make, photographs: PhotographOptions, feature_file: Path
+    tiny_model_dir: Path, tmp_path: Path, make_quality: Make, photographs: ReferenceOptions, feature_file: Path
 ) -> Path:
     """The tiny model with a quality.json as a sweep in float32 leaves it, though its plans' figures are made up."""
     pipeline = Pipeline.load(tiny_model_dir, device="cpu")
@@ -44,18 +44,18 @@ def measured(
 
 
 def run_command(
-    model: Path, photographs: PhotographOptions, feature_file: Path, out: Path, *, dtype: str, **changes: Any
+    model: Path, photographs: ReferenceOptions, feature_file: Path, out: Path, *, dtype: str, **changes: Any
 ) -> tuple[Any, str]:
     """What it found, and what it printed."""
     pipeline = Pipeline.load(model, device="cpu", dtype=dtype)
     said = StringIO()
-    options = PrecisionOptions(photographs=photographs, out=out, **{"plans": ["two low steps", "rising"], **changes})
+    options = PrecisionOptions(against=photographs, out=out, **{"plans": ["two low steps", "rising"], **changes})
     extractor = open_features(f"torchscript:{feature_file}", pipeline.device)
     return run_precision_command(pipeline, extractor, options, Console(file=said, **WIDE)), said.getvalue()  # type: ignore[arg-type]
 
 
 def test_bfloat16_is_compared_with_float32_and_the_server_s_quality_follows(
-    measured: Path, photographs: PhotographOptions, feature_file: Path, tmp_path: Path
+    measured: Path, photographs: ReferenceOptions, feature_file: Path, tmp_path: Path
 ) -> None:
     before = read_quality(measured / "quality.json")
     out = tmp_path / "out"
@@ -76,7 +76,7 @@ def test_bfloat16_is_compared_with_float32_and_the_server_s_quality_follows(
 
 
 def test_without_being_told_the_model_stays_as_it_is_and_what_was_made_is_not_made_again(
-    measured: Path, photographs: PhotographOptions, feature_file: Path, tmp_path: Path
+    measured: Path, photographs: ReferenceOptions, feature_file: Path, tmp_path: Path
 ) -> None:
     before = (measured / "quality.json").read_bytes()
     options: dict[str, Any] = {"dtype": "bfloat16", "plans": ["two low steps"], "max_repeats": 1}
@@ -101,7 +101,7 @@ def test_without_being_told_the_model_stays_as_it_is_and_what_was_made_is_not_ma
 )
 def test_what_is_not_on_the_scale_of_the_measurements_is_refused(
     measured: Path,
-    photographs: PhotographOptions,
+    photographs: ReferenceOptions,
     feature_file: Path,
     tmp_path: Path,
     changes: dict[str, Any],
@@ -116,7 +116,7 @@ def test_what_is_not_on_the_scale_of_the_measurements_is_refused(
 
 
 def test_an_unknown_plan_and_an_unknown_dtype_are_refused(
-    measured: Path, photographs: PhotographOptions, feature_file: Path, tmp_path: Path
+    measured: Path, photographs: ReferenceOptions, feature_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInput, match=r"plan: 'gone' .* on its front are: two low steps; two steps; rising"):
         run_command(measured, photographs, feature_file, tmp_path / "out", dtype="bfloat16", plans=["gone"])

@@ -16,7 +16,7 @@ from elit_serve.catalogue import ModelQuality
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import open_features
-from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.served import measure_served, read_served, remake
 from elit_serve.evaluation.runs.sweep.command import (
     SweepWords,
@@ -50,12 +50,12 @@ def words(out: Path, **changes: object) -> SweepWords:
 
 
 @pytest.fixture
-def photographs(training: Path, held_out: Path) -> PhotographOptions:
-    return PhotographOptions(reference=training, held_out=held_out, save_reference=None, batch_size=18)
+def photographs(training: Path, held_out: Path) -> ReferenceOptions:
+    return ReferenceOptions(reference=training, held_out=held_out, batch_size=18)
 
 
 @pytest.fixture
-def swept(tiny_model_dir: Path, tmp_path: Path, photographs: PhotographOptions, feature_file: Path) -> Quality:
+def swept(tiny_model_dir: Path, tmp_path: Path, photographs: ReferenceOptions, feature_file: Path) -> Quality:
     pipeline = Pipeline.load(tiny_model_dir, device="cpu")
     extractor = open_features(f"torchscript:{feature_file}", pipeline.device)
     quality = run_sweep_command(pipeline, extractor, photographs, words(tmp_path / "sweep"), QUIET)
@@ -72,7 +72,7 @@ def record(plan: Any, levels: list[int]) -> RequestRecord:
 
 
 def test_served_levels_are_made_again_and_compared(
-    swept: Quality, tiny_model_dir: Path, tmp_path: Path, photographs: PhotographOptions, feature_file: Path
+    swept: Quality, tiny_model_dir: Path, tmp_path: Path, photographs: ReferenceOptions, feature_file: Path
 ) -> None:
     pipeline = Pipeline.load(tiny_model_dir, device="cpu")
     plan = next(plan for plan in swept.plans if plan.steps == 2 and plan.guidance.method == "ccfg")
@@ -95,7 +95,7 @@ def test_served_levels_are_made_again_and_compared(
 
 
 def test_another_number_of_pictures_than_the_model_was_measured_with_is_refused(
-    swept: Quality, tiny_model_dir: Path, tmp_path: Path, photographs: PhotographOptions, feature_file: Path
+    swept: Quality, tiny_model_dir: Path, tmp_path: Path, photographs: ReferenceOptions, feature_file: Path
 ) -> None:
     content = swept.model_dump(mode="json")
     extractor = open_features(f"torchscript:{feature_file}", torch.device("cpu"))
@@ -162,7 +162,7 @@ def test_guidance_is_spelled_in_a_word() -> None:
 def test_bad_words_are_named_before_anything_is_sampled(
     tiny_model_dir: Path,
     tmp_path: Path,
-    photographs: PhotographOptions,
+    photographs: ReferenceOptions,
     feature_file: Path,
     changes: dict[str, object],
     field: str,

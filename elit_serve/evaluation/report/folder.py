@@ -116,8 +116,9 @@ def _protocol(evaluation: Evaluation | None, quality: Quality | None) -> Iterato
     """How it was measured, in a few words each."""
     if evaluation is not None:
         counts, size = evaluation.class_distribution.values(), evaluation.picture
+        mix = f"{len(counts)} classes of {min(counts)} to {max(counts)}" if counts else "with their captions"
         yield "reference", f"{evaluation.num_reference} photographs"
-        yield "unseen photographs", f"{evaluation.held_out}; {len(counts)} classes of {min(counts)} to {max(counts)}"
+        yield "unseen photographs", f"{evaluation.held_out}; {mix}"
         yield "sampler", f"{evaluation.sampler}; {evaluation.seeds}"
         yield "pictures", f"{size.height} x {size.width}, autoencoder: {evaluation.autoencoder}"
         yield "intervals", evaluation.intervals

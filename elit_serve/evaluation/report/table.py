@@ -24,9 +24,10 @@ def as_markdown(evaluation: Evaluation) -> str:
 
 
 def _explained(evaluation: Evaluation) -> str:
+    mix = "in the class mix" if evaluation.class_distribution else "with the captions"
     return (
         f"{evaluation.metric} (Fréchet distance), kernel distance, precision and recall of {evaluation.num_samples} "
-        f"samples in the class mix of the held-out photographs ({evaluation.held_out}) against "
+        f"samples {mix} of the held-out photographs ({evaluation.held_out}) against "
         f"{evaluation.num_reference} reference photographs, mean of {evaluation.plans[0].repeats} sets of seeds. "
         f"Held-out photographs, as many, score the floor. Intervals: {evaluation.intervals}. Nearest-training ratio: "
         "median distance in feature space to the nearest reference photograph, over that of held-out photographs; "

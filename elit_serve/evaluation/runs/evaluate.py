@@ -15,9 +15,10 @@ from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.metrics import INTERVALS, PlanMeasures, nearest
 from elit_serve.evaluation.report.sheets import budget_sheet, evenly, nearest_sheet
 from elit_serve.evaluation.report.table import as_markdown
-from elit_serve.evaluation.runs.evaluator import SEEDS_PER_REPEAT, Evaluator
-from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
+from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.provenance import provenance
+from elit_serve.evaluation.runs.sets import SEEDS_PER_REPEAT
 from elit_serve.evaluation.runs.throughput import SaturatedEngine
 from elit_serve.files.evaluation import EvaluatedPlan, Evaluation, PictureSize
 from elit_serve.files.writing import check_folder
@@ -31,7 +32,7 @@ SHOWN_CLASSES = 10
 class EvaluateOptions:
     """out: the folder for what is found. repeats: sets of pictures at each level, each with seeds of its own."""
 
-    photographs: PhotographOptions
+    against: ReferenceOptions
     out: Path
     levels: Sequence[int]
     repeats: int
@@ -51,7 +52,7 @@ def run_evaluation(
         evaluator = open_evaluator(
             pipeline,
             extractor,
-            options.photographs,
+            options.against,
             options.out,
             on_photographs=lambda count: bar.advance(reading, count),
             on_pictures=lambda count: bar.advance(sampling, count),
@@ -133,7 +134,7 @@ def write_sheets(
         sheet = nearest_sheet(
             pipeline,
             plans[0],
-            conditions=[known[index] for index in reference.held_out_classes],
+            conditions=evaluator.conditions,
             seeds=evaluator.seeds(0),
             found=nearest(evaluator.features(plans[0], 0), reference.features),
             photographs=reference.photographs,

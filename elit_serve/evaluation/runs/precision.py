@@ -22,7 +22,7 @@ from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.metrics import MeasuredSet, from_halves, mean_rows, quality_ratios
 from elit_serve.evaluation.runs.comparable import quality_compared_with
 from elit_serve.evaluation.runs.evaluator import Evaluator
-from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.provenance import provenance
 from elit_serve.files.quality import PlanQuality, PrecisionQuality, Quality, read_quality, write_quality
 from elit_serve.files.validation import problems_in
@@ -37,7 +37,7 @@ class PrecisionOptions:
     max_repeats: sets of pictures of a plan, at most as many as it was measured with. writes: into the model as well.
     """
 
-    photographs: PhotographOptions
+    against: ReferenceOptions
     out: Path
     plans: Sequence[str] = ()
     max_repeats: int = 5
@@ -79,20 +79,20 @@ def run_precision_command(
     """
     measured_in = _other_precision(pipeline)
     check_folder(options.out)
-    evaluator = open_evaluator(pipeline, extractor, options.photographs, options.out)
-    quality = quality_compared_with(pipeline, evaluator)
-    plans = chosen_plans(quality, options.plans)
     dtype, quantize = options_of(measured_in)
     measured = Pipeline.load(pipeline.path, device=str(pipeline.device), dtype=dtype, quantize=quantize)
+    here = open_evaluator(measured, extractor, options.against, options.out)
+    quality = quality_compared_with(measured, here)
+    plans = chosen_plans(quality, options.plans)
     with console.status("measuring"):
-        compared = compare(evaluator.of(measured), evaluator, plans, max_repeats=options.max_repeats)
+        compared = compare(here, here.of(pipeline), plans, max_repeats=options.max_repeats)
     factor = from_halves(mean_rows(each.ratios for each in compared))
     console.print(comparison_table(quality, pipeline.precision, compared, factor))
     try:
         found = PrecisionQuality(
             factor=factor,
             plans={each.plan.name: each.ratio for each in compared},
-            provenance=provenance(pipeline, evaluator.batch_size),
+            provenance=provenance(pipeline, here.batch_size),
         )
     except ValidationError as error:
         raise InvalidInput("dtype", pipeline.precision, "; ".join(problems_in(error))) from None

@@ -22,9 +22,11 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import Described, FeatureExtractor, photograph_features
 from elit_serve.evaluation.metrics import NEIGHBOURS, Scorer, nearest
+from elit_serve.evaluation.runs.sets import Subjects
 from elit_serve.files.opening import regular
 from elit_serve.files.validation import problems_in
 from elit_serve.photographs import Photograph
+from elit_serve.plans.plan import Plan
 
 MIN_PHOTOGRAPHS = 2 * (NEIGHBOURS + 1)  # so that each half has as many as precision and recall need
 SPLIT = 10  # without held-out photographs, every tenth of a class is held out
@@ -44,6 +46,7 @@ class ReferenceHeader(BaseModel):
     width: int
     classes: tuple[str, ...]
     held_out_classes: tuple[int, ...]
+    prompts: tuple[str, ...] = ()
     held_out_source: str
 
     @property
@@ -58,7 +61,9 @@ class Reference:
     Everything is computed from these rounded features, so a reference read from a file gives the very same figures.
 
     classes: the model's, by index. held_out_classes: the class of each held-out photograph; samples repeat this mix.
+    prompts: in place of classes, what each sample is of: the captions of the held-out photographs.
     held_out_logits: [n, K], or None. photographs: the m reference photographs; empty when read from a file.
+    full_plan: where there are no photographs, the plan of the model whose pictures stand for them.
     """
 
     metric: str
@@ -71,16 +76,25 @@ class Reference:
     held_out_classes: tuple[int, ...]
     held_out_logits: Tensor | None
     held_out_source: str
+    prompts: tuple[str, ...] = ()
     photographs: tuple[Photograph, ...] = ()
+    full_plan: Plan | None = None
+
+    @property
+    def subjects(self) -> Subjects:
+        """What the samples are of."""
+        return Subjects(classes=self.held_out_classes, prompts=self.prompts)
 
     @property
     def num_samples(self) -> int:
         """n: of the held-out photographs, and so of every set of samples."""
-        return len(self.held_out_classes)
+        return len(self.subjects)
 
     @property
     def class_distribution(self) -> dict[str, int]:
-        """Samples of each class, by name."""
+        """Samples of each class, by name; empty where they are of prompts."""
+        if self.prompts:
+            return {}
         counts = Counter(self.held_out_classes)
         return {name: counts[index] for index, name in enumerate(self.classes)}
 
@@ -123,6 +137,8 @@ class Reference:
         return reference
 
     def _check_shapes(self, file: Path) -> None:
+        if self.held_out_classes and self.prompts:
+            raise InvalidInput("reference", str(file), "samples of classes or of prompts, not both")
         shapes = list(self.features.shape), list(self.held_out.shape)
         fit = len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][1] == shapes[1][1]
         if not fit or shapes[1][0] != self.num_samples or min(shapes[0][0], shapes[1][0]) < MIN_PHOTOGRAPHS:
@@ -159,13 +175,14 @@ def make_reference(
     batch_size: int = 128,
     on_batch: Callable[[int], None] | None = None,
 ) -> Reference:
-    """Reads photographs at the model's picture size. Without `held_out`, every tenth of each class is held out."""
+    """Reads photographs at the model's picture size. Without `held_out`, every tenth of each class is held out, or of
+    all where they have captions."""
     source = "photographs of their own"
     if held_out is None:
-        source = f"every {SPLIT}th reference photograph of each class"
+        source = f"every {SPLIT}th reference photograph" + (" of each class" if pipeline.config.classes else "")
         photographs, held_out = split(photographs)
     sets = {"reference": photographs, "held_out": held_out}
-    classes = {field: check_photographs(pipeline, chosen, field) for field, chosen in sets.items()}
+    subjects = {field: check_photographs(pipeline, chosen, field) for field, chosen in sets.items()}
     height, width = picture_size(pipeline)
     found = {
         field: photograph_features(
@@ -183,7 +200,8 @@ def make_reference(
         classes=tuple(pipeline.config.classes),
         features=compact(found["reference"].features),
         held_out=compact(found["held_out"].features),
-        held_out_classes=classes["held_out"],
+        held_out_classes=subjects["held_out"].classes,
+        prompts=subjects["held_out"].prompts,
         held_out_logits=None if logits is None else compact(logits),
         held_out_source=source,
         photographs=tuple(photographs),
@@ -197,10 +215,13 @@ def _check_unseen(held_out: Tensor, features: Tensor) -> None:
         raise InvalidInput("held_out", f"{len(held_out)} photographs", "others than the reference's, as most are not")
 
 
-def check_photographs(pipeline: Pipeline, photographs: Sequence[Photograph], field: str) -> tuple[int, ...]:
-    """The class of each photograph; too few, a strange class or a missing one are refused."""
+def check_photographs(pipeline: Pipeline, photographs: Sequence[Photograph], field: str) -> Subjects:
+    """The class of each photograph, or its caption where the model has no classes; too few, a strange class or a
+    missing one are refused."""
     if len(photographs) < MIN_PHOTOGRAPHS:
         raise InvalidInput(field, len(photographs), f"at least {MIN_PHOTOGRAPHS} photographs")
+    if not pipeline.config.classes:
+        return Subjects(prompts=tuple(photograph.caption for photograph in photographs))
     known = pipeline.conditions
     index_of = {known[index].words: index for index in range(len(known))}
     found = [known.named(photograph.label, field=field).words for photograph in photographs]
@@ -208,7 +229,7 @@ def check_photographs(pipeline: Pipeline, photographs: Sequence[Photograph], fie
     if missing:
         shown = ", ".join(missing[:5])
         raise InvalidInput(field, f"no photograph of {shown}", f"every class of {pipeline.config.name}")
-    return tuple(index_of[name] for name in found)
+    return Subjects(classes=tuple(index_of[name] for name in found))
 
 
 def split(photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[Photograph]]:
@@ -219,7 +240,8 @@ def split(photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[Pho
     rest, held_out = [], []
     for label, members in by_class.items():
         if len(members) < 2:
-            raise InvalidInput("reference", f"one photograph of {label}", "two of each class, to hold one out")
+            of = f" of {label}" if label else ""
+            raise InvalidInput("reference", f"one photograph{of}", "two of each class, to hold one out")
         chosen = set(range(SPLIT - 1, len(members), SPLIT)) or {len(members) - 1}
         rest += [photograph for i, photograph in enumerate(members) if i not in chosen]
         held_out += [members[i] for i in sorted(chosen)]

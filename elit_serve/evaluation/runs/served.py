@@ -102,7 +102,7 @@ def measure_served(
     interpolated = [_interpolated(pipeline, plan) for plan in plans]
     full_level = max(pipeline.config.levels)
     full = [replace(plan, levels=(full_level,) * plan.grid_steps, strides=()) for plan in plans]
-    conditions, seeds = [pipeline.conditions[index] for index in reference.held_out_classes], evaluator.seeds(0)
+    conditions, seeds = evaluator.conditions, evaluator.seeds(0)
     pictures = remake(pipeline, plans, conditions, seeds, batch_size=evaluator.batch_size)
     best = remake(pipeline, full, conditions, seeds, batch_size=evaluator.batch_size)
     features, best_features = (_features(extractor, each, evaluator.batch_size) for each in (pictures, best))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -15,10 +16,12 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.skips import with_skips
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
-from elit_serve.evaluation.runs.opening import PhotographOptions, open_evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
+from elit_serve.evaluation.runs.own_pictures import full_plan_of
 from elit_serve.evaluation.runs.provenance import provenance
+from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.sweep.outcome import SweepFacts, SweepOptions, sweep_to_folder
-from elit_serve.evaluation.runs.sweep.search import SweepGrid
+from elit_serve.evaluation.runs.sweep.search import SweepGrid, plan_name
 from elit_serve.files.latency import Latency, read_latency
 from elit_serve.files.quality import Quality
 from elit_serve.files.writing import check_folder
@@ -27,6 +30,7 @@ from elit_serve.plans.levels import check_level
 from elit_serve.plans.skips import SkipRule
 from elit_serve.text.digits import whole_number
 
+USUAL_LEVELS, USUAL_STEPS, USUAL_GUIDANCE = (1, 2, 4, 8, 16), (10, 20, 40, 80), "none,ccfg:3/1,ccfg:4.5/1@0.1-1"
 GUIDANCE = re.compile(
     r"(?P<method>cfg|ag|ccfg):(?P<scale>[0-9.]+)(?:/(?P<weak>[0-9]{1,9}))?(?:@(?P<start>[0-9.]+)-(?P<end>[0-9.]+))?"
 )
@@ -35,13 +39,14 @@ GUIDANCE_SPELLING = "none, or METHOD:SCALE, METHOD:SCALE/WEAK_LEVEL and either w
 
 @dataclass(frozen=True, kw_only=True)
 class SweepWords:
-    """As on the command line. schedules: pairs as 1-16; None are pairs of the lowest, the middle and the highest.
-    skips: rules as `SkipRule.read` spells them. threads: of the host, see `share_cores`.
+    """As on the command line. levels, steps, guidance: None are those that `grid_of` takes of a model.
+    schedules: pairs as 1-16; None are pairs of the lowest, the middle and the highest. skips: rules as `SkipRule.read`
+    spells them. threads: of the host, see `share_cores`.
     """
 
-    levels: Sequence[int]
-    steps: Sequence[int]
-    guidance: str
+    levels: Sequence[int] | None
+    steps: Sequence[int] | None
+    guidance: str | None
     schedules: str | None
     part: str
     latency: Path | None
@@ -57,12 +62,13 @@ class SweepWords:
 def run_sweep_command(
     pipeline: Pipeline,
     extractor: FeatureExtractor,
-    photographs: PhotographOptions,
+    against: ReferenceOptions,
     words: SweepWords,
     console: Console,
 ) -> Quality | None:
     """Reads and checks everything, then measures."""
-    grid = grid_of(pipeline, words)
+    full_plan = None if against.prompts is None else full_plan_of(pipeline)
+    grid = replace(grid_of(pipeline, words), also=() if full_plan is None else (full_plan,))
     latency: Latency | None = None if words.latency is None else read_latency(words.latency)
     options = SweepOptions(
         grid=grid,
@@ -77,16 +83,26 @@ def run_sweep_command(
     check_folder(words.out)
     if words.threads is None and pipeline.device.type != "cpu":
         share_cores(options.part[1])
-    evaluator = open_evaluator(pipeline, extractor, photographs, words.out)
+    evaluator = open_evaluator(pipeline, extractor, against, words.out)
     facts = SweepFacts(
         metric=evaluator.metric,
         features_sha256=extractor.fingerprint,
-        reference=f"{photographs.reference.name}: {len(evaluator.reference.features)} photographs",
+        reference=reference_words(against, evaluator.reference),
+        full_plan=None if full_plan is None else plan_name(full_plan),
         num_samples=evaluator.reference.num_samples,
         batch_size=evaluator.batch_size,
         provenance=provenance(pipeline, evaluator.batch_size),
     )
     return sweep_to_folder(pipeline, evaluator, facts, options, console=console)
+
+
+def reference_words(against: ReferenceOptions, reference: Reference) -> str:
+    """What was measured against, for people."""
+    count, source = len(reference.features), against.reference or against.prompts
+    assert source is not None
+    if reference.full_plan is None:
+        return f"{source.name}: {count} photographs"
+    return f"{source.name}: {count} pictures by {plan_name(reference.full_plan)}"
 
 
 def share_cores(num_parts: int) -> None:
@@ -99,13 +115,24 @@ def share_cores(num_parts: int) -> None:
 
 
 def grid_of(pipeline: Pipeline, words: SweepWords) -> SweepGrid:
-    """The plans to measure; levels must be trained ones."""
+    """The plans to measure; levels must be trained ones.
+
+    Unless words say more, a model of one level is measured with the guidance of its full plan, and in quarters of its
+    steps: a server takes as many times longer steps as the whole is of the fewest.
+    """
     trained = pipeline.config.levels
-    levels = tuple(check_level(level, trained) for level in sorted(set(words.levels)))
-    for steps in words.steps:
+    asked = words.levels or [level for level in USUAL_LEVELS if level in trained] or trained
+    levels = tuple(check_level(level, trained) for level in sorted(set(asked)))
+    usual = full_plan_of(pipeline)
+    has_one_level = len(trained) == 1
+    quarters = sorted({ceil(usual.num_steps * quarter / 4) for quarter in range(1, 5)})
+    all_steps = words.steps or (quarters if has_one_level else USUAL_STEPS)
+    for steps in all_steps:
         if not 1 <= steps <= 1000:
             raise InvalidInput("steps", steps, "between 1 and 1000")
-    guidances = tuple(guidance_of(word) for word in words.guidance.split(","))
+    guidances = tuple(guidance_of(word) for word in (words.guidance or USUAL_GUIDANCE).split(","))
+    if words.guidance is None and has_one_level:
+        guidances = (usual.guidance,)
     for guidance in guidances:
         if guidance.has_weak_level:
             check_level(guidance.weak_level, trained, field="guidance")
@@ -118,7 +145,7 @@ def grid_of(pipeline: Pipeline, words: SweepWords) -> SweepGrid:
         check_level(level, trained, field="schedules")
     return SweepGrid(
         levels=levels,
-        steps=tuple(words.steps),
+        steps=tuple(all_steps),
         guidances=guidances,
         schedules=tuple(schedules),
         time_shift=pipeline.config.sampling.time_shift,

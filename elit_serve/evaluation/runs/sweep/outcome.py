@@ -32,7 +32,7 @@ from elit_serve.evaluation.runs.sweep.search import (
 from elit_serve.evaluation.runs.throughput import SaturatedEngine
 from elit_serve.files.config import SamplingConfig
 from elit_serve.files.latency import Latency
-from elit_serve.files.quality import Quality, write_quality
+from elit_serve.files.quality import OWN_SCALE, QUALITY_SCALE, Quality, write_quality
 from elit_serve.plans.plan import Plan
 
 
@@ -46,6 +46,7 @@ class SweepFacts:
     num_samples: int
     batch_size: int
     provenance: Mapping[str, str | int | float]
+    full_plan: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,9 @@ def measured_quality(
         reference=facts.reference,
         num_samples=facts.num_samples,
         size=pipeline.sizes.names[0],
+        full_plan=facts.full_plan,
         floor=evaluator.floor,
+        scale=QUALITY_SCALE if facts.full_plan is None else OWN_SCALE,
         levels=level_curve(points, default),
         default=plan_name(default),
         plans=tuple(record_of(point, on_front=point.plan in front) for point in ordered),

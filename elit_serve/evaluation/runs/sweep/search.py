@@ -41,6 +41,7 @@ class SweepGrid:
 
     schedules: pairs (low, high): the first half of the steps at one, the rest at the other, both ways round.
     skips: rules by which plans leave something out; by default none do. with_skips: a plan with what a rule skips.
+    also: plans that are measured beside these.
     """
 
     levels: tuple[int, ...]
@@ -50,11 +51,12 @@ class SweepGrid:
     time_shift: Shift = 1.0
     skips: tuple[SkipRule, ...] = (SkipRule(),)
     with_skips: Callable[[Plan, SkipRule], Plan] = lambda plan, _: plan
+    also: tuple[Plan, ...] = ()
 
     def plans(self) -> tuple[Plan, ...]:
         """Each once, and of rules that skip equally much of a plan the first; autoguidance only where all levels lie
         above its weak level."""
-        found: dict[str, Plan] = {}
+        found = {plan_name(plan): plan for plan in self.also}
         for computed, rule in product(self._computed(), self.skips):
             plan = self.with_skips(computed, rule)
             found.setdefault(plan_name(plan), plan)

@@ -1,0 +1,184 @@
+"""Models of prompts, measured: against captioned photographs, and against pictures of their own full plan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dense.folders import pipeline_of
+from text_models import save_text_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from elit_serve.cli import app
+from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.features import open_features
+from elit_serve.evaluation.report.page import write_page
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
+from elit_serve.evaluation.runs.reference import Reference
+from elit_serve.files.evaluation import read_evaluation
+from elit_serve.files.quality import OWN_SCALE, Quality, read_quality
+from elit_serve.importing.diffusers_folder import import_folder
+from elit_serve.nn.backbones.elit_mmdit import KIND as MMDIT
+from tests.evaluation.conftest import write_photographs
+
+PROMPTS = ("a red tulip", "the small rose on grass", "photo of a daisy", "a green rose")
+FULL, FEWEST = "8 steps at 1, cfg 4 in 0-1", "2 steps at 1, cfg 4 in 0-1"
+
+
+class Coarse(nn.Module):
+    """Pixels, half as many each way: [B, 3, H, W] -> [B, 3 H/2 W/2]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def coarse(torchscript: Callable[[nn.Module, str], Path]) -> Path:
+    return torchscript(Coarse(), "coarse_features.ts")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    file.write_text("\n".join(PROMPTS), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of PRX, whose velocity is so large that fewer steps are seen; it samples in 8."""
+    pipeline = pipeline_of("prx")
+    with torch.no_grad():
+        pipeline.transformer.final_layer.linear.weight.mul_(100)
+    made = tmp_path_factory.mktemp("dense") / "painter"
+    pipeline.save_pretrained(made)
+    import_folder(made, steps=8)
+    return made
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Path, prompts: Path, coarse: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The folder with its `quality.json`, and what another command says to measure as the sweep did."""
+    out = tmp_path_factory.mktemp("sweep")
+    said = ("--prompts", prompts, "--samples", 24, "--features", f"torchscript:{coarse}", "--device", "cpu")
+    run("sweep", folder, *said, "--steps", "2,4", "--max-repeats", 1, "--write-defaults", "--out", out)
+    return {"folder": folder, "out": out, "said": said}
+
+
+@pytest.fixture
+def quality(swept: dict[str, Any]) -> Quality:
+    return read_quality(swept["folder"] / "quality.json")
+
+
+def test_plans_of_a_dense_model_are_worth_what_they_keep_of_its_full_plan(quality: Quality) -> None:
+    assert quality.reference == f"prompts.txt: 24 pictures by {FULL}"
+    assert (quality.full_plan, quality.default, quality.scale) == (FULL, FULL, OWN_SCALE)
+    assert [plan.steps for plan in quality.front] == [2, 4, 8]
+    worth = [plan.quality.value for plan in quality.front]
+    assert worth[0] < worth[1] < 0.6
+    assert worth[2] > 0.75, "other seeds of the same plan"
+    assert quality.levels == {1: worth[2]}
+
+
+def test_a_sweep_that_goes_on_makes_no_picture_again_and_keeps_the_full_plan_it_had(
+    swept: dict[str, Any], quality: Quality, tmp_path: Path
+) -> None:
+    """The model's own sampling is what was recommended by then; with fewer steps, it would be another full plan."""
+    model = shutil.copytree(swept["folder"], tmp_path / "painter")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["sampling"]["steps"] = 4
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    out = shutil.copytree(swept["out"], tmp_path / "out")
+    kept = sorted(out.glob("features/*"))
+    run("sweep", model, *swept["said"], "--steps", "2,4", "--max-repeats", 1, "--out", out)
+    again = read_quality(out / "quality.json")
+    assert again.plans == quality.plans
+    assert again.full_plan == FULL
+    assert sorted(out.glob("features/*")) == kept
+    assert len(kept) == 3 + 2  # plans, and the full one by the seeds of the reference and of the floor
+
+
+def captioned(folder: Path, count: int, seed: int) -> Path:
+    write_photographs(folder, {"flowers": count}, seed=seed)
+    for number, file in enumerate(sorted(folder.glob("*/*.png"))):
+        file.with_suffix(".txt").write_text(PROMPTS[number % len(PROMPTS)], encoding="utf-8")
+    return folder
+
+
+def test_captions_of_photographs_are_what_the_pictures_are_of(feature_file: Path, tmp_path: Path) -> None:
+    model = save_text_model(tmp_path / "painter", spec=MMDIT.tiny)
+    out, kept = tmp_path / "out", tmp_path / "reference.safetensors"
+    said = ("evaluate", model, "--features", f"torchscript:{feature_file}", "--device", "cpu", "--out", out)
+    said += ("--levels", "1,4", "--seeds", 1, "--steps", 1, "--show", "a rose")
+    photographs = ("--reference", captioned(tmp_path / "set", 9, seed=0))
+    photographs += ("--held-out", captioned(tmp_path / "unseen", 10, seed=1))
+    assert "samples with the captions of the held-out photographs" in run(*said, *photographs, "--save-reference", kept)
+    evaluation = read_evaluation(out)
+    assert evaluation is not None
+    assert (evaluation.num_samples, evaluation.class_distribution) == (10, {})
+    reference = Reference.load(kept)
+    assert reference.prompts == (PROMPTS * 3)[:10]
+    (out / "evaluation.json").unlink()
+    run(*said, "--reference", kept)
+    assert read_evaluation(out) == evaluation.model_copy(update={"provenance": _provenance(out)})
+    assert "with their captions" in write_page(out).read_text(encoding="utf-8")
+
+
+def _provenance(out: Path) -> dict[str, Any]:
+    found = read_evaluation(out)
+    assert found is not None
+    return found.provenance
+
+
+def test_a_reference_of_captions_is_not_for_a_model_of_classes(
+    tiny_model_dir: Path, feature_file: Path, tmp_path: Path
+) -> None:
+    pipeline = Pipeline.load(tiny_model_dir, device="cpu")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("tulip\nrose\nDaisy\na red tulip", encoding="utf-8")
+    extractor = open_features(f"torchscript:{feature_file}", pipeline.device)
+    with pytest.raises(InvalidInput, match=r"prompt: .*a red tulip"):
+        open_evaluator(pipeline, extractor, ReferenceOptions(prompts=prompts, samples=8), tmp_path)
+    prompts.write_text("tulip\nrose\nDaisy", encoding="utf-8")
+    evaluator = open_evaluator(pipeline, extractor, ReferenceOptions(prompts=prompts, samples=8), tmp_path)
+    assert [condition.words for condition in evaluator.conditions] == [*("tulip", "rose", "daisy") * 2, "tulip", "rose"]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({}, "reference is missing; give photographs, or --prompts"),
+        ({"reference": "a", "prompts": "b"}, "prompts: .*left out"),
+        ({"reference": "a", "samples": 9}, "samples: 9.*left out"),
+        ({"prompts": "b", "held_out": "c"}, "held_out: .*left out"),
+        ({"prompts": "b", "save_reference": "c"}, "save_reference: .*left out"),
+    ],
+)
+def test_photographs_and_prompts_exclude_each_other(said: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        ReferenceOptions(**{name: Path(value) if isinstance(value, str) else value for name, value in said.items()})
+
+
+def test_a_set_of_few_pictures_is_refused(prompts: Path, coarse: Path, folder: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline.load(folder, device="cpu")
+    with pytest.raises(InvalidInput, match="samples: 4 is not allowed; at least 8 pictures in a set"):
+        open_evaluator(
+            pipeline,
+            open_features(f"torchscript:{coarse}", pipeline.device),
+            ReferenceOptions(prompts=prompts),
+            tmp_path,
+        )
