@@ -16,6 +16,7 @@ from elit_serve.nn.backbones.dense.elit_qwen_image import ElitQwenImageSpec
 from elit_serve.nn.backbones.dense.flux2 import Flux2Spec
 from elit_serve.nn.backbones.dense.prx import PRXSpec
 from elit_serve.nn.backbones.dense.qwen_image import QwenImageSpec
+from elit_serve.nn.backbones.dense.z_image import ZImageSpec
 from elit_serve.plans.bounds import MAX_TIME_SHIFT, MIN_TIME_SHIFT
 from elit_serve.plans.grid import Shift, TimeShift
 from elit_serve.plans.guidance import Guidance
@@ -91,7 +92,7 @@ def shift_of_prx(scheduler: Scheduler, num_tokens: int) -> Shift:  # noqa: ARG00
     return TimeShift(factor=scheduler.shift, last=last, terminal=scheduler.shift_terminal or None)
 
 
-def shift_of_qwen_image(scheduler: Scheduler, num_tokens: int) -> Shift:
+def shift_of_tokens(scheduler: Scheduler, num_tokens: int) -> Shift:
     """It grows with the tokens; noise levels are spaced evenly before, and stretched to a last one behind."""
     factor = scheduler.shift_of_tokens(num_tokens) if scheduler.use_dynamic_shifting else scheduler.shift
     if not scheduler.shift_terminal:
@@ -105,7 +106,7 @@ def shift_of_flux2_klein(scheduler: Scheduler, num_tokens: int) -> Shift:
     of diffusers).
     """
     if not scheduler.use_dynamic_shifting:
-        return shift_of_qwen_image(scheduler, num_tokens)
+        return shift_of_tokens(scheduler, num_tokens)
     if scheduler.time_shift_type == "linear":
         raise ValueError("time_shift_type: linear is not allowed; the shift of FLUX.2 is exponential")
     terminal = scheduler.shift_terminal or None
@@ -130,7 +131,7 @@ PIPELINES = {
         elastic=ElitQwenImageSpec,
         steps=50,
         guidance=Guidance(method="cfg", scale=4.0),
-        shift=shift_of_qwen_image,
+        shift=shift_of_tokens,
         max_tokens=512,
     ),
     "Flux2KleinPipeline": PipelineFacts(
@@ -139,6 +140,13 @@ PIPELINES = {
         distilled_steps=4,
         guidance=Guidance(method="cfg", scale=4.0),
         shift=shift_of_flux2_klein,
+        max_tokens=512,
+    ),
+    "ZImagePipeline": PipelineFacts(
+        transformer=ZImageSpec,
+        steps=50,
+        guidance=Guidance(method="cfg", scale=6.0),  # it counts its scale from 0, which is off: 5
+        shift=shift_of_tokens,
         max_tokens=512,
     ),
 }

@@ -215,12 +215,42 @@ def flux2_klein() -> Any:
     )
 
 
-FAMILIES: dict[str, Callable[[], Any]] = {"prx": prx, "qwen-image": qwen_image, "flux2-klein": flux2_klein}
+def z_image() -> Any:
+    """Z-Image, with a shift that grows with the size."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[128, 32, 32],
+    )
+    return ZImagePipeline(
+        transformer=randomised(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=randomised(qwen3(2).model),
+        tokenizer=tokenizer(1024),
+        vae=randomised(autoencoder_kl(4)),
+    )
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "prx": prx,
+    "qwen-image": qwen_image,
+    "flux2-klein": flux2_klein,
+    "z-image": z_image,
+}
 
 IMPORTED: dict[str, dict[str, Any]] = {  # what `import_folder` is told besides
     "prx": {},
     "qwen-image": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 64},
     "flux2-klein": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 12},
+    "z-image": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 40},
 }
 
 

@@ -21,7 +21,11 @@ from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import packed
 
 DENSE = {name: kind.tiny for name, kind in KINDS.items() if kind.is_published and len(kind.tiny.levels) == 1}
-LENGTHS = (7, 3, 1)  # tokens of prompts
+
+
+def lengths(spec: DenseSpec) -> tuple[int, int, int]:
+    """Tokens of prompts."""
+    return spec.max_tokens, 3, 1
 
 
 @pytest.fixture(params=DENSE)
@@ -43,7 +47,7 @@ def inputs(spec: DenseSpec, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *spec.sample_shape, generator=generator)
     states = torch.randn(batch, spec.max_tokens, spec.text_dim, generator=generator)
-    mask = torch.arange(spec.max_tokens) < torch.tensor(LENGTHS[:batch]).unsqueeze(1)
+    mask = torch.arange(spec.max_tokens) < torch.tensor(lengths(spec)[:batch]).unsqueeze(1)
     return x, torch.linspace(0.1, 0.9, batch), packed(states, mask, spec.max_tokens)
 
 
@@ -58,7 +62,7 @@ def test_it_is_what_diffusers_computes_with_the_sign_turned(model: Dense) -> Non
     velocity = model(x, t, condition)
     assert velocity.abs().mean() > 0.01
     with torch.no_grad():
-        for i, length in enumerate(LENGTHS):
+        for i, length in enumerate(lengths(model.spec)):
             states = condition[i : i + 1, :length, :-1]
             answer = their_answer(theirs, x[i : i + 1], 1 - t[i : i + 1], states)
             assert_near(velocity[i : i + 1], -answer)
@@ -68,13 +72,13 @@ def test_time_every_token_and_every_pixel_matter_and_padding_does_not(model: Den
     x, t, condition = inputs(model.spec, batch=1)
     corner, word = x.clone(), condition.clone()
     corner[..., 0, 0] += 1
-    word[0, LENGTHS[0] - 1, :-1] += 1
+    word[0, model.spec.max_tokens - 1, :-1] += 1
     base = model(x, t, condition)
     for changed in ((x, t + 0.1, condition), (x, t, model.null_like(condition)), (corner, t, condition), (x, t, word)):
         assert not torch.allclose(base, model(*changed), atol=1e-4)
     x, t, condition = inputs(model.spec, batch=2)
     padded = condition.clone()
-    padded[1, LENGTHS[1] :, :-1] += 1
+    padded[1, lengths(model.spec)[1] :, :-1] += 1
     assert_near(model(x, t, padded), model(x, t, condition))
 
 

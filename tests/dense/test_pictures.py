@@ -10,7 +10,7 @@ from dense.theirs import their_picture
 
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.plans.guidance import Guidance
-from elit_serve.plans.skips import SkipRule
+from elit_serve.plans.skips import NO_SKIPS, SkipRule
 
 PROMPT, NEGATIVE, SEED = "a small red tulip", "the rose on grass", 3
 
@@ -33,7 +33,7 @@ def test_a_picture_is_that_of_diffusers_by_the_same_seed(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_of_other_lengths_beside_it_change_nothing(family: str, model_of: Made) -> None:
     pipeline = Pipeline.load(model_of(family), device="cpu")
-    conditions = [pipeline.conditions.prompted(prompt, NEGATIVE) for prompt in ("", "a red tulip", PROMPT)]
+    conditions = [pipeline.conditions.prompted(prompt, NEGATIVE) for prompt in ("", PROMPT, "a red tulip " * 12)]
     plan = pipeline.plan(steps=2, guidance=Guidance(method="cfg", scale=3.0))
     together = pipeline.sample(conditions, [SEED] * 3, plan)
     alone = [pipeline.sample([condition], [SEED], plan) for condition in conditions]
@@ -46,7 +46,8 @@ def test_steps_skip_what_hardly_changes(family: str, model_of: Made) -> None:
     """By a rule over how much the timestep embedding changes, as of any other backbone."""
     pipeline = Pipeline.load(model_of(family), device="cpu")
     condition = pipeline.conditions.prompted(PROMPT)
-    whole, skipping = pipeline.plan(steps=8), pipeline.plan(steps=8, skips=SkipRule(threshold=4.0, halves_weak=True))
+    guidance, rule = Guidance(method="cfg", scale=4.0), SkipRule(threshold=4.0, halves_weak=True)
+    whole, skipping = (pipeline.plan(steps=8, guidance=guidance, skips=skips) for skips in (NO_SKIPS, rule))
     assert skipping.skips.core
     assert skipping.skips.weak
     pictures = [pipeline.sample([condition], [SEED], plan) for plan in (whole, skipping)]

@@ -35,10 +35,16 @@ def of_flux2(net: Any, x: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
     return answer.transpose(1, 2).reshape(x.shape)
 
 
+def of_z_image(net: Any, x: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
+    (answer,) = net([x[0].unsqueeze(1)], 1 - sigma, [states[0]]).sample
+    return -answer.transpose(0, 1)
+
+
 ANSWERS: dict[str, Answer] = {
     "PRXTransformer2DModel": of_prx,
     "QwenImageTransformer2DModel": of_qwen_image,
     "Flux2Transformer2DModel": of_flux2,
+    "ZImageTransformer2DModel": of_z_image,
 }
 
 
@@ -62,6 +68,7 @@ SETTINGS: dict[str, Callable[[Any, str, float], dict[str, Any]]] = {  # what a p
     },
     "qwen-image": lambda _, negative, scale: {"negative_prompt": negative, "true_cfg_scale": scale},
     "flux2-klein": told_klein,
+    "z-image": lambda _, negative, scale: {"negative_prompt": negative, "guidance_scale": scale - 1},
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic_core import from_json
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from elit_serve.engine.text_encoders.encoder import NoFields, TextEncoderKind
 from elit_serve.engine.text_encoders.transformers import no_progress_bar
@@ -75,7 +76,10 @@ def _qwen3_encoder(folder: Path) -> tuple[Any, Any]:
     """Without its head, whose words nobody asks for; it may have been saved with one."""
     from transformers import Qwen3Config, Qwen3Model
 
-    return Qwen3Model, Qwen3Config.from_pretrained(str(folder), local_files_only=True)
+    class WithoutHead(Qwen3Model):  # type: ignore[no-untyped-call]
+        _keys_to_ignore_on_load_unexpected = {"lm_head"}  # noqa: RUF012 (as transformers has it)
+
+    return WithoutHead, Qwen3Config.from_pretrained(str(folder), local_files_only=True)
 
 
 def _of_flux2_klein(pipeline: Any, prompts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
@@ -84,10 +88,19 @@ def _of_flux2_klein(pipeline: Any, prompts: list[str], max_tokens: int) -> tuple
     return states, torch.ones(states.shape[:2], device=states.device)
 
 
+def _of_z_image(pipeline: Any, prompts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    found, _ = pipeline.encode_prompt(
+        prompts, pipeline.text_encoder.device, do_classifier_free_guidance=False, max_sequence_length=max_tokens
+    )
+    masks = [states.new_ones(len(states)) for states in found]
+    return pad_sequence(found, batch_first=True), pad_sequence(masks, batch_first=True)
+
+
 PIPELINES = {
     "PRXPipeline": PipelineText(encoder=_t5gemma_encoder, encode=_of_prx),
     "QwenImagePipeline": PipelineText(encoder=_qwen_encoder, encode=_of_qwen_image),
     "Flux2KleinPipeline": PipelineText(encoder=_qwen3_encoder, encode=_of_flux2_klein),
+    "ZImagePipeline": PipelineText(encoder=_qwen3_encoder, encode=_of_z_image),
 }
 
 

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones import dit, elit_dit, elit_hdit, elit_mmdit, elit_sit, elit_uvit, hdit, mmdit, sit, uvit
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
-from elit_serve.nn.backbones.dense import elit_prx, elit_qwen_image, flux2, prx, qwen_image
+from elit_serve.nn.backbones.dense import elit_prx, elit_qwen_image, flux2, prx, qwen_image, z_image
 from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse
 
@@ -29,6 +29,7 @@ KINDS: dict[str, BackboneKind] = {
     qwen_image.QwenImageSpec.kind: qwen_image.KIND,
     elit_qwen_image.ElitQwenImageSpec.kind: elit_qwen_image.KIND,
     flux2.Flux2Spec.kind: flux2.KIND,
+    z_image.ZImageSpec.kind: z_image.KIND,
     mmdit.MMDiTSpec.kind: mmdit.KIND,
     elit_mmdit.ElitMMDiTSpec.kind: elit_mmdit.KIND,
 }

@@ -129,7 +129,7 @@ class DenseSpec(BackboneSpec):
 class Dense(Backbone):
     """A transformer of diffusers; a family says how tokens come into its blocks and out of them.
 
-    Its children are those of diffusers' module, under their names.
+    Its children and parameters are those of diffusers' module, under their names.
     """
 
     spec: DenseSpec
@@ -139,6 +139,8 @@ class Dense(Backbone):
         theirs = diffusers_class(spec.their_class)(**spec.arguments())
         for name, child in theirs.named_children():
             self.add_module(name, child)
+        for name, parameter in theirs.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
         self._layouts: dict[tuple[int, int, torch.device], Any] = {}
 
     def compilable(self) -> list[nn.Module]:
