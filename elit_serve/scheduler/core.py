@@ -364,11 +364,12 @@ class RequestScheduler:
             heappush(self._hard_deadlines, (newcomer.demand.deadline_s, newcomer.demand.request_id))
 
     def _launch(self, choice: Choice, start_s: float) -> Launch:
-        prepare_s = self._prepare_s(choice.request_ids)
-        self._advance(choice)
-        batch = len(choice.request_ids)
+        members = [self._requests[request_id] for request_id in choice.request_ids]
+        batch = len(members)
         assert 1 <= batch <= self._max_batch, batch
-        num_ending = sum(not self._requests[request_id].steps_left for request_id in choice.request_ids)
+        prepare_s = sum([member.demand.prepare_s for member in members if not member.executed.at])
+        self._advance(members, choice)
+        num_ending = [member.steps_left for member in members].count(0)
         costs, table = self._costs, self._costs.table
         launch = Launch(
             launch_id=self._num_launches,
@@ -386,24 +387,18 @@ class RequestScheduler:
         self._busy_until_s = start_s + launch.device_ms / 1000
         return launch
 
-    def _prepare_s(self, request_ids: Sequence[int]) -> float:
-        """What is to be done before their step for those whose first it is."""
-        members = [self._requests[request_id] for request_id in request_ids]
-        return sum([member.demand.prepare_s for member in members if not member.executed.at])
-
-    def _advance(self, choice: Choice) -> None:
-        granted, num_free, num_changed = 0, 0, 0
-        for request_id, level, stride in zip(choice.request_ids, choice.levels, choice.strides, strict=True):
-            member = self._requests[request_id]
+    def _advance(self, members: Sequence[Tracked], choice: Choice) -> None:
+        granted, num_free, num_changed, is_skipped = 0, 0, 0, choice.kind.is_skipped
+        for member, level, stride in zip(members, choice.levels, choice.strides, strict=True):
             executed = member.executed
             before = executed.levels[-1] if executed.at else None
-            own_level = before if before is not None and choice.kind.is_skipped else level
+            own_level = before if is_skipped and before is not None else level
             if member.is_free:
                 num_free += 1
                 granted += own_level
                 num_changed += before is not None and before != own_level
             if before is None:
-                self._unprepared_s.pop(request_id, None)
+                self._unprepared_s.pop(member.demand.request_id, None)
                 self._move(member, State.RUNNING)
             executed.take(own_level, stride)
         self._counted["granted_levels"] += granted

@@ -66,7 +66,7 @@ class Demand:
         assert self.coarsening is None or (self.pinned is None and not self.skipped), "these steps stay as they are"
         assert self.coarsening is None or len(self.coarsening.weights) == len(self.weak_caps)
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Of its time grid."""
         return len(self.weak_caps)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -65,15 +64,17 @@ class Mix:
     """The next step of these, who are of one ladder, in the launches that take the least: for each level, if that
     is wished for all and everybody runs at the nearest that they may.
 
-    least_s: what it takes at the lowest levels, by the table.
+    bounds: how many of the crowd have each. least_s: what it takes at the lowest levels, by the table.
     """
 
-    def __init__(self, crowd: list[Work], mixing: Mixing, rates: Rates) -> None:
-        self._crowd, self._mixing = crowd, mixing
+    def __init__(
+        self, crowd: Sequence[Work], bounds: Mapping[tuple[int, int], int], mixing: Mixing, rates: Rates
+    ) -> None:
+        self._crowd, self._bounds, self._mixing = crowd, bounds, mixing
         worth = {level: rates.worth(level) for level in mixing.levels}
         self._keys, self._worths = [0] * len(mixing.levels), [0.0] * len(mixing.levels)
-        for bounds, count in Counter([work.bounds for work in crowd]).items():
-            for place, level in enumerate(mixing.nearest(*bounds)):
+        for each, count in bounds.items():
+            for place, level in enumerate(mixing.nearest(*each)):
                 self._keys[place] += count * mixing.unit(level)
                 self._worths[place] += count * worth[level]
         self.least_s = mixing.seconds(self._keys[0])
@@ -83,11 +84,12 @@ class Mix:
         mixing = self._mixing
         gains = [worth - price * mixing.seconds(key) for worth, key in zip(self._worths, self._keys, strict=True)]
         place = gains.index(max(gains))
-        levels = {bounds: mixing.nearest(*bounds)[place] for bounds in {work.bounds for work in self._crowd}}
-        lowest, highest = mixing.group_of(levels[self._crowd[0].bounds], self._keys[place])
-        members = [work for work in self._crowd if lowest <= levels[work.bounds] <= highest]
-        ladder, bounds = members[0].ladder, [work.bounds for work in members]
-        return Cohort(members, mixing.levels[place], ladder, rates, costs, bounds)
+        first = self._crowd[0]
+        lowest, highest = mixing.group_of(mixing.nearest(*first.bounds)[place], self._keys[place])
+        within = {each for each in self._bounds if lowest <= mixing.nearest(*each)[place] <= highest}
+        members = [work for work in self._crowd if work.bounds in within]
+        bounds = [work.bounds for work in members]
+        return Cohort(members, mixing.levels[place], first.ladder, rates, costs, bounds)
 
 
 def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *, parking: float) -> None:

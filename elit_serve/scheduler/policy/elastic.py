@@ -6,8 +6,7 @@ with the fewest steps in which it and everything promised before is in time. A l
 exists for what follows it; otherwise the certificate itself says what to run. So a promise holds as long as predictions
 do.
 
-Quality: level and strides maximise quality minus price times milliseconds, where the price of a millisecond on the
-device follows from how much work is due how soon, and from how much is expected to arrive.
+Quality: see `wishes`.
 
 Requests with soft deadlines take part in the order and in the price, not in the certificate.
 """
@@ -18,22 +17,23 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from operator import attrgetter
 from typing import Self
 
-from elit_serve.plans.coarsening import Coarsening
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.arrivals import RecentArrivals
 from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.policy.admission import admissible
-from elit_serve.scheduler.policy.cohort import Cohort, Mix, keep_pace
-from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
+from elit_serve.scheduler.policy.cohort import Cohort
+from elit_serve.scheduler.policy.granting import advance, granted_level, longest_strides
+from elit_serve.scheduler.policy.pace import Work
 from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
-from elit_serve.scheduler.policy.price import Rates
 from elit_serve.scheduler.policy.promises import Promises, plan_for
 from elit_serve.scheduler.policy.rounds import first_launch
 from elit_serve.scheduler.policy.view import Choice, Owed, View
+from elit_serve.scheduler.policy.wishes import Wishes
 from elit_serve.scheduler.quality import QualityTable
 from elit_serve.scheduler.requests import Demand, Priority, Refusal
 from elit_serve.scheduler.state import Tracked
@@ -81,12 +81,11 @@ class ElasticPolicy:
     """See the module. quality: what a level is worth; only differences and ratios count."""
 
     def __init__(self, quality: QualityTable, settings: ElasticSettings | None = None) -> None:
-        self._quality = quality
         self._settings = settings or ElasticSettings()
+        self._wishes = Wishes(quality, self._settings.parking)
         self._promises = Promises()
         self._soft: list[Work] = []
         self._works: dict[int, Work] = {}
-        self._rates: dict[tuple[int, Ladder, Coarsening | None], Rates] = {}
         self._planned_for = 1.0  # the correction
         self._probed_s = -inf
         self._next_turn_s = -inf  # of overdue soft work
@@ -174,13 +173,13 @@ class ElasticPolicy:
         order = self._in_order(view)
         if not order:
             return None
-        cohort, price = self._preferred(order, self._rates_of(len(order), order[0], view), view)
+        cohort, price = self._wishes.cohort(order, self._arrivals.urgent_rate(view.start_s), view)
         granted = self._granted(cohort, price, view)
         members, ladder = cohort.members, cohort.ladder
         if granted is None:
             members, levels = self._certified(view) or (members, cohort.levels(cohort.level))
-            ladder, strides = members[0].ladder, _longest(members)
-            _advance(members, strides)
+            ladder, strides = members[0].ladder, longest_strides(members)
+            advance(members, strides)
         else:
             levels, strides = granted
         self._settle(members)
@@ -230,148 +229,17 @@ class ElasticPolicy:
         rest = sorted([*urgent[before:], *soft[overdue:]], key=_order)
         return [*urgent[:before], *soft[:overdue], *rest][:limit]
 
-    def _preferred(self, order: Sequence[Work], rates: Rates, view: View) -> tuple[Cohort, float]:
-        """Whom to run, at which level, and at which price of a second, if no promise stood in the way."""
-        head, mixing = order[0], order[0].rung.mixing
-        stretch = self._stretch(order, view)
-        crowd = [] if mixing is None else [work for work in order if work.rung.mixing is mixing][: view.max_batch]
-        if mixing is None or len({work.bounds for work in crowd}) == 1:
-            price = rates.price(stretch * head.row[1])
-            cohort = self._alike(order, price / rates.mean_stride(price), rates, view)
-        else:
-            mix = Mix(crowd, mixing, rates)
-            longer = stretch * sum([work.row[1] for work in crowd]) / mix.least_s
-            price = rates.price(longer * rates.least_s)
-            cohort = mix.cohort(price / rates.mean_stride(price), rates, view.costs)
-        if all(work.is_hurried for work in cohort.members):
-            cohort.level = max(work.lowest for work in cohort.members)
-        lowest = min(cohort.bounds, default=head.bounds)[0]
-        levels = view.costs.levels_within(lowest, cohort.level)
-        step_price = price / rates.mean_stride(price)
-        keep_pace(cohort, levels, step_price, view, parking=self._settings.parking)
-        return cohort, price
-
-    def _alike(self, order: Sequence[Work], price: float, rates: Rates, view: View) -> Cohort:
-        """All who may run at the level that is best for the first."""
-        head = order[0]
-        ladder = head.ladder
-        level = rates.best_level(view.costs.levels_within(head.lowest, head.highest), price)
-        members = [
-            work
-            for work in order
-            if (work.ladder is ladder or work.ladder == ladder) and work.lowest <= level <= work.highest
-        ]
-        del members[view.max_batch :]
-        return Cohort(members, level, ladder, rates, view.costs)
-
-    def _rates_of(self, count: int, like: Work, view: View) -> Rates:
-        """Of a plan and a next step as this one's, for the batch that so many requests can fill; remembered."""
-        key = min(count, view.max_batch), like.ladder, like.demand.coarsening
-        rates = self._rates.get(key)
-        if rates is None:
-            batch, ladder, coarsening = key
-            rates = self._rates[key] = Rates(self._quality, view.costs, batch, ladder, coarsening)
-        return rates
-
-    def _stretch(self, order: Sequence[Work], view: View) -> float:
-        """How many times as long as alone at the lowest level each step may take, for all to be in time.
-
-        Urgent work is expected to come as it lately has, besides what is there, but no more than the device can take at
-        the level with the most quality per millisecond: more is refused.
-        """
-        stretch, work_s, now_s, correction = inf, 0.0, view.start_s, view.costs.correction
-        for work in order:
-            work_s += work.solo_s + work.decode_s
-            left_s = work.latest_s - now_s
-            if left_s < stretch * work_s:
-                least_s = correction * work.solo_s
-                if left_s < least_s:
-                    left_s = least_s
-                if left_s < stretch * work_s:
-                    stretch = left_s / work_s
-        taken = self._rates_of(view.max_batch, order[0], view).throughput / correction
-        coming = min(self._arrivals.urgent_rate(now_s), taken)
-        return 1 / (correction * (1 / stretch + coming))
-
     def _granted(self, cohort: Cohort, price: float, view: View) -> tuple[list[int], list[int]] | None:
         """The highest levels, up to those that are wished, at which these can run with every promise kept, and their
         strides, and counts them as run. Before any level is lowered, all take the longest steps they may."""
-        longest, level = _longest(cohort.members), cohort.level
-        levels = cohort.levels_up_to(level)
+        longest, level = longest_strides(cohort.members), cohort.level
+        levels, allowed = cohort.levels_up_to(level), partial(granted_level, self._promises, cohort, view=view)
         if max(longest) > 1:
-            wished = self._wished(cohort, longest, price, view)
-            if wished != longest and self._can_run(cohort, wished, [level], view) is not None:
+            wished = self._wishes.strides(cohort, longest, price, view)
+            if wished != longest and allowed(wished, [level], margin=self._settings.margin) is not None:
                 return cohort.levels(level), wished
-        granted = self._can_run(cohort, longest, levels, view)
+        granted = allowed(longest, levels, margin=self._settings.margin)
         return None if granted is None else (cohort.levels(granted), longest)
-
-    def _wished(self, cohort: Cohort, longest: Sequence[int], price: float, view: View) -> list[int]:
-        """The strides that are worth most at this price.
-
-        A promise that cannot go on to its end in the shortest steps, if they take as long as this one, would take the
-        time that it lacks from the level of all. So a second is worth to it at least what the highest level would lose.
-        """
-        members, levels, step_s = cohort.members, cohort.levels(cohort.level), cohort.step_s(cohort.level)
-        everywhere: dict[tuple[Coarsening, bool, int], Sequence[int]] = {}
-        wished = []
-        for work, level, most, pace_s in zip(members, levels, longest, paces_s(members, view), strict=True):
-            coarsening = work.demand.coarsening
-            if coarsening is None or work.is_hurried:
-                wished.append(most)
-                continue
-            lacks_time = work.is_promised and pace_s < work.max_stride * step_s
-            best = everywhere.get((coarsening, lacks_time, level))
-            if best is None:
-                rates = self._rates_of(len(members), work, view)
-                own_price = max(price, rates.top_price) if lacks_time else price
-                best = everywhere[coarsening, lacks_time, level] = rates.best_strides(level, own_price)
-            wished.append(min(best[work.at], most))
-        return wished
-
-    def _can_run(self, cohort: Cohort, strides: Sequence[int], levels: Sequence[int], view: View) -> int | None:
-        """The highest of `levels`, wished for these, at which they can take such steps with every promise kept; counts
-        them as run."""
-        granted = None
-        unplanned_s = sum([work.demand.prepare_s for work in cohort.members if not (work.at or work.demand.is_hard)])
-        _advance(cohort.members, strides)
-        try:
-            granted = self._safe_level(cohort, levels, view, view.start_s + unplanned_s)
-        finally:
-            if granted is None:
-                for work, stride in zip(cohort.members, strides, strict=True):
-                    work.retreat(stride)
-        return granted
-
-    def _safe_level(self, cohort: Cohort, levels: Sequence[int], view: View, start_s: float) -> int | None:
-        """The highest of `levels` at which these, who count as run, leave every promise a way to be kept. start_s: of
-        their step, behind what is to be done before."""
-        correction = view.costs.correction
-        ending = [work for work in cohort.members if not work.left]
-        decode_s, late_s = self._decoding(ending, correction)
-        due_s = min([work.due_s - late_s for work in ending if work.is_promised], default=inf)
-        may_wait_until_s = self._promises.certificate.latest_start_s(correction)
-        spare = self._settings.margin * view.costs.deviation
-        has_tried = False
-        for candidate in reversed(levels):
-            step_s = correction * cohort.step_s(candidate)
-            end_s = start_s + step_s
-            if end_s + spare * step_s > due_s:
-                continue
-            free_s = end_s + decode_s
-            if free_s <= may_wait_until_s + ROUNDING_S or (
-                not has_tried and self._promises.replan_with_slack(free_s, view)
-            ):
-                return candidate
-            has_tried = True
-        return None
-
-    @staticmethod
-    def _decoding(ending: Sequence[Work], correction: float) -> tuple[float, float]:
-        """How long these, who end in one launch, are decoded, and how much later than alone they are then answered."""
-        answering = ending[0].answering if ending else None
-        if answering is None:
-            return 0.0, 0.0
-        return correction * answering.decode_s[len(ending)], correction * answering.late_s[len(ending)]
 
     def _certified(self, view: View) -> tuple[list[Work], list[int]] | None:
         """What the certificate runs next; if it has nothing (predictions were wrong), the most urgent promises. None
@@ -455,7 +323,7 @@ class ElasticPolicy:
             self._promises.works,
             together,
             view,
-            self._rates_of(len(together), hard[0], view),
+            self._wishes.rates_of(len(together), hard[0], view),
             slowdown=slowdown,
             urgent_rate=self._arrivals.urgent_rate(view.now_s),
         )
@@ -503,16 +371,6 @@ def _urgent_s(work: Work, costs: CorrectedCosts) -> float:
     target_s = work.latest_s - work.demand.arrived_s
     alone_s = costs.correction * work.solo_s
     return work.solo_s * alone_s / max(target_s, alone_s)
-
-
-def _longest(members: Iterable[Work]) -> list[int]:
-    """The largest stride that each may take."""
-    return [1 if work.max_stride == 1 else work.longest for work in members]
-
-
-def _advance(members: Iterable[Work], strides: Iterable[int]) -> None:
-    for work, stride in zip(members, strides, strict=True):
-        work.advance(stride)
 
 
 def _promised(works: Iterable[Work]) -> list[Work]:

@@ -80,7 +80,6 @@ class Work:
 
     __slots__ = (
         "_raised",
-        "_stretch_end",
         "answering",
         "at",
         "bounds",
@@ -131,7 +130,6 @@ class Work:
         self.decode_s = 0.0 if self.answering is None else self.answering.decode_s[-1] / costs.table.max_batch
         self.at, self.num_steps, self.max_stride = 0, demand.num_steps, demand.max_stride
         self.left = -(-self.num_steps // self.max_stride)
-        self._stretch_end = self.num_steps - (self.left - 1) * self.max_stride
         self.due_s = latest_s - margin_s * sqrt(self.left)
         self.solo_s: float = sum(run.steps * run.row[1] for run in self.runs)
         self._raised: dict[int, tuple[Run, ...]] = {}  # by level, see `raised`
@@ -157,9 +155,8 @@ class Work:
     def advance(self, stride: int) -> None:
         """One step of this stride has been decided."""
         self.at += stride
-        if self.at < self._stretch_end:
+        if self.at < self.num_steps - (self.left - 1) * self.max_stride:
             return
-        self._stretch_end += self.max_stride
         self.left -= 1
         self.run_left -= 1
         self.due_s = self.latest_s - self.margin_s * sqrt(self.left)
@@ -170,9 +167,8 @@ class Work:
     def retreat(self, stride: int) -> None:
         """Takes one `advance` back."""
         self.at -= stride
-        if self.at >= self._stretch_end - self.max_stride:
+        if self.at >= self.num_steps - self.left * self.max_stride:
             return
-        self._stretch_end -= self.max_stride
         if self.left and self.run_left == self.runs[self.run].steps:
             self._enter(self.run - 1)
             self.run_left = 0

@@ -106,19 +106,18 @@ class Certificate:
         self._corrections, self._deciding = (low, high), []
         if not self._works:
             return
-        dues_s = [work.due_s for work in self._works]
-        at_low = [due_s - low * end_s for due_s, end_s in zip(dues_s, self._ends_s, strict=True)]
-        at_high = [due_s - high * end_s for due_s, end_s in zip(dues_s, self._ends_s, strict=True)]
+        works, ends_s = self._works, self._ends_s
+        at_low = [work.due_s - low * end_s for work, end_s in zip(works, ends_s, strict=True)]
+        at_high = [low_s - (high - low) * end_s for low_s, end_s in zip(at_low, ends_s, strict=True)]
         first, last = at_low.index(min(at_low)), at_high.index(min(at_high))
         most_low, most_high = at_low[last], at_high[first]
-        begins = enumerate(zip(at_low, at_high, strict=True))
-        between = [index for index, (low_s, high_s) in begins if low_s <= most_low and high_s <= most_high]
-        deciding = (first, last, *between)
-        self._deciding = [(self._works[index], dues_s[index], self._ends_s[index]) for index in deciding]
+        early = [index for index, low_s in enumerate(at_low) if low_s <= most_low]
+        deciding = (first, last, *[index for index in early if at_high[index] <= most_high])
+        self._deciding = [(works[index], works[index].due_s, ends_s[index]) for index in deciding]
 
     def _forget_ended(self) -> None:
-        left = [bool(work.left) for work in self._works]
-        if not all(left):
+        left = [work.left for work in self._works]
+        if 0 in left:
             self._works, self._ends_s = list(compress(self._works, left)), list(compress(self._ends_s, left))
             self._places = list(compress(self._places, left))
 

@@ -1,0 +1,111 @@
+"""What would run next if no promise stood in the way: who, at which level, and in how long steps.
+
+Level and strides maximise quality minus price times seconds, where the price of a second of the device follows from how
+much work is due how soon, and from how much is expected to arrive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import inf
+
+from elit_serve.plans.coarsening import Coarsening
+from elit_serve.scheduler.policy.cohort import Cohort, Mix, keep_pace
+from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
+from elit_serve.scheduler.policy.price import Rates
+from elit_serve.scheduler.policy.view import View
+from elit_serve.scheduler.quality import QualityTable
+
+
+class Wishes:
+    """quality, parking: see `ElasticPolicy` and `ElasticSettings`."""
+
+    def __init__(self, quality: QualityTable, parking: float) -> None:
+        self._quality, self._parking = quality, parking
+        self._rates: dict[tuple[int, Ladder, Coarsening | None], Rates] = {}
+
+    def rates_of(self, count: int, like: Work, view: View) -> Rates:
+        """Of a plan and a next step as this one's, for the batch that so many requests can fill; remembered."""
+        key = min(count, view.max_batch), like.ladder, like.demand.coarsening
+        rates = self._rates.get(key)
+        if rates is None:
+            batch, ladder, coarsening = key
+            rates = self._rates[key] = Rates(self._quality, view.costs, batch, ladder, coarsening)
+        return rates
+
+    def cohort(self, order: Sequence[Work], urgent_rate: float, view: View) -> tuple[Cohort, float]:
+        """Whom of these to run, the most urgent first, at which level, and at which price of a second.
+
+        urgent_rate: seconds of the table of urgent work that are expected to come per second.
+        """
+        head, mixing, rates = order[0], order[0].rung.mixing, self.rates_of(len(order), order[0], view)
+        stretch = self._stretch(order, urgent_rate, view)
+        crowd = [] if mixing is None else [work for work in order if work.rung.mixing is mixing][: view.max_batch]
+        bounds = Counter([work.bounds for work in crowd])
+        if mixing is None or len(bounds) == 1:
+            price = rates.price(stretch * head.row[1])
+            cohort = _alike(order, price / rates.mean_stride(price), rates, view)
+        else:
+            mix = Mix(crowd, bounds, mixing, rates)
+            longer = stretch * sum([work.row[1] for work in crowd]) / mix.least_s
+            price = rates.price(longer * rates.least_s)
+            cohort = mix.cohort(price / rates.mean_stride(price), rates, view.costs)
+        if all(work.is_hurried for work in cohort.members):
+            cohort.level = max(work.lowest for work in cohort.members)
+        lowest = min(cohort.bounds, default=head.bounds)[0]
+        levels = view.costs.levels_within(lowest, cohort.level)
+        keep_pace(cohort, levels, price / rates.mean_stride(price), view, parking=self._parking)
+        return cohort, price
+
+    def strides(self, cohort: Cohort, longest: Sequence[int], price: float, view: View) -> list[int]:
+        """Of each member, what is worth most at this price.
+
+        A promise that cannot go on to its end in the shortest steps, if they take as long as this one, would take the
+        time that it lacks from the level of all. So a second is worth to it at least what the highest level would lose.
+        """
+        members, levels, step_s = cohort.members, cohort.levels(cohort.level), cohort.step_s(cohort.level)
+        everywhere: dict[tuple[Coarsening, bool, int], Sequence[int]] = {}
+        wished = []
+        for work, level, most, pace_s in zip(members, levels, longest, paces_s(members, view), strict=True):
+            coarsening = work.demand.coarsening
+            if coarsening is None or work.is_hurried:
+                wished.append(most)
+                continue
+            lacks_time = work.is_promised and pace_s < work.max_stride * step_s
+            best = everywhere.get((coarsening, lacks_time, level))
+            if best is None:
+                rates = self.rates_of(len(members), work, view)
+                own_price = max(price, rates.top_price) if lacks_time else price
+                best = everywhere[coarsening, lacks_time, level] = rates.best_strides(level, own_price)
+            wished.append(min(best[work.at], most))
+        return wished
+
+    def _stretch(self, order: Sequence[Work], urgent_rate: float, view: View) -> float:
+        """How many times as long as alone at the lowest level each step may take, for all to be in time.
+
+        Urgent work is expected to come as it lately has, besides what is there, but no more than the device can take at
+        the level with the most quality per millisecond: more is refused.
+        """
+        stretch, work_s, now_s, correction = inf, 0.0, view.start_s, view.costs.correction
+        for work in order:
+            work_s += work.solo_s + work.decode_s
+            left_s = work.latest_s - now_s
+            if left_s < stretch * work_s:
+                stretch = min(stretch, max(left_s, correction * work.solo_s) / work_s)
+        taken = self.rates_of(view.max_batch, order[0], view).throughput / correction
+        return 1 / (correction * (1 / stretch + min(urgent_rate, taken)))
+
+
+def _alike(order: Sequence[Work], price: float, rates: Rates, view: View) -> Cohort:
+    """All who may run at the level that is best for the first."""
+    head = order[0]
+    ladder = head.ladder
+    level = rates.best_level(view.costs.levels_within(head.lowest, head.highest), price)
+    members = [
+        work
+        for work in order
+        if (work.ladder is ladder or work.ladder == ladder) and work.lowest <= level <= work.highest
+    ]
+    del members[view.max_batch :]
+    return Cohort(members, level, ladder, rates, view.costs)
