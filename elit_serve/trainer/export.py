@@ -7,8 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from elit_serve.catalogue import resolve_model
 from elit_serve.engine.autoencoders.folder import PREVIEW_NAME, check_autoencoder, copy_autoencoder, fingerprint
 from elit_serve.engine.checkpoint import MAX_SHARD_BYTES, UNWRITTEN_DIGEST, write_checkpoint
+from elit_serve.engine.text_encoders import copy_encoder
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import ModelConfig, WeightDtype, WeightsConfig, check_name
 from elit_serve.files.validation import problems_in
@@ -31,7 +33,8 @@ def export(
 ) -> ModelConfig:
     """Writes the averaged weights of a checkpoint (the newest, or that of `step`) as a model directory.
 
-    `autoencoder` is copied in for models that need one, and `preview_autoencoder` for their previews. With `replace`
+    `autoencoder` is copied in for models that need one, and `preview_autoencoder` for their previews; so is the text
+    encoder that the model has from the one that it began with, or learned from. With `replace`
     other files of an existing directory stay.
     """
     check_name(destination)
@@ -42,6 +45,7 @@ def export(
     coder = check_autoencoder(autoencoder, recipe.backbone.sketch.sample_shape, recipe.autoencoder.factor)
     _check_same(autoencoder, facts)
     factor = None if coder is None else coder.factor
+    text_model = None if recipe.text_model is None else resolve_model(recipe.text_model)
     check_autoencoder(preview_autoencoder, recipe.backbone.sketch.sample_shape, factor, field="--preview-autoencoder")
     try:
         config = _config(destination.name, facts, factor, snapshot.state.step, dtype)
@@ -51,6 +55,8 @@ def export(
     except OSError as error:
         raise CheckpointError(destination, [f"it cannot be written: {error}"]) from None
     copy_autoencoder(autoencoder, destination)
+    if recipe.text is not None and text_model is not None:
+        copy_encoder(recipe.text.encoder, text_model, destination)
     copy_autoencoder(preview_autoencoder, destination, PREVIEW_NAME)
     return written
 

@@ -34,9 +34,17 @@ class Learner:
     """On one rank. `begin` comes before the first step; `step` counts finished ones."""
 
     def __init__(
-        self, recipe: Recipe, conditions: ConditionsConfig, world: World, to_samples: ToSamples, models: Models = NONE
+        self,
+        recipe: Recipe,
+        conditions: ConditionsConfig,
+        world: World,
+        to_samples: ToSamples,
+        models: Models = NONE,
+        no_condition: Tensor | None = None,
     ) -> None:
+        """no_condition: what stands for none, of one sample; without it that is what the model says or learns."""
         self.recipe, self.world = recipe, world
+        self._no_condition = no_condition
         self._to_samples = to_samples
         torch.manual_seed(recipe.training.seed)  # the initial weights, the same on every rank
         self.model = build(recipe.backbone.spec(conditions))
@@ -93,7 +101,7 @@ class Learner:
         def add_gradient(micro: MicroBatch, levels: tuple[int, ...]) -> Tensor:
             data = self._to_samples(micro)
             dropped = expand_like(micro.draws.dropped, micro.condition)
-            condition = torch.where(dropped, self.model.null_like(micro.condition), micro.condition)
+            condition = torch.where(dropped, self._null_like(micro.condition), micro.condition)
             samples = (data, micro.draws.noise, micro.draws.t, condition)
             with self.precision():
                 loss, to_teacher = self._losses(samples, levels, micro.permutation)
@@ -101,6 +109,10 @@ class Learner:
             return torch.stack([loss.detach(), to_teacher.detach()])
 
         return GraphedGradient(add_gradient, list(self.model.parameters())) if self.replays_graphs else add_gradient
+
+    def _null_like(self, condition: Tensor) -> Tensor:
+        """In place of each of these [B', ...]."""
+        return self.model.null_like(condition) if self._no_condition is None else self._no_condition
 
     def _losses(
         self, samples: tuple[Tensor, Tensor, Tensor, Tensor], levels: tuple[int, ...], permutation: Tensor | None

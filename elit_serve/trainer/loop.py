@@ -76,7 +76,7 @@ class Trainer:
         self.data = self._open(training)
         self.held_out_damage = DamageReport(total=len(validation), max_fraction=1.0)
         self.validation = validation.decoded(self.held_out_damage, world.device, limit=VALIDATION_PICTURES)
-        self.learner = Learner(recipe, self.told.config, world, source.drawn, models)
+        self.learner = Learner(recipe, self.told.config, world, source.drawn, models, self.told.no_text)
         self.window_loss = torch.zeros(2, device=world.device)
         self.window_steps = 0
 

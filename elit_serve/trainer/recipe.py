@@ -92,13 +92,14 @@ def _parsed(backbone: Mapping[str, Any], conditions: Mapping[str, int]) -> Backb
     return parse_spec(backbone["kind"], {**fields, **conditions})
 
 
-def _encoder_problems(encoder: TextEncoderConfig) -> list[str]:
-    """Also of those that lie in a model's directory, which there is none of before training."""
+def _encoder_problems(encoder: TextEncoderConfig, *, has_model: bool) -> list[str]:
+    """has_model: whether there is the directory of a model, in which such encoders lie."""
     problems = [f"text.{problem.removeprefix('conditions.')}" for problem in encoder_problems(encoder)]
-    if not problems and KINDS[encoder.kind].has_files:
+    if not problems and KINDS[encoder.kind].has_files and not has_model:
         carried = ", ".join(kind for kind, each in KINDS.items() if not each.has_files)
         problems.append(
-            f"text.encoder.kind: {encoder.kind!r} is not allowed; one that comes with a package, as {carried}"
+            f"text.encoder.kind: {encoder.kind!r} is not allowed; one that comes with a package, as {carried}, "
+            "where no [upcycle] or [distillation] names a model with its files"
         )
     return problems
 
@@ -318,6 +319,17 @@ class Recipe(Section):
             return None
         return self.distillation.model or (self.upcycle.model if self.upcycle else None)
 
+    @property
+    def text_model(self) -> str | None:
+        """The model whose text encoder this one has, too, where an encoder has files."""
+        has_files = self.text is not None and KINDS[self.text.encoder.kind].has_files
+        return self._trained_model if has_files else None
+
+    @property
+    def _trained_model(self) -> str | None:
+        """The one with which it begins, or else its teacher."""
+        return self.upcycle.model if self.upcycle else self.teacher
+
     def conditions(self, classes: Sequence[str]) -> ConditionsConfig:
         """What its pictures are of. classes: of the data, where it has them."""
         return self.text or ClassesConfig(names=tuple(classes))
@@ -327,11 +339,9 @@ class Recipe(Section):
         is_told_texts = set(preset_conditions(kind)) == set(TextConfig.told_backbones)
         if text is None:
             return [f"backbone.kind {kind} is told texts, so that [text] must name an encoder"] if is_told_texts else []
-        problems = _encoder_problems(text.encoder)
+        problems = _encoder_problems(text.encoder, has_model=self._trained_model is not None)
         if not is_told_texts:
             problems.append(f"backbone.kind {kind} is told classes, so that there can be no [text]")
-        if text.negative:
-            problems.append("text.negative must be false: training learns what stands for no text")
         return problems
 
     def _size_problems(self) -> list[str]:

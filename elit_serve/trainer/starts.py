@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor
 
 from elit_serve.catalogue import resolve_model
-from elit_serve.engine.autoencoders.folder import NAME as AUTOENCODER
 from elit_serve.engine.autoencoders.folder import fingerprint
 from elit_serve.engine.checkpoint import TORCH_DTYPES, load_checkpoint, read_spec
 from elit_serve.errors import InvalidInput
@@ -112,7 +111,7 @@ def _autoencoder_problems(path: Path, config: ModelConfig, recipe: Recipe, autoe
     wanted, found = recipe.autoencoder.kind, config.autoencoder.kind
     if wanted != found:
         return [f"a model behind the recipe's autoencoder, {wanted}; its own is {found}"]
-    own = path / AUTOENCODER
+    own = path / config.autoencoder.folder
     if autoencoder is not None and own.is_dir() and fingerprint(own) != fingerprint(autoencoder):
         return [f"a model behind the autoencoder that is given, {autoencoder}; its own is another"]
     return []

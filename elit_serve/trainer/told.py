@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from elit_serve.catalogue import resolve_model
 from elit_serve.engine.conditions import ClassConditions, Conditions, TextConditions
 from elit_serve.engine.text_encoders import TextEncoder, open_encoder
 from elit_serve.trainer.recipe import Recipe
@@ -24,13 +25,15 @@ class Told:
     """Of a recipe: what it says of conditions, or what its data does. classes: of the data, where it has them."""
 
     def __init__(self, recipe: Recipe, classes: Sequence[str], device: torch.device) -> None:
+        self.no_text: Tensor | None = None  # [T, D + 1], where the encoded empty prompt stands for that
         self.config = recipe.conditions(classes)
         self._device = device
         self._limit = recipe.data.memory_gb * 1e9
         self._encoder: TextEncoder | None = None
         self.shown: Conditions = ClassConditions(classes, model=recipe.name)  # in grids of samples
         if recipe.text is not None:
-            self._encoder = open_encoder(recipe.text, Path(), device)
+            self._encoder = open_encoder(recipe.text, _text_folder(recipe), device)
+            self.no_text = self._encoder.encode([""])[0].to(device) if recipe.text.negative else None
             self.shown = TextConditions(recipe.text, model=recipe.name, encoder=self._encoder)
 
     def of(self, names: Sequence[str]) -> Tell:
@@ -45,6 +48,11 @@ class Told:
         parts = [encoder.encode(names[first : first + AT_A_TIME]) for first in range(0, len(names), AT_A_TIME)]
         table = torch.cat(parts).to(self._device)  # [U, T, D + 1]
         return lambda which: table.index_select(0, which)
+
+
+def _text_folder(recipe: Recipe) -> Path:
+    """Where the files of its encoder lie, if it has any."""
+    return Path() if recipe.text_model is None else resolve_model(recipe.text_model)
 
 
 def _as_they_are(which: Tensor) -> Tensor:

@@ -197,7 +197,6 @@ def test_a_plain_model_of_prompts_becomes_an_elastic_one_of_the_same_prompts(
     ("changes", "problem"),
     [
         ({"text": None}, r"kind elit-mmdit is told texts, so that \[text\] must name an encoder"),
-        ({"text": {"negative": True}}, r"text\.negative must be false"),
         ({"text": {"encoder": {"kind": "oracle"}}}, r"text\.encoder\.kind: 'oracle' is not allowed"),
         ({"text": {"encoder": {"kind": "transformers"}}}, "one that comes with a package, as wordllama"),
         ({"text": {"examples": []}}, "at least 1 item"),

@@ -2,6 +2,14 @@
 
 from elit_serve.engine.text_encoders.cache import CachedEncoder
 from elit_serve.engine.text_encoders.encoder import TextEncoder, TextEncoderKind
-from elit_serve.engine.text_encoders.table import KINDS, encoder_problems, open_encoder
+from elit_serve.engine.text_encoders.table import KINDS, copy_encoder, encoder_problems, open_encoder
 
-__all__ = ["KINDS", "CachedEncoder", "TextEncoder", "TextEncoderKind", "encoder_problems", "open_encoder"]
+__all__ = [
+    "KINDS",
+    "CachedEncoder",
+    "TextEncoder",
+    "TextEncoderKind",
+    "copy_encoder",
+    "encoder_problems",
+    "open_encoder",
+]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from elit_serve.engine.text_encoders.encoder import NoFields, TextEncoderKind
-from elit_serve.engine.text_encoders.transformers import no_progress_bar
+from elit_serve.engine.text_encoders.transformers import ENCODER, TOKENIZER, no_progress_bar
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
 from elit_serve.nn.text import packed
@@ -175,4 +175,4 @@ def _make(model: Path, fields: NoFields, dim: int, max_tokens: int, device: torc
     return DiffusersEncoder(model, dim, max_tokens, device)
 
 
-KIND = TextEncoderKind(make=_make)
+KIND = TextEncoderKind(make=_make, files=("model_index.json", ENCODER, TOKENIZER))

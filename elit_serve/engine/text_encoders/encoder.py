@@ -45,10 +45,14 @@ class TextEncoderKind:
     """make: of the model's directory, where the encoder's files lie, what its fields are, the width and the places of
     its tokens, and a device. Raises `CheckpointError`, `MissingPackage`.
 
-    fields: what `config.json` may say of it beside its kind. has_files: whether it lies in the model's directory; else
-    it comes with a package.
+    fields: what `config.json` may say of it beside its kind. files: its folders and files in the model's directory;
+    without any it comes with a package.
     """
 
     make: Callable[[Path, Any, int, int, torch.device], TextEncoder]
     fields: type[BaseModel] = NoFields
-    has_files: bool = True
+    files: tuple[str, ...] = ()
+
+    @property
+    def has_files(self) -> bool:
+        return bool(self.files)

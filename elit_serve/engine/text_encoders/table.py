@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,8 +11,12 @@ from pydantic import ValidationError
 from elit_serve.engine.text_encoders import diffusers, transformers, wordllama
 from elit_serve.engine.text_encoders.cache import CachedEncoder
 from elit_serve.engine.text_encoders.encoder import TextEncoderKind
+from elit_serve.errors import CheckpointError
 from elit_serve.files.config import TextConfig, TextEncoderConfig
+from elit_serve.files.opening import regular_folder
 from elit_serve.files.validation import problems_in
+
+COPIED = (".json", ".jinja", ".model", ".safetensors", ".txt")  # of a folder of transformers
 
 KINDS: dict[str, TextEncoderKind] = {
     "diffusers": diffusers.KIND,
@@ -29,6 +34,24 @@ def encoder_problems(config: TextEncoderConfig) -> list[str]:
     except ValidationError as error:
         return [f"conditions.encoder.{problem}" for problem in problems_in(error)]
     return []
+
+
+def copy_encoder(config: TextEncoderConfig, model: Path, destination: Path) -> None:
+    """The files of a model's encoder, if it has any, into another model's directory. Raises `CheckpointError`.
+
+    Nothing pickled and no code: a folder of transformers may hold both.
+    """
+    try:
+        for name in KINDS[config.kind].files:
+            if (model / name).is_file():
+                shutil.copyfile(model / name, destination / name)
+                continue
+            (destination / name).mkdir(exist_ok=True)
+            for file in sorted(regular_folder(model / name).iterdir()):
+                if file.suffix in COPIED:
+                    shutil.copyfile(file, destination / name / file.name)
+    except OSError as error:
+        raise CheckpointError(destination, [f"the text encoder of {model} cannot be copied: {error}"]) from None
 
 
 def open_encoder(config: TextConfig, model: Path, device: torch.device) -> CachedEncoder:

@@ -146,4 +146,4 @@ def _make(
     return encoder
 
 
-KIND = TextEncoderKind(make=_make, fields=TransformersFields)
+KIND = TextEncoderKind(make=_make, fields=TransformersFields, files=(ENCODER, TOKENIZER))

@@ -80,4 +80,4 @@ def _make(model: Path, fields: NoFields, dim: int, max_tokens: int, device: torc
     return WordLlamaEncoder(max_tokens, device)
 
 
-KIND = TextEncoderKind(make=_make, has_files=False)
+KIND = TextEncoderKind(make=_make)

@@ -19,6 +19,7 @@ from elit_serve.nn.backbones.dense.elit import ElitDense, ElitDenseSpec, Layout,
 from elit_serve.nn.backbones.dense.prx import PRX, PRXSpec
 from elit_serve.nn.backbones.elastic import SplitSpec
 from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.texts import PRESET_TEXT
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.kept import Kept, only_kept
@@ -168,4 +169,5 @@ KIND = BackboneKind(
         interface=SplitSpec(window=(2, 4), head=1, core=2, tail=1),
     ),
     is_published=True,
+    conditions=PRESET_TEXT,
 )
