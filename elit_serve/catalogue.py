@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -86,11 +86,13 @@ class ModelQuality:
     precision: what the pictures are computed in; None is what the file was measured in. All qualities are multiplied by
     what was measured of it, and told as they are in the file where nothing was.
     can_skip: whether plans that skip something are served.
+    shape_shifts: of shapes whose time grids differ, by name: what was measured at one size is taken for all.
     """
 
     file: Quality
     precision: str | None = None
     can_skip: bool = False
+    shape_shifts: Mapping[str, Shift] = field(default_factory=dict)
 
     @cached_property
     def factor(self) -> Estimate | None:
@@ -108,6 +110,19 @@ class ModelQuality:
         """What a server offers: the front or, of a long one, plans spread evenly over the logarithm of cost. Without
         plans that skip something it is the front of all others."""
         return self.file.served(can_skip=self.can_skip)
+
+    def at_shape(self, plan: Plan, shape: str) -> Plan:
+        """A measured plan for pictures of the shape of this name, with the time grid of that."""
+        if plan.time_shift not in self.shape_shifts.values():
+            return plan
+        return replace(plan, time_shift=self.shape_shifts.get(shape, plan.time_shift))
+
+    def table_of(self, shape: str) -> QualityTable:
+        """What the scheduler reads of pictures of this shape."""
+        if not self.shape_shifts:
+            return self.table
+        plans = (self._made_of(plan, shape) for plan in self.served)
+        return replace(self.table, plans=tuple(plans))
 
     def of(self, plan: Plan) -> float | None:
         """The quality of a picture that is made so; None if nothing was measured with its steps and guidance, or longer
@@ -154,8 +169,9 @@ class ModelQuality:
         The usual guidance where nothing is measured.
         """
         measured: dict[Guidance, list[int]] = {}
+        time_shift = self._measured_shift(usual.time_shift)
         for plan in self.file.plans:
-            guidance, has_usual_steps = plan.guidance, (plan.steps, plan.time_shift) == (usual.steps, usual.time_shift)
+            guidance, has_usual_steps = plan.guidance, (plan.steps, plan.time_shift) == (usual.steps, time_shift)
             is_alike = (guidance.method, guidance.weak_level) == (usual.guidance.method, usual.guidance.weak_level)
             if has_usual_steps and is_alike and len(plan.levels) == 1 and not plan.skips:
                 measured.setdefault(guidance, []).append(plan.step_levels[0])
@@ -166,11 +182,12 @@ class ModelQuality:
             default=usual.guidance,
         )
 
-    def _made_of(self, plan: PlanQuality) -> MeasuredPlan:
+    def _made_of(self, plan: PlanQuality, shape: str | None = None) -> MeasuredPlan:
+        """shape: of the pictures; None is the one that was measured."""
         full_level = max([*self.file.levels, *(max(plan.step_levels) for plan in self.file.plans)])
         return MeasuredPlan(
             name=plan.name,
-            weak_caps=plan.plan.weak_caps(full_level),
+            weak_caps=(plan.plan if shape is None else self.at_shape(plan.plan, shape)).weak_caps(full_level),
             ceilings=plan.step_levels,
             quality=self._worth(plan.quality.value),
             levels=self._curve_of(self._alike(plan.plan)),
@@ -204,7 +221,12 @@ class ModelQuality:
             if plan.skips:
                 return []
             plan = replace(plan, levels=(max(plan.levels),) * plan.grid_steps, strides=())
-        return self._sampled_like(plan.strides, plan.time_shift, plan.skips, plan.guidance)
+        return self._sampled_like(plan.strides, self._measured_shift(plan.time_shift), plan.skips, plan.guidance)
+
+    def _measured_shift(self, shift: Shift) -> Shift:
+        """That of the size which was measured, in place of another size's."""
+        measured, shifts = self.file.plans[0].time_shift, self.shape_shifts.values()
+        return measured if shift in shifts and measured in shifts else shift
 
     @cached_property
     def _sampled_like(self) -> Callable[[tuple[int, ...], Shift, Skips, Guidance], list[PlanQuality]]:
@@ -300,7 +322,8 @@ def measured_quality(path: Path, config: ModelConfig) -> tuple[ModelQuality | No
         return None, list(error.problems)
     if not _is_of(config, file, quality.model_hash):
         return None, []
-    return ModelQuality(quality), at_most(_level_problems(quality, config.levels), MAX_PROBLEMS)
+    shifts = config.shifts if config.sampling.shape_shifts else {}
+    return ModelQuality(quality, shape_shifts=shifts), at_most(_level_problems(quality, config.levels), MAX_PROBLEMS)
 
 
 def measured_skips(path: Path, config: ModelConfig) -> tuple[SkipCalibration | None, list[str]]:

@@ -233,6 +233,14 @@ def test_new_defaults_leave_the_weights_and_their_hash_alone(tiny_model_dir: Pat
     assert after.model_hash == before.model_hash
 
 
+def test_new_defaults_leave_time_shifts_that_depend_on_the_shape_alone(tiny_model_dir: Path) -> None:
+    shape = read_config(tiny_model_dir).default_shape.name
+    of_shapes = SamplingConfig(time_shift=2.0, shape_shifts={shape: 3.0})
+    write_sampling(tiny_model_dir, of_shapes)
+    written = write_sampling(tiny_model_dir, SamplingConfig(steps=9, time_shift=3.0)).sampling
+    assert written == of_shapes.model_copy(update={"steps": 9})
+
+
 def with_grids(make_quality: Make, **changes: Any) -> dict[str, Any]:
     """Longer steps were measured: half of what they lose at level 4 is lost at the last one, and nothing at level 1."""
     guidance = {"method": "ccfg", "scale": 2.0, "weak_level": 1, "interval": [0.0, 1.0]}

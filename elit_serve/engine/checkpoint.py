@@ -129,8 +129,12 @@ def load_checkpoint(path: Path, *, dtype: torch.dtype = torch.float32) -> Checkp
 
 
 def write_sampling(path: Path, sampling: SamplingConfig) -> ModelConfig:
-    """Replaces the recommended sampling in `config.json`; the model's hash, which is of its weights, stays."""
-    config = read_config(path).model_copy(update={"sampling": sampling})
+    """Replaces the recommended sampling in `config.json`; the model's hash, which is of its weights, stays, and so do
+    time shifts that depend on the shape."""
+    known = read_config(path)
+    if shifts := known.sampling.shape_shifts:
+        sampling = sampling.model_copy(update={"time_shift": known.sampling.time_shift, "shape_shifts": shifts})
+    config = known.model_copy(update={"sampling": sampling})
     written = ModelConfig.model_validate(config.model_dump())  # the parts must still agree
     staging = path / ".config.json.new"
     try:

@@ -30,8 +30,8 @@ class OpenPlans:
     @classmethod
     def of(cls, quality: ModelQuality, cost: CostTable, shape: str) -> OpenPlans:
         """The plans of a model's `quality.json` that servers offer, at what they cost here for pictures of a shape."""
-        plans = {measured.name: measured.plan for measured in quality.served}
-        return cls(menu=PlanMenu.of(quality.table, cost, shape), plans=plans)
+        plans = {measured.name: quality.at_shape(measured.plan, shape) for measured in quality.served}
+        return cls(menu=PlanMenu.of(quality.table_of(shape), cost, shape), plans=plans)
 
     @classmethod
     def by_shape(cls, quality: ModelQuality, cost: CostTable, shapes: Sequence[str]) -> dict[str, OpenPlans]:

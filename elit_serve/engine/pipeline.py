@@ -178,10 +178,13 @@ class Pipeline(ServedModel):
         steps: int | None = None,
         guidance: Guidance | None = None,
         skips: Skips | SkipRule = NO_SKIPS,
+        size: str | None = None,
     ) -> Plan:
         """As `ServedModel.plan`; `skips` may also be a rule for the steps that skip something."""
         said = skips if isinstance(skips, Skips) else NO_SKIPS
-        plan = super().plan(budget=budget, levels=levels, strides=strides, steps=steps, guidance=guidance, skips=said)
+        plan = super().plan(
+            budget=budget, levels=levels, strides=strides, steps=steps, guidance=guidance, skips=said, size=size
+        )
         return with_skips(self, plan, skips) if isinstance(skips, SkipRule) else plan
 
     def generate(
@@ -202,7 +205,7 @@ class Pipeline(ServedModel):
 
         >>> load("models/garden64").generate("tulip", budget=0.25, seed=7).save("tulip.png")  # doctest: +SKIP
         """
-        plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance, skips=skips)
+        plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance, skips=skips, size=size)
         return self.run([self._condition(label, prompt, negative_prompt)], [seed], plan, size=size)[0]
 
     def _condition(self, label: str | int | None, prompt: str | None, negative_prompt: str | None) -> Condition:

@@ -35,7 +35,8 @@ from elit_serve.sampling import initial_noise
 class ServedModel:
     """A model as those see it who ask for its pictures. A `Pipeline` is one.
 
-    config: with the autoencoder that is used. device, precision: on which and in which its pictures are made.
+    config: with the autoencoder that is used, and the time shift of the default size. device, precision: on which and
+    in which its pictures are made.
     quality: what they are worth in this precision; None is not measured. quality_size: the size of the pictures whose
     quality was measured: where the measurements do not say, that of the model's default. None if nothing was measured.
     sizes: those that are served. is_latent: whether there is no way from a sample to a picture, so that the answer is
@@ -55,7 +56,7 @@ class ServedModel:
         is_latent: bool,
         simulated: str | None = None,
     ) -> None:
-        self.config = config
+        self.config = config.sampled_at(sizes.default.name)
         self.device = device
         self.precision = precision
         self.quality = quality
@@ -105,8 +106,9 @@ class ServedModel:
         steps: int | None = None,
         guidance: Guidance | None = None,
         skips: Skips = NO_SKIPS,
+        size: str | None = None,
     ) -> Plan:
-        """A plan from what a caller gives; the model's recommended sampling fills the rest.
+        """A plan for pictures of a size from what a caller gives; the model's recommended sampling fills the rest.
 
         `budget` fixes one level for all steps (default: full); `levels` gives one level per step and excludes it. With
         `levels`, `strides` says how many steps of the time grid each is, so that they come to `steps` together.
@@ -137,7 +139,7 @@ class ServedModel:
         return Plan(
             levels=chosen,
             guidance=guidance,
-            time_shift=defaults.time_shift,
+            time_shift=defaults.shift_of(self.sizes.shape_of(size).name),
             strides=tuple(strides or ()),
             skips=skips,
         )

@@ -25,6 +25,7 @@ from elit_serve.plans.bounds import (
     MAX_TEXT_DIM,
     MAX_TEXT_TOKENS,
 )
+from elit_serve.plans.grid import Shift
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.plan import Plan
@@ -181,11 +182,16 @@ class AutoencoderConfig(Strict):
 
 
 class SamplingConfig(Strict):
-    """The recommended way to sample."""
+    """The recommended way to sample. shape_shifts: of shapes whose time grid has a shift of their own, by name."""
 
     steps: int = Field(default=40, ge=1, le=MAX_STEPS)
     time_shift: WrittenShift = 1.0
+    shape_shifts: dict[ShapeName, WrittenShift] = Field(default_factory=dict)
     guidance: WrittenGuidance = Guidance()
+
+    def shift_of(self, shape: str) -> Shift:
+        """Of samples of the shape of this name."""
+        return self.shape_shifts.get(shape, self.time_shift)
 
     def plan(self, level: int) -> Plan:
         return Plan(levels=(level,) * self.steps, guidance=self.guidance, time_shift=self.time_shift)
@@ -240,6 +246,10 @@ class ModelConfig(Strict):
         if len(set(self.shapes.values())) < len(self.shapes):
             problems.append("shapes must differ in their sides")
         problems += self.conditions.misfits(self.backbone.fields)
+        problems += [
+            f"sampling.shape_shifts: {name} is not one of the shapes, {', '.join(self.shapes)}"
+            for name in self.sampling.shape_shifts.keys() - self.shapes.keys()
+        ]
         guidance = self.sampling.guidance
         if guidance.has_weak_level and guidance.weak_level not in self.levels:
             problems.append(f"sampling.guidance.weak_level {guidance.weak_level} is not a trained level")
@@ -259,6 +269,19 @@ class ModelConfig(Strict):
         """The first of its shapes, which is what it does where nobody says another."""
         name = next(iter(self.shapes))
         return Shape(name, self.shapes[name])
+
+    @property
+    def shifts(self) -> dict[str, Shift]:
+        """Of the time grid, by the name of the shape."""
+        return {shape: self.sampling.shift_of(shape) for shape in self.shapes}
+
+    def sampled_at(self, shape: str) -> ModelConfig:
+        """With the shift of this shape where nobody names one."""
+        if not self.sampling.shape_shifts:
+            return self
+        shifts = self.shifts
+        sampling = self.sampling.model_copy(update={"time_shift": shifts[shape], "shape_shifts": shifts})
+        return self.model_copy(update={"sampling": sampling})
 
     @property
     def budgets(self) -> Budgets:

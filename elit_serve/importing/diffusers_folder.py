@@ -136,11 +136,12 @@ def _config(
     scale: float | None,
 ) -> ModelConfig:
     """All but where it comes from. specs: at each size. factor: of the autoencoder."""
-    spec = specs[0]
+    spec, *others = specs
     scheduler = _read(folder, "scheduler/scheduler_config.json", Scheduler)
     guidance = _guidance(facts.guidance, scale, spec)
     try:
         shift = facts.shift(scheduler, spec.num_tokens)
+        shifts = {other.shape.name: facts.shift(scheduler, other.num_tokens) for other in others}
     except (ValueError, InvalidInput) as error:
         raise CheckpointError(folder, [f"scheduler/scheduler_config.json: {error}"]) from None
     try:
@@ -156,7 +157,12 @@ def _config(
                 examples=EXAMPLES,
             ),
             autoencoder=AutoencoderConfig(kind="diffusers", factor=factor, folder="vae"),
-            sampling=SamplingConfig(steps=steps or facts.steps, time_shift=shift, guidance=guidance),
+            sampling=SamplingConfig(
+                steps=steps or facts.steps,
+                time_shift=shift,
+                shape_shifts={name: own for name, own in shifts.items() if own != shift},
+                guidance=guidance,
+            ),
             weights=_weights(folder, spec),
         )
     except ValidationError as error:

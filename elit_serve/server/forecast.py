@@ -44,7 +44,10 @@ def _plans(request: GenerateRequest, order: Order, model: ServedModel, cost: Cos
     """What requests would get that were like this one and fixed a level, one for each."""
     guidance = None if request.guidance == GuidanceRequest() else order.guidance
     levels = _levels(order, model, cost)
-    return [model.plan(levels=[level] * order.num_steps, guidance=guidance, skips=order.skips) for level in levels]
+    return [
+        model.plan(levels=[level] * order.num_steps, guidance=guidance, skips=order.skips, size=request.size)
+        for level in levels
+    ]
 
 
 def _levels(order: Order, model: ServedModel, cost: CostTable) -> list[int]:

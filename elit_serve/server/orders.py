@@ -85,6 +85,7 @@ def order_of(
         steps=request.steps,
         guidance=_guidance(request.guidance, model),
         skips=_skips(request, cost, shape.name),
+        size=request.size,
     )
     if len(seeds) * plan.num_steps > settings.max_image_steps:
         raise InvalidInput(

@@ -12,6 +12,7 @@ import torch
 WORDS = ("a", "red", "green", "small", "tulip", "rose", "daisy", "on", "grass", "photo", "of", "the")
 MAX_TOKENS = 7
 SIZE = 16  # pixels a side of the pictures of all families
+WIDE = f"{2 * SIZE}x{SIZE}"  # what some make besides
 
 
 CHAT = "{% for message in messages %}{{ message.content }}{% endfor %}{{ ' photo' if enable_thinking else ' grass' }}"
@@ -246,11 +247,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "z-image": z_image,
 }
 
+SIZES = [f"{SIZE}x{SIZE}", WIDE]
 IMPORTED: dict[str, dict[str, Any]] = {  # what `import_folder` is told besides
     "prx": {},
-    "qwen-image": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 64},
-    "flux2-klein": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 12},
-    "z-image": {"sizes": [f"{SIZE}x{SIZE}"], "max_tokens": 40},
+    "qwen-image": {"sizes": SIZES, "max_tokens": 64},
+    "flux2-klein": {"sizes": SIZES, "max_tokens": 12},
+    "z-image": {"sizes": SIZES, "max_tokens": 40},
 }
 
 

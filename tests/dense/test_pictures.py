@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dense.conftest import Made
-from dense.folders import FAMILIES
+from dense.folders import FAMILIES, IMPORTED, SIZE, WIDE
 from dense.theirs import their_picture
 
 from elit_serve.engine.pipeline import Pipeline
@@ -28,6 +28,36 @@ def test_a_picture_is_that_of_diffusers_by_the_same_seed(
     (ours,) = pipeline.sample([condition], [SEED], pipeline.plan(steps=steps, guidance=guidance))
     assert theirs.std() > 0.02
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if WIDE in IMPORTED[family].get("sizes", [])])
+def test_a_picture_of_another_size_has_the_time_grid_of_that_size(family: str, model_of: Made) -> None:
+    theirs = their_picture(family, PROMPT, "", steps=4, scale=4.0, seed=SEED, width=2 * SIZE)
+    pipeline = Pipeline.load(model_of(family), device="cpu")
+    usual, wide = (
+        pipeline.plan(steps=4, guidance=Guidance(method="cfg", scale=4.0), size=size) for size in (None, WIDE)
+    )
+    assert wide.times != usual.times
+    (ours,) = pipeline.sample([pipeline.conditions.prompted(PROMPT)], [SEED], wide, size=WIDE)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    only_wide = Pipeline.load(model_of(family), device="cpu", sizes=[WIDE])
+    assert only_wide.plan(steps=4).times == wide.times
+    assert only_wide.config.sampling.time_shift == wide.time_shift
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_a_picture_is_near_to_that_in_float32_and_to_that_of_diffusers(family: str, model_of: Made) -> None:
+    """On the average over its pixels, as told in models/README.md. What is left of the second is mostly what diffusers'
+    own text encoder, noise levels and autoencoder lose in it."""
+    theirs = their_picture(family, PROMPT, "", steps=5, scale=4.0, seed=SEED, dtype=torch.bfloat16)
+    made = []
+    for dtype in ("float32", "bfloat16"):
+        pipeline = Pipeline.load(model_of(family), device="cpu", dtype=dtype)
+        plan = pipeline.plan(steps=5, guidance=Guidance(method="cfg", scale=4.0))
+        made += pipeline.sample([pipeline.conditions.prompted(PROMPT)], [SEED], plan)
+    exact, ours = made
+    assert 1e-5 < (ours - exact).abs().mean() < 0.004
+    assert (ours - theirs).abs().mean() < 0.01
 
 
 @pytest.mark.parametrize("family", FAMILIES)

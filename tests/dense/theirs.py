@@ -72,16 +72,26 @@ SETTINGS: dict[str, Callable[[Any, str, float], dict[str, Any]]] = {  # what a p
 }
 
 
-def their_picture(family: str, prompt: str, negative: str, *, steps: int, scale: float, seed: int) -> Tensor:
+def their_picture(
+    family: str,
+    prompt: str,
+    negative: str,
+    *,
+    steps: int,
+    scale: float,
+    seed: int,
+    width: int = SIZE,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """By diffusers' own pipeline, which draws its own noise: [3, H, W] in [0, 1]"""
-    pipeline = pipeline_of(family)
+    pipeline = pipeline_of(family).to(dtype)
     made = pipeline(
         prompt=prompt,
         height=SIZE,
-        width=SIZE,
+        width=width,
         num_inference_steps=steps,
         generator=torch.Generator().manual_seed(seed),
         output_type="pt",
         **SETTINGS[family](pipeline, negative, scale),
     )
-    return made.images[0]
+    return made.images[0].float()

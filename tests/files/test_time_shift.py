@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from elit_serve.files.config import SamplingConfig
+from elit_serve.files.config import ModelConfig, SamplingConfig
 from elit_serve.files.validation import problems_in
 from elit_serve.plans.grid import Shift, TimeShift
 
@@ -29,6 +29,18 @@ def test_it_is_written_as_it_is_read(written: Any, shift: Shift) -> None:
     assert json.loads(read.model_dump_json())["time_shift"] == written
     assert SamplingConfig.model_validate_json(read.model_dump_json()) == read
     assert read.plan(1).time_shift == shift
+
+
+def test_shapes_may_have_shifts_of_their_own(tiny_config: ModelConfig) -> None:
+    written = tiny_config.model_dump() | {"shapes": {"32x32": (3, 32, 32), "16x48": (3, 16, 48)}}
+    written["sampling"] |= {"time_shift": 2.0, "shape_shifts": {"16x48": 3.0}}
+    config = ModelConfig.model_validate(written)
+    assert config.shifts == {"32x32": 2.0, "16x48": 3.0}
+    assert config.sampled_at("16x48").sampling.time_shift == 3.0
+    assert config.sampled_at("16x48").shifts == config.shifts
+    written["sampling"] |= {"shape_shifts": {"48x16": 3.0}}
+    with pytest.raises(ValidationError, match=r"shape_shifts: 48x16 is not one of the shapes, 32x32, 16x48"):
+        ModelConfig.model_validate(written)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -238,14 +239,22 @@ def test_sizes_are_given_with_commas_or_one_by_one() -> None:
 def test_quality_of_another_size_is_told_with_the_size_that_was_measured(
     model_dir: Path, make_quality: Any, start_server: Any
 ) -> None:
+    """Also where the size has a time grid of its own."""
     checkpoint = load_checkpoint(model_dir)
     quality = Quality.model_validate(make_quality(model_hash=checkpoint.model_hash), strict=False)
-    measured = replace(checkpoint, quality=ModelQuality(quality))
+    usual = checkpoint.config.sampling
+    sampling = usual.model_copy(update={"shape_shifts": {"64x64": 3.0}})
+    config = checkpoint.config.model_copy(update={"sampling": sampling})
+    measured = replace(checkpoint, config=config, quality=ModelQuality(quality, shape_shifts=config.shifts))
     server = start_server(pipeline=Pipeline(measured, device=torch.device("cpu"), dtype=torch.float32), cost=COSTS)
-    for size in ("32x32", "64x64"):
-        answer = server.generate({"label": "rose", "size": size, "latency_ms": 60_000}).json()
+    ways: list[dict[str, Any]] = [{}, {"budget": 1.0}]
+    for (size, shift), way in product({"32x32": usual.time_shift, "64x64": 3.0}.items(), ways):
+        answer = server.generate({"label": "rose", "size": size, "latency_ms": 60_000, **way}).json()
         assert (answer["size"], answer["quality_size"]) == (size, "32x32")
         assert answer["quality"] > 0
+        facts = read_facts(base64.b64decode(answer["images"][0]["b64_json"]))
+        assert facts is not None
+        assert facts["time_shift"] == shift
 
 
 def test_weights_at_random_may_have_several_sizes() -> None:

@@ -85,7 +85,7 @@ class Flux2(Dense):
     transformer_blocks: nn.ModuleList
     single_transformer_blocks: nn.ModuleList
     pos_embed: nn.Module
-    time_guidance_embed: nn.Module
+    time_guidance_embed: Any
     double_stream_modulation_img: nn.Module
     double_stream_modulation_txt: nn.Module
     single_stream_modulation: nn.Module
@@ -114,8 +114,12 @@ class Flux2(Dense):
         return self.embedded_noise_level(1 - t)
 
     def embedded_noise_level(self, sigma: Tensor) -> Tensor:
-        """sigma [B] -> [B, D]"""
-        embedded: Tensor = self.time_guidance_embed(sigma.to(self.dtype) * TIME_FACTOR, None)
+        """sigma [B] -> [B, D]
+
+        Its waves are computed in float32 whatever the model computes in: of 1000 times bfloat16 knows one in four.
+        """
+        waves = self.time_guidance_embed.time_proj(sigma.float() * TIME_FACTOR)
+        embedded: Tensor = self.time_guidance_embed.timestep_embedder(waves.to(self.dtype))
         return embedded
 
     def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens, change: CoreChange | None) -> Tensor:

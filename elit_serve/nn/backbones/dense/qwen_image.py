@@ -110,8 +110,11 @@ class QwenImage(Dense):
         return self.embedded_noise_level(1 - t)
 
     def embedded_noise_level(self, sigma: Tensor) -> Tensor:
-        """sigma [B] -> [B, D]"""
-        return self.time_text_embed(sigma.to(self.dtype), sigma.new_empty(0, dtype=self.dtype))
+        """sigma [B] -> [B, D]
+
+        Its waves are computed in float32 whatever the model computes in, which is told by the second tensor.
+        """
+        return self.time_text_embed(sigma.float(), sigma.new_empty(0, dtype=self.dtype))
 
     def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens, change: CoreChange | None) -> Tensor:
         height, width = x.shape[-2:]
