@@ -18,6 +18,8 @@ ENV XDG_CACHE_HOME=/cache XDG_STATE_HOME=/state TRITON_CACHE_DIR=/cache/triton T
 RUN groupadd --gid 10001 elit && useradd --uid 10001 --gid 10001 --create-home elit \
     && install --directory --owner elit --group elit /cache /state
 WORKDIR /home/elit
+# A server listens on 127.0.0.1 unless it is told otherwise, and a container's own is of no use to anybody.
+ENV ELIT_SERVE_HOST=0.0.0.0
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s \
     CMD ["python", "-c", "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health')"]

@@ -213,7 +213,7 @@ class Settings(BaseModel):
         "autoencoder they are of its samples.",
     )
     host: str = Field(
-        default="0.0.0.0", min_length=1, max_length=253, description="Address to listen on; by default every address."
+        default="127.0.0.1", min_length=1, max_length=253, description="Address to listen on; 0.0.0.0 is every address."
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     root_path: RootPath | None = Field(

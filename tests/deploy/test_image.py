@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from elit_serve.client import Client
+from elit_serve.server.setting_sources import read_settings
 
 # Notes all that Python opens for writing, and all folders that it makes.
 NOTEBOOK = """
@@ -70,6 +71,12 @@ def test_an_image_has_the_torch_and_the_database_driver_that_the_package_needs_a
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_an_image_ends_as_a_user_that_kubernetes_sees_is_not_root(stages: dict[str, str], target: str) -> None:
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", stages[target].rstrip().splitlines()[-1])
+
+
+def test_only_a_container_listens_on_every_address_unasked(stages: dict[str, str]) -> None:
+    (variable,) = re.findall(r"^ENV (ELIT_SERVE_HOST)=(\S+)$", stages["base"], re.MULTILINE)
+    assert read_settings({}).host == "127.0.0.1"
+    assert read_settings({}, dict([variable])).host == "0.0.0.0"
 
 
 def test_the_health_check_asks_a_server_as_it_is_meant_to(stages: dict[str, str], tiny_server_url: str) -> None:
