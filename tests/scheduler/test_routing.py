@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -73,6 +74,23 @@ def test_work_that_is_due_later_matters_less_to_an_urgent_order(router: Router, 
     for name, replica in replicas.items():
         router.heard(name, replica.digest(0.0), 0.0)
     assert router.rank([picture(9, target_s=0.3)], 0.0)[0].replica == "b"
+
+
+def test_who_is_behind_is_asked_after_who_has_something_to_do_in_time(
+    router: Router, replicas: dict[str, Replica]
+) -> None:
+    """What is overdue leaves the time until an order is due empty of work, but no time for it."""
+    now_s = 10.0
+
+    def untargeted(request_id: int, *, due_s: float) -> Demand:
+        return replace(picture(request_id, target_s=due_s), is_hard=False)
+
+    replicas["a"].take(*(untargeted(request_id, due_s=1.0) for request_id in range(100)))
+    replicas["b"].take(*(untargeted(request_id, due_s=1.0) for request_id in range(50)))
+    replicas["c"].take(*(untargeted(request_id, due_s=now_s + 0.5) for request_id in range(10)))
+    for name, replica in replicas.items():
+        router.heard(name, replica.digest(now_s), now_s)
+    assert [candidate.replica for candidate in router.rank([picture(900, now_s=now_s)], now_s)] == ["c", "b", "a"]
 
 
 def test_a_burst_between_two_digests_spreads(router: Router) -> None:

@@ -4,6 +4,9 @@ The denser the work of a replica, seconds of work that are due in a time over th
 and the lower is the level of all that is due then. The *strain* of a replica is the sum over all its work of the
 density at which it has to be done. An order goes where the strain grows least: away from crowds, an urgent one most of
 all, and a patient one where the others are due soon.
+
+No device is denser than full: what is due before there was time for it is *late*, as orders without a promise may be,
+and makes later what follows. So before strain counts by how much an order adds to that.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ SHORTEST_S = 0.001  # a time in which something is due, however late it is
 
 
 class Candidate(NamedTuple):
-    """A replica that could be asked. harm: by how much its strain grows with this order, for each
-    second of the order's work there; the less the better."""
+    """A replica that could be asked. For each second of the order's work there, the less the better: delay_s, by how
+    much later its work becomes, this order's included; harm, by how much its strain grows."""
 
     replica: str
+    delay_s: float
     harm: float
 
 
@@ -87,11 +91,10 @@ class Router:
     def rank(self, demands: Sequence[Demand], now_s: float) -> list[Candidate]:
         """All replicas for the pictures of one order, the best first; of equals, who was asked least lately."""
         work = {device: _work_of(demands, costs, now_s) for device, costs in self._costs.items()}
-        found = [
-            Candidate(name, self._harm(work[replica.digest.device], replica, now_s))
-            for name, replica in self._replicas.items()
-        ]
-        return sorted(found, key=lambda candidate: (candidate.harm, self._replicas[candidate.replica].turn))
+        found = [self._candidate(name, work[replica.digest.device], now_s) for name, replica in self._replicas.items()]
+        return sorted(
+            found, key=lambda candidate: (candidate.delay_s, candidate.harm, self._replicas[candidate.replica].turn)
+        )
 
     def asked(self, replica: str, demands: Sequence[Demand], now_s: float) -> int:
         """This replica is asked to take an order, which counts as there from now on. Returns the ticket to tell of its
@@ -114,10 +117,16 @@ class Router:
         else:
             known.asked.pop(ticket, None)
 
-    def _harm(self, newcomers: Sequence[Due], replica: _Replica, now_s: float) -> float:
+    def _candidate(self, name: str, newcomers: Sequence[Due], now_s: float) -> Candidate:
+        replica = self._replicas[name]
         there = self._told(replica, now_s)
-        before, after = (self._strain(dues, replica, now_s) for dues in (there, sorted([*there, *newcomers])))
-        return (after - before) / sum([work_s for _, work_s in newcomers])
+        busy_s = max(0.0, replica.digest.busy_s - (now_s - replica.heard_s))
+        correction, work_s = replica.digest.correction, sum([due.least_s for due in newcomers])
+        (late_before, before), (late_after, after) = (
+            (lateness(dues, busy_s, correction), correction * strain(dues, busy_s))
+            for dues in (there, sorted([*there, *newcomers]))
+        )
+        return Candidate(name, (late_after - late_before) / work_s, (after - before) / work_s)
 
     def _told(self, replica: _Replica, now_s: float) -> list[Due]:
         """The work that is there, the first due first: what its digest tells, as far as it is not done meanwhile, and
@@ -127,10 +136,20 @@ class Router:
         asked = (Due(due_s - now_s, least_s) for dues in replica.asked.values() for due_s, least_s in dues)
         return sorted([*told, *asked])
 
-    def _strain(self, dues: Sequence[Due], replica: _Replica, now_s: float) -> float:
-        busy_s = max(0.0, replica.digest.busy_s - (now_s - replica.heard_s))
-        stretches = densest_stretches(dues, busy_s)
-        return replica.digest.correction * sum([work_s * work_s / span_s for span_s, work_s in stretches])
+
+def lateness(dues: Iterable[Due], busy_s: float, correction: float) -> float:
+    """How late all of this comes at best, each by the time that is gone when its turn comes: seconds of work times
+    seconds. The first due are run first, at the lowest levels, on a device that takes `correction` times as long."""
+    late, gone_s = 0.0, busy_s
+    for due_s, least_s in dues:
+        late += least_s * max(0.0, gone_s - due_s)
+        gone_s += correction * least_s
+    return late
+
+
+def strain(dues: Iterable[Due], busy_s: float) -> float:
+    """Seconds of work, each times the density at which it has to be done."""
+    return sum([work_s * work_s / span_s for span_s, work_s in densest_stretches(dues, busy_s)])
 
 
 class Stretch(NamedTuple):
