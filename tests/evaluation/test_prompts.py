@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from elit_serve.files.evaluation import read_evaluation
 from elit_serve.files.quality import OWN_SCALE, Quality, read_quality
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.nn.backbones.elit_mmdit import KIND as MMDIT
+from elit_serve.plans.step_kind import StepKind
+from elit_serve.scheduler import CostTable
 from tests.evaluation.conftest import write_photographs
 
 PROMPTS = ("a red tulip", "the small rose on grass", "photo of a daisy", "a green rose")
-FULL, FEWEST = "8 steps at 1, cfg 4 in 0-1", "2 steps at 1, cfg 4 in 0-1"
+FULL = "8 steps at 1, cfg 4 in 0-1"
 
 
 class Coarse(nn.Module):
@@ -72,10 +75,12 @@ def run(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def swept(folder: Path, prompts: Path, coarse: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The folder with its `quality.json`, and what another command says to measure as the sweep did."""
+    """The folder with its `quality.json`, longer steps included, and what commands say to measure as the sweep did."""
     out = tmp_path_factory.mktemp("sweep")
     said = ("--prompts", prompts, "--samples", 24, "--features", f"torchscript:{coarse}", "--device", "cpu")
+    said += ("--batch-size", 24)
     run("sweep", folder, *said, "--steps", "2,4", "--max-repeats", 1, "--write-defaults", "--out", out)
+    run("grids", folder, *said, "--repeats", 1, "--grids", "2,4,4@0.5-1", "--write", "--out", out)
     return {"folder": folder, "out": out, "said": said}
 
 
@@ -109,7 +114,6 @@ def test_a_sweep_that_goes_on_makes_no_picture_again_and_keeps_the_full_plan_it_
     assert again.plans == quality.plans
     assert again.full_plan == FULL
     assert sorted(out.glob("features/*")) == kept
-    assert len(kept) == 3 + 2  # plans, and the full one by the seeds of the reference and of the floor
 
 
 def captioned(folder: Path, count: int, seed: int) -> Path:
@@ -182,3 +186,51 @@ def test_a_set_of_few_pictures_is_refused(prompts: Path, coarse: Path, folder: P
             ReferenceOptions(prompts=prompts),
             tmp_path,
         )
+
+
+STEP_MS = 1000.0  # predicted, of each picture of a batch: far above what it takes
+NUM_CALLERS = 8
+
+
+@pytest.fixture
+def server(swept: dict[str, Any], start_server: Any, held: Any) -> Any:
+    """One whose steps wait."""
+    kinds = [StepKind("8x8", 1, weak)._replace(is_skipped=skipped) for weak in (None, 1) for skipped in (False, True)]
+    cost = CostTable(steps_ms={(kind, batch): STEP_MS * batch for kind in kinds for batch in (1, 4)}, overhead_ms=0.0)
+    return start_server(Pipeline.load(swept["folder"], device="cpu"), cost=cost, executor=held)
+
+
+def test_time_buys_steps_of_a_dense_model(server: Any, quality: Quality) -> None:
+    worth = {plan.steps: plan.quality.value for plan in quality.front}
+    server.executor.may_run.set()
+    for latency_ms, steps in ((60_000, 8), (6_000, 4), (3_000, 2)):
+        body = {"prompt": PROMPTS[0], "latency_ms": latency_ms}
+        course = server.client.post("/v1/plan", json=body).json()["course"]
+        assert course["expected_quality"] == pytest.approx(worth[steps], abs=1e-4)
+        assert course["latency_ms"] < latency_ms
+        answer = server.generate(body).json()
+        assert answer["expected_quality"] == pytest.approx(worth[steps], abs=1e-4)
+        assert answer["quality"] >= answer["expected_quality"]
+    hopeless = server.generate({"prompt": PROMPTS[0], "latency_ms": STEP_MS})
+    assert hopeless.status_code == 422
+    assert hopeless.json()["min_latency_ms"] >= 2 * STEP_MS
+
+
+def test_under_load_a_dense_model_takes_fewer_and_longer_steps(
+    server: Any, quality: Quality, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Each alone had time for all of its steps; together they have time for three steps each."""
+    latency_ms = 3 * NUM_CALLERS * STEP_MS
+    asked = [{"prompt": PROMPTS[seed % 4], "seed": seed, "latency_ms": latency_ms} for seed in range(NUM_CALLERS)]
+    with ThreadPoolExecutor(NUM_CALLERS) as callers:
+        answers = callers.map(server.generate, asked)
+        eventually(lambda: server.client.get("/load").json()["server_load"] == NUM_CALLERS)
+        server.executor.may_run.set()
+        done = [(answer.status_code, answer.json()) for answer in answers]
+    assert [status for status, _ in done] == [200] * NUM_CALLERS
+    strides = [answer["images"][0]["strides"] for _, answer in done]
+    assert 2 <= min(map(len, strides)) < 8
+    assert max(map(max, strides)) <= 4, "no fewer steps than were measured"
+    fewest, most = (quality.front[which].quality.value for which in (0, -1))
+    assert min(answer["expected_quality"] for _, answer in done) < most
+    assert fewest - 1e-4 <= min(answer["quality"] for _, answer in done) < most
