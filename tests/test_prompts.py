@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,10 @@ from PIL import Image
 from text_models import EXAMPLES, save_text_model
 from typer.testing import CliRunner, Result
 
-from elit_serve.bench.load.run import LoadOptions, run_load
 from elit_serve.cli import app
-from elit_serve.clock import MonotonicClock
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
+from elit_serve.files.records import RequestEnding, read_records
 from elit_serve.nn.backbones.elit_mmdit import KIND as MMDIT
 from elit_serve.pictures import read_facts
 from elit_serve.plans.step_kind import StepKind
@@ -93,10 +93,21 @@ def test_what_cannot_be_asked_is_refused(model: Path, options: list[str], words:
     assert words in str(refused)
 
 
-def test_a_bench_of_classes_says_that_there_are_none(model: Path, start_server: Any) -> None:
+def test_a_bench_asks_for_prompts_those_of_a_file_or_those_that_the_model_shows(
+    model: Path, start_server: Any, tmp_path: Path
+) -> None:
     server = start_server(Pipeline.load(model, device="cpu"), cost=COST)
-    with pytest.raises(InvalidInput, match="painter makes pictures of prompts"):
-        run_load(LoadOptions(url=server.url, requests=1), clock=MonotonicClock())
+    file, records = tmp_path / "prompts.txt", tmp_path / "records.jsonl"
+    file.write_text("a rose\ntwo lemons\n", encoding="utf-8")
+    options = ["bench", server.url, "--requests", "6", "--rate", "100", "--no-target", "--steps", "1"]
+    for said, prompts in ((["--prompts", str(file)], {"a rose", "two lemons"}), ([], set(EXAMPLES))):
+        done = CliRunner().invoke(app, [*options, *said, "--records", str(records), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.output)["config"]["num_subjects"] == len(prompts)
+        found = read_records(records)
+        assert [record.ending for record in found] == [RequestEnding.DONE] * 6
+        assert {record.prompt for record in found} == prompts
+        assert {record.label for record in found} == {None}
 
 
 def test_a_simulated_device_takes_the_time_of_prompts(model: Path, tmp_path: Path) -> None:

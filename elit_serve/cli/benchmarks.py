@@ -33,6 +33,10 @@ SloScaleOption = Annotated[
 RecordedTargetsOption = Annotated[
     bool, typer.Option("--recorded-targets", help="The targets of an arrival log instead of --slo-scale.")
 ]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(help="Prompts, one a line, or captions, to draw from. Default: classes, or the model's examples."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -62,10 +66,11 @@ def bench(
     size: Annotated[
         str | None, typer.Option(help="640x384; or several with commas, of which one is drawn per request.")
     ] = None,
+    prompts: PromptsOption = None,
     best_effort: Annotated[bool, typer.Option("--best-effort", help="Targets that are not promised.")] = False,
     accept: Annotated[str | None, typer.Option(help="Media type to ask for, as image/png. Default: JSON.")] = None,
     output_format: Annotated[str | None, typer.Option(help="png, webp or jpeg. Default: the server's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws arrivals, targets, classes and noise seeds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws arrivals, targets, classes or prompts, and noise seeds.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request counts as failed.")] = 600.0,
     compare: Annotated[
         bool, typer.Option("--compare", help="Simulate the same arrivals and targets as well; needs --cost.")
@@ -88,6 +93,7 @@ def bench(
     """
     from elit_serve.bench.load.run import LoadOptions
     from elit_serve.bench.simulate.workload import scales_of
+    from elit_serve.photographs import read_prompts
 
     if recorded_targets and (no_target or closed_loop):
         raise InvalidInput("recorded-targets", True, "neither --no-target nor --closed-loop, which have no targets")
@@ -108,6 +114,7 @@ def bench(
         budget=budget,
         steps=steps,
         sizes=tuple(size.split(",")) if size else (),
+        prompts=() if prompts is None else read_prompts(prompts),
         best_effort=best_effort,
         accept=accept,
         output_format=output_format,
@@ -156,6 +163,7 @@ def soak(
     callers: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 200,
     seconds: Annotated[float, typer.Option(min=1, help="Of the mixed load; the whole takes about twice that.")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Draws what is asked for.")] = 0,
+    prompts: PromptsOption = None,
     api_key: ApiKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -168,8 +176,10 @@ def soak(
     from elit_serve.bench.soak.report import soak_tables
     from elit_serve.bench.soak.soak import SoakOptions, run_soak
     from elit_serve.clock import MonotonicClock
+    from elit_serve.photographs import read_prompts
 
-    options = SoakOptions(url=url, callers=callers, seconds=seconds, seed=seed, api_key=api_key)
+    asked = () if prompts is None else read_prompts(prompts)
+    options = SoakOptions(url=url, callers=callers, seconds=seconds, seed=seed, prompts=asked, api_key=api_key)
     report = run_soak(options, clock=MonotonicClock())
     show(report.as_dict(), soak_tables(report), as_json=as_json, secret=api_key)
     if not all(check.holds for check in report.checks):

@@ -31,8 +31,8 @@ class RequestRecord(BaseModel):
 
     reason: the server's code for a request that is not done; `unreachable` without an answer.
     budget: what was granted, as a mean over steps and images.
-    label, seed, size, steps, guidance, skips, levels, strides: make the pictures again; the last two have one per step,
-        for each image.
+    label or prompt, seed, size, steps, guidance, skips, levels, strides: make the pictures again; the last two have one
+        per step, for each image.
     expected_quality: of the plan at admission; quality: of what was done, as a mean over images.
     """
 
@@ -50,6 +50,7 @@ class RequestRecord(BaseModel):
     encode_ms: float | None = None
     total_ms: float | None = None
     label: int | None = None
+    prompt: str | None = None
     seed: int | None = None
     size: str | None = None
     steps: int | None = None

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from elit_serve.bench.load.subjects import Subject
+
+THREE = tuple(Subject(label=class_id) for class_id in range(3))
+
 
 @pytest.fixture
 def cost(tmp_path: Path) -> Path:

@@ -24,6 +24,7 @@ from elit_serve.bench.simulate.workload import Setting, draw_workload, scales_of
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
+from tests.bench.conftest import THREE
 
 
 def test_an_azure_trace_is_read_by_its_timestamps(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_the_targets_of_a_log_stay_with_their_arrivals_at_every_load(tmp_path: P
         assert demand.is_hard == (target_ms is not None)
         target_s = wished_s if target_ms is None else target_ms / 1000
         assert demand.deadline_s - demand.arrived_s == pytest.approx(target_s)
-    calls = open_calls(source, count=10, rate_per_s=1, targets_ms=(), num_classes=3, seed=3, recorded_targets=True)
+    calls = open_calls(source, count=10, rate_per_s=1, targets_ms=(), subjects=THREE, seed=3, recorded_targets=True)
     assert [call.latency_ms for call in calls] == recorded
 
 

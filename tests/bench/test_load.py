@@ -17,6 +17,7 @@ from elit_serve.client import AsyncClient
 from elit_serve.clock import MonotonicClock
 from elit_serve.errors import ServerProblem
 from elit_serve.files.records import RequestEnding, RequestRecord
+from tests.bench.conftest import THREE
 
 Reply = tuple[int, dict[str, str], bytes]
 PATIENCE_S = 20.0  # how long a server waits for what must come; reached only when a test fails
@@ -41,7 +42,7 @@ def replayed(url: str, calls: list[PlannedCall]) -> tuple[RequestRecord, ...]:
 def saturated(url: str, *, callers: int, total: int) -> tuple[RequestRecord, ...]:
     async def run() -> tuple[RequestRecord, ...]:
         async with AsyncClient(url) as client:
-            calls = closed_calls(num_classes=3, seed=0)
+            calls = closed_calls(subjects=THREE, seed=0)
             return await saturate(client, calls, {}, callers=callers, total=total, clock=MonotonicClock())
 
     return asyncio.run(run())
@@ -161,7 +162,7 @@ def test_a_closed_loop_gives_up_what_is_not_counted_and_orders_the_rest_by_their
             stalled.wait(PATIENCE_S)
         return picture(body)
 
-    calls = closed_calls(num_classes=3, seed=0)
+    calls = closed_calls(subjects=THREE, seed=0)
     seeds = [next(calls).seed for _ in range(10)]
     records = saturated(start_http(answer), callers=3, total=9)
     stalled.set()

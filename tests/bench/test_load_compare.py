@@ -32,6 +32,7 @@ from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.core import RequestScheduler
 from elit_serve.scheduler.costs import CostTable
 from elit_serve.scheduler.quality import placeholder_quality
+from tests.bench.conftest import THREE
 
 # A step takes 2.5 ms per level alone, and half of that per image in a batch of 4; an answer takes 2 ms more.
 TABLE = CostTable(
@@ -43,6 +44,7 @@ TABLE = CostTable(
     },
     overhead_ms=2.0,
 )
+
 WISH = Wish(shapes={None: "32x32"}, weak_caps=(1, 1, 1, None), levels=(1, 2, 4))
 BUDGETS = Budgets(levels=(1, 2, 4), latents_per_group=4)
 COMPARABLE = LoadOptions(url="http://127.0.0.1:1", cost=Path("some.json"))
@@ -139,7 +141,7 @@ def test_a_run_sends_what_the_simulator_draws_for_the_same_seed() -> None:
     drawn = draw_workload(setting, source, load=0.7, slo_scales=scales, count=30, seed=5)
     capacity = Capacity.measured(TABLE, weak_caps=(1,) * 4)
     targets_ms = [capacity.target_ms(scale) for scale in scales]
-    sent = open_calls(source, count=30, rate_per_s=capacity.rate_at(0.7), targets_ms=targets_ms, num_classes=3, seed=5)
+    sent = open_calls(source, count=30, rate_per_s=capacity.rate_at(0.7), targets_ms=targets_ms, subjects=THREE, seed=5)
     wish = replace(WISH, weak_caps=(1,) * 4)
     for ours, theirs in zip([wish.demand(index, call) for index, call in enumerate(sent)], drawn, strict=True):
         assert ours.arrived_s == pytest.approx(theirs.arrived_s)

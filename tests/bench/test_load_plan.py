@@ -17,6 +17,7 @@ from elit_serve.plans.grid import time_grid
 from elit_serve.plans.guidance import Guidance, GuidanceMethod
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler.costs import CostTable
+from tests.bench.conftest import THREE
 
 # Milliseconds: a full step takes 8 alone and 16 for a batch of 4, without guidance 4 and 10.
 TABLE = CostTable(
@@ -27,12 +28,13 @@ TABLE = CostTable(
     },
     overhead_ms=6.0,
 )
+
 LEVELS = tuple(LevelInfo(level=level, budget=level / 4, latency_ms=50.0 * level) for level in (1, 2, 4))
 MODEL = Model(id="m", classes=("a", "b", "c"), levels=LEVELS, sampling=SamplingInfo(steps=10))
 
 
 def calls(**changes: Any) -> tuple[PlannedCall, ...]:
-    asked = {"count": 50, "rate_per_s": 2.0, "targets_ms": (100.0, 200.0), "num_classes": 3, "seed": 0, **changes}
+    asked = {"count": 50, "rate_per_s": 2.0, "targets_ms": (100.0, 200.0), "subjects": THREE, "seed": 0, **changes}
     return open_calls(open_arrivals("poisson"), **asked)
 
 

@@ -1,4 +1,4 @@
-"""What a load run asks for, drawn by its seed: arrivals, targets, labels and seeds, relative to what the device can do.
+"""What a load run asks for, drawn by its seed: arrivals, targets, subjects, seeds, relative to what the device can do.
 
 Load 1 is the saturated full-budget throughput; a target is a multiple of the full-budget latency of a request alone.
 """
@@ -12,6 +12,7 @@ from random import Random
 from statistics import fmean, harmonic_mean
 
 from elit_serve.bench.load.sender import PlannedCall
+from elit_serve.bench.load.subjects import Subject
 from elit_serve.bench.simulate.arrivals import Arrivals, arrival_times, recorded_targets_ms
 from elit_serve.bench.simulate.workload import draw_targets
 from elit_serve.client import Model, SamplingInfo
@@ -106,15 +107,15 @@ def open_calls(
     count: int,
     rate_per_s: float,
     targets_ms: Sequence[float],
-    num_classes: int,
+    subjects: Sequence[Subject],
     seed: int,
     recorded_targets: bool = False,
     sizes: Mapping[str | None, float] = ONE_SIZE,
 ) -> tuple[PlannedCall, ...]:
     """`count` calls in order of arrival, at this mean rate. targets_ms: one is drawn for each; none is no target.
 
-    recorded_targets: the source's own targets instead. sizes: one is drawn for each, with how many times as long the
-    targets are for it.
+    recorded_targets: the source's own targets instead. subjects, sizes: one is drawn for each; of sizes with how many
+    times as long the targets are for it.
     """
     if not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise InvalidInput("rate", rate_per_s, "requests per second, above 0")
@@ -125,19 +126,22 @@ def open_calls(
     stretches = dict.fromkeys(sizes, 1.0) if recorded_targets else sizes
     return tuple(
         replace(call, at_s=at_s, latency_ms=None if target is None else stretches[call.size] * target)
-        for at_s, target, call in zip(arrivals, targets, closed_calls(num_classes, seed, list(sizes)), strict=False)
+        for at_s, target, call in zip(arrivals, targets, closed_calls(subjects, seed, list(sizes)), strict=False)
     )
 
 
-def closed_calls(num_classes: int, seed: int, sizes: Sequence[str | None] = (None,)) -> Iterator[PlannedCall]:
-    """Calls without end, to be sent whenever there is room, each of one of these sizes."""
+def closed_calls(
+    subjects: Sequence[Subject], seed: int, sizes: Sequence[str | None] = (None,)
+) -> Iterator[PlannedCall]:
+    """Calls without end, to be sent whenever there is room, each of one of these subjects and sizes."""
     rng = Random(f"sizes {seed}")
-    for label, image_seed in pictures(num_classes, seed):
-        yield PlannedCall(at_s=0.0, label=label, seed=image_seed, size=rng.choice(sizes))
+    for index, image_seed in pictures(len(subjects), seed):
+        of = subjects[index]
+        yield PlannedCall(at_s=0.0, label=of.label, prompt=of.prompt, seed=image_seed, size=rng.choice(sizes))
 
 
-def pictures(num_classes: int, seed: int) -> Iterator[tuple[int, int]]:
-    """(class id, noise seed) without end."""
+def pictures(num_subjects: int, seed: int) -> Iterator[tuple[int, int]]:
+    """(index of a subject, noise seed) without end."""
     rng = Random(f"pictures {seed}")
     while True:
-        yield rng.randrange(num_classes), rng.randrange(SEEDS)
+        yield rng.randrange(num_subjects), rng.randrange(SEEDS)

@@ -13,6 +13,7 @@ from pathlib import Path
 from elit_serve.bench.load.plan import Capacity, budgets_of, closed_calls, full_plan, open_calls
 from elit_serve.bench.load.report import Summary, closed_summary, open_summary
 from elit_serve.bench.load.sender import PlannedCall, replay, saturate
+from elit_serve.bench.load.subjects import Subject, subjects_of
 from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.catalogue import cost_table
 from elit_serve.client import AsyncClient, Client, GenerateOptions, Model
@@ -40,6 +41,7 @@ class LoadOptions:
     closed_loop: callers that each ask again once answered, without targets and at a pinned budget; None is open loop.
     warm_up: requests of a closed loop that are not counted.
     budget: pinned for every request. steps: of every request; None is the model's.
+    prompts: one is drawn for each request; empty for the classes of the model, or the prompts that it shows.
     sizes: one is drawn for each request, whose target is by what that size takes alone; empty for the model's default.
     accept: the media type to ask for.
     api_key: never written into a report.
@@ -60,6 +62,7 @@ class LoadOptions:
     warm_up: int | None = None
     budget: float | None = None
     steps: int | None = None
+    prompts: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     best_effort: bool = False
     accept: str | None = None
@@ -94,12 +97,13 @@ def burstiness_trace(burstiness: float) -> str:
 class Target:
     """The server's model, as far as a run must know it, with the cost table if one is given.
 
-    plan: at full budget. sizes: that are asked for; None is the model's default.
+    plan: at full budget. subjects, sizes: that are asked for; None is the model's default size.
     """
 
     model: Model
     table: CostTable | None
     plan: Plan
+    subjects: tuple[Subject, ...]
     sizes: tuple[str | None, ...] = (None,)
 
     @property
@@ -161,8 +165,6 @@ def _target(options: LoadOptions) -> Target:
     table = cost_table(read_latency(options.cost)) if options.cost else None
     with Client(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
         model = client.models()[0]
-    if not model.classes:
-        raise InvalidInput("url", options.url, f"a server of a model of classes: {model.id} makes pictures of prompts")
     full_level = budgets_of(model).full_level
     num_steps = options.steps or model.sampling.steps
     if table is None and options.slo_scales and num_steps != model.sampling.steps:
@@ -171,7 +173,8 @@ def _target(options: LoadOptions) -> Target:
         if size not in model.sizes:
             raise InvalidInput("size", size, f"the server has {', '.join(model.sizes)}")
     plan = full_plan(model.sampling, num_steps, full_level)
-    return Target(model=model, table=table, plan=plan, sizes=options.sizes or (None,))
+    subjects = subjects_of(model, options.prompts)
+    return Target(model=model, table=table, plan=plan, subjects=subjects, sizes=options.sizes or (None,))
 
 
 def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
@@ -182,7 +185,7 @@ def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
         count=options.requests,
         rate_per_s=rate_per_s,
         targets_ms=[capacity.target_ms(scale) for scale in options.slo_scales],
-        num_classes=len(target.model.classes),
+        subjects=target.subjects,
         seed=options.seed,
         recorded_targets=options.recorded_targets,
         sizes=target.stretches,
@@ -225,7 +228,7 @@ def _closed_run(options: LoadOptions, target: Target, clock: Clock) -> LoadRepor
     common: GenerateOptions = {**options.common, "budget": 1.0 if options.budget is None else options.budget}
 
     async def drive() -> tuple[RequestRecord, ...]:
-        calls = closed_calls(len(target.model.classes), options.seed, target.sizes)
+        calls = closed_calls(target.subjects, options.seed, target.sizes)
         async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
             return await saturate(client, calls, common, callers=callers, total=warm_up + counted, clock=clock)
 
@@ -241,10 +244,11 @@ def _rounded_up(count: int, unit: int) -> int:
 
 def _facts(options: LoadOptions, target: Target) -> dict[str, object]:
     model = target.model
-    asked = {name: value for name, value in asdict(options).items() if name != "api_key"}
+    asked = {name: value for name, value in asdict(options).items() if name not in ("api_key", "prompts")}
     return {
         **{name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},
         "steps": target.plan.num_steps,
+        "num_subjects": len(target.subjects),
         "model": model.id,
         "model_hash": model.hash,
         "device": model.device,

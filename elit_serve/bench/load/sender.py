@@ -24,13 +24,14 @@ class PlannedCall:
     """One request before it is sent.
 
     at_s: when, in seconds from the start of the run; a closed loop has no use for it.
-    label: class id.
+    label: class id, or prompt: words; the other is None.
     latency_ms: the target, or None. size: of the picture; None is the model's default.
     """
 
     at_s: float
-    label: int
     seed: int
+    label: int | None = None
+    prompt: str | None = None
     latency_ms: float | None = None
     size: str | None = None
 
@@ -90,6 +91,7 @@ async def _send(
         encode_ms=generation.encode_ms if generation else None,
         total_ms=generation.total_ms if generation else None,
         label=call.label,
+        prompt=call.prompt,
         seed=call.seed,
         size=generation.size if generation else call.size,
         steps=generation.steps if generation else None,
@@ -108,6 +110,7 @@ async def _ending(
     options: GenerateOptions = {
         **common,
         "label": call.label,
+        "prompt": call.prompt,
         "seed": call.seed,
         "latency_ms": call.latency_ms,
         "size": call.size,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 from elit_serve.bench.load.sender import ending_of
+from elit_serve.bench.load.subjects import Subject
 from elit_serve.client import AsyncClient, GenerateOptions, Generation
 from elit_serve.client.job_answers import JobStep
 from elit_serve.client.options import Wishes
@@ -58,11 +59,13 @@ class Tally:
 
 
 class Callers:
-    """Draws requests. solo_ms: of a picture at full budget on an idle server."""
+    """Draws requests. subjects: of their pictures. solo_ms: of a picture at full budget on an idle server."""
 
-    def __init__(self, client: AsyncClient, *, num_classes: int, solo_ms: float, seed: int, clock: Clock) -> None:
+    def __init__(
+        self, client: AsyncClient, *, subjects: Sequence[Subject], solo_ms: float, seed: int, clock: Clock
+    ) -> None:
         self._client = client
-        self._num_classes = num_classes
+        self._subjects = subjects
         self._solo_ms = solo_ms
         self._random = random.Random(seed)
         self._clock = clock
@@ -174,4 +177,5 @@ class Callers:
         return EndedRequest(ending=RequestEnding.DONE, images=len(generation.images))
 
     def _subject(self) -> Wishes:
-        return {"label": self._random.randrange(self._num_classes), "seed": self._random.randrange(1 << 32)}
+        of = self._subjects[self._random.randrange(len(self._subjects))]
+        return {"label": of.label, "prompt": of.prompt, "seed": self._random.randrange(1 << 32)}

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from elit_serve.bench.load.subjects import subjects_of
 from elit_serve.bench.soak.callers import LEFT, Callers, Tally
 from elit_serve.bench.soak.ledger import Samples, increase, quantile, read_samples, unaccounted
 from elit_serve.client import AsyncClient
 from elit_serve.clock import Clock
-from elit_serve.errors import InvalidInput
 from elit_serve.files.records import RequestEnding
 
 MIX: Mapping[str, float] = {
@@ -32,13 +32,15 @@ IDLE_POLL_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class SoakOptions:
-    """seconds: of the mixed load; each of the four phases around it takes half of that. api_key: with the
-    scopes generate and metrics."""
+    """seconds: of the mixed load; each of the four phases around it takes half of that. prompts: one is drawn for each
+    request; empty for the classes of the model, or the prompts that it shows. api_key: with the scopes generate and
+    metrics."""
 
     url: str
     callers: int = 200
     seconds: float = 60.0
     seed: int = 0
+    prompts: tuple[str, ...] = ()
     timeout_s: float = 600.0
     api_key: str | None = field(default=None, repr=False)
 
@@ -106,10 +108,9 @@ def run_soak(options: SoakOptions, *, clock: Clock) -> SoakReport:
 async def _soak(options: SoakOptions, clock: Clock) -> SoakReport:
     async with AsyncClient(options.url, api_key=options.api_key, timeout_s=options.timeout_s) as client:
         model = (await client.models())[0]
-        if not model.classes:
-            raise InvalidInput("url", options.url, f"a server of a model of classes: {model.id} has prompts")
         solo_ms = max(level.latency_ms or 0.0 for level in model.levels)
-        callers = Callers(client, num_classes=len(model.classes), solo_ms=solo_ms, seed=options.seed, clock=clock)
+        subjects = subjects_of(model, options.prompts)
+        callers = Callers(client, subjects=subjects, solo_ms=solo_ms, seed=options.seed, clock=clock)
         many, short_s = options.callers, options.seconds / 2
         await callers.ask(MIX, callers=many, seconds=short_s)
         warm = await _at_rest(client)
