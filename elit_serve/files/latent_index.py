@@ -77,6 +77,13 @@ def holds_latents(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
+def latent_folders(folder: Path) -> list[Path]:
+    """The folder itself if it holds latents, or those of them that lie in it, as latents of several sizes do."""
+    if holds_latents(folder):
+        return [folder]
+    return sorted(shard.parent for shard in folder.glob("*/shard-00000.safetensors") if holds_latents(shard.parent))
+
+
 def read_latent_index(folder: Path) -> LatentIndex:
     """Raises one `DataError` that lists all that is wrong."""
     try:

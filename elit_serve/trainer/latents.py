@@ -31,7 +31,8 @@ class LatentSet:
     """Stored latents by class or by caption, or some of them. places: among all of the folder. note: what was left out,
     in one line.
 
-    shards: mapped tensors of samples [N, 1 or 2, C, h, w], and starts: the place of the first of each.
+    shards: mapped tensors of samples [N, 1 or 2, C, h, w], and starts: the place of the first of each. others: the
+    digests of sets of the same photographs at other sizes, which are trained on, too.
     """
 
     index: LatentIndex
@@ -41,6 +42,7 @@ class LatentSet:
     shards: tuple[Tensor, ...]
     starts: tuple[int, ...]
     classes: tuple[str, ...]
+    others: tuple[str, ...] = ()
     what: ClassVar[str] = "latents"
 
     @classmethod
@@ -94,8 +96,8 @@ class LatentSet:
 
     @cached_property
     def digest(self) -> str:
-        """64 hex digits of what is trained on: the encoding, the shards' content, and which of them."""
-        told = self.index.model_dump_json(include={"encoding", "classes", "shards"})
+        """64 hex digits of what is trained on: the encoding, the shards' content, and which of them, at all sizes."""
+        told = self.index.model_dump_json(include={"encoding", "classes", "shards"}) + "".join(self.others)
         return hashlib.sha256(told.encode() + self.places.numpy().tobytes()).hexdigest()
 
     def split(self, fraction: float) -> tuple[LatentSet, LatentSet]:

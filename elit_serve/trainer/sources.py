@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from elit_serve.engine.autoencoders import Autoencoder, kind_of
 from elit_serve.engine.autoencoders.folder import fingerprint
-from elit_serve.errors import InvalidInput
-from elit_serve.files.latent_index import holds_latents
+from elit_serve.errors import DataError, InvalidInput
+from elit_serve.files.latent_index import latent_folders, read_latent_index
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size
 from elit_serve.trainer.buckets import Buckets
@@ -44,7 +44,7 @@ def open_source(
     recipe: Recipe, autoencoder: Autoencoder, folder: Path | None, data: Path, validation: Path | None
 ) -> Source:
     """What is trained on and validated with. folder: of the autoencoder, if it has any."""
-    if holds_latents(data):
+    if latent_folders(data):
         training, held_out = _open_latents(recipe, folder, data, validation)
         return Source(training=training, validation=held_out, drawn=drawn_latents, plain=plain_latents)
     pictures, others = open_data(recipe, autoencoder, data, validation)
@@ -82,27 +82,63 @@ def open_data(recipe: Recipe, autoencoder: Autoencoder, data: Path, validation: 
 
 
 def _open_latents(recipe: Recipe, folder: Path | None, data: Path, validation: Path | None) -> tuple[Buckets, Buckets]:
-    """(training, validation) latents that are of this autoencoder and this size."""
+    """(training, validation) latents that are of this autoencoder, at each of the recipe's sizes."""
     if folder is None:
         raise InvalidInput("--data", str(data), f"photographs: this recipe's autoencoder is {recipe.autoencoder.kind}")
-    if validation is not None and not holds_latents(validation):
+    if validation is not None and not latent_folders(validation):
         raise InvalidInput("--val", str(validation), "latents, as --data; elit-serve encode makes them of photographs")
-    if len(recipe.shapes) > 1:
-        raise InvalidInput("data.sizes", ", ".join(recipe.data.sizes), "nothing with latents, which are of one size")
-    (shape,), digest = recipe.shapes, fingerprint(folder)
-    latents = LatentSet.open(data, shape.size, digest)
-    is_captioned = recipe.text is not None
-    _check_told("--data", latents, is_captioned=is_captioned)
     if recipe.data.shift:
         raise InvalidInput("data.shift", recipe.data.shift, "0 with latents, which cannot be moved by pixels")
-    if recipe.data.flip and not latents.index.encoding.mirrored:
-        raise InvalidInput("data.flip", "true", "false: these latents were encoded without mirrored ones")
+    digest, is_captioned = fingerprint(folder), recipe.text is not None
+    training = _at_each_size(data, recipe.shapes, digest)
+    for latents in training.values():
+        _check_told("--data", latents, is_captioned=is_captioned)
+        if recipe.data.flip and not latents.index.encoding.mirrored:
+            raise InvalidInput("data.flip", "true", "false: these latents were encoded without mirrored ones")
     if validation is None:
-        latents, others = latents.split(recipe.data.holdout)
+        parts = {shape: latents.split(recipe.data.holdout) for shape, latents in training.items()}
+        training, others = ({shape: part[which] for shape, part in parts.items()} for which in (0, 1))
     else:
-        others = LatentSet.open(validation, shape.size, digest, None if is_captioned else latents.classes)
-        _check_told("--val", others, is_captioned=is_captioned)
-    return Buckets(whole=latents, parts={shape: latents}), Buckets(whole=others, parts={shape: others})
+        classes = None if is_captioned else next(iter(training.values())).classes
+        others = _at_each_size(validation, recipe.shapes, digest, classes)
+        for latents in others.values():
+            _check_told("--val", latents, is_captioned=is_captioned)
+    return _of_all_sizes(training), _of_all_sizes(others)
+
+
+def _at_each_size(
+    data: Path, shapes: Sequence[Shape], autoencoder_sha256: str, classes: Sequence[str] | None = None
+) -> dict[Shape, LatentSet]:
+    """The latents of samples of each shape, all of the same photographs. Raises `DataError`."""
+    folders = latent_folders(data)
+    found = {
+        shape: LatentSet.open(_folder_of(data, folders, shape), shape.size, autoencoder_sha256, classes)
+        for shape in shapes
+    }
+    first, *others = found.values()
+    for other in others:
+        told = [(each.index.encoding.data_sha256, each.classes, len(each)) for each in (first, other)]
+        if told[0] != told[1]:
+            raise DataError(f"{data}: {first.folder.name} and {other.folder.name} are of other photographs or classes")
+    return found
+
+
+def _folder_of(data: Path, folders: Sequence[Path], shape: Shape) -> Path:
+    """Of several the one with samples of this shape; one alone says itself what does not fit. Raises `DataError`."""
+    if len(folders) == 1:
+        return folders[0]
+    shapes = {folder: read_latent_index(folder).encoding.sample_shape for folder in folders}
+    found = [folder for folder in folders if shapes[folder] == shape.size]
+    if len(found) != 1:
+        there = "; ".join(f"{folder.name}: {' x '.join(map(str, shapes[folder]))}" for folder in folders)
+        wanted = " x ".join(map(str, shape.size))
+        raise DataError(f"{data} must hold one folder with latents of {wanted}; {len(found)} are: {there}")
+    return found[0]
+
+
+def _of_all_sizes(sets: Mapping[Shape, LatentSet]) -> Buckets:
+    first, *others = sets.values()
+    return Buckets(whole=replace(first, others=tuple(other.digest for other in others)), parts=sets)
 
 
 def _check_told(field: str, latents: LatentSet, *, is_captioned: bool) -> None:

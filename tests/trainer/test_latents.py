@@ -190,6 +190,40 @@ def test_a_model_trains_from_latents_as_from_photographs(
     export(stored.path, tmp_path / "model", autoencoder=autoencoder)
 
 
+def test_latents_of_two_sizes_lie_in_one_folder_and_are_trained_on_in_stages(
+    latents: Path,
+    photographs: Path,
+    latent_recipe: Recipe,
+    autoencoder: Path,
+    train_here: Callable[..., RunDirectory],
+    read_losses: Callable[[RunDirectory], dict[int, float]],
+    tmp_path: Path,
+) -> None:
+    """Half as large at first: each step is as from photographs, and a run goes on."""
+    table = latent_recipe.model_dump()
+    table["data"] |= {"sizes": ["4x4"], "stages": [{"sizes": ["4x4"], "steps": 2}]}
+    recipe, both = Recipe.model_validate(table), tmp_path / "both"
+    shutil.copytree(latents, both / "32")
+    with pytest.raises(DataError, match=r"other latents: they are 4 x 8 x 8, .* model is of 4 x 4 x 4"):
+        train_here(recipe, data=both, autoencoder=autoencoder)
+    encoded(photographs, both / "16", autoencoder, height=16, width=16)
+    stored = train_here(recipe, "stored", data=both, autoencoder=autoencoder)
+    seen = train_here(recipe, "seen", autoencoder=autoencoder)
+    assert read_losses(stored) == pytest.approx(read_losses(seen), rel=2e-3)
+    train_here(recipe, "stored", data=both, autoencoder=autoencoder, resume=True)
+
+    shutil.copytree(both / "16", both / "again")
+    with pytest.raises(DataError, match=r"one folder with latents of 4 x 4 x 4; 2 are: 16: 4 x 4 x 4; 32: 4 x 8 x 8"):
+        train_here(recipe, "twice", data=both, autoencoder=autoencoder)
+    shutil.rmtree(both / "again")
+    shutil.rmtree(both / "16")
+    fewer = shutil.copytree(photographs, tmp_path / "fewer")
+    next(fewer.glob("*/*.png")).unlink()
+    encoded(fewer, both / "16", autoencoder, height=16, width=16)
+    with pytest.raises(DataError, match="32 and 16 are of other photographs"):
+        train_here(recipe, "fewer", data=both, autoencoder=autoencoder)
+
+
 def test_latents_of_another_autoencoder_or_size_are_refused_by_name(
     latents: Path,
     latent_recipe: Recipe,
