@@ -276,7 +276,7 @@ def _specs_of(
         try:
             spec = kind.of_configuration(content, height=height, width=width, **ours)
         except InvalidSpec as error:
-            problems = [f"transformer/config.json: {problem}" for problem in str(error).split("; ")]
+            problems = [f"transformer/config.json: {InvalidSpec([problem])}" for problem in error.problems]
             raise CheckpointError(folder, problems) from None
         found.append(spec)
     return found

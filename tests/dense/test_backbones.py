@@ -16,10 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from elit_serve.errors import InvalidInput
 from elit_serve.nn import InvalidSpec, build, build_empty, count_parameters, parse_spec
 from elit_serve.nn.backbones.dense.dense import Dense, DenseSpec, diffusers_class
+from elit_serve.nn.backbones.dense.flux2 import Flux2Spec
+from elit_serve.nn.backbones.dense.z_image import ZImageSpec
 from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import packed
 
+FLUX2: dict[str, Any] = {"channels": 128, "height": 64, "width": 64, "patch": 1, "max_tokens": 512}
+Z_IMAGE: dict[str, Any] = {"channels": 16, "height": 128, "width": 128, "patch": 2, "max_tokens": 512}
 DENSE = {name: kind.tiny for name, kind in KINDS.items() if kind.is_published and len(kind.tiny.levels) == 1}
 
 
@@ -136,6 +140,18 @@ def test_its_configuration_and_its_file_give_its_spec(spec: DenseSpec) -> None:
     fields = json.loads(json.dumps(spec.config_fields()))["backbone"]
     assert parse_spec(fields.pop("kind"), fields) == spec
     assert count_parameters(spec) == sum(parameter.numel() for parameter in theirs.parameters())
+
+
+@pytest.mark.parametrize(
+    ("spec", "billions"),
+    [
+        (Flux2Spec(**FLUX2, dim=3072, num_heads=24, depth=5, single_depth=20, text_dim=7680), 3.88),
+        (ZImageSpec(**Z_IMAGE, dim=3840, num_heads=30, depth=30, text_dim=2560), 6.15),
+    ],
+    ids=["klein-4B", "z-image"],
+)
+def test_published_models_have_as_many_parameters_as_they_are_named_for(spec: DenseSpec, billions: float) -> None:
+    assert count_parameters(spec) == pytest.approx(billions * 1e9, rel=2e-3)
 
 
 def test_a_configuration_that_cannot_be_is_refused_with_all_that_is_wrong(spec: DenseSpec) -> None:

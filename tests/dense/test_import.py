@@ -151,6 +151,38 @@ def test_a_published_qwen_image_has_a_name_that_diffusers_ignores_too(model_of: 
     assert written.backbone == read_config(model_of("qwen-image")).backbone
 
 
+@pytest.mark.parametrize(
+    ("family", "file", "fields", "problem"),
+    [
+        ("qwen-image", "transformer/config.json", {"zero_cond_t": True}, "zero_cond_t: it must be false, and is true"),
+        ("flux2-klein", "transformer/config.json", {"guidance_embeds": True}, "it must be false, and is true"),
+        ("flux2-klein", "transformer/config.json", {"patch_size": 2}, "patch: 2 is not allowed; 1: its autoencoder"),
+        ("flux2-klein", "transformer/config.json", {"out_channels": 8}, "out_channels: Extra inputs"),
+        ("flux2-klein", "transformer/config.json", {"num_single_layers": 1}, r"single_transformer_blocks\.1\.\S+ does"),
+        ("flux2-klein", "vae/config.json", {"patch_size": [1, 1]}, "config.json: patch_size"),
+        ("flux2-klein", "vae/config.json", {"latent_channels": 8}, "it has 32 channels, and the model 16"),
+        ("flux2-klein", "scheduler/scheduler_config.json", {"time_shift_type": "linear"}, "of FLUX.2 is exponential"),
+        ("z-image", "transformer/config.json", {"siglip_feat_dim": 8}, "siglip_feat_dim: it must be null, and is 8"),
+        ("z-image", "transformer/config.json", {"all_f_patch_size": [2]}, r"it must be \[1\], and is \[2\]"),
+        (
+            "z-image",
+            "transformer/config.json",
+            {"axes_lens": [64, 32, 32]},
+            "max_tokens: 40 is not allowed; at most 32",
+        ),
+        ("z-image", "transformer/config.json", {"axes_lens": [128, 2, 32]}, "height: 8 is not allowed; at most 4"),
+        ("z-image", "model_index.json", {"_class_name": "Flux2KleinPipeline"}, "this pipeline has Flux2Transformer2D"),
+    ],
+)
+def test_what_a_family_is_not_is_refused(
+    family: str, file: str, fields: dict[str, Any], problem: str, model_of: Made, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_of(family), tmp_path / "tiny")
+    change(folder / file, **fields)
+    with pytest.raises((CheckpointError, InvalidInput), match=problem):
+        import_folder(folder, **IMPORTED[family], replace_ours=True)
+
+
 @pytest.mark.parametrize("shifts", [{"base_shift": 10, "max_shift": -10}, {"base_shift": -10, "max_shift": 10}])
 def test_a_shift_that_grows_beyond_bounds_is_refused(model_of: Made, tmp_path: Path, shifts: dict[str, float]) -> None:
     folder = shutil.copytree(model_of("qwen-image"), tmp_path / "tiny")

@@ -9,6 +9,7 @@ Letters: B batch, C channels, H x W sample size, N image tokens, T text tokens, 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput, MissingPackage
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
-from elit_serve.nn.fields import parse, whole
+from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse, whole
 from elit_serve.nn.flops import Flops
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import TextTokens
@@ -36,11 +37,13 @@ class DenseSpec(BackboneSpec):
     channels, height, width: the sample, an autoencoder's latent. patch: side of a square patch. dim: D. depth: blocks.
     text_dim: width of the states of a prompt's tokens. max_tokens: T, to which all prompts are filled up.
 
-    their_class: its name in diffusers. their_names: what the fields are called in its configuration.
+    their_class: its name in diffusers. their_names: what the fields are called in its configuration. their_constants:
+    what that must say besides, or leave as it is by itself.
     """
 
     their_class: ClassVar[str]
     their_names: ClassVar[Mapping[str, str]]
+    their_constants: ClassVar[Mapping[str, object]] = {}
 
     channels: int = whole(1, 1024)
     height: int = whole(1, MAX_SIDE)
@@ -61,9 +64,21 @@ class DenseSpec(BackboneSpec):
         signature = inspect.signature(diffusers_class(cls.their_class).__init__)
         usual = {name: each.default for name, each in signature.parameters.items() if name != "self"}
         told = {name: value for name, value in content.items() if not name.startswith("_")}
+        whole_table = {**usual, **told}
+        wrong = [
+            SpecProblem((name,), value, f"it must be {json.dumps(allowed)}, and is {json.dumps(value)}")
+            for name, allowed in cls.their_constants.items()
+            if (value := whole_table.pop(name, allowed)) not in (allowed, _as_in_python(allowed))
+        ]
         names = {theirs: field for field, theirs in cls.their_names.items()}
-        table = {names.get(name, name): value for name, value in {**usual, **told}.items() if value is not None}
-        return parse(cls, cls.completed({**table, **ours}))
+        table = {names.get(name, name): value for name, value in whole_table.items() if value is not None}
+        try:
+            spec = parse(cls, cls.completed({**table, **ours}))
+        except InvalidSpec as error:
+            raise InvalidSpec([*wrong, *error.problems]) from None
+        if wrong:
+            raise InvalidSpec(wrong)
+        return spec
 
     @classmethod
     def completed(cls, table: dict[str, object]) -> dict[str, object]:
@@ -124,6 +139,11 @@ class DenseSpec(BackboneSpec):
     def blocks_flops(self, tokens: int) -> float:
         """Of all blocks over so many image tokens and T text tokens."""
         raise NotImplementedError
+
+
+def _as_in_python(value: object) -> object:
+    """A list of JSON as a default of diffusers is written."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Dense(Backbone):

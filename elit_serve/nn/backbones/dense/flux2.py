@@ -38,6 +38,7 @@ class Flux2Spec(DenseSpec):
         "single_depth": "num_single_layers", "num_heads": "num_attention_heads", "mlp_ratio": "mlp_ratio",
         "axes": "axes_dims_rope", "theta": "rope_theta", "time_channels": "timestep_guidance_channels", "eps": "eps",
     }  # fmt: skip
+    their_constants: ClassVar[dict[str, object]] = {"guidance_embeds": False}  # it is told no scale of guidance
 
     single_depth: int = whole(1, 512)
     axes: tuple[int, ...] = several(4, 2, 1024, (32, 32, 32, 32))
@@ -48,11 +49,8 @@ class Flux2Spec(DenseSpec):
 
     @classmethod
     def completed(cls, table: dict[str, object]) -> dict[str, object]:
-        """Its width is that of a head times their number. It is told no guidance scale, and answers in the channels of
-        its samples."""
+        """Its width is that of a head times their number, and it answers in the channels of its samples."""
         rest = dict(table)
-        if rest.get("guidance_embeds") is False:
-            del rest["guidance_embeds"]
         if rest.get("out_channels") == rest.get("channels"):
             rest.pop("out_channels", None)
         head, heads = rest.pop("attention_head_dim"), rest.get("num_heads")

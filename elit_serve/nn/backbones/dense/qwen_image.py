@@ -39,13 +39,14 @@ class QwenImageSpec(DenseSpec):
         "channels": "out_channels", "patch": "patch_size", "text_dim": "joint_attention_dim", "depth": "num_layers",
         "num_heads": "num_attention_heads", "axes": "axes_dims_rope",
     }  # fmt: skip
+    their_constants: ClassVar[dict[str, object]] = dict.fromkeys(UNUSED, False)
 
     axes: tuple[int, ...] = several(3, 2, 1024, (16, 56, 56))
 
     @classmethod
     def completed(cls, table: dict[str, object]) -> dict[str, object]:
         """Its width is that of a head times their number, and samples come in patches already."""
-        rest = {name: value for name, value in table.items() if not (name in UNUSED and value is False)}
+        rest = dict(table)
         rest.pop(UNKNOWN, None)
         head, heads, inputs = rest.pop("attention_head_dim"), rest.get("num_heads"), rest.pop("in_channels")
         if isinstance(head, int) and isinstance(heads, int):

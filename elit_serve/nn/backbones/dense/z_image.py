@@ -30,7 +30,6 @@ from elit_serve.nn.reuse import CoreChange, through_core
 from elit_serve.nn.text import TextTokens
 
 FILLED = 32  # tokens: images and prompts have whole multiples of them
-ONE_FRAME = (1,)  # the patch of a picture's only frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,7 @@ class ZImageSpec(DenseSpec):
         "has_norm": "qk_norm", "theta": "rope_theta", "time_factor": "t_scale", "axes": "axes_dims",
         "places": "axes_lens",
     }  # fmt: skip
+    their_constants: ClassVar[dict[str, object]] = {"all_f_patch_size": [1], "siglip_feat_dim": None}
 
     refiner_depth: int = whole(0, 512, 2)
     axes: tuple[int, ...] = several(3, 2, 1024, (32, 48, 48))
@@ -58,10 +58,8 @@ class ZImageSpec(DenseSpec):
 
     @classmethod
     def completed(cls, table: dict[str, object]) -> dict[str, object]:
-        """It has one size of patches, of one frame, and as many heads of keys as of queries."""
+        """It has one size of patches, and as many heads of keys as of queries."""
         rest = dict(table)
-        if rest.get("all_f_patch_size") in (ONE_FRAME, list(ONE_FRAME)):
-            del rest["all_f_patch_size"]
         if rest.get("n_kv_heads") == rest.get("num_heads"):
             rest.pop("n_kv_heads", None)
         if isinstance(patches := rest.get("patch"), list | tuple) and len(patches) == 1:
@@ -70,8 +68,7 @@ class ZImageSpec(DenseSpec):
 
     def arguments(self) -> dict[str, Any]:
         of_fields = super().arguments() | {"axes_dims": list(self.axes), "axes_lens": list(self.places)}
-        patches = {"all_patch_size": [self.patch], "all_f_patch_size": list(ONE_FRAME)}
-        return of_fields | patches | {"n_kv_heads": self.num_heads}
+        return of_fields | {"all_patch_size": [self.patch], "n_kv_heads": self.num_heads}
 
     def check(self) -> None:
         if self.dim % self.num_heads or sum(self.axes) != self.dim // self.num_heads or any(a % 2 for a in self.axes):
@@ -155,7 +152,7 @@ class ZImage(Dense):
     def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens, change: CoreChange | None) -> Tensor:
         """Its time is that of the data, 1 - sigma, and its answer data - noise."""
         height, width = x.shape[-2:]
-        patch, size = self.spec.patch, f"{self.spec.patch}-{ONE_FRAME[0]}"
+        patch, size = self.spec.patch, f"{self.spec.patch}-1"  # of one frame
         patches = torch.unflatten(patchify(x, patch=patch, window=ONE), -1, (-1, patch**2)).transpose(-1, -2)
         tokens = self.all_x_embedder[size](patches.flatten(-2))  # [B, N, D]
         vector = self.time_embedding(1 - sigma)  # [B, min(D, 256)]
