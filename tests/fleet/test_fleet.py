@@ -32,6 +32,7 @@ from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.model import FleetModel
 from elit_serve.fleet.replica import Replica
 from elit_serve.fleet.run import of_replica, serve
+from elit_serve.scheduler import CostTable
 from elit_serve.server.engines import LoadedModel, num_slots
 from elit_serve.server.setting_sources import read_settings
 from elit_serve.server.settings import Settings
@@ -60,13 +61,13 @@ def start_fleet(tiny_pipeline: Pipeline) -> Iterator[StartFleet]:
     """Starts two replicas of the tiny model, and a server that knows them by messages alone."""
     with ExitStack() as stack:
 
-        def start(executor: type[Executor] = AsPredicted, **settings: Any) -> RunningFleet:
+        def start(executor: type[Executor] = AsPredicted, cost: CostTable = COST, **settings: Any) -> RunningFleet:
             wanted = Settings(response_ms=0, **settings)
             models, replicas = {}, {}
             for name in NAMES:
                 slots = executor(tiny_pipeline, num_slots=num_slots(wanted))
-                slots.cost = COST  # type: ignore[attr-defined]
-                models[name] = LoadedModel(pipeline=tiny_pipeline, executor=slots, cost=COST)
+                slots.cost = cost  # type: ignore[attr-defined]
+                models[name] = LoadedModel(pipeline=tiny_pipeline, executor=slots, cost=cost)
                 replicas[name] = Replica(name, models[name], wanted, MonotonicClock(), transit_ms=0)
                 replicas[name].start()
                 stack.callback(replicas[name].drain, 0)
@@ -195,11 +196,14 @@ def test_what_a_silent_replica_has_is_made_by_another(
 
 
 def test_a_promise_is_broken_where_too_little_time_is_left(
-    start_fleet: StartFleet, callers: ThreadPoolExecutor, eventually: Any
+    start_fleet: StartFleet, callers: ThreadPoolExecutor
 ) -> None:
-    fleet = start_fleet(executor=Held)
-    answer = callers.submit(fleet.server.generate, {"label": "rose", "latency_ms": 2000})  # alone it takes 1500
-    eventually(lambda: len(fleet.holders()) == 1)
+    """And so much that a busy machine notices the loss before it has passed."""
+    slow = replace(COST, steps_ms={each: 4 * ms for each, ms in COST.steps_ms.items()}, overhead_ms=4000.0)
+    fleet = start_fleet(executor=Held, cost=slow)
+    answer = callers.submit(fleet.server.generate, {"label": "rose", "latency_ms": 8000})  # alone it takes 6000
+    with pytest.raises(TimeoutError):
+        answer.result(2.5)
     fleet.link.hanging.add(fleet.holders()[0])
     told = answer.result(30)
     assert (told.status_code, told.json()["type"]) == (503, "urn:elit-serve:engine-stopped")
