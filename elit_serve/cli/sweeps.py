@@ -192,7 +192,10 @@ def calibrate(
     levels: Annotated[
         str | None, typer.Option(help="Levels to look at. Default: the highest, and a quarter of it if trained.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures of each, their classes in turn.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each, their classes or prompts in turn.")] = 16,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts, one a line, or captions. Default: classes, or the model's examples.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write. Default: skips.json of MODEL.")] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -206,6 +209,7 @@ def calibrate(
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.runs.calibrate import calibrate as fit
     from elit_serve.files.skips import write_skips
+    from elit_serve.photographs import read_prompts
 
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
     trained, full = pipeline.config.levels, pipeline.budgets.full_level
@@ -215,6 +219,7 @@ def calibrate(
         steps=integers("steps", steps),
         levels=[check_level(level, trained) for level in chosen],
         num_samples=samples,
+        prompts=() if prompts is None else read_prompts(prompts),
         console=Console(stderr=True),
     )
     file = out or pipeline.path / "skips.json"

@@ -26,6 +26,8 @@ from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.files.evaluation import read_evaluation
 from elit_serve.files.quality import OWN_SCALE, Quality, read_quality
+from elit_serve.files.records import read_records
+from elit_serve.files.skips import read_skips
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.nn.backbones.elit_mmdit import KIND as MMDIT
 from elit_serve.plans.step_kind import StepKind
@@ -234,3 +236,42 @@ def test_under_load_a_dense_model_takes_fewer_and_longer_steps(
     fewest, most = (quality.front[which].quality.value for which in (0, -1))
     assert min(answer["expected_quality"] for _, answer in done) < most
     assert fewest - 1e-4 <= min(answer["quality"] for _, answer in done) < most
+
+
+def test_another_precision_is_compared_by_the_same_prompts(swept: dict[str, Any], tmp_path: Path) -> None:
+    """The reference is of the precision that was measured, whose pictures the sweep has made already."""
+    model, out = shutil.copytree(swept["folder"], tmp_path / "painter"), shutil.copytree(swept["out"], tmp_path / "out")
+    said = ("precision", model, *swept["said"], "--dtype", "bfloat16", "--max-repeats", 1, "--write", "--out", out)
+    kept = set(out.glob("features/*"))
+    run(*said, "--plan", FULL)
+    found = read_quality(model / "quality.json").precisions["bfloat16"]
+    assert found.plans.keys() == {FULL}
+    assert 0.5 < found.factor.value < 1.5
+    assert len(set(out.glob("features/*")) - kept) == 1
+    with pytest.raises(InvalidInput, match="samples: 16 is not allowed; 24, as in the model"):
+        run(*said, "--samples", 16)
+
+
+def test_what_a_server_made_of_prompts_is_made_again_and_measured(
+    swept: dict[str, Any], server: Any, prompts: Path, tmp_path: Path
+) -> None:
+    server.executor.may_run.set()
+    records, out = tmp_path / "records.jsonl", tmp_path / "out"
+    load = ("--trace", "poisson", "--rate", 100, "--slo-scale", "0.5,1.5", "--requests", 8)
+    run("bench", server.url, *load, "--prompts", prompts, "--records", records)
+    assert {record.prompt for record in read_records(records)} <= set(PROMPTS)
+    run("served", records, swept["folder"], *swept["said"], "--out", out)
+    found = json.loads((out / "served.json").read_text(encoding="utf-8"))
+    assert found["num_samples"] == 24
+    assert 0 < found["num_served"] <= 8
+    assert 0.4 < found["interpolated"] <= 1
+
+
+def test_cores_are_calibrated_on_pictures_of_prompts(swept: dict[str, Any], prompts: Path, tmp_path: Path) -> None:
+    said = ("calibrate", swept["folder"], "--steps", 4, "--samples", 2, "--device", "cpu")
+    found = []
+    for options in (("--prompts", prompts), ()):
+        run(*said, *options, "--out", tmp_path / "skips.json")
+        found.append(read_skips(tmp_path / "skips.json"))
+    assert found[0].num_samples == found[1].num_samples == 2
+    assert found[0].polynomial != found[1].polynomial, "without, they are of the model's examples"

@@ -34,17 +34,21 @@ def calibrate(
     steps: Sequence[int],
     levels: Sequence[int],
     num_samples: int,
+    prompts: Sequence[str] = (),
     console: Console | None = None,
 ) -> SkipCalibration:
     """Makes `num_samples` pictures by the model's recommended sampling with each of these numbers of steps, at each
-    level, their classes in turn and their seeds from 0, and fits the polynomial to the main passes.
+    level, their seeds from 0, and fits the polynomial to the main passes. They are of the prompts in turn; without any,
+    of the model's classes or the prompts that it shows.
 
     Raises `InvalidInput` for fewer than 3 steps: the first has nothing before it, and one point is no curve.
     """
     for count in steps:
         if count < 3:
             raise InvalidInput("steps", count, "at least 3")
-    conditions = [pipeline.conditions[index % len(pipeline.conditions)] for index in range(num_samples)]
+    known = pipeline.conditions
+    shown = [known.prompted(prompt) for prompt in prompts] or [known[index] for index in range(len(known))]
+    conditions = [shown[index % len(shown)] for index in range(num_samples)]
     shares, changes = [], []
     for count, level in product(steps, levels):
         plan = pipeline.plan(levels=[level] * count)

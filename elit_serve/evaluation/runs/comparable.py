@@ -12,22 +12,23 @@ SAME_FLOOR = 0.01  # of the floor; rounding features to float16 moves a distance
 
 def quality_compared_with(pipeline: Pipeline, evaluator: Evaluator) -> Quality:
     """The model's own measurements. Raises `InvalidInput` where other features, another size or number of pictures or
-    other photographs were behind them.
+    other photographs or prompts were behind them.
 
     A saved reference has not the name of its photographs, so it is their floor by which they are known.
     """
     if pipeline.quality is None:
         raise InvalidInput("model", pipeline.config.name, "a model with a quality.json of its own weights")
     quality, reference = pipeline.quality.file, evaluator.reference
+    number, source = ("held_out", "reference") if reference.full_plan is None else ("samples", "prompts")
     if pipeline.sizes.names[0] != pipeline.quality_size:
         allowed = f"{pipeline.quality_size}, as in the model's quality.json, as its default size"
         raise InvalidInput("model", pipeline.sizes.names[0], allowed)
     if reference.fingerprint != quality.features_sha256:
         raise InvalidInput("features", reference.metric, f"those of the model's quality.json, {quality.metric}")
     if reference.num_samples != quality.num_samples:
-        raise InvalidInput("held_out", reference.num_samples, f"{quality.num_samples}, as in the model's quality.json")
+        raise InvalidInput(number, reference.num_samples, f"{quality.num_samples}, as in the model's quality.json")
     floor = evaluator.floor.value
     if abs(floor - quality.floor.value) > SAME_FLOOR * quality.floor.value:
-        allowed = f"the photographs of the model's quality.json ({quality.reference}), with {quality.floor.value:.6g}"
-        raise InvalidInput("reference", f"a floor of {floor:.6g}", allowed)
+        allowed = f"that of the model's quality.json ({quality.reference}), {quality.floor.value:.6g}"
+        raise InvalidInput(source, f"a floor of {floor:.6g}", allowed)
     return quality
