@@ -27,6 +27,10 @@ def encode(
     captions: Annotated[
         bool, typer.Option("--captions", help="Photographs have captions instead of classes: name.txt beside name.jpg.")
     ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A model whose text encoder reads the captions: they are stored encoded, too."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, in which latents are kept.")] = "float16",
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Pictures on the device at a time.")] = 32,
     per_shard: Annotated[int, typer.Option(min=1, max=1 << 20, help="Photographs in a file.")] = 4096,
@@ -69,6 +73,7 @@ def encode(
             autoencoder,
             options,
             device=choose_device(device),
+            text_model=text,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for name in index.damaged:

@@ -39,6 +39,7 @@ from elit_serve.text.command_line import readable
 from elit_serve.trainer.data import DamageReport, PictureSet, picture_or_damage
 from elit_serve.trainer.draws import to_unit
 from elit_serve.trainer.identity import content_digest
+from elit_serve.trainer.texts import encode_texts
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +73,18 @@ def encode_data(
     options: EncodeOptions,
     *,
     device: torch.device,
+    text_model: Path | None = None,
     on_progress: Progress | None = None,
 ) -> LatentIndex:
     """Writes the latents of `data` into `out`, which may hold shards of the same encoding already: these stay.
 
-    A shard is there whole or not at all, and `index.json` when all are. Everything is checked before anything is
-    encoded. Raises `InvalidInput` and `DataError`.
+    text_model: whose text encoder reads the captions, which are stored encoded, too (`trainer.texts`). A shard is there
+    whole or not at all, and `index.json` when all are. Everything is checked before anything is encoded. Raises
+    `InvalidInput` and `DataError`.
     """
     _check_size(options, read_folder(autoencoder).factor)
+    if text_model is not None and not options.captioned:
+        raise InvalidInput("--text", str(text_model), "nothing without --captions: there is no text to encode")
     open_set = PictureSet.open_captioned if options.captioned else PictureSet.open
     pictures = open_set(data, options.height, options.width, part=options.part)
     _check_names(data, pictures.classes)
@@ -96,6 +101,8 @@ def encode_data(
             shards.append(shard)
             if on_progress is not None:
                 on_progress(min(len(pictures), start + options.per_shard), len(pictures))
+    if text_model is not None:
+        encode_texts(out, pictures.classes, text_model, device)
     index = LatentIndex(
         autoencoder=readable(autoencoder.name),
         source=readable(data.name),

@@ -67,7 +67,7 @@ class Trainer:
         self.autoencoder, self.source = autoencoder, source
         training, validation = source.training, source.validation
         self.damage = DamageReport(total=len(training), max_fraction=recipe.data.max_corrupt)
-        self.told = Told(recipe, training.classes, world.device)
+        self.told = Told(recipe, training.classes, world.device, source.texts)
         self.tell = self.told.of(training.classes)
         is_told_alike = validation.classes == training.classes  # then captions are encoded once for both
         self.tell_held_out = self.tell if is_told_alike else self.told.of(validation.classes)

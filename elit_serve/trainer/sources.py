@@ -21,17 +21,19 @@ from elit_serve.trainer.draws import augment, to_unit
 from elit_serve.trainer.gradients import MicroBatch
 from elit_serve.trainer.latents import LatentSet, drawn_latents, plain_latents
 from elit_serve.trainer.recipe import Recipe
+from elit_serve.trainer.texts import StoredTexts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """training, validation: what is read. drawn: of a micro-batch, changed as drawn, to samples [B, C, h, w]; plain:
-    of what a batch holds, as it is."""
+    of what a batch holds, as it is. texts: encoded captions, where they lie beside latents."""
 
     training: Buckets
     validation: Buckets
     drawn: Callable[[MicroBatch], Tensor]
     plain: Callable[[Tensor], Tensor]
+    texts: StoredTexts | None = None
 
 
 def check_folder_given(recipe: Recipe, autoencoder: Path | None) -> None:
@@ -46,7 +48,9 @@ def open_source(
     """What is trained on and validated with. folder: of the autoencoder, if it has any."""
     if latent_folders(data):
         training, held_out = _open_latents(recipe, folder, data, validation)
-        return Source(training=training, validation=held_out, drawn=drawn_latents, plain=plain_latents)
+        folders = [*latent_folders(data), *(latent_folders(validation) if validation else [])]
+        texts = None if recipe.text is None else StoredTexts.open(folders, recipe.text)
+        return Source(training=training, validation=held_out, drawn=drawn_latents, plain=plain_latents, texts=texts)
     pictures, others = open_data(recipe, autoencoder, data, validation)
     return Source(
         training=pictures,

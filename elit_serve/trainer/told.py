@@ -13,8 +13,9 @@ from torch import Tensor
 
 from elit_serve.catalogue import resolve_model
 from elit_serve.engine.conditions import ClassConditions, Conditions, TextConditions
-from elit_serve.engine.text_encoders import TextEncoder, open_encoder
+from elit_serve.engine.text_encoders import CachedEncoder, open_encoder
 from elit_serve.trainer.recipe import Recipe
+from elit_serve.trainer.texts import StoredTexts
 
 AT_A_TIME = 1024  # captions that are encoded in one go
 
@@ -22,17 +23,25 @@ Tell = Callable[[Tensor], Tensor]  # which of a set's classes or captions [B] in
 
 
 class Told:
-    """Of a recipe: what it says of conditions, or what its data does. classes: of the data, where it has them."""
+    """Of a recipe: what it says of conditions, or what its data does. classes: of the data, where it has them. texts:
+    encoded captions, where the data has these."""
 
-    def __init__(self, recipe: Recipe, classes: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, classes: Sequence[str], device: torch.device, texts: StoredTexts | None = None
+    ) -> None:
         self.no_text: Tensor | None = None  # [T, D + 1], where the encoded empty prompt stands for that
         self.config = recipe.conditions(classes)
         self._device = device
         self._limit = recipe.data.memory_gb * 1e9
-        self._encoder: TextEncoder | None = None
+        self._encoder: CachedEncoder | None = None
+        self._texts = texts
         self.shown: Conditions = ClassConditions(classes, model=recipe.name)  # in grids of samples
         if recipe.text is not None:
-            self._encoder = open_encoder(recipe.text, _text_folder(recipe), device)
+            self._encoder = (
+                open_encoder(recipe.text, _text_folder(recipe), device) if texts is None else CachedEncoder(texts)
+            )
+            if texts is not None:
+                texts.check(recipe.text.examples)
             self.no_text = self._encoder.encode([""])[0].to(device) if recipe.text.negative else None
             self.shown = TextConditions(recipe.text, model=recipe.name, encoder=self._encoder)
 
@@ -41,6 +50,8 @@ class Told:
         recipe gives to data, and otherwise whenever they come."""
         if self._encoder is None:
             return _as_they_are
+        if self._texts is not None:
+            self._texts.check(names)
         encoder = self._encoder
         size = len(names) * encoder.max_tokens * (encoder.dim + 1) * encoder.dtype.itemsize
         if size > self._limit:
