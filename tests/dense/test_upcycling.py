@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,20 +15,26 @@ from typing import Any
 import pytest
 import torch
 from dense.conftest import Made
-from dense.folders import SIZE
+from dense.folders import IMPORTED, SIZE
 from PIL import Image
 from rich.console import Console
 
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.errors import DataError
 from elit_serve.files.config import ModelConfig
+from elit_serve.importing.diffusers_folder import import_folder
+from elit_serve.importing.sit import Split
 from elit_serve.nn import Backbone, build
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
+from elit_serve.trainer.encode import EncodeOptions, encode_data
 from elit_serve.trainer.export import export
 from elit_serve.trainer.loop import train
-from elit_serve.trainer.recipe import Recipe
+from elit_serve.trainer.recipe import Recipe, read_recipe
+from tests.trainer.conftest import as_toml
 
 CPU = torch.device("cpu")
+RECIPES = Path(__file__).parents[2] / "models" / "recipes"
 FAMILIES = ("prx", "qwen-image")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40)}
 
@@ -63,10 +73,18 @@ def upcycled(folder: Path, **sections: Any) -> Recipe:
     return Recipe.model_validate({"name": f"turned-{kind}", **table, **changed})
 
 
+def at_vae(folder: Path) -> dict[str, Any]:
+    """Training behind its autoencoder, here and in silence."""
+    return {"autoencoder": folder / "vae", "device": CPU, "console": Console(file=io.StringIO())}
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def held_out_loss(run: Path, which: int) -> float:
     """Of the first validation of a run or of another, at level 1; it is at the same noise and times each time."""
-    lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    found: float = [line["validation"]["1"] for line in lines if "validation" in line][which]
+    found: float = [line["validation"]["1"] for line in logged(run) if "validation" in line][which]
     return found
 
 
@@ -92,7 +110,7 @@ def test_a_folder_teaches_the_model_that_begins_with_it_which_is_served(
     folder = model_of(family)
     recipe = upcycled(folder, budget={"drawing": "fixed", "max_level": 1}, sampling={"guidance": {"method": "none"}})
     dense, vae = Pipeline.load(folder, device="cpu"), folder / "vae"
-    train(recipe, captioned, tmp_path / "run", autoencoder=vae, device=CPU, console=Console(file=io.StringIO()))
+    train(recipe, captioned, tmp_path / "run", **at_vae(folder))
     assert held_out_loss(tmp_path / "run", -1) < 0.98 * held_out_loss(tmp_path / "run", 0)
     export(tmp_path / "run", tmp_path / "turned", dtype="float32", autoencoder=vae)
     turned = Pipeline.load(tmp_path / "turned", device="cpu")
@@ -108,3 +126,88 @@ def test_a_folder_teaches_the_model_that_begins_with_it_which_is_served(
     assert answer.status_code == 200, answer.text
     condition = turned.conditions.prompted("a red rose", "grass")
     assert_same_picture(answer.content, turned.run([condition], [3], turned.plan())[0].image)
+
+
+def test_a_run_from_latents_in_stages_finds_its_captions_encoded_and_needs_no_encoder(
+    model_of: Made, captioned: Path, tmp_path: Path
+) -> None:
+    """Smaller pictures come first."""
+    folder, latents = model_of("qwen-image"), tmp_path / "latents"
+    without = shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("text_encoder"))
+    for size, text_model in ((16, folder), (8, None)):
+        options = EncodeOptions(height=size, width=size, captioned=True, mirrored=False, dtype="float32")
+        encode_data(captioned, latents / str(size), folder / "vae", options, device=CPU, text_model=text_model)
+    grows = {"sizes": ["4x4"], "stages": [{"sizes": ["4x4"], "steps": 2}]}
+    losses = []
+    for model, data in ((folder, captioned), (without, latents)):
+        sections = {"data": grows, "upcycle": {"model": str(model)}, "text": {"examples": ["a red rose"]}}
+        recipe = upcycled(folder, **sections, training={"steps": 3}, every={"log": 1, "validation": 3})
+        train(recipe, data, tmp_path / data.name, **at_vae(folder))
+        losses.append([line["loss"] for line in logged(tmp_path / data.name) if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 3
+
+    unknown = upcycled(without, data=grows, text={"examples": ["a blue rose"]}, training={"steps": 3})
+    with pytest.raises(DataError, match=r"'a blue rose' is not among the encoded prompts; encode them again with --te"):
+        train(unknown, latents, tmp_path / "unknown", **at_vae(folder))
+
+
+def shrunk(name: str, folder: Path, elastic: Path) -> Recipe:
+    """A shipped recipe for tiny models: of sizes and numbers nothing is left, and all else is as it is."""
+    recipe = read_recipe(RECIPES / f"{name}.toml")
+    table, tiny = recipe.model_dump(), upcycled(folder).model_dump()
+    assert (table["backbone"]["kind"], table["text"]["encoder"]) == (tiny["backbone"]["kind"], tiny["text"]["encoder"])
+    table["backbone"] = tiny["backbone"]
+    table["text"] |= {name: tiny["text"][name] for name in ("dim", "max_tokens")}
+    began_plain = table["distillation"]["model"] is None
+    table["upcycle"] |= {"model": str(folder if began_plain else elastic), "new_only_steps": int(began_plain)}
+    table["distillation"] |= {} if began_plain else {"model": str(folder)}
+    table["data"] |= {"sizes": ["4x4"], "stages": [{"sizes": ["4x4"], "steps": 1}]} if recipe.data.stages else {}
+    table["data"] |= {"holdout": 0.25}
+    table["budget"] |= {"min_level": min(2, recipe.budget.min_level)}
+    table["training"] |= {"steps": 2, "batch": 4, "accumulation": 2}
+    table["sampling"] |= {"steps": 2, "guidance": {**table["sampling"]["guidance"], "weak_level": 2}}
+    table["every"] |= {"log": 1}
+    return Recipe.model_validate(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("prx-512", "prx"), ("qwen-image-512", "qwen-image"), ("qwen-image-1024", "qwen-image")]
+)
+def test_shipped_recipes_run_with_tiny_folders_and_stored_latents(
+    name: str, family: str, model_of: Made, captioned: Path, tmp_path: Path
+) -> None:
+    folder, latents = model_of(family), tmp_path / "latents"
+    elastic = shutil.copytree(folder, tmp_path / "elastic")
+    import_folder(elastic, split=Split(window=(2, 2), head=1, tail=1), replace_ours=True, **IMPORTED[family])
+    recipe = shrunk(name, folder, elastic)
+    for size in (16, 8)[: len(recipe.shapes)]:
+        options = EncodeOptions(height=size, width=size, captioned=True, mirrored=recipe.data.flip)
+        texts = folder if size == 16 else None
+        encode_data(captioned, latents / str(size), folder / "vae", options, device=CPU, text_model=texts)
+    train(recipe, latents, tmp_path / "run", **at_vae(folder))
+    lines = [line for line in logged(tmp_path / "run") if "distillation" in line]
+    assert [line["loss"] for line in lines] == pytest.approx(
+        [line["rectified_flow"] + 20 * line["distillation"] for line in lines]
+    )
+    assert len(lines) == 2
+
+
+@pytest.mark.slow
+def test_two_ranks_with_half_of_the_weights_and_of_the_teacher_each_equal_one(
+    model_of: Made, captioned: Path, tmp_path: Path
+) -> None:
+    folder = model_of("qwen-image")
+    recipe = upcycled(folder, training={"steps": 3, "sharded": True}, data={"flip": False, "shift": 0})
+    train(recipe, captioned, tmp_path / "one", **at_vae(folder))
+    file = tmp_path / "two.toml"
+    file.write_text(as_toml(recipe.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "elit_serve.cli", "train"]
+    places = ["--data", captioned, "--out", tmp_path / "two", "--autoencoder", folder / "vae", "--device", "cpu"]
+    command = [sys.executable, *launcher, *map(str, (file, *places))]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    ended = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    losses = [[line["loss"] for line in logged(tmp_path / out) if "loss" in line] for out in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    export(tmp_path / "two", tmp_path / "turned", dtype="float32", autoencoder=folder / "vae")
