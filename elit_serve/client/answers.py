@@ -210,10 +210,12 @@ class TimeShiftInfo(Answer):
 
 
 class SamplingInfo(Answer):
-    """How the model is sampled where a request does not say."""
+    """How the model is sampled where a request does not say. shape_shifts: of sizes that have another shift than
+    `time_shift`, by the `shape` of `SizeInfo`."""
 
     steps: int
     time_shift: float | TimeShiftInfo = 1.0
+    shape_shifts: dict[str, float | TimeShiftInfo] = {}
     guidance: GuidanceInfo = GuidanceInfo()
 
 
