@@ -38,12 +38,14 @@ class DenseSpec(BackboneSpec):
     text_dim: width of the states of a prompt's tokens. max_tokens: T, to which all prompts are filled up.
 
     their_class: its name in diffusers. their_names: what the fields are called in its configuration. their_constants:
-    what that must say besides, or leave as it is by itself.
+    what that must say besides, or leave as it is by itself. masks_text: whether it attends to the tokens of a prompt
+    alone; else to all places, which its pipeline has filled with something.
     """
 
     their_class: ClassVar[str]
     their_names: ClassVar[Mapping[str, str]]
     their_constants: ClassVar[Mapping[str, object]] = {}
+    masks_text: ClassVar[bool] = True
 
     channels: int = whole(1, 1024)
     height: int = whole(1, MAX_SIDE)

@@ -39,6 +39,7 @@ class Flux2Spec(DenseSpec):
         "axes": "axes_dims_rope", "theta": "rope_theta", "time_channels": "timestep_guidance_channels", "eps": "eps",
     }  # fmt: skip
     their_constants: ClassVar[dict[str, object]] = {"guidance_embeds": False}  # it is told no scale of guidance
+    masks_text: ClassVar[bool] = False  # as in diffusers; attention without a mask also has faster kernels on a GPU
 
     single_depth: int = whole(1, 512)
     axes: tuple[int, ...] = several(4, 2, 1024, (32, 32, 32, 32))
@@ -125,28 +126,24 @@ class Flux2(Dense):
         tokens = self.x_embedder(patchify(x, patch=1, window=ONE))  # [B, N, D]
         words = self.context_embedder(text.states.to(self.dtype))  # [B, T, D]
         vector = self.embedded_noise_level(sigma)  # [B, D]
-        image_mask = text.mask.new_ones(len(x), tokens.shape[1])
-        told = {
-            "image_rotary_emb": self.layout(x.shape, x.device),
-            "joint_attention_kwargs": {"attention_mask": torch.cat([text.mask, image_mask], dim=1)[:, None, None]},
-        }
+        turns = self.layout(x.shape, x.device)
 
         def core(stream: Tensor | Residual) -> Tensor:
-            return self._core(settled(stream), words, vector, told)
+            return self._core(settled(stream), words, vector, turns)
 
         tokens = through_core(core, tokens, change)
         patches = self.proj_out(self.norm_out(tokens, vector))  # [B, N, C]
         return unpatchify(patches, patch=1, window=ONE, height=height, width=width)
 
-    def _core(self, tokens: Tensor, words: Tensor, vector: Tensor, told: dict[str, Any]) -> Tensor:
+    def _core(self, tokens: Tensor, words: Tensor, vector: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
         """Tokens of image [B, N, D] and text [B, T, D] through all blocks, told a noise level [B, D]. -> [B, N, D]"""
         of_image, of_text = self.double_stream_modulation_img(vector), self.double_stream_modulation_txt(vector)
         for block in self.transformer_blocks:
-            words, tokens = block(tokens, words, temb_mod_img=of_image, temb_mod_txt=of_text, **told)
+            words, tokens = block(tokens, words, temb_mod_img=of_image, temb_mod_txt=of_text, image_rotary_emb=turns)
         both = torch.cat([words, tokens], dim=1)  # [B, T + N, D]
         of_both = self.single_stream_modulation(vector)
         for block in self.single_transformer_blocks:
-            both = block(both, None, temb_mod=of_both, **told)
+            both = block(both, None, temb_mod=of_both, image_rotary_emb=turns)
         return both[:, words.shape[1] :]
 
 
