@@ -27,11 +27,12 @@ def prompted_subjects(prompts: tuple[str, ...], num_samples: int | None) -> Subj
 
 
 def full_plan_of(pipeline: Pipeline) -> Plan:
-    """The plan that the model's `quality.json` was measured against, or else its own sampling at full budget."""
-    known = None if pipeline.quality is None else pipeline.quality.file
-    if known is not None and known.full_plan is not None:
-        return known.plan(known.full_plan).plan
-    return pipeline.plan()
+    """The plan that the model's `quality.json` was measured against, on the time grid of the size that is measured now;
+    or else the model's own sampling at full budget."""
+    known = pipeline.quality
+    if known is None or known.file.full_plan is None:
+        return pipeline.plan()
+    return known.at_shape(known.file.plan(known.file.full_plan).plan, pipeline.sizes.default.name)
 
 
 def own_reference(
