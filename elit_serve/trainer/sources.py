@@ -49,7 +49,7 @@ def open_source(
     if latent_folders(data):
         training, held_out = _open_latents(recipe, folder, data, validation)
         folders = [*latent_folders(data), *(latent_folders(validation) if validation else [])]
-        texts = None if recipe.text is None else StoredTexts.open(folders, recipe.text)
+        texts = None if recipe.text is None else StoredTexts.found_in(folders, recipe.text)
         return Source(training=training, validation=held_out, drawn=drawn_latents, plain=plain_latents, texts=texts)
     pictures, others = open_data(recipe, autoencoder, data, validation)
     return Source(

@@ -98,7 +98,7 @@ class StoredTexts:
         self.dim, self.max_tokens, self.dtype = text.dim, text.max_tokens, shards[0][0].dtype
 
     @classmethod
-    def open(cls, folders: Sequence[Path], text: TextConfig) -> Self | None:
+    def found_in(cls, folders: Sequence[Path], text: TextConfig) -> Self | None:
         """Of folders of latents; None where none of them has any. Raises `DataError` unless what they have is of this
         encoder."""
         files = [file for folder in folders for file in sorted(folder.glob(SHARDS))]

@@ -206,7 +206,7 @@ def test_two_ranks_with_half_of_the_weights_and_of_the_teacher_each_equal_one(
     places = ["--data", captioned, "--out", tmp_path / "two", "--autoencoder", folder / "vae", "--device", "cpu"]
     command = [sys.executable, *launcher, *map(str, (file, *places))]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ended = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(command, env=surroundings, capture_output=True, encoding="utf-8", timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     losses = [[line["loss"] for line in logged(tmp_path / out) if "loss" in line] for out in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
