@@ -48,7 +48,11 @@ class TimeShift:
         if self.growth is None:
             return self.factor
         factor = self.factor * math.exp(self.growth * num_steps)
-        check_factor(factor)
+        if not MIN_TIME_SHIFT <= factor <= MAX_TIME_SHIFT:
+            allowed = (
+                f"a shift of their time grid lies in {MIN_TIME_SHIFT} to {MAX_TIME_SHIFT}, and theirs is {factor:.2g}"
+            )
+            raise InvalidInput("steps", num_steps, allowed)
         return factor
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
+from elit_serve.plans.bounds import MAX_SHIFT_GROWTH, MAX_STEPS
 from elit_serve.plans.grid import TimeShift, time_grid
 from elit_serve.sampling import expand_like, initial_noise
 
@@ -133,8 +134,14 @@ def test_a_shift_that_grows_with_the_steps_is_another_for_each_number_of_them() 
     growing = TimeShift(factor=2.0, growth=math.log(1.5))
     for num_steps in (1, 2, 3):
         assert time_grid(num_steps, growing) == pytest.approx(time_grid(num_steps, 2.0 * 1.5**num_steps))
-    with pytest.raises(InvalidInput, match="time_shift"):
+    with pytest.raises(
+        InvalidInput, match=r"steps: 20 is not allowed; .* lies in 0\.01 to 100\.0, and theirs is 6\.7e\+03"
+    ):
         time_grid(20, growing)
+    with pytest.raises(InvalidInput, match="steps: 1000 is not allowed"):
+        time_grid(MAX_STEPS, TimeShift(factor=100.0, growth=MAX_SHIFT_GROWTH))
+    with pytest.raises(InvalidInput, match=r"time_shift\.growth: -0\.6 is not allowed"):
+        TimeShift(factor=1.0, growth=-0.6)
 
 
 @pytest.mark.parametrize(
