@@ -30,6 +30,12 @@ def work(request_id: int, costs: CorrectedCosts, within_s: float, *, min_level: 
     return Work(demand, costs, latest_s=within_s, margin_s=0.0, order=within_s)
 
 
+def is_taken(newcomer: Work, promised: list[Work], rates: Rates, view: View, images_per_s: float = 0.0) -> bool:
+    together = sorted([*promised, newcomer], key=lambda work: work.order)
+    flow = {"slowdown": 1.0, "urgent_rate": 0.0, "images_per_s": images_per_s}
+    return admissible([newcomer], promised, together, view, rates, **flow) is not None
+
+
 def test_a_level_costs_what_it_does_in_the_batches_of_the_plan() -> None:
     """Twice as much together, hardly more alone: one who has no time to share runs alone, at the highest level."""
     costs = CorrectedCosts(TABLE)
@@ -37,7 +43,7 @@ def test_a_level_costs_what_it_does_in_the_batches_of_the_plan() -> None:
     rates = Rates(QualityTable(levels={4: 0.5, 16: 1.0}), costs, 8, work(0, costs, 1.0).ladder)
     assert rates.longest == 2.0
     works = [work(0, costs, 0.106), *(work(request_id, costs, 10.0) for request_id in range(1, 8))]
-    found = Slowest(works, view, rates).find()
+    found = Slowest(works, view, rates).find(rates.longest)
     assert found is not None
     assert found.times == rates.longest
     assert [room.times for room in rooms(found, view, rates.longest)] == [rates.longest]
@@ -52,8 +58,25 @@ def test_nobody_is_taken_by_a_plan_that_holds_at_a_higher_level_only() -> None:
     view = View(now_s=0.0, start_s=0.0, costs=costs, max_batch=8, num_waiting=0)
     rates = Rates(QualityTable(levels={4: 0.5, 16: 1.0}), costs, 2, work(0, costs, 1.0).ladder)
     works = [work(0, costs, 0.15), work(1, costs, 0.16, min_level=16)]
-    assert Slowest(works, view, rates).find() is not None
-    assert admissible(works[1:], works[:1], works, view, rates, slowdown=1.0, urgent_rate=0.0) is None
+    assert Slowest(works, view, rates).find(rates.longest) is not None
+    assert not is_taken(works[1], works[:1], rates, view)
+
+
+def test_time_that_those_who_come_will_take_is_no_reason_to_refuse_anybody() -> None:
+    """Seven have time for the highest level, and all of it would be gone with an eighth who is in a hurry. If as many
+    come as fill the device at the lowest level, that time is gone without the eighth, too."""
+    costs = CorrectedCosts(TABLE)
+    view = View(now_s=0.0, start_s=0.0, costs=costs, max_batch=8, num_waiting=0)
+    newcomer, promised = work(7, costs, 0.121), [work(request_id, costs, 0.25) for request_id in range(7)]
+    gentle, steep = (
+        Rates(QualityTable(levels={4: lowest, 16: 1.0}), costs, 8, newcomer.ladder) for lowest in (0.7, 0.2)
+    )
+    assert not is_taken(newcomer, promised, gentle, view)
+    assert not is_taken(newcomer, promised, gentle, view, images_per_s=10.0)
+    assert is_taken(newcomer, promised, gentle, view, images_per_s=65.0)
+    assert not is_taken(newcomer, promised, steep, view, images_per_s=65.0), (
+        "the highest level has most quality per second: those who come are refused instead"
+    )
 
 
 def test_who_may_not_run_so_high_is_planned_as_high_as_it_may() -> None:

@@ -55,9 +55,8 @@ class Slowest:
         self._works, self._view, self._rates, self._slowdown = works, view, rates, slowdown
         self._at_levels: dict[int, list[Work]] = {}
 
-    def find(self, known: float = 1.0) -> Slower | None:
-        """known: at how many times as long there is a plan, or else there is none."""
-        most = self._rates.longest
+    def find(self, most: float, known: float = 1.0) -> Slower | None:
+        """most: times as long, which are looked for. known: at how many there is a plan, or else there is none."""
         found = self._slower(most)
         if found is not None:
             return found
@@ -146,31 +145,47 @@ def admissible(
     *,
     slowdown: float,
     urgent_rate: float,
+    images_per_s: float,
 ) -> Certificate | None:
     """A plan for all, if there is one and the newcomers are worth it, or None.
 
     They are if what is expected of everybody's pictures is at least what is expected of the others without them, and
-    what those lose who are expected to come until then.
+    what those lose who are expected to come until then. Time that nobody here would keep, as others come for it, is no
+    loss, see `_within_reach`.
 
     together: newcomers and promised, in order of deadlines. slowdown: of newcomers of the batch class, as in
     `promises.plan_for`. urgent_rate: work that is expected to come and cannot wait, in seconds of the table.
+    images_per_s: that are expected to come, urgent or not.
     """
     kept = plan_with_slack(together, view.start_s, view, slowdown)
     if kept is None or not promised:
         return kept
-    found = Slowest(together, view, rates, slowdown).find()
+    most = _within_reach(newcomers[0], view, rates, images_per_s)
+    found = Slowest(together, view, rates, slowdown).find(most)
     if found is None:
         return None
-    if found.times >= rates.longest:
+    if found.times >= most:
         return kept
     alone = Slowest(promised, view, rates)
-    before = alone.find(known=found.times) or alone.find()
+    before = alone.find(most, known=found.times) or alone.find(most)
     if before is None:
         return kept  # there is no plan without them either, so nothing is taken from anybody
-    with_them = Expected(rooms(found, view, rates.longest), rates)
-    without = Expected(rooms(before, view, rates.longest), rates)
+    with_them = Expected(rooms(found, view, most), rates)
+    without = Expected(rooms(before, view, most), rates)
     gain = with_them.of_all(found.plan) - without.of_all(before.plan)
     ends_s = max(end_s for work, _, end_s in found.plan.spans() if work in newcomers)
     lost = max(0.0, without.quality(0.0, ends_s) - with_them.quality(0.0, ends_s))
     coming_s = urgent_rate * (max(work.due_s for work in newcomers) - view.now_s)
     return kept if gain >= coming_s / newcomers[0].solo_s * lost else None
+
+
+def _within_reach(newcomer: Work, view: View, rates: Rates, images_per_s: float) -> float:
+    """How many times as long as at the lowest level images can be expected to take, however late they are due.
+
+    They share the device with those who come meanwhile. If as many come as lately have, each like the newcomer, all can
+    take no longer than so that they get through; what is more for those who are promised now is gone by then. If the
+    level with the most quality per second takes longer, some of those who come are refused instead.
+    """
+    busy = images_per_s * newcomer.left * rates.least_s * view.costs.correction
+    through = 1 / busy if busy > 0 else inf
+    return min(rates.longest, max(through, rates.best_s / rates.least_s))

@@ -62,7 +62,8 @@ class ElasticSettings:
     max_waiting: accepted requests that have not started, beyond which newcomers are refused; None is no limit.
     parking: what it costs to leave a request out of a launch that has no spare step, in pictures' steps, besides the
         time that smaller launches take longer.
-    memory: of the arrivals that are expected to go on, relative to the mean target.
+    memory: of the arrivals that are expected to go on, relative to the mean target. flow_memory: the same of all who
+        come for the time that promised pictures do not need; that is longer, or a burst would seem to go on.
     scan: how many batches of requests, in order, are looked at for a decision.
     """
 
@@ -74,6 +75,7 @@ class ElasticSettings:
     max_waiting: int | None = None
     parking: float = 2.0
     memory: float = 1.0
+    flow_memory: float = 4.0
     scan: int = 2
 
 
@@ -90,6 +92,7 @@ class ElasticPolicy:
         self._probed_s = -inf
         self._next_turn_s = -inf  # of overdue soft work
         self._arrivals = RecentArrivals(self._settings.memory)
+        self._flow = RecentArrivals(self._settings.flow_memory)
 
     # Admission
 
@@ -109,12 +112,12 @@ class ElasticPolicy:
         return None
 
     def would_admit(self, newcomers: Sequence[Demand], view: View) -> bool:
-        kept = self._arrivals, self._probed_s
-        self._arrivals = copy(self._arrivals)
+        kept = self._arrivals, self._flow, self._probed_s
+        self._arrivals, self._flow = copy(self._arrivals), copy(self._flow)
         works = [self._work(newcomer, view.costs) for newcomer in newcomers]
         self._note_arrival(works, view)
         found = self._considered(works, _promised(works), view)
-        self._arrivals, self._probed_s = kept
+        self._arrivals, self._flow, self._probed_s = kept
         return not isinstance(found, str)
 
     def resume(self, requests: Sequence[Tracked], view: View) -> None:
@@ -162,7 +165,7 @@ class ElasticPolicy:
         twin._works = works = {request_id: copy(work) for request_id, work in self._works.items()}
         twin._soft = [works[work.request_id] for work in self._soft]
         twin._promises = self._promises.copy(works)
-        twin._arrivals = copy(self._arrivals)
+        twin._arrivals, twin._flow = copy(self._arrivals), copy(self._flow)
         return twin
 
     # Decision
@@ -293,8 +296,9 @@ class ElasticPolicy:
                 self._promises.replan(view.start_s, view)
 
     def _note_arrival(self, works: Sequence[Work], view: View) -> None:
-        urgent_s = sum([_urgent_s(work, view.costs) for work in works])
-        self._arrivals.saw(view.now_s, [work.demand for work in works], urgent_s)
+        demands = [work.demand for work in works]
+        self._arrivals.saw(view.now_s, demands, sum([_urgent_s(work, view.costs) for work in works]))
+        self._flow.saw(view.now_s, demands)
 
     def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Certificate | str | None:
         """A plan for what is promised and the newcomers (None if they need no promise), or why there is none."""
@@ -326,6 +330,7 @@ class ElasticPolicy:
             self._wishes.rates_of(len(together), hard[0], view),
             slowdown=slowdown,
             urgent_rate=self._arrivals.urgent_rate(view.now_s),
+            images_per_s=self._flow.images_per_s(view.now_s),
         )
 
     def _may_probe(self, hard: Sequence[Work], view: View, slowdown: float) -> bool:
