@@ -231,12 +231,14 @@ class SizeInfo(Answer):
 
 
 class MeasuredQuality(Answer):
-    """What the qualities that a server tells were measured in, and what they are multiplied by for its own dtype."""
+    """What the qualities that a server tells were measured in, and what they are multiplied by for its own dtype.
+    full_plan: the plan that 1 is as good as; None are photographs."""
 
     measured_in: str | None = None
     factor: float | None = None
     factor_half_width: float | None = None
     num_plans: int | None = None
+    full_plan: str | None = None
 
 
 class PromptInfo(Answer):

@@ -183,6 +183,7 @@ def _measured_quality(model: ServedModel) -> MeasuredQuality | None:
         factor=None if factor is None else rounded(factor.value),
         factor_half_width=None if factor is None else rounded(factor.half_width),
         num_plans=len(compared[0].plans) if compared else None,
+        full_plan=file.full_plan,
     )
 
 

@@ -116,6 +116,9 @@ class MeasuredQuality(BaseModel):
     num_plans: int | None = Field(
         description="Plans that were measured in both; null where there was nothing to measure, or nothing was."
     )
+    full_plan: str | None = Field(
+        description="What a quality of 1 is as good as: pictures by this plan of the model; null are photographs."
+    )
 
 
 class PromptInfo(BaseModel):

@@ -205,6 +205,7 @@ def server(swept: dict[str, Any], start_server: Any, held: Any) -> Any:
 def test_time_buys_steps_of_a_dense_model(server: Any, quality: Quality) -> None:
     worth = {plan.steps: plan.quality.value for plan in quality.front}
     server.executor.may_run.set()
+    assert server.client.get("/v1/models/painter").json()["quality"]["full_plan"] == FULL
     for latency_ms, steps in ((60_000, 8), (6_000, 4), (3_000, 2)):
         body = {"prompt": PROMPTS[0], "latency_ms": latency_ms}
         course = server.client.post("/v1/plan", json=body).json()["course"]

@@ -78,8 +78,9 @@ def test_a_server_in_another_precision_tells_what_that_makes_of_quality(
         course = server.client.post("/v1/plan", json={"label": "rose", "latency_ms": 60_000}).json()["course"]
         assert course["expected_quality"] == answer["expected_quality"] == answer["quality"]
         told.append((answer["expected_quality"], server.client.get("/v1/models/tiny").json()["quality"]))
-    nothing = {"measured_in": "bfloat16", "factor": None, "factor_half_width": None, "num_plans": None}
-    measured = {"measured_in": "bfloat16", "factor": 0.9, "factor_half_width": 0.02, "num_plans": 2}
+    common = {"measured_in": "bfloat16", "full_plan": None}
+    nothing = {**common, "factor": None, "factor_half_width": None, "num_plans": None}
+    measured = {**common, "factor": 0.9, "factor_half_width": 0.02, "num_plans": 2}
     assert told == [(0.9, nothing), (0.81, measured)]
 
 
