@@ -25,9 +25,10 @@ from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.importing import diffusers_folder
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.importing.sit import Split
-from elit_serve.nn import BackboneSpec, build
+from elit_serve.nn import Backbone, BackboneSpec, build
 from elit_serve.nn.backbones.dense.elit_qwen_image import ElitQwenImageSpec
 from elit_serve.nn.backbones.table import KINDS
+from elit_serve.nn.latents import watch_latents
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import packed
 from elit_serve.plans.guidance import Guidance
@@ -130,6 +131,16 @@ def test_a_level_spares_the_flops_that_are_counted(model: torch.nn.Module) -> No
     told = spec.flops(8).executed - spec.flops(1).executed
     assert counted[8] - counted[1] == pytest.approx(told, rel=0.01)
     assert told == pytest.approx(spec.core_flops(8) - spec.core_flops(1))
+
+
+@pytest.mark.parametrize("level", [2, 8])
+def test_what_its_latents_do_can_be_looked_at(level: int, model: torch.nn.Module) -> None:
+    assert isinstance(model, Backbone)
+    seen = watch_latents(model, *inputs(model.spec), level)
+    assert seen.reads.shape == (3, 2, 8, 8)
+    assert seen.after_read.shape == (3, 2, 8, 32)
+    assert seen.after_core.shape == (3, 2, level, 32)
+    assert seen.figures().tokens_per_latent > 1
 
 
 def test_sizes_are_of_whole_windows(spec: BackboneSpec) -> None:

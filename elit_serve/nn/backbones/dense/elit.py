@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
+from elit_serve.nn.backbones.backbone import LatentParts
 from elit_serve.nn.backbones.dense.dense import Dense, DenseSpec
 from elit_serve.nn.backbones.elastic import WithLatents
 from elit_serve.nn.interface import (
@@ -145,6 +146,21 @@ class ElitDense(Dense):
         blocks, split = list(self.every_block()), self.spec.interface
         behind = split.head + split.core
         return blocks[: split.head], blocks[split.head : behind], blocks[behind:]
+
+    def latent_parts(self) -> LatentParts:
+        _, core, _ = self.split_blocks()
+        return LatentParts(
+            reading=self.read.attention,
+            read=self.read,
+            core=tuple(core),
+            writing=self.write.attention,
+            leaving=self.tokens_among,
+        )
+
+    def tokens_among(self, made: Any) -> Tensor:
+        """The image tokens, or latents, of what a block makes: [B, K, D]."""
+        assert isinstance(made, Tensor), type(made)
+        return made
 
     def levels_of(self, level: int | Sequence[int]) -> list[int]:
         """Of the equal parts of a batch."""

@@ -83,6 +83,10 @@ class ElitQwenImage(ElitDense, QwenImage):
         number = positions[:, 0] * columns + positions[:, 1]
         return as_turns(image[number.long()]), as_turns(text)
 
+    def tokens_among(self, made: Any) -> Tensor:
+        _, tokens = made
+        return super().tokens_among(tokens)
+
     def forward(
         self,
         x: Tensor,
