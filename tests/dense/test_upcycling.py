@@ -18,7 +18,9 @@ from dense.conftest import Made
 from dense.folders import IMPORTED, SIZE
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
+from elit_serve.cli import app
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import DataError
 from elit_serve.files.config import ModelConfig
@@ -31,6 +33,7 @@ from elit_serve.trainer.encode import EncodeOptions, encode_data
 from elit_serve.trainer.export import export
 from elit_serve.trainer.loop import train
 from elit_serve.trainer.recipe import Recipe, read_recipe
+from elit_serve.trainer.texts import StoredTexts
 from tests.trainer.conftest import as_toml
 
 CPU = torch.device("cpu")
@@ -150,6 +153,34 @@ def test_a_run_from_latents_in_stages_finds_its_captions_encoded_and_needs_no_en
     unknown = upcycled(without, data=grows, text={"examples": ["a blue rose"]}, training={"steps": 3})
     with pytest.raises(DataError, match=r"'a blue rose' is not among the encoded prompts; encode them again with --te"):
         train(unknown, latents, tmp_path / "unknown", **at_vae(folder))
+
+
+def test_texts_beside_latents_are_those_of_the_models_encoder_and_damage_is_told(
+    model_of: Made, captioned: Path, tmp_path: Path
+) -> None:
+    folder, latents = model_of("qwen-image"), tmp_path / "latents"
+    given = [str(captioned), str(latents), "--autoencoder", str(folder / "vae"), "--size", "16x16", "--device", "cpu"]
+    refused = CliRunner().invoke(app, ["encode", *given, "--text", str(folder)])
+    assert "--text" in str(refused.exception)
+    assert "nothing without --captions" in str(refused.exception)
+    encode = ["encode", *given, "--captions", "--text", str(folder)]
+    assert CliRunner().invoke(app, encode).exit_code == 0
+    pipeline, text = Pipeline.load(folder, device="cpu"), upcycled(folder).text
+    assert text is not None
+    prompts = ["a red rose", "", *pipeline.config.conditions.examples]
+    stored, encoder = StoredTexts.found_in([latents], text), pipeline.conditions.encoder
+    assert stored is not None
+    torch.testing.assert_close(stored.encode(prompts), encoder.encode(prompts))
+
+    with pytest.raises(DataError, match=r"of another encoder than \[text\] names: max_tokens differ"):
+        StoredTexts.found_in([latents], text.model_copy(update={"max_tokens": 9}))
+    (file,) = latents.glob("text-*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match=r"text-00000\.safetensors cannot be read"):
+        StoredTexts.found_in([latents], text)
+    assert CliRunner().invoke(app, encode).exit_code == 0
+    assert file.read_bytes() == whole
 
 
 def shrunk(name: str, folder: Path, elastic: Path) -> Recipe:
