@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,21 +22,25 @@ def read_prompts(source: Path) -> tuple[str, ...]:
         return tuple(photograph.caption for photograph in open_captioned_set(source).photographs)
     try:
         content = read_file(source, MAX_LIST_BYTES)
-        content.decode("utf-8-sig")
+        content.decode()
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise DataError(f"{source} is no text in UTF-8") from None
-    said = _listed(source, content) if source.suffix == ".jsonl" else _lines(content)
+    said = _listed(source, content) if source.suffix == ".jsonl" else _plain(content)
     prompts = tuple(_checked(source, number, text) for number, text in said if one_line(text))
     if not prompts:
         raise DataError(f"{source} holds no prompt; it has one on each line")
     return prompts
 
 
-def _lines(content: bytes) -> Iterator[tuple[int, str]]:
-    """The lines of a text, counted from 1."""
-    return enumerate(content.decode("utf-8-sig").splitlines(), start=1)
+def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines of a text, counted from 1. Other characters that end a line for `str.splitlines` may be in a text."""
+    return enumerate(content.removeprefix(BOM_UTF8).splitlines(), start=1)
+
+
+def _plain(content: bytes) -> Iterator[tuple[int, str]]:
+    return ((number, line.decode()) for number, line in _lines(content))
 
 
 def _listed(source: Path, content: bytes) -> Iterator[tuple[int, str]]:
@@ -43,7 +48,7 @@ def _listed(source: Path, content: bytes) -> Iterator[tuple[int, str]]:
     for number, line in _lines(content):
         if not line.strip():
             continue
-        text = json_object(line.encode()).get("text")
+        text = json_object(line).get("text")
         if not isinstance(text, str):
             raise DataError(f"{source}: line {number} is no JSON object with a text")
         yield number, text

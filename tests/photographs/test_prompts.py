@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_a_list_has_them_as_its_texts_and_photographs_as_their_captions(tmp_path
     assert read_prompts(listed) == ("two daisies", "a rose")
     folder = write(tmp_path / "set", {"b.png": "two", "a.png": "one"})
     assert read_prompts(folder) == read_prompts(tar_of(folder)) == ("one", "two")
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_a_separator_inside_a_prompt_is_a_space_and_no_new_line(tmp_path: Path, name: str) -> None:
+    """JSON allows U+2028, U+2029 and U+0085 in a string as they are, and `json.dumps(..., ensure_ascii=False)` writes
+    them so."""
+    prompt = "a rose\u2028with dew\u2029on\u0085grass"
+    line = json.dumps({"text": prompt}, ensure_ascii=False) if name.endswith(".jsonl") else prompt
+    (tmp_path / name).write_text(f"{line}\n", encoding="utf-8")
+    assert read_prompts(tmp_path / name) == ("a rose with dew on grass",)
 
 
 @pytest.mark.parametrize(
