@@ -58,4 +58,8 @@ def _checked(source: Path, number: int, text: str) -> str:
     prompt = one_line(text)
     if len(prompt) > MAX_PROMPT:
         raise DataError(f"{source}: line {number} has {len(prompt)} characters; at most {MAX_PROMPT} are allowed")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # JSON can spell it, and no text encoder could read it
+        raise DataError(f"{source}: line {number} has half of a surrogate pair, which is no character") from None
     return prompt

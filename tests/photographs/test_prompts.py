@@ -45,6 +45,7 @@ def test_a_separator_inside_a_prompt_is_a_space_and_no_new_line(tmp_path: Path, 
         ("prompts.txt", b"a rose\n\xff", "is no text in UTF-8"),
         ("prompts.txt", b"a rose\n" + b"a" * (MAX_PROMPT + 1), "line 2 has 10001 characters; at most 10000"),
         ("prompts.jsonl", b'{"text": "a rose"}\n{"text": 3}', "line 2 is no JSON object with a text"),
+        ("prompts.jsonl", b'{"text": "a rose"}\n{"text": "\\ud83c"}', "line 2 has half of a surrogate pair"),
         ("prompts.jsonl", b"a rose", "line 1 is no JSON object with a text"),
     ],
 )
