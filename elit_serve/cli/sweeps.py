@@ -56,7 +56,8 @@ def sweep(
         Path | None, typer.Option(help="Keep the photographs' features in this .safetensors, for --reference.")
     ] = None,
     levels: Annotated[
-        str | None, typer.Option(help="Levels, each throughout. Default: those of 1,2,4,8,16 that are trained.")
+        str | None,
+        typer.Option(help="Levels, each throughout. Default: those of 1,2,4,8,16 that are trained, and the highest."),
     ] = None,
     steps: Annotated[
         str | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import StringIO
@@ -19,7 +19,7 @@ from elit_serve.engine.checkpoint import load_checkpoint, spec_of
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.skips import with_skips
 from elit_serve.errors import InvalidInput
-from elit_serve.evaluation.runs.sweep.command import guidance_of, pair_of, part_of
+from elit_serve.evaluation.runs.sweep.command import guidance_of, pair_of, part_of, quarters_of, usual_levels
 from elit_serve.evaluation.runs.sweep.outcome import SweepFacts, SweepOptions, sweep_to_folder
 from elit_serve.evaluation.runs.sweep.search import (
     SweepGrid,
@@ -77,6 +77,30 @@ def test_the_grid_has_every_combination_once() -> None:
     assert len(plans) == len(set(plans)) == 3 * 2 * (3 + 2)
     auto = SweepGrid(levels=(1, 2, 4), steps=(2,), guidances=(Guidance(method="ag", scale=2.0, weak_level=2),))
     assert [plan.levels for plan in auto.plans()] == [(4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("trained", "usual"),
+    [
+        ((1, 2, 4, 8, 16), (1, 2, 4, 8, 16)),
+        (range(1, 13), (1, 2, 4, 8, 12)),
+        ((3, 5, 6), (3, 5, 6)),
+        ((1,), (1,)),
+    ],
+)
+def test_the_full_level_is_always_among_those_that_are_measured_unasked(
+    trained: Sequence[int], usual: tuple[int, ...]
+) -> None:
+    assert usual_levels(trained) == usual
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 8, 20, 28, 50])
+def test_the_whole_is_at_least_four_times_the_fewest_of_its_quarters(num_steps: int) -> None:
+    """A server takes as many times longer steps; without four steps there are no quarters, only one step."""
+    quarters = quarters_of(num_steps)
+    assert num_steps // quarters[0] >= min(4, num_steps)
+    assert quarters[-1] == num_steps
+    assert list(quarters) == sorted(set(quarters))
 
 
 def test_flops_count_both_passes_of_guided_steps(tiny_config: ModelConfig) -> None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
 from pathlib import Path
 
 import torch
@@ -121,12 +120,10 @@ def grid_of(pipeline: Pipeline, words: SweepWords) -> SweepGrid:
     steps: a server takes as many times longer steps as the whole is of the fewest.
     """
     trained = pipeline.config.levels
-    asked = words.levels or [level for level in USUAL_LEVELS if level in trained] or trained
-    levels = tuple(check_level(level, trained) for level in sorted(set(asked)))
+    levels = tuple(check_level(level, trained) for level in sorted(set(words.levels or usual_levels(trained))))
     usual = full_plan_of(pipeline)
     has_one_level = len(trained) == 1
-    quarters = sorted({ceil(usual.num_steps * quarter / 4) for quarter in range(1, 5)})
-    all_steps = words.steps or (quarters if has_one_level else USUAL_STEPS)
+    all_steps = words.steps or (quarters_of(usual.num_steps) if has_one_level else USUAL_STEPS)
     for steps in all_steps:
         if not 1 <= steps <= 1000:
             raise InvalidInput("steps", steps, "between 1 and 1000")
@@ -152,6 +149,25 @@ def grid_of(pipeline: Pipeline, words: SweepWords) -> SweepGrid:
         skips=tuple(SkipRule.read(word) for word in words.skips.split(",")),
         with_skips=partial(with_skips, pipeline),
     )
+
+
+def usual_levels(trained: Sequence[int]) -> tuple[int, ...]:
+    """Those of `USUAL_LEVELS` that are trained, or all, and always the full level, whose quality is asked for most.
+
+    >>> usual_levels(range(1, 13))
+    (1, 2, 4, 8, 12)
+    """
+    usual = [level for level in USUAL_LEVELS if level in trained] or trained
+    return tuple(sorted({*usual, trained[-1]}))
+
+
+def quarters_of(num_steps: int) -> tuple[int, ...]:
+    """Of so many steps, rounded down, so that the whole is at least four times the fewest.
+
+    >>> quarters_of(50)
+    (12, 25, 37, 50)
+    """
+    return tuple(sorted({max(1, num_steps * quarter // 4) for quarter in range(1, 5)}))
 
 
 def guidance_of(word: str) -> Guidance:
