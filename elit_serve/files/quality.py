@@ -181,6 +181,7 @@ class Quality(Measured):
     reference: the photographs behind the distance, in words.
     num_samples: pictures in a repeat. size: of the pictures, as 640x384; None is the model's default.
     full_plan: the name of the plan whose pictures were the reference, where there were no photographs.
+    prompts_sha256: of the prompts of a set's pictures, or of the captions in their place; None is classes or not known.
     floor: the distance of unseen photographs to the reference, at the same number; or of other pictures of `full_plan`.
     levels: level -> quality of the default plan with every step at this level; measured means under their least
         concave majorant that does not fall, because policies need both, and noise has neither.
@@ -199,6 +200,7 @@ class Quality(Measured):
     num_samples: int = Field(ge=2, le=MAX_COUNT)
     size: str | None = Field(default=None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")
     full_plan: str | None = None
+    prompts_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     floor: EstimatedFigure
     scale: str = QUALITY_SCALE
     levels: dict[Level, Annotated[float, Field(ge=MIN_MEASURED, le=1)]] = Field(min_length=1)

@@ -22,6 +22,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.report.page import write_page
+from elit_serve.evaluation.runs.comparable import quality_compared_with
 from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.files.evaluation import read_evaluation
@@ -116,6 +117,31 @@ def test_a_sweep_that_goes_on_makes_no_picture_again_and_keeps_the_full_plan_it_
     assert again.plans == quality.plans
     assert again.full_plan == FULL
     assert sorted(out.glob("features/*")) == kept
+
+
+def test_other_prompts_than_those_that_were_measured_are_refused(
+    swept: dict[str, Any], quality: Quality, tmp_path: Path
+) -> None:
+    """They are known by their text, and not only by how far apart two sets of their pictures are."""
+    others = tmp_path / "prompts.txt"
+    others.write_text("\n".join((*PROMPTS[:3], "a green rose.")), encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"prompts: 'prompts of SHA-256 .*; those of the model") as refused:
+        run("grids", swept["folder"], *swept["said"], "--prompts", others, "--grids", "2", "--out", tmp_path / "out")
+    assert quality.prompts_sha256 is not None
+    assert quality.prompts_sha256[:12] in str(refused.value)
+
+
+def test_photographs_are_no_reference_beside_what_was_measured_without(
+    swept: dict[str, Any], coarse: Path, tmp_path: Path
+) -> None:
+    pipeline = Pipeline.load(swept["folder"], device="cpu")
+    extractor = open_features(f"torchscript:{coarse}", pipeline.device)
+    photographs = ReferenceOptions(
+        reference=captioned(tmp_path / "set", 9, seed=0), held_out=captioned(tmp_path / "unseen", 24, seed=1)
+    )
+    evaluator = open_evaluator(pipeline, extractor, photographs, tmp_path / "out")
+    with pytest.raises(InvalidInput, match=r"reference: 'photographs' .*; pictures of the full plan, as in"):
+        quality_compared_with(pipeline, evaluator)
 
 
 def captioned(folder: Path, count: int, seed: int) -> Path:

@@ -11,15 +11,17 @@ SAME_FLOOR = 0.01  # of the floor; rounding features to float16 moves a distance
 
 
 def quality_compared_with(pipeline: Pipeline, evaluator: Evaluator) -> Quality:
-    """The model's own measurements. Raises `InvalidInput` where other features, another size or number of pictures or
-    other photographs or prompts were behind them.
-
-    A saved reference has not the name of its photographs, so it is their floor by which they are known.
+    """The model's own measurements. Raises `InvalidInput` where another scale, other features, another size or number
+    of pictures or other photographs or prompts were behind them.
     """
     if pipeline.quality is None:
         raise InvalidInput("model", pipeline.config.name, "a model with a quality.json of its own weights")
     quality, reference = pipeline.quality.file, evaluator.reference
     number, source = ("held_out", "reference") if reference.full_plan is None else ("samples", "prompts")
+    if (reference.full_plan is None) != (quality.full_plan is None):
+        kinds = ("photographs", "pictures of the full plan")
+        given, behind = (kinds[plan is not None] for plan in (reference.full_plan, quality.full_plan))
+        raise InvalidInput(source, given, f"{behind}, as in the model's quality.json ({quality.reference})")
     if pipeline.sizes.names[0] != pipeline.quality_size:
         allowed = f"{pipeline.quality_size}, as in the model's quality.json, as its default size"
         raise InvalidInput("model", pipeline.sizes.names[0], allowed)
@@ -27,8 +29,17 @@ def quality_compared_with(pipeline: Pipeline, evaluator: Evaluator) -> Quality:
         raise InvalidInput("features", reference.metric, f"those of the model's quality.json, {quality.metric}")
     if reference.num_samples != quality.num_samples:
         raise InvalidInput(number, reference.num_samples, f"{quality.num_samples}, as in the model's quality.json")
-    floor = evaluator.floor.value
+    prompts_sha256 = reference.subjects.prompts_sha256
+    if quality.prompts_sha256 not in (None, prompts_sha256):
+        allowed = f"those of the model's quality.json ({quality.reference}), of SHA-256 {quality.prompts_sha256[:12]}"
+        raise InvalidInput(source, f"prompts of SHA-256 {str(prompts_sha256)[:12]}", allowed)
+    if quality.full_plan is None or quality.prompts_sha256 is None:
+        _check_floor(source, evaluator.floor.value, quality)
+    return quality
+
+
+def _check_floor(source: str, floor: float, quality: Quality) -> None:
+    """Photographs are known by their floor: a saved reference has not their name."""
     if abs(floor - quality.floor.value) > SAME_FLOOR * quality.floor.value:
         allowed = f"that of the model's quality.json ({quality.reference}), {quality.floor.value:.6g}"
         raise InvalidInput(source, f"a floor of {floor:.6g}", allowed)
-    return quality

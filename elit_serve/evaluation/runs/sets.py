@@ -43,11 +43,14 @@ class Subjects:
         return [*(known[index] for index in self.classes), *(known.prompted(prompt) for prompt in self.prompts)]
 
     @property
+    def prompts_sha256(self) -> str | None:
+        """Of all prompts in their order; None of classes."""
+        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest() if self.prompts else None
+
+    @property
     def facts(self) -> dict[str, object]:
         """By which the features of a set are known again."""
-        if not self.prompts:
-            return {"classes": self.classes}
-        return {"prompts": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()}
+        return {"prompts": self.prompts_sha256} if self.prompts else {"classes": self.classes}
 
 
 class PictureSets:

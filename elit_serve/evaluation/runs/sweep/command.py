@@ -88,6 +88,7 @@ def run_sweep_command(
         features_sha256=extractor.fingerprint,
         reference=reference_words(against, evaluator.reference),
         full_plan=None if full_plan is None else plan_name(full_plan),
+        prompts_sha256=evaluator.reference.subjects.prompts_sha256,
         num_samples=evaluator.reference.num_samples,
         batch_size=evaluator.batch_size,
         provenance=provenance(pipeline, evaluator.batch_size),

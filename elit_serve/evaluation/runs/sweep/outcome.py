@@ -47,6 +47,7 @@ class SweepFacts:
     batch_size: int
     provenance: Mapping[str, str | int | float]
     full_plan: str | None = None
+    prompts_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ def measured_quality(
         num_samples=facts.num_samples,
         size=pipeline.sizes.names[0],
         full_plan=facts.full_plan,
+        prompts_sha256=facts.prompts_sha256,
         floor=evaluator.floor,
         scale=QUALITY_SCALE if facts.full_plan is None else OWN_SCALE,
         levels=level_curve(points, default),
