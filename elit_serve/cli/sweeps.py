@@ -288,7 +288,8 @@ def served(
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.evaluation.features import open_features
-    from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
+    from elit_serve.evaluation.runs.comparable import open_on_scale
+    from elit_serve.evaluation.runs.opening import ReferenceOptions
     from elit_serve.evaluation.runs.served import measure_served, read_served
     from elit_serve.files.writing import check_folder
 
@@ -299,7 +300,7 @@ def served(
     plans = read_served(records, pipeline)
     check_folder(out)
     extractor = open_features(features, pipeline.device)
-    found = measure_served(pipeline, open_evaluator(pipeline, extractor, against, out), extractor, plans)
+    found = measure_served(pipeline, open_on_scale(pipeline, extractor, against, out), extractor, plans)
     text = json.dumps(found.as_dict(), indent=2)
     (out / "served.json").write_text(text + "\n", encoding="utf-8")
     typer.echo(text)

@@ -22,7 +22,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.report.page import write_page
-from elit_serve.evaluation.runs.comparable import quality_compared_with
+from elit_serve.evaluation.runs.comparable import open_on_scale, quality_compared_with
 from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.files.evaluation import read_evaluation
@@ -31,6 +31,7 @@ from elit_serve.files.records import read_records
 from elit_serve.files.skips import read_skips
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.nn.backbones.elit_mmdit import KIND as MMDIT
+from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from tests.evaluation.conftest import write_photographs
@@ -129,6 +130,22 @@ def test_other_prompts_than_those_that_were_measured_are_refused(
         run("grids", swept["folder"], *swept["said"], "--prompts", others, "--grids", "2", "--out", tmp_path / "out")
     assert quality.prompts_sha256 is not None
     assert quality.prompts_sha256[:12] in str(refused.value)
+
+
+def test_in_another_precision_the_full_plan_s_pictures_are_those_of_the_precision_that_was_measured(
+    swept: dict[str, Any], prompts: Path, coarse: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(swept["out"], tmp_path / "out")
+    kept = set(out.glob("features/*"))
+    options = ReferenceOptions(prompts=prompts, samples=24, batch_size=24)
+    pipelines = [Pipeline.load(swept["folder"], device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16")]
+    extractor = open_features(f"torchscript:{coarse}", pipelines[0].device)
+    measured, other = (open_on_scale(pipeline, extractor, options, out) for pipeline in pipelines)
+    assert other.reference.features.equal(measured.reference.features)
+    assert other.floor == measured.floor
+    assert set(out.glob("features/*")) == kept
+    plan = Plan(levels=(1, 1))
+    assert not other.features(plan, 0).equal(measured.features(plan, 0))
 
 
 def test_photographs_are_no_reference_beside_what_was_measured_without(

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.precision import options_of
 from elit_serve.errors import InvalidInput
+from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.runs.evaluator import Evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.files.quality import Quality
 
 SAME_FLOOR = 0.01  # of the floor; rounding features to float16 moves a distance by less than 0.0001 of it
+
+
+def open_on_scale(pipeline: Pipeline, extractor: FeatureExtractor, options: ReferenceOptions, out: Path) -> Evaluator:
+    """An evaluator of `pipeline` whose reference is that of the model's `quality.json`.
+
+    Pictures of the full plan stand for photographs in the precision that was measured alone: those of another one would
+    be another scale, on which what this precision costs could not be seen.
+    """
+    measured_in = None if pipeline.quality is None else pipeline.quality.file.measured_in
+    if options.prompts is None or measured_in in (None, pipeline.precision):
+        return open_evaluator(pipeline, extractor, options, out)
+    return open_evaluator(in_precision(pipeline, measured_in), extractor, options, out).of(pipeline)
+
+
+def in_precision(pipeline: Pipeline, precision: str) -> Pipeline:
+    """The same model on the same device, loaded once more."""
+    dtype, quantize = options_of(precision)
+    return Pipeline.load(pipeline.path, device=str(pipeline.device), dtype=dtype, quantize=quantize)
 
 
 def quality_compared_with(pipeline: Pipeline, evaluator: Evaluator) -> Quality:

@@ -21,9 +21,9 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.metrics import NORMAL_95, from_halves, quality_ratios
-from elit_serve.evaluation.runs.comparable import quality_compared_with
+from elit_serve.evaluation.runs.comparable import open_on_scale, quality_compared_with
 from elit_serve.evaluation.runs.evaluator import Evaluator
-from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions
 from elit_serve.evaluation.runs.provenance import provenance
 from elit_serve.evaluation.runs.sweep.search import plan_name
 from elit_serve.files.quality import GridQuality, GridsQuality, Quality, write_quality
@@ -142,7 +142,7 @@ def run_grids_command(
     """Measures, and leaves the model's `quality.json` with what was found in `out` and, if that is asked, the model."""
     pairs = pairs_of(pipeline, options)
     check_folder(options.out)
-    evaluator = open_evaluator(pipeline, extractor, options.against, options.out)
+    evaluator = open_on_scale(pipeline, extractor, options.against, options.out)
     quality = quality_compared_with(pipeline, evaluator)
     with console.status("measuring"):
         measured = measure(evaluator, pairs, options.repeats)

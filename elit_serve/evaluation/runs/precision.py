@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.precision import options_of
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.metrics import MeasuredSet, from_halves, mean_rows, quality_ratios
-from elit_serve.evaluation.runs.comparable import quality_compared_with
+from elit_serve.evaluation.runs.comparable import in_precision, quality_compared_with
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.provenance import provenance
@@ -79,8 +78,7 @@ def run_precision_command(
     """
     measured_in = _other_precision(pipeline)
     check_folder(options.out)
-    dtype, quantize = options_of(measured_in)
-    measured = Pipeline.load(pipeline.path, device=str(pipeline.device), dtype=dtype, quantize=quantize)
+    measured = in_precision(pipeline, measured_in)
     here = open_evaluator(measured, extractor, options.against, options.out)
     quality = quality_compared_with(measured, here)
     plans = chosen_plans(quality, options.plans)
