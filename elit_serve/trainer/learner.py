@@ -65,7 +65,7 @@ class Learner:
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         """Of two groups: what an upcycled model has taken over, and what is new in it or, without one, all."""
-        options, parameters = self.recipe.optimizer, dict(self.model.named_parameters())
+        options, parameters = self.recipe.optimizer, trained_parameters(self.model)
         taken = [parameter for name, parameter in parameters.items() if name in self._taken]
         new = [parameter for name, parameter in parameters.items() if name not in self._taken]
         return torch.optim.AdamW(
@@ -108,7 +108,9 @@ class Learner:
                 torch.autograd.backward(loss / self.recipe.training.accumulation)
             return torch.stack([loss.detach(), to_teacher.detach()])
 
-        return GraphedGradient(add_gradient, list(self.model.parameters())) if self.replays_graphs else add_gradient
+        if not self.replays_graphs:
+            return add_gradient
+        return GraphedGradient(add_gradient, [*trained_parameters(self.model).values()])
 
     def _null_like(self, condition: Tensor) -> Tensor:
         """In place of each of these [B', ...]."""
@@ -205,3 +207,8 @@ class Learner:
         for name, value in (("loss", losses[0]), ("gradient's norm", self.grad_norm)):
             if not torch.isfinite(value):
                 raise RunError(f"the {name} is {float(value)} at step {self.step}; lower the learning rate")
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that have a gradient, and so a state of the optimiser, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

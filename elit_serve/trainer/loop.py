@@ -34,7 +34,7 @@ from elit_serve.text.command_line import readable
 from elit_serve.trainer.buckets import BucketedData, Buckets
 from elit_serve.trainer.data import Batch, DamageReport, HeldBatches, RunOrder
 from elit_serve.trainer.distributed import World, join_world
-from elit_serve.trainer.learner import Learner
+from elit_serve.trainer.learner import Learner, trained_parameters
 from elit_serve.trainer.loss import rectified_flow_loss, validation_times
 from elit_serve.trainer.progress import Reporter, say
 from elit_serve.trainer.recipe import Recipe
@@ -399,7 +399,7 @@ def source_commit() -> str:
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as `parameter/entry` tensors."""
     tensors = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained_parameters(model).items():
         for entry, value in optimizer.state[parameter].items():
             tensors[f"{name}/{entry}"] = value
     return tensors
@@ -408,7 +408,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def _restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], world: World
 ) -> None:
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained_parameters(model).items():
         state = optimizer.state[parameter]
         for entry in ("step", "exp_avg", "exp_avg_sq"):
             on_cpu = entry == "step" and not optimizer.defaults["fused"]

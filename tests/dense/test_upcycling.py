@@ -183,6 +183,19 @@ def test_texts_beside_latents_are_those_of_the_models_encoder_and_damage_is_told
     assert file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_that_stopped_goes_on_as_one_that_did_not(
+    family: str, model_of: Made, captioned: Path, tmp_path: Path
+) -> None:
+    folder = model_of(family)
+    for out, steps, resume in (("whole", 3, False), ("stopped", 2, False), ("stopped", 3, True)):
+        recipe = upcycled(folder, training={"steps": steps}, every={"log": 1})
+        train(recipe, captioned, tmp_path / out, resume=resume, **at_vae(folder))
+    losses = [[line["loss"] for line in logged(tmp_path / out) if "loss" in line] for out in ("whole", "stopped")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
 def shrunk(name: str, folder: Path, elastic: Path) -> Recipe:
     """A shipped recipe for tiny models: of sizes and numbers nothing is left, and all else is as it is."""
     recipe = read_recipe(RECIPES / f"{name}.toml")
@@ -225,11 +238,10 @@ def test_shipped_recipes_run_with_tiny_folders_and_stored_latents(
 
 
 @pytest.mark.slow
-def test_two_ranks_with_half_of_the_weights_and_of_the_teacher_each_equal_one(
-    model_of: Made, captioned: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("sharded", [True, False], ids=["half of the weights and of the teacher each", "all of both"])
+def test_two_ranks_equal_one(sharded: bool, model_of: Made, captioned: Path, tmp_path: Path) -> None:
     folder = model_of("qwen-image")
-    recipe = upcycled(folder, training={"steps": 3, "sharded": True}, data={"flip": False, "shift": 0})
+    recipe = upcycled(folder, training={"steps": 3, "sharded": sharded}, data={"flip": False, "shift": 0})
     train(recipe, captioned, tmp_path / "one", **at_vae(folder))
     file = tmp_path / "two.toml"
     file.write_text(as_toml(recipe.model_dump(mode="json", exclude_none=True)), encoding="utf-8")

@@ -89,6 +89,13 @@ class QwenImage(Dense):
     norm_out: nn.Module
     proj_out: nn.Module
 
+    def __init__(self, spec: QwenImageSpec) -> None:
+        """What the last block makes of the text is read by nobody, so what only that depends on cannot be trained."""
+        super().__init__(spec)
+        last: Any = self.transformer_blocks[-1]
+        for part in (last.attn.to_add_out, last.txt_mlp):
+            part.requires_grad_(False)
+
     def every_block(self) -> Iterable[nn.Module]:
         return self.transformer_blocks
 
