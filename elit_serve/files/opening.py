@@ -17,6 +17,7 @@ from typing import Any
 
 MAX_TOML_BYTES = 1 << 20
 MAX_JSON_BYTES = 16 << 20
+MAX_TOKENIZER_BYTES = 128 << 20  # those of Gemma, with 256,000 word pieces and their merges, have 17 to 34 MB
 MAX_KEY_PARTS = 64  # of a.b.c in TOML: tomllib's memory grows with their square, 200 KB of them take 40 GB
 
 
@@ -46,11 +47,11 @@ def regular(path: Path) -> Path:
     return path
 
 
-def regular_folder(folder: Path) -> Path:
+def regular_folder(folder: Path, max_json_bytes: int = MAX_JSON_BYTES) -> Path:
     """The folder itself, for libraries that open any file in it by its name, and read JSON whole."""
     for entry in folder.iterdir():
         if not entry.is_dir():
-            open_file(entry, MAX_JSON_BYTES if entry.suffix == ".json" else None).close()
+            open_file(entry, max_json_bytes if entry.suffix == ".json" else None).close()
     return folder
 
 

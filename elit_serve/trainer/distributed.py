@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from elit_serve.errors import InvalidInput
 from elit_serve.text.digits import whole_number
+
+TIMEOUT = timedelta(hours=2)  # ranks read large models in turn, and the others wait; torch gives up after 10 minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,8 @@ def join_world(device: torch.device) -> Iterator[World]:
             raise InvalidInput("--nproc-per-node", local_rank + 1, f"this machine has {torch.cuda.device_count()} GPUs")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield World(device=device, rank=rank, size=size)
     finally:

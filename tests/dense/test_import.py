@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from elit_serve.catalogue import read_config
 from elit_serve.cli import app
 from elit_serve.engine.checkpoint import load_checkpoint
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.engine.text_encoders import open_encoder
+from elit_serve.engine.text_encoders import copy_encoder, open_encoder
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.files.config import TextConfig
 from elit_serve.importing.diffusers_folder import import_folder
@@ -155,6 +156,18 @@ def test_a_published_qwen_image_has_a_name_that_diffusers_ignores_too(model_of: 
     ("family", "file", "fields", "problem"),
     [
         ("qwen-image", "transformer/config.json", {"zero_cond_t": True}, "zero_cond_t: it must be false, and is true"),
+        (
+            "qwen-image",
+            "transformer/config.json",
+            {"attention_head_dim": None},
+            "transformer/config.json: dim: Field re",
+        ),
+        (
+            "flux2-klein",
+            "transformer/config.json",
+            {"attention_head_dim": None},
+            "transformer/config.json: dim: Field r",
+        ),
         ("flux2-klein", "transformer/config.json", {"guidance_embeds": True}, "it must be false, and is true"),
         ("flux2-klein", "transformer/config.json", {"patch_size": 2}, "patch: 2 is not allowed; 1: its autoencoder"),
         ("flux2-klein", "transformer/config.json", {"out_channels": 8}, "out_channels: Extra inputs"),
@@ -202,6 +215,19 @@ def test_prompts_are_as_long_as_the_model_says_where_its_tokenizer_knows_no_limi
     assert torch.equal(encoded(), limited)
 
 
+def test_a_tokenizer_may_be_as_large_as_a_published_one(folder: Path, tmp_path: Path) -> None:
+    config = import_folder(folder).conditions
+    assert isinstance(config, TextConfig)
+    file = folder / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8") + " " * (17 << 20), encoding="utf-8")
+    open_encoder(config, folder, torch.device("cpu"))
+    (tmp_path / "copy").mkdir()
+    copy_encoder(config.encoder, folder, tmp_path / "copy")
+    os.truncate(file, (128 << 20) + 1)
+    with pytest.raises(CheckpointError, match="it is larger than 134217728 bytes"):
+        open_encoder(config, folder, torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -214,6 +240,16 @@ def test_a_damaged_text_encoder_is_told_in_one_error(folder: Path, file: str, co
     import_folder(folder)
     (folder / file).write_bytes(content)
     with pytest.raises(CheckpointError, match="no text encoder and tokenizer in diffusers' format"):
+        Pipeline.load(folder, device="cpu")
+
+
+def test_a_text_encoder_that_the_pipeline_cannot_use_is_told_in_one_error(model_of: Made, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_of("flux2-klein"), tmp_path / "tiny")
+    change(folder / "text_encoder" / "config.json", num_hidden_layers=20, layer_types=["full_attention"] * 20)
+    with pytest.raises(CheckpointError, match=r"text_encoder, tokenizer: no prompt is encoded: .*index out of range"):
+        Pipeline.load(folder, device="cpu")
+    (folder / "tokenizer" / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match=r"text_encoder, tokenizer: no prompt is encoded: .*chat_template"):
         Pipeline.load(folder, device="cpu")
 
 

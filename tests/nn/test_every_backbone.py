@@ -127,6 +127,13 @@ def assert_near(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_says_what_its_presets_are_told(name: str) -> None:
+    kind = KINDS[name]
+    told = {"text_dim", "max_tokens"} if hasattr(kind.tiny, "text_dim") else {"num_classes"}
+    assert kind.conditions.keys() == told
+
+
 def test_every_level_gives_a_velocity_of_its_own(model: Backbone) -> None:
     spec = model.spec
     velocities = [model(*inputs(spec), level) for level in spec.levels]

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from elit_serve.engine.text_encoders.encoder import NoFields, TextEncoderKind
 from elit_serve.engine.text_encoders.transformers import ENCODER, TOKENIZER, no_progress_bar
 from elit_serve.errors import CheckpointError, MissingPackage
-from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
+from elit_serve.files.opening import MAX_JSON_BYTES, MAX_TOKENIZER_BYTES, read_file, regular_folder
 from elit_serve.nn.text import packed
 
 PACKAGES = ("diffusers", "transformers", "ftfy")
@@ -109,13 +109,22 @@ class DiffusersEncoder:
 
     def __init__(self, model: Path, dim: int, max_tokens: int, device: torch.device) -> None:
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.dim, self.max_tokens = dim, max_tokens
+        self.dim, self.max_tokens, self._model = dim, max_tokens, model
         name = pipeline_name(model)
         self._encode = PIPELINES[name].encode
         self._pipeline = _open(name, model, self.dtype, device)
-        found = self.encode([""]).shape[-1] - 1
+        found = self._width()
         if found != dim:
             raise CheckpointError(model, [f"text_encoder: its tokens are {found} wide, and conditions.dim is {dim}"])
+
+    def _width(self) -> int:
+        """Of an encoded token. Raises `CheckpointError` where its parts are whole and yet not what the pipeline needs:
+        a tokenizer without a template for chats, an encoder with too few layers."""
+        try:
+            return self.encode([""]).shape[-1] - 1
+        except Exception as error:  # as in `_open`
+            problem = f"text_encoder, tokenizer: no prompt is encoded: {_reason(error)}"
+            raise CheckpointError(self._model, [problem]) from None
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -144,8 +153,8 @@ def _open(name: str, model: Path, dtype: torch.dtype, device: torch.device) -> A
     except ImportError:
         raise MissingPackage(" or ".join(PACKAGES), "diffusers") from None
     try:
-        for folder in (model / "text_encoder", model / "tokenizer"):
-            regular_folder(folder)
+        regular_folder(model / "text_encoder")
+        regular_folder(model / "tokenizer", MAX_TOKENIZER_BYTES)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(model / "tokenizer"), local_files_only=True, trust_remote_code=False
         )
@@ -160,8 +169,8 @@ def _open(name: str, model: Path, dtype: torch.dtype, device: torch.device) -> A
                 output_loading_info=True,
             )
     except Exception as error:  # what it raises of damaged files is of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(model, [f"no text encoder and tokenizer in diffusers' format: {reason}"]) from None
+        problem = f"no text encoder and tokenizer in diffusers' format: {_reason(error)}"
+        raise CheckpointError(model, [problem]) from None
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(model, [f"text_encoder: tensor {missing[0]} is missing, and {len(missing) - 1} more"])
     encoder = encoder.to(device).eval().requires_grad_(False)
@@ -169,6 +178,11 @@ def _open(name: str, model: Path, dtype: torch.dtype, device: torch.device) -> A
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of parts of diffusers' own that it calls deprecated
         return getattr(diffusers, name)(text_encoder=encoder, tokenizer=tokenizer, **others)
+
+
+def _reason(error: Exception) -> str:
+    """Its first line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _make(model: Path, fields: NoFields, dim: int, max_tokens: int, device: torch.device) -> DiffusersEncoder:  # noqa: ARG001

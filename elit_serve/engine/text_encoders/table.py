@@ -13,7 +13,7 @@ from elit_serve.engine.text_encoders.cache import CachedEncoder
 from elit_serve.engine.text_encoders.encoder import TextEncoderKind
 from elit_serve.errors import CheckpointError
 from elit_serve.files.config import TextConfig, TextEncoderConfig
-from elit_serve.files.opening import regular_folder
+from elit_serve.files.opening import MAX_TOKENIZER_BYTES, regular_folder
 from elit_serve.files.validation import problems_in
 
 COPIED = (".json", ".jinja", ".model", ".safetensors", ".txt")  # of a folder of transformers
@@ -47,7 +47,7 @@ def copy_encoder(config: TextEncoderConfig, model: Path, destination: Path) -> N
                 shutil.copyfile(model / name, destination / name)
                 continue
             (destination / name).mkdir(exist_ok=True)
-            for file in sorted(regular_folder(model / name).iterdir()):
+            for file in sorted(regular_folder(model / name, MAX_TOKENIZER_BYTES).iterdir()):
                 if file.suffix in COPIED:
                     shutil.copyfile(file, destination / name / file.name)
     except OSError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from elit_serve.engine.text_encoders.encoder import TextEncoderKind, on_device
 from elit_serve.errors import CheckpointError, MissingPackage
 from elit_serve.files.config import Strict
-from elit_serve.files.opening import MAX_JSON_BYTES, read_file, regular_folder
+from elit_serve.files.opening import MAX_JSON_BYTES, MAX_TOKENIZER_BYTES, read_file, regular_folder
 from elit_serve.nn.text import packed
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
@@ -66,7 +66,7 @@ def _load_tokenizer(folder: Path) -> Any:
     library = _library()
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(
-            str(regular_folder(folder)), local_files_only=True, trust_remote_code=False
+            str(regular_folder(folder, MAX_TOKENIZER_BYTES)), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # what it raises of damaged files is of many kinds
         raise _unfit(folder, error) from None

@@ -54,7 +54,7 @@ class Flux2Spec(DenseSpec):
         rest = dict(table)
         if rest.get("out_channels") == rest.get("channels"):
             rest.pop("out_channels", None)
-        head, heads = rest.pop("attention_head_dim"), rest.get("num_heads")
+        head, heads = rest.pop("attention_head_dim", None), rest.get("num_heads")
         if isinstance(head, int) and isinstance(heads, int):
             rest["dim"] = head * heads
         return rest

@@ -48,7 +48,8 @@ class QwenImageSpec(DenseSpec):
         """Its width is that of a head times their number, and samples come in patches already."""
         rest = dict(table)
         rest.pop(UNKNOWN, None)
-        head, heads, inputs = rest.pop("attention_head_dim"), rest.get("num_heads"), rest.pop("in_channels")
+        head, inputs = (rest.pop(name, None) for name in ("attention_head_dim", "in_channels"))
+        heads = rest.get("num_heads")
         if isinstance(head, int) and isinstance(heads, int):
             rest["dim"] = head * heads
         if isinstance(inputs, int) and isinstance(patch := rest.get("patch"), int):

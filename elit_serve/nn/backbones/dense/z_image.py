@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec
 from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.texts import PRESET_TEXT
 from elit_serve.nn.fields import flag, number, several, whole
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import patchify, unpatchify
@@ -221,4 +222,5 @@ KIND = BackboneKind(
         max_tokens=40,
     ),
     is_published=True,
+    conditions=PRESET_TEXT,
 )
