@@ -148,16 +148,27 @@ def test_sizes_are_of_whole_windows(spec: BackboneSpec) -> None:
         spec.check_size(8, 12)
 
 
-@pytest.mark.parametrize(("share", "of_dense"), [(1, 0.688), (1 / 2, 0.494), (1 / 4, 0.409), (1 / 8, 0.369)])
-def test_a_published_qwen_image_costs_with_latents_what_the_paper_says(share: float, of_dense: float) -> None:
-    """At 1024 pixels, guided: with a weak pass of an eighth of the tokens, over the dense one guided by itself. The
-    paper's own count has 0.6 % less."""
+@pytest.mark.parametrize(
+    ("share", "of_dense", "of_longer"),
+    [(1, 0.688, 0.714), (1 / 2, 0.494, 0.533), (1 / 4, 0.409, 0.454), (1 / 8, 0.369, 0.417)],
+)
+def test_a_published_qwen_image_costs_with_latents_what_the_paper_says(
+    share: float, of_dense: float, of_longer: float
+) -> None:
+    """At 1024 pixels and 100 tokens of text, guided: with a weak pass of an eighth of the tokens, over the dense one
+    guided by itself. The paper's own count has 0.6 % less. With the 512 tokens of the recipes it is dearer, as
+    models/README.md says."""
+    assert qwen_image_of_dense(share, max_tokens=100) == pytest.approx(of_dense, rel=0.008)
+    assert qwen_image_of_dense(share, max_tokens=512) == pytest.approx(of_longer, abs=0.0006)
+
+
+def qwen_image_of_dense(share: float, max_tokens: int) -> float:
     split = {"window": (16, 16), "head": 8, "core": 44, "tail": 8}
-    sized = {"height": 128, "width": 128, "max_tokens": 100}
+    sized = {"height": 128, "width": 128, "max_tokens": max_tokens}
     elit = ElitQwenImageSpec.of_configuration({}, **sized, interface=split)
     whole = elit.latents_per_group
     guided = elit.flops(int(share * whole)).executed + elit.flops(whole // 8).executed
-    assert guided / (2 * elit.plain().flops(1).executed) == pytest.approx(of_dense, rel=0.008)
+    return guided / (2 * elit.plain().flops(1).executed)
 
 
 FAMILIES = {"prx": "elit-prx", "qwen-image": "elit-qwen-image"}
