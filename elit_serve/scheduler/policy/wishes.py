@@ -6,7 +6,6 @@ much work is due how soon, and from how much is expected to arrive.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
@@ -42,7 +41,8 @@ class Wishes:
         head, mixing, rates = order[0], order[0].rung.mixing, self.rates_of(len(order), order[0], view)
         stretch = self._stretch(order, urgent_rate, view)
         crowd = [] if mixing is None else [work for work in order if work.rung.mixing is mixing][: view.max_batch]
-        bounds = Counter([work.bounds for work in crowd])
+        each = [work.bounds for work in crowd]
+        bounds = {bounds: each.count(bounds) for bounds in set(each)}
         if mixing is None or len(bounds) == 1:
             price = rates.price(stretch * head.row[1])
             cohort = _alike(order, price / rates.mean_stride(price), rates, view)
@@ -92,7 +92,11 @@ class Wishes:
             work_s += work.solo_s + work.decode_s
             left_s = work.latest_s - now_s
             if left_s < stretch * work_s:
-                stretch = min(stretch, max(left_s, correction * work.solo_s) / work_s)
+                least_s = correction * work.solo_s
+                if left_s < least_s:
+                    left_s = least_s
+                if left_s < stretch * work_s:
+                    stretch = left_s / work_s
         taken = self.rates_of(view.max_batch, order[0], view).throughput / correction
         return 1 / (correction * (1 / stretch + min(urgent_rate, taken)))
 
