@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn import InvalidSpec, build, build_empty, count_parameters, parse_spec
+from elit_serve.files.config import TextConfig
+from elit_serve.nn import InvalidSpec, build, build_empty, count_parameters, parse_spec, preset_conditions
 from elit_serve.nn.backbones.dense.dense import Dense, DenseSpec, diffusers_class
 from elit_serve.nn.backbones.dense.flux2 import Flux2Spec
 from elit_serve.nn.backbones.dense.z_image import ZImageSpec
@@ -161,6 +162,10 @@ def test_a_configuration_that_cannot_be_is_refused_with_all_that_is_wrong(spec: 
     with pytest.raises(InvalidSpec) as refused:
         type(spec).of_configuration(wrong, height=spec.height, width=spec.width, max_tokens=7)
     assert {problem.place for problem in refused.value.problems} >= {("depth",), ("num_heads",), ("novelty",)}
+
+
+def test_in_a_recipe_it_is_told_texts(spec: DenseSpec) -> None:
+    assert set(preset_conditions(spec.kind)) == set(TextConfig.told_backbones)
 
 
 def test_its_weights_are_called_as_in_diffusers(spec: DenseSpec) -> None:
