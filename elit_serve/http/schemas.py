@@ -228,7 +228,8 @@ class GenerateFacts(BaseModel):
     device_ms: float = Field(description="The share of the device's time that all its pictures had.")
     quality: float | None = Field(description="Of what was done: the mean of its pictures.")
     expected_quality: float | None = Field(
-        description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are."
+        description="Of the plan when it was chosen, in (0, 1]; 1 is as close to photographs as unseen ones are, or "
+        "as good as the `full_plan` that `quality` of `GET /v1/models` names, where there were none."
     )
     quality_size: str | None = Field(
         default=None,

@@ -18,6 +18,7 @@ from elit_serve.errors import CheckpointError, DataError, ElitError, InvalidInpu
 from elit_serve.evaluation.report.folder import read_measurements
 from elit_serve.evaluation.report.page import answers, write_page
 from elit_serve.files.evaluation import read_evaluation
+from elit_serve.files.quality import OWN_SCALE
 
 HASH = "0123456789ab"
 HOSTILE = "<script>alert('x')</script>"
@@ -25,6 +26,8 @@ GUIDANCE = {"method": "ccfg", "scale": 4.5, "weak_level": 1, "interval": [0.1, 1
 DISTANCES = {16: 160.0, 4: 161.0, 1: 230.0}
 STEPS = [(level, weak) for level in (1, 4, 16) for weak in (None, 1, 16) if weak is None or weak <= level]
 COSTS = {"none": 0.6, "ccfg": 1.0}  # over the cost of CCFG
+
+WITHOUT_PHOTOGRAPHS = {"full_plan": "ccfg-16", "reference": "prompts.txt: 18 pictures by ccfg-16", "scale": OWN_SCALE}
 
 
 def value(number: float, half_width: float) -> dict[str, float]:
@@ -205,6 +208,21 @@ def test_one_of_both_files_is_enough(folder: Path, missing: tuple[str, ...]) -> 
     page = Page(write_page(folder))
     assert "Pooled-FD at each level, beside the floor" in [drawing["aria-label"] for drawing in page.named("svg")]
     assert len(page.named("table")) == 1
+
+
+def test_without_photographs_none_are_told_of(folder: Path) -> None:
+    (folder / "evaluation.json").unlink()
+    (folder / "quality.json").write_text(json.dumps(quality() | WITHOUT_PHOTOGRAPHS))
+    text = Page(write_page(folder)).text
+    assert "floor: other pictures of the full plan" in text
+    assert "How good its own pictures are was not measured" in text
+    assert "photograph" not in text
+
+
+def test_an_evaluation_against_photographs_is_not_told_beside_a_sweep_without(folder: Path) -> None:
+    (folder / "quality.json").write_text(json.dumps(quality() | WITHOUT_PHOTOGRAPHS))
+    with pytest.raises(DataError, match=r"evaluation\.json is against photographs, and quality\.json against the full"):
+        write_page(folder)
 
 
 def test_an_inception_score_has_a_column_where_there_is_one(folder: Path) -> None:

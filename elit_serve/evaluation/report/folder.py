@@ -59,6 +59,7 @@ class MeasuredRow:
 class Measurements:
     """Everything that a report tells. evaluated: plans of evaluation.json. swept: plans of quality.json.
 
+    full_plan: the plan of the model whose pictures were the reference; None are photographs.
     floor_scores: of unseen photographs. protocol: how it was measured, by name.
     """
 
@@ -66,6 +67,7 @@ class Measurements:
     model_hash: str
     metric: str
     num_samples: int
+    full_plan: str | None
     floor: Estimate
     floor_scores: Scores | None
     evaluated: tuple[MeasuredRow, ...]
@@ -74,6 +76,15 @@ class Measurements:
     default: str | None
     timed_on: str | None
     provenance: tuple[tuple[str, Mapping[str, Any]], ...]  # of each file, by its name
+
+    @property
+    def reference_text(self) -> str:
+        return "photographs" if self.full_plan is None else "pictures of the model's own full plan"
+
+    @property
+    def floor_text(self) -> str:
+        """What scores the floor."""
+        return "unseen photographs" if self.full_plan is None else "other pictures of the full plan"
 
 
 def read_measurements(folder: Path) -> Measurements:
@@ -93,6 +104,7 @@ def read_measurements(folder: Path) -> Measurements:
         model_hash=first.model_hash,
         metric=first.metric,
         num_samples=first.num_samples,
+        full_plan=quality.full_plan if quality else None,
         floor=first.floor.frechet if isinstance(first, Evaluation) else first.floor,
         floor_scores=evaluation.floor if evaluation else None,
         evaluated=tuple(map(_evaluated_row, evaluation.plans)) if evaluation else (),
@@ -105,7 +117,9 @@ def read_measurements(folder: Path) -> Measurements:
 
 
 def _check_comparable(folder: Path, evaluation: Evaluation, quality: Quality) -> None:
-    """Distances of other pictures, in other features or of another number stand in no relation to each other."""
+    """Distances of other pictures, to others, in other features or of another number stand in no relation."""
+    if quality.full_plan is not None:
+        raise DataError(f"{folder}: evaluation.json is against photographs, and quality.json against the full plan")
     for fact in ("model_hash", "metric", "num_samples"):
         one, other = getattr(evaluation, fact), getattr(quality, fact)
         if one != other:

@@ -88,7 +88,7 @@ def answers(measured: Measurements) -> Iterator[str]:
         yield (
             f"The best measured plan (level {best.level_text}, {best.plan.num_steps} steps, guidance {best.guidance}) "
             f"scores {estimate_text(best.distance)}, {best.distance.value / floor:.2f} times the floor of {floor:.1f} "
-            "that real, unseen photographs score."
+            f"that {measured.floor_text} score."
         )
     by_level = sorted(_by_level(measured), key=lambda row: row.plan.mean_level)
     if len(by_level) > 1:
@@ -138,11 +138,11 @@ def _level_chart(measured: Measurements) -> Figure | None:
             x_label="level: latents kept per group",
             y_label=f"{measured.metric}, lower is better",
             series=(Series(name=_kind_text(rows[0]), points=tuple(map(_distance_by_level, rows)), joined=True),),
-            floor=(measured.floor.value, "floor: unseen photographs"),
+            floor=(measured.floor.value, f"floor: {measured.floor_text}"),
             log_x=True,
             x_ticks=tuple(sorted(row.plan.mean_level for row in rows if _is_apart(row, rows))),
         ),
-        "Distance to the reference photographs against the level, everything else equal.",
+        f"Distance to {measured.reference_text} against the level, everything else equal.",
     )
 
 
@@ -227,7 +227,7 @@ def _guidance_chart(measured: Measurements) -> Figure | None:
         x_label="guidance scale, 1 is off",
         y_label=f"{measured.metric}, lower is better",
         series=series,
-        floor=(measured.floor.value, "floor: unseen photographs"),
+        floor=(measured.floor.value, f"floor: {measured.floor_text}"),
     )
     level, steps = rows[0].level_text, rows[0].plan.num_steps
     return _figure(
