@@ -110,7 +110,7 @@ def sweep(
         prompts=prompts,
         samples=samples,
         batch_size=batch_size,
-    )
+    ).with_prompts_read()
     sizes = [] if size is None else [size]
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads, sizes=sizes)
     words = SweepWords(
@@ -171,7 +171,7 @@ def grids(
 
     against = ReferenceOptions(
         reference=reference, held_out=held_out, prompts=prompts, samples=samples, batch_size=batch_size
-    )
+    ).with_prompts_read()
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     sampling = pipeline.config.sampling
     options = GridOptions(
@@ -212,6 +212,7 @@ def calibrate(
     from elit_serve.files.skips import write_skips
     from elit_serve.photographs import read_prompts
 
+    asked = () if prompts is None else read_prompts(prompts)
     pipeline = Pipeline.load(model, device=device, dtype=dtype, threads=threads)
     trained, full = pipeline.config.levels, pipeline.budgets.full_level
     chosen = integers("levels", levels) if levels else sorted({full, pipeline.budgets.level_of(0.25)})
@@ -220,7 +221,7 @@ def calibrate(
         steps=integers("steps", steps),
         levels=[check_level(level, trained) for level in chosen],
         num_samples=samples,
-        prompts=() if prompts is None else read_prompts(prompts),
+        prompts=asked,
         console=Console(stderr=True),
     )
     file = out or pipeline.path / "skips.json"
@@ -261,7 +262,7 @@ def precision(
 
     against = ReferenceOptions(
         reference=reference, held_out=held_out, prompts=prompts, samples=samples, batch_size=batch_size
-    )
+    ).with_prompts_read()
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     options = PrecisionOptions(against=against, out=out, plans=plan or (), max_repeats=max_repeats, writes=write)
     run_precision_command(pipeline, open_features(features, pipeline.device), options, Console())
@@ -295,7 +296,7 @@ def served(
 
     against = ReferenceOptions(
         reference=reference, held_out=held_out, prompts=prompts, samples=samples, batch_size=batch_size
-    )
+    ).with_prompts_read()
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     plans = read_served(records, pipeline)
     check_folder(out)

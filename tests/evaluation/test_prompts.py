@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from elit_serve.cli import app
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.errors import InvalidInput
+from elit_serve.errors import DataError, InvalidInput
 from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.report.page import write_page
 from elit_serve.evaluation.runs.comparable import open_on_scale, quality_compared_with
@@ -159,6 +159,30 @@ def test_photographs_are_no_reference_beside_what_was_measured_without(
     evaluator = open_evaluator(pipeline, extractor, photographs, tmp_path / "out")
     with pytest.raises(InvalidInput, match=r"reference: 'photographs' .*; pictures of the full plan, as in"):
         quality_compared_with(pipeline, evaluator)
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "why"),
+    [
+        ("sweep", ("--steps", "2,4", "--max-measurements", 2), "max_measurements: 2 .*at least 3"),
+        ("grids", ("--samples", 16), "samples: 16 .*24, as in the model"),
+        ("precision", ("--dtype", "bfloat16", "--samples", 16), "samples: 16 .*24, as in the model"),
+        ("precision", ("--dtype", "bfloat16", "--plan", "gone"), "plan: 'gone'"),
+    ],
+)
+def test_no_picture_is_made_for_what_will_be_refused(
+    swept: dict[str, Any], tmp_path: Path, command: str, changes: tuple[object, ...], why: str
+) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        run(command, swept["folder"], *swept["said"], *changes, "--out", tmp_path)
+    assert not list(tmp_path.glob("features/*"))
+
+
+@pytest.mark.parametrize("command", ["sweep", "grids", "precision"])
+def test_prompts_are_read_before_weights(tmp_path: Path, command: str) -> None:
+    given = ("--prompts", tmp_path / "gone.txt", "--features", "inception", "--out", tmp_path)
+    with pytest.raises(DataError, match=r"gone\.txt cannot be read"):
+        run(command, tmp_path / "no model", *given)
 
 
 def captioned(folder: Path, count: int, seed: int) -> Path:

@@ -10,6 +10,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
+from elit_serve.evaluation.runs.sets import Subjects
 from elit_serve.files.quality import Quality
 
 SAME_FLOOR = 0.01  # of the floor; rounding features to float16 moves a distance by less than 0.0001 of it
@@ -21,6 +22,7 @@ def open_on_scale(pipeline: Pipeline, extractor: FeatureExtractor, options: Refe
     Pictures of the full plan stand for photographs in the precision that was measured alone: those of another one would
     be another scale, on which what this precision costs could not be seen.
     """
+    check_prompts(pipeline, extractor, options)
     measured_in = None if pipeline.quality is None else pipeline.quality.file.measured_in
     if options.prompts is None or measured_in in (None, pipeline.precision):
         return open_evaluator(pipeline, extractor, options, out)
@@ -33,31 +35,45 @@ def in_precision(pipeline: Pipeline, precision: str) -> Pipeline:
     return Pipeline.load(pipeline.path, device=str(pipeline.device), dtype=dtype, quantize=quantize)
 
 
+def check_prompts(pipeline: Pipeline, extractor: FeatureExtractor, options: ReferenceOptions) -> None:
+    """Before two sets of the full plan's pictures are made: whether prompts are those of the model's `quality.json`."""
+    if options.subjects is not None:
+        _quality_of(pipeline, options.subjects, extractor.fingerprint, extractor.metric, is_own=True)
+
+
 def quality_compared_with(pipeline: Pipeline, evaluator: Evaluator) -> Quality:
     """The model's own measurements. Raises `InvalidInput` where another scale, other features, another size or number
     of pictures or other photographs or prompts were behind them.
     """
+    reference = evaluator.reference
+    is_own = reference.full_plan is not None
+    quality = _quality_of(pipeline, reference.subjects, reference.fingerprint, reference.metric, is_own=is_own)
+    if not is_own or quality.prompts_sha256 is None:
+        _check_floor("prompts" if is_own else "reference", evaluator.floor.value, quality)
+    return quality
+
+
+def _quality_of(pipeline: Pipeline, subjects: Subjects, fingerprint: str, metric: str, *, is_own: bool) -> Quality:
+    """The model's own measurements, if these features of pictures of these subjects were behind them. is_own: pictures
+    of the full plan are the reference, and no photographs."""
     if pipeline.quality is None:
         raise InvalidInput("model", pipeline.config.name, "a model with a quality.json of its own weights")
-    quality, reference = pipeline.quality.file, evaluator.reference
-    number, source = ("held_out", "reference") if reference.full_plan is None else ("samples", "prompts")
-    if (reference.full_plan is None) != (quality.full_plan is None):
+    quality = pipeline.quality.file
+    number, source = ("samples", "prompts") if is_own else ("held_out", "reference")
+    if is_own != (quality.full_plan is not None):
         kinds = ("photographs", "pictures of the full plan")
-        given, behind = (kinds[plan is not None] for plan in (reference.full_plan, quality.full_plan))
-        raise InvalidInput(source, given, f"{behind}, as in the model's quality.json ({quality.reference})")
+        allowed = f"{kinds[not is_own]}, as in the model's quality.json ({quality.reference})"
+        raise InvalidInput(source, kinds[is_own], allowed)
     if pipeline.sizes.names[0] != pipeline.quality_size:
         allowed = f"{pipeline.quality_size}, as in the model's quality.json, as its default size"
         raise InvalidInput("model", pipeline.sizes.names[0], allowed)
-    if reference.fingerprint != quality.features_sha256:
-        raise InvalidInput("features", reference.metric, f"those of the model's quality.json, {quality.metric}")
-    if reference.num_samples != quality.num_samples:
-        raise InvalidInput(number, reference.num_samples, f"{quality.num_samples}, as in the model's quality.json")
-    prompts_sha256 = reference.subjects.prompts_sha256
-    if quality.prompts_sha256 not in (None, prompts_sha256):
+    if fingerprint != quality.features_sha256:
+        raise InvalidInput("features", metric, f"those of the model's quality.json, {quality.metric}")
+    if len(subjects) != quality.num_samples:
+        raise InvalidInput(number, len(subjects), f"{quality.num_samples}, as in the model's quality.json")
+    if quality.prompts_sha256 not in (None, subjects.prompts_sha256):
         allowed = f"those of the model's quality.json ({quality.reference}), of SHA-256 {quality.prompts_sha256[:12]}"
-        raise InvalidInput(source, f"prompts of SHA-256 {str(prompts_sha256)[:12]}", allowed)
-    if quality.full_plan is None or quality.prompts_sha256 is None:
-        _check_floor(source, evaluator.floor.value, quality)
+        raise InvalidInput(source, f"prompts of SHA-256 {str(subjects.prompts_sha256)[:12]}", allowed)
     return quality
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from elit_serve.engine.pipeline import Pipeline
@@ -14,7 +15,7 @@ from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.own_pictures import full_plan_of, own_reference, prompted_subjects
 from elit_serve.evaluation.runs.reference import Reference, make_reference
-from elit_serve.evaluation.runs.sets import PictureSets
+from elit_serve.evaluation.runs.sets import PictureSets, Subjects
 from elit_serve.photographs import Part, Photograph, open_captioned_set, open_data_set, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,16 @@ class ReferenceOptions:
             if self.prompts is not None and getattr(self, field) is not None:
                 raise InvalidInput(field, str(getattr(self, field)), "left out: beside --prompts are no photographs")
 
+    @cached_property
+    def subjects(self) -> Subjects | None:
+        """What the pictures of a set are of, where prompts are given, which are read once."""
+        return None if self.prompts is None else prompted_subjects(read_prompts(self.prompts), self.samples)
+
+    def with_prompts_read(self) -> ReferenceOptions:
+        """Itself, for commands that load weights next: what is wrong with prompts is better known before."""
+        _ = self.subjects
+        return self
+
 
 def open_evaluator(
     pipeline: Pipeline,
@@ -63,10 +74,10 @@ def open_evaluator(
     """An evaluator that keeps its features in `out`; the two callbacks are told how many of each were just done."""
     batch_size = options.batch_size or max(served_steps(pipeline.config, pipeline.shape_names, pipeline.device).batches)
     cache = out / "features"
-    if options.prompts is None:
+    subjects = options.subjects
+    if subjects is None:
         reference = open_reference(pipeline, extractor, options, on_photographs)
     else:
-        subjects = prompted_subjects(read_prompts(options.prompts), options.samples)
         sets = PictureSets(
             pipeline, subjects, extractor, batch_size=batch_size, cache=cache, on_pictures=on_photographs
         )

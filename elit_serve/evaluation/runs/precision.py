@@ -19,7 +19,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.metrics import MeasuredSet, from_halves, mean_rows, quality_ratios
-from elit_serve.evaluation.runs.comparable import in_precision, quality_compared_with
+from elit_serve.evaluation.runs.comparable import check_prompts, in_precision, quality_compared_with
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.provenance import provenance
@@ -76,12 +76,12 @@ def run_precision_command(
 
     Leaves what it found in `out` as `<precision>.json`.
     """
-    measured_in = _other_precision(pipeline)
+    measured_in, plans = _other_precision(pipeline), chosen_plans(pipeline, options.plans)
+    check_prompts(pipeline, extractor, options.against)
     check_folder(options.out)
     measured = in_precision(pipeline, measured_in)
     here = open_evaluator(measured, extractor, options.against, options.out)
     quality = quality_compared_with(measured, here)
-    plans = chosen_plans(quality, options.plans)
     with console.status("measuring"):
         compared = compare(here, here.of(pipeline), plans, max_repeats=options.max_repeats)
     factor = from_halves(mean_rows(each.ratios for each in compared))
@@ -114,8 +114,10 @@ def compare(
     )
 
 
-def chosen_plans(quality: Quality, names: Sequence[str]) -> tuple[PlanQuality, ...]:
-    """Those of these names, or the front."""
+def chosen_plans(pipeline: Pipeline, names: Sequence[str]) -> tuple[PlanQuality, ...]:
+    """Those of these names, or the front, of a model that was measured."""
+    assert pipeline.quality is not None
+    quality = pipeline.quality.file
     known = {plan.name: plan for plan in quality.plans}
     for name in names:
         if name not in known:

@@ -79,6 +79,7 @@ def run_sweep_command(
         latency=latency,
         writes_defaults=words.writes_defaults,
     )
+    options.check()
     check_folder(words.out)
     if words.threads is None and pipeline.device.type != "cpu":
         share_cores(options.part[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from rich import box
@@ -21,6 +22,7 @@ from elit_serve.evaluation.runs.sweep.search import (
     PlanEvaluator,
     SweepGrid,
     SweptPlan,
+    check_budget,
     level_curve,
     pareto_front,
     plan_gflops,
@@ -67,16 +69,28 @@ class SweepOptions:
     latency: Latency | None = None
     writes_defaults: bool = False
 
+    @cached_property
+    def plans(self) -> Sequence[Plan]:
+        """Those of this part: every so-many-th."""
+        which, count = self.part
+        if not 1 <= which <= count:
+            raise InvalidInput("part", f"{which}/{count}", "K/N with 1 <= K <= N, as 1/2")
+        return self.grid.plans()[which - 1 :: count]
+
+    def check(self) -> None:
+        """Raises what is better known before hours of measuring than after."""
+        check_budget(self.max_measurements, self.plans)
+        charts.check_package()
+
 
 def sweep_to_folder(
     pipeline: Pipeline, evaluator: PlanEvaluator, facts: SweepFacts, options: SweepOptions, *, console: Console
 ) -> Quality | None:
     """Measures the grid and writes `quality.json`, `throughput.json` and `front.png`; a part writes nothing: None."""
-    plans = _part(options.grid.plans(), options.part)
-    charts.check_package()  # better to know before hours of measuring than after
+    options.check()
     with console.status("measuring") as status:
         points = run_sweep(
-            plans,
+            options.plans,
             evaluator,
             pipeline.spec,
             max_repeats=options.max_repeats,
@@ -191,11 +205,3 @@ def _front_chart(
 
 def _sampling_of(plan: Plan) -> SamplingConfig:
     return SamplingConfig(steps=plan.num_steps, time_shift=plan.time_shift, guidance=plan.guidance)
-
-
-def _part(plans: Sequence[Plan], part: tuple[int, int]) -> Sequence[Plan]:
-    """Every so-many-th plan."""
-    which, count = part
-    if not 1 <= which <= count:
-        raise InvalidInput("part", f"{which}/{count}", "K/N with 1 <= K <= N, as 1/2")
-    return plans[which - 1 :: count]

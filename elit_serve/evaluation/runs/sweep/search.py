@@ -120,8 +120,7 @@ def run_sweep(
     budget: measurements of one plan with one set of seeds, in all; the first round needs one for each plan.
     first_repeat: another one is a rerun with other seeds.
     """
-    if budget < len(plans):
-        raise InvalidInput("max_measurements", budget, f"at least {len(plans)}, one for each plan")
+    check_budget(budget, plans)
 
     def measured(plans: Sequence[tuple[Plan, int]]) -> Iterator[SweptPlan]:
         sets = evaluator.distances((plan, first_repeat + repeat) for plan, repeat in plans)
@@ -143,6 +142,12 @@ def run_sweep(
             left -= 1
             tell(f"{len(doubtful)} plans in doubt, {left} measurements left")
     return tuple(points.values())
+
+
+def check_budget(budget: int, plans: Sequence[Plan]) -> None:
+    """Raises `InvalidInput` where it does not suffice for the first round."""
+    if budget < len(plans):
+        raise InvalidInput("max_measurements", budget, f"at least {len(plans)}, one for each plan")
 
 
 def in_doubt(points: Sequence[SweptPlan]) -> list[SweptPlan]:
