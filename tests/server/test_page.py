@@ -230,6 +230,23 @@ def test_what_is_skipped_is_told_before_and_after(
     assert [part.partition(" ")[0] for part in pale.split("M")[1:]] == ["2.09", "5.09"]
 
 
+@pytest.mark.parametrize(("full_plan", "words"), [(None, "photographs"), ("usual", "the model's full plan")])
+def test_quality_is_told_relative_to_what_it_was_measured_against(
+    start_server: Any,
+    open_page: OpenPage,
+    tiny_model_dir: Path,
+    make_quality: Callable[..., dict[str, Any]],
+    full_plan: str | None,
+    words: str,
+) -> None:
+    content = make_quality(model_hash=read_config(tiny_model_dir).model_hash, full_plan=full_plan)
+    (tiny_model_dir / "quality.json").write_text(json.dumps(content))
+    page = open_page(start_server(Pipeline.load(tiny_model_dir, device="cpu")))
+    choose(page)
+    generate(page)
+    expect(page.locator("#facts")).to_contain_text(f"1 is as good as {words}")
+
+
 def test_a_picture_can_be_kept_and_made_again(start_server: Any, open_page: OpenPage, measured: Pipeline) -> None:
     page = open_page(start_server(measured))
     choose(page, by="By time")

@@ -4,7 +4,7 @@ import { levelBars } from "./charts.js";
 import { fileName, subjectOf } from "./requests.js";
 import { duration, operations, percent, quality, stepsText, total } from "./words.js";
 
-/** Nodes for a result of `drawn`. latents: the level at full budget. again: what makes the picture once more. */
+/** Nodes for a result of `History.add`. latents: the level at full budget. again: what makes the picture once more. */
 export function factsOf(result, latents, again) {
   const { facts, levels, strides } = result;
   const level = mean(levels);
@@ -12,7 +12,7 @@ export function factsOf(result, latents, again) {
   list.append(
     fact("Time", duration(facts.total_ms), stages(facts)),
     fact("Budget", percent(level / latents), `mean level ${Number(level.toFixed(1))} of ${latents}`),
-    fact("Quality", quality(facts.quality), qualityMeans(facts)),
+    fact("Quality", quality(facts.quality), qualityMeans(facts, result.fullPlan)),
     fact("Deadline", ...deadline(facts)),
     fact("Cost", duration(facts.device_ms), `of the device, ${operations(facts.gflops)}`),
   );
@@ -30,8 +30,9 @@ export function factsOf(result, latents, again) {
 
 export const mean = (values) => total(values) / values.length;
 
-function qualityMeans({ quality: value }) {
-  return value === null ? "of these steps and this guidance" : "1 is as good as photographs";
+function qualityMeans({ quality: value }, fullPlan) {
+  if (value === null) return "of these steps and this guidance";
+  return fullPlan ? "1 is as good as the model's full plan" : "1 is as good as photographs";
 }
 
 function stages({ queue_ms: queue, compute_ms: compute, encode_ms: encode }) {

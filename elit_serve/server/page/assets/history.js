@@ -24,7 +24,10 @@ export class History {
     this.#load();
   }
 
-  /** results: as `drawn` resolves to, each with `latents`, the level at full budget. */
+  /**
+   * results: as `drawn` resolves to, each with `latents`, the level at full budget, and `fullPlan`, what its quality is
+   * relative to; null are photographs.
+   */
   async add(results) {
     for (const result of results) {
       const id = await this.#tryTo((store) => store.add(result), "readwrite");

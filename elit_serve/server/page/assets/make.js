@@ -118,7 +118,7 @@ export class MakeView {
     };
     try {
       const made = await drawn(request, { signal: this.#work.signal, onPreview, onTaken });
-      const results = made.map((result) => ({ ...result, latents: this.#model.latents }));
+      const results = made.map((result) => ({ ...result, ...this.#scales }));
       for (const [index, { src }] of results.entries()) this.#stage.show(index, src, name(index));
       this.#finish(results, sameness(results[0], original) + note);
     } catch (error) {
@@ -151,6 +151,12 @@ export class MakeView {
     this.#history.mark(results[0]);
   }
 
+  /** What levels and qualities of this model are relative to, for `History.add`. */
+  get #scales() {
+    const { latents, quality } = this.#model;
+    return { latents, fullPlan: quality?.full_plan ?? null };
+  }
+
   /** Says what was done for a picture on the stage. */
   #tell(result, index) {
     this.#stage.choose(index);
@@ -181,7 +187,7 @@ export class MakeView {
     try {
       const results = await compare(this.#model, this.#controls.subject, this.#work.signal);
       part("status").textContent = "The comparison is complete.";
-      await this.#history.add(results.map((result) => ({ ...result, latents: this.#model.latents })));
+      await this.#history.add(results.map((result) => ({ ...result, ...this.#scales })));
     } catch (error) {
       this.#fail(error);
     } finally {
