@@ -85,6 +85,9 @@ def test_a_grid_has_a_column_for_each_prompt(model: Path, tmp_path: Path) -> Non
         (["--label", "rose", "--negative-prompt", "thorns"], "--prompt beside it"),
         ([], "--prompt TEXT"),
         (["--prompt", "a", "--prompt", "b"], "--grid"),
+        (["--prompt", "a", "--negative-prompt", "b", "--guidance", "none"], "these pictures are not guided"),
+        (["--prompt", "a", "--negative-prompt", "b", "--scale", "1"], "these pictures are not guided"),
+        (["--prompt", "a", "--negative-prompt", "b", "--guidance", "ag"], "autoguidance, which keeps the prompt"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(model: Path, options: list[str], words: str) -> None:

@@ -192,6 +192,7 @@ def _draw_here(
     chosen_guidance = None if is_open else pipeline.guidance(**guidance)
     plan = pipeline.plan(budget=budget, steps=steps, guidance=chosen_guidance, skips=skips)
     conditions = subject.conditions(pipeline.conditions)
+    plan.guidance.check_negative(subject.negative)
     if grid:
         from elit_serve.evaluation.report.sheets import budget_sheet, shown_levels
 

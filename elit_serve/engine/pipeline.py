@@ -206,7 +206,9 @@ class Pipeline(ServedModel):
         >>> load("models/garden64").generate("tulip", budget=0.25, seed=7).save("tulip.png")  # doctest: +SKIP
         """
         plan = self.plan(budget=budget, levels=levels, steps=steps, guidance=guidance, skips=skips, size=size)
-        return self.run([self._condition(label, prompt, negative_prompt)], [seed], plan, size=size)[0]
+        condition = self._condition(label, prompt, negative_prompt)
+        plan.guidance.check_negative(negative_prompt)
+        return self.run([condition], [seed], plan, size=size)[0]
 
     def _condition(self, label: str | int | None, prompt: str | None, negative_prompt: str | None) -> Condition:
         if label is not None and prompt is not None:

@@ -67,6 +67,14 @@ class Guidance:
                 f"autoguidance needs a weak level below the lowest level of the plan, {min(levels)}",
             )
 
+    def check_negative(self, negative: str | None) -> None:
+        """Raises `InvalidInput` for what pictures should not show where no weak pass is told of it. An empty text asks
+        for nothing."""
+        if not negative or (self.drops_condition and not self.is_off):
+            return
+        how = "are not guided" if self.is_off else "are guided by autoguidance, which keeps the prompt"
+        raise InvalidInput("negative_prompt", negative, f"left out: these pictures {how}, so nothing would come of it")
+
     def applies_at(self, t: float) -> bool:
         return not self.is_off and self.interval[0] <= t <= self.interval[1]
 

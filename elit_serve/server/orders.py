@@ -93,6 +93,8 @@ def order_of(
         )
     pinned = plan.levels if request.budget is not None or request.levels is not None else None
     offered = open_plans_of(request, open_plans.get(shape.name), settings)
+    if offered is None:
+        plan.guidance.check_negative(request.negative_prompt)
     low, high = _bounds(request, plan, model)
     coarsening = _coarsening_of(request, plan, model)
     if request.min_quality is not None and offered is None:

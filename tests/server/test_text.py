@@ -96,6 +96,10 @@ def test_any_text_is_answered(server: RunningServer, prompt: str) -> None:
         ({"label": "rose", "prompt": "rose"}, "prompt"),
         ({}, "prompt"),
         ({"negative_prompt": "thorns"}, "prompt"),
+        (
+            {"prompt": "rose", "negative_prompt": "thorns", "guidance": {"method": "none"}},
+            "these pictures are not guided",
+        ),
         ({"prompt": 3}, "prompt"),
         ({"prompt": ["rose"]}, "prompt"),
     ],
