@@ -334,7 +334,7 @@ def train(
         training, held_out = source.training, source.validation
         training.check_batch(recipe.training.batch, recipe.shapes, MAX_REPEATS)
         conditions = recipe.conditions(training.classes)
-        facts = _facts(recipe, training, held_out, data, autoencoder) if world.is_main else None
+        facts = _facts(recipe, source, data, autoencoder) if world.is_main else None
         with opened(run, facts, resume=resume, world=world) as snapshot:
             if world.is_main:
                 for line in about(recipe, training, held_out):
@@ -366,7 +366,8 @@ def check_world(recipe: Recipe, world: World) -> None:
         raise InvalidInput("training.batch", recipe.training.batch, allowed)
 
 
-def _facts(recipe: Recipe, training: Buckets, held_out: Buckets, data: Path, autoencoder: Path | None) -> RunFacts:
+def _facts(recipe: Recipe, source: Source, data: Path, autoencoder: Path | None) -> RunFacts:
+    training, held_out = source.training, source.validation
     return RunFacts(
         recipe=recipe,
         classes=training.classes if recipe.text is None else (),
@@ -378,6 +379,7 @@ def _facts(recipe: Recipe, training: Buckets, held_out: Buckets, data: Path, aut
             classes=len(training.classes),
         ),
         autoencoder_sha256=None if autoencoder is None else fingerprint(autoencoder),
+        encoder_sha256=None if source.texts is None else source.texts.encoder_sha256,
         **model_facts(recipe, recipe.conditions(training.classes), autoencoder),
         versions={"elit-serve": __version__, "commit": source_commit(), "torch": torch.__version__},
     )

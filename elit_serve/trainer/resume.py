@@ -81,7 +81,8 @@ def changes_refused(before: RunFacts, now: RunFacts, done: int) -> list[str]:
     """What keeps a run of which `done` steps are done from going on with other facts, each with both values."""
     return [
         *_data_changes(before, now),
-        *_autoencoder_changes(before, now),
+        *_coder_changes("autoencoder", before.autoencoder_sha256, now.autoencoder_sha256),
+        *_coder_changes("encoder of texts", before.encoder_sha256, now.encoder_sha256),
         *_model_changes(before, now),
         *_recipe_changes(before.recipe, now.recipe, done),
     ]
@@ -102,11 +103,10 @@ def _data_changes(before: RunFacts, now: RunFacts) -> list[str]:
     return []
 
 
-def _autoencoder_changes(before: RunFacts, now: RunFacts) -> list[str]:
-    ours, theirs = now.autoencoder_sha256, before.autoencoder_sha256
-    if ours is None or theirs in (None, ours):
+def _coder_changes(name: str, before: str | None, now: str | None) -> list[str]:
+    if None in (before, now) or before == now:
         return []
-    return [f"the autoencoder is another: {ours[:12]} here and {str(theirs)[:12]} in the run"]
+    return [f"the {name} is another: {str(now)[:12]} here and {str(before)[:12]} in the run"]
 
 
 def _model_changes(before: RunFacts, now: RunFacts) -> list[str]:

@@ -69,6 +69,7 @@ class RunFacts(_Written):
 
     classes: those of the data; none where it has captions. autoencoder_sha256: of the autoencoder's folder, see
     `engine.autoencoders.folder.fingerprint`; None without one, and in a run that was begun before it was noted.
+    encoder_sha256: of the text encoder that made the texts beside latents; None where there are none.
     upcycled, teacher: hashes of the models that it began with, and that it learns from.
     """
 
@@ -76,6 +77,7 @@ class RunFacts(_Written):
     classes: tuple[str, ...]
     data: DataFacts
     autoencoder_sha256: Sha256 | None = None
+    encoder_sha256: Sha256 | None = None
     upcycled: ModelHash | None = None
     teacher: ModelHash | None = None
     versions: dict[str, str]

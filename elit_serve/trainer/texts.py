@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elit_serve.engine.checkpoint import read_spec
-from elit_serve.engine.text_encoders import TextEncoder, open_encoder
+from elit_serve.engine.text_encoders import TextEncoder, encoder_digest, open_encoder
 from elit_serve.errors import DataError, InvalidInput
 from elit_serve.files.config import TextConfig
 from elit_serve.files.opening import regular
@@ -43,7 +43,9 @@ def encode_texts(out: Path, captions: Sequence[str], model: Path, device: torch.
     prompts = list(dict.fromkeys([*captions, "", *text.examples]))
     parts = [prompts[first : first + PER_SHARD] for first in range(0, len(prompts), PER_SHARD)]
     files = [out / f"text-{number:05d}.safetensors" for number in range(len(parts))]
-    told = [json.dumps({**_facts(text), "prompts": part}) for part in parts]
+    made_by = {**_facts(text), "encoder_sha256": encoder_digest(text.encoder, model)}
+    told = [json.dumps({**made_by, "prompts": part}) for part in parts]
+    _forget(sorted({*out.glob(SHARDS)} - {*files}))
     missing = [each for each in zip(files, parts, told, strict=True) if _metadata(each[0]) != each[2]]
     if not missing:
         return
@@ -57,6 +59,15 @@ def encode_texts(out: Path, captions: Sequence[str], model: Path, device: torch.
 def _facts(text: TextConfig) -> dict[str, Any]:
     """What decides how prompts are encoded, as far as a configuration says it."""
     return text.model_dump(mode="json", include={"encoder", "dim", "max_tokens"})
+
+
+def _forget(files: Sequence[Path]) -> None:
+    """Shards of captions that are there no more, so that none of another encoder stays among them."""
+    for file in files:
+        try:
+            file.unlink()
+        except OSError as error:
+            raise DataError(f"{file} cannot be removed: {error.strerror or error}") from None
 
 
 def _encoded(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
@@ -89,13 +100,25 @@ def _write(file: Path, tensors: Mapping[str, Tensor], facts: str) -> None:
         raise DataError(f"{file} cannot be written: {error}") from None
 
 
+class Texts(NamedTuple):
+    """A shard. tokens: [S, D], mapped. places: where those of each prompt lie. encoder_sha256: see `encoder_digest`."""
+
+    tokens: Tensor
+    places: Mapping[str, slice]
+    encoder_sha256: str
+
+
 class StoredTexts:
     """A text encoder that knows what `encode_texts` has stored, and nothing else. Its tensors are on the host."""
 
-    def __init__(self, folders: Sequence[Path], text: TextConfig, shards: Sequence[tuple[Tensor, Mapping[str, slice]]]):
+    def __init__(self, folders: Sequence[Path], text: TextConfig, shards: Sequence[Texts]):
         self._folders = ", ".join(map(str, folders))
         self._shards = shards
-        self.dim, self.max_tokens, self.dtype = text.dim, text.max_tokens, shards[0][0].dtype
+        digests = {shard.encoder_sha256 for shard in shards}
+        if len(digests) > 1:
+            raise DataError(f"{self._folders}: their texts are of several encoders; encode them again with --text")
+        (self.encoder_sha256,) = digests
+        self.dim, self.max_tokens, self.dtype = text.dim, text.max_tokens, shards[0].tokens.dtype
 
     @classmethod
     def found_in(cls, folders: Sequence[Path], text: TextConfig) -> Self | None:
@@ -120,27 +143,27 @@ class StoredTexts:
 
     def _tokens(self, prompt: str) -> Tensor:
         """[its length, D], of the file that is mapped"""
-        for tokens, places in self._shards:
-            if prompt in places:
-                return tokens[places[prompt]]
+        for shard in self._shards:
+            if prompt in shard.places:
+                return shard.tokens[shard.places[prompt]]
         allowed = "encode them again with --text; captions, the empty prompt and the model's examples are stored"
         raise DataError(f"{self._folders}: {prompt[:100]!r} is not among the encoded prompts; {allowed}")
 
 
-def _opened(file: Path, text: TextConfig) -> tuple[Tensor, Mapping[str, slice]]:
-    """A shard's tokens [S, D], mapped, and where those of each prompt lie. Raises `DataError`."""
+def _opened(file: Path, text: TextConfig) -> Texts:
+    """Raises `DataError`."""
     try:
         with safe_open(regular(file), framework="pt") as tensors:
             told = json.loads((tensors.metadata() or {})[KEY])
             tokens, lengths = tensors.get_tensor("tokens"), tensors.get_tensor("lengths").tolist()
-        prompts = list(told.pop("prompts"))
+        prompts, digest = list(told.pop("prompts")), str(told["encoder_sha256"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} cannot be read: {error!r}") from None
     if wrong := [name for name, value in _facts(text).items() if told.get(name) != value]:
         raise DataError(f"{file} holds texts of another encoder than [text] names: {', '.join(wrong)} differ")
     if not _fits(tokens, lengths, prompts, text):
         raise DataError(f"{file} is damaged: its tokens are not those of its prompts")
-    return tokens, dict(zip(prompts, _places(lengths), strict=True))
+    return Texts(tokens, dict(zip(prompts, _places(lengths), strict=True)), digest)
 
 
 def _fits(tokens: Tensor, lengths: Sequence[int], prompts: Sequence[str], text: TextConfig) -> bool:

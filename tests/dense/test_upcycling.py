@@ -18,11 +18,12 @@ from dense.conftest import Made
 from dense.folders import IMPORTED, SIZE
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from elit_serve.cli import app
 from elit_serve.engine.pipeline import Pipeline
-from elit_serve.errors import DataError
+from elit_serve.errors import DataError, RunError
 from elit_serve.files.config import ModelConfig
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.importing.sit import Split
@@ -33,12 +34,13 @@ from elit_serve.trainer.encode import EncodeOptions, encode_data
 from elit_serve.trainer.export import export
 from elit_serve.trainer.loop import train
 from elit_serve.trainer.recipe import Recipe, read_recipe
-from elit_serve.trainer.texts import StoredTexts
+from elit_serve.trainer.texts import StoredTexts, encode_texts
 from tests.trainer.conftest import as_toml
 
 CPU = torch.device("cpu")
 RECIPES = Path(__file__).parents[2] / "models" / "recipes"
 FAMILIES = ("prx", "qwen-image")
+PT = {"format": "pt"}  # what transformers wants to read of a file
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40)}
 
 
@@ -181,6 +183,38 @@ def test_texts_beside_latents_are_those_of_the_models_encoder_and_damage_is_told
         StoredTexts.found_in([latents], text)
     assert CliRunner().invoke(app, encode).exit_code == 0
     assert file.read_bytes() == whole
+
+
+def test_texts_of_several_encoders_are_told_apart_where_everything_else_is_alike(
+    model_of: Made, captioned: Path, tmp_path: Path
+) -> None:
+    folder, latents = model_of("qwen-image"), tmp_path / "latents"
+    other = shutil.copytree(folder, tmp_path / folder.name)
+    weights = load_file(other / "text_encoder" / "model.safetensors")
+    save_file({name: 2 * each for name, each in weights.items()}, other / "text_encoder" / "model.safetensors", PT)
+
+    def encode(out: Path, model: Path) -> None:
+        options = EncodeOptions(height=16, width=16, captioned=True, mirrored=False, dtype="float32")
+        encode_data(captioned, out, folder / "vae", options, device=CPU, text_model=model)
+
+    def train_on(steps: int, *, resume: bool) -> None:
+        recipe = upcycled(folder, training={"steps": steps}, text={"examples": ["a red rose"]})
+        train(recipe, latents, tmp_path / "run", resume=resume, **at_vae(folder))
+
+    encode(latents, folder)
+    shutil.copyfile(latents / "text-00000.safetensors", latents / "text-00001.safetensors")
+    encode(latents, folder)
+    assert [file.name for file in latents.glob("text-*")] == ["text-00000.safetensors"]
+    train_on(1, resume=False)
+    shutil.copyfile(latents / "text-00000.safetensors", latents / "text-00001.safetensors")
+    (latents / "text-00000.safetensors").unlink()
+    encode_texts(tmp_path, ["a red rose"], other, CPU)
+    shutil.move(tmp_path / "text-00000.safetensors", latents / "text-00000.safetensors")
+    with pytest.raises(DataError, match="their texts are of several encoders; encode them again with --text"):
+        train_on(2, resume=True)
+    encode(latents, other)
+    with pytest.raises(RunError, match="the encoder of texts is another: "):
+        train_on(2, resume=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,7 +2,7 @@
 
 from elit_serve.engine.text_encoders.cache import CachedEncoder
 from elit_serve.engine.text_encoders.encoder import TextEncoder, TextEncoderKind
-from elit_serve.engine.text_encoders.table import KINDS, copy_encoder, encoder_problems, open_encoder
+from elit_serve.engine.text_encoders.table import KINDS, copy_encoder, encoder_digest, encoder_problems, open_encoder
 
 __all__ = [
     "KINDS",
@@ -10,6 +10,7 @@ __all__ = [
     "TextEncoder",
     "TextEncoderKind",
     "copy_encoder",
+    "encoder_digest",
     "encoder_problems",
     "open_encoder",
 ]

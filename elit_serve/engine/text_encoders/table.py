@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from elit_serve.engine.text_encoders.cache import CachedEncoder
 from elit_serve.engine.text_encoders.encoder import TextEncoderKind
 from elit_serve.errors import CheckpointError
 from elit_serve.files.config import TextConfig, TextEncoderConfig
-from elit_serve.files.opening import MAX_TOKENIZER_BYTES, regular_folder
+from elit_serve.files.opening import MAX_TOKENIZER_BYTES, open_file, regular_folder
 from elit_serve.files.validation import problems_in
 
 COPIED = (".json", ".jinja", ".model", ".safetensors", ".txt")  # of a folder of transformers
@@ -37,21 +39,38 @@ def encoder_problems(config: TextEncoderConfig) -> list[str]:
 
 
 def copy_encoder(config: TextEncoderConfig, model: Path, destination: Path) -> None:
-    """The files of a model's encoder, if it has any, into another model's directory. Raises `CheckpointError`.
-
-    Nothing pickled and no code: a folder of transformers may hold both.
-    """
+    """The files of a model's encoder, if it has any, into another model's directory. Raises `CheckpointError`."""
     try:
-        for name in KINDS[config.kind].files:
-            if (model / name).is_file():
-                shutil.copyfile(model / name, destination / name)
-                continue
-            (destination / name).mkdir(exist_ok=True)
-            for file in sorted(regular_folder(model / name, MAX_TOKENIZER_BYTES).iterdir()):
-                if file.suffix in COPIED:
-                    shutil.copyfile(file, destination / name / file.name)
+        for file in _files(config, model):
+            copy = destination / file.relative_to(model)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
     except OSError as error:
         raise CheckpointError(destination, [f"the text encoder of {model} cannot be copied: {error}"]) from None
+
+
+def encoder_digest(config: TextEncoderConfig, model: Path) -> str:
+    """64 hex digits of a model's encoder: what its configuration says, and the files that it has. Raises
+    `CheckpointError`."""
+    digest = hashlib.sha256(config.model_dump_json().encode())
+    try:
+        for file in _files(config, model):
+            digest.update(f"{file.relative_to(model)}\0".encode())
+            with open_file(file) as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise CheckpointError(model, [f"its text encoder cannot be read: {error}"]) from None
+    return digest.hexdigest()
+
+
+def _files(config: TextEncoderConfig, model: Path) -> Iterator[Path]:
+    """Nothing pickled and no code: a folder of transformers may hold both."""
+    for name in KINDS[config.kind].files:
+        if (model / name).is_file():
+            yield model / name
+        else:
+            folder = regular_folder(model / name, MAX_TOKENIZER_BYTES)
+            yield from (file for file in sorted(folder.iterdir()) if file.suffix in COPIED)
 
 
 def open_encoder(config: TextConfig, model: Path, device: torch.device) -> CachedEncoder:
