@@ -23,7 +23,7 @@ from elit_serve.errors import DataError, InvalidInput
 from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.report.page import write_page
 from elit_serve.evaluation.runs.comparable import open_on_scale, quality_compared_with
-from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
+from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator, open_reference
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.files.evaluation import read_evaluation
 from elit_serve.files.quality import OWN_SCALE, Quality, read_quality
@@ -217,7 +217,26 @@ def _provenance(out: Path) -> dict[str, Any]:
     return found.provenance
 
 
-def test_a_reference_of_captions_is_not_for_a_model_of_classes(
+def test_a_reference_of_captions_is_not_for_a_model_of_classes_nor_one_of_classes_for_a_model_of_prompts(
+    shared_tiny_model_dir: Path, feature_file: Path, training: Path, held_out: Path, tmp_path: Path
+) -> None:
+    florist = Pipeline.load(shared_tiny_model_dir, device="cpu")
+    painter = Pipeline.load(save_text_model(tmp_path / "painter", spec=MMDIT.tiny), device="cpu")
+    extractor = open_features(f"torchscript:{feature_file}", florist.device)
+    photographs = (training, held_out), (captioned(tmp_path / "set", 9, 0), captioned(tmp_path / "unseen", 10, 1))
+    of_classes, of_captions = (
+        open_reference(pipeline, extractor, ReferenceOptions(reference=reference, held_out=unseen))
+        for pipeline, (reference, unseen) in zip((florist, painter), photographs, strict=True)
+    )
+    of_classes.check(florist, extractor)
+    of_captions.check(painter, extractor)
+    with pytest.raises(InvalidInput, match="reference: '0 classes' is not allowed; the classes of tiny"):
+        of_captions.check(florist, extractor)
+    with pytest.raises(InvalidInput, match="reference: '3 classes' is not allowed"):
+        of_classes.check(painter, extractor)
+
+
+def test_prompts_of_a_model_of_classes_name_its_classes(
     tiny_model_dir: Path, feature_file: Path, tmp_path: Path
 ) -> None:
     pipeline = Pipeline.load(tiny_model_dir, device="cpu")
