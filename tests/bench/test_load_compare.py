@@ -78,6 +78,17 @@ def test_lonely_requests_take_what_the_table_says() -> None:
     assert (figures.e2el_ms.median, figures.budget) == (pytest.approx(42), 1)
 
 
+def test_a_prompt_is_encoded_before_the_first_picture_of_it() -> None:
+    """Each takes 42 ms alone, and 8 more while its prompt is not known."""
+    wish, prompts = replace(WISH, text_ms=8.0), ("a rose", "a rose", "a tulip")
+    calls = [replace(call(float(at), 49.0), label=None, prompt=prompt) for at, prompt in enumerate(prompts)]
+    assert [demand.prepare_s for demand in wish.demands(calls)] == [0.008, 0.0, 0.008]
+    patient = [replace(each, latency_ms=100.0) for each in calls]
+    assert simulated(patient, wish).e2el_ms.mean == pytest.approx(42 + 8 * 2 / 3)
+    assert simulated(calls, wish).refused == {"infeasible": 2}
+    assert simulated([call(0.0, 100.0)], wish).e2el_ms.mean == pytest.approx(42), "a class"
+
+
 def test_a_pinned_level_is_simulated_as_such() -> None:
     figures = simulated([call(0.0, 100.0), call(1.0, 13.0)], replace(WISH, pinned_level=1))
     assert (figures.e2el_ms.mean, figures.budget, figures.slo_attainment_rate) == (pytest.approx(12), 0.25, 1)

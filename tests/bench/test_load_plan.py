@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import pytest
 
-from elit_serve.bench.load.plan import Capacity, budgets_of, full_plan, open_calls, pictures
+from elit_serve.bench.load.plan import Capacity, budgets_of, full_plan, open_calls, pictures, share_of_new_prompts
 from elit_serve.bench.load.run import burstiness_trace
 from elit_serve.bench.load.sender import PlannedCall
+from elit_serve.bench.load.subjects import Subject
 from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.client import GuidanceInfo, LevelInfo, Model, SamplingInfo
 from elit_serve.errors import InvalidInput
@@ -44,6 +46,21 @@ def test_load_1_and_a_lonely_request_by_hand() -> None:
     assert capacity.rate_per_s == pytest.approx(4 / (8 * 0.016 + 2 * 0.010))
     assert capacity.rate_at(0.5) == pytest.approx(capacity.rate_per_s / 2)
     assert capacity.target_ms(3) == pytest.approx(3 * 78)
+
+
+def test_load_1_and_a_lonely_request_have_prompts_to_encode() -> None:
+    """Of six requests for two prompts, four are for one that was encoded before."""
+    prompts = tuple(Subject(prompt=prompt) for prompt in ("a rose", "a tulip"))
+    share = share_of_new_prompts(prompts, seed=0, count=6)
+    assert share == pytest.approx(1 / 3)
+    assert share_of_new_prompts(THREE, seed=0, count=6) == 0, "classes"
+    weak_caps = (1,) * 8 + (None,) * 2
+    known = Capacity.measured(TABLE, weak_caps)
+    capacity = Capacity.measured(replace(TABLE, text_ms=9.0), weak_caps, new_prompts=share)
+    assert known.solo_ms is not None
+    assert known.rate_per_s is not None
+    assert capacity.solo_ms == pytest.approx(known.solo_ms + 3)
+    assert capacity.rate_per_s == pytest.approx(1 / (1 / known.rate_per_s + 0.003))
 
 
 def test_without_a_table_the_server_says_what_a_request_takes_alone_but_not_what_load_1_is() -> None:

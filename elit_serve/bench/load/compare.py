@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
@@ -56,6 +56,7 @@ class Wish:
     """What every request of a run asks for, as the scheduler sees it.
 
     shapes: of the sizes that are asked for. pinned_level: of every step, or None to leave it to the policy.
+    text_ms: to encode a prompt.
     """
 
     shapes: Mapping[str | None, str]
@@ -63,6 +64,17 @@ class Wish:
     levels: tuple[int, ...]
     pinned_level: int | None = None
     is_hard: bool = True
+    text_ms: float = 0.0
+
+    def demands(self, calls: Sequence[PlannedCall]) -> list[Demand]:
+        """In this order. A prompt is encoded for the first that has it; from then on the server knows it."""
+        known: set[str | None] = {None}
+        demands = []
+        for request_id, call in enumerate(calls):
+            prepare_s = 0.0 if call.prompt in known else self.text_ms / 1000
+            known.add(call.prompt)
+            demands.append(replace(self.demand(request_id, call), prepare_s=prepare_s))
+        return demands
 
     def demand(self, request_id: int, call: PlannedCall) -> Demand:
         assert call.latency_ms is not None, "attainment is of targets"
@@ -107,6 +119,7 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
         levels=table.levels,
         pinned_level=None if options.budget is None else budgets.level_of(options.budget),
         is_hard=not options.best_effort,
+        text_ms=table.text_ms,
     )
     measured = None if options.quality is None else read_measurements(options.quality)
     bias = options.bias if options.bias is not None else (report.correction or 1.0) - 1
@@ -129,8 +142,7 @@ def predicted(
     calls: Sequence[PlannedCall], wish: Wish, *, scheduler: Scheduler, device: Device, budgets: Budgets
 ) -> Summary:
     """Figures of a run on this device, with a client without delay."""
-    demands = [wish.demand(index, call) for index, call in enumerate(calls)]
-    run = simulate(scheduler, demands, device)
+    run = simulate(scheduler, wish.demands(calls), device)
     return open_summary([_record(fate, budgets) for fate in run.fates])
 
 

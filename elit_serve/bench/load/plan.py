@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from random import Random
 from statistics import fmean, harmonic_mean
 
@@ -34,19 +35,24 @@ class Capacity:
 
     solo_ms: a full-budget request alone on the device, from arrival to answer.
     rate_per_s: full-budget requests per second when every step has the largest batch.
+    Both with what encoding prompts takes of a request in the mean, where a latency file tells it.
     """
 
     solo_ms: float | None
     rate_per_s: float | None
 
     @classmethod
-    def measured(cls, table: CostTable, weak_caps: Sequence[int | None], shape: str | None = None) -> Capacity:
-        """Of pictures of a shape (default: the first that was measured), from a latency file."""
+    def measured(
+        cls, table: CostTable, weak_caps: Sequence[int | None], shape: str | None = None, *, new_prompts: float = 0.0
+    ) -> Capacity:
+        """Of pictures of a shape (default: the first that was measured), from a latency file. new_prompts: the share of
+        requests whose prompt has to be encoded."""
         shape, full_level = shape or table.shapes[0], table.levels[-1]
         kinds = [StepKind.capped(shape, full_level, cap) for cap in weak_caps]
+        text_ms, batch = new_prompts * table.text_ms, table.max_batch
         return cls(
-            solo_ms=table.alone_ms(shape, (full_level,) * len(kinds), weak_caps),
-            rate_per_s=1000 * table.max_batch / sum(table.step_ms(kind, table.max_batch) for kind in kinds),
+            solo_ms=text_ms + table.alone_ms(shape, (full_level,) * len(kinds), weak_caps),
+            rate_per_s=1000 / (text_ms + sum(table.step_ms(kind, batch) for kind in kinds) / batch),
         )
 
     @classmethod
@@ -138,6 +144,12 @@ def closed_calls(
     for index, image_seed in pictures(len(subjects), seed):
         of = subjects[index]
         yield PlannedCall(at_s=0.0, label=of.label, prompt=of.prompt, seed=image_seed, size=rng.choice(sizes))
+
+
+def share_of_new_prompts(subjects: Sequence[Subject], seed: int, count: int) -> float:
+    """Of so many calls, those with a prompt that none before them had; no class has one."""
+    drawn = [subjects[index].prompt for index, _ in islice(pictures(len(subjects), seed), count)]
+    return len({prompt for prompt in drawn if prompt is not None}) / count
 
 
 def pictures(num_subjects: int, seed: int) -> Iterator[tuple[int, int]]:

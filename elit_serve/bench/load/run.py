@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from elit_serve.bench.load.plan import Capacity, budgets_of, closed_calls, full_plan, open_calls
+from elit_serve.bench.load.plan import Capacity, budgets_of, closed_calls, full_plan, open_calls, share_of_new_prompts
 from elit_serve.bench.load.report import Summary, closed_summary, open_summary
 from elit_serve.bench.load.sender import PlannedCall, replay, saturate
 from elit_serve.bench.load.subjects import Subject, subjects_of
@@ -98,6 +100,7 @@ class Target:
     """The server's model, as far as a run must know it, with the cost table if one is given.
 
     plan: at full budget. subjects, sizes: that are asked for; None is the model's default size.
+    new_prompts: the share of an open loop's requests whose prompt is not known yet.
     """
 
     model: Model
@@ -105,6 +108,7 @@ class Target:
     plan: Plan
     subjects: tuple[Subject, ...]
     sizes: tuple[str | None, ...] = (None,)
+    new_prompts: float = 0.0
 
     @property
     def weak_caps(self) -> tuple[int | None, ...]:
@@ -118,7 +122,7 @@ class Target:
     def capacity_of(self, size: str | None) -> Capacity:
         if self.table is None:
             return Capacity.reported(self.model, size)
-        return Capacity.measured(self.table, self.weak_caps, self.shape_of(size))
+        return Capacity.measured(self.table, self.weak_caps, self.shape_of(size), new_prompts=self.new_prompts)
 
     def shape_of(self, size: str | None) -> str:
         """What the cost table calls a size."""
@@ -174,7 +178,14 @@ def _target(options: LoadOptions) -> Target:
             raise InvalidInput("size", size, f"the server has {', '.join(model.sizes)}")
     plan = full_plan(model.sampling, num_steps, full_level)
     subjects = subjects_of(model, options.prompts)
-    return Target(model=model, table=table, plan=plan, subjects=subjects, sizes=options.sizes or (None,))
+    return Target(
+        model=model,
+        table=table,
+        plan=plan,
+        subjects=subjects,
+        sizes=options.sizes or (None,),
+        new_prompts=share_of_new_prompts(subjects, options.seed, options.requests),
+    )
 
 
 def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
@@ -202,6 +213,7 @@ def _open_run(options: LoadOptions, target: Target, clock: Clock) -> LoadReport:
         "load": rate_per_s / capacity.rate_per_s if capacity.rate_per_s else None,
         "rate_per_s": rate_per_s,
         "solo_ms": capacity.solo_ms,
+        "new_prompts": target.new_prompts,
         "correction": correction,
     }
     summary = open_summary(records)
@@ -242,6 +254,11 @@ def _rounded_up(count: int, unit: int) -> int:
     return -(-count // unit) * unit
 
 
+def _digest(prompts: tuple[str, ...]) -> str | None:
+    """By which the prompts of two runs can be told apart; they themselves may be nobody's business."""
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest() if prompts else None
+
+
 def _facts(options: LoadOptions, target: Target) -> dict[str, object]:
     model = target.model
     asked = {name: value for name, value in asdict(options).items() if name not in ("api_key", "prompts")}
@@ -249,6 +266,7 @@ def _facts(options: LoadOptions, target: Target) -> dict[str, object]:
         **{name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},
         "steps": target.plan.num_steps,
         "num_subjects": len(target.subjects),
+        "prompts_sha256": _digest(options.prompts),
         "model": model.id,
         "model_hash": model.hash,
         "device": model.device,
