@@ -24,6 +24,7 @@ from elit_serve.evaluation.features import open_features
 from elit_serve.evaluation.report.page import write_page
 from elit_serve.evaluation.runs.comparable import open_on_scale, quality_compared_with
 from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator, open_reference
+from elit_serve.evaluation.runs.own_pictures import full_plan_of
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.files.evaluation import read_evaluation
 from elit_serve.files.quality import OWN_SCALE, Quality, read_quality
@@ -113,11 +114,26 @@ def test_a_sweep_that_goes_on_makes_no_picture_again_and_keeps_the_full_plan_it_
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     out = shutil.copytree(swept["out"], tmp_path / "out")
     kept = sorted(out.glob("features/*"))
-    run("sweep", model, *swept["said"], "--steps", "2,4", "--max-repeats", 1, "--out", out)
+    said = run("sweep", model, *swept["said"], "--steps", "2,4", "--max-repeats", 1, "--out", out)
+    assert f"The full plan is that of the model's quality.json: {FULL}" in " ".join(said.split())
     again = read_quality(out / "quality.json")
     assert again.plans == quality.plans
     assert again.full_plan == FULL
     assert sorted(out.glob("features/*")) == kept
+
+
+def test_a_full_plan_on_a_time_grid_that_is_no_longer_the_models_is_not_kept(
+    swept: dict[str, Any], tmp_path: Path
+) -> None:
+    model = shutil.copytree(swept["folder"], tmp_path / "painter")
+    assert full_plan_of(Pipeline.load(model, device="cpu")).time_shift != 7.5
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["sampling"]["time_shift"] = 7.5
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    pipeline = Pipeline.load(model, device="cpu")
+    assert full_plan_of(pipeline) == pipeline.plan()
+    with pytest.raises(InvalidInput, match=r"model: .*one whose time grid is that of its quality\.json"):
+        run("grids", model, *swept["said"], "--grids", "2", "--out", tmp_path / "out")
 
 
 def test_other_prompts_than_those_that_were_measured_are_refused(

@@ -10,6 +10,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.runs.evaluator import Evaluator
 from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
+from elit_serve.evaluation.runs.own_pictures import known_full_plan
 from elit_serve.evaluation.runs.sets import Subjects
 from elit_serve.files.quality import Quality
 
@@ -64,6 +65,9 @@ def _quality_of(pipeline: Pipeline, subjects: Subjects, fingerprint: str, metric
         kinds = ("photographs", "pictures of the full plan")
         allowed = f"{kinds[not is_own]}, as in the model's quality.json ({quality.reference})"
         raise InvalidInput(source, kinds[is_own], allowed)
+    if is_own and known_full_plan(pipeline) is None:
+        allowed = "one whose time grid is that of its quality.json; sweep measures it anew"
+        raise InvalidInput("model", pipeline.config.name, allowed)
     if pipeline.sizes.names[0] != pipeline.quality_size:
         allowed = f"{pipeline.quality_size}, as in the model's quality.json, as its default size"
         raise InvalidInput("model", pipeline.sizes.names[0], allowed)

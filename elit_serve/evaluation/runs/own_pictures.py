@@ -29,10 +29,20 @@ def prompted_subjects(prompts: tuple[str, ...], num_samples: int | None) -> Subj
 def full_plan_of(pipeline: Pipeline) -> Plan:
     """The plan that the model's `quality.json` was measured against, on the time grid of the size that is measured now;
     or else the model's own sampling at full budget."""
+    known = known_full_plan(pipeline)
+    return pipeline.plan() if known is None else known
+
+
+def known_full_plan(pipeline: Pipeline) -> Plan | None:
+    """The one of the model's `quality.json`; None where there is none, or where its time grid is no longer the model's,
+    as when the folder was imported again with another shift."""
     known = pipeline.quality
     if known is None or known.file.full_plan is None:
-        return pipeline.plan()
-    return known.at_shape(known.file.plan(known.file.full_plan).plan, pipeline.sizes.default.name)
+        return None
+    plan = known.file.plan(known.file.full_plan).plan
+    if plan.time_shift not in pipeline.config.shifts.values():
+        return None
+    return known.at_shape(plan, pipeline.sizes.default.name)
 
 
 def own_reference(

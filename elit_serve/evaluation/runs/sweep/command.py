@@ -35,6 +35,8 @@ GUIDANCE = re.compile(
 )
 GUIDANCE_SPELLING = "none, or METHOD:SCALE, METHOD:SCALE/WEAK_LEVEL and either with @START-END, as ccfg:4.5/1@0.1-1"
 
+OWN_FULL_PLAN = "Without that file, it is the model's own sampling."
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepWords:
@@ -83,6 +85,8 @@ def run_sweep_command(
     check_folder(words.out)
     if words.threads is None and pipeline.device.type != "cpu":
         share_cores(options.part[1])
+    if full_plan is not None and full_plan != pipeline.plan():
+        console.print(f"The full plan is that of the model's quality.json: {plan_name(full_plan)}. {OWN_FULL_PLAN}")
     evaluator = open_evaluator(pipeline, extractor, against, words.out)
     facts = SweepFacts(
         metric=evaluator.metric,
