@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +12,20 @@ from elit_serve.files.opening import read_file
 from elit_serve.photographs.captions import MAX_LIST_BYTES, json_object, one_line, open_captioned_set
 from elit_serve.plans.bounds import MAX_PROMPT
 
+logger = logging.getLogger(__name__)
+
 
 def read_prompts(source: Path) -> tuple[str, ...]:
     """Those of a text file, one on each line that is not empty; of a JSON lines file (`.jsonl`), the `text` of each
-    line; or the captions of a folder or tar of captioned photographs.
+    line; or the captions of a folder or tar of captioned photographs. What is left out of these is said.
 
     Raises `DataError` when it cannot be read, holds none, or a line is no prompt.
     """
     if source.is_dir() or source.suffix == ".tar":
-        return tuple(photograph.caption for photograph in open_captioned_set(source).photographs)
+        found = open_captioned_set(source)
+        if found.note:
+            logger.warning(found.note)
+        return tuple(photograph.caption for photograph in found.photographs)
     try:
         content = read_file(source, MAX_LIST_BYTES)
         content.decode()

@@ -28,6 +28,13 @@ def test_a_list_has_them_as_its_texts_and_photographs_as_their_captions(tmp_path
     assert read_prompts(folder) == read_prompts(tar_of(folder)) == ("one", "two")
 
 
+def test_photographs_without_a_caption_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path / "set", {"a.png": "one", "b.png": None})
+    assert read_prompts(folder) == ("one",)
+    assert "left out" in caplog.text
+    assert "b.png" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
 def test_a_separator_inside_a_prompt_is_a_space_and_no_new_line(tmp_path: Path, name: str) -> None:
     """JSON allows U+2028, U+2029 and U+0085 in a string as they are, and `json.dumps(..., ensure_ascii=False)` writes
