@@ -127,7 +127,8 @@ class PictureSets:
             self._on_pictures(count)
 
     def _facts(self, plan: Plan, repeat: int) -> dict[str, object]:
-        """All that the features of a set depend on."""
+        """All that the features of a set depend on, but for the files of a text encoder and an autoencoder, which the
+        hash of a model leaves out."""
         shape, usual = self._pipeline.sizes.default, self._pipeline.config.default_shape
         return {
             **({} if shape == usual else {"shape": shape.name}),
