@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from dense.conftest import Made
 from dense.folders import IMPORTED, SIZE
 from PIL import Image
@@ -131,6 +132,27 @@ def test_a_folder_teaches_the_model_that_begins_with_it_which_is_served(
     assert answer.status_code == 200, answer.text
     condition = turned.conditions.prompted("a red rose")
     assert_same_picture(answer.content, turned.run([condition], [3], turned.plan())[0].image)
+
+
+def test_below_the_full_level_a_model_comes_nearer_to_its_teacher(
+    model_of: Made, captioned: Path, tmp_path: Path
+) -> None:
+    """Here the teacher is random, and so all but alone: what the data teaches leads away from it."""
+    folder = model_of("qwen-image")
+    dense = Pipeline.load(folder, device="cpu")
+    recipe = upcycled(
+        folder,
+        budget={"drawing": "fixed", "max_level": 1},
+        training={"steps": 24, "recompute": False},
+        optimizer={"learning_rate": 3e-4, "ema": 0.5},
+        distillation={"scale": 1000.0},
+        every={"validation": 1000},
+    )
+    train(recipe, captioned, tmp_path / "run", **at_vae(folder))
+    export(tmp_path / "run", tmp_path / "turned", dtype="float32", autoencoder=folder / "vae")
+    after, taught = Pipeline.load(tmp_path / "turned", device="cpu").model, velocity(dense, dense.model, 1)
+    far, near = (F.mse_loss(velocity(dense, model, 1), taught) for model in (fresh(recipe, dense.model), after))
+    assert near < 0.6 * far
 
 
 def test_a_run_from_latents_in_stages_finds_its_captions_encoded_and_needs_no_encoder(
