@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from elit_serve.engine.random_weights import random_checkpoint
 from elit_serve.engine.served_model import ServedModel, quality_size
 from elit_serve.engine.sizes import Sizes
 from elit_serve.engine.skips import with_skips
+from elit_serve.engine.text_encoders import encoder_digest
 from elit_serve.errors import GenerationFailed, InvalidInput
+from elit_serve.files.config import TextConfig
 from elit_serve.nn.quantized import quantize_
 from elit_serve.pictures import encode, format_of, write_file
 from elit_serve.plans.bounds import MAX_SEED
@@ -104,6 +107,12 @@ class Pipeline(ServedModel):
         if quantize is not None:
             quantize_(self.model)
         self.autoencoder_hash = chosen.cost_hash
+
+    @cached_property
+    def encoder_sha256(self) -> str | None:
+        """Of the files of its text encoder, which are read for it, once; None of classes."""
+        told = self.config.conditions
+        return encoder_digest(told.encoder, self.path) if isinstance(told, TextConfig) else None
 
     @classmethod
     def load(

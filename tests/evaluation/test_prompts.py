@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dense.folders import pipeline_of
+from safetensors.torch import load_file, save_file
 from text_models import save_text_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -134,6 +135,15 @@ def test_a_full_plan_on_a_time_grid_that_is_no_longer_the_models_is_not_kept(
     assert full_plan_of(pipeline) == pipeline.plan()
     with pytest.raises(InvalidInput, match=r"model: .*one whose time grid is that of its quality\.json"):
         run("grids", model, *swept["said"], "--grids", "2", "--out", tmp_path / "out")
+
+
+def test_pictures_by_another_text_encoder_are_made_anew(swept: dict[str, Any], tmp_path: Path) -> None:
+    model, out = shutil.copytree(swept["folder"], tmp_path / "painter"), shutil.copytree(swept["out"], tmp_path / "out")
+    kept = set(out.glob("features/*"))
+    (weights,) = model.glob("text_encoder/*.safetensors")
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    run("sweep", model, *swept["said"], "--steps", 2, "--max-repeats", 1, "--out", out)
+    assert len(set(out.glob("features/*")) - kept) == 4, "two plans, and two sets of the full one to measure against"
 
 
 def test_other_prompts_than_those_that_were_measured_are_refused(

@@ -127,15 +127,16 @@ class PictureSets:
             self._on_pictures(count)
 
     def _facts(self, plan: Plan, repeat: int) -> dict[str, object]:
-        """All that the features of a set depend on, but for the files of a text encoder and an autoencoder, which the
-        hash of a model leaves out."""
+        """All that the features of a set depend on, but for the files of an autoencoder, which no hash is of."""
         shape, usual = self._pipeline.sizes.default, self._pipeline.config.default_shape
+        encoder = self._pipeline.encoder_sha256
         return {
             **({} if shape == usual else {"shape": shape.name}),
             "plan": {name: value for name, value in asdict(plan).items() if name != "skips" or plan.skips},
             "repeat": repeat,
             **self._subjects.facts,
             "model": self._pipeline.model_hash,
+            **({} if encoder is None else {"encoder": encoder}),
             "dtype": self._pipeline.precision,
             "extractor": self._extractor.fingerprint,
             "batch_size": self.batch_size,
