@@ -85,7 +85,7 @@ def evaluate(
     sizes = [] if size is None else [size]
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads, sizes=sizes)
     known = pipeline.conditions
-    shown = partial(known.named, field="show") if pipeline.config.classes else known.prompted
+    shown = partial(known.named if pipeline.config.classes else known.prompted, field="show")
     chosen = pipeline.guidance(method=guidance, scale=scale, weak_budget=weak_budget)
     start = chosen.interval[0] if interval_start is None else interval_start
     end = chosen.interval[1] if interval_end is None else interval_end

@@ -36,6 +36,9 @@ def test_what_is_no_text_or_too_long_is_refused(prompt: str) -> None:
         conditions().prompted(prompt)
     assert refused.value.field == "prompt"
     with pytest.raises(InvalidInput) as refused:
+        conditions().prompted(prompt, field="show")
+    assert refused.value.field == "show"
+    with pytest.raises(InvalidInput) as refused:
         conditions(negative=True).prompted("a rose", prompt)
     assert refused.value.field == "negative_prompt"
     assert len(str(refused.value)) < 300

@@ -97,12 +97,12 @@ class ClassConditions(Sequence[ClassCondition]):
             raise InvalidInput(field, words, f"class ids run from 0 to {len(self._classes) - 1}")
         return found
 
-    def prompted(self, prompt: str, negative: str | None = None) -> ClassCondition:
+    def prompted(self, prompt: str, negative: str | None = None, *, field: str = "prompt") -> ClassCondition:
         """The class whose name is this prompt; an id is none, and no class has a negative."""
         self._refuse(negative)
         if is_digits(prompt.strip()) and prompt not in self._by_name:
-            raise InvalidInput("prompt", prompt, "exactly a class name; a class id goes into label")
-        return self.named(prompt, field="prompt")
+            raise InvalidInput(field, prompt, "exactly a class name; a class id goes into label")
+        return self.named(prompt, field=field)
 
     def nothing_said(self) -> InvalidInput:
         return InvalidInput("label", None, "a class name or id, or a prompt that is exactly a class name")

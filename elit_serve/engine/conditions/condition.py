@@ -57,8 +57,8 @@ class Conditions(Protocol):
     def named(self, words: str | int, *, field: str = "label") -> Condition:
         """Raises `InvalidInput` for `field` if it knows none of these words."""
 
-    def prompted(self, prompt: str, negative: str | None = None) -> Condition:
-        """What a prompt means, beside one for what should not be seen. Raises `InvalidInput` for `prompt` or for
+    def prompted(self, prompt: str, negative: str | None = None, *, field: str = "prompt") -> Condition:
+        """What a prompt means, beside one for what should not be seen. Raises `InvalidInput` for `field` or for
         `negative_prompt`."""
 
     def nothing_said(self) -> InvalidInput:

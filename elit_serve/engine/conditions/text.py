@@ -90,10 +90,10 @@ class TextConditions(Sequence[TextCondition]):
         """Raises `InvalidInput`: there are no names."""
         raise InvalidInput(field, words, f"left out: {self._model} makes pictures of a prompt, and knows no classes")
 
-    def prompted(self, prompt: str, negative: str | None = None) -> TextCondition:
+    def prompted(self, prompt: str, negative: str | None = None, *, field: str = "prompt") -> TextCondition:
         if negative is not None and not self._has_negatives:
             raise InvalidInput("negative_prompt", negative, f"left out: {self._model} knows no negative prompts")
-        return TextCondition(_text(prompt, "prompt"), None if negative is None else _text(negative, "negative_prompt"))
+        return TextCondition(_text(prompt, field), None if negative is None else _text(negative, "negative_prompt"))
 
     def nothing_said(self) -> InvalidInput:
         return InvalidInput("prompt", None, "what the pictures are to show; it may be empty")
