@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,11 +20,8 @@ from typing import Any
 import httpx
 import pytest
 
-from elit_serve.cli import main
 from elit_serve.engine.pipeline import Pipeline
 
-FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(["elit_serve.server.run"])
 ROUNDS = 20
 CALLERS = 3
 STEPS = 20
@@ -42,31 +37,20 @@ def profiled_model_dir(shared_tiny_model_dir: Path, tmp_path_factory: pytest.Tem
 
 
 @contextmanager
-def serving(model_dir: Path, *options: str) -> Iterator[tuple[ForkServerProcess, httpx.Client]]:
-    """A server of its own process, which is killed at the end unless it has gone. It is forked from one that has
-    imported what a server needs, which takes most of the time of a start."""
-    announced, announces = FORKING.Pipe(duplex=False)
-    command = ("serve", str(model_dir), "--host", "127.0.0.1", "--port", "0", "--device", "cpu", "--threads", "1")
-    process = FORKING.Process(target=run_command, args=(announces, *command, *options))
-    process.start()
-    announces.close()
-    try:
-        with os.fdopen(announced.fileno(), encoding="utf-8", closefd=False) as output:
-            found = re.search(r"http://[\d.]+:\d+", output.readline())
+def serving(model_dir: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A server of its own process, which is killed at the end unless it has gone."""
+    serve = [sys.executable, "-m", "elit_serve.cli", "serve", str(model_dir), "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(
+        [*serve, "--device", "cpu", "--threads", "1", *options], stdout=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
             assert found, "the server did not start"
             with httpx.Client(base_url=found[0], timeout=60) as client:
                 yield process, client
-    finally:
-        process.kill()
-        process.join()
-        announced.close()
-
-
-def run_command(output: Connection, *arguments: str) -> None:
-    """`elit-serve`, with its standard output to where `output` leads."""
-    sys.stdout = os.fdopen(output.fileno(), "w", encoding="utf-8", closefd=False)
-    sys.argv = ["elit-serve", *arguments]
-    main()
+        finally:
+            process.kill()
 
 
 class Load:
@@ -135,7 +119,7 @@ def outlives(rounds: int, model_dir: Path, assert_same_picture: Any, *options: s
             sending = [callers.submit(load.send_until_it_dies, client) for _ in range(CALLERS)]
             load.look(client)
             time.sleep(random.uniform(0.1, 0.5))
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             for sent in sending:
                 sent.result(60)
     with serving(model_dir, *options) as (process, client):
@@ -146,9 +130,8 @@ def outlives(rounds: int, model_dir: Path, assert_same_picture: Any, *options: s
         jobs = everything(client)
         check_states(load, jobs)
         check_pictures(client, jobs, Pipeline.load(model_dir, device="cpu"), assert_same_picture)
-        process.terminate()
-        process.join(60)
-        assert process.exitcode == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 def check_states(load: Load, jobs: dict[str, dict[str, Any]]) -> None:
