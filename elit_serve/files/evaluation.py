@@ -43,12 +43,22 @@ class Scores:
     nearest_ratio: Estimate
 
 
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Pictures that show what their prompts say, 0 to 1; chance: what they score beside prompts of each other."""
+
+    share: Estimate
+    chance: float
+
+
 class EvaluatedPlan(Lenient):
     """A plan and the mean figures of its pictures over `repeats` sets, each of `num_samples` with seeds of its own.
 
     level, budget: means over its steps. frechets: the Fréchet distance of each set; the others are as in `Scores`.
     images_per_second: of sampling alone; saturated_images_per_second: of an engine that never waits, by the latency
     file of the device; share_of_saturated: one over the other. None without such a file.
+    following: by the part of a caption, how many pictures show its word, of the first set; None where prompts are no
+        captions of the grammar.
     """
 
     level: float
@@ -68,6 +78,7 @@ class EvaluatedPlan(Lenient):
     frechets: tuple[float, ...]
     saturated_images_per_second: float | None = None
     share_of_saturated: float | None = None
+    following: dict[str, Agreement] | None = None
 
     @property
     def scores(self) -> Scores:

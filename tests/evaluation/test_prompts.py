@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from elit_serve.files.records import read_records
 from elit_serve.files.skips import read_skips
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.nn.backbones.elit_mmdit import KIND as MMDIT
+from elit_serve.photographs.grammar import WORDS
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
@@ -211,10 +212,10 @@ def test_prompts_are_read_before_weights(tmp_path: Path, command: str) -> None:
         run(command, tmp_path / "no model", *given)
 
 
-def captioned(folder: Path, count: int, seed: int) -> Path:
+def captioned(folder: Path, count: int, seed: int, captions: Sequence[str] = PROMPTS) -> Path:
     write_photographs(folder, {"flowers": count}, seed=seed)
     for number, file in enumerate(sorted(folder.glob("*/*.png"))):
-        file.with_suffix(".txt").write_text(PROMPTS[number % len(PROMPTS)], encoding="utf-8")
+        file.with_suffix(".txt").write_text(captions[number % len(captions)], encoding="utf-8")
     return folder
 
 
@@ -229,12 +230,30 @@ def test_captions_of_photographs_are_what_the_pictures_are_of(feature_file: Path
     evaluation = read_evaluation(out)
     assert evaluation is not None
     assert (evaluation.num_samples, evaluation.class_distribution) == (10, {})
+    assert [plan.following for plan in evaluation.plans] == [None, None], "these prompts are not of the grammar"
     reference = Reference.load(kept)
     assert reference.prompts == (PROMPTS * 3)[:10]
     (out / "evaluation.json").unlink()
     run(*said, "--reference", kept)
     assert read_evaluation(out) == evaluation.model_copy(update={"provenance": _provenance(out)})
     assert "with their captions" in write_page(out).read_text(encoding="utf-8")
+
+
+def test_pictures_of_captions_of_the_grammar_are_looked_at_for_their_words(feature_file: Path, tmp_path: Path) -> None:
+    model, out = save_text_model(tmp_path / "painter", spec=MMDIT.tiny), tmp_path / "out"
+    captions = ("a red tulip", "several white daisies", "a close-up of a yellow rose")
+    said = ("evaluate", model, "--features", f"torchscript:{feature_file}", "--device", "cpu", "--out", out)
+    said += ("--levels", "1,4", "--seeds", 1, "--steps", 1, "--show", "a rose")
+    photographs = ("--reference", captioned(tmp_path / "set", 9, seed=0))
+    table = run(*said, *photographs, "--held-out", captioned(tmp_path / "unseen", 9, 1, captions))
+    evaluation = read_evaluation(out)
+    assert evaluation is not None
+    for plan in evaluation.plans:
+        assert plan.following is not None
+        assert list(plan.following) == list(WORDS)
+        assert all(0 <= each.share.value <= 1 and 0 <= each.chance <= 1 for each in plan.following.values())
+        colour = plan.following["colour"]
+        assert f"| {colour.share.text(3)} ({colour.chance:.3f}) |" in table
 
 
 def _provenance(out: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from elit_serve.cli import app
 from elit_serve.errors import DataError, InvalidInput
 from elit_serve.photographs import open_captioned_set, open_data_set
-from elit_serve.trainer.captioning import Look, caption, look_at, plural, write_captioned
+from elit_serve.photographs.grammar import Look, caption, look_at, plural, words_of, words_seen
+from elit_serve.trainer.captioning import write_captioned
 
 
 def picture(ground: str, spots: list[tuple[int, int, int]], colour: str) -> Image.Image:
@@ -46,6 +47,23 @@ def test_a_caption_says_what_the_pixels_show(
 ) -> None:
     made = picture(ground, spots, colour)
     assert caption("tulip", look_at(made)) == expected
+    assert words_seen(made) == words_of(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a close-up of an orange brown cap mushroom", {"framing": "close", "number": "one", "colour": "orange"}),
+        ("several white daisies", {"framing": "middle", "number": "several", "colour": "white"}),
+        ("many green apples from afar", {"framing": "far", "number": "many", "colour": "green"}),
+        ("a tulip", None),
+        ("a red", None),
+        ("the red tulip", None),
+        ("two red tulips", None),
+    ],
+)
+def test_a_caption_is_read_back_and_another_text_is_none(text: str, expected: dict[str, str] | None) -> None:
+    assert words_of(text) == expected
 
 
 def test_a_picture_of_one_colour_has_one_subject_that_fills_it() -> None:

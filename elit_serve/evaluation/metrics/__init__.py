@@ -1,5 +1,6 @@
 """Figures of sets of pictures, with their uncertainty: `Scorer` knows them all, the other modules hold one each."""
 
+from elit_serve.evaluation.metrics.following import agreements
 from elit_serve.evaluation.metrics.measures import (
     INTERVALS,
     NORMAL_95,
@@ -22,6 +23,7 @@ __all__ = [
     "Nearest",
     "PlanMeasures",
     "Scorer",
+    "agreements",
     "from_halves",
     "mean_rows",
     "nearest",

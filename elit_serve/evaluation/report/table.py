@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elit_serve.files.evaluation import Evaluation, Scores
+from elit_serve.files.evaluation import Agreement, Evaluation, Scores
+
+FOLLOWING = (
+    "Share of pictures, of one set of seeds, that show the word of their prompt for each part of a caption, as "
+    "elit-serve caption would read it from their pixels; photographs with its captions would score 1. In parentheses: "
+    "the same pictures beside the other prompts of the set, which is chance."
+)
 
 
 def as_markdown(evaluation: Evaluation) -> str:
@@ -20,7 +26,25 @@ def as_markdown(evaluation: Evaluation) -> str:
         for plan in evaluation.plans
     ]
     lines += [_row(["held-out photographs", "", *_cells(floor, floor.frechet.value)]), "", _explained(evaluation)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_following(evaluation)]) + "\n"
+
+
+def _following(evaluation: Evaluation) -> list[str]:
+    """A second table, where it was measured whether pictures show what their prompts say."""
+    told = [(plan, plan.following) for plan in evaluation.plans if plan.following]
+    if not told:
+        return []
+    parts = list(told[0][1])
+    lines = ["", _row(["budget", "level", *parts]), _row(["---"] * (2 + len(parts)))]
+    lines += [
+        _row([f"{plan.budget:.4g}", f"{plan.level:g}", *(_agreement_text(found[part]) for part in parts)])
+        for plan, found in told
+    ]
+    return [*lines, "", FOLLOWING]
+
+
+def _agreement_text(agreement: Agreement) -> str:
+    return f"{agreement.share.text(3)} ({agreement.chance:.3f})"
 
 
 def _explained(evaluation: Evaluation) -> str:

@@ -58,9 +58,10 @@ def run_evaluation(
             on_pictures=lambda count: bar.advance(sampling, count),
         )
         bar.remove_task(reading)
-        bar.update(sampling, total=len(plans) * options.repeats * evaluator.reference.num_samples, visible=True)
+        sets = options.repeats + evaluator.tells_words
+        bar.update(sampling, total=len(plans) * sets * evaluator.reference.num_samples, visible=True)
         measured = [evaluator.measure(each, repeats=options.repeats) for each in plans]
-    evaluation = evaluation_of(pipeline, evaluator, measured)
+        evaluation = evaluation_of(pipeline, evaluator, measured)
     evaluation.write(options.out)
     table = as_markdown(evaluation)
     (options.out / "table.md").write_text(table, encoding="utf-8")
@@ -120,6 +121,7 @@ def _evaluated(
         frechets=measures.frechets,
         saturated_images_per_second=throughput.saturated_images_per_second,
         share_of_saturated=throughput.share_of_saturated,
+        following=evaluator.following(measures.plan),
     )
 
 

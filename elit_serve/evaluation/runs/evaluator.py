@@ -12,11 +12,13 @@ from elit_serve.engine.conditions import Condition
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
-from elit_serve.evaluation.metrics import MeasuredSet, PlanMeasures
+from elit_serve.evaluation.features.words import WordsSeen, numbered
+from elit_serve.evaluation.metrics import MeasuredSet, PlanMeasures, agreements
 from elit_serve.evaluation.runs.background import in_background
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.sets import PictureSets
-from elit_serve.files.evaluation import Scores
+from elit_serve.files.evaluation import Agreement, Scores
+from elit_serve.photographs.grammar import WORDS, words_of
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 
@@ -47,10 +49,18 @@ class Evaluator:
         self._extractor = extractor
         self._cache = cache
         self._on_pictures = on_pictures
-        self._sets = PictureSets(
-            pipeline, reference.subjects, extractor, batch_size=batch_size, cache=cache, on_pictures=on_pictures
-        )
+        self._sets = self._sets_for(extractor)
         self._scorer = reference.scorer(pipeline.device)
+
+    def _sets_for(self, extractor: FeatureExtractor) -> PictureSets:
+        return PictureSets(
+            self._pipeline,
+            self.reference.subjects,
+            extractor,
+            batch_size=self.batch_size,
+            cache=self._cache,
+            on_pictures=self._on_pictures,
+        )
 
     def of(self, pipeline: Pipeline) -> Evaluator:
         """One of another pipeline of the same model that does everything else alike."""
@@ -98,6 +108,28 @@ class Evaluator:
             num_samples=num_samples,
             images_per_second=repeats * num_samples / sum(each.sampling_seconds for each in sets),
         )
+
+    @cached_property
+    def _words_said(self) -> Tensor | None:
+        """What the prompts say of each part of a caption, [n, P]; None where one is no caption of the grammar."""
+        words = [words_of(prompt) for prompt in self.reference.prompts]
+        known = [each for each in words if each is not None]
+        return numbered(known) if known and len(known) == len(words) else None
+
+    @property
+    def tells_words(self) -> bool:
+        """Whether `following` can say something."""
+        return self._words_said is not None
+
+    def following(self, plan: Plan) -> dict[str, Agreement] | None:
+        """How many pictures show what their prompts say, by the part of a caption, where that can be told.
+
+        The pictures are those of the first repeat, made a second time: what is kept of them is their features.
+        """
+        if self._words_said is None:
+            return None
+        seen = self._sets_for(WordsSeen()).sampled(plan, repeat=0).described.features
+        return agreements(seen, self._words_said, list(WORDS))
 
     def features(self, plan: Plan, repeat: int) -> Tensor:
         """Features of one set of samples, in the order of `conditions`. -> [n, F], float32, CPU"""
