@@ -166,6 +166,16 @@ def test_a_row_for_every_router_at_every_load_under_every_curve(cost: Path) -> N
     assert table.row_count == len(rows) + 4
 
 
+def test_a_lead_is_the_difference_of_two_routers_on_the_same_arrivals(cost: Path) -> None:
+    told, _ = run_fleet_comparison(options(cost, routers=("elastic", "random")), QUIET)
+    rows = told["rows"]
+    assert isinstance(rows, list)
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first["lead"] is None
+        assert second["lead"] == pytest.approx(first["effective_quality"] - second["effective_quality"])
+        assert 0 <= second["lead_ci"] < first["effective_quality_ci"] + second["effective_quality_ci"]
+
+
 def test_an_unknown_router_is_named_with_those_that_are_known(cost: Path) -> None:
     with pytest.raises(InvalidInput, match="least-queue, two-choices, pooled, fast"):
         run_fleet_comparison(options(cost, routers=("nearest",)), QUIET)

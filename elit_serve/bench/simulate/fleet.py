@@ -48,9 +48,11 @@ class Routing(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FleetRun:
-    """fates: one per picture, in order. num_asked: how often a replica was asked for an order."""
+    """fates: one per picture, in order. num_orders: in which they came. num_asked: how often a replica was asked for
+    one."""
 
     fates: tuple[Fate, ...]
+    num_orders: int
     num_asked: int
 
 
@@ -125,4 +127,4 @@ def simulate_fleet(fleet: Fleet, orders: Sequence[tuple[Demand, ...]]) -> FleetR
     refusals = [fleet.submit(order, order[0].arrived_s) for order in orders]
     fleet.advance_to(inf)
     fates = [fleet.fate(picture, refusal) for order, refusal in zip(orders, refusals, strict=True) for picture in order]
-    return FleetRun(fates=tuple(fates), num_asked=fleet.num_asked)
+    return FleetRun(fates=tuple(fates), num_orders=len(orders), num_asked=fleet.num_asked)
