@@ -31,6 +31,7 @@ from elit_serve.cli.options import (
     QuantizeOption,
     RecipeArgument,
     ThreadsOption,
+    integers,
 )
 from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import calibrate, grids, precision, served, sweep
@@ -130,6 +131,8 @@ def profile(
         Path | None, typer.Option(help="The file to write. Default: latency/<device>[-fp8].json of MODEL.")
     ] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Steps behind each figure. Default: 10, CPU 2.")] = None,
+    levels: Annotated[str, typer.Option(help="Only these of a server's levels, as 64,16.")] = "",
+    batches: Annotated[str, typer.Option(help="Only these of a server's batch sizes, as 1,8.")] = "",
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
@@ -137,7 +140,7 @@ def profile(
 ) -> None:
     """Measure what a denoising step costs on this device.
 
-    At every level and batch size that a server uses.
+    At every level and batch size that a server uses, or at some: a server takes no file that lacks what it uses.
     """
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.engine.profile.profiler import profile_to_file
@@ -162,7 +165,15 @@ def profile(
             autoencoder=autoencoder,
             sizes=sizes.split(",") if sizes else (),
         )
-    file = profile_to_file(pipeline, out, repeats=repeats, command=command_line(), console=Console(stderr=True))
+    file = profile_to_file(
+        pipeline,
+        out,
+        repeats=repeats,
+        command=command_line(),
+        console=Console(stderr=True),
+        levels=integers("levels", levels) if levels else (),
+        batches=integers("batches", batches) if batches else (),
+    )
     typer.echo(f"{file}")
 
 

@@ -120,7 +120,7 @@ def load_and_measure(settings: Settings) -> LoadedModel:
     if settings.simulate is not None:
         return simulated_model(settings)
     pipeline = _load(settings)
-    served = prepared_steps(pipeline)
+    served = prepared_steps(pipeline, max_batch=settings.max_batch)
     executor = open_executor(pipeline, num_slots=num_slots(settings), keeps=served.keeps)
     executor.capture(served.captures)
     executor.capture_decoding(served.batches)

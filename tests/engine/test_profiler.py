@@ -311,6 +311,15 @@ def test_mixed_steps_of_a_file_that_are_not_captured_are_not_used(pipeline: Pipe
     assert set(latency.steps) - set(known.steps) == {step for step in latency.steps if step.kind("32x32") == gone}
 
 
+def test_a_server_of_small_batches_takes_a_file_that_knows_larger_ones(pipeline: Pipeline) -> None:
+    served = on_a_gpu(pipeline)
+    latency = measure(pipeline, Executor(pipeline, num_slots=4), served, clock=CLOCK, repeats=1)
+    put_beside_the_model(pipeline, latency.model_dump_json())
+    known = known_latency(pipeline, prepared_steps(pipeline, served, max_batch=2))
+    assert known is not None
+    assert {step.batch for step in known.steps} == {1, 2}
+
+
 @pytest.fixture
 def several_sizes(tiny_model_dir: Path) -> Path:
     """The tiny model, which is asked for two sizes."""

@@ -14,6 +14,7 @@ from elit_serve.engine.executor import offline
 from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.profile.step_set import MAX_CAPTURED, StepSet, served_steps, step_kinds
+from elit_serve.errors import InvalidInput
 from elit_serve.files.config import ModelConfig, SamplingConfig
 from elit_serve.files.quality import Quality
 from elit_serve.plans.guidance import Guidance
@@ -85,6 +86,25 @@ def test_on_a_gpu_all_captured_steps_above_the_lowest_level_are_captured_mixed_t
 def test_a_model_of_one_level_has_no_mixed_steps(tiny_config: ModelConfig) -> None:
     config = tiny_config.model_copy(update={"levels": (4,)})
     assert not any(kind.is_mixed for kind in served_steps(config, ["32x32"], torch.device("cuda")).kinds)
+
+
+def test_a_server_prepares_no_batch_beyond_the_one_that_holds_its_largest(tiny_config: ModelConfig) -> None:
+    steps = served_steps(tiny_config, ["32x32"], torch.device("cuda"))
+    assert [steps.up_to(most).batches for most in (1, 4, 5)] == [(1,), (1, 2, 3, 4), (1, 2, 3, 4, 6)]
+    assert steps.up_to(1000) == steps
+    assert not any(kind.is_mixed for kind, _ in steps.up_to(1).costs)
+
+
+def test_some_levels_and_batches_can_be_asked_for(tiny_config: ModelConfig) -> None:
+    steps = served_steps(tiny_config, ["32x32"], CPU)
+    some = steps.only([4, 1], [4])
+    assert {(kind.level, batch) for kind, batch in some.costs} == {(4, 4), (1, 4)}
+    assert {kind.level for kind, _ in some.captures} == {4, 1}
+    assert steps.only([], []) == steps
+    with pytest.raises(InvalidInput, match="levels: 3 is not allowed; some of 1, 2, 4"):
+        steps.only([3], [])
+    with pytest.raises(InvalidInput, match="batches: 7 is not allowed; some of 1, 4"):
+        steps.only([], [1, 7])
 
 
 class Capturing(Executor):

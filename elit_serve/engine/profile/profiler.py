@@ -131,10 +131,13 @@ def known_latency(pipeline: Pipeline, served: StepSet | None = None) -> Latency 
     return None
 
 
-def prepared_steps(pipeline: Pipeline, served: StepSet | None = None) -> StepSet:
-    """What a server prepares of these steps (default: all that it serves). Where a file says what they cost on this
-    device, that is without mixed ones that it does not know, as nothing would run them."""
+def prepared_steps(pipeline: Pipeline, served: StepSet | None = None, *, max_batch: int | None = None) -> StepSet:
+    """What a server prepares of these steps (default: all that it serves), in batches of up to `max_batch`. Where a
+    file says what they cost on this device, that is without mixed ones that it does not know, as nothing would run
+    them."""
     served = served or served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
+    if max_batch is not None:
+        served = served.up_to(max_batch)
     known = known_latency(pipeline, served)
     if known is None:
         return served
@@ -143,11 +146,22 @@ def prepared_steps(pipeline: Pipeline, served: StepSet | None = None) -> StepSet
 
 
 def profile_to_file(
-    pipeline: Pipeline, file: Path | None, *, repeats: int | None, command: str, console: Console
+    pipeline: Pipeline,
+    file: Path | None,
+    *,
+    repeats: int | None,
+    command: str,
+    console: Console,
+    levels: Sequence[int] = (),
+    batches: Sequence[int] = (),
 ) -> Path:
-    """What `elit-serve profile` does: captures, measures, shows progress and a table, and writes the file."""
+    """What `elit-serve profile` does: captures, measures, shows progress and a table, and writes the file.
+
+    levels, batches: some of those that a server uses; none is all of them.
+    """
     file = file or pipeline.path / "latency" / file_name(pipeline)
     served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
+    served = served.only(levels, batches)
     executor = open_executor(pipeline, num_slots=max(served.batches), keeps=served.keeps)
     with ProgressBar(console=console, transient=True) as bar:
 
@@ -365,13 +379,14 @@ def _alone_ms(answers: Sequence[AnswerTime]) -> float:
 
 
 def _of_served(latency: Latency, pipeline: Pipeline, served: StepSet) -> Latency | None:
-    """What it says of the shapes that are served, if it knows them all, without mixed steps that are not."""
+    """What it says of the shapes that are served, if it knows them all, without batches and mixed steps that are
+    not."""
     shapes = pipeline.shape_names
     kinds = [_kind_of(step, pipeline) for step in latency.steps]
     steps = tuple(
         step
         for step, kind in zip(latency.steps, kinds, strict=True)
-        if kind.shape in shapes and (kind in served.kinds or not kind.is_mixed)
+        if kind.shape in shapes and step.batch in served.batches and (kind in served.kinds or not kind.is_mixed)
     )
     default = pipeline.config.default_shape.name
     answers = tuple(answer for answer in latency.answers if (answer.shape or default) in shapes)

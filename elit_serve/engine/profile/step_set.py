@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 import torch
 
 from elit_serve.catalogue import ModelQuality
+from elit_serve.errors import InvalidInput
 from elit_serve.files.config import ModelConfig
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.step_kind import StepKind
@@ -52,6 +53,22 @@ class StepSet:
         """What is left if these are not prepared."""
         left, captured = ([kind for kind in all_ if kind not in kinds] for all_ in (self.kinds, self.captured))
         return replace(self, kinds=tuple(left), captured=tuple(captured))
+
+    def up_to(self, max_batch: int) -> StepSet:
+        """Without what no batch of so many pictures needs: the smallest that holds them is the largest that stays."""
+        needed = [batch for below, batch in pairwise((0, *self.batches)) if below < max_batch]
+        return replace(self, batches=tuple(needed))
+
+    def only(self, levels: Collection[int], batches: Sequence[int]) -> StepSet:
+        """What is left if only these levels and batches are prepared, some of its own each; none is all of them."""
+        for field, wanted, known in (
+            ("levels", levels, {kind.level for kind in self.kinds}),
+            ("batches", batches, self.batches),
+        ):
+            if unknown := sorted(set(wanted).difference(known)):
+                raise InvalidInput(field, unknown[0], f"some of {', '.join(map(str, sorted(known)))}")
+        others = {kind for kind in self.kinds if levels and kind.level not in levels}
+        return replace(self.without(others), batches=tuple(sorted(set(batches or self.batches))))
 
 
 def _is_run(kind: StepKind, batch: int) -> bool:
