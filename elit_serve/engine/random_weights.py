@@ -25,11 +25,9 @@ from elit_serve.plans.size import Size, nearest_multiples
 
 SPREAD = 0.02  # of the tensors that training would start at zero
 CLASSES = ClassesConfig(names=tuple(str(index) for index in range(1000)))  # as many as ImageNet has
-TEXT = TextConfig(  # of presets for prompts: the encoder that needs no files of the model
-    encoder=TextEncoderConfig(kind="wordllama"), dim=256, max_tokens=64, examples=("a red tulip in a field",)
-)
+ENCODER = TextEncoderConfig(kind="wordllama")  # of presets for prompts: it needs no files of the model
 RANDOM_RESOLUTION = 256  # where nobody says another
-LOWEST_SHARE = 16  # the weak pass of guidance keeps one latent in 16 (paper, section 3.4)
+CLASSES_SHARE, TEXT_SHARE = 16, 8  # the weak pass of guidance keeps one latent in so many (paper, sections 3.4 and 4.4)
 
 
 def random_checkpoint(
@@ -70,18 +68,27 @@ def _shape(spec: BackboneSpec, size: Size, factor: int) -> Shape:
 
 
 def _config(preset_name: str, resolution: int, spec: BackboneSpec, shapes: Sequence[Shape]) -> ModelConfig:
-    weak_level = max(1, spec.levels[-1] // LOWEST_SHARE)
-    is_elastic = len(spec.levels) > 1
+    conditions, is_elastic = _conditions(spec), len(spec.levels) > 1
+    weak_level = max(1, spec.levels[-1] // (TEXT_SHARE if isinstance(conditions, TextConfig) else CLASSES_SHARE))
     guidance = Guidance(method="ccfg" if is_elastic else "cfg", scale=2.0, weak_level=weak_level)
     return ModelConfig(
         name=f"{preset_name.replace('/', '-')}-{resolution}-random",
         **{**spec.config_fields(), "shapes": {shape.name: shape.size for shape in shapes}},
         levels=spec.levels,
-        conditions=next(each for each in (CLASSES, TEXT) if not each.misfits(spec.config_fields()["backbone"])),
+        conditions=conditions,
         autoencoder=AutoencoderConfig(kind="none"),
         sampling=SamplingConfig(guidance=guidance),
         weights=WeightsConfig(dtype="float32", files={"random.safetensors": "0" * 64}),
     )
+
+
+def _conditions(spec: BackboneSpec) -> ClassesConfig | TextConfig:
+    """What pictures of a preset are of."""
+    fields = spec.config_fields()["backbone"]
+    if "text_dim" not in fields:
+        return CLASSES
+    places = {"dim": fields["text_dim"], "max_tokens": fields["max_tokens"]}
+    return TextConfig(encoder=ENCODER, examples=("a red tulip in a field",), **places)
 
 
 def _draw(spec: BackboneSpec, device: torch.device, seed: int) -> Backbone:

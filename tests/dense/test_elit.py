@@ -21,11 +21,12 @@ from typer.testing import CliRunner
 
 from elit_serve.cli import app
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.random_weights import random_config
 from elit_serve.errors import CheckpointError, InvalidInput
 from elit_serve.importing import diffusers_folder
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.importing.sit import Split
-from elit_serve.nn import Backbone, BackboneSpec, build
+from elit_serve.nn import Backbone, BackboneSpec, build, count_parameters, preset
 from elit_serve.nn.backbones.dense.elit_qwen_image import ElitQwenImageSpec
 from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.latents import watch_latents
@@ -141,6 +142,31 @@ def test_what_its_latents_do_can_be_looked_at(level: int, model: torch.nn.Module
     assert seen.after_read.shape == (3, 2, 8, 32)
     assert seen.after_core.shape == (3, 2, level, 32)
     assert seen.figures().tokens_per_latent > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "billions", "costs"),
+    [
+        ("elit-qwen-image", 1024, 20.59, [0.688, 0.494, 0.409, 0.369]),  # the paper's, section 4.4
+        ("elit-prx", 512, 1.225, [0.725, 0.537, 0.448, 0.404]),
+    ],
+)
+def test_a_preset_costs_what_its_levels_promise_and_guides_with_an_eighth(
+    name: str, resolution: int, billions: float, costs: list[float]
+) -> None:
+    config, spec = random_config(name, resolution)
+    assert count_parameters(spec) == pytest.approx(billions * 1e9, rel=2e-3)
+    full, weak = spec.levels[-1], config.sampling.guidance.weak_level
+    assert weak == full // 8
+    dense = preset(name.removeprefix("elit-"), resolution)
+    assert dense == spec.plain()
+    guided = [spec.flops(full // part).executed + spec.flops(weak).executed for part in (1, 2, 4, 8)]
+    assert [cost / 2 / dense.flops(1).executed for cost in guided] == pytest.approx(costs, rel=0.01)
+
+
+def test_a_preset_at_a_size_that_its_window_does_not_divide_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="resolution: 640 is not allowed; elit-qwen-image takes multiples of 256"):
+        preset("elit-qwen-image", 640)
 
 
 def test_sizes_are_of_whole_windows(spec: BackboneSpec) -> None:

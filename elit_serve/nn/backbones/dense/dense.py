@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput, MissingPackage
 from elit_serve.nn.backbones.backbone import Backbone, BackboneSpec
+from elit_serve.nn.backbones.kind import Conditions
+from elit_serve.nn.backbones.transformer import AUTOENCODER_FACTOR
 from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse, whole
 from elit_serve.nn.flops import Flops
 from elit_serve.nn.reuse import CoreChange
@@ -168,6 +170,9 @@ class Dense(Backbone):
     def compilable(self) -> list[nn.Module]:
         return list(self.every_block())
 
+    def unfused(self) -> list[nn.Module]:
+        return list(self.every_block())
+
     def every_block(self) -> Iterable[nn.Module]:
         """Its blocks, in the order in which they run."""
         raise NotImplementedError
@@ -180,6 +185,10 @@ class Dense(Backbone):
     def dtype(self) -> torch.dtype:
         """In which it computes."""
         return next(each.dtype for each in self.parameters() if each.dtype.itemsize > 1)  # quantised ones have another
+
+    def mask_of(self, text: TextTokens) -> Tensor:
+        """What is added to scores of its tokens: [B, 1, 1, T], 0 where there is one, else -inf."""
+        return torch.zeros_like(text.mask, dtype=self.dtype).masked_fill_(~text.mask, -torch.inf)[:, None, None]
 
     def layout(self, size: torch.Size, device: torch.device) -> Any:
         """What depends on the sample size alone [..., H, W], computed once per size and device."""
@@ -215,6 +224,23 @@ class Dense(Backbone):
     def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens, change: CoreChange | None) -> Tensor:
         """What diffusers' module answers, noise - data [B, C, H, W], at x [B, C, H, W] and sigma [B]."""
         raise NotImplementedError
+
+
+def square_fields(name: str, resolution: int, step: int, channels: int, conditions: Conditions) -> dict[str, Any]:
+    """The sample of a preset for square images of `resolution` pixels behind an 8x autoencoder, and what it is told.
+
+    Raises `InvalidInput` unless that is a multiple of `step`.
+    """
+    if resolution < step or resolution % step:
+        raise InvalidInput("resolution", resolution, f"{name} takes multiples of {step}")
+    latent = resolution // AUTOENCODER_FACTOR
+    return {"channels": channels, "height": latent, "width": latent, **conditions}
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Pairs of numbers next to each other, each turned: x [B, H, K, E], turns [1, 1, K, E / 2, 2, 2]."""
+    pairs = x.float().reshape(*x.shape[:-1], -1, 1, 2)
+    return (turns * pairs).sum(dim=-1).flatten(-2).to(x.dtype)
 
 
 def diffusers_class(name: str) -> Any:

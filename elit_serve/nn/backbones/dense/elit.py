@@ -34,7 +34,6 @@ from elit_serve.nn.interface import (
 )
 from elit_serve.nn.kept import Kept
 from elit_serve.nn.layers import initialise, rope_table
-from elit_serve.nn.text import TextTokens
 from elit_serve.plans.size import nearest_multiples
 
 Tensors = TypeVar("Tensors", bound=NamedTuple)
@@ -189,10 +188,6 @@ class ElitDense(Dense):
         """How blocks turn the tokens of a grid that stand at positions [N, 2], and those of a text: see `Layout`."""
         raise NotImplementedError
 
-    def mask_of(self, text: TextTokens) -> Tensor:
-        """What is added to scores of its tokens: [B, 1, 1, T], 0 where there is one, else -inf."""
-        return torch.zeros_like(text.mask, dtype=self.dtype).masked_fill_(~text.mask, -torch.inf)[:, None, None]
-
     def through_latents(
         self,
         core: Core,
@@ -223,9 +218,3 @@ class ElitDense(Dense):
 def in_parts(tensors: Tensors, count: int) -> list[Tensors]:
     """Equal parts of the batch, of all tensors together."""
     return [tensors._make(part) for part in zip(*(each.chunk(count) for each in tensors), strict=True)]
-
-
-def turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Pairs of numbers next to each other, each turned: x [B, H, K, E], turns [1, 1, K, E / 2, 2, 2]."""
-    pairs = x.float().reshape(*x.shape[:-1], -1, 1, 2)
-    return (turns * pairs).sum(dim=-1).flatten(-2).to(x.dtype)

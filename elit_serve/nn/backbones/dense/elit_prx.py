@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit_serve.nn.backbones.dense.elit import ElitDense, ElitDenseSpec, Layout, in_parts, turned
-from elit_serve.nn.backbones.dense.prx import PRX, PRXSpec
+from elit_serve.nn.backbones.dense.dense import square_fields, turned
+from elit_serve.nn.backbones.dense.elit import ElitDense, ElitDenseSpec, Layout, in_parts
+from elit_serve.nn.backbones.dense.prx import LONG_TEXT, PRX, PUBLISHED, PRXSpec
 from elit_serve.nn.backbones.elastic import SplitSpec
-from elit_serve.nn.backbones.kind import BackboneKind
-from elit_serve.nn.backbones.texts import PRESET_TEXT
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.kept import Kept, only_kept
@@ -151,6 +151,12 @@ def attended(attention: Any, tokens: Tensor, words: Tensor, turns: Tensor, seen:
     return attention.to_out[0](made.transpose(1, 2).flatten(2))
 
 
+def _preset(resolution: int, channels: int, conditions: Conditions) -> ElitPRXSpec:
+    """As the recipe prx-512 splits it."""
+    sample = square_fields("elit-prx", resolution, 128, channels, conditions)
+    return ElitPRXSpec(**PUBLISHED, **sample, interface=SplitSpec(window=(8, 8), head=2, core=12, tail=2))
+
+
 KIND = BackboneKind(
     spec=ElitPRXSpec,
     module=ElitPRX,
@@ -168,6 +174,7 @@ KIND = BackboneKind(
         max_tokens=7,
         interface=SplitSpec(window=(2, 4), head=1, core=2, tail=1),
     ),
+    presets={"elit-prx": _preset},
     is_published=True,
-    conditions=PRESET_TEXT,
+    conditions=LONG_TEXT,
 )

@@ -17,15 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit_serve.nn.backbones.dense.elit import ElitDense, ElitDenseSpec, Layout, in_parts, turned
-from elit_serve.nn.backbones.dense.qwen_image import QwenImage, QwenImageSpec
+from elit_serve.nn.backbones.dense.dense import square_fields
+from elit_serve.nn.backbones.dense.elit import ElitDense, ElitDenseSpec, Layout, in_parts
+from elit_serve.nn.backbones.dense.qwen_image import (
+    PUBLISHED,
+    SHORT_TEXT,
+    QwenImage,
+    QwenImageSpec,
+    Streams,
+    as_turns,
+)
 from elit_serve.nn.backbones.elastic import SplitSpec
-from elit_serve.nn.backbones.kind import BackboneKind
-from elit_serve.nn.backbones.texts import PRESET_TEXT
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.kept import Kept, only_kept
-from elit_serve.nn.layers import attend, settled
+from elit_serve.nn.layers import settled
 from elit_serve.nn.reuse import CoreChange, through_core
 from elit_serve.nn.text import TextTokens
 
@@ -50,32 +57,10 @@ class Told(NamedTuple):
     seen: Tensor
 
 
-class Streams(NamedTuple):
-    """Image tokens or latents [B, K, D], and words [B, T, D]."""
-
-    tokens: Tensor
-    words: Tensor
-
-    def joined(self) -> Tensor:
-        """Words behind tokens, as what a core changes has them. [B, K + T, D]"""
-        return torch.cat(self, dim=1)
-
-    @classmethod
-    def of(cls, joined: Tensor, num_words: int) -> Streams:
-        """The inverse of `joined`."""
-        return cls(*torch.split(joined, [joined.shape[1] - num_words, num_words], dim=1))
-
-
 class ElitQwenImage(ElitDense, QwenImage):
     """Qwen-Image with a spatial head, a core on a prefix of the latents, a spatial tail, and text through all."""
 
     spec: ElitQwenImageSpec
-
-    def __init__(self, spec: ElitQwenImageSpec) -> None:
-        super().__init__(spec)
-        for block in self.transformer_blocks:
-            attention: Any = block.attn
-            attention.set_processor(AddedMask())
 
     def make_turns(self, rows: int, columns: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Phases of diffusers, which has them row by row, gathered group by group."""
@@ -167,56 +152,10 @@ def run_blocks(
     return Streams(*QwenImage.run(blocks, *streams, told_each))
 
 
-class AddedMask:
-    """How blocks of diffusers' Qwen-Image attend where image tokens may be hidden, too; by itself it can hide text
-    only, and turns by complex numbers, which torch does not compile."""
-
-    def __call__(
-        self,
-        attention: Any,
-        hidden_states: Tensor,
-        *,
-        encoder_hidden_states: Tensor,
-        encoder_hidden_states_mask: Tensor,
-        image_rotary_emb: tuple[Tensor, Tensor],
-        attention_mask: None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """encoder_hidden_states_mask [B, 1, 1, T + K] is added to scores; see `attended`."""
-        assert attention_mask is None
-        streams = Streams(hidden_states, encoder_hidden_states)
-        return attended(attention, streams, image_rotary_emb, encoder_hidden_states_mask)
-
-
-def attended(attention: Any, streams: Streams, turns: tuple[Tensor, Tensor], seen: Tensor) -> Streams:
-    """Tokens [B, K, D] and words [B, T, D] attend to all of both, by weights of Qwen-Image.
-
-    turns: of tokens and of words. seen: of words, then of tokens [B, 1, 1, T + K].
-    """
-    norms = attention.norm_q, attention.norm_k
-    of_tokens = projected(streams.tokens, attention, ("to_q", "to_k", "to_v"), norms, turns[0])
-    norms = attention.norm_added_q, attention.norm_added_k
-    of_words = projected(streams.words, attention, ("add_q_proj", "add_k_proj", "add_v_proj"), norms, turns[1])
-    q, k, v = (torch.cat(both, dim=2) for both in zip(of_words, of_tokens, strict=True))  # [B, A, T + K, E] each
-    made = attend(q, k, v, seen).transpose(1, 2).flatten(2)  # [B, T + K, D]
-    words, tokens = torch.split(made, [streams.words.shape[1], streams.tokens.shape[1]], dim=1)
-    return Streams(attention.to_out[0](tokens), attention.to_add_out(words))
-
-
-def projected(
-    x: Tensor, attention: Any, names: Sequence[str], norms: tuple[nn.Module, nn.Module], turns: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of x [B, K, D] by the linear layers of these names, [B, A, K, E] each."""
-    heads = (attention.heads, -1)
-    q, k, v = (getattr(attention, name)(x).unflatten(-1, heads).transpose(1, 2) for name in names)
-    norm_q, norm_k = norms
-    return turned(norm_q(q), turns), turned(norm_k(k), turns), v
-
-
-def as_turns(phases: Tensor) -> Tensor:
-    """Complex numbers [K, E / 2] as the matrices that turn pairs of numbers alike, [1, 1, K, E / 2, 2, 2]."""
-    cos, sin = phases.real, phases.imag
-    rows = torch.stack([cos, -sin], dim=-1), torch.stack([sin, cos], dim=-1)
-    return torch.stack(rows, dim=-2)[None, None]
+def _preset(resolution: int, channels: int, conditions: Conditions) -> ElitQwenImageSpec:
+    """As the paper splits it (section 4.4)."""
+    sample = square_fields("elit-qwen-image", resolution, 256, channels, conditions)
+    return ElitQwenImageSpec(**PUBLISHED, **sample, interface=SplitSpec(window=(16, 16), head=8, core=44, tail=8))
 
 
 KIND = BackboneKind(
@@ -235,6 +174,7 @@ KIND = BackboneKind(
         max_tokens=7,
         interface=SplitSpec(window=(2, 4), head=1, core=2, tail=1),
     ),
+    presets={"elit-qwen-image": _preset},
     is_published=True,
-    conditions=PRESET_TEXT,
+    conditions=SHORT_TEXT,
 )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec, square_fields
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.texts import PRESET_TEXT
 from elit_serve.nn.fields import flag, number, pair, whole
 from elit_serve.nn.fused import Residual
@@ -22,6 +22,9 @@ from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.layers import settled
 from elit_serve.nn.reuse import CoreChange, through_core
 from elit_serve.nn.text import TextTokens
+
+PUBLISHED: dict[str, Any] = {"patch": 2, "dim": 1792, "depth": 16, "num_heads": 28}
+LONG_TEXT = {**PRESET_TEXT, "max_tokens": 256}  # of presets: as many places as its pipeline fills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,10 @@ class PRX(Dense):
         return tokens
 
 
+def _preset(resolution: int, channels: int, conditions: Conditions) -> PRXSpec:
+    return PRXSpec(**PUBLISHED, **square_fields("prx", resolution, 16, channels, conditions))
+
+
 KIND = BackboneKind(
     spec=PRXSpec,
     module=PRX,
@@ -148,6 +155,7 @@ KIND = BackboneKind(
         text_dim=12,
         max_tokens=7,
     ),
+    presets={"prx": _preset},
     is_published=True,
-    conditions=PRESET_TEXT,
+    conditions=LONG_TEXT,
 )

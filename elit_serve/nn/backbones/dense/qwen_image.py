@@ -1,30 +1,34 @@
 """Qwen-Image: a stream of image tokens and one of text through all blocks, which attend to both together.
 
-Letters: B batch, C channels, H x W sample size, N image tokens, T text tokens, D width, E head size.
+Letters: B batch, C channels, H x W sample size, N image tokens, or K latents in their place, T text tokens, A heads,
+D width, E head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec
-from elit_serve.nn.backbones.kind import BackboneKind
+from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec, square_fields, turned
+from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.texts import PRESET_TEXT
 from elit_serve.nn.fields import several
 from elit_serve.nn.flops import block_flops
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import patchify, unpatchify
-from elit_serve.nn.layers import settled
+from elit_serve.nn.layers import attend, settled
 from elit_serve.nn.reuse import CoreChange, through_core
 from elit_serve.nn.text import TextTokens
 
 ROPE_THETA = 10_000
+PUBLISHED: dict[str, Any] = {"patch": 2, "dim": 3072, "depth": 60, "num_heads": 24}
+SHORT_TEXT = {**PRESET_TEXT, "max_tokens": 104}  # of presets: about as long as the texts whose FLOPs the paper counts
 UNUSED = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")  # of other pipelines
 UNKNOWN = "pooled_projection_dim"  # in published configurations; diffusers knows no such name any more, and ignores it
 
@@ -77,6 +81,22 @@ class QwenImageSpec(DenseSpec):
         return self.depth * block_flops(tokens + self.max_tokens, self.dim)
 
 
+class Streams(NamedTuple):
+    """Image tokens or latents [B, K, D], and words [B, T, D]."""
+
+    tokens: Tensor
+    words: Tensor
+
+    def joined(self) -> Tensor:
+        """Words behind tokens, as what a core changes has them. [B, K + T, D]"""
+        return torch.cat(self, dim=1)
+
+    @classmethod
+    def of(cls, joined: Tensor, num_words: int) -> Streams:
+        """The inverse of `joined`."""
+        return cls(*torch.split(joined, [joined.shape[1] - num_words, num_words], dim=1))
+
+
 class QwenImage(Dense):
     """Qwen-Image of diffusers; its only level is 1."""
 
@@ -93,6 +113,9 @@ class QwenImage(Dense):
     def __init__(self, spec: QwenImageSpec) -> None:
         """What the last block makes of the text is read by nobody, so what only that depends on cannot be trained."""
         super().__init__(spec)
+        for block in self.transformer_blocks:
+            attention: Any = block.attn
+            attention.set_processor(AddedMask())
         last: Any = self.transformer_blocks[-1]
         for part in (last.attn.to_add_out, last.txt_mlp):
             part.requires_grad_(False)
@@ -101,9 +124,8 @@ class QwenImage(Dense):
         return self.transformer_blocks
 
     def make_layout(self, rows: int, columns: int, device: torch.device) -> Any:
-        """See `phases`."""
-        image, text = self.phases(rows, columns)
-        return image.to(device), text.to(device)
+        """Turns of image tokens and of text tokens, see `as_turns`."""
+        return tuple(as_turns(each).to(device) for each in self.phases(rows, columns))
 
     def phases(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Rotations of image tokens and of text tokens, as complex numbers on the CPU: [N, E / 2] and [T, E / 2].
@@ -131,9 +153,10 @@ class QwenImage(Dense):
         words = self.txt_in(self.txt_norm(text.states.to(self.dtype)))  # [B, T, D]
         vector = self.embedded_noise_level(sigma)  # [B, D]
         rope = self.layout(x.shape, x.device)
+        seen = F.pad(self.mask_of(text), (0, tokens.shape[1]))  # [B, 1, 1, T + N]
 
         def core(stream: Tensor | Residual) -> Tensor:
-            told = {"encoder_hidden_states_mask": text.mask, "temb": vector, "image_rotary_emb": rope}
+            told = {"encoder_hidden_states_mask": seen, "temb": vector, "image_rotary_emb": rope}
             return self.run(self.transformer_blocks, settled(stream), words, told)[0]
 
         tokens = through_core(core, tokens, change)
@@ -146,6 +169,62 @@ class QwenImage(Dense):
         for block in blocks:
             words, tokens = block(hidden_states=tokens, encoder_hidden_states=words, **told)
         return tokens, words
+
+
+class AddedMask:
+    """How blocks of diffusers' Qwen-Image attend here: image tokens may be hidden, too, and real numbers turn what they
+    attend with; by itself it can hide text only, and turns by complex numbers, which torch does not compile."""
+
+    def __call__(
+        self,
+        attention: Any,
+        hidden_states: Tensor,
+        *,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_mask: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor],
+        attention_mask: None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """encoder_hidden_states_mask [B, 1, 1, T + K] is added to scores; see `attended`."""
+        assert attention_mask is None
+        streams = Streams(hidden_states, encoder_hidden_states)
+        return attended(attention, streams, image_rotary_emb, encoder_hidden_states_mask)
+
+
+def attended(attention: Any, streams: Streams, turns: tuple[Tensor, Tensor], seen: Tensor) -> Streams:
+    """Tokens [B, K, D] and words [B, T, D] attend to all of both, by weights of Qwen-Image.
+
+    turns: of tokens and of words. seen: of words, then of tokens [B, 1, 1, T + K].
+    """
+    norms = attention.norm_q, attention.norm_k
+    of_tokens = projected(streams.tokens, attention, ("to_q", "to_k", "to_v"), norms, turns[0])
+    norms = attention.norm_added_q, attention.norm_added_k
+    of_words = projected(streams.words, attention, ("add_q_proj", "add_k_proj", "add_v_proj"), norms, turns[1])
+    q, k, v = (torch.cat(both, dim=2) for both in zip(of_words, of_tokens, strict=True))  # [B, A, T + K, E] each
+    made = attend(q, k, v, seen).transpose(1, 2).flatten(2)  # [B, T + K, D]
+    words, tokens = torch.split(made, [streams.words.shape[1], streams.tokens.shape[1]], dim=1)
+    return Streams(attention.to_out[0](tokens), attention.to_add_out(words))
+
+
+def projected(
+    x: Tensor, attention: Any, names: Sequence[str], norms: tuple[nn.Module, nn.Module], turns: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of x [B, K, D] by the linear layers of these names, [B, A, K, E] each."""
+    heads = (attention.heads, -1)
+    q, k, v = (getattr(attention, name)(x).unflatten(-1, heads).transpose(1, 2) for name in names)
+    norm_q, norm_k = norms
+    return turned(norm_q(q), turns), turned(norm_k(k), turns), v
+
+
+def as_turns(phases: Tensor) -> Tensor:
+    """Complex numbers [K, E / 2] as the matrices that turn pairs of numbers alike, [1, 1, K, E / 2, 2, 2]."""
+    cos, sin = phases.real, phases.imag
+    rows = torch.stack([cos, -sin], dim=-1), torch.stack([sin, cos], dim=-1)
+    return torch.stack(rows, dim=-2)[None, None]
+
+
+def _preset(resolution: int, channels: int, conditions: Conditions) -> QwenImageSpec:
+    return QwenImageSpec(**PUBLISHED, **square_fields("qwen-image", resolution, 16, channels, conditions))
 
 
 KIND = BackboneKind(
@@ -163,6 +242,7 @@ KIND = BackboneKind(
         text_dim=16,
         max_tokens=7,
     ),
+    presets={"qwen-image": _preset},
     is_published=True,
-    conditions=PRESET_TEXT,
+    conditions=SHORT_TEXT,
 )
