@@ -1,4 +1,4 @@
-"""Whether and how a model's blocks are compiled for training."""
+"""Whether and how a model's blocks are compiled: for training and, where no kernels of `fused` run, for inference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textwrap import shorten
 import torch
 from torch import Tensor, nn
 
-COMPILED_VARIANTS = 64  # of one block: head, core and tail lengths, training and validation, level 1
+COMPILED_VARIANTS = 64  # of one block: head, core and tail lengths, training and validation, level 1, a batch of one
 _SHOWN_CHARACTERS = 160
 
 

@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from elit_serve.errors import RunError
 from elit_serve.files.config import ConditionsConfig
 from elit_serve.nn import build
+from elit_serve.nn.compiling import compile_if_possible, is_wanted
 from elit_serve.plans.shape import Shape
 from elit_serve.sampling import expand_like
-from elit_serve.trainer.compiling import compile_if_possible, is_wanted
 from elit_serve.trainer.distributed import World
 from elit_serve.trainer.draws import draw_levels, draw_permutation, draw_step
 from elit_serve.trainer.ema import Ema

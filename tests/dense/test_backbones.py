@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from elit_serve.engine.executor.graphs import ATTENTION
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import TextConfig
 from elit_serve.nn import InvalidSpec, build, build_empty, count_parameters, parse_spec, preset_conditions
@@ -20,6 +21,7 @@ from elit_serve.nn.backbones.dense.dense import Dense, DenseSpec, diffusers_clas
 from elit_serve.nn.backbones.dense.flux2 import Flux2Spec
 from elit_serve.nn.backbones.dense.z_image import ZImageSpec
 from elit_serve.nn.backbones.table import KINDS
+from elit_serve.nn.compiling import compile_blocks
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import packed
 
@@ -71,6 +73,25 @@ def test_it_is_what_diffusers_computes_with_the_sign_turned(model: Dense) -> Non
             states = condition[i : i + 1, :length, :-1]
             answer = their_answer(theirs, x[i : i + 1], 1 - t[i : i + 1], states)
             assert_near(velocity[i : i + 1], -answer)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_in_bfloat16_on_a_gpu_it_is_what_diffusers_computes_there(model: Dense, *, is_compiled: bool) -> None:
+    """Sums in another order change some of the last of 8 bits, in each of its blocks."""
+    theirs = diffusers_class(model.spec.their_class)(**model.spec.arguments()).eval()
+    theirs.load_state_dict(model.state_dict())
+    theirs, ours = theirs.to("cuda", torch.bfloat16), model.to("cuda", torch.bfloat16)
+    if is_compiled:
+        compile_blocks(ours.unfused())
+    x, _, condition = (each.cuda() for each in inputs(model.spec))
+    t = torch.tensor([0.25, 0.5, 0.75], device="cuda")  # diffusers' Qwen-Image rounds times to bfloat16
+    with torch.inference_mode(), sdpa_kernel(ATTENTION, set_priority=True):
+        velocity = ours(x, t, condition)
+        for i, length in enumerate(lengths(model.spec)):
+            states = condition[i : i + 1, :length, :-1].bfloat16()
+            answer = their_answer(theirs, x[i : i + 1].bfloat16(), 1 - t[i : i + 1], states)
+            assert (velocity[i : i + 1] + answer).norm() < 0.03 * answer.norm()
 
 
 def test_time_every_token_and_every_pixel_matter_and_padding_where_it_is_not_masked(model: Dense) -> None:

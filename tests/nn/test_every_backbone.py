@@ -38,6 +38,7 @@ from elit_serve.nn import Backbone, BackboneSpec, build, count_parameters, parse
 from elit_serve.nn.backbones.elit import ElitSpec
 from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.backbones.texts import TextSpec
+from elit_serve.nn.compiling import compile_blocks
 from elit_serve.nn.fused import Residual
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.plans.guidance import Guidance
@@ -46,7 +47,6 @@ from elit_serve.plans.skips import Skips
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.sampling import initial_noise
 from elit_serve.scheduler import CostTable
-from elit_serve.trainer.compiling import compile_blocks
 from elit_serve.trainer.loss import rectified_flow_loss
 from tests.text_models import Letters
 

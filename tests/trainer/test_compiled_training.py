@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elit_serve.files.config import ClassesConfig
 from elit_serve.nn import ElitDiT, build
-from elit_serve.trainer.compiling import compile_blocks
+from elit_serve.nn.compiling import compile_blocks
 from elit_serve.trainer.loss import rectified_flow_loss
 from elit_serve.trainer.recipe import Recipe
 

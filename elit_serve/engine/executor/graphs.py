@@ -3,8 +3,9 @@ costs."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -17,7 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from elit_serve.engine.executor.slots import Drawing, Executor, Inputs, RunningStep, Transfer, are_finite, split_samples
 from elit_serve.engine.picture import Picture
 from elit_serve.errors import GenerationFailed
+from elit_serve.nn.compiling import compile_blocks, why_not
 from elit_serve.plans.step_kind import StepKind
+
+logger = logging.getLogger(__name__)
 
 # cuDNN's attention is half as fast again as FlashAttention-2 at head size 72 on Hopper; the next takes what it refuses
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -50,12 +54,24 @@ class GraphExecutor(Executor):
         self, wanted: Sequence[tuple[StepKind, int]], on_progress: Callable[[int, int], None] | None = None
     ) -> None:
         """Captures graphs; `on_progress` is told how many of how many are done."""
+        self._compile()
         self._batches = sorted({*self._batches, *(batch for _, batch in wanted)})
         for count, (kind, batch) in enumerate(wanted):
             self._capture(self._as_run(kind), batch)
             if on_progress is not None:
                 on_progress(count + 1, len(wanted))
         torch.cuda.synchronize(self._device)
+
+    def _compile(self) -> None:
+        """Once for each model, what it has no kernels of its own for: where a step runs first, in this thread."""
+        blocks = [block for block in self._model.unfused() if block._compiled_call_impl is None]
+        if not blocks:
+            return
+        if problem := why_not(self._device):
+            logger.warning("nothing can be compiled here, so steps are slower than they could be: %s", problem)
+            return
+        logger.warning("compiling blocks of %s while their first steps run", self._model.spec.kind)
+        compile_blocks(blocks)
 
     def _capture(self, kind: StepKind, batch: int) -> None:
         if batch not in self._inputs_of:
@@ -66,7 +82,8 @@ class GraphExecutor(Executor):
             graph = torch.cuda.CUDAGraph()
             graph.capture_begin(pool=self._pool)
             try:
-                self._step(inputs, kind)
+                with _only_what_is_compiled():
+                    self._step(inputs, kind)
             finally:
                 graph.capture_end()
         self._graphs[kind, batch] = graph
@@ -107,7 +124,7 @@ class GraphExecutor(Executor):
             if graph is None:
                 on_device = self._on_device(torch.from_numpy(inputs))
                 started.record(self._steps)
-                with _attention():
+                with _attention(), _only_what_is_compiled():
                     self._step(on_device, kind)
             else:
                 self._inputs_of[bucket].put(inputs)
@@ -235,6 +252,12 @@ def _padding(count: int) -> Inputs:
 def _attention() -> Iterator[None]:
     with sdpa_kernel(ATTENTION, set_priority=True):
         yield
+
+
+def _only_what_is_compiled() -> AbstractContextManager[None]:
+    """Inside, compiled code runs where there is some for inputs like these, and else what it was compiled from: the
+    compiler would take seconds, in which all pictures wait, and cannot run while a graph is captured."""
+    return torch.compiler.set_stance("eager_on_recompile")  # type: ignore[no-any-return]
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

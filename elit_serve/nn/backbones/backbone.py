@@ -182,6 +182,10 @@ class Backbone(nn.Module):
         """The modules worth compiling, one by one."""
         return []
 
+    def unfused(self) -> list[nn.Module]:
+        """The modules that are worth compiling for inference on a GPU, too: those without kernels of `fused`."""
+        return []
+
     def gathered(self) -> list[nn.Module]:
         """Parts whose parameters nothing uses but their own forward pass, inner ones before those that hold them: where
         weights are spread over devices, each is gathered for itself."""
