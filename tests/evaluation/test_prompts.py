@@ -254,6 +254,7 @@ def test_pictures_of_captions_of_the_grammar_are_looked_at_for_their_words(featu
         assert all(0 <= each.share.value <= 1 and 0 <= each.chance <= 1 for each in plan.following.values())
         colour = plan.following["colour"]
         assert f"| {colour.share.text(3)} ({colour.chance:.3f}) |" in table
+        assert f"<td>{colour.share.text(2)} ({colour.chance:.2f})</td>" in write_page(out).read_text(encoding="utf-8")
 
 
 def _provenance(out: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from elit_serve.catalogue import alone_ms
 from elit_serve.errors import DataError, InvalidInput
-from elit_serve.files.evaluation import EvaluatedPlan, Evaluation, Scores, read_evaluation
+from elit_serve.files.evaluation import Agreement, EvaluatedPlan, Evaluation, Scores, read_evaluation
 from elit_serve.files.latency import Latency, read_latency
 from elit_serve.files.quality import Quality, read_quality
 from elit_serve.plans.estimate import Estimate
@@ -33,6 +33,7 @@ class MeasuredRow:
     on_front: bool = False
     scores: Scores | None = None
     images_per_second: float | None = None
+    following: Mapping[str, Agreement] | None = None
 
     @property
     def level_text(self) -> str:
@@ -165,6 +166,7 @@ def _evaluated_row(measured: EvaluatedPlan) -> MeasuredRow:
         distance=measured.frechet,
         scores=measured.scores,
         images_per_second=measured.images_per_second,
+        following=measured.following,
     )
 
 
