@@ -35,6 +35,7 @@ class Mixing:
         dearest = [tuple(map(max, *both)) for both in zip(rows_s, mixed_rows_s, strict=True)]
         self._mixed_rows_s = list(accumulate(dearest, lambda low, high: tuple(map(max, low, high))))
         self.known_s: dict[int, float] = {}
+        self._known_groups: dict[tuple[int, int], tuple[int, int]] = {}
         self._nearest: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def unit(self, level: int) -> int:
@@ -62,11 +63,17 @@ class Mixing:
 
     def group_of(self, level: int, key: int) -> tuple[int, int]:
         """The lowest and the highest level that share a launch with this one of theirs."""
-        _, present, firsts = self._cheapest(key)
-        highest = len(present) - 1
-        while self.levels[present[firsts[highest]]] > level:
-            highest = firsts[highest] - 1
-        return self.levels[present[firsts[highest]]], self.levels[present[highest]]
+        group = self._known_groups.get((level, key))
+        if group is None:
+            if len(self._known_groups) >= REMEMBERED:
+                self._known_groups.clear()
+            _, present, firsts = self._cheapest(key)
+            highest = len(present) - 1
+            while self.levels[present[firsts[highest]]] > level:
+                highest = firsts[highest] - 1
+            group = self.levels[present[firsts[highest]]], self.levels[present[highest]]
+            self._known_groups[level, key] = group
+        return group
 
     def _cheapest(self, key: int) -> tuple[float, list[int], list[int]]:
         """Seconds, the places of the levels that are there, lowest first, and for each which of them begins the launch

@@ -30,19 +30,23 @@ class Cohort:
     rates: Rates
     costs: CorrectedCosts
     bounds: list[tuple[int, int]] = field(default_factory=list)
+    _levels: dict[int, list[int]] = field(default_factory=dict, init=False)
 
     def levels(self, wished: int) -> list[int]:
         """Of all members, if this one is wished for them."""
         if not self.bounds:
             return [wished] * len(self.members)
-        nearest = {each: self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
-        return [nearest[each] for each in self.bounds]
+        levels = self._levels.get(wished)
+        if levels is None:
+            nearest = {each: self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
+            levels = self._levels[wished] = [nearest[each] for each in self.bounds]
+        return levels
 
     def row_s(self, wished: int, top: int | None = None) -> tuple[float, ...]:
         """Seconds of such a launch, as `CorrectedCosts.row_s`. top: without those who run at a higher level."""
         if not self.bounds:
             return self.rates.row_s(wished)
-        levels = {self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
+        levels = self.levels(wished)
         return self.costs.row_s(self.ladder.across([level for level in levels if top is None or level <= top]))
 
     def step_s(self, wished: int) -> float:
@@ -58,6 +62,7 @@ class Cohort:
         """Leaves the others out. staying: places of members."""
         self.members = [self.members[place] for place in staying]
         self.bounds = [self.bounds[place] for place in staying] if self.bounds else []
+        self._levels = {}
 
 
 class Mix:
@@ -71,13 +76,13 @@ class Mix:
         self, crowd: Sequence[Work], bounds: Mapping[tuple[int, int], int], mixing: Mixing, rates: Rates
     ) -> None:
         self._crowd, self._bounds, self._mixing = crowd, bounds, mixing
-        worth = {level: rates.worth(level) for level in mixing.levels}
-        self._keys, self._worths = [0] * len(mixing.levels), [0.0] * len(mixing.levels)
+        keys, worths = [0] * len(mixing.levels), [0.0] * len(mixing.levels)
         for each, count in bounds.items():
-            for place, level in enumerate(mixing.nearest(*each)):
-                self._keys[place] += count * mixing.unit(level)
-                self._worths[place] += count * worth[level]
-        self.least_s = mixing.seconds(self._keys[0])
+            for place, (unit, worth) in enumerate(rates.in_mix(mixing, each)):
+                keys[place] += count * unit
+                worths[place] += count * worth
+        self._keys, self._worths = keys, worths
+        self.least_s = mixing.seconds(keys[0])
 
     def cohort(self, price: float, rates: Rates, costs: CorrectedCosts) -> Cohort:
         """Those who go with the first at the level that is best for all at this price of a second of the table."""

@@ -292,7 +292,7 @@ class ElasticPolicy:
         correction = view.costs.correction
         if self._planned_for != correction:
             self._planned_for = correction
-            if self._promises.certificate.latest_start_s(correction) < view.start_s - ROUNDING_S:
+            if not self._promises.certificate.may_start(view.start_s, correction):
                 self._promises.replan(view.start_s, view)
 
     def _note_arrival(self, works: Sequence[Work], view: View) -> None:

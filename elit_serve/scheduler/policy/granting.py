@@ -7,7 +7,6 @@ from math import inf
 
 from elit_serve.scheduler.policy.cohort import Cohort
 from elit_serve.scheduler.policy.pace import Work
-from elit_serve.scheduler.policy.plan import ROUNDING_S
 from elit_serve.scheduler.policy.promises import Promises
 from elit_serve.scheduler.policy.view import View
 
@@ -49,7 +48,6 @@ def _safe_level(
     ending = [work for work in cohort.members if not work.left]
     decode_s, late_s = _decoding(ending, correction)
     due_s = min([work.due_s - late_s for work in ending if work.is_promised], default=inf)
-    may_wait_until_s = promises.certificate.latest_start_s(correction)
     spare = margin * view.costs.deviation
     has_tried = False
     for candidate in reversed(levels):
@@ -58,7 +56,9 @@ def _safe_level(
         if end_s + spare * step_s > due_s:
             continue
         free_s = end_s + decode_s
-        if free_s <= may_wait_until_s + ROUNDING_S or (not has_tried and promises.replan_with_slack(free_s, view)):
+        if promises.certificate.may_start(free_s, correction) or (
+            not has_tried and promises.replan_with_slack(free_s, view)
+        ):
             return candidate
         has_tried = True
     return None

@@ -74,12 +74,22 @@ class Certificate:
 
         correction: seconds on the device for each of the table.
         """
+        whole_s = self._latest_whole_s(correction)
+        return whole_s if whole_s == inf else whole_s + correction * self._done_s()
+
+    def may_start(self, start_s: float, correction: float) -> bool:
+        """Whether `latest_start_s` is not before that. What has run of the plan is only counted where that decides."""
+        whole_s = self._latest_whole_s(correction)
+        return start_s <= whole_s + ROUNDING_S or start_s <= whole_s + correction * self._done_s() + ROUNDING_S
+
+    def _latest_whole_s(self, correction: float) -> float:
+        """As `latest_start_s`, if nothing of the plan had run."""
         if self._is_decided:
             begins_s = [due_s - correction * end_s for work, due_s, end_s in self._deciding if work.left]
         else:
             ends = zip(self._works, self._ends_s, strict=True)
             begins_s = [work.due_s - correction * end_s for work, end_s in ends if work.left]
-        return min(begins_s) + correction * self._done_s() if begins_s else inf
+        return min(begins_s, default=inf)
 
     def spans(self) -> list[tuple[Work, float, float]]:
         """Everybody with when its first step begins and when it ends, see `ends_s`."""

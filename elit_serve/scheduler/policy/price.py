@@ -10,6 +10,7 @@ from statistics import fmean
 
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.mixing import Mixing
 from elit_serve.scheduler.policy.pace import Ladder
 from elit_serve.scheduler.policy.strides import Strides
 from elit_serve.scheduler.quality import QualityTable
@@ -39,6 +40,7 @@ class Rates:
         self._rows_s = {level: costs.row_s(ladder.at(level)) for level in costs.levels}
         self.cost_s = {level: row_s[batch] / batch for level, row_s in self._rows_s.items()}
         self._worths = {level: quality.at(level) for level in costs.levels}
+        self._in_mixes: dict[tuple[int, int], list[tuple[int, float]]] = {}
         self._lowest, self._highest = costs.levels[0], costs.levels[-1]
         width = max(self._highest - self._lowest, 1)
         self._slope_s = (self.cost_s[self._highest] - self.cost_s[self._lowest]) / width
@@ -51,6 +53,15 @@ class Rates:
         """As `QualityTable.at`."""
         found = self._worths.get(level)
         return self._quality.at(level) if found is None else found
+
+    def in_mix(self, mixing: Mixing, bounds: tuple[int, int]) -> list[tuple[int, float]]:
+        """For each level of this rates' mixing that is wished for a member with these bounds: its unit in a key, and its
+        worth."""
+        found = self._in_mixes.get(bounds)
+        if found is None:
+            found = [(mixing.unit(level), self.worth(level)) for level in mixing.nearest(*bounds)]
+            self._in_mixes[bounds] = found
+        return found
 
     @property
     def least_s(self) -> float:
