@@ -82,7 +82,7 @@ def test_each_defect_is_told_once_with_the_state_in_which_it_showed(table: CostT
     policy = ElasticPolicy(quality)
     scheduler = RequestScheduler(table, policy)
     scheduler.submit([image(1)], 0.0)
-    policy._promises.certificate._places = [None]  # type: ignore[list-item]
+    policy._promises.certificate._deciding = [None]  # type: ignore[list-item]
     assert isinstance(scheduler.decide(0.0), Launch)
     defect = scheduler.take_defect()
     assert defect is not None

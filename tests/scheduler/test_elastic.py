@@ -9,7 +9,12 @@ import pytest
 
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, ElasticPolicy, ElasticSettings, QualityTable, RequestScheduler
+from elit_serve.scheduler.arrivals import Urgent
+from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.forecast import retry_after_s
+from elit_serve.scheduler.policy.pace import Work
+from elit_serve.scheduler.policy.view import View
+from elit_serve.scheduler.policy.wishes import Wishes
 from elit_serve.scheduler.quality import logarithmic
 from elit_serve.scheduler.requests import Demand, Launch, Priority, Refusal
 from elit_serve.scheduler.state import State
@@ -218,6 +223,18 @@ def test_only_arrivals_that_cannot_wait_lower_levels(
     launch = scheduler.decide(0.0)
     assert isinstance(launch, Launch)
     assert launch.kind.level == level
+
+
+@pytest.mark.parametrize(("target_s", "level"), [(0.01, 8), (0.07, 8), (0.7, 16)])
+def test_of_urgent_work_to_come_as_much_counts_as_is_due_before_a_request_ends(
+    table: CostTable, quality: QualityTable, target_s: float, level: int
+) -> None:
+    """Ten steps in 70 ms could all be at the highest level, while 0.3 seconds of such work come each second."""
+    costs = CorrectedCosts(table)
+    work = Work(image(0, within_s=0.07), costs, latest_s=0.07, margin_s=0.0, order=0.07)
+    view = View(now_s=0.0, start_s=0.0, costs=costs, max_batch=8, num_waiting=0)
+    cohort, _ = Wishes(quality, parking=2.0).cohort([work], Urgent(0.3, target_s), view)
+    assert cohort.level == level
 
 
 def test_what_promises_have_to_spare_is_no_reason_for_lower_levels(table: CostTable, quality: QualityTable) -> None:

@@ -29,7 +29,7 @@ from elit_serve.scheduler.policy.admission import admissible
 from elit_serve.scheduler.policy.cohort import Cohort
 from elit_serve.scheduler.policy.granting import advance, granted_level, longest_strides
 from elit_serve.scheduler.policy.pace import Work
-from elit_serve.scheduler.policy.plan import ROUNDING_S, Certificate
+from elit_serve.scheduler.policy.plan import Certificate
 from elit_serve.scheduler.policy.promises import Promises, plan_for
 from elit_serve.scheduler.policy.rounds import first_launch
 from elit_serve.scheduler.policy.view import Choice, Owed, View
@@ -176,7 +176,7 @@ class ElasticPolicy:
         order = self._in_order(view)
         if not order:
             return None
-        cohort, price = self._wishes.cohort(order, self._arrivals.urgent_rate(view.start_s), view)
+        cohort, price = self._wishes.cohort(order, self._arrivals.urgent(view.start_s), view)
         granted = self._granted(cohort, price, view)
         members, ladder = cohort.members, cohort.ladder
         if granted is None:
@@ -297,7 +297,7 @@ class ElasticPolicy:
 
     def _note_arrival(self, works: Sequence[Work], view: View) -> None:
         demands = [work.demand for work in works]
-        self._arrivals.saw(view.now_s, demands, sum([_urgent_s(work, view.costs) for work in works]))
+        self._arrivals.saw(view.now_s, demands, [_urgent_s(work, view.costs) for work in works])
         self._flow.saw(view.now_s, demands)
 
     def _considered(self, works: Sequence[Work], hard: Sequence[Work], view: View) -> Certificate | str | None:
@@ -329,7 +329,7 @@ class ElasticPolicy:
             view,
             self._wishes.rates_of(len(together), hard[0], view),
             slowdown=slowdown,
-            urgent_rate=self._arrivals.urgent_rate(view.now_s),
+            urgent_rate=self._arrivals.urgent(view.now_s).rate,
             images_per_s=self._flow.images_per_s(view.now_s),
         )
 

@@ -55,8 +55,10 @@ class Rates:
         return self._quality.at(level) if found is None else found
 
     def in_mix(self, mixing: Mixing, bounds: tuple[int, int]) -> list[tuple[int, float]]:
-        """For each level of this rates' mixing that is wished for a member with these bounds: its unit in a key, and its
-        worth."""
+        """For each level that is wished for a member with these bounds: its unit in a key, and its worth.
+
+        mixing: of the ladder of these.
+        """
         found = self._in_mixes.get(bounds)
         if found is None:
             found = [(mixing.unit(level), self.worth(level)) for level in mixing.nearest(*bounds)]

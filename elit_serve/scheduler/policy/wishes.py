@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import inf
 
 from elit_serve.plans.coarsening import Coarsening
+from elit_serve.scheduler.arrivals import Urgent
 from elit_serve.scheduler.policy.cohort import Cohort, Mix, keep_pace
 from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
 from elit_serve.scheduler.policy.price import Rates
@@ -33,13 +34,13 @@ class Wishes:
             rates = self._rates[key] = Rates(self._quality, view.costs, batch, ladder, coarsening)
         return rates
 
-    def cohort(self, order: Sequence[Work], urgent_rate: float, view: View) -> tuple[Cohort, float]:
+    def cohort(self, order: Sequence[Work], urgent: Urgent, view: View) -> tuple[Cohort, float]:
         """Whom of these to run, the most urgent first, at which level, and at which price of a second.
 
-        urgent_rate: seconds of the table of urgent work that are expected to come per second.
+        urgent: what is expected to come and cannot wait.
         """
         head, mixing, rates = order[0], order[0].rung.mixing, self.rates_of(len(order), order[0], view)
-        stretch = self._stretch(order, urgent_rate, view)
+        stretch = self._stretch(order, urgent, view)
         crowd = [] if mixing is None else [work for work in order if work.rung.mixing is mixing][: view.max_batch]
         each = [work.bounds for work in crowd]
         bounds = {bounds: each.count(bounds) for bounds in set(each)}
@@ -81,24 +82,28 @@ class Wishes:
             wished.append(min(best[work.at], most))
         return wished
 
-    def _stretch(self, order: Sequence[Work], urgent_rate: float, view: View) -> float:
+    def _stretch(self, order: Sequence[Work], urgent: Urgent, view: View) -> float:
         """How many times as long as alone at the lowest level each step may take, for all to be in time.
 
         Urgent work is expected to come as it lately has, besides what is there, but no more than the device can take at
-        the level with the most quality per millisecond: more is refused.
+        the level with the most quality per millisecond: more is refused. Of whoever comes before a request must have
+        ended, as much is due by then as that is a share of his own target; the rest can run afterwards.
         """
-        stretch, work_s, now_s, correction = inf, 0.0, view.start_s, view.costs.correction
+        now_s, correction = view.start_s, view.costs.correction
+        taken = self.rates_of(view.max_batch, order[0], view).throughput / correction
+        coming = min(urgent.rate, taken)
+        coming_per_s = coming / urgent.target_s if urgent.target_s > 0 else inf
+        densest = work_s = 0.0  # seconds of work that are due, per second until then
         for work in order:
             work_s += work.solo_s + work.decode_s
-            left_s = work.latest_s - now_s
-            if left_s < stretch * work_s:
-                least_s = correction * work.solo_s
-                if left_s < least_s:
-                    left_s = least_s
-                if left_s < stretch * work_s:
-                    stretch = left_s / work_s
-        taken = self.rates_of(view.max_batch, order[0], view).throughput / correction
-        return 1 / (correction * (1 / stretch + min(urgent_rate, taken)))
+            left_s, least_s = work.latest_s - now_s, correction * work.solo_s
+            if left_s < least_s:
+                left_s = least_s
+            if work_s > (densest - coming) * left_s:
+                density = work_s / left_s + min(coming, coming_per_s * left_s)
+                if density > densest:
+                    densest = density
+        return 1 / (correction * densest)
 
 
 def _alike(order: Sequence[Work], price: float, rates: Rates, view: View) -> Cohort:
