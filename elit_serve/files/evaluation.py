@@ -57,8 +57,8 @@ class EvaluatedPlan(Lenient):
     level, budget: means over its steps. frechets: the Fréchet distance of each set; the others are as in `Scores`.
     images_per_second: of sampling alone; saturated_images_per_second: of an engine that never waits, by the latency
     file of the device; share_of_saturated: one over the other. None without such a file.
-    following: by the part of a caption, how many pictures show its word, of the first set; None where prompts are no
-        captions of the grammar.
+    following: by the part of a caption, how many pictures show its word, of the first set, and by "class" how many are
+        nearest to a photograph of it; None where prompts are no captions of the grammar.
     """
 
     level: float
@@ -108,6 +108,7 @@ class Evaluation(Lenient):
         empty where they have the captions of the held-out photographs.
     sampler, seeds, autoencoder, picture, intervals: how pictures and figures were made.
     floor: what held-out photographs score, as many as there are samples.
+    floor_class: how many of these are nearest to a photograph of their own class; None as `following` is.
     provenance: command, date, device, versions.
     """
 
@@ -126,6 +127,7 @@ class Evaluation(Lenient):
     picture: PictureSize
     intervals: str
     floor: Scores
+    floor_class: Agreement | None = None
     plans: tuple[EvaluatedPlan, ...] = Field(min_length=1)
     provenance: dict[str, Any]
 

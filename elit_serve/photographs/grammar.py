@@ -50,7 +50,7 @@ PLURALS = {"asparagus": "asparagus", "garlic": "garlic bulbs", "ginger": "ginger
 _ADD_ES = ("s", "sh", "ch", "x", "to", "go")
 _CAPTION = re.compile(
     r"(?P<close>a close-up of )?(?P<number>an?|several|many) "
-    rf"(?P<colour>{'|'.join(WORDS['colour'])}) .+?(?P<far> from afar)?"
+    rf"(?P<colour>{'|'.join(WORDS['colour'])}) (?P<name>.+?)(?P<far> from afar)?"
 )
 
 Mask = NDArray[np.bool_]
@@ -135,6 +135,14 @@ def words_of(text: str) -> dict[str, str] | None:
     framing = "close" if found["close"] else "far" if found["far"] else "middle"
     number = "one" if found["number"] in ("a", "an") else found["number"]
     return {"framing": framing, "number": number, "colour": found["colour"]}
+
+
+def class_of(text: str) -> str | None:
+    """The class that a caption names, always in the plural; None of a text that is no caption of the grammar."""
+    found = _CAPTION.fullmatch(text)
+    if found is None:
+        return None
+    return plural(found["name"]) if found["number"] in ("a", "an") else found["name"]
 
 
 def words_seen(picture: Image.Image) -> dict[str, str]:

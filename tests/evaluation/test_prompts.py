@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dense.folders import pipeline_of
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from text_models import save_text_model
 from torch import Tensor, nn
@@ -244,13 +245,18 @@ def test_pictures_of_captions_of_the_grammar_are_looked_at_for_their_words(featu
     captions = ("a red tulip", "several white daisies", "a close-up of a yellow rose")
     said = ("evaluate", model, "--features", f"torchscript:{feature_file}", "--device", "cpu", "--out", out)
     said += ("--levels", "1,4", "--seeds", 1, "--steps", 1, "--show", "a rose")
-    photographs = ("--reference", captioned(tmp_path / "set", 9, seed=0))
-    table = run(*said, *photographs, "--held-out", captioned(tmp_path / "unseen", 9, 1, captions))
+    photographs = ("--reference", captioned(tmp_path / "set", 9, 0, captions))
+    photographs += ("--held-out", captioned(tmp_path / "unseen", 9, 1, captions))
+    for tint, folder in enumerate((tmp_path / "set", tmp_path / "unseen")):
+        for number, file in enumerate(sorted(folder.glob("*/*.png"))):
+            Image.new("RGB", (40, 36), (100 * (number % 3) + 5 * tint, number, 0)).save(file)
+    table = run(*said, *photographs)
     evaluation = read_evaluation(out)
     assert evaluation is not None
+    assert "| held-out photographs |  |  |  |  | 1.000 ± 0.000 (0.333) |" in table, "each class has a colour of its own"
     for plan in evaluation.plans:
         assert plan.following is not None
-        assert list(plan.following) == list(WORDS)
+        assert list(plan.following) == [*WORDS, "class"]
         assert all(0 <= each.share.value <= 1 and 0 <= each.chance <= 1 for each in plan.following.values())
         colour = plan.following["colour"]
         assert f"| {colour.share.text(3)} ({colour.chance:.3f}) |" in table

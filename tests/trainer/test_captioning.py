@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from elit_serve.cli import app
 from elit_serve.errors import DataError, InvalidInput
 from elit_serve.photographs import open_captioned_set, open_data_set
-from elit_serve.photographs.grammar import Look, caption, look_at, plural, words_of, words_seen
+from elit_serve.photographs.grammar import Look, caption, class_of, look_at, plural, words_of, words_seen
 from elit_serve.trainer.captioning import write_captioned
 
 
@@ -64,6 +64,7 @@ def test_a_caption_says_what_the_pixels_show(
 )
 def test_a_caption_is_read_back_and_another_text_is_none(text: str, expected: dict[str, str] | None) -> None:
     assert words_of(text) == expected
+    assert (class_of(text) is None) == (expected is None)
 
 
 def test_a_picture_of_one_colour_has_one_subject_that_fills_it() -> None:
@@ -79,6 +80,7 @@ def test_a_picture_of_one_colour_has_one_subject_that_fills_it() -> None:
 )  # fmt: skip
 def test_names_have_a_plural(name: str, expected: str) -> None:
     assert plural(name) == expected
+    assert class_of(f"a close-up of a red {name}") == class_of(f"many red {expected} from afar") == expected
 
 
 def test_a_data_set_of_classes_becomes_one_of_captions(tmp_path: Path) -> None:

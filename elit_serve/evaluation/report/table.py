@@ -8,7 +8,8 @@ from elit_serve.files.evaluation import Agreement, Evaluation, Scores
 
 FOLLOWING = (
     "Share of pictures, of one set of seeds, that show the word of their prompt for each part of a caption, as "
-    "elit-serve caption would read it from their pixels; photographs with its captions would score 1. In parentheses: "
+    "elit-serve caption would read it from their pixels; photographs with its captions would score 1. Class: pictures "
+    "whose nearest reference photograph in feature space is of the class of the prompt. In parentheses: "
     "the same pictures beside the other prompts of the set, which is chance."
 )
 
@@ -40,6 +41,9 @@ def _following(evaluation: Evaluation) -> list[str]:
         _row([f"{plan.budget:.4g}", f"{plan.level:g}", *(_agreement_text(found[part]) for part in parts)])
         for plan, found in told
     ]
+    if evaluation.floor_class is not None and "class" in parts:
+        blank = [""] * (len(parts) - 1)
+        lines.append(_row(["held-out photographs", "", *blank, _agreement_text(evaluation.floor_class)]))
     return [*lines, "", FOLLOWING]
 
 

@@ -93,6 +93,7 @@ def evaluation_of(pipeline: Pipeline, evaluator: Evaluator, measured: Sequence[P
         picture=PictureSize(height=reference.height, width=reference.width),
         intervals=INTERVALS,
         floor=evaluator.floors,
+        floor_class=evaluator.floor_class,
         plans=tuple(_evaluated(pipeline, evaluator, engine, each) for each in measured),
         provenance=provenance(pipeline, evaluator.batch_size),
     )

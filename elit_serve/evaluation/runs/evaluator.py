@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from elit_serve.engine.conditions import Condition
@@ -13,12 +14,12 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features import FeatureExtractor
 from elit_serve.evaluation.features.words import WordsSeen, numbered
-from elit_serve.evaluation.metrics import MeasuredSet, PlanMeasures, agreements
+from elit_serve.evaluation.metrics import MeasuredSet, PlanMeasures, agreements, nearest
 from elit_serve.evaluation.runs.background import in_background
 from elit_serve.evaluation.runs.reference import Reference
 from elit_serve.evaluation.runs.sets import PictureSets
 from elit_serve.files.evaluation import Agreement, Scores
-from elit_serve.photographs.grammar import WORDS, words_of
+from elit_serve.photographs.grammar import WORDS, class_of, words_of
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 
@@ -129,7 +130,35 @@ class Evaluator:
         if self._words_said is None:
             return None
         seen = self._sets_for(WordsSeen()).sampled(plan, repeat=0).described.features
-        return agreements(seen, self._words_said, list(WORDS))
+        of_words = agreements(seen, self._words_said, list(WORDS))
+        of_class = self._class_agreement(self.features(plan, 0))
+        return of_words if of_class is None else of_words | {"class": of_class}
+
+    @cached_property
+    def floor_class(self) -> Agreement | None:
+        """How many held-out photographs are nearest to one of their own class, where captions tell it."""
+        return self._class_agreement(self.reference.held_out)
+
+    def _class_agreement(self, features: Tensor) -> Agreement | None:
+        """How many of n pictures [n, F] are nearest to a reference photograph of the class that their prompt names."""
+        if self._classes is None:
+            return None
+        said, of_photographs = self._classes
+        device = self._pipeline.device
+        found = nearest(features.to(device), self.reference.features.to(device))
+        return agreements(of_photographs[found.indices.cpu()].unsqueeze(1), said.unsqueeze(1), ["class"])["class"]
+
+    @cached_property
+    def _classes(self) -> tuple[Tensor, Tensor] | None:
+        """The class, by a number, of each prompt [n] and reference photograph [m]; None where captions name none, or a
+        file has the photographs' features alone."""
+        of_prompts = [class_of(prompt) for prompt in self.reference.prompts]
+        of_photographs = [class_of(photograph.caption) for photograph in self.reference.photographs]
+        if not of_prompts or not of_photographs or None in (*of_prompts, *of_photographs):
+            return None
+        number_of = {name: number for number, name in enumerate(dict.fromkeys((*of_prompts, *of_photographs)))}
+        said, shown = (torch.tensor([number_of[name] for name in names]) for names in (of_prompts, of_photographs))
+        return said, shown
 
     def features(self, plan: Plan, repeat: int) -> Tensor:
         """Features of one set of samples, in the order of `conditions`. -> [n, F], float32, CPU"""
