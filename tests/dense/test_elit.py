@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from elit_serve.cli import app
+from elit_serve.engine.executor.graphs import open_executor
+from elit_serve.engine.executor.offline import run, samples_of
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.engine.random_weights import random_config
 from elit_serve.errors import CheckpointError, InvalidInput
@@ -210,8 +212,8 @@ def test_a_folder_becomes_elastic_with_a_small_file_beside_its_weights(
     with pytest.raises(InvalidInput, match="together fewer than the 3 blocks"):
         import_folder(folder, split=Split(window=(2, 2), head=2, tail=1), replace_ours=True, **told)
     options = ["--sizes", f"{SIZE}x{SIZE}", "--max-tokens", str(told.get("max_tokens", MAX_TOKENS))]
-    run = CliRunner().invoke(app, ["import", str(folder), "--window", "2,2", "--replace", *options])
-    assert run.exit_code == 0, run.output
+    imported = CliRunner().invoke(app, ["import", str(folder), "--window", "2,2", "--replace", *options])
+    assert imported.exit_code == 0, imported.output
     written = (folder / "elit.safetensors").read_bytes()
     elastic = Pipeline.load(folder, device="cpu")
     assert elastic.config.backbone.kind == FAMILIES[family]
@@ -229,6 +231,25 @@ def test_a_folder_becomes_elastic_with_a_small_file_beside_its_weights(
     for window in ((2, 4), (4, 1)):
         with pytest.raises(InvalidInput, match=r"--window: '\d,\d' is not allowed; 2,2, which elit"):
             import_folder(folder, split=Split(window=window), replace_ours=True, **told)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_steps_of_compiled_blocks_move_pictures_as_blocks_do_that_are_neither(
+    family: str, model_of: Made, tmp_path: Path
+) -> None:
+    """The last step is not captured, and has no compiled form either."""
+    folder = shutil.copytree(model_of(family), tmp_path / "elastic")
+    import_folder(folder, split=Split(window=(2, 2)), replace_ours=True, **IMPORTED[family])
+    pipeline = Pipeline.load(folder, device="cuda", dtype="float32")
+    conditions, shape = [pipeline.conditions.prompted(words) for words in ("a rose", "a red tulip")], pipeline.shapes[0]
+    plan = pipeline.plan(levels=[4, 3, 2], guidance=Guidance(method="ccfg", scale=2.0, weak_level=1))
+    expected = samples_of(pipeline, conditions, [1, 2], plan, shape)
+    executor = open_executor(pipeline, num_slots=2)
+    executor.capture([(kind, 2) for kind in plan.step_kinds(shape.name)[:2]])
+    pictures = pipeline.pictures(conditions, [1, 2], plan)
+    run(executor, pictures, plan)
+    torch.testing.assert_close(executor.samples(pictures), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_nothing_is_left_beside_weights_that_do_not_fit_or_where_there_is_no_room(

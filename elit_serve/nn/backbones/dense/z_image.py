@@ -132,6 +132,10 @@ class ZImage(Dense):
     x_pad_token: nn.Parameter
     cap_pad_token: nn.Parameter
 
+    def unfused(self) -> list[nn.Module]:
+        """None: its blocks turn by complex numbers, which torch runs as they are, between compiled parts."""
+        return []
+
     def every_block(self) -> Iterable[nn.Module]:
         return [*self.noise_refiner, *self.context_refiner, *self.layers]
 
