@@ -1,6 +1,8 @@
 """Renews the README's pictures of the page: garden64 on the CPU, a few callers, and Debian's Chromium.
 
 pip install '.[test]' && python deploy/screenshots/make.py
+
+With a model of prompts, as `python deploy/screenshots/make.py models/garden64-text`, it renews the picture of that one.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,27 +27,43 @@ WIDTH = 1160
 COLOURS = 256
 NUM_CALLERS = 16
 WATCHED_MS = 45_000  # until the lines of the live view have a shape
+PROMPT = "a close-up of a red tulip"
 
 
 def main() -> None:
-    with served() as url, sync_playwright() as playwright:
+    model = sys.argv[1:2]
+    with served(*model) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = opened(browser, url, height=860, scheme="light")
-        make_picture(page)
-        save(page, "make")
-        compare_budgets(page)
-        save(page, "compare", height=790)
+        if model:
+            take_pictures_of_prompts(browser, url)
+        else:
+            take_pictures(browser, url)
+
+
+def take_pictures_of_prompts(browser: Browser, url: str) -> None:
+    page = opened(browser, url, height=860, scheme="light")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    compare_budgets(page)
+    save(page, "prompt", height=790)
+
+
+def take_pictures(browser: Browser, url: str) -> None:
+    page = opened(browser, url, height=860, scheme="light")
+    make_picture(page)
+    save(page, "make")
+    compare_budgets(page)
+    save(page, "compare", height=790)
+    page.close()
+    with callers(url):
+        page = opened(browser, f"{url}/#live", height=800, scheme="dark")
+        page.wait_for_timeout(WATCHED_MS)
+        save(page, "live")
         page.close()
-        with callers(url):
-            page = opened(browser, f"{url}/#live", height=800, scheme="dark")
-            page.wait_for_timeout(WATCHED_MS)
-            save(page, "live")
-            page.close()
 
 
 @contextmanager
-def served() -> Iterator[str]:
-    command = ["elit-serve", "serve", "--host", "127.0.0.1", "--port", "0", "--device", "cpu"]
+def served(*model: str) -> Iterator[str]:
+    command = ["elit-serve", "serve", *model, "--host", "127.0.0.1", "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
