@@ -47,7 +47,9 @@ class Cohort:
         if not self.bounds:
             return self.rates.row_s(wished)
         levels = self.levels(wished)
-        return self.costs.row_s(self.ladder.across([level for level in levels if top is None or level <= top]))
+        if top is not None:
+            levels = [level for level in levels if level <= top]
+        return self.costs.row_s(self.ladder.across(levels))
 
     def step_s(self, wished: int) -> float:
         return self.row_s(wished)[len(self.members)]

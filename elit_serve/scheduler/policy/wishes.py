@@ -6,8 +6,8 @@ much work is due how soon, and from how much is expected to arrive.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from math import inf
 
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.scheduler.arrivals import Urgent
@@ -42,8 +42,7 @@ class Wishes:
         head, mixing, rates = order[0], order[0].rung.mixing, self.rates_of(len(order), order[0], view)
         stretch = self._stretch(order, urgent, view)
         crowd = [] if mixing is None else [work for work in order if work.rung.mixing is mixing][: view.max_batch]
-        each = [work.bounds for work in crowd]
-        bounds = {bounds: each.count(bounds) for bounds in set(each)}
+        bounds = Counter([work.bounds for work in crowd])
         if mixing is None or len(bounds) == 1:
             price = rates.price(stretch * head.row[1])
             cohort = _alike(order, price / rates.mean_stride(price), rates, view)
@@ -91,18 +90,17 @@ class Wishes:
         """
         now_s, correction = view.start_s, view.costs.correction
         taken = self.rates_of(view.max_batch, order[0], view).throughput / correction
-        coming = min(urgent.rate, taken)
-        coming_per_s = coming / urgent.target_s if urgent.target_s > 0 else inf
+        coming, target_s = min(urgent.rate, taken), urgent.target_s
         densest = work_s = 0.0  # seconds of work that are due, per second until then
         for work in order:
-            work_s += work.solo_s + work.decode_s
-            left_s, least_s = work.latest_s - now_s, correction * work.solo_s
+            solo_s = work.solo_s
+            work_s += solo_s + work.decode_s
+            left_s, least_s = work.latest_s - now_s, correction * solo_s
             if left_s < least_s:
                 left_s = least_s
-            if work_s > (densest - coming) * left_s:
-                density = work_s / left_s + min(coming, coming_per_s * left_s)
-                if density > densest:
-                    densest = density
+            among = coming if left_s >= target_s else coming * left_s / target_s
+            if work_s > (densest - among) * left_s:
+                densest = work_s / left_s + among
         return 1 / (correction * densest)
 
 
