@@ -14,7 +14,7 @@ from math import ceil, exp, sqrt
 from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.mixing import Mixing, Rung
+from elit_serve.scheduler.mixing import Answering, Mixing, Rung
 
 SMOOTHING_S = 1.5  # of device time: a lasting change is followed within a few times this, noise of single launches not
 DEVIATION = 0.1  # of launches from what is predicted, until the device has shown its own
@@ -34,16 +34,6 @@ class AnswerCost(NamedTuple):
 
     decode_ms: float
     encode_ms: float
-
-
-class Answering(NamedTuple):
-    """Of images of a shape that end in one launch, by their number from 0 to the largest batch, in the table's seconds.
-
-    decode_s: how long the device decodes them. late_s: how much later they are answered than one alone is.
-    """
-
-    decode_s: tuple[float, ...]
-    late_s: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +308,7 @@ class CorrectedCosts:
         key = kind if mixing is None else (kind, weak_cap)
         rung = self._rungs.get(key)
         if rung is None:
-            rung = self._rungs[key] = Rung(kind, self.row_s(kind), mixing)
+            rung = self._rungs[key] = Rung(kind, self.row_s(kind), mixing, self.answering(kind.shape))
         return rung
 
     def _mixing(self, shape: str, weak_cap: int | None) -> Mixing | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
 
@@ -96,15 +97,31 @@ class Mixing:
         return best_s[-1], present, firsts
 
 
+class Answering(NamedTuple):
+    """Of images of a shape that end in one launch, by their number from 0 to the largest batch, in the table's seconds.
+
+    decode_s: how long the device decodes them. late_s: how much later they are answered than one alone is.
+    """
+
+    decode_s: tuple[float, ...]
+    late_s: tuple[float, ...]
+
+
 class Rung:
     """Steps of one kind that are planned alike: what one launch of them costs, and whom they may share launches with.
 
     row_s: seconds of the table at every batch from 0. mixing: None where they share launches only with their kind.
-    unit: in a key of that.
+    unit: in a key of that. answering: what decoding costs of those who end in one launch; None where nothing is known.
     """
 
-    __slots__ = ("kind", "mixing", "row_s", "unit")
+    __slots__ = ("answering", "kind", "mixing", "row_s", "unit")
 
-    def __init__(self, kind: StepKind, row_s: tuple[float, ...], mixing: Mixing | None = None) -> None:
-        self.kind, self.row_s, self.mixing = kind, row_s, mixing
+    def __init__(
+        self,
+        kind: StepKind,
+        row_s: tuple[float, ...],
+        mixing: Mixing | None = None,
+        answering: Answering | None = None,
+    ) -> None:
+        self.kind, self.row_s, self.mixing, self.answering = kind, row_s, mixing, answering
         self.unit = 0 if mixing is None else mixing.unit(kind.level)

@@ -10,8 +10,8 @@ from math import sqrt
 from typing import NamedTuple
 
 from elit_serve.plans.step_kind import StepKind
-from elit_serve.scheduler.costs import Answering, CorrectedCosts
-from elit_serve.scheduler.mixing import Rung
+from elit_serve.scheduler.costs import CorrectedCosts
+from elit_serve.scheduler.mixing import Answering, Rung
 from elit_serve.scheduler.policy.view import View
 from elit_serve.scheduler.requests import Demand
 
@@ -74,13 +74,11 @@ class Work:
         fewest steps that it needs.
     ladder, kind, bounds (lowest, highest), row, rung: of the next step, see `Run`.
     solo_s: what the fewest steps that are left cost alone on the device.
-    answering: what decoding costs with others that end in the same launch; None where nothing is known of it. decode_s:
-        its share of that where a whole batch ends together.
+    decode_s: its share of decoding where a whole batch ends together.
     """
 
     __slots__ = (
         "_raised",
-        "answering",
         "at",
         "bounds",
         "decode_s",
@@ -126,7 +124,6 @@ class Work:
         self.is_promised = demand.is_hard
         self.is_hurried = False
         self.runs = _runs(demand, costs)
-        self.answering: Answering | None = costs.answering(demand.shape)
         self.decode_s = 0.0 if self.answering is None else self.answering.decode_s[-1] / costs.table.max_batch
         self.at, self.num_steps, self.max_stride = 0, demand.num_steps, demand.max_stride
         self.left = -(-self.num_steps // self.max_stride)
@@ -141,6 +138,11 @@ class Work:
         for name in Work.__slots__:
             setattr(twin, name, getattr(self, name))
         return twin
+
+    @property
+    def answering(self) -> Answering | None:
+        """What decoding costs with others that end in the same launch; None where nothing is known of it."""
+        return self.runs[-1].rung.answering
 
     @property
     def batched_s(self) -> float:
@@ -187,7 +189,7 @@ class Work:
         """As if its steps had to run at this level, as far as they may, and were due as they are now: no more than a
         plan asks for, because an admission plans hundreds of them."""
         moved = Work.__new__(Work)
-        moved.request_id, moved.answering = self.request_id, self.answering
+        moved.request_id = self.request_id
         moved.due_s, moved.left = self.due_s, self.left
         runs = self._raised.get(level)
         if runs is None:

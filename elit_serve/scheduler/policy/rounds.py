@@ -6,10 +6,13 @@ Fewer of them never take more, which is what lets a plan be followed in parts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 from elit_serve.scheduler.mixing import Mixing, Rung
 from elit_serve.scheduler.policy.pace import Work
+
+REMEMBERED = 4_096  # of those who end together
 
 
 def launches_s(works: Sequence[Work]) -> float:
@@ -37,19 +40,22 @@ def first_launch(works: Sequence[Work]) -> list[Work]:
     return [work for work in together if lowest <= work.lowest <= highest]
 
 
-def decoded(ended: Sequence[Work]) -> tuple[float, list[float]]:
+def decoded(ended: Sequence[Work]) -> tuple[float, Sequence[float]]:
     """How long those who end in one round are decoded, and how much later than alone each is then answered.
 
     Those whose last steps are of one kind end in one launch. In which order the launches of a round run is open; so is
     which of several levels share one, as that depends on all who run in it: what takes longest counts.
     """
-    last = [work.runs[-1].rung for work in ended]
-    if len(set(last)) == 1 and (answering := ended[0].answering) is not None:
-        return answering.decode_s[len(last)], [answering.late_s[len(last)]] * len(last)
-    own = [0.0] * len(ended)
+    return _decoded(tuple([work.runs[-1].rung for work in ended]))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _decoded(last: tuple[Rung, ...]) -> tuple[float, list[float]]:
+    """The same of those whose last steps are of these; plans have the same few end together again and again."""
+    own = [0.0] * len(last)
     total_s = 0.0
     for together in _sharing(last):
-        answering = ended[last.index(together[0])].answering
+        answering = together[0].answering
         if answering is None:
             continue
         counts = [last.count(rung) for rung in together]
