@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import BaseRoute, iter_route_contexts
 from fleet_link import LocalLink
 
-from elit_serve.clock import MonotonicClock
+from elit_serve.clock import Clock, MonotonicClock
 from elit_serve.engine.executor.slots import Executor, RunningStep
 from elit_serve.engine.maker import Maker
 from elit_serve.engine.picture import Picture
@@ -61,6 +62,21 @@ SLOW_COST = CostTable(
     steps_ms={step: 20 * milliseconds for step, milliseconds in COST.steps_ms.items()},
     overhead_ms=20 * COST.overhead_ms,
 )
+
+
+class UnhurriedClock:
+    """A server's time, of which each look at it takes a microsecond, and the rest passes when a test says so: what is
+    decided depends on no machine, however long a request is under way to where it is decided on."""
+
+    def __init__(self) -> None:
+        self._looks = count()
+        self._passed_s = 1000.0
+
+    def now(self) -> float:
+        return self._passed_s + 1e-6 * next(self._looks)
+
+    def advance(self, seconds: float) -> None:
+        self._passed_s += seconds
 
 
 class AsPredicted(Executor):
@@ -159,6 +175,7 @@ class RunningServer:
     pipeline: Pipeline
     app: FastAPI
     executor: Executor
+    clock: Clock
 
     @property
     def worker(self) -> Maker:
@@ -247,22 +264,31 @@ def _listens(port: int) -> bool:
 
 @contextmanager
 def running(
-    pipeline: Pipeline, settings: Settings, executor: Executor, cost: CostTable, made_by: str = "worker"
+    pipeline: Pipeline,
+    settings: Settings,
+    executor: Executor,
+    cost: CostTable,
+    made_by: str = "worker",
+    clock: Clock | None = None,
 ) -> Iterator[RunningServer]:
+    clock = clock or UnhurriedClock()
     if isinstance(executor, AsPredicted):
         executor.cost = cost
     model = LoadedModel(pipeline=pipeline, executor=executor, cost=cost)
     with ExitStack() as stack:
-        served = stack.enter_context(as_a_fleet(model, settings)) if made_by == "fleet" else model
-        yield stack.enter_context(running_models([model], settings, [served]))
+        served = stack.enter_context(as_a_fleet(model, settings, clock=clock)) if made_by == "fleet" else model
+        yield stack.enter_context(running_models([model], settings, [served], clock))
 
 
 @contextmanager
 def as_a_fleet(
-    model: LoadedModel, settings: Settings, link_to: Callable[[dict[str, Replica]], LocalLink] = LocalLink
+    model: LoadedModel,
+    settings: Settings,
+    link_to: Callable[[dict[str, Replica]], LocalLink] = LocalLink,
+    clock: Clock | None = None,
 ) -> Iterator[FleetModel]:
     """The model on one replica, which the server knows from messages alone."""
-    replica = Replica("first", model, settings, MonotonicClock(), transit_ms=0)
+    replica = Replica("first", model, settings, clock or MonotonicClock(), transit_ms=0)
     replica.start()
     link, thread = link_to({"first": replica}), LoopThread("elit-fleet")
     try:
@@ -274,10 +300,14 @@ def as_a_fleet(
 
 @contextmanager
 def running_models(
-    models: Sequence[LoadedModel], settings: Settings, served: Sequence[Servable] | None = None
+    models: Sequence[LoadedModel],
+    settings: Settings,
+    served: Sequence[Servable] | None = None,
+    clock: Clock | None = None,
 ) -> Iterator[RunningServer]:
     """served: in place of `models`, who makes their pictures."""
-    app = create_app(served or models, settings, guests=GUESTS)
+    clock = clock or MonotonicClock()
+    app = create_app(served or models, settings, guests=GUESTS, clock=clock)
     engines = app.state.service.engines
 
     def drain() -> None:
@@ -299,7 +329,9 @@ def running_models(
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             with httpx.Client(base_url=url, timeout=60, verify=False) as client:  # reads no certificates: many begin
                 first = models[0]
-                yield RunningServer(url=url, client=client, pipeline=first.pipeline, app=app, executor=first.executor)
+                yield RunningServer(
+                    url=url, client=client, pipeline=first.pipeline, app=app, executor=first.executor, clock=clock
+                )
         finally:
             server.should_exit = True
             engines.stop()
@@ -352,10 +384,11 @@ def start_server(tiny_pipeline: Pipeline, made_by: str) -> Iterator[StartServer]
             settings: Settings | None = None,
             executor: type[Executor] = AsPredicted,
             cost: CostTable = COST,
+            clock: Clock | None = None,
         ) -> RunningServer:
             settings = settings or Settings(response_ms=0)
             slots = executor(pipeline, num_slots=num_slots(settings))
-            return stack.enter_context(running(pipeline, settings, slots, cost, made_by))
+            return stack.enter_context(running(pipeline, settings, slots, cost, made_by, clock))
 
         yield start
 

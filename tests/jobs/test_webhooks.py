@@ -181,8 +181,15 @@ def endless() -> Iterator[SlowReceiver]:
 
 
 def test_a_slow_receiver_keeps_nobody_else_waiting(
-    start_server: Any, start_receiver: Any, jobs_of: Any, eventually: Any, secret_file: str, endless: SlowReceiver
+    start_server: Any,
+    start_receiver: Any,
+    jobs_of: Any,
+    eventually: Any,
+    secret_file: str,
+    endless: SlowReceiver,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(webhooks, "TIMEOUT_S", 600.0)  # nobody is given up while a busy machine makes the pictures
     told: list[bytes] = []
     with endless.listening() as slow_url:
         url = start_receiver(lambda _, body: told.append(body) or (204, {}))

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,8 +248,8 @@ def many_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_a_thousand_idle_connections_keep_nobody_from_being_served(start_server: Any, eventually: Eventually) -> None:
-    server = start_server(settings=Settings(response_ms=0, idle_seconds=10), cost=CHEAP)
+def test_a_thousand_idle_connections_keep_nobody_from_being_served(start_server: Any) -> None:
+    server = start_server(settings=Settings(response_ms=0, idle_seconds=300), cost=CHEAP)
     with ExitStack() as stack:
         callers = [stack.enter_context(connect(server)) for _ in range(1000)]
         for caller in callers[:500]:  # half of them have asked once
@@ -257,6 +257,17 @@ def test_a_thousand_idle_connections_keep_nobody_from_being_served(start_server:
             assert caller.recv(12) == b"HTTP/1.1 200"
         assert num_held(server) >= 1000
         assert server.generate({"label": "tulip"}).status_code == 200
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_a_thousand_idle_connections_are_closed(start_server: Any, eventually: Eventually) -> None:
+    server = start_server(settings=IMPATIENT, cost=CHEAP)
+    with ExitStack() as stack:
+        for number in range(1000):
+            caller = stack.enter_context(connect(server))
+            if number % 2:
+                with suppress(ConnectionError):  # on a busy machine it is closed by now
+                    caller.sendall(request("/version"))
         eventually(lambda: num_held(server) < 100)  # the server has closed its ends of theirs
         assert server.generate({"label": "tulip"}).status_code == 200
 

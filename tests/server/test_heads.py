@@ -6,7 +6,7 @@ import itertools
 import json
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -37,7 +37,8 @@ def answers(caller: socket.socket, count: int | None = None) -> list[tuple[int, 
                 headers[name.lower()] = value
             found.append((status, headers, stream.read(int(headers["content-length"]))))
             if headers.get("connection") == "close":
-                caller.shutdown(socket.SHUT_WR)  # the server need not wait for more
+                with suppress(OSError):  # which it may have closed by now
+                    caller.shutdown(socket.SHUT_WR)  # the server need not wait for more
     return found
 
 
