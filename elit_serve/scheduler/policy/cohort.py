@@ -21,7 +21,7 @@ class Cohort:
     """Members of one launch, in order, and the level that is wished for them.
 
     ladder: of their steps. bounds: the lowest and the highest level of each, where not all may run at any level that is
-    wished: they run at the nearest that they may. Empty where all may.
+    wished: they run at the nearest that they may. Empty where all may. known: what `levels` has been asked for.
     """
 
     members: list[Work]
@@ -30,16 +30,16 @@ class Cohort:
     rates: Rates
     costs: CorrectedCosts
     bounds: list[tuple[int, int]] = field(default_factory=list)
-    _levels: dict[int, list[int]] = field(default_factory=dict, init=False)
+    known: dict[int, list[int]] = field(default_factory=dict)
 
     def levels(self, wished: int) -> list[int]:
         """Of all members, if this one is wished for them."""
         if not self.bounds:
             return [wished] * len(self.members)
-        levels = self._levels.get(wished)
+        levels = self.known.get(wished)
         if levels is None:
             nearest = {each: self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
-            levels = self._levels[wished] = [nearest[each] for each in self.bounds]
+            levels = self.known[wished] = [nearest[each] for each in self.bounds]
         return levels
 
     def row_s(self, wished: int, top: int | None = None) -> tuple[float, ...]:
@@ -64,7 +64,7 @@ class Cohort:
         """Leaves the others out. staying: places of members."""
         self.members = [self.members[place] for place in staying]
         self.bounds = [self.bounds[place] for place in staying] if self.bounds else []
-        self._levels = {}
+        self.known = {}
 
 
 class Mix:
@@ -91,12 +91,13 @@ class Mix:
         mixing = self._mixing
         gains = [worth - price * mixing.seconds(key) for worth, key in zip(self._worths, self._keys, strict=True)]
         place = gains.index(max(gains))
-        first = self._crowd[0]
-        lowest, highest = mixing.group_of(mixing.nearest(*first.bounds)[place], self._keys[place])
-        within = {each for each in self._bounds if lowest <= mixing.nearest(*each)[place] <= highest}
-        members = [work for work in self._crowd if work.bounds in within]
+        wished, first = mixing.levels[place], self._crowd[0]
+        nearest = {each: mixing.nearest(*each)[place] for each in self._bounds}
+        lowest, highest = mixing.group_of(nearest[first.bounds], self._keys[place])
+        members = [work for work in self._crowd if lowest <= nearest[work.bounds] <= highest]
         bounds = [work.bounds for work in members]
-        return Cohort(members, mixing.levels[place], first.ladder, rates, costs, bounds)
+        known = {wished: [nearest[each] for each in bounds]}
+        return Cohort(members, wished, first.ladder, rates, costs, bounds, known)
 
 
 def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *, parking: float) -> None:
