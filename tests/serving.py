@@ -153,17 +153,18 @@ def stepwise() -> type[Stepwise]:
     return Stepwise
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """For what another thread does in its own time."""
+    deadline_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)  # a busy loop would keep the other from it
+
+
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
     """Waits for what another thread does in its own time."""
-
-    def wait(condition: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)  # a busy loop would keep the other from it
-
-    return wait
+    return wait_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +191,14 @@ class RunningServer:
 
     def generate(self, body: object, accept: str = "application/json") -> httpx.Response:
         return self.client.post("/v1/generate", json=body, headers={"Accept": accept})
+
+    def leave(self, body: object, once: Callable[[], bool]) -> None:
+        """Asks, and goes without an answer once something is so, as that the request is being made."""
+        content = json.dumps(body).encode()
+        head = b"POST /v1/generate HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: %d"
+        with socket.create_connection(("127.0.0.1", self.client.base_url.port or 0)) as caller:
+            caller.sendall(head % len(content) + b"\r\n\r\n" + content)
+            wait_for(once)
 
     def health(self) -> dict[str, Any]:
         assert self.worker

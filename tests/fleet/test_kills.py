@@ -24,7 +24,7 @@ from elit_serve.errors import ServerProblem
 from elit_serve.files.latency import Latency, StepCost
 from elit_serve.pictures import read_facts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quiet]
 
 NUM_REPLICAS = 4
 LOAD = 0.8

@@ -18,7 +18,7 @@ from fleet_process import Served, command_of, descendants, read, serving_fleet
 
 from tests.simulating import latency
 
-pytestmark = pytest.mark.slow  # a Ray of two replicas takes half a minute to start
+pytestmark = [pytest.mark.slow, pytest.mark.quiet]  # a Ray of two replicas takes half a minute to start
 
 BODY = {"label": "tulip", "seed": 7, "budget": 0.5}
 

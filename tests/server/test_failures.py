@@ -187,18 +187,12 @@ def test_a_promise_that_could_not_be_kept_is_told(start_server: Any, callers: Th
     assert server.metric('elit_requests_total{outcome="expired",route="/v1/generate"}') == 1
 
 
-def leave(server: Any) -> None:
-    """Asks, and does not wait for the answer."""
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/generate", json={"label": "tulip", "steps": 1000}, timeout=0.5)
-
-
 def test_a_caller_who_leaves_is_forgotten_whether_he_waits_or_runs(
     start_server: Any, callers: ThreadPoolExecutor
 ) -> None:
     server = start_server(executor=Held)
-    leave(server)  # while the first of 1000 steps runs
-    leave(server)  # while he waits
+    server.leave({"label": "tulip", "steps": 1000}, once=lambda: server.health()["running"] == 1)
+    server.leave({"label": "tulip", "steps": 1000}, once=lambda: server.health()["queue_length"] == 1)
     eventually(lambda: ended(server, "cancelled") == 2)
     assert server.health()["queue_length"] == server.health()["running"] == 0
     last = ask(callers, server, budget=0.5)

@@ -138,6 +138,7 @@ def resident_bytes(url: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 def test_who_asks_for_health_waits_for_none_of_ten_thousand(tiny_server_url: str) -> None:
     port = urlsplit(tiny_server_url).port
     assert port is not None

@@ -40,6 +40,7 @@ def asking(url: str, number: int, *kinds: str) -> Iterator[dict[str, dict[str, i
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 def test_promises_are_kept_under_callers_of_what_costs_nothing(
     shared_tiny_model_dir: Path, serve_model: Any, tmp_path: Path
 ) -> None:

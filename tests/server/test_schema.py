@@ -43,7 +43,7 @@ def test_every_operation_answers_as_documented(start_server: Any, tmp_path: Path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
