@@ -51,6 +51,7 @@ class Certificate:
         self._places = list(zip(works, joins, ends, strict=True))
         self._deciding: list[tuple[Work, float, float]] = []  # with when each is due and ends
         self._corrections = 0.0, 0.0  # between which those in `_deciding` alone decide until when the plan may wait
+        self._earliest: tuple[list[Work], list[Work]] = [], []  # the first two of them, at either end of that
 
     @classmethod
     def of_nothing(cls) -> Certificate:
@@ -105,25 +106,27 @@ class Certificate:
 
     @property
     def _is_decided(self) -> bool:
-        """Whether those by which others were left out of `_deciding` still have something to run."""
-        deciding = self._deciding
-        return bool(deciding) and deciding[0][0].left > 0 and deciding[1][0].left > 0
+        """Whether some of those by which others were left out of `_deciding` still have something to run."""
+        first, last = self._earliest
+        return any(work.left for work in first) and any(work.left for work in last)
 
     def _find_deciding(self, low: float, high: float) -> None:
         """Keeps those that alone decide at any correction from `low` to `high`: due - correction * end is linear in
-        the correction, so whoever lies above another one at both ends lies above it everywhere between."""
+        the correction, so whoever lies above another one at both ends lies above it everywhere between. Whoever is left
+        out lies above two, so that one of these may end."""
         self._forget_ended()
-        self._corrections, self._deciding = (low, high), []
+        self._corrections, self._deciding, self._earliest = (low, high), [], ([], [])
         if not self._works:
             return
         works, ends_s = self._works, self._ends_s
         at_low = [work.due_s - low * end_s for work, end_s in zip(works, ends_s, strict=True)]
         at_high = [low_s - (high - low) * end_s for low_s, end_s in zip(at_low, ends_s, strict=True)]
-        first, last = at_low.index(min(at_low)), at_high.index(min(at_high))
-        most_low, most_high = at_low[last], at_high[first]
+        first, last = _two_least(at_low), _two_least(at_high)
+        most_low, most_high = max([at_low[index] for index in last]), max([at_high[index] for index in first])
         early = [index for index, low_s in enumerate(at_low) if low_s <= most_low]
-        deciding = (first, last, *[index for index in early if at_high[index] <= most_high])
+        deciding = [index for index in early if at_high[index] <= most_high]
         self._deciding = [(works[index], works[index].due_s, ends_s[index]) for index in deciding]
+        self._earliest = [works[index] for index in first], [works[index] for index in last]
 
     def _forget_ended(self) -> None:
         left = [work.left for work in self._works]
@@ -166,6 +169,13 @@ class Certificate:
         if at + 1 == after and later and later[0][0] == after:
             done_s += later[0][1] - end_s - decoded([work for work in pending if work.left == 1])[0]
         return done_s
+
+
+def _two_least(values: Sequence[float]) -> list[int]:
+    """The places of the two lowest, or of the only one."""
+    first = values.index(min(values))
+    others = [*values[:first], inf, *values[first + 1 :]]
+    return [first, others.index(min(others))] if len(values) > 1 else [first]
 
 
 def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: float = 1.0) -> Certificate | None:
