@@ -155,7 +155,7 @@ def stepwise() -> type[Stepwise]:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """For what another thread does in its own time."""
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.01)  # a busy loop would keep the other from it

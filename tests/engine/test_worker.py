@@ -271,12 +271,13 @@ def test_who_asks_is_told_of_every_step_once_it_has_run_and_before_the_outcome(
 def test_an_impossible_target_is_refused_with_the_smallest_that_works(
     make_worker: StartWorker, pipeline: Pipeline
 ) -> None:
-    worker = make_worker()
+    clock = VirtualClock()
+    worker = make_worker(clock=clock)
     with pytest.raises(Infeasible) as refusal:
-        worker.submit(order(pipeline, latency_ms=100))
+        worker.submit(order(pipeline, latency_ms=100, arrived_s=clock.now()))
     assert refusal.value.value == 100
     assert refusal.value.min_latency_ms >= 1200  # two steps of 100 ms at the lowest level, and the overhead
-    worker.submit(order(pipeline, latency_ms=refusal.value.min_latency_ms + 50))
+    worker.submit(order(pipeline, latency_ms=refusal.value.min_latency_ms, arrived_s=clock.now()))
 
 
 def test_a_target_that_promises_stand_in_the_way_of_is_refused_with_a_time_to_come_back(
@@ -527,9 +528,9 @@ def test_a_promise_whose_time_has_passed_is_ended_and_a_wish_is_not(
 ) -> None:
     clock, executor = VirtualClock(), StepByStep(pipeline)
     worker = make_worker(executor, clock=clock)
-    worker.start()
     promised = worker.submit(order(pipeline, level=2, latency_ms=5000, arrived_s=clock.now()))
     wished = worker.submit(order(pipeline, level=2, arrived_s=clock.now()))
+    worker.start()
     executor.has_started.acquire(timeout=60)
     clock.advance(100)  # the device stands still
     executor.may_run.release(10)

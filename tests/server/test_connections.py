@@ -202,7 +202,7 @@ def test_who_reads_byte_by_byte_keeps_neither_the_engine_nor_others(start_server
 
 
 def test_who_does_not_read_loses_his_place_to_others(start_server: Any, eventually: Eventually) -> None:
-    server = start_server(settings=Settings(response_ms=0, idle_seconds=1, max_concurrent_requests=2), cost=CHEAP)
+    server = start_server(settings=Settings(response_ms=0, idle_seconds=3, max_concurrent_requests=2), cost=CHEAP)
     with connect(server, receive_bytes=2048) as one, connect(server, receive_bytes=2048) as other:
         for caller in (one, other):
             caller.sendall(request("/static-offline-docs/swagger-ui-bundle.js") * 20)  # 1.4 MB each

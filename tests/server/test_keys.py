@@ -16,7 +16,7 @@ from elit_serve.server.settings import Settings
 def made(*arguments: str) -> tuple[str, str]:
     """(key, line) of `elit-serve key`."""
     command = [sys.executable, "-m", "elit_serve.cli", "key", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     return done.stderr.split()[-1], done.stdout
 
 

@@ -30,6 +30,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
 from elit_serve.server.keys import digest_of, make_key
+from elit_serve.server.middleware import turns
 from elit_serve.server.settings import Settings
 from tests.serving import COST
 
@@ -41,6 +42,7 @@ SKIPPING_COST = CostTable(
     | {(StepKind("32x32", 1, weak, is_skipped=True), batch): 50.0 * batch for weak in (None, 1) for batch in (1, 4)},
     overhead_ms=1000.0,
 )
+PATIENCE_MS = 30_000.0  # with a busy machine
 SHAPES = ("32x32", "16x48")  # names have the height first
 
 
@@ -49,6 +51,7 @@ def browser() -> Iterator[Browser]:
     """Debian's Chromium. It ends with this file: while Playwright runs, no other test on its thread may use asyncio."""
     chromium = shutil.which("chromium")
     assert chromium, "the package chromium is not installed"
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=chromium, args=[f"--{flag}" for flag in FLAGS])
 
@@ -81,13 +84,14 @@ OpenPage = Callable[..., Page]
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[OpenPage]:
+def open_page(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenPage]:
     """Opens the page of a server; at the end it must have asked no other host, and have logged no error.
 
     thumbnails: whether classes have them; where tests count the steps of the engine, they would be among these.
 
     failure: how Chromium logs that of a request which the test makes fail; a page can do nothing about it.
     """
+    monkeypatch.setattr(turns, "PATIENCE_S", PATIENCE_MS / 1000)  # a busy machine turns no forecast away either
     problems: list[str] = []
     with ExitStack() as stack:
 
@@ -95,7 +99,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
             server: Any, view: str = "", *, failure: str | None = None, thumbnails: bool = False, **context: Any
         ) -> Page:
             page = stack.enter_context(browser.new_context(**{"viewport": DESK, **context})).new_page()
-            page.set_default_timeout(8_000)
+            page.set_default_timeout(PATIENCE_MS)
 
             def heard(text: str) -> None:
                 if failure is None or failure not in text:

@@ -200,7 +200,7 @@ def test_the_serve_command_says_its_url_and_serves_until_interrupted(tiny_model_
         assert found, line + (run.stderr.read() if run.stderr else "")
         assert httpx.get(f"{found[0]}/health").status_code == 200
         run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=300)
         assert run.returncode == 0
         lines = errors.splitlines()
         assert all("elit_serve.engine.profile.profiler: measuring" in line for line in lines), (
@@ -210,7 +210,7 @@ def test_the_serve_command_says_its_url_and_serves_until_interrupted(tiny_model_
 
 def test_a_missing_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "elit_serve.cli", "serve", str(tmp_path / "none"), "--port", "0"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 2
     assert run.stderr.startswith("error: model: ")
     assert run.stderr.count("\n") == 1

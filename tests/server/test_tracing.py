@@ -354,7 +354,7 @@ def test_variables_hold_and_what_is_left_is_sent_at_the_end(
 def test_without_the_extra_the_start_says_in_one_line_what_to_install() -> None:
     without = "import sys; sys.modules['opentelemetry.exporter'] = None; from elit_serve.cli import main; main()"
     command = [sys.executable, "-c", without, "serve", "--otlp-endpoint", "http://localhost:4318"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     package = "opentelemetry-exporter-otlp-proto-http"
     assert done.stderr == f"error: this needs the package {package}: pip install 'elit-serve[otel]'\n"
     assert done.returncode == 2
