@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # cuDNN's attention is half as fast again as FlashAttention-2 at head size 72 on Hopper; the next takes what it refuses
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 IDLE: Inputs = np.array([[0.0], [0.0], [0.0], [1.0], [0.5], [0.0], [1.0], [0.0]], np.float32)  # nothing, at level 1
-PAGES = 8  # more than the launches that may be on their way
+PAGES = 8  # more than the launches of a server that may be on their way, so that it never waits for one
 
 
 class GraphExecutor(Executor):
@@ -127,8 +127,7 @@ class GraphExecutor(Executor):
                 with _attention(), _only_what_is_compiled():
                     self._step(on_device, kind)
             else:
-                self._inputs_of[bucket].put(inputs)
-                started.record(self._steps)
+                self._inputs_of[bucket].put(inputs, copied=started)
                 graph.replay()
             ended.record(self._steps)
         return _EnqueuedStep(started, ended)
@@ -188,16 +187,31 @@ class _GraphInputs:
 
     def __init__(self, batch: int, device: torch.device) -> None:
         self.on_device = torch.from_numpy(_padding(batch)).to(device)
-        pinned = [torch.empty((8, batch), pin_memory=True) for _ in range(PAGES)]
-        self._pages = cycle([(page, page.numpy()) for page in pinned])
+        self._pages = cycle([_Page(_pinned((8, batch))) for _ in range(PAGES)])
 
-    def put(self, inputs: Inputs) -> None:
-        """Enqueues the copy of these [8, up to B] on the present stream, padded to the batch."""
-        page, written = next(self._pages)
+    def put(self, inputs: Inputs, *, copied: Any) -> None:
+        """Enqueues the copy of these [8, up to B] on the present stream, padded to the batch, and the event `copied`
+        behind it. Who enqueues steps that nobody waits for, as a sweep, waits here once all pages are on their way."""
+        page = next(self._pages)
+        page.wait_until_copied()
         count = inputs.shape[1]
-        written[:, :count] = inputs
-        written[:, count:] = IDLE
-        self.on_device.copy_(page, non_blocking=True)
+        page.numbers[:, :count] = inputs
+        page.numbers[:, count:] = IDLE
+        self.on_device.copy_(page.pinned, non_blocking=True)
+        copied.record()
+        page.copied = copied
+
+
+class _Page:
+    """Pinned memory [8, B]; copied: the event behind its last copy, None before the first."""
+
+    def __init__(self, pinned: Tensor) -> None:
+        self.pinned, self.numbers = pinned, pinned.numpy()
+        self.copied: Any = None
+
+    def wait_until_copied(self) -> None:
+        if self.copied is not None and not self.copied.query():  # which keeps the turn
+            self.copied.synchronize()
 
 
 @dataclass(frozen=True)
@@ -241,6 +255,10 @@ class _EnqueuedTransfer:
 def _to_host(tensor: Tensor) -> Tensor:
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)
+
+
+def _pinned(size: tuple[int, ...]) -> Tensor:
+    return torch.empty(size, pin_memory=True)
 
 
 def _padding(count: int) -> Inputs:
