@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from typing import TypeVar
@@ -27,13 +28,17 @@ def carried(message: T) -> T:
 
 
 class LocalLink:
-    """A `Link`. A replica that is taken out of `replicas` is lost; one that is put into `hanging` says nothing."""
+    """A `Link`. A replica that is taken out of `replicas` is lost; one that is put into `hanging` says nothing.
+
+    replied: how often each has been heard of what it makes.
+    """
 
     def __init__(self, replicas: Mapping[str, Replica]) -> None:
         self.replicas = dict(replicas)
         self.doors = {name: Door(replica, "127.0.0.1") for name, replica in replicas.items()}
         self.lines = Lines()
         self.hanging: set[str] = set()
+        self.replied: Counter[str] = Counter()
 
     async def make(self, replica: str, sent: SentOrder) -> AsyncIterator[Reply]:
         self._at(replica)
@@ -42,6 +47,7 @@ class LocalLink:
                 self._at(replica)
                 if replica in self.hanging:
                     await asyncio.Event().wait()
+                self.replied[replica] += 1
                 yield reply
 
     async def hurry(self, replica: str, order_id: str) -> bool:

@@ -97,6 +97,11 @@ def release(fleet: RunningFleet) -> None:
         executor.may_run.set()
 
 
+def is_taken(fleet: RunningFleet) -> bool:
+    """Whether one replica is making something, and the server has heard that it took it."""
+    return len(fleet.holders()) == 1 and fleet.link.replied.total() > 0
+
+
 def lost(fleet: RunningFleet, fate: str) -> float:
     return fleet.server.metric(f'elit_lost_orders_total{{fate="{fate}"}}')
 
@@ -161,7 +166,7 @@ def test_a_lost_replica_s_picture_is_made_again_with_the_same_bytes(
     fleet = start_fleet(executor=Held)
     body = {"label": "rose", "seed": 5, "latency_ms": 50_000, "budget": 0.5}
     answer = callers.submit(fleet.server.generate, body)
-    eventually(lambda: len(fleet.holders()) == 1)
+    eventually(lambda: is_taken(fleet))
     (holder,) = fleet.holders()
     del fleet.link.replicas[holder]
     release(fleet)
@@ -175,7 +180,7 @@ def test_where_no_replica_is_left_callers_are_told_at_once(
 ) -> None:
     fleet = start_fleet(executor=Held)
     answer = callers.submit(fleet.server.generate, {"label": "rose"})
-    eventually(lambda: len(fleet.holders()) == 1)
+    eventually(lambda: is_taken(fleet))
     fleet.link.replicas.clear()
     release(fleet)
     told = answer.result(30)
@@ -190,7 +195,7 @@ def test_what_a_silent_replica_has_is_made_by_another(
     fleet = start_fleet(executor=Held)
     body = {"label": "rose", "seed": 5, "latency_ms": 50_000, "budget": 0.5}
     answer = callers.submit(fleet.server.generate, body)
-    eventually(lambda: len(fleet.holders()) == 1)
+    eventually(lambda: is_taken(fleet))
     (holder,) = fleet.holders()
     fleet.link.hanging.add(holder)
     eventually(lambda: lost(fleet, "made_again") == 1)
@@ -206,7 +211,7 @@ def test_a_promise_is_broken_where_too_little_time_is_left(
     clock = UnhurriedClock()
     fleet = start_fleet(executor=Held, clock=clock)
     answer = callers.submit(fleet.server.generate, {"label": "rose", "latency_ms": 2500})  # alone it takes 1500
-    eventually(lambda: len(fleet.holders()) == 1)
+    eventually(lambda: is_taken(fleet))
     clock.advance(1.2)
     fleet.link.hanging.add(fleet.holders()[0])
     told = answer.result(30)
@@ -237,7 +242,7 @@ def test_a_job_on_a_lost_replica_is_done_all_the_same(start_fleet: StartFleet, e
     fleet = start_fleet(executor=Held)
     client = fleet.server.client
     job = client.post("/v1/jobs", json={"label": "rose", "seed": 3}).json()
-    eventually(lambda: len(fleet.holders()) == 1)
+    eventually(lambda: is_taken(fleet))
     del fleet.link.replicas[fleet.holders()[0]]
     release(fleet)
     eventually(lambda: client.get(f"/v1/jobs/{job['id']}").json()["state"] == "done")
@@ -248,7 +253,7 @@ def test_a_replica_that_is_to_go_finishes_what_it_has_and_takes_nothing_more(
 ) -> None:
     fleet = start_fleet(executor=Held)
     answer = callers.submit(fleet.server.generate, {"label": "rose"})
-    eventually(lambda: len(fleet.holders()) == 1)
+    eventually(lambda: is_taken(fleet))
     (holder,) = fleet.holders()
     going = callers.submit(fleet.replicas[holder].drain, 60)
     eventually(lambda: fleet.server.metric("elit_replicas") == 1)
@@ -296,7 +301,7 @@ def test_what_is_on_a_connection_that_breaks_is_made_again(
     fleet = start_fleet(executor=Held)
     body = {"label": "rose", "seed": 5, "budget": 0.5}
     answer = callers.submit(fleet.server.generate, body)
-    eventually(lambda: len(fleet.holders()) == 1)
+    eventually(lambda: is_taken(fleet))
     fleet.thread.run(fleet.link.break_lines())
     eventually(lambda: lost(fleet, "made_again") == 1)
     release(fleet)
