@@ -127,6 +127,9 @@ def profile(
     sizes: Annotated[
         str | None, typer.Option(help="With --random-weights: its sizes, as 512x512,640x384. Default: --resolution's.")
     ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --random-weights: of a prompt. Default: all that the preset takes.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write. Default: latency/<device>[-fp8].json of MODEL.")
     ] = None,
@@ -148,6 +151,8 @@ def profile(
     if random_weights is None:
         if sizes is not None:
             raise InvalidInput("sizes", sizes, "all sizes of a model are measured; leave it out")
+        if max_tokens is not None:
+            raise InvalidInput("max_tokens", max_tokens, "a model has its own; leave it out")
         pipeline = Pipeline.load(
             model, device=device, dtype=dtype, quantize=quantize, threads=threads, autoencoder=autoencoder
         )
@@ -164,6 +169,7 @@ def profile(
             quantize=quantize,
             autoencoder=autoencoder,
             sizes=sizes.split(",") if sizes else (),
+            max_tokens=max_tokens,
         )
     file = profile_to_file(
         pipeline,

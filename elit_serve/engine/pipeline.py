@@ -162,19 +162,21 @@ class Pipeline(ServedModel):
         autoencoder: Path | None = None,
         preview_autoencoder: Path | None = None,
         sizes: Sequence[str] = (),
+        max_tokens: int | None = None,
     ) -> Pipeline:
         """A preset of the paper with random weights, for measuring speed: without `autoencoder` it answers samples.
 
         `sizes` are those of its pictures or, without `autoencoder`, its samples; without any there is the one of its
-        resolution.
-
+        resolution. `max_tokens` is how many of a prompt are read; None is as many as the preset has places for.
 
         Every tensor is drawn, also those that training starts at zero, so that no part of the model is idle.
         """
         target = choose_device(device)
         chosen = choose_dtype(target, dtype, quantize)
         factor = 1 if autoencoder is None else read_folder(autoencoder, "autoencoder").factor
-        checkpoint = random_checkpoint(preset_name, resolution, device=target, seed=seed, sizes=sizes, factor=factor)
+        checkpoint = random_checkpoint(
+            preset_name, resolution, device=target, seed=seed, sizes=sizes, factor=factor, max_tokens=max_tokens
+        )
         autoencoders = choose_autoencoders(checkpoint.config, checkpoint.path, autoencoder, preview_autoencoder)
         return cls(checkpoint, device=target, dtype=chosen, quantize=quantize, autoencoders=autoencoders, sizes=sizes)
 

@@ -18,7 +18,7 @@ from elit_serve.files.config import (
     TextEncoderConfig,
     WeightsConfig,
 )
-from elit_serve.nn import Backbone, BackboneSpec, build, preset
+from elit_serve.nn import Backbone, BackboneSpec, build, preset, preset_conditions
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.shape import Shape
 from elit_serve.plans.size import Size, nearest_multiples
@@ -38,26 +38,42 @@ def random_checkpoint(
     seed: int,
     sizes: Sequence[str] = (),
     factor: int = 1,
+    max_tokens: int | None = None,
 ) -> Checkpoint:
     """Weights drawn on `device` from `seed`, with classes that are named by their numbers, or with prompts, and CCFG as
     the default.
 
     sizes: as WIDTHxHEIGHT, so many times those of its samples as `factor` says; without any there is the one of its
-        resolution.
+        resolution. max_tokens: of a prompt; None is as many as the preset has places for.
     """
-    config, spec = random_config(preset_name, resolution, sizes=sizes, factor=factor)
+    config, spec = random_config(preset_name, resolution, sizes=sizes, factor=factor, max_tokens=max_tokens)
     return Checkpoint(
         path=bundled_models() / "recipes", config=config, model=_draw(spec, device, seed).eval().requires_grad_(False)
     )
 
 
 def random_config(
-    preset_name: str, resolution: int, *, sizes: Sequence[str] = (), factor: int = 1
+    preset_name: str,
+    resolution: int,
+    *,
+    sizes: Sequence[str] = (),
+    factor: int = 1,
+    max_tokens: int | None = None,
 ) -> tuple[ModelConfig, BackboneSpec]:
     """What `random_checkpoint` makes weights of."""
-    spec = preset(preset_name, resolution)
+    spec = _spec(preset_name, resolution, max_tokens)
     shapes = [_shape(spec, Size.read(size, field="sizes"), factor) for size in sizes] or [spec.shape]
     return _config(preset_name, resolution, spec, shapes), spec
+
+
+def _spec(preset_name: str, resolution: int, max_tokens: int | None) -> BackboneSpec:
+    usual = preset(preset_name, resolution)
+    if max_tokens is None:
+        return usual
+    conditions = preset_conditions(usual.kind)
+    if "max_tokens" not in conditions:
+        raise InvalidInput("max_tokens", max_tokens, f"{preset_name} is told classes; leave it out")
+    return preset(preset_name, resolution, conditions={**conditions, "max_tokens": max_tokens})
 
 
 def _shape(spec: BackboneSpec, size: Size, factor: int) -> Shape:
