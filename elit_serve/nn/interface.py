@@ -248,8 +248,10 @@ class LatentInterface:
         """Each latent starts as one token of its group: Read's query j finds the key of its place, and Write's query of
         a token the key of its latent, because queries and keys are projected alike. Read is open from the start: behind
         closed gates, before a Write that is zero, it would learn nothing until both have opened. What carries tokens
-        learns behind closed gates too, and begins with vectors of zero."""
-        if self.places is None:
+        learns behind closed gates too, and begins with vectors of zero.
+
+        On the meta device there is nothing to start, and for the index torch would import its compiler: 0.4 s."""
+        if self.places is None or self.places.is_meta:
             return
         with torch.no_grad():
             nn.init.normal_(self.places)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +275,21 @@ def test_its_parts_are_given_tensors_without_gaps(model: Backbone) -> None:
     for level in model.spec.levels:
         model(*inputs(model.spec), level)
     assert with_gaps == set()
+
+
+def test_its_names_and_shapes_are_had_without_importing_a_compiler() -> None:
+    """Every server reads them as it starts."""
+    program = """if True:
+        import sys
+        from elit_serve.nn import build_empty
+        from elit_serve.nn.backbones.table import KINDS
+
+        for kind in KINDS.values():
+            if not kind.is_published:  # diffusers imports it itself
+                build_empty(kind.tiny)
+                assert "sympy" not in sys.modules, kind.tiny
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
