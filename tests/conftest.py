@@ -36,6 +36,21 @@ from elit_serve.plans.guidance import Guidance
 pytest_plugins = ("serving", "simulating", "text_models")  # servers on loopback ports, and models, for whoever asks
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Forgets compiled code and counts before and after.
+
+    It does not keep what operations make of shapes either: that is compared with what they make of them again, which
+    is a quarter of the time to trace a model once.
+    """
+    settings = torch._dynamo.config
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with settings.patch(recompile_limit=settings.recompile_limit, fake_tensor_cache_enabled=False):
+        yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """32x32 pixels, 4 levels, 3 classes, 4 steps of CCFG."""

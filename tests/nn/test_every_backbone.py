@@ -305,16 +305,6 @@ def test_compiled_parts_compute_what_they_do_uncompiled(model: Backbone, fresh_c
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = limit
-
-
 def test_each_training_step_lowers_the_loss_and_all_parameters_learn(spec: BackboneSpec) -> None:
     torch.manual_seed(0)
     model = build(spec)

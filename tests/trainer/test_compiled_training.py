@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,18 +17,7 @@ from elit_serve.trainer.recipe import Recipe
 
 LEVELS = (16, 3, 7, 12, 1, 5, 16)
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Forgets compiled code and counts before and after."""
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = limit
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("fresh_compiler")]  # the compiler's own
 
 
 @pytest.fixture
