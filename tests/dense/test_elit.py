@@ -30,11 +30,10 @@ from elit_serve.importing import diffusers_folder
 from elit_serve.importing.diffusers_folder import import_folder
 from elit_serve.importing.sit import Split
 from elit_serve.nn import Backbone, BackboneSpec, build, count_parameters, preset
-from elit_serve.nn.backbones.dense.elit_prx import ElitPRXSpec, attend_seen
+from elit_serve.nn.backbones.dense.elit_prx import ElitPRXSpec
 from elit_serve.nn.backbones.dense.elit_qwen_image import ElitQwenImageSpec
 from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.latents import watch_latents
-from elit_serve.nn.layers import attend
 from elit_serve.nn.reuse import CoreChange
 from elit_serve.nn.text import packed
 from elit_serve.plans.guidance import Guidance
@@ -177,19 +176,6 @@ def test_random_weights_read_no_more_of_prompts_than_is_asked_for() -> None:
     assert spec.flops(64).executed < 0.98 * preset("elit-prx", 512).flops(64).executed
     with pytest.raises(InvalidInput, match="max_tokens: 32 is not allowed; elit-dit-b/2 is told classes"):
         random_config("elit-dit-b/2", 256, max_tokens=32)
-
-
-def test_keys_that_nobody_may_see_are_not_seen_without_a_mask_either() -> None:
-    """Training attends with a mask, and everything else with the same as a number of each key."""
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(2, 3, 5, 8, generator=generator)
-    k, v = torch.randn(2, 2, 3, 9, 8, generator=generator)
-    seen = torch.zeros(2, 1, 1, 9)
-    seen[0, ..., :6], seen[1, ..., 2] = -torch.inf, -torch.inf
-    with torch.no_grad():
-        without_mask = attend_seen(q, k, v, seen)
-    assert_near(without_mask, attend_seen(q, k, v, seen))
-    assert not torch.allclose(without_mask, attend(q, k, v, None), atol=0.01)
 
 
 def test_a_preset_at_a_size_that_its_window_does_not_divide_is_refused() -> None:

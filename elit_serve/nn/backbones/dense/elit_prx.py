@@ -27,9 +27,6 @@ from elit_serve.nn.layers import attend, settled
 from elit_serve.nn.reuse import CoreChange, through_core
 from elit_serve.nn.text import TextTokens
 
-HIDDEN = -30_000.0  # not -inf, of which the softmax of a tile of hidden keys would be no number
-LONGER_BY = 16
-
 
 @dataclass(frozen=True, kw_only=True)
 class ElitPRXSpec(ElitDenseSpec, PRXSpec):
@@ -150,22 +147,8 @@ def attended(attention: Any, tokens: Tensor, words: Tensor, turns: Tensor, seen:
     words_k, words_v = attention.txt_kv_proj(words).unflatten(-1, (2, heads, size)).permute(2, 0, 3, 1, 4)
     q, k = turned(attention.norm_q(q), turns), turned(attention.norm_k(k), turns)
     every_k = torch.cat([attention.norm_added_k(words_k), k], dim=2)  # [B, H, T + K, E]
-    made = attend_seen(q, every_k, torch.cat([words_v, v], dim=2), seen)
+    made = attend(q, every_k, torch.cat([words_v, v], dim=2), seen)
     return attention.to_out[0](made.transpose(1, 2).flatten(2))
-
-
-def attend_seen(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """`attend` with its mask [B, 1, 1, K], 0 or -inf, as one more number of each key, beside a 1 in each query.
-
-    With a mask, attention by cuDNN takes half as long again; heads longer by 16, the next length that it is fast with,
-    cost it a fifth (NVIDIA H200, heads of 64, 1,024 queries and 1,280 keys). Training keeps the mask.
-    """
-    if torch.is_grad_enabled():
-        return attend(q, k, v, seen)
-    added = seen.clamp(min=HIDDEN).transpose(2, 3).expand(*k.shape[:3], 1)
-    longer_q, longer_k = F.pad(q, (0, 1), value=1.0), torch.cat([k, added], dim=3)
-    longer_q, longer_k = (F.pad(longer, (0, LONGER_BY - 1)) for longer in (longer_q, longer_k))
-    return F.scaled_dot_product_attention(longer_q, longer_k, v, scale=q.shape[-1] ** -0.5)
 
 
 def _preset(resolution: int, channels: int, conditions: Conditions) -> ElitPRXSpec:
