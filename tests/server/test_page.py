@@ -385,6 +385,22 @@ def test_only_where_a_slider_comes_to_rest_is_asked_for(
     assert asked[0]["latency_ms"] > 5000
 
 
+def test_a_forecast_that_a_busy_server_refuses_is_asked_for_again(
+    start_server: Any, open_page: OpenPage, measured: Pipeline
+) -> None:
+    page = open_page(start_server(measured), failure="status of 503")
+    choose(page, by="By budget")
+    busy = {"code": "too_many_requests", "message": "it answers as many requests as it may"}
+    page.route(
+        "**/v1/plan",
+        lambda route: route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": busy}),
+        times=1,
+    )
+    page.get_by_label("Share of the latents").fill("1")
+    expect(page.locator("#forecast-text")).to_contain_text("The server is busy.")
+    expect(page.locator("#forecast-text")).to_contain_text("4 steps at level 2 of 4")
+
+
 def test_a_target_that_is_too_soon_is_refused_with_one_that_works(
     start_server: Any, open_page: OpenPage, measured: Pipeline
 ) -> None:

@@ -19,13 +19,16 @@ export class Forecast {
     this.#setLatency = setLatency;
   }
 
-  /** Only the last wishes are asked for, once they have stood for a moment. */
+  /** Only the last wishes are asked for, once they have stood for a moment; and again when a busy server said so. */
   ask(wishes, latents) {
     clearTimeout(this.#timer);
     this.#asking.abort();
     this.#asking = new AbortController();
-    const { signal } = this.#asking;
-    this.#timer = setTimeout(() => this.#answer(wishes, latents, signal), DEBOUNCE_MS);
+    this.#askIn(DEBOUNCE_MS, wishes, latents, this.#asking.signal);
+  }
+
+  #askIn(ms, wishes, latents, signal) {
+    this.#timer = setTimeout(() => this.#answer(wishes, latents, signal), ms);
   }
 
   async #answer(wishes, latents, signal) {
@@ -37,6 +40,7 @@ export class Forecast {
       this.latencyMs = null;
       const { title, text } = explained(error);
       part("forecast-text").replaceChildren(strong(`${title}. `), text);
+      if (error.retryAfterS && !signal.aborted) this.#askIn(1000 * error.retryAfterS, wishes, latents, signal);
     }
   }
 
