@@ -1,4 +1,4 @@
-"""Triton kernels of `fused`: one program per token, everything in float32 inside, one pass over memory.
+"""Triton kernels of `fused`: everything in float32 inside, one pass over memory; most have one program per token.
 
 Letters as in `fused`. Rows are tokens: B * N of them, D contiguous elements each.
 """
@@ -16,6 +16,8 @@ WARPS = 2  # measured on an NVIDIA H200 at D = 1152: 7 % faster than 4
 HEAD_WARPS = 1
 ELEMENTS = 4096  # of a program that knows no rows; other sizes and warps are up to 15 % slower on an NVIDIA H200
 ELEMENTS_WARPS = 4
+QUERIES, WORDS = 64, 32  # that a program has at a time, of those that attend to words
+WORDS_WARPS = 4
 TILE = 4096  # elements of channels-last activations that a program has at a time
 TILE_WARPS = 4
 SUMMING = 1024  # programs that sum up for a group norm, over all samples: some for each multiprocessor
@@ -57,7 +59,7 @@ def gated_add_norm_modulate(
     return total, out
 
 
-def norm_rotate(x: Tensor, weights: Sequence[Tensor], rope: Tensor, eps: float) -> Tensor:
+def norm_rotate(x: Tensor, weights: Sequence[Tensor], rope: Tensor, eps: float, *, pairs: bool = False) -> Tensor:
     """See `fused.norm_rotate`. x may be a slice of a wider tensor along M; its last two dimensions are contiguous."""
     batch, tokens, parts, heads, size = x.shape
     assert x.stride()[2:] == (heads * size, size, 1), x.stride()
@@ -67,9 +69,34 @@ def norm_rotate(x: Tensor, weights: Sequence[Tensor], rope: Tensor, eps: float) 
     _norm_rotate[(batch * tokens, parts)](
         x, weights[0], weights[-1], rope, tokens, x.stride(1), x.stride(2), eps,
         HEADS=heads, HEADS_BLOCK=triton.next_power_of_2(heads), HALF=half, HALF_BLOCK=triton.next_power_of_2(half),
-        num_warps=HEAD_WARPS,
+        PAIRS=pairs, num_warps=HEAD_WARPS,
     )  # fmt: skip
     return x
+
+
+def takes_head(size: int) -> bool:
+    """Whether `attend_to_words` knows heads of this size."""
+    return size in (16, 32, 64, 128)
+
+
+def attend_to_words(out: Tensor, sums: Tensor, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Goes on with attention over tokens, over words: out and q [B, H, N, E], k and v [B, H, T, E], seen [B, 1, 1, T].
+
+    out is what came of the tokens, and is written over; sums [B, H, N] is the logarithm of what its weights are over.
+    """
+    batch, heads, tokens, size = q.shape
+    words = k.shape[2]
+    assert {each.stride(3) for each in (out, q, k, v)} == {1}, [each.stride() for each in (out, q, k, v)]
+    _attend_to_words[(triton.cdiv(tokens, QUERIES), heads, batch)](
+        out, sums.contiguous(), q, k, v, seen, tokens, words, *out.stride()[:3], *q.stride()[:3], *k.stride()[:3],
+        *v.stride()[:3], seen.stride(0), size**-0.5, SIZE=size, QUERIES=QUERIES, WORDS=WORDS, num_warps=WORDS_WARPS,
+    )  # fmt: skip
+    return out
+
+
+def gelu_times(x: Tensor, factor: Tensor) -> Tensor:
+    """See `fused.gelu_times`."""
+    return _elementwise(x, x.dtype, gelu=True, factor=factor.contiguous())
 
 
 def gelu(x: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -137,12 +164,15 @@ def doubled(x: Tensor) -> Tensor:
     return out
 
 
-def _elementwise(x: Tensor, out_dtype: torch.dtype, *, gelu: bool) -> Tensor:
+def _elementwise(x: Tensor, out_dtype: torch.dtype, *, gelu: bool, factor: Tensor | None = None) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x, dtype=out_dtype)
     count = x.numel()
     grid = (triton.cdiv(count, ELEMENTS),)
-    _each_element[grid](x, out, count, BLOCK=ELEMENTS, GELU=gelu, num_warps=ELEMENTS_WARPS)
+    _each_element[grid](
+        x, x if factor is None else factor, out, count, BLOCK=ELEMENTS, GELU=gelu, TIMES=factor is not None,
+        num_warps=ELEMENTS_WARPS,
+    )  # fmt: skip
     return out
 
 
@@ -159,12 +189,16 @@ def _store(at, value, inside):
 
 
 @triton.jit
-def _each_element(x_ptr, out_ptr, count, BLOCK: tl.constexpr, GELU: tl.constexpr):
+def _each_element(
+    x_ptr, factor_ptr, out_ptr, count, BLOCK: tl.constexpr, GELU: tl.constexpr, TIMES: tl.constexpr
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if GELU:
         x = x * tl.sigmoid(1.5957691216 * (x + 0.044715 * x * x * x))  # 0.5 (1 + tanh(z)) = sigmoid(2 z)
+    if TIMES:
+        x *= tl.load(factor_ptr + at, mask=inside, other=0.0).to(tl.float32)
     _store(out_ptr + at, x, inside)
 
 
@@ -195,31 +229,90 @@ def _norm_modulate(
 
 
 @triton.jit
+def _two(
+    ptr, column, inside, ROWS: tl.constexpr, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, PAIRS: tl.constexpr
+):  # fmt: skip
+    """The numbers that are turned together, as two blocks in float32: the halves of each row, or its pairs. Pairs are
+    loaded in one piece, because loading every second number took ten times as long on an NVIDIA H200."""
+    if PAIRS:
+        both = tl.arange(0, 2 * HALF_BLOCK)[None, :]
+        x = tl.load(ptr + both, mask=inside & (both < 2 * HALF), other=0.0)
+        a, b = tl.split(tl.reshape(x, (ROWS, HALF_BLOCK, 2)))
+    else:
+        is_in_half = column < HALF
+        a = tl.load(ptr + column, mask=inside & is_in_half, other=0.0)
+        b = tl.load(ptr + HALF + column, mask=inside & is_in_half, other=0.0)
+    return a.to(tl.float32), b.to(tl.float32)
+
+
+@triton.jit
 def _norm_rotate(
     x_ptr, first_weight_ptr, second_weight_ptr, rope_ptr, tokens, row_stride, part_stride, eps,
-    HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     head = tl.arange(0, HEADS_BLOCK)[:, None]
     column = tl.arange(0, HALF_BLOCK)[None, :]
-    inside = (head < HEADS) & (column < HALF)
-    at = x_ptr + row * row_stride + part * part_stride + head * (2 * HALF) + column
-    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
-    mean_square = (tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF)
-    inverse = (1 / tl.sqrt(mean_square + eps))[:, None]
+    is_head, in_half = head < HEADS, column < HALF
+    at = x_ptr + row * row_stride + part * part_stride + head * (2 * HALF)
     weight_ptr = first_weight_ptr
     if part == 1:
         weight_ptr = second_weight_ptr
-    in_half = column < HALF
-    a = a * inverse * tl.load(weight_ptr + column, mask=in_half, other=0.0).to(tl.float32)
-    b = b * inverse * tl.load(weight_ptr + HALF + column, mask=in_half, other=0.0).to(tl.float32)
+    a, b = _two(at, column, is_head, HEADS_BLOCK, HALF, HALF_BLOCK, PAIRS)
+    mean_square = (tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF)
+    inverse = (1 / tl.sqrt(mean_square + eps))[:, None]
+    weight_a, weight_b = _two(weight_ptr, column, tl.full([1, 1], 1, tl.int1), 1, HALF, HALF_BLOCK, PAIRS)
+    a = a * inverse * weight_a
+    b = b * inverse * weight_b
     token = row % tokens
     cos = tl.load(rope_ptr + token * HALF + column, mask=in_half, other=0.0).to(tl.float32)
     sin = tl.load(rope_ptr + (tokens + token) * HALF + column, mask=in_half, other=0.0).to(tl.float32)
-    tl.store(at, (a * cos - b * sin).to(x_ptr.dtype.element_ty), mask=inside)
-    tl.store(at + HALF, (a * sin + b * cos).to(x_ptr.dtype.element_ty), mask=inside)
+    turned_a = (a * cos - b * sin).to(x_ptr.dtype.element_ty)
+    turned_b = (a * sin + b * cos).to(x_ptr.dtype.element_ty)
+    if PAIRS:
+        both = tl.arange(0, 2 * HALF_BLOCK)[None, :]
+        turned = tl.reshape(tl.join(turned_a, turned_b), (HEADS_BLOCK, 2 * HALF_BLOCK))
+        tl.store(at + both, turned, mask=is_head & (both < 2 * HALF))
+    else:
+        tl.store(at + column, turned_a, mask=is_head & in_half)
+        tl.store(at + HALF + column, turned_b, mask=is_head & in_half)
+
+
+@triton.jit
+def _attend_to_words(
+    out_ptr, sums_ptr, q_ptr, k_ptr, v_ptr, seen_ptr, tokens, words,
+    out_batch, out_head, out_token, q_batch, q_head, q_token, k_batch, k_head, k_word, v_batch, v_head, v_word,
+    seen_batch, scale, SIZE: tl.constexpr, QUERIES: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """The softmax of FlashAttention, begun by another kernel: of the keys before, the largest score stands for all."""
+    token = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    head = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(2).to(tl.int64)
+    column = tl.arange(0, SIZE)[None, :]
+    is_token = token < tokens
+    inside = is_token[:, None]
+    q = tl.load(q_ptr + sample * q_batch + head * q_head + token[:, None] * q_token + column, mask=inside, other=0.0)
+    at = out_ptr + sample * out_batch + head * out_head + token[:, None] * out_token + column
+    total = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    of_heads = sample * tl.num_programs(1) + head
+    largest = tl.load(sums_ptr + of_heads * tokens + token, mask=is_token, other=0.0)
+    weights = tl.full([QUERIES], 1.0, tl.float32)
+    for start in range(0, words, WORDS):
+        word = start + tl.arange(0, WORDS)
+        is_word = word < words
+        rows = word[:, None]
+        k = tl.load(k_ptr + sample * k_batch + head * k_head + rows * k_word + column, mask=is_word[:, None], other=0.0)
+        v = tl.load(v_ptr + sample * v_batch + head * v_head + rows * v_word + column, mask=is_word[:, None], other=0.0)
+        seen = tl.load(seen_ptr + sample * seen_batch + word, mask=is_word, other=-float("inf")).to(tl.float32)
+        scores = tl.dot(q, tl.trans(k)) * scale + seen[None, :]
+        larger = tl.maximum(largest, tl.max(scores, axis=1))
+        shrunk = tl.exp(largest - larger)
+        of_words = tl.exp(scores - larger[:, None])
+        weights = weights * shrunk + tl.sum(of_words, axis=1)
+        total = total * shrunk[:, None] + tl.dot(of_words.to(v.dtype), v)
+        largest = larger
+    tl.store(at, (total / weights[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -92,16 +92,61 @@ def test_an_update_and_the_norm_after_it_whatever_tensor_the_gate_is_a_part_of(
 
 
 @pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("pairs", [False, True])
 def test_head_norm_and_rope_of_the_first_parts_of_a_wider_tensor(
-    kernels: ModuleType, draw: torch.Generator, parts: int
+    kernels: ModuleType, draw: torch.Generator, parts: int, *, pairs: bool
 ) -> None:
     qkv = torch.randn(BATCH, TOKENS, 3, HEADS, SIZE, generator=draw)
     rope = torch.randn(2, TOKENS, 1, SIZE // 2, generator=draw)
     weights = tuple(torch.randn(2, SIZE, generator=draw))[:parts]
     untouched = qkv[:, :, parts:].clone()
-    expected = torch.stack(fused.norm_rotate(qkv[:, :, :parts], weights, rope), dim=2)
-    torch.testing.assert_close(kernels.norm_rotate(qkv[:, :, :parts], weights, rope, fused.EPS), expected)
+    expected = torch.stack(fused.norm_rotate(qkv[:, :, :parts], weights, rope, pairs=pairs), dim=2)
+    got = kernels.norm_rotate(qkv[:, :, :parts], weights, rope, fused.EPS, pairs=pairs)
+    torch.testing.assert_close(got, expected)
     assert torch.equal(qkv[:, :, parts:], untouched)
+
+
+def test_a_gelu_times_a_factor(kernels: ModuleType, draw: torch.Generator) -> None:
+    x, factor = torch.randn(2, BATCH, TOKENS, DIM, generator=draw)
+    torch.testing.assert_close(kernels.gelu_times(x, factor), fused.gelu_times(x, factor))
+
+
+@pytest.mark.parametrize(("tokens", "words"), [(130, 70), (16, 64), (5, 1)])
+def test_words_that_are_attended_to_behind_tokens(
+    kernels: ModuleType, draw: torch.Generator, tokens: int, words: int
+) -> None:
+    """Of heads that are parts of wider tensors, as products of matrices make them."""
+    size = 32
+    q, k, v = torch.randn(BATCH, tokens, 3, HEADS, size, generator=draw).permute(2, 0, 3, 1, 4)
+    words_k, words_v = 3 * torch.randn(BATCH, words, 2, HEADS, size, generator=draw).permute(2, 0, 3, 1, 4)
+    seen = torch.zeros(BATCH, 1, 1, words)
+    seen[0, ..., words // 2 :] = -torch.inf
+    seen[1] = -torch.inf
+    expected = fused.attend_with_words(q, k, v, words_k, words_v, seen)
+    scores = q @ k.mT / size**0.5
+    behind_tokens = (scores.softmax(dim=-1) @ v).transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.allclose(behind_tokens[1], expected[1], atol=1e-5), "of the sample that sees no word"
+    assert not torch.allclose(behind_tokens[2], expected[2], atol=0.01)
+    got = kernels.attend_to_words(behind_tokens, scores.logsumexp(dim=-1), q, words_k, words_v, seen)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("tokens", "words"), [(1024, 256), (16, 64)])
+def test_words_that_are_attended_to_behind_tokens_on_a_gpu(draw: torch.Generator, tokens: int, words: int) -> None:
+    q, k, v = torch.randn(BATCH, tokens, 3, HEADS, 64, generator=draw).permute(2, 0, 3, 1, 4)
+    words_k, words_v = 3 * torch.randn(BATCH, words, 2, HEADS, 64, generator=draw).permute(2, 0, 3, 1, 4)
+    seen = torch.zeros(BATCH, 1, 1, words).masked_fill_(torch.arange(words) >= words // 3, -torch.inf)
+    given = q, k, v, words_k, words_v, seen
+    expected = fused.attend_with_words(*(each.bfloat16().float() for each in given))
+    with torch.inference_mode():
+        got = fused.attend_with_words(*(each.to("cuda", torch.bfloat16) for each in given))
+    torch.testing.assert_close(got.cpu().float(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("size", [8, 72, 256])
+def test_heads_that_no_kernel_attends_with_are_left_to_torch(kernels: ModuleType, size: int) -> None:
+    assert not kernels.takes_head(size)
 
 
 def test_where_no_kernel_can_run_plain_torch_takes_their_place_with_one_line() -> None:

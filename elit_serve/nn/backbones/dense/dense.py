@@ -237,12 +237,6 @@ def square_fields(name: str, resolution: int, step: int, channels: int, conditio
     return {"channels": channels, "height": latent, "width": latent, **conditions}
 
 
-def turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Pairs of numbers next to each other, each turned: x [B, H, K, E], turns [1, 1, K, E / 2, 2, 2]."""
-    pairs = x.float().reshape(*x.shape[:-1], -1, 1, 2)
-    return (turns * pairs).sum(dim=-1).flatten(-2).to(x.dtype)
-
-
 def diffusers_class(name: str) -> Any:
     """A class of diffusers. Raises `MissingPackage` where there is none, or an older diffusers that lacks it."""
     try:

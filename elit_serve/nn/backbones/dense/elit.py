@@ -22,6 +22,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.nn.backbones.backbone import LatentParts
 from elit_serve.nn.backbones.dense.dense import Dense, DenseSpec
 from elit_serve.nn.backbones.elastic import WithLatents
+from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import (
     Core,
     LatentInterface,
@@ -33,7 +34,7 @@ from elit_serve.nn.interface import (
     token_positions,
 )
 from elit_serve.nn.kept import Kept
-from elit_serve.nn.layers import initialise, rope_table
+from elit_serve.nn.layers import initialise, rope_table, settled
 from elit_serve.plans.size import nearest_multiples
 
 Tensors = TypeVar("Tensors", bound=NamedTuple)
@@ -76,8 +77,8 @@ class ElitDenseSpec(WithLatents, DenseSpec):
 class Layout(NamedTuple):
     """Everything that depends on the sample size alone; tokens are laid out group by group.
 
-    turns: of tokens, as blocks turn pairs of numbers [1, 1, N, E / 2, 2, 2]. latent_turns: the same of the tokens that
-    latents carry, [1, 1, G * J, E / 2, 2, 2]. text_turns: of a text, [1, 1, T, E / 2, 2, 2], None where it has none.
+    turns: of tokens, as blocks turn pairs of numbers, cosines and sines [2, N, 1, E / 2]. latent_turns: the same of the
+    tokens that latents carry [2, G * J, 1, E / 2]. text_turns: of a text [2, T, 1, E / 2], None where it has none.
     rope, latent_rope: as Read and Write turn tokens and latents [2, N, 1, E / 2], [2, G * J, 1, E / 2]. places: of the
     tokens that latents carry, in their group [J].
     """
@@ -91,10 +92,10 @@ class Layout(NamedTuple):
     places: Tensor
 
     def core_turns(self, level: int, order: Tensor | None) -> Tensor:
-        """Of the first `level` latents of each group in an order [J], None is their own. [1, 1, G * L, E / 2, 2, 2]"""
+        """Of the first `level` latents of each group in an order [J], None is their own. [2, G * L, 1, E / 2]"""
         turns = self.latent_turns
-        turns = turns if order is None else in_order(turns, order, self.num_groups, dim=2)
-        return first_of_each_group(turns, level, self.num_groups, dim=2)
+        turns = turns if order is None else in_order(turns, order, self.num_groups)
+        return first_of_each_group(turns, level, self.num_groups)
 
 
 class ElitDense(Dense):
@@ -158,8 +159,8 @@ class ElitDense(Dense):
 
     def tokens_among(self, made: Any) -> Tensor:
         """The image tokens, or latents, of what a block makes: [B, K, D]."""
-        assert isinstance(made, Tensor), type(made)
-        return made
+        assert isinstance(made, Tensor | Residual), type(made)
+        return settled(made)
 
     def levels_of(self, level: int | Sequence[int]) -> list[int]:
         """Of the equal parts of a batch."""
@@ -177,7 +178,7 @@ class ElitDense(Dense):
         return Layout(
             num_groups=count,
             turns=turns.to(device),
-            latent_turns=in_order(turns, places, count, dim=2).to(device),
+            latent_turns=in_order(turns, places, count).to(device),
             text_turns=None if text_turns is None else text_turns.to(device),
             rope=rope_table(positions, head_size).to(device),
             latent_rope=rope_table(carried, head_size).to(device),

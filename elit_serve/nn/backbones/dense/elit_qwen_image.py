@@ -143,7 +143,7 @@ def run_blocks(
 ) -> Streams:
     """Both streams through blocks that attend as `AddedMask` says.
 
-    turns: of the tokens [1, 1, K, E / 2, 2, 2]. hidden: what is added to their scores [B, 1, 1, K], None is nothing.
+    turns: of the tokens [2, K, 1, E / 2]. hidden: what is added to their scores [B, 1, 1, K], None is nothing.
     """
     count = streams.tokens.shape[1]
     seen = F.pad(told.seen, (0, count)) if hidden is None else torch.cat([told.seen, hidden], dim=-1)

@@ -1,15 +1,16 @@
 """PRX of Photoroom: image tokens attend to image and text tokens, and text is the same in all blocks.
 
-Letters: B batch, C channels, H x W sample size, N image tokens, T text tokens, D width, E head size.
+Letters: B batch, C channels, H x W sample size, N image tokens, T text tokens (words), D width, H heads, E head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
@@ -17,9 +18,9 @@ from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec, square_fi
 from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.texts import PRESET_TEXT
 from elit_serve.nn.fields import flag, number, pair, whole
-from elit_serve.nn.fused import Residual
+from elit_serve.nn.fused import EPS, Residual, attend_with_words, gelu_times, norm_rotate, settle_and_norm
 from elit_serve.nn.interface import patchify, unpatchify
-from elit_serve.nn.layers import settled
+from elit_serve.nn.layers import attend, settled
 from elit_serve.nn.reuse import CoreChange, through_core
 from elit_serve.nn.text import TextTokens
 
@@ -68,6 +69,58 @@ class PRXSpec(DenseSpec):
         return self.depth * (projections + attention + 6 * tokens * self.dim * self.mlp_dim)
 
 
+class Told(NamedTuple):
+    """What all blocks are told alike. vector: of time [B, D]. words: of the text [B, T, D]. seen: which of these there
+    are, to be added to scores [B, 1, 1, T]."""
+
+    vector: Tensor
+    words: Tensor
+    seen: Tensor
+
+
+class PRXBlock(nn.Module):
+    """A block of diffusers' PRX, with its children under their names, by the passes of `fused`."""
+
+    attention: Any
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+    modulation: nn.Module
+
+    def __init__(self, theirs: nn.Module) -> None:
+        super().__init__()
+        for name, child in theirs.named_children():
+            self.add_module(name, child)
+
+    def forward(
+        self, stream: Tensor | Residual, told: Told, rope: Tensor, seen_tokens: Tensor | None = None
+    ) -> Residual:
+        """A stream of image tokens [B, N, D] under RoPE tables [2, N, 1, E / 2]. seen_tokens: which of them are seen
+        where some are not, to be added to scores [B, 1, 1, N]."""
+        modulation = (part.squeeze(1) for parts in self.modulation(told.vector) for part in parts)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation  # [B, D] each
+        x, normed = settle_and_norm(stream, shift1, scale1)
+        x, normed = settle_and_norm(Residual(x, self.attend(normed, told, rope, seen_tokens), gate1), shift2, scale2)
+        return Residual(x, self.down_proj(gelu_times(self.gate_proj(normed), self.up_proj(normed))), gate2)
+
+    def attend(self, tokens: Tensor, told: Told, rope: Tensor, seen_tokens: Tensor | None) -> Tensor:
+        """Tokens [B, N, D] attend to words and to each other. -> [B, N, D]"""
+        theirs = self.attention
+        heads, size = theirs.heads, theirs.head_dim
+        qkv = theirs.img_qkv_proj(tokens).unflatten(-1, (3, heads, size))  # [B, N, 3, H, E]
+        weights = theirs.norm_q.weight, theirs.norm_k.weight
+        q, k = (part.transpose(1, 2) for part in norm_rotate(qkv[:, :, :2], weights, rope, pairs=True))  # [B, H, N, E]
+        v = qkv[:, :, 2].transpose(1, 2)
+        words_k, words_v = theirs.txt_kv_proj(told.words).unflatten(-1, (2, heads, size)).permute(2, 0, 3, 1, 4)
+        words_k = F.rms_norm(words_k, (size,), theirs.norm_added_k.weight.to(words_k.dtype), EPS)  # [B, H, T, E]
+        if seen_tokens is None:
+            made = attend_with_words(q, k, v, words_k, words_v, told.seen)
+        else:
+            seen = torch.cat([told.seen, seen_tokens], dim=-1)
+            made = attend(q, torch.cat([words_k, k], dim=2), torch.cat([words_v, v], dim=2), seen)
+        return theirs.to_out[0](made.transpose(1, 2).flatten(2))
+
+
 class PRX(Dense):
     """PRX of diffusers; its only level is 1."""
 
@@ -80,13 +133,25 @@ class PRX(Dense):
     resolution_embedder: nn.Module
     final_layer: nn.Module
 
+    def __init__(self, spec: PRXSpec) -> None:
+        super().__init__(spec)
+        self.blocks = nn.ModuleList(map(PRXBlock, self.blocks))
+
     def every_block(self) -> Iterable[nn.Module]:
         return self.blocks
 
+    def unfused(self) -> list[nn.Module]:
+        return []
+
     def make_layout(self, rows: int, columns: int, device: torch.device) -> Any:
-        """Rotations of all tokens, [1, 1, N, E / 2, 2, 2]."""
+        """RoPE tables of all tokens, [2, N, 1, E / 2]."""
         places = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
-        return self.pe_embedder(places.float().unsqueeze(0))
+        return self.rope_of(places)
+
+    def rope_of(self, positions: Tensor) -> Tensor:
+        """RoPE tables of tokens at positions [N, 2]: cosines and sines [2, N, 1, E / 2]."""
+        turns = self.pe_embedder(positions.float().unsqueeze(0))[0, 0]  # [N, E / 2, 2, 2], (cos, -sin), (sin, cos)
+        return turns[..., 0].movedim(-1, 0).unsqueeze(2).contiguous()
 
     def time_embedding(self, t: Tensor) -> Tensor:
         return self.embedded_noise_level(1 - t)
@@ -110,29 +175,30 @@ class PRX(Dense):
         told = self.told(x, sigma, text)
         tokens = self.img_in(patchify(x, patch=self.spec.patch, window=ONE))  # [B, N, D]
         rope = self.layout(x.shape, x.device)
-        tokens = through_core(lambda stream: self.run(self.blocks, stream, told, rope), tokens, change)
-        patches = self.final_layer(tokens, told["temb"])  # [B, N, C * P * P]
+        tokens = through_core(lambda stream: run_blocks(self.blocks, stream, told, rope), tokens, change)
+        patches = self.final_layer(tokens, told.vector)  # [B, N, C * P * P]
         return unpatchify(patches, patch=self.spec.patch, window=ONE, height=height, width=width)
 
-    def told(self, x: Tensor, sigma: Tensor, text: TextTokens) -> dict[str, Any]:
-        """What all blocks are told alike, of samples [B, C, H, W] at sigma [B]."""
+    def told(self, x: Tensor, sigma: Tensor, text: TextTokens) -> Told:
+        """What blocks are told of samples [B, C, H, W] at sigma [B]."""
         vector = self.embedded_noise_level(sigma)  # [B, D]
         if self.spec.knows_size:
             height, width = (torch.full((len(x),), float(side), device=x.device) for side in x.shape[-2:])
             vector = vector + self.resolution_embedder(height, width, dtype=vector.dtype)
-        return {
-            "temb": vector,
-            "encoder_hidden_states": self.txt_in(text.states.to(self.dtype)),  # [B, T, D]
-            "attention_mask": text.mask,
-        }
+        return Told(vector, self.txt_in(text.states.to(self.dtype)), self.mask_of(text))
 
-    @staticmethod
-    def run(blocks: Iterable[nn.Module], stream: Tensor | Residual, told: dict[str, Any], rope: Tensor) -> Tensor:
-        """Image tokens [B, N, D] through blocks. -> [B, N, D]"""
-        tokens = settled(stream)
-        for block in blocks:
-            tokens = block(hidden_states=tokens, image_rotary_emb=rope, **told)
-        return tokens
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    stream: Tensor | Residual,
+    told: Told,
+    rope: Tensor,
+    seen_tokens: Tensor | None = None,
+) -> Tensor:
+    """A stream of image tokens through blocks, see `PRXBlock`. -> [B, N, D]"""
+    for block in blocks:
+        stream = block(stream, told, rope, seen_tokens)
+    return settled(stream)
 
 
 def _preset(resolution: int, channels: int, conditions: Conditions) -> PRXSpec:

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit_serve.errors import InvalidInput
-from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec, square_fields, turned
+from elit_serve.nn.backbones.dense.dense import ONE, Dense, DenseSpec, square_fields
 from elit_serve.nn.backbones.kind import BackboneKind, Conditions
 from elit_serve.nn.backbones.texts import PRESET_TEXT
 from elit_serve.nn.fields import several
 from elit_serve.nn.flops import block_flops
-from elit_serve.nn.fused import Residual
+from elit_serve.nn.fused import Residual, norm_rotate
 from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.layers import attend, settled
 from elit_serve.nn.reuse import CoreChange, through_core
@@ -207,20 +207,20 @@ def attended(attention: Any, streams: Streams, turns: tuple[Tensor, Tensor], see
 
 
 def projected(
-    x: Tensor, attention: Any, names: Sequence[str], norms: tuple[nn.Module, nn.Module], turns: Tensor
+    x: Tensor, attention: Any, names: Sequence[str], norms: tuple[Any, Any], turns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of x [B, K, D] by the linear layers of these names, [B, A, K, E] each."""
-    heads = (attention.heads, -1)
-    q, k, v = (getattr(attention, name)(x).unflatten(-1, heads).transpose(1, 2) for name in names)
-    norm_q, norm_k = norms
-    return turned(norm_q(q), turns), turned(norm_k(k), turns), v
+    q, k, v = (getattr(attention, name)(x).unflatten(-1, (attention.heads, -1)) for name in names)  # [B, K, A, E]
+    (q,), (k,) = (
+        norm_rotate(part.unsqueeze(2), (norm.weight,), turns, pairs=True)
+        for part, norm in zip((q, k), norms, strict=True)
+    )
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def as_turns(phases: Tensor) -> Tensor:
-    """Complex numbers [K, E / 2] as the matrices that turn pairs of numbers alike, [1, 1, K, E / 2, 2, 2]."""
-    cos, sin = phases.real, phases.imag
-    rows = torch.stack([cos, -sin], dim=-1), torch.stack([sin, cos], dim=-1)
-    return torch.stack(rows, dim=-2)[None, None]
+    """Complex numbers [K, E / 2] as cosines and sines, [2, K, 1, E / 2]."""
+    return torch.stack([phases.real, phases.imag]).unsqueeze(2)
 
 
 def _preset(resolution: int, channels: int, conditions: Conditions) -> QwenImageSpec:
