@@ -367,9 +367,7 @@ class RequestScheduler:
         members = [self._requests[request_id] for request_id in choice.request_ids]
         batch = len(members)
         assert 1 <= batch <= self._max_batch, batch
-        prepare_s = sum([member.demand.prepare_s for member in members if not member.executed.at])
-        self._advance(members, choice)
-        num_ending = [member.steps_left for member in members].count(0)
+        prepare_s, num_ending = self._advance(members, choice)
         costs, table = self._costs, self._costs.table
         launch = Launch(
             launch_id=self._num_launches,
@@ -387,23 +385,30 @@ class RequestScheduler:
         self._busy_until_s = start_s + launch.device_ms / 1000
         return launch
 
-    def _advance(self, members: Sequence[Tracked], choice: Choice) -> None:
+    def _advance(self, members: Sequence[Tracked], choice: Choice) -> tuple[float, int]:
+        """Counts the step as run. How long the device works for those who begin with it, and how many end with it."""
+        prepare_s, num_ending = 0.0, 0
         granted, num_free, num_changed, is_skipped = 0, 0, 0, choice.kind.is_skipped
         for member, level, stride in zip(members, choice.levels, choice.strides, strict=True):
-            executed = member.executed
-            before = executed.levels[-1] if executed.at else None
-            own_level = before if is_skipped and before is not None else level
+            demand, executed = member.demand, member.executed
+            if executed.at:
+                before = executed.levels[-1]
+                level = before if is_skipped else level
+            else:
+                before = level
+                prepare_s += demand.prepare_s
+                self._unprepared_s.pop(demand.request_id, None)
+                self._move(member, State.RUNNING)
             if member.is_free:
                 num_free += 1
-                granted += own_level
-                num_changed += before is not None and before != own_level
-            if before is None:
-                self._unprepared_s.pop(member.demand.request_id, None)
-                self._move(member, State.RUNNING)
-            executed.take(own_level, stride)
+                granted += level
+                num_changed += before != level
+            executed.take(level, stride)
+            num_ending += executed.at == demand.num_steps
         self._counted["granted_levels"] += granted
         self._counted["granted_steps"] += num_free
         self._counted["replans"] += num_changed
+        return prepare_s, num_ending
 
     def _is_complete(self, request_id: int) -> bool:
         """All its steps have been reported: it is in no launch that is still outstanding."""

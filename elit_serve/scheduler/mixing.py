@@ -111,7 +111,8 @@ class Rung:
     """Steps of one kind that are planned alike: what one launch of them costs, and whom they may share launches with.
 
     row_s: seconds of the table at every batch from 0. mixing: None where they share launches only with their kind.
-    unit: in a key of that. answering: what decoding costs of those who end in one launch; None where nothing is known.
+    unit: in a key of that, or else in their number. answering: what decoding costs of those who end in one launch; None
+    where nothing is known.
     """
 
     __slots__ = ("answering", "kind", "mixing", "row_s", "unit")
@@ -124,4 +125,4 @@ class Rung:
         answering: Answering | None = None,
     ) -> None:
         self.kind, self.row_s, self.mixing, self.answering = kind, row_s, mixing, answering
-        self.unit = 0 if mixing is None else mixing.unit(kind.level)
+        self.unit = 1 if mixing is None else mixing.unit(kind.level)

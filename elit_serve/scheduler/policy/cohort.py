@@ -21,7 +21,8 @@ class Cohort:
     """Members of one launch, in order, and the level that is wished for them.
 
     ladder: of their steps. bounds: the lowest and the highest level of each, where not all may run at any level that is
-    wished: they run at the nearest that they may. Empty where all may. known: what `levels` has been asked for.
+    wished: they run at the nearest that they may. Empty where all may. distinct: each of them once. known: the nearest
+    of each to the levels that have been asked for.
     """
 
     members: list[Work]
@@ -30,23 +31,21 @@ class Cohort:
     rates: Rates
     costs: CorrectedCosts
     bounds: list[tuple[int, int]] = field(default_factory=list)
-    known: dict[int, list[int]] = field(default_factory=dict)
+    distinct: set[tuple[int, int]] = field(default_factory=set)
+    known: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
 
     def levels(self, wished: int) -> list[int]:
         """Of all members, if this one is wished for them."""
         if not self.bounds:
             return [wished] * len(self.members)
-        levels = self.known.get(wished)
-        if levels is None:
-            nearest = {each: self.costs.nearest_level(wished, *each) for each in set(self.bounds)}
-            levels = self.known[wished] = [nearest[each] for each in self.bounds]
-        return levels
+        nearest = self._nearest(wished)
+        return [nearest[each] for each in self.bounds]
 
     def row_s(self, wished: int, top: int | None = None) -> tuple[float, ...]:
         """Seconds of such a launch, as `CorrectedCosts.row_s`. top: without those who run at a higher level."""
         if not self.bounds:
             return self.rates.row_s(wished)
-        levels = self.levels(wished)
+        levels = self._nearest(wished).values()
         if top is not None:
             levels = [level for level in levels if level <= top]
         return self.costs.row_s(self.ladder.across(levels))
@@ -57,14 +56,22 @@ class Cohort:
     def levels_up_to(self, wished: int) -> tuple[int, ...]:
         """That may be wished, lowest first."""
         if self.bounds:
-            return self.costs.levels_within(min(self.bounds)[0], wished)
+            return self.costs.levels_within(min(self.distinct)[0], wished)
         return self.costs.levels_within(max([work.lowest for work in self.members]), wished)
 
     def only(self, staying: Sequence[int]) -> None:
         """Leaves the others out. staying: places of members."""
         self.members = [self.members[place] for place in staying]
         self.bounds = [self.bounds[place] for place in staying] if self.bounds else []
-        self.known = {}
+        self.distinct, self.known = set(self.bounds), {}
+
+    def _nearest(self, wished: int) -> dict[tuple[int, int], int]:
+        """By the bounds."""
+        nearest = self.known.get(wished)
+        if nearest is None:
+            nearest = {each: self.costs.nearest_level(wished, *each) for each in self.distinct}
+            self.known[wished] = nearest
+        return nearest
 
 
 class Mix:
@@ -94,10 +101,10 @@ class Mix:
         wished, first = mixing.levels[place], self._crowd[0]
         nearest = {each: mixing.nearest(*each)[place] for each in self._bounds}
         lowest, highest = mixing.group_of(nearest[first.bounds], self._keys[place])
-        members = [work for work in self._crowd if lowest <= nearest[work.bounds] <= highest]
+        going = {each: level for each, level in nearest.items() if lowest <= level <= highest}
+        members = [work for work in self._crowd if work.bounds in going]
         bounds = [work.bounds for work in members]
-        known = {wished: [nearest[each] for each in bounds]}
-        return Cohort(members, wished, first.ladder, rates, costs, bounds, known)
+        return Cohort(members, wished, first.ladder, rates, costs, bounds, set(going), {wished: going})
 
 
 def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *, parking: float) -> None:
@@ -136,7 +143,7 @@ def _cheapest(
     if cohort.bounds and needed > launches[-1][1]:
         launches.append((highest, needed))
     least, best, found = inf, others, levels[0]
-    for level, top in launches:
+    for level, top in reversed(launches):
         able, above = others, list[Other]()
         if needed > top:
             able = [other for other in others if other[-1] <= top]
@@ -148,13 +155,15 @@ def _cheapest(
         step_s = row_s[num_staying]
         lost = num_staying * (rates.worth(highest) - rates.worth(level))
         cost = lost + price * (step_s - num_staying * share_s)
-        for pace_s, _, left, _ in (*able[num_staying - 1 :], *above):
-            spare = (pace_s / step_s - 1) * left
-            cost += parking / (1 + spare) if spare > 0 else inf
-        if cost < inf and cost <= least:
+        waiting = able[num_staying - 1 :]
+        if cost >= least or min([*waiting[:1], *above[:1]], default=(inf,))[0] <= step_s:
+            continue  # dearer already without those it leaves out, or one of them cannot wait
+        cost = sum([parking / (1 + (pace_s / step_s - 1) * left) for pace_s, _, left, _ in waiting + above], cost)
+        if cost < least:
             least, best, found = cost, able[: num_staying - 1], level
     if least == inf:
         best = others if cohort.bounds else [other for other in others if other[-1] <= found]
-        while best and best[-1][0] > cohort.row_s(found)[len(best) + 1] > within_s:
+        row_s = cohort.row_s(found)
+        while best and best[-1][0] > row_s[len(best) + 1] > within_s:
             best = best[:-1]
     return best, found

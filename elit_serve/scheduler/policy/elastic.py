@@ -108,6 +108,7 @@ class ElasticPolicy:
             return Refusal(reason=found)
         if found is not None:
             self._promises.keep(_merged(self._promises.works, hard), found)
+            found.follow(view.costs.correction)  # or the next decision has to
         self._take(works)
         return None
 

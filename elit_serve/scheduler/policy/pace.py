@@ -156,14 +156,15 @@ class Work:
 
     def advance(self, stride: int) -> None:
         """One step of this stride has been decided."""
-        self.at += stride
-        if self.at < self.num_steps - (self.left - 1) * self.max_stride:
+        at = self.at = self.at + stride
+        left = self.left - 1
+        if at < self.num_steps - left * self.max_stride:
             return
-        self.left -= 1
-        self.run_left -= 1
-        self.due_s = self.latest_s - self.margin_s * sqrt(self.left)
+        self.left = left
+        run_left = self.run_left = self.run_left - 1
+        self.due_s = self.latest_s - self.margin_s * sqrt(left)
         self.solo_s -= self.row[1]
-        if self.run_left == 0 and self.left:
+        if run_left == 0 and left:
             self._enter(self.run + 1)
 
     def retreat(self, stride: int) -> None:

@@ -188,53 +188,42 @@ def plan(works: Sequence[Work], start_s: float, *, max_batch: int, correction: f
 
 
 class _Crowd:
-    """Who of a round may share launches though their levels differ: a key of `Mixing`, and what their launches take."""
+    """Who of a round may share launches, and what these take.
 
-    __slots__ = ("key", "known_s", "mixing", "step_s")
+    key: of those who are there, see `Mixing`; where only one kind shares them, how many. known_s: what `seconds` has
+    been asked for.
+    """
 
-    def __init__(self, mixing: Mixing) -> None:
-        self.mixing, self.known_s = mixing, mixing.known_s
+    __slots__ = ("key", "known_s", "seconds", "step_s")
+
+    def __init__(self, rung: Rung) -> None:
         self.key, self.step_s = 0, 0.0
+        if rung.mixing is None:
+            self.known_s, self.seconds = dict(enumerate(rung.row_s)), rung.row_s.__getitem__
+        else:
+            self.known_s, self.seconds = rung.mixing.known_s, rung.mixing.seconds
 
     def change(self, units: int) -> float:
         """More of them, or fewer; by how much that lengthens the round."""
         before_s = self.step_s
         key = self.key = self.key + units
-        after_s = self.step_s = self.known_s.get(key) or self.mixing.seconds(key)
+        after_s = self.step_s = self.known_s.get(key) or self.seconds(key)
         return after_s - before_s
-
-
-class _Count:
-    """How many requests of a round are on one rung, or of which crowd they are, if any."""
-
-    __slots__ = ("count", "crowd", "row", "unit")
-
-    def __init__(self, rung: Rung, crowd: _Crowd | None) -> None:
-        self.count, self.crowd = 0, crowd
-        self.row, self.unit = rung.row_s, rung.unit
-
-    def change(self, by: int) -> float:
-        """One more of them, or one less; by how much that lengthens the round."""
-        if self.crowd is not None:
-            return self.crowd.change(by * self.unit)
-        before = self.count
-        self.count = before + by
-        return self.row[before + by] - self.row[before]
 
 
 class _Rounds:
     """Makes a plan; the state is that of the present round. All times are seconds of the table since the plan began.
 
     dues_s: when each must have ended.
-    changes: heap of (round before which the kind of a request's steps changes, its index, its run, the old count).
+    changes: heap of (round before which the kind of a request's steps changes, its index, its run, the rung of that).
+    crowds: by rung; those that may share launches have one.
     limits: heap of (how long a round may take for a request to keep its pace, index); outdated ones lie too low.
     """
 
     def __init__(self, works: Sequence[Work], dues_s: Sequence[float], max_batch: int) -> None:
         self._works, self._dues_s, self._max_batch = works, dues_s, max_batch
-        self._counts: dict[Rung, _Count] = {}
-        self._crowds: dict[Mixing, _Crowd] = {}
-        self._changes: list[tuple[int, int, int, _Count]] = []
+        self._crowds: dict[Rung | Mixing, _Crowd] = {}
+        self._changes: list[tuple[int, int, int, Rung]] = []
         self._limits: list[tuple[float, int]] = []
         self._round = 0
         self._round_s = 0.0
@@ -268,31 +257,27 @@ class _Rounds:
 
         Most of the time of a decision goes by here, hence the local names.
         """
-        works, dues_s, counts, limits, changes = self._works, self._dues_s, self._counts, self._limits, self._changes
-        at, time_s, round_s = self._round, self._time_s, self._round_s
-        index, last = first, min(len(works), first + self._max_batch - len(changes))
-        while index < last:
+        works, dues_s, crowds, limits, changes = self._works, self._dues_s, self._crowds, self._limits, self._changes
+        at, time_s, round_s, ends = self._round, self._time_s, self._round_s, self._ends
+        last = min(len(works), first + self._max_batch - len(changes))
+        for index in range(first, last):
             work = works[index]
-            alike = counts.get(work.rung) or self._count_of(work.rung)
-            if alike.crowd is None:
-                row, count = alike.row, alike.count
-                alike.count = count + 1
-                longer_s = round_s + row[count + 1] - row[count]
-            else:
-                longer_s = round_s + alike.crowd.change(alike.unit)
-            limit_s = (dues_s[index] - time_s) * alike.row[1] / work.solo_s
+            rung = work.rung
+            crowd = crowds.get(rung) or self._crowd_of(rung)
+            key = crowd.key + rung.unit
+            step_s = crowd.known_s.get(key) or crowd.seconds(key)
+            longer_s = round_s + (step_s - crowd.step_s)
+            limit_s = (dues_s[index] - time_s) * rung.row_s[1] / work.solo_s
             needed_s = longer_s - ROUNDING_S
             if needed_s > limit_s or (limits and needed_s > limits[0][0] and self._is_too_slow(needed_s)):
-                alike.change(-1)
                 break
-            round_s = longer_s
-            self._joins.append(at)
-            self._ends.append(at + work.left)
+            round_s, crowd.key, crowd.step_s = longer_s, key, step_s
+            ends.append(at + work.left)
             heappush(limits, (limit_s, index))
-            heappush(changes, (at + work.run_left, index, work.run, alike))
-            index += 1
+            heappush(changes, (at + work.run_left, index, work.run, rung))
         self._round_s = round_s
-        return index
+        self._joins += [at] * (len(ends) - first)
+        return len(ends)
 
     def _is_too_slow(self, round_s: float) -> bool:
         """Whether somebody would fall behind if rounds took so long; brings outdated limits up to date on the way."""
@@ -312,28 +297,24 @@ class _Rounds:
 
     def _run_until_a_change(self) -> bool:
         """Runs rounds until the kind of somebody's step changes; False if one ends too late."""
-        changes, ends, round_s = self._changes, self._ends, self._round_s
+        changes, crowds, round_s = self._changes, self._crowds, self._round_s
+        dues_s, ends, ends_s = self._dues_s, self._ends, self._ends_s
         until = changes[0][0]
         time_s = self._time_s = self._time_s + (until - self._round) * round_s
         self._round = until
         self._times_s.append((until, time_s))
         ended: list[int] = []
         while changes and changes[0][0] == until:
-            _, index, run, alike = heappop(changes)
-            if alike.crowd is None:
-                row, count = alike.row, alike.count - 1
-                alike.count = count
-                round_s -= row[count + 1] - row[count]
-            else:
-                round_s += alike.crowd.change(-alike.unit)
+            _, index, run, rung = heappop(changes)
+            round_s += crowds[rung].change(-rung.unit)
             if until < ends[index]:
                 round_s += self._enter_next_run(index, run + 1)
             elif self._decodes:
                 ended.append(index)
-            elif time_s > self._dues_s[index] + ROUNDING_S:
+            elif time_s > dues_s[index] + ROUNDING_S:
                 return False
             else:
-                self._ends_s[index] = time_s
+                ends_s[index] = time_s
         self._round_s = round_s
         return not ended or self._decode(ended)
 
@@ -351,15 +332,13 @@ class _Rounds:
     def _enter_next_run(self, index: int, run: int) -> float:
         """By how much that lengthens a round."""
         entered = self._works[index].runs[run]
-        alike = self._counts.get(entered.rung) or self._count_of(entered.rung)
-        heappush(self._changes, (self._round + entered.steps, index, run, alike))
-        return alike.change(1)
+        heappush(self._changes, (self._round + entered.steps, index, run, entered.rung))
+        return self._crowd_of(entered.rung).change(entered.rung.unit)
 
-    def _count_of(self, rung: Rung) -> _Count:
-        """Of the requests on a rung that nobody of this plan has been on."""
-        crowd = None
-        if rung.mixing is not None:
-            crowd = self._crowds.get(rung.mixing) or _Crowd(rung.mixing)
-            self._crowds[rung.mixing] = crowd
-        self._counts[rung] = _Count(rung, crowd)
-        return self._counts[rung]
+    def _crowd_of(self, rung: Rung) -> _Crowd:
+        """Of the requests on a rung, and on those that may share launches with it."""
+        shared = rung.mixing or rung
+        if shared not in self._crowds:
+            self._crowds[shared] = _Crowd(rung)
+        crowd = self._crowds[rung] = self._crowds[shared]
+        return crowd

@@ -65,7 +65,4 @@ def plan_for(works: Sequence[Work], start_s: float, view: View, slowdown: float 
 
     slowdown: as if every step took so many times as long.
     """
-    found = plan(works, start_s, max_batch=view.max_batch, correction=slowdown * view.costs.correction)
-    if found is not None:
-        found.follow(view.costs.correction)
-    return found
+    return plan(works, start_s, max_batch=view.max_batch, correction=slowdown * view.costs.correction)

@@ -53,7 +53,7 @@ class Wishes:
             cohort = mix.cohort(price / rates.mean_stride(price), rates, view.costs)
         if all(work.is_hurried for work in cohort.members):
             cohort.level = max(work.lowest for work in cohort.members)
-        lowest = min(cohort.bounds, default=head.bounds)[0]
+        lowest = min(cohort.distinct, default=head.bounds)[0]
         levels = view.costs.levels_within(lowest, cohort.level)
         keep_pace(cohort, levels, price / rates.mean_stride(price), view, parking=self._parking)
         return cohort, price
@@ -98,9 +98,9 @@ class Wishes:
             left_s, least_s = work.latest_s - now_s, correction * solo_s
             if left_s < least_s:
                 left_s = least_s
-            among = coming if left_s >= target_s else coming * left_s / target_s
-            if work_s > (densest - among) * left_s:
-                densest = work_s / left_s + among
+            density = work_s / left_s + (coming if left_s >= target_s else coming * left_s / target_s)
+            if density > densest:
+                densest = density
         return 1 / (correction * densest)
 
 
