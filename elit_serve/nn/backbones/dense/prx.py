@@ -20,7 +20,7 @@ from elit_serve.nn.backbones.texts import PRESET_TEXT
 from elit_serve.nn.fields import flag, number, pair, whole
 from elit_serve.nn.fused import EPS, Residual, attend_with_words, gelu_times, norm_rotate, settle_and_norm
 from elit_serve.nn.interface import patchify, unpatchify
-from elit_serve.nn.layers import attend, settled
+from elit_serve.nn.layers import settled
 from elit_serve.nn.reuse import CoreChange, through_core
 from elit_serve.nn.text import TextTokens
 
@@ -100,10 +100,11 @@ class PRXBlock(nn.Module):
         modulation = (part.squeeze(1) for parts in self.modulation(told.vector) for part in parts)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation  # [B, D] each
         x, normed = settle_and_norm(stream, shift1, scale1)
-        x, normed = settle_and_norm(Residual(x, self.attend(normed, told, rope, seen_tokens), gate1), shift2, scale2)
+        attended = self.attended(normed, told, rope, seen_tokens)
+        x, normed = settle_and_norm(Residual(x, attended, gate1), shift2, scale2)
         return Residual(x, self.down_proj(gelu_times(self.gate_proj(normed), self.up_proj(normed))), gate2)
 
-    def attend(self, tokens: Tensor, told: Told, rope: Tensor, seen_tokens: Tensor | None) -> Tensor:
+    def attended(self, tokens: Tensor, told: Told, rope: Tensor, seen_tokens: Tensor | None) -> Tensor:
         """Tokens [B, N, D] attend to words and to each other. -> [B, N, D]"""
         theirs = self.attention
         heads, size = theirs.heads, theirs.head_dim
@@ -113,11 +114,7 @@ class PRXBlock(nn.Module):
         v = qkv[:, :, 2].transpose(1, 2)
         words_k, words_v = theirs.txt_kv_proj(told.words).unflatten(-1, (2, heads, size)).permute(2, 0, 3, 1, 4)
         words_k = F.rms_norm(words_k, (size,), theirs.norm_added_k.weight.to(words_k.dtype), EPS)  # [B, H, T, E]
-        if seen_tokens is None:
-            made = attend_with_words(q, k, v, words_k, words_v, told.seen)
-        else:
-            seen = torch.cat([told.seen, seen_tokens], dim=-1)
-            made = attend(q, torch.cat([words_k, k], dim=2), torch.cat([words_v, v], dim=2), seen)
+        made = attend_with_words(q, k, v, words_k, words_v, told.seen, seen_tokens)
         return theirs.to_out[0](made.transpose(1, 2).flatten(2))
 
 
