@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -45,7 +45,7 @@ class Cohort:
         """Seconds of such a launch, as `CorrectedCosts.row_s`. top: without those who run at a higher level."""
         if not self.bounds:
             return self.rates.row_s(wished)
-        levels = self._nearest(wished).values()
+        levels: Collection[int] = self._nearest(wished).values()
         if top is not None:
             levels = [level for level in levels if level <= top]
         return self.costs.row_s(self.ladder.across(levels))

@@ -16,7 +16,7 @@ seconds of the cost table from its start, and until when it may wait follows for
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
 from itertools import compress
 from math import inf
@@ -198,6 +198,7 @@ class _Crowd:
 
     def __init__(self, rung: Rung) -> None:
         self.key, self.step_s = 0, 0.0
+        self.seconds: Callable[[int], float]
         if rung.mixing is None:
             self.known_s, self.seconds = dict(enumerate(rung.row_s)), rung.row_s.__getitem__
         else:
