@@ -26,6 +26,7 @@ from elit_serve.engine.order import Order
 from elit_serve.engine.picture import Outcome, Preview, StepRun
 from elit_serve.errors import DeadlineExceeded, ElitError, EngineStopped, GenerationFailed, Infeasible, Overloaded
 from elit_serve.fleet.attention import Attention
+from elit_serve.fleet.cluster import ClusterLost
 from elit_serve.fleet.link import Link, ReplicaLost
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.messages import Failed, Published, Refused, ReplicaFacts, Reply, SentOrder, Taken
@@ -142,7 +143,7 @@ class Fleet:
 
     @property
     def is_alive(self) -> bool:
-        return not self._ended.done()
+        return not (self._has_died or self._ended.done())
 
     @property
     def is_ready(self) -> bool:
@@ -302,6 +303,8 @@ class Fleet:
     async def _make(self, under_way: UnderWay) -> None:
         """From its first offer to its end. Whatever happens, whoever asked is told: also where this is cancelled."""
         try:
+            if not self.is_alive:
+                raise EngineStopped("the engine takes no more work")
             replies = await self._placed(under_way)
             under_way.taken.set_result(None)
             await self._follow(under_way, replies)
@@ -419,13 +422,19 @@ class Fleet:
                 heard_s = self._clock.now()
             except asyncio.CancelledError:
                 raise
+            except ClusterLost as error:
+                logger.critical("%s; this server ends, to be started anew", error)
+                return await self._die()
             except Exception:
                 logger.exception("the replicas could not be asked how they are")
                 if self._clock.now() - heard_s > LOST_S:
-                    self._has_died = True
-                    await asyncio.to_thread(self._end)  # whoever is told may wait for what this loop does
-                    return
+                    return await self._die()
             await asyncio.sleep(PERIOD_S)
+
+    async def _die(self) -> None:
+        self._has_died = True
+        await self._thread.cancel_others()
+        await asyncio.to_thread(self._end)  # whoever is told may wait for what this loop does
 
     async def _inform(self) -> None:
         async with self._informing:

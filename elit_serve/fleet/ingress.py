@@ -8,6 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
+from elit_serve.errors import ElitError
 from elit_serve.fleet.processes import Place
 from elit_serve.fleet.ray_variables import tell_ray
 from elit_serve.fleet.run import at_replicas
@@ -21,8 +22,9 @@ def main() -> None:
     os.setpgid(0, 0)  # a terminal's Ctrl-C is told to the process that has started all, which tells them
     place = Place(**json.load(sys.stdin))
     settings = Settings.model_validate(place.settings)
-    tell_ray(is_of_one_machine=settings.ray_address is None)
-    with at_replicas(place.ray_address, place.replicas, keeps_account=place.index == 0) as model:
+    is_own = settings.ray_address is None
+    tell_ray(is_of_one_machine=is_own)
+    with at_replicas(place.ray_address, place.replicas, is_own=is_own, keeps_account=place.index == 0) as model:
         run.serve(
             settings,
             lambda line: print(line, flush=True),  # noqa: T201 (to the process that has started it)
@@ -35,4 +37,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ElitError as error:
+        sys.exit(f"error: {error}")

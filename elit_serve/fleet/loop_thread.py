@@ -49,6 +49,10 @@ class LoopThread:
             begun.cancel()
             raise EngineStopped("the engine does not answer") from None
 
+    async def cancel_others(self) -> None:
+        """On its loop, all that was begun before; who waits for it is told as at the end. More may be begun."""
+        await _cancelled(self._begun - {asyncio.current_task()})
+
     def close(self, last: Callable[[], Awaitable[None]]) -> None:
         """Cancels what is left, runs `last`, and ends the thread. Who comes later waits until that is done."""
         with self._beginning:

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from elit_serve.errors import EngineStopped
+from elit_serve.fleet.cluster import Cluster
 from elit_serve.server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -76,9 +77,11 @@ class Ingresses:
         for process in self._processes.values():
             process.terminate()
 
-    def watch(self) -> None:
-        """Until all have ended as they were told; one that ends by itself is started again."""
+    def watch(self, check: Callable[[], None]) -> None:
+        """Until all have ended as they were told; one that ends by itself is started again. check: raises why none
+        should be any more."""
         while not self._is_ending.wait(LOOK_S):
+            check()
             for index, process in self._processes.items():
                 if process.poll() is not None:
                     logger.error("ingress %d ended with %d; another is started", index, process.returncode)
@@ -125,9 +128,9 @@ class Ingresses:
 
 
 def serve(
-    settings: Settings, announce: Callable[[str], None], *, listener: socket.socket, ray_address: str, replicas: str
+    settings: Settings, announce: Callable[[str], None], *, listener: socket.socket, cluster: Cluster, replicas: str
 ) -> None:
-    """As many as the settings say, until this process is told to end."""
+    """As many as the settings say, until this process is told to end. Raises `ClusterLost`."""
     with TemporaryDirectory(prefix="elit-serve-") as folder:
 
         def place(index: int) -> Place:
@@ -135,7 +138,7 @@ def serve(
                 index=index,
                 settings=settings.model_dump(exclude_unset=True),
                 listener=listener.fileno(),
-                ray_address=ray_address,
+                ray_address=cluster.address,
                 replicas=replicas,
                 folder=folder,
             )
@@ -144,7 +147,7 @@ def serve(
         try:
             with _at_signals(ingresses.end):
                 announce(ingresses.announced())
-                ingresses.watch()
+                ingresses.watch(cluster.check)
                 ingresses.wait(settings.drain_seconds + END_S)
         finally:
             ingresses.end()

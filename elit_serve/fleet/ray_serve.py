@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from elit_serve.clock import MonotonicClock
 from elit_serve.engine.forecast import Forecast
 from elit_serve.engine.in_flight import InFlight
 from elit_serve.errors import ElitError, EngineStopped, MissingPackage
+from elit_serve.fleet.cluster import Cluster, ClusterLost, Post
 from elit_serve.fleet.door import Address, Door
 from elit_serve.fleet.line import Lines
 from elit_serve.fleet.link import ReplicaLost
@@ -57,6 +58,8 @@ TALLY_S = 1.0  # between what replicas have counted and what they have counted n
 ANSWER_S = 5.0  # for what all replicas are asked; who takes longer is left out
 PUBLISH_S = 1.0  # the same for how they are, which is asked all the time
 LOOK_S = 1.0  # between looks for new replicas, which cost a message through Ray for each
+GONE_S = 1.0  # without a process of Ray's that nobody starts again, before this one ends
+HEAD_S = 50.0  # without a head that others may start again; after a minute Ray ends this process and cuts callers off
 STOP_S = 5.0  # beyond what draining takes
 LAST_WORD_S = 1.0  # of that: drained, and still asked how it is, so that what it counted last is heard
 
@@ -154,8 +157,9 @@ class RayLink:
     """A `Link` by the doors of replicas, and for what is asked seldom by a handle of Ray Serve's, which belongs to the
     event loop that it is first used on."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], cluster: Cluster) -> None:
         self._handle = handle
+        self._cluster = cluster
         self._lines = Lines()
         self._looked_s = -LOOK_S  # so long ago on the loop's clock
 
@@ -202,6 +206,7 @@ class RayLink:
         now_s = asyncio.get_running_loop().time()
         if now_s < self._looked_s + LOOK_S:
             return
+        await asyncio.to_thread(self._cluster.check)
         await self._lines.connect_all(await self._ask_all("address", within_s=PUBLISH_S))
         self._looked_s = now_s
 
@@ -231,15 +236,26 @@ class RayLink:
 
 
 @contextmanager
-def cluster(address: str | None, *, num_cpus: int) -> Iterator[str]:
-    """Ray, which is started on this machine for as long as the block runs, or runs at `address` already; its address.
+def cluster(address: str | None, *, num_cpus: int) -> Iterator[Cluster]:
+    """Ray, which is started on this machine for as long as the block runs, or runs at `address` already.
 
     num_cpus: that a Ray of this machine says it has, whatever there is. Raises `EngineStopped`.
     """
     own: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False}
     with _in_ray(address or "local", **({} if address else own)):
         serve.start(proxy_location="Disabled")
-        yield ray.get_runtime_context().gcs_address
+        yield _cluster_here(is_own=address is None)
+
+
+def _cluster_here(*, is_own: bool) -> Cluster:
+    """The one that this process is in. is_own: whether it ends with this server, so that nobody mends it."""
+    here = ray.get_runtime_context()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    host, port = node["NodeManagerAddress"], node["NodeManagerPort"]
+    raylet = Post(name="the raylet of this machine", host=host, port=port, patience_s=GONE_S)
+    host, _, port = here.gcs_address.rpartition(":")
+    head = Post(name="its head", host=host.strip("[]"), port=int(port), patience_s=GONE_S if is_own else HEAD_S)
+    return Cluster(here.gcs_address, [raylet, head])
 
 
 @contextmanager
@@ -258,23 +274,25 @@ def _in_ray(address: str, **options: Any) -> Iterator[None]:
 
 
 @contextmanager
-def deployed(name: str, wanted: Any) -> Iterator[None]:
+def deployed(cluster: Cluster, name: str, wanted: Any) -> Iterator[None]:
     """An application under this name runs as long as the block does. Raises `EngineStopped`."""
     try:
-        serve.run(wanted, name=name, route_prefix=None)
+        with cluster.watched():
+            serve.run(wanted, name=name, route_prefix=None)
     except (RayError, RayServeException, RuntimeError) as error:
         raise EngineStopped(f"the replicas did not start: {error}") from None
     try:
         yield
     finally:
-        serve.delete(name)
+        with suppress(ClusterLost), cluster.watched():  # if it is lost, so is the application
+            serve.delete(name)
 
 
 @contextmanager
-def connected(address: str, name: str) -> Iterator[DeploymentHandle[Any]]:
+def connected(address: str, name: str, *, is_own: bool) -> Iterator[RayLink]:
     """A way to the replicas of this name, from this process, which may be in their Ray already."""
     with nullcontext() if ray.is_initialized() else _in_ray(address):
-        yield serve.get_app_handle(name)
+        yield RayLink(serve.get_app_handle(name), _cluster_here(is_own=is_own))
 
 
 def application(load: Load, settings: Settings, *, fewest: int, most: int) -> Any:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from elit_serve.catalogue import read_config, resolve_model
 from elit_serve.errors import EngineStopped, InvalidInput
 from elit_serve.fleet import processes
+from elit_serve.fleet.cluster import Cluster
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.model import FleetModel
 from elit_serve.fleet.ray_variables import tell_ray
@@ -37,37 +38,40 @@ def serve(settings: Settings, announce: Callable[[str], None], *, guests: Sequen
                 results = stack.enter_context(TemporaryDirectory(prefix="elit-serve-jobs-"))
                 settings = settings.model_copy(update={"results": results})
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-            address = stack.enter_context(replicas(settings))
-            processes.serve(settings, announce, listener=listener, ray_address=address, replicas=name_of(settings))
+            cluster = stack.enter_context(replicas(settings))
+            processes.serve(settings, announce, listener=listener, cluster=cluster, replicas=name_of(settings))
         else:
 
             def load(settings: Settings) -> FleetModel:
-                address = stack.enter_context(replicas(settings))
-                return stack.enter_context(at_replicas(address, name_of(settings), keeps_account=True))
+                cluster = stack.enter_context(replicas(settings))
+                is_own = settings.ray_address is None
+                return stack.enter_context(
+                    at_replicas(cluster.address, name_of(settings), is_own=is_own, keeps_account=True)
+                )
 
             run.serve(settings, announce, guests=guests, load=load)
 
 
 @contextmanager
-def replicas(settings: Settings) -> Iterator[str]:
-    """Those that the settings ask for, for as long as the block runs; gives the address of the Ray that has them."""
+def replicas(settings: Settings) -> Iterator[Cluster]:
+    """Those that the settings ask for, for as long as the block runs; gives the Ray that has them."""
     tell_ray(is_of_one_machine=settings.ray_address is None)
     from elit_serve.fleet.ray_serve import application, cluster, deployed
 
     fewest, most = settings.replica_range
-    with cluster(settings.ray_address, num_cpus=max(os.cpu_count() or 1, most)) as address:
+    with cluster(settings.ray_address, num_cpus=max(os.cpu_count() or 1, most)) as here:
         wanted = application(run.load_and_measure, of_replica(settings), fewest=fewest, most=most)
-        with deployed(name_of(settings), wanted):
-            yield address
+        with deployed(here, name_of(settings), wanted):
+            yield here
 
 
 @contextmanager
-def at_replicas(ray_address: str, name: str, *, keeps_account: bool) -> Iterator[FleetModel]:
-    """The model of replicas that run under this name in this Ray."""
-    from elit_serve.fleet.ray_serve import RayLink, connected
+def at_replicas(ray_address: str, name: str, *, is_own: bool, keeps_account: bool) -> Iterator[FleetModel]:
+    """The model of replicas that run under this name in this Ray, which is this server's own or somebody else's."""
+    from elit_serve.fleet.ray_serve import connected
 
-    with connected(ray_address, name) as handle:
-        link, thread = RayLink(handle), LoopThread("elit-fleet")
+    with connected(ray_address, name, is_own=is_own) as link:
+        thread = LoopThread("elit-fleet")
         try:
             facts = thread.run(link.facts_of_all(), FACTS_S)
             if not facts:

@@ -158,29 +158,52 @@ def job_at(url: str, seed: int) -> str:
     return str(answer.json()["id"])
 
 
-def test_replicas_follow_the_load(bare_model: Path, tmp_path: Path) -> None:
-    cost = tmp_path / "cost.json"
-    cost.write_text(latency(step_ms=50).model_dump_json(), encoding="utf-8")  # 0.8 s for a picture at full budget
+@pytest.fixture(scope="module")
+def simulated(shared_tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One replica or two, where a picture at full budget takes 0.8 s in four steps."""
+    folder = tmp_path_factory.mktemp("simulated")
+    cost = folder / "cost.json"
+    cost.write_text(latency(step_ms=50).model_dump_json(), encoding="utf-8")
     options = ("--simulate", cost, "--replicas", "1-2", "--response-ms", "300")
-    with serving_fleet(tmp_path, bare_model, *options) as served, ThreadPoolExecutor(8) as callers:
-        assert len(served.replicas()) == 1
-        is_over = threading.Event()
+    with serving_fleet(folder, shared_tiny_model_dir, *options) as fleet:
+        yield fleet
 
-        def ask_again_and_again() -> set[int]:
-            statuses = set()
-            while not is_over.is_set():
-                body = {"label": 0, "steps": 4, "latency_ms": 2500}
-                statuses.add(httpx.post(f"{served.url}/v1/generate", json=body, timeout=60).status_code)
-            return statuses
 
+def test_replicas_follow_the_load(simulated: Served) -> None:
+    assert len(simulated.replicas()) == 1
+    is_over = threading.Event()
+
+    def ask_again_and_again() -> set[int]:
+        statuses = set()
+        while not is_over.is_set():
+            body = {"label": 0, "steps": 4, "latency_ms": 2500}
+            statuses.add(httpx.post(f"{simulated.url}/v1/generate", json=body, timeout=60).status_code)
+        return statuses
+
+    with ThreadPoolExecutor(8) as callers:
         asking = [callers.submit(ask_again_and_again) for _ in range(8)]
         try:
-            eventually(lambda: len(served.replicas()) == 2)
+            eventually(lambda: len(simulated.replicas()) == 2)
         finally:
             is_over.set()
         assert set.union(*(each.result() for each in asking)) <= {200, 503}
-        eventually(lambda: len(served.replicas()) == 1)
-        assert served.client.get("/readiness").status_code == 200
+    eventually(lambda: len(simulated.replicas()) == 1)
+    assert simulated.client.get("/readiness").status_code == 200
+
+
+def test_a_server_whose_raylet_is_killed_tells_its_callers_and_ends(simulated: Served) -> None:
+    started = descendants(simulated.process.pid)
+    (raylet,) = [pid for pid in started if command_of(pid).split(b"\0")[0].endswith(b"/raylet")]
+    with ThreadPoolExecutor(1) as callers:
+        body = {"label": 0, "steps": 60, "n": 16, "budget": 1.0}  # three minutes
+        answer = callers.submit(httpx.post, f"{simulated.url}/v1/generate", json=body, timeout=60)
+        eventually(lambda: simulated.client.get("/load").json()["server_load"] > 0)
+        os.kill(raylet, signal.SIGKILL)
+        told = answer.result()
+    assert (told.status_code, told.json()["type"]) == (503, "urn:elit-serve:engine-stopped")
+    assert simulated.process.wait(30) == 1
+    assert simulated.log.read_text(encoding="utf-8").count("Ray is gone: the raylet of this machine") == 1
+    eventually(lambda: not any(b"ray" in command_of(pid) for pid in started))
 
 
 def picture_at(url: str) -> bytes:

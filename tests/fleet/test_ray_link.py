@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from elit_serve.fleet.cluster import Cluster, ClusterLost
 from elit_serve.fleet.door import Door
 from elit_serve.fleet.replica import Replica
 
 ray_serve = pytest.importorskip("elit_serve.fleet.ray_serve")
+
+THERE = Cluster("", [])
 
 
 class Handle:
@@ -44,7 +47,7 @@ class Answers:
 
 def test_a_ray_that_fails_is_no_word_of_anybody_however_often_it_is_asked() -> None:
     async def scenario() -> None:
-        link = ray_serve.RayLink(Handle())
+        link = ray_serve.RayLink(Handle(), THERE)
         for _ in range(3):
             with pytest.raises(ray_serve.RayServeException):
                 await link.publish(keeps_account=False)
@@ -59,7 +62,7 @@ def test_what_replicas_tell_is_heard_while_ray_fails(replica: Replica, monkeypat
     async def scenario() -> list[list[str]]:
         door = Door(replica, "127.0.0.1")
         handle = Handle(lambda _: door.address())
-        link = ray_serve.RayLink(handle)
+        link = ray_serve.RayLink(handle, THERE)
         heard = [await link.publish(keeps_account=False)]
         handle.ask = None
         heard += [await link.publish(keeps_account=False) for _ in range(2)]
@@ -70,8 +73,29 @@ def test_what_replicas_tell_is_heard_while_ray_fails(replica: Replica, monkeypat
     assert asyncio.run(scenario()) == [["first"]] * 3
 
 
+class Gone(Cluster):
+    def check(self) -> None:
+        raise ClusterLost("Ray is gone")
+
+
+def test_a_ray_that_is_gone_is_told_whatever_replicas_tell(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_serve, "LOOK_S", 0.0)
+
+    async def scenario() -> None:
+        door = Door(replica, "127.0.0.1")
+        link = ray_serve.RayLink(Handle(lambda _: door.address()), THERE)
+        assert await link.publish(keeps_account=False)
+        link._cluster = Gone("", [])
+        with pytest.raises(ClusterLost):
+            await link.publish(keeps_account=False)
+        await link.close()
+        await door.close()
+
+    asyncio.run(scenario())
+
+
 def test_nothing_is_in_flight_where_no_replica_runs() -> None:
     async def scenario() -> list[Any]:
-        return await ray_serve.RayLink(Handle()).in_flight(10)
+        return await ray_serve.RayLink(Handle(), THERE).in_flight(10)
 
     assert asyncio.run(scenario()) == []

@@ -26,6 +26,7 @@ from elit_serve.engine.picture import Outcome
 from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import EngineStopped
 from elit_serve.fleet import processes
+from elit_serve.fleet.cluster import ClusterLost
 from elit_serve.fleet.fleet import LOST_S, Fleet
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.messages import HowAreYou, Published, Refused, Reply, SentOrder, Taken
@@ -83,6 +84,43 @@ def test_who_waits_for_a_replica_when_the_server_ends_is_told_and_a_job_stays_qu
         assert server.client.get(f"/v1/jobs/{job['id']}").json()["state"] == "queued"
 
 
+class Orphaned(Unanswering):
+    """Of a cluster that is lost once the test says so."""
+
+    def __init__(self, replicas: Mapping[str, Replica]) -> None:
+        super().__init__(replicas)
+        self.is_lost = threading.Event()
+
+    async def publish(self, *, keeps_account: bool) -> list[Published]:
+        if self.is_lost.is_set():
+            raise ClusterLost("Ray is gone")
+        return await super().publish(keeps_account=keeps_account)
+
+
+def test_when_its_ray_is_gone_everybody_is_told_at_once_and_a_job_stays_queued(tiny_pipeline: Pipeline) -> None:
+    model = open_model(tiny_pipeline)
+    with (
+        ThreadPoolExecutor(1) as callers,
+        as_a_fleet(model, SETTINGS, Orphaned) as fleet,
+        running_models([model], SETTINGS, [fleet]) as server,
+    ):
+        assert server.client.get("/readiness").status_code == 200
+        job = server.client.post("/v1/jobs", json={"label": "rose"}).json()
+        assert fleet.link.offers.acquire(timeout=60)
+        answer = callers.submit(server.generate, {"label": "rose"})
+        assert fleet.link.offers.acquire(timeout=60)
+        fleet.link.is_lost.set()
+        told = answer.result(60)
+        assert (told.status_code, told.json()["type"]) == (503, "urn:elit-serve:engine-stopped")
+        assert server.worker.has_died
+        assert server.client.get("/readiness").status_code == 503
+        late = server.generate({"label": "rose"})
+        assert (late.status_code, late.json()["type"]) == (503, "urn:elit-serve:engine-stopped")
+        server.worker.ended.result(60)
+        server.app.state.jobs.stop()
+        assert server.client.get(f"/v1/jobs/{job['id']}").json()["state"] == "queued"
+
+
 class Unreachable(LocalLink):
     """Nobody can be asked how he is, for as long as the clock says."""
 
@@ -125,10 +163,27 @@ def test_a_server_that_ends_starts_no_process_again(tmp_path: Path, monkeypatch:
 
     log, at_that = logging.getLogger(processes.__name__), AtThat(logging.ERROR)
     log.addHandler(at_that)
-    ingresses.watch()
+    ingresses.watch(lambda: None)
     log.removeHandler(at_that)
     ingresses.wait(60)
     assert started == [0]
+
+
+def test_processes_are_not_started_for_replicas_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nread -r place\nexec sleep 600\n", encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    place = Place(index=0, settings={}, listener=2, ray_address="", replicas="", folder="")
+    ingresses = Ingresses(1, lambda _: place)
+
+    def gone() -> None:
+        raise ClusterLost("Ray is gone")
+
+    with pytest.raises(ClusterLost):
+        ingresses.watch(gone)
+    ingresses.end()
+    ingresses.wait(60)
 
 
 def test_a_process_that_is_started_while_the_server_is_told_to_end_ends_too(
@@ -155,7 +210,7 @@ def test_a_process_that_is_started_while_the_server_is_told_to_end_ends_too(
         return Place(index=index, settings={}, listener=2, ray_address="", replicas="", folder="")
 
     ingresses = Ingresses(1, place)
-    ingresses.watch()
+    ingresses.watch(lambda: None)
     ingresses.wait(30)
     for process in started:
         process.stdout.close()  # type: ignore[union-attr]
