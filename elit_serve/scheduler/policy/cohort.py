@@ -75,16 +75,14 @@ class Cohort:
 
 
 class Mix:
-    """The next step of these, who are of one ladder, in the launches that take the least: for each level, if that
-    is wished for all and everybody runs at the nearest that they may.
+    """The next step of a crowd of one ladder, in the launches that take the least: for each level, if that is wished
+    for all and everybody runs at the nearest that they may.
 
     bounds: how many of the crowd have each. least_s: what it takes at the lowest levels, by the table.
     """
 
-    def __init__(
-        self, crowd: Sequence[Work], bounds: Mapping[tuple[int, int], int], mixing: Mixing, rates: Rates
-    ) -> None:
-        self._crowd, self._bounds, self._mixing = crowd, bounds, mixing
+    def __init__(self, bounds: Mapping[tuple[int, int], int], mixing: Mixing, rates: Rates) -> None:
+        self._bounds, self._mixing, self._rates = bounds, mixing, rates
         keys, worths = [0] * len(mixing.levels), [0.0] * len(mixing.levels)
         for each, count in bounds.items():
             for place, (unit, worth) in enumerate(rates.in_mix(mixing, each)):
@@ -93,18 +91,22 @@ class Mix:
         self._keys, self._worths = keys, worths
         self.least_s = mixing.seconds(keys[0])
 
-    def cohort(self, price: float, rates: Rates, costs: CorrectedCosts) -> Cohort:
+    def is_of(self, bounds: Mapping[tuple[int, int], int], mixing: Mixing, rates: Rates) -> bool:
+        """Whether it was made of these."""
+        return self._mixing is mixing and self._rates is rates and self._bounds == bounds
+
+    def cohort(self, crowd: Sequence[Work], price: float, costs: CorrectedCosts) -> Cohort:
         """Those who go with the first at the level that is best for all at this price of a second of the table."""
         mixing = self._mixing
         gains = [worth - price * mixing.seconds(key) for worth, key in zip(self._worths, self._keys, strict=True)]
         place = gains.index(max(gains))
-        wished, first = mixing.levels[place], self._crowd[0]
+        wished, first = mixing.levels[place], crowd[0]
         nearest = {each: mixing.nearest(*each)[place] for each in self._bounds}
         lowest, highest = mixing.group_of(nearest[first.bounds], self._keys[place])
         going = {each: level for each, level in nearest.items() if lowest <= level <= highest}
-        members = [work for work in self._crowd if work.bounds in going]
+        members = [work for work in crowd if work.bounds in going]
         bounds = [work.bounds for work in members]
-        return Cohort(members, wished, first.ladder, rates, costs, bounds, set(going), {wished: going})
+        return Cohort(members, wished, first.ladder, self._rates, costs, bounds, set(going), {wished: going})
 
 
 def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *, parking: float) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.scheduler.arrivals import Urgent
+from elit_serve.scheduler.mixing import Mixing
 from elit_serve.scheduler.policy.cohort import Cohort, Mix, keep_pace
 from elit_serve.scheduler.policy.pace import Ladder, Work, paces_s
 from elit_serve.scheduler.policy.price import Rates
@@ -24,6 +25,7 @@ class Wishes:
     def __init__(self, quality: QualityTable, parking: float) -> None:
         self._quality, self._parking = quality, parking
         self._rates: dict[tuple[int, Ladder, Coarsening | None], Rates] = {}
+        self._mix: Mix | None = None
 
     def rates_of(self, count: int, like: Work, view: View) -> Rates:
         """Of a plan and a next step as this one's, for the batch that so many requests can fill; remembered."""
@@ -42,15 +44,15 @@ class Wishes:
         head, mixing, rates = order[0], order[0].rung.mixing, self.rates_of(len(order), order[0], view)
         stretch = self._stretch(order, urgent, view)
         crowd = [] if mixing is None else [work for work in order if work.rung.mixing is mixing][: view.max_batch]
-        bounds = Counter([work.bounds for work in crowd])
+        bounds = dict(Counter([work.bounds for work in crowd]))
         if mixing is None or len(bounds) == 1:
             price = rates.price(stretch * head.row[1])
             cohort = _alike(order, price / rates.mean_stride(price), rates, view)
         else:
-            mix = Mix(crowd, bounds, mixing, rates)
+            mix = self._mix_of(bounds, mixing, rates)
             longer = stretch * sum([work.row[1] for work in crowd]) / mix.least_s
             price = rates.price(longer * rates.least_s)
-            cohort = mix.cohort(price / rates.mean_stride(price), rates, view.costs)
+            cohort = mix.cohort(crowd, price / rates.mean_stride(price), view.costs)
         if all(work.is_hurried for work in cohort.members):
             cohort.level = max(work.lowest for work in cohort.members)
         lowest = min(cohort.distinct, default=head.bounds)[0]
@@ -80,6 +82,12 @@ class Wishes:
                 best = everywhere[coarsening, lacks_time, level] = rates.best_strides(level, own_price)
             wished.append(min(best[work.at], most))
         return wished
+
+    def _mix_of(self, bounds: dict[tuple[int, int], int], mixing: Mixing, rates: Rates) -> Mix:
+        """The last one, as long as the crowd has the same bounds: that saves 4 % of a decision (2026-12-02)."""
+        if self._mix is None or not self._mix.is_of(bounds, mixing, rates):
+            self._mix = Mix(bounds, mixing, rates)
+        return self._mix
 
     def _stretch(self, order: Sequence[Work], urgent: Urgent, view: View) -> float:
         """How many times as long as alone at the lowest level each step may take, for all to be in time.
