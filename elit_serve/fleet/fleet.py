@@ -40,7 +40,8 @@ OFFER_S = 1.0  # until a replica has taken or refused an order, which is millise
 SUBMITTERS = 32  # orders on their way to replicas at a time; it is milliseconds for each
 PATIENCE_S = 3.0  # with replicas none of which answers, before whoever asks is told so
 ASK_S = 10.0  # for what is asked of replicas beside orders
-LOST_S = 60.0  # without any word of any replica, or of Ray: whoever watches this process should start it again
+LOST_S = 60.0  # without any word of Ray: whoever watches this process should start it again
+NOBODY_S = 1800.0  # without any replica, though Ray is there, which makes new ones: longer than the largest models load
 MAX_PICTURE_IDS = 1 << 40  # of one replica; each numbers its pictures by itself
 MAX_MAKINGS = 3  # of an order whose replicas are lost: it may be to blame
 
@@ -415,23 +416,27 @@ class Fleet:
 
     async def _keep_informed(self) -> None:
         """For as long as it lives."""
-        heard_s = self._clock.now()
+        asked_s = heard_s = self._clock.now()
         while True:
             try:
                 await self._inform()
-                heard_s = self._clock.now()
+                asked_s = self._clock.now()
+                if self._published:
+                    heard_s = asked_s
+                elif asked_s - heard_s > NOBODY_S:
+                    return await self._die(f"no replica has come for {NOBODY_S / 60:.0f} minutes")
             except asyncio.CancelledError:
                 raise
             except ClusterLost as error:
-                logger.critical("%s; this server ends, to be started anew", error)
-                return await self._die()
+                return await self._die(str(error))
             except Exception:
                 logger.exception("the replicas could not be asked how they are")
-                if self._clock.now() - heard_s > LOST_S:
-                    return await self._die()
+                if self._clock.now() - asked_s > LOST_S:
+                    return await self._die(f"Ray has answered nothing for {LOST_S:.0f} seconds")
             await asyncio.sleep(PERIOD_S)
 
-    async def _die(self) -> None:
+    async def _die(self, cause: str) -> None:
+        logger.critical("%s; this server ends, to be started anew", cause)
         self._has_died = True
         await self._thread.cancel_others()
         await asyncio.to_thread(self._end)  # whoever is told may wait for what this loop does

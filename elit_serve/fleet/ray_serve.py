@@ -195,19 +195,23 @@ class RayLink:
         waits = [asyncio.wait_for(line.published(asked), PUBLISH_S) for line in self._lines.open]
         looked, *told = await asyncio.gather(self._look_around(), *waits, return_exceptions=True)
         published = [each for each in told if isinstance(each, Published)]
-        if published and isinstance(looked, (RayError, RayServeException)):
+        if published and isinstance(looked, RayError):
             logger.warning("Ray could not be asked for new replicas: %r", looked)  # those that are known need no Ray
         elif isinstance(looked, BaseException):
             raise looked
         return published
 
     async def _look_around(self) -> None:
-        """For replicas that are new, now and then, and again at once where Ray has failed."""
+        """For replicas that are new, now and then, and again at once where Ray has failed or knows none that runs."""
         now_s = asyncio.get_running_loop().time()
         if now_s < self._looked_s + LOOK_S:
             return
         await asyncio.to_thread(self._cluster.check)
-        await self._lines.connect_all(await self._ask_all("address", within_s=PUBLISH_S))
+        try:
+            addresses = await self._ask_all("address", within_s=PUBLISH_S)
+        except RayServeException:
+            return
+        await self._lines.connect_all(addresses)
         self._looked_s = now_s
 
     async def in_flight(self, max_pictures: int) -> list[InFlight]:

@@ -18,10 +18,11 @@ THERE = Cluster("", [])
 
 
 class Handle:
-    """Of Ray Serve, as far as a `RayLink` uses it. ask: one replica; without it none runs, and Ray says so."""
+    """Of Ray Serve, as far as a `RayLink` uses it. ask: one replica; without it Ray says that none runs, or fails."""
 
-    def __init__(self, ask: Callable[[str], Awaitable[Any]] | None = None) -> None:
+    def __init__(self, ask: Callable[[str], Awaitable[Any]] | None = None, *, failure: Exception | None = None) -> None:
         self.ask = ask
+        self.failure = failure or ray_serve.RayServeException("no replica runs")
 
     def broadcast(self, method: str, *_: object) -> Answers:
         return Answers(self, method)
@@ -37,7 +38,7 @@ class Answers:
 
     async def _fetch_replica_results_async(self) -> list[Answers]:
         if self._handle.ask is None:
-            raise ray_serve.RayServeException("no replica runs")
+            raise self._handle.failure
         return [self]
 
     async def get_async(self) -> Any:
@@ -47,11 +48,25 @@ class Answers:
 
 def test_a_ray_that_fails_is_no_word_of_anybody_however_often_it_is_asked() -> None:
     async def scenario() -> None:
-        link = ray_serve.RayLink(Handle(), THERE)
+        link = ray_serve.RayLink(Handle(failure=ray_serve.RayError("no answer")), THERE)
         for _ in range(3):
-            with pytest.raises(ray_serve.RayServeException):
+            with pytest.raises(ray_serve.RayError):
                 await link.publish(keeps_account=False)
         await link.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_ray_that_makes_a_new_replica_knows_of_none(replica: Replica) -> None:
+    async def scenario() -> None:
+        handle = Handle()
+        door, link = Door(replica, "127.0.0.1"), ray_serve.RayLink(handle, THERE)
+        for _ in range(3):
+            assert await link.publish(keeps_account=False) == []
+        handle.ask = lambda _: door.address()
+        assert [each.replica for each in await link.publish(keeps_account=False)] == ["first"]
+        await link.close()
+        await door.close()
 
     asyncio.run(scenario())
 

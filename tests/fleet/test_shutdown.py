@@ -27,7 +27,7 @@ from elit_serve.engine.pipeline import Pipeline
 from elit_serve.errors import EngineStopped
 from elit_serve.fleet import processes
 from elit_serve.fleet.cluster import ClusterLost
-from elit_serve.fleet.fleet import LOST_S, Fleet
+from elit_serve.fleet.fleet import LOST_S, NOBODY_S, Fleet
 from elit_serve.fleet.loop_thread import LoopThread
 from elit_serve.fleet.messages import HowAreYou, Published, Refused, Reply, SentOrder, Taken
 from elit_serve.fleet.processes import Ingresses, Place
@@ -142,6 +142,32 @@ def test_who_is_told_that_the_fleet_has_died_may_still_ask_it() -> None:
     fleet.start()
     assert asked.result(60) == "an answer"
     assert fleet.has_died
+    thread.close(link.close)
+
+
+class Nobody(LocalLink):
+    """No replica runs, for as long as the clock says."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__({})
+        self._clock = clock
+        self.num_asked = 0
+
+    async def publish(self, *, keeps_account: bool) -> list[Published]:  # noqa: ARG002
+        self.num_asked += 1
+        self._clock.advance(5 * LOST_S)
+        return []
+
+
+def test_a_fleet_waits_for_a_replica_that_loads_for_minutes_and_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    clock, thread = VirtualClock(), LoopThread("elit-fleet")
+    link = Nobody(clock)
+    fleet = Fleet(link, thread, [], clock=clock, observer=Observer())
+    fleet.start()
+    fleet.ended.result(60)
+    assert fleet.has_died
+    assert NOBODY_S < link.num_asked * 5 * LOST_S <= NOBODY_S + 5 * LOST_S
+    assert "no replica has come for 30 minutes; this server ends" in caplog.text
     thread.close(link.close)
 
 
