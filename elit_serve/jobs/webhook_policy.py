@@ -78,7 +78,8 @@ def _receiver(url: str) -> Receiver | None:
     """None for what is no address that a webhook could have."""
     try:
         parts = urlsplit(url)
-        port = parts.port or DEFAULT_PORTS[parts.scheme]
+        default_port = DEFAULT_PORTS[parts.scheme]  # asked first, so that no other scheme passes with a port
+        port = parts.port or default_port
     except (ValueError, KeyError):
         return None
     has_user = "@" in parts.netloc

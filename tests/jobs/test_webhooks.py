@@ -109,6 +109,7 @@ def test_a_cancelled_job_is_told_of_too(
         "https://evil.org#@hooks.example.org",
         "https://evil.org\\@hooks.example.org/",
         "ftp://hooks.example.org/",
+        "ftp://127.0.0.1:9000/",
         "file:///etc/passwd",
         "hooks.example.org",
         "https://hooks.example.org:99999/",
