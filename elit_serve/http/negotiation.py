@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.exceptions import HTTPException
 
@@ -34,32 +34,43 @@ def bare_format(
 ) -> AnswerFormat | None:
     """The format of a bare file, or None when the caller prefers JSON.
 
-    `image/*` is the `output_format` of the request, the default without one. A contradiction between the two is
-    refused, and so is an `Accept` that names nothing that the model has.
+    Of what is preferred equally, JSON comes first, and then the `output_format` of the request. A contradiction between
+    that and `Accept` is refused, and so is an `Accept` that names nothing that the model has.
     """
-    offered = {media_type_of(name): name for name in formats}
-    for media_type in _by_preference(accept or "*/*"):
-        if media_type in ("*/*", "application/*", JSON):
-            return None
-        if media_type == "image/*" and LATENT not in formats:
-            return check_format(output_format, formats)
-        if media_type in offered:
-            if output_format not in (None, offered[media_type]):
-                raise InvalidInput("output_format", output_format, f"Accept asks for {media_type}; leave it out")
-            return offered[media_type]
-    why = " This model has no autoencoder, so its answer is the latent." if LATENT in formats else ""
-    raise HTTPException(406, f"the answers are {', '.join((JSON, *offered))}; Accept names none of them.{why}")
+    accepted = _accepted(accept or "*/*")
+    by_type: dict[str, AnswerFormat] = {media_type_of(name): name for name in formats}
+    asked = [media_type_of(name) for name in formats if name == output_format]
+    offered = [JSON, *asked, *(media_type for media_type in by_type if media_type not in asked)]
+    ranks = {media_type: rank for media_type in offered if (rank := _rank(media_type, accepted)) is not None}
+    if not ranks:
+        why = " This model has no autoencoder, so its answer is the latent." if LATENT in formats else ""
+        raise HTTPException(406, f"the answers are {', '.join((JSON, *by_type))}; Accept names none of them.{why}")
+    preferred = min(ranks, key=ranks.__getitem__)
+    if preferred == JSON:
+        return None
+    if check_format(output_format, formats) != by_type[preferred] and output_format is not None:
+        raise InvalidInput("output_format", output_format, f"Accept asks for {preferred}; leave it out")
+    return by_type[preferred]
 
 
-def _by_preference(accept: str) -> list[str]:
-    """Media types of an `Accept` header, the preferred first, without those of quality 0; of many the first ones."""
-    ranked = []
+def _rank(media_type: str, accepted: Mapping[str, tuple[float, int]]) -> tuple[float, int] | None:
+    """The smaller, the more it is preferred; None if it is not accepted. What names a type most closely decides."""
+    kind, _, _ = media_type.partition("/")
+    for name in (media_type, f"{kind}/*", "*/*"):
+        if name in accepted:
+            quality, position = accepted[name]
+            return (-quality, position) if quality > 0 else None
+    return None
+
+
+def _accepted(accept: str) -> dict[str, tuple[float, int]]:
+    """The types and ranges of an `Accept` header, each with its quality and its position; of many the first ones."""
+    accepted: dict[str, tuple[float, int]] = {}
     for position, part in enumerate(accept.split(",", MAX_MEDIA_TYPES)[:MAX_MEDIA_TYPES]):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = next((_quality(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
-        if media_type and quality > 0:
-            ranked.append((-quality, position, media_type))
-    return [media_type for _, _, media_type in sorted(ranked)]
+        accepted.setdefault(media_type, (quality, position))
+    return accepted
 
 
 def _quality(text: str) -> float:

@@ -202,6 +202,26 @@ def test_accept_decides_by_quality(server: Any) -> None:
     assert server.generate(body, "text/html").status_code == 406
 
 
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("application/json;q=0, */*", "image/png"),
+        ("image/*, image/png;q=0", "image/jpeg"),
+        ("image/*;q=0.9, image/png;q=0.1", "image/jpeg"),
+        ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "image/webp"),
+        ("*/*;q=0.1, image/*;q=0.2", "image/png"),
+        ("image/png;q=0, */*", "application/json"),
+        ("application/*;q=0, image/*;q=0", "application/problem+json"),
+        ("*/*;q=0", "application/problem+json"),
+    ],
+)
+def test_what_names_a_type_most_closely_decides_how_much_it_is_wanted(
+    server: Any, accept: str, media_type: str
+) -> None:
+    body = {"label": "tulip", "steps": 1, "budget": 0.25}
+    assert server.generate(body, accept).headers["Content-Type"] == media_type
+
+
 def test_several_pictures_have_rising_seeds_and_are_the_same_as_alone(server: Any, assert_same_picture: Any) -> None:
     answer = server.generate({"label": "daisy", "seed": 5, "n": 3, "budget": 1})
     assert [image["seed"] for image in answer.json()["images"]] == [5, 6, 7]
