@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from elit_serve.http.faults import MAX_ERRORS, parts_of
+from elit_serve.http.faults import MAX_ERRORS, MAX_SHOWN, parts_of
 
 LARGE_BYTES = 16 << 10  # parsing as many takes less than a millisecond, going to a thread and back a tenth of one
 MAX_CONTAINERS = 1000  # a request needs four; a million of them keep Python's garbage collector busy for seconds
@@ -34,9 +34,17 @@ class BodyRoute(APIRoute):
 
         async def handle_bounded(request: Request) -> Response:
             request.state.body_schema = schema
+            _check_coding(request.headers.get("content-encoding"))
             return await handle(_BodyRequest(request, schema))
 
         return handle_bounded
+
+
+def _check_coding(coding: str | None) -> None:
+    """Raises `HTTPException` for a body that is compressed: what it would become, no bound could tell beforehand."""
+    if coding is not None and coding.strip().lower() not in ("", "identity"):
+        detail = f"the body is in the coding {coding[:MAX_SHOWN]}; send it as it is, without Content-Encoding"
+        raise HTTPException(415, detail, headers={"Accept-Encoding": "identity"})
 
 
 class _BodyRequest(Request):
@@ -60,11 +68,16 @@ class _BodyRequest(Request):
 def parse(body: bytes, schema: type[BaseModel]) -> tuple[Any, int]:
     """The value of a JSON text without most of its unknown fields, and how many these are.
 
-    Raises `HTTPException` if the text has too many parts, `ValueError` or `RecursionError` if it is no JSON.
+    Raises `HTTPException` if the text has too many parts or is no text, `ValueError` or `RecursionError` if it is no
+    JSON.
     """
     if num_containers(body) > MAX_CONTAINERS:
         raise HTTPException(400, f"the body has more than {MAX_CONTAINERS} lists and objects, which no request needs")
-    return known_part(json.loads(body), schema)
+    try:
+        value = json.loads(body)
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, "the body is not JSON: it is not in UTF-8") from error
+    return known_part(value, schema)
 
 
 def num_containers(body: bytes) -> int:

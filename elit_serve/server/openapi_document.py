@@ -22,6 +22,8 @@ def complete(app: FastAPI, access: AccessTable, *, has_keys: bool) -> None:
         for method, operation in operations.items():
             declared = access.of(method.upper(), path)
             statuses = _statuses(declared, method, has_keys=has_keys, is_stream=is_stream(operation))
+            if "requestBody" in operation:
+                statuses["415"] = "The body is compressed."
             for status, description in statuses.items():
                 operation["responses"].setdefault(status, _response(declared, description))
             if has_keys and declared.needs != "nothing":

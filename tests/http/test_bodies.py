@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from collections.abc import Callable
@@ -50,6 +51,27 @@ def test_no_route_parses_a_body_in_another_way(server: Any) -> None:
     for path in takes_body:
         answer = server.client.post(path, content=crowd, headers={"Content-Type": "application/json"})
         assert (answer.status_code, f"more than {MAX_CONTAINERS} lists" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/plan", "/v1/jobs", "/v1/images/generations"])
+def test_a_compressed_body_is_refused_as_such(server: Any, path: str) -> None:
+    content = gzip.compress(b'{"label": "tulip"}')
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = server.client.post(path, content=content, headers=headers)
+    assert (answer.status_code, answer.headers["Accept-Encoding"]) == (415, "identity")
+    assert "gzip; send it as it is" in answer.text
+    assert "415" in server.client.get("/openapi.json").json()["paths"][path]["post"]["responses"]
+
+
+def test_a_body_that_says_that_it_is_not_compressed_is_read(server: Any) -> None:
+    body = {"label": "tulip", "steps": 1}
+    assert server.client.post("/v1/plan", json=body, headers={"Content-Encoding": "identity"}).status_code == 200
+
+
+def test_json_in_another_character_set_is_told_which_is_read(server: Any) -> None:
+    headers = {"Content-Type": "application/json; charset=latin-1"}
+    answer = server.client.post("/v1/generate", content='{"label": "été"}'.encode("latin-1"), headers=headers)
+    assert (answer.status_code, answer.json()["detail"]) == (400, "the body is not JSON: it is not in UTF-8")
 
 
 JSON = st.recursive(
