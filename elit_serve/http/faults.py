@@ -216,7 +216,8 @@ def _allowed(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if error["type"] == "missing" and len(error["loc"]) > 1:
         return "this field is needed"
     if error["type"] in ("missing", "model_attributes_type"):
-        return "a JSON object, sent with Content-Type: application/json"
+        is_inner = len(error["loc"]) > 1  # a field of the body, and not the body
+        return "a JSON object" if is_inner else "a JSON object, sent with Content-Type: application/json"
     message = str(error["msg"])
     return message[:1].lower() + message[1:]
 

@@ -133,6 +133,13 @@ def test_a_body_that_is_no_object_is_refused(server: Any, body: str) -> None:
     assert error["field"] == "body"
 
 
+@pytest.mark.parametrize(("path", "field"), [("/v1/generate", "guidance"), ("/v1/jobs", "webhook")])
+def test_a_field_that_is_no_object_is_not_told_of_the_type_of_the_body(server: Any, path: str, field: str) -> None:
+    answer = server.client.post(path, json={"label": "tulip", field: "ccfg"})
+    (error,) = problem_of(answer, 422)["errors"]
+    assert (error["field"], error["allowed"]) == (field, "a JSON object")
+
+
 def test_a_form_is_told_to_be_json(server: Any) -> None:
     (error,) = problem_of(server.client.post("/v1/generate", data={"label": "tulip"}), 422)["errors"]
     assert "application/json" in error["allowed"]
