@@ -25,13 +25,17 @@ MAX_ID_LENGTH = 100  # of an event
 
 
 class JobEventStream(EventStream):
-    """`queued`, `started`, `step`s and `preview`s, and the job's last state as the last event."""
+    """`queued`, `started`, `step`s and `preview`s, and the job's last state as the last event.
 
-    def __init__(self, desk: JobDesk, job: JobInfo, owner: str, last_event_id: str | None) -> None:
+    prefix: the path under which the follower reaches the server.
+    """
+
+    def __init__(self, desk: JobDesk, job: JobInfo, owner: str, last_event_id: str | None, *, prefix: str = "") -> None:
         super().__init__(self._events())
         self._desk = desk
         self._job = job
         self._owner = owner
+        self._prefix = prefix
         self._format = desk.preview_format(job)
         self._seen = _number_seen(last_event_id or "", desk.events.token)
 
@@ -42,18 +46,18 @@ class JobEventStream(EventStream):
         try:
             job = await desk.run(desk.get, job_id, self._owner)  # not before: it might end in between
             if self._seen < 0:
-                yield self._written("queued", 0, self._job)
+                yield self._written("queued", 0, self._job.below(self._prefix))
             for happening in missed:
                 if happening.number > self._seen:
                     yield await run_in_threadpool(self._told, happening)
             if job.state in ENDED:
-                yield self._written(job.state, END, job)
+                yield self._written(job.state, END, job.below(self._prefix))
                 return
             async for told in follower.events(self._told):
                 yield told
             job = await desk.run(desk.get, job_id, self._owner)
             if job.state in ENDED:
-                yield self._written(job.state, END, job)
+                yield self._written(job.state, END, job.below(self._prefix))
         except ElitError:
             return  # the database is gone; they will come back
         finally:

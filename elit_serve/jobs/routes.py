@@ -62,10 +62,13 @@ async def accept(
     ] = None,
 ) -> Response:
     desk = _desk(request)
-    job = await desk.run(desk.accept, body, _owner(request), idempotency_key)
+    prefix = _prefix(request)
+    job = (await desk.run(desk.accept, body, _owner(request), idempotency_key)).below(prefix)
     request.state.job_id = job.id
-    headers = {"Location": f"{request.scope['root_path']}{PREFIX}/{job.id}"}
-    return Response(job.model_dump_json(), status_code=202, headers=headers, media_type="application/json")
+    headers = {"Location": f"{_prefix(request)}{PREFIX}/{job.id}"}
+    return Response(
+        job.below(_prefix(request)).model_dump_json(), status_code=202, headers=headers, media_type="application/json"
+    )
 
 
 @router.get("", summary="Jobs, the newest first", response_model=JobList, responses={422: INVALID, 503: UNAVAILABLE})
@@ -78,6 +81,7 @@ async def page(
 ) -> Response:
     desk = _desk(request)
     found = await desk.run(desk.page, _owner(request), state, cursor, limit)
+    found.data = [job.below(_prefix(request)) for job in found.data]
     return Response(await desk.run(found.model_dump_json), media_type="application/json")  # a hundred take a while
 
 
@@ -85,7 +89,7 @@ async def page(
 @access(needs="generate", work="jobs")
 async def get(request: Request, job_id: str) -> JobInfo:
     desk = _desk(request)
-    return await desk.run(desk.get, job_id, _owner(request))
+    return (await desk.run(desk.get, job_id, _owner(request))).below(_prefix(request))
 
 
 @router.delete(
@@ -96,7 +100,7 @@ async def get(request: Request, job_id: str) -> JobInfo:
 @access(needs="generate", work="jobs")
 async def cancel(request: Request, job_id: str) -> JobInfo:
     desk = _desk(request)
-    return await desk.run(desk.cancel, job_id, _owner(request))
+    return (await desk.run(desk.cancel, job_id, _owner(request))).below(_prefix(request))
 
 
 @router.post(
@@ -176,7 +180,7 @@ async def events(
     job = await desk.run(desk.get, job_id, owner)
     if last_event_id is not None and last_event_id.endswith(f"-{END}"):
         return Response(status_code=204)  # tells browsers not to come back
-    return JobEventStream(desk, job, owner, last_event_id)
+    return JobEventStream(desk, job, owner, last_event_id, prefix=_prefix(request))
 
 
 def _desk(request: Request) -> JobDesk:
@@ -187,3 +191,9 @@ def _desk(request: Request) -> JobDesk:
 def _owner(request: Request) -> str:
     """Who may see a job: who has the key that it was sent with, or everybody where there are no keys."""
     return owner_of(request) or ""
+
+
+def _prefix(request: Request) -> str:
+    """The path under which a proxy shows this server."""
+    prefix: str = request.scope["root_path"]
+    return prefix

@@ -63,7 +63,10 @@ class JobRequest(GenerateRequest):
 class JobImage(ImageFacts):
     """A picture of a job that is done."""
 
-    url: str = Field(description="Where the file is, while it is kept.")
+    url: str = Field(
+        description="Where the file is, while it is kept: a path on this server, and in a webhook without what a proxy "
+        "puts before it."
+    )
     num_bytes: int
 
 
@@ -87,6 +90,13 @@ class JobInfo(BaseModel):
     request: dict[str, Any] = Field(description="As it was asked for, with the seed.")
     result: JobResult | None
     error: Problem | None
+
+    def below(self, prefix: str) -> JobInfo:
+        """With the addresses of its pictures as whoever reaches the server under `prefix` needs them."""
+        if not prefix or self.result is None:
+            return self
+        images = [image.model_copy(update={"url": prefix + image.url}) for image in self.result.images]
+        return self.model_copy(update={"result": self.result.model_copy(update={"images": images})})
 
 
 class JobList(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -48,10 +49,20 @@ def test_everything_works_behind_nginx_that(
         stored = urljoin(shown, job.headers["Location"])
         assert stored == f"{shown}/v1/jobs/{job.json()['id']}"
         eventually(lambda: client.get(stored).json()["state"] == "done")
+        assert_pictures_are_where_they_are_said_to_be(client, shown, stored)
         unknown = client.get(f"{shown}/v1/images/edits").json()
         assert "error" in unknown, "OpenAI's shape on OpenAI's routes"
     with Client(shown, api_key=SECRET) as ours:
         assert ours.generate(label="tulip").images[0].data.startswith(b"\x89PNG")
+
+
+def assert_pictures_are_where_they_are_said_to_be(client: httpx.Client, shown: str, job: str) -> None:
+    """However a job is looked at."""
+    told = [client.get(job).json(), client.delete(job).json(), client.get(f"{shown}/v1/jobs").json()["data"][0]]
+    events = [line for line in client.get(f"{job}/events").text.splitlines() if line.startswith("data: ")]
+    for info in (*told, json.loads(events[-1].removeprefix("data: "))):
+        file = client.get(urljoin(shown, info["result"]["images"][0]["url"]))
+        assert file.headers["Content-Type"] == "image/png", info
 
 
 def linked(client: httpx.Client, url: str) -> set[str]:
