@@ -1,9 +1,10 @@
 """What a connection may cost before anybody knows who has opened it, and when a server begins and ends: the one place
 that reaches into uvicorn.
 
-uvicorn leaves all this open: heads have no bounds, a request that offers an upgrade loses its body, a connection that
-stands still is kept, and whatever one sends at once is begun at once. It promises nothing about its insides, so its
-version is bounded in pyproject.toml, and what is changed here is tested over real connections.
+uvicorn leaves all this open: heads have no bounds, a request that offers an upgrade loses its body, HTTP/1.0 gets
+chunks, a connection that stands still is kept, and whatever one sends at once is begun at once. It promises nothing
+about its insides, so its version is bounded in pyproject.toml, and what is changed here is tested over real
+connections.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import httptools
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import HANDLED_SIGNALS
@@ -108,6 +109,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._is_upgrade:
             super().on_headers_complete()
             self._is_in_head = False
+            if self.scope["http_version"] == "1.0":
+                _end_with_connection(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -186,6 +189,21 @@ _TOO_LARGE = Fault(
     status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     detail=f"a request's head, and its trailers, may have {MAX_HEAD_BYTES} bytes and {MAX_HEAD_LINES} lines",
 )
+
+
+def _end_with_connection(cycle: RequestResponseCycle) -> None:
+    """Has an answer of unknown length, as a stream, sent without chunks, which HTTP/1.0 does not have: it ends where
+    the connection does, which uvicorn closes after every answer to HTTP/1.0. uvicorn bounds a body that has no chunks
+    by `expected_content_length`, which therefore is always that of the next part."""
+    send = cycle.send
+
+    async def send_without_chunks(message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.chunked_encoding = False
+    cycle.send = send_without_chunks  # type: ignore[method-assign]
 
 
 def _abandon(cycle: RequestResponseCycle) -> None:

@@ -166,3 +166,18 @@ def test_an_upgraded_head_has_the_same_bounds(server: Any) -> None:
     with connection(server) as caller:
         send(caller, WHOLE, START + H2C, endless=itertools.repeat(b"a:b\r\n" * 500))
         assert [status for status, _, _ in answers(caller)] == [200, 431]
+
+
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+def test_a_stream_to_http_1_0_has_no_chunks_and_ends_with_the_connection(server: Any, method: bytes) -> None:
+    asked = b'{"prompt": "tulip", "stream": true, "partial_images": 1, "steps": 2}'
+    request = b"POST /v1/images/generations HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    with connection(server) as caller:
+        send(caller, request % (len(asked), asked) if method == b"POST" else b"HEAD /v1/live HTTP/1.0\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: caller.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding" not in head
+    events = [b"image_generation.partial_image", b"image_generation.completed"]
+    lines = [line.partition(b": ") for line in body.splitlines()]
+    assert [value for name, _, value in lines if name == b"event"] == (events if method == b"POST" else [])
+    assert {name for name, _, _ in lines} <= {b"event", b"data", b""}
