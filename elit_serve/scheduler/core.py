@@ -229,6 +229,7 @@ class RequestScheduler:
         return Crowd(
             in_flight=self.num_waiting + self.num_running + num_images,
             max_batch=self.max_batch,
+            newcomers=num_images,
             correction=self._costs.correction,
             deviation=self._costs.deviation,
             images_per_s=self._arrivals.images_per_s(now_s),

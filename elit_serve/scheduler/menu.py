@@ -105,7 +105,8 @@ class Option:
 class Crowd:
     """How busy the device is.
 
-    in_flight: accepted images with steps to run, the newcomers included.
+    in_flight: accepted images with steps to run, the newcomers included. newcomers: the images of one request, which
+        are never without each other.
     max_batch: images in a step at most.
     correction: observed over measured step times. deviation: as in `CorrectedCosts`.
     images_per_s: that have lately arrived, refused ones too; target_ms: their mean target.
@@ -113,6 +114,7 @@ class Crowd:
 
     in_flight: int
     max_batch: int
+    newcomers: int = 1
     correction: float = 1.0
     deviation: float = DEVIATION
     images_per_s: float = 0.0
@@ -153,19 +155,20 @@ class PlanMenu:
         return PlanMenu(kept) if kept else None
 
     def choose(self, *, latency_ms: float, crowd: Crowd) -> Option:
-        """What a picture gets that has so much time in this crowd.
+        """What the pictures of a request get that have so much time in this crowd.
 
         A plan whose steps may become longer gives back in flight what others need, steps and levels. So it is the best
-        of these that could be in time alone, in some form: several of them at once would run at different levels, and
-        share fewer launches. What is told of it is its best form that fits in this crowd. Where there is none, it is of
-        the options on the front that fit into the target the one that is worth most, or else the fastest.
+        of these with which the request could be in time alone, in some form: several of them at once would run at
+        different levels, and share fewer launches. What is told of it is its best form that fits in this crowd. Where
+        there is none, it is of the options on the front that fit into the target the one that is worth most, or else
+        the fastest.
 
         What an option is worth: its quality, times the share of what arrives that could be made in time if all had it.
         This depends on the crowd and not on the target, so with more time the choice only moves up the front: who
         waits longer never gets less.
         """
         within_ms = self._table_ms(latency_ms, crowd)
-        alone = replace(crowd, in_flight=1)
+        alone = replace(crowd, in_flight=crowd.newcomers)
         for option in sorted(self.options, key=lambda option: option.quality, reverse=True):
             if option.longer:
                 forms = [form for other in self.options if other.plan is option.plan for form in (other, *other.longer)]

@@ -66,6 +66,16 @@ def test_a_plan_whose_steps_may_become_longer_is_taken_however_crowded_it_is(tab
     assert chosen(offered, 10) == ("low", 4), "what cannot be in time even so is as before"
 
 
+def test_a_plan_whose_steps_may_become_longer_must_leave_time_for_all_pictures_of_a_request(table: CostTable) -> None:
+    """What its other pictures need, none of them can give back."""
+    flexible = replace(plan("long", 0.9, steps=20), coarsening=Coarsening.of(time_grid(20), {4: (0.0, 0.0, 0.1)}))
+    offered = menu(table, plan("low", 0.6, steps=5, level=4), flexible)
+    busy = Crowd(in_flight=8, max_batch=8)
+    assert chosen(offered, 90, busy)[0] == "long"
+    assert chosen(offered, 90, replace(busy, newcomers=8)) == ("low", 4)
+    assert chosen(offered, 300, replace(busy, newcomers=8))[0] == "long"
+
+
 def test_a_plan_held_below_its_ceilings_may_be_the_best_that_fits(table: CostTable) -> None:
     """Level 8 loses a third of the way to level 4, and takes ten steps of 4 ms."""
     offered = menu(table, plan("plain", 0.9))
@@ -150,8 +160,10 @@ def menus(draw: st.DrawFn) -> PlanMenu:
 
 @st.composite
 def crowds(draw: st.DrawFn) -> Crowd:
+    newcomers = draw(st.integers(1, 20))
     return Crowd(
-        in_flight=draw(st.integers(1, 20)),
+        in_flight=newcomers + draw(st.integers(0, 19)),
+        newcomers=newcomers,
         max_batch=draw(st.sampled_from([1, 3, 8])),
         correction=draw(st.sampled_from([0.8, 1.0, 2.5])),
         images_per_s=draw(st.sampled_from([0.0, 0.5, 3.0, 20.0, 200.0])),

@@ -39,6 +39,18 @@ SLOW_COST = CostTable(
     overhead_ms=20 * COST.overhead_ms,
 )
 
+# As on a CPU: pictures that share a launch take nearly as long as one after another.
+LITTLE_SHARED_COST = CostTable(
+    steps_ms={
+        (StepKind("64x64", level, weak), batch): 10
+        + (20 + 6.0 * level + (0 if weak is None else 20 + 6 * weak)) * batch
+        for level in LEVELS
+        for weak in (None, 1, level)
+        for batch in (1, 4, 16)
+    },
+    overhead_ms=10.0,
+)
+
 LEAVING = {"label": "carrot", "steps": 60}  # its caller will not wait for it
 
 
@@ -146,3 +158,20 @@ def test_a_replayed_picture_equals_its_original(start_server: Any, garden: Pipel
         replays = [server.generate(replay) for _ in range(2)]
         assert psnr(pixels(replays[0]), pixels(answer)) >= 40
         assert replays[0].json()["images"][0]["b64_json"] == replays[1].json()["images"][0]["b64_json"]
+
+
+@pytest.mark.parametrize("n", [1, 4, 16])
+def test_a_request_of_several_pictures_gets_a_plan_that_leaves_time_for_all_of_them(
+    start_server: Any, garden: Pipeline, n: int
+) -> None:
+    """The model's plans have from 10 steps to 40, which may be made in fewer."""
+    server = start_server(garden, Settings(), cost=LITTLE_SHARED_COST)
+
+    def planned(latency_ms: float) -> Any:
+        return server.client.post("/v1/plan", json={"label": "tulip", "n": n, "latency_ms": latency_ms}).json()
+
+    refused = planned(1)
+    smallest, fastest = refused["refusal"]["min_latency_ms"], refused["alternatives"][0]["min_latency_ms"]
+    assert smallest <= 1.1 * fastest
+    for factor in (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3):
+        assert planned(factor * smallest)["accepted"], factor
