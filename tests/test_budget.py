@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elit_serve.errors import InvalidInput
-from elit_serve.plans.levels import Budgets, budget_of_level, check_level, level_of_budget, spans
+from elit_serve.plans.levels import TOLD_LATENTS, Budgets, budget_of_level, check_level, level_of_budget, spans
 
 level_sets = st.sets(st.integers(1, 64), min_size=1, max_size=16).map(sorted)
 
@@ -37,6 +37,27 @@ def test_what_is_no_fraction_is_refused_with_the_field_and_the_value(budget: obj
 def test_a_budget_is_a_share_of_all_latents_even_where_training_stopped_below_them() -> None:
     assert level_of_budget(0.5, range(1, 9), 16) == 8
     assert level_of_budget(1.0, range(1, 9), 16) == 8
+
+
+@given(level_sets, st.floats(0.001, 1))
+def test_a_bound_is_kept_by_whatever_is_chosen_within_it(levels: list[int], bound: float) -> None:
+    budgets = Budgets(levels=tuple(levels), latents_per_group=64)
+    within = [level for level in levels if level >= 64 * bound - TOLD_LATENTS]
+    assert budgets.level_from(bound) == (within or levels[-1:])[0]
+    fitting = [level for level in levels if level <= 64 * bound + TOLD_LATENTS]
+    if fitting:
+        assert budgets.level_up_to(bound, field="max_budget") == fitting[-1]
+    else:
+        with pytest.raises(InvalidInput, match=f"max_budget: .* at least {levels[0] / 64:g}"):
+            budgets.level_up_to(bound, field="max_budget")
+
+
+@given(level_sets)
+def test_a_bound_may_be_a_budget_as_it_was_told(levels: list[int]) -> None:
+    budgets = Budgets(levels=tuple(levels), latents_per_group=64)
+    for level in levels:
+        told = round(budgets.of_level(level), 4)
+        assert budgets.level_from(told) == budgets.level_up_to(told, field="max_budget") == level
 
 
 @given(level_sets)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from elit_serve.errors import InvalidInput
 
+TOLD_LATENTS = 0.05  # by which a bound may miss the level that it was read from: budgets are told in a few digits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
@@ -38,6 +40,19 @@ class Budgets:
     def level_of(self, budget: float, *, field: str = "budget") -> int:
         """The trained level nearest to a budget; `field` is what an error calls it. See `level_of_budget`."""
         return level_of_budget(budget, self.levels, self.latents_per_group, field=field)
+
+    def level_from(self, budget: float) -> int:
+        """The lowest trained level of at least this budget; the highest one if all have less."""
+        wanted = budget * self.latents_per_group - TOLD_LATENTS
+        return next((level for level in self.levels if level >= wanted), self.full_level)
+
+    def level_up_to(self, budget: float, *, field: str) -> int:
+        """The highest trained level of at most this budget; raises `InvalidInput` for `field` if all have more."""
+        wanted = budget * self.latents_per_group + TOLD_LATENTS
+        fitting = [level for level in self.levels if level <= wanted]
+        if not fitting:
+            raise InvalidInput(field, budget, f"at least {self.of_level(self.levels[0]):g}, which the lowest level has")
+        return fitting[-1]
 
     def check(self, level: int, *, field: str = "levels") -> int:
         """`level` itself if the model was trained at it; raises `InvalidInput` for `field` otherwise."""

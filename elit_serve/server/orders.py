@@ -231,21 +231,22 @@ def usable_levels(plan: Plan, levels: Sequence[int]) -> tuple[int, ...]:
 
 
 def _bounds(request: GenerateRequest, plan: Plan, model: ServedModel) -> tuple[int, int]:
-    """The lowest and the highest level that the scheduler may pick."""
+    """The lowest and the highest level that the scheduler may pick: none beyond what the request says."""
     levels = usable_levels(plan, model.config.levels)
     usable = replace(model.budgets, levels=levels)
     for field in ("min_budget", "max_budget", "min_quality"):
         share = getattr(request, field)
         if share is not None and (request.budget is not None or request.levels is not None):
             raise InvalidInput(field, share, "the compute is already fixed by budget or levels; leave it out")
-    bounds = {"min_budget": levels[0], "max_budget": levels[-1]}
-    for field in bounds:
-        share = getattr(request, field)
-        if share is not None:
-            bounds[field] = usable.level_of(share, field=field)
-    low, high = bounds["min_budget"], bounds["max_budget"]
+    low = levels[0] if request.min_budget is None else usable.level_from(request.min_budget)
+    high = levels[-1] if request.max_budget is None else usable.level_up_to(request.max_budget, field="max_budget")
     if low > high:
-        raise InvalidInput("min_budget", request.min_budget, f"at most max_budget, {request.max_budget}")
+        assert request.min_budget is not None
+        assert request.max_budget is not None
+        allowed = f"at most max_budget, {request.max_budget:g}"
+        if request.min_budget <= request.max_budget:
+            allowed = f"at most {model.budgets.of_level(high):g}, the highest budget of a level up to max_budget"
+        raise InvalidInput("min_budget", request.min_budget, allowed)
     return low, high
 
 

@@ -110,6 +110,14 @@ def test_bounds_hold_whatever_the_target(start_server: Any) -> None:
     assert start_server().generate(impossible).status_code == 422
 
 
+def test_bounds_between_levels_are_kept_too(start_server: Any) -> None:
+    """The levels of this model are a quarter of all latents apart."""
+    most = {"label": "rose", "latency_ms": 60_000, "max_budget": 0.7}
+    assert start_server().generate(most).json()["images"][0]["levels"] == [2, 2, 2, 2]
+    least = {"label": "rose", "latency_ms": 2700, "min_budget": 0.3}
+    assert min(start_server().generate(least).json()["images"][0]["levels"]) == 2
+
+
 def test_a_target_that_no_level_meets_is_refused_with_the_smallest_that_works(server: Any) -> None:
     refusal = server.generate({"label": "rose", "latency_ms": 100})
     assert refusal.status_code == 422

@@ -42,6 +42,8 @@ REFUSED: list[tuple[dict[str, object], str, object, str]] = [
     ({"levels": [1], "budget": 0.5}, "budget", 0.5, "leave it out"),
     ({"min_budget": 0}, "min_budget", 0, "greater than 0"),
     ({"min_budget": 0.8, "max_budget": 0.4}, "min_budget", 0.8, "at most max_budget, 0.4"),
+    ({"max_budget": 0.2}, "max_budget", 0.2, "at least 0.25, which the lowest level has"),
+    ({"min_budget": 0.3, "max_budget": 0.4}, "min_budget", 0.3, "at most 0.25, the highest budget of a level"),
     ({"min_budget": 0.5, "budget": 0.5}, "min_budget", 0.5, "leave it out"),
     ({"max_budget": 0.5, "levels": [1, 1]}, "max_budget", 0.5, "leave it out"),
     ({"best_effort": 1}, "best_effort", 1, "boolean"),
