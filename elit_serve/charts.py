@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import chain
 from math import inf, nan
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from elit_serve.errors import InvalidInput, MissingPackage
+from elit_serve.files.writing import write_whole
 from elit_serve.plans.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ def save(rows: Sequence[Sequence[Chart]], file: Path, *, title: str = "") -> Non
     The legend is that of the first. Charts of a row have one scale for y; what is marked on x stands in the last row.
     """
     with _drawn(rows, title) as figure:
-        figure.savefig(file, dpi=144)
+        drawn = BytesIO()
+        figure.savefig(drawn, format=file.suffix.lower().removeprefix("."), dpi=144)
+    write_whole(file, drawn.getvalue(), field="plot")
 
 
 def inline_svg(chart: Chart) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from elit_serve.errors import InvalidInput
+from elit_serve.files.writing import write_whole
 from elit_serve.plans.formats import FILE_QUALITY, OUTPUT_FORMATS, OutputFormat, PngCompression
 from elit_serve.png import png
 
@@ -86,11 +87,15 @@ def format_of(path: str | os.PathLike[str]) -> OutputFormat:
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Raises `InvalidInput` for `output` if it cannot be written."""
-    try:
-        Path(path).write_bytes(data)
-    except OSError as error:
-        raise InvalidInput("output", os.fspath(path), f"it cannot be written: {error.strerror or error}") from None
+    """All of it or nothing. Raises `InvalidInput` for `output` if it cannot be written."""
+    write_whole(Path(path), data, field="output")
+
+
+def write_sheet(file: Path, sheet: Image.Image, *, field: str = "out") -> None:
+    """As PNG, all of it or nothing. Raises `InvalidInput` for `field` if it cannot be written."""
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_whole(file, buffer.getvalue(), field=field)
 
 
 def read_facts(data: bytes) -> dict[str, object] | None:

@@ -228,3 +228,20 @@ def test_a_damaged_model_is_one_line(tiny_model_dir: Path) -> None:
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "model.safetensors" in done.stderr
+
+
+def test_output_that_has_no_room_is_one_line() -> None:
+    command = [sys.executable, "-m", "elit_serve.cli", "describe", "dit-b/2"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "error: what the command prints or writes cannot be written: No space left on device\n"
+
+
+def test_attention_that_cannot_be_written_is_one_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "maps.safetensors").mkdir()
+    done = run("generate", tiny_model_dir, "--label", "tulip", "--attention", tmp_path, "-o", tmp_path / "a.png")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "attention" in done.stderr
+    assert "Is a directory" in done.stderr

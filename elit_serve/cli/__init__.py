@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from elit_serve.nn import BackboneSpec
     from elit_serve.nn.describe import Description
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no fault of ours, wherever it is met, as by standard output
+
 app = typer.Typer(
     help="Serve and train elastic diffusion transformers: one checkpoint, every latency.",
     no_args_is_help=True,
@@ -64,8 +67,17 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ElitError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
+        _say_error(error)
         sys.exit(1 if isinstance(error, EngineStopped) else 2)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _say_error(f"{error.filename or 'what the command prints or writes'} cannot be written: {error.strerror}")
+        sys.exit(2)
+
+
+def _say_error(error: ElitError | str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
 
 
 @app.callback(invoke_without_command=True)

@@ -292,7 +292,7 @@ def served(
     from elit_serve.evaluation.runs.comparable import open_on_scale
     from elit_serve.evaluation.runs.opening import ReferenceOptions
     from elit_serve.evaluation.runs.served import measure_served, read_served
-    from elit_serve.files.writing import check_folder
+    from elit_serve.files.writing import check_folder, write_whole
 
     against = ReferenceOptions(
         reference=reference, held_out=held_out, prompts=prompts, samples=samples, batch_size=batch_size
@@ -303,5 +303,5 @@ def served(
     extractor = open_features(features, pipeline.device)
     found = measure_served(pipeline, open_on_scale(pipeline, extractor, against, out), extractor, plans)
     text = json.dumps(found.as_dict(), indent=2)
-    (out / "served.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(out / "served.json", text + "\n")
     typer.echo(text)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from elit_serve.errors import CheckpointError, DataError, InvalidInput
 from elit_serve.files.opening import read_file
 from elit_serve.files.validation import problems_in
+from elit_serve.files.writing import write_whole
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 
@@ -134,7 +135,7 @@ class Evaluation(Lenient):
     def write(self, folder: Path) -> None:
         """Into `evaluation.json` of a folder."""
         text = json.dumps(self.model_dump(mode="json"), indent=2)
-        (folder / EVALUATION).write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / EVALUATION, text + "\n")
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:

@@ -23,6 +23,7 @@ from elit_serve.files.measured import (
     read_measured,
 )
 from elit_serve.files.time_shift import WrittenShift
+from elit_serve.files.writing import write_whole
 from elit_serve.files.written_skips import WrittenSkips
 from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MIN_MEASURED
 from elit_serve.plans.estimate import Estimate
@@ -289,12 +290,7 @@ def _spread(front: tuple[PlanQuality, ...], count: int) -> tuple[PlanQuality, ..
 
 def write_quality(quality: Quality, file: Path) -> None:
     """All of the file or none of it. Raises `InvalidInput` where it cannot be written."""
-    staging = file.with_name(f".{file.name}.new")
-    try:
-        staging.write_text(quality.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        staging.replace(file)
-    except OSError as error:
-        raise InvalidInput("quality", str(file), f"it cannot be written: {error.strerror or error}") from None
+    write_whole(file, quality.model_dump_json(indent=1) + "\n", field="quality")
 
 
 def read_quality(file: Path, *, model: Path | None = None) -> Quality:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from elit_serve.errors import InvalidInput
 from elit_serve.files.opening import read_text
+from elit_serve.files.writing import write_whole
 
 MAX_FILE_BYTES = 1 << 30
 
@@ -97,7 +98,7 @@ class RequestRecord(BaseModel):
 def write_records(file: Path, records: Sequence[RequestRecord]) -> None:
     """A line for each, times relative to the first planned arrival."""
     start_s = min(record.planned_s for record in records)
-    file.write_text("".join(record.line(start_s) + "\n" for record in records), encoding="utf-8")
+    write_whole(file, "".join(record.line(start_s) + "\n" for record in records), field="records")
 
 
 def read_records(file: Path) -> list[RequestRecord]:

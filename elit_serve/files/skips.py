@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from elit_serve.errors import InvalidInput
 from elit_serve.files.guidance import WrittenGuidance
 from elit_serve.files.measured import Figure, Level, Measured, read_measured
+from elit_serve.files.writing import write_whole
 from elit_serve.plans.bounds import MAX_COUNT, MAX_MEASURED, MAX_STEPS
 
 MAX_DEGREE = 8
@@ -63,12 +63,7 @@ class SkipCalibration(Measured):
 
 def write_skips(calibration: SkipCalibration, file: Path) -> None:
     """All of the file or none of it. Raises `InvalidInput` where it cannot be written."""
-    staging = file.with_name(f".{file.name}.new")
-    try:
-        staging.write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        staging.replace(file)
-    except OSError as error:
-        raise InvalidInput("out", str(file), f"it cannot be written: {error.strerror or error}") from None
+    write_whole(file, calibration.model_dump_json(indent=1) + "\n")
 
 
 def read_skips(file: Path, *, model: Path | None = None) -> SkipCalibration:

@@ -43,5 +43,8 @@ def _lock(descriptor: int, file: Path) -> None:
     except OSError as error:  # some network drives have no locks
         logger.warning("%s cannot be locked (%s): do not resume this run twice at once", file, error.strerror)
         return
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError as error:
+        raise RunError(f"{file} cannot be written: {error.strerror}") from None

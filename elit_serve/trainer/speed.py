@@ -27,7 +27,7 @@ from elit_serve.engine.profile.profiler import device_name
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import ClassesConfig
 from elit_serve.files.measured import Measured
-from elit_serve.files.writing import check_folder
+from elit_serve.files.writing import check_file, write_whole
 from elit_serve.nn import BackboneSpec
 from elit_serve.nn.flops import flops_iteration
 from elit_serve.nn.text import packed
@@ -121,7 +121,7 @@ def speed_to_file(
 ) -> TrainingSpeed:
     """What `elit-serve profile-training` does but for its table: measures, shows progress, writes `out` if given."""
     if out is not None:
-        _check_file(out)
+        check_file(out)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         speed = measure(
             recipe,
@@ -135,7 +135,7 @@ def speed_to_file(
             bar=bar,
         )
     if out is not None:
-        _write(speed, out)
+        write_whole(out, speed.model_dump_json(indent=2) + "\n")
     return speed
 
 
@@ -352,20 +352,6 @@ def _batch_named(recipe: Recipe, device: torch.device) -> Iterator[None]:
             f"{device_name(device)}; raise training.accumulation or lower the batch"
         )
         raise InvalidInput("training.batch", training.batch, allowed) from None
-
-
-def _check_file(out: Path) -> None:
-    """Raises `InvalidInput` before the work rather than after it."""
-    if out.is_dir():
-        raise InvalidInput("out", str(out), "a file; this is a folder")
-    check_folder(out.parent)
-
-
-def _write(speed: TrainingSpeed, out: Path) -> None:
-    try:
-        out.write_text(speed.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput("out", str(out), f"it cannot be written: {error.strerror or error}") from None
 
 
 def speed_table(speed: TrainingSpeed) -> Table:

@@ -33,9 +33,10 @@ from elit_serve.engine.profile.answers import answer_times
 from elit_serve.engine.profile.quick import anchors, interpolated
 from elit_serve.engine.profile.step_set import StepSet, served_steps
 from elit_serve.engine.profile.texts import text_times
-from elit_serve.errors import ElitError, InvalidInput
+from elit_serve.errors import ElitError
 from elit_serve.files.config import TextConfig
 from elit_serve.files.latency import AnswerTime, Latency, StepCost, read_latency
+from elit_serve.files.writing import check_file, write_whole
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.skips import NO_SKIPS, Skips
@@ -160,10 +161,11 @@ def profile_to_file(
     levels, batches: some of those that a server uses; none is all of them.
     """
     file = file or pipeline.path / "latency" / file_name(pipeline)
+    check_file(file)
     served = served_steps(pipeline.config, pipeline.shape_names, pipeline.device, pipeline.quality)
     served = served.only(levels, batches)
     executor = open_executor(pipeline, num_slots=max(served.batches), keeps=served.keeps)
-    with ProgressBar(console=console, transient=True) as bar:
+    with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def show(what: str) -> Progress:
             task = bar.add_task(what)
@@ -180,11 +182,7 @@ def profile_to_file(
             command=command,
             on_progress=show("measuring"),
         )
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(latency.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput("out", str(file), f"it cannot be written: {error.strerror or error}") from None
+    write_whole(file, latency.model_dump_json(indent=2) + "\n")
     console.print(_as_table(latency))
     console.print(_answers_as_table(latency))
     for number, took_ms in latency.text_ms.items():

@@ -14,7 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, Json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.features.extractor import Described
 from elit_serve.files.opening import regular
 
@@ -68,13 +70,19 @@ class FeatureCache:
             tensors["logits"] = sampled.described.logits.contiguous()
         told = {"sampling_seconds": sampled.sampling_seconds, "facts": json.dumps(facts)}
         header = CachedSetHeader.model_validate(told)
+        try:
+            self._write(tensors, header.metadata, self._file(facts))
+        except (OSError, SafetensorError) as error:
+            raise InvalidInput("out", str(self._folder), f"it cannot be written: {error}") from None
+
+    def _write(self, tensors: dict[str, Tensor], metadata: dict[str, str], file: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._folder, suffix=".part")
         os.close(handle)
         staging = Path(name)
         try:
-            save_file(tensors, staging, metadata=header.metadata)
-            staging.replace(self._file(facts))
+            save_file(tensors, staging, metadata=metadata)
+            staging.replace(file)
         finally:
             staging.unlink(missing_ok=True)
 

@@ -32,12 +32,12 @@ from elit_serve.engine.pipeline import FinishedPicture, Pipeline
 from elit_serve.errors import ElitError, InvalidInput
 from elit_serve.evaluation.report.attention import zero_tokens
 from elit_serve.evaluation.report.sheets import evenly
-from elit_serve.files.writing import check_folder
+from elit_serve.files.writing import check_folder, write_whole
 from elit_serve.nn import Backbone
 from elit_serve.nn.backbones.transformer import TransformerSpec
 from elit_serve.nn.interface import unpatchify, without_zeros_between
 from elit_serve.nn.latents import LatentFigures, LatentPass, watch_latents
-from elit_serve.pictures import labelled
+from elit_serve.pictures import labelled, write_sheet
 from elit_serve.plans.levels import check_level
 from elit_serve.plans.plan import Plan
 
@@ -144,15 +144,18 @@ def write_attention(
     check_folder(folder, field="attention")
     steps = evenly(plan.num_steps, SHOWN_STEPS)
     records = [record_reads(pipeline, condition, seed, plan.at_level(level), steps) for level in levels]
-    _reads_sheet(records, spec).save(folder / "reads.png")
-    _reads_sheet(records, spec, latent=0).save(folder / "first-latent.png")
-    _latents_sheet(max(records, key=lambda record: record.level), spec).save(folder / "latents.png")
+    write_sheet(folder / "reads.png", _reads_sheet(records, spec), field="attention")
+    write_sheet(folder / "first-latent.png", _reads_sheet(records, spec, latent=0), field="attention")
+    highest = max(records, key=lambda record: record.level)
+    write_sheet(folder / "latents.png", _latents_sheet(highest, spec), field="attention")
     for record in records:
         for read in record.maps:
-            overlay(record.picture.image, read.relative(), spec).save(folder / f"{read.name}.png")
+            drawn = overlay(record.picture.image, read.relative(), spec)
+            write_sheet(folder / f"{read.name}.png", drawn, field="attention")
     maps = [read for record in records for read in record.maps]
-    (folder / "maps.safetensors").write_bytes(save({read.name: read.probabilities.contiguous() for read in maps}))
-    (folder / "attention.json").write_text(json.dumps(_facts(records, spec), indent=2) + "\n", encoding="utf-8")
+    tensors = save({read.name: read.probabilities.contiguous() for read in maps})
+    write_whole(folder / "maps.safetensors", tensors, field="attention")
+    write_whole(folder / "attention.json", json.dumps(_facts(records, spec), indent=2) + "\n", field="attention")
     return records
 
 

@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 import elit_serve
 from elit_serve.charts import Chart, Point, Series, inline_svg
-from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.folder import MeasuredRow, Measurements, read_measurements
 from elit_serve.files.opening import read_file
+from elit_serve.files.writing import write_whole
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.grid import Shift
 
@@ -50,10 +50,7 @@ def write_page(folder: Path) -> Path:
     Sample sheets (`budgets.png` and others of `PICTURES`) and a latency file beside them are told as well.
     """
     page, file = render(read_measurements(folder), _pictures(folder)), folder / PAGE
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput("report", str(folder), f"a folder that can be written: {error.strerror or error}") from None
+    write_whole(file, page, field="report")
     return file
 
 

@@ -21,7 +21,8 @@ from elit_serve.evaluation.runs.provenance import provenance
 from elit_serve.evaluation.runs.sets import SEEDS_PER_REPEAT
 from elit_serve.evaluation.runs.throughput import SaturatedEngine
 from elit_serve.files.evaluation import EvaluatedPlan, Evaluation, PictureSize
-from elit_serve.files.writing import check_folder
+from elit_serve.files.writing import check_folder, write_whole
+from elit_serve.pictures import write_sheet
 from elit_serve.plans.levels import check_level
 from elit_serve.plans.plan import Plan
 
@@ -64,14 +65,14 @@ def run_evaluation(
         evaluation = evaluation_of(pipeline, evaluator, measured)
     evaluation.write(options.out)
     table = as_markdown(evaluation)
-    (options.out / "table.md").write_text(table, encoding="utf-8")
+    write_whole(options.out / "table.md", table)
     write_sheets(pipeline, evaluator, plans, options.out, shown=options.shown_conditions)
     return table
 
 
 def progress_bar(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def evaluation_of(pipeline: Pipeline, evaluator: Evaluator, measured: Sequence[PlanMeasures]) -> Evaluation:
@@ -132,7 +133,7 @@ def write_sheets(
     """`budgets.png` and `nearest.png`, which needs the photographs, so that a reference file does without."""
     known, reference = pipeline.conditions, evaluator.reference
     shown = shown or [known[index] for index in evenly(len(known), SHOWN_CLASSES)]
-    budget_sheet(pipeline, plans, conditions=shown).save(out / "budgets.png")
+    write_sheet(out / "budgets.png", budget_sheet(pipeline, plans, conditions=shown))
     if reference.photographs:
         sheet = nearest_sheet(
             pipeline,
@@ -142,4 +143,4 @@ def write_sheets(
             found=nearest(evaluator.features(plans[0], 0), reference.features),
             photographs=reference.photographs,
         )
-        sheet.save(out / "nearest.png")
+        write_sheet(out / "nearest.png", sheet)

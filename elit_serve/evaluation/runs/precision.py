@@ -25,7 +25,7 @@ from elit_serve.evaluation.runs.opening import ReferenceOptions, open_evaluator
 from elit_serve.evaluation.runs.provenance import provenance
 from elit_serve.files.quality import PlanQuality, PrecisionQuality, Quality, read_quality, write_quality
 from elit_serve.files.validation import problems_in
-from elit_serve.files.writing import check_folder
+from elit_serve.files.writing import check_folder, write_whole
 from elit_serve.plans.estimate import Estimate
 
 
@@ -95,7 +95,7 @@ def run_precision_command(
     except ValidationError as error:
         raise InvalidInput("dtype", pipeline.precision, "; ".join(problems_in(error))) from None
     text = found.model_dump_json(indent=1) + "\n"
-    (options.out / f"{pipeline.precision}.json").write_text(text, encoding="utf-8")
+    write_whole(options.out / f"{pipeline.precision}.json", text)
     if options.writes:
         write_precision(pipeline.path, pipeline.precision, found)
     return found

@@ -35,6 +35,7 @@ from elit_serve.evaluation.runs.throughput import SaturatedEngine
 from elit_serve.files.config import SamplingConfig
 from elit_serve.files.latency import Latency
 from elit_serve.files.quality import OWN_SCALE, QUALITY_SCALE, Quality, write_quality
+from elit_serve.files.writing import write_whole
 from elit_serve.plans.plan import Plan
 
 
@@ -121,7 +122,7 @@ def write_throughput(pipeline: Pipeline, points: Sequence[SweptPlan], facts: Swe
     )
     plans = {plan_name(point.plan): asdict(engine.compared(point.plan, point.images_per_second)) for point in points}
     text = json.dumps({"batch": engine.batch, "provenance": facts.provenance, "plans": plans}, indent=1)
-    (options.out / "throughput.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(options.out / "throughput.json", text + "\n")
 
 
 def measured_quality(
