@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.table import Table
 from typer.testing import CliRunner
 
 from elit_serve.cli import app
+from elit_serve.cli.options import open_console
 from elit_serve.errors import InvalidInput
 from elit_serve.evaluation.report.sheets import shown_levels
 from elit_serve.pictures import read_facts
@@ -219,6 +221,44 @@ def test_an_error_is_one_line_that_names_the_value(
     for part in named:
         assert part in done.stderr
     assert not list(tmp_path.glob("a.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("bench http://a --rate 5 --load 2", "load: 2.0 .*--rate"),
+        ("bench http://a --warm-up 3", "warm-up: 3 .*--closed-loop"),
+        ("bench http://a --closed-loop 2 --trace poisson", "trace: 'poisson' .*--closed-loop"),
+        ("bench http://a --no-target --slo-scale 9", "slo-scale: '9' .*--no-target"),
+        ("bench http://a --bias 0", "bias: 0.0 .*--compare"),
+        ("simulate --cost a.json --router random", "router: 'random' .*--replicas"),
+        ("simulate --cost a.json --replicas 2 --load-s 3", "load-s: 3.0 .*--replicas MIN-MAX"),
+        ("simulate --cost a.json --replicas 2-3 --ingress 2", "ingress: 2 .*--replicas of one number"),
+        ("simulate --cost a.json --replicas 2 --policy fixed", "policy: 'fixed' .*elastic"),
+        ("simulate --cost a.json --replicas 2 --plot a.png", "plot: 'a.png' .*MIN-MAX"),
+        ("import FOLDER --dtype float32", "dtype: 'float32' .*a folder of diffusers"),
+        ("import FOLDER --head 2", "head: 2 .*--window"),
+        ("import FOLDER/config.json b --source x --license y --steps 4", "steps: 4 .*this is a file"),
+        ("profile FOLDER --resolution 64", "resolution: 64 .*sizes"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments: str, named: str, tiny_model_dir: Path) -> None:
+    refused = CliRunner().invoke(app, arguments.replace("FOLDER", str(tiny_model_dir)).split()).exception
+    assert isinstance(refused, InvalidInput)
+    assert re.match(named, str(refused)), refused
+
+
+@pytest.mark.parametrize(("columns", "is_whole"), [(None, True), ("40", False)])
+def test_where_output_is_piped_a_table_is_as_wide_as_what_it_says(
+    columns: str | None, is_whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    table = Table("plan", "on the whole grid")
+    table.add_row("8 steps at 4, unguided, and steps that are longer", "2 of 1, 1 of 4, 1 of 2")
+    open_console().print(table)
+    assert ("8 steps at 4, unguided, and steps that are longer" in capsys.readouterr().out) == is_whole
 
 
 def test_a_damaged_model_is_one_line(tiny_model_dir: Path) -> None:

@@ -33,6 +33,8 @@ from elit_serve.cli.options import (
     RecipeArgument,
     ThreadsOption,
     integers,
+    open_console,
+    refuse_given,
 )
 from elit_serve.cli.setting_options import takes_settings
 from elit_serve.cli.sweeps import calibrate, grids, precision, served, sweep
@@ -106,7 +108,7 @@ def describe(
     if as_json:
         typer.echo(json.dumps(description.as_dict(), indent=2))
     else:
-        Console().print(_description_table(description))
+        open_console().print(_description_table(description))
 
 
 @app.command()
@@ -128,6 +130,7 @@ def serve(*, config: str | None, **flags: object) -> None:
 
 @app.command()
 def profile(
+    context: typer.Context,
     model: ModelArgument = None,
     random_weights: Annotated[
         str | None, typer.Option(help="A preset such as elit-dit-xl/2, with random weights, instead of a model.")
@@ -157,10 +160,13 @@ def profile(
 
     At every level and batch size that a server uses, or at some: a server takes no file that lacks what it uses.
     """
+    import torch
+
     from elit_serve.engine.pipeline import Pipeline
     from elit_serve.engine.profile.profiler import profile_to_file
 
     if random_weights is None:
+        refuse_given(context, ("resolution",), "a model has its own sizes; leave it out")
         if sizes is not None:
             raise InvalidInput("sizes", sizes, "all sizes of a model are measured; leave it out")
         if max_tokens is not None:
@@ -173,6 +179,8 @@ def profile(
     elif out is None:
         raise InvalidInput("out", None, "random weights have no directory of their own; name a file")
     else:
+        if threads is not None:
+            torch.set_num_threads(threads)
         pipeline = Pipeline.random(
             random_weights,
             resolution,
@@ -188,7 +196,7 @@ def profile(
         out,
         repeats=repeats,
         command=command_line(),
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
         levels=integers("levels", levels) if levels else (),
         batches=integers("batches", batches) if batches else (),
     )

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import elit_serve
-from elit_serve.cli.options import ApiKeyOption, integers, numbers, replica_range
+from elit_serve.cli.options import ApiKeyOption, integers, numbers, open_console, refuse_given, replica_range
 from elit_serve.errors import InvalidInput
 from elit_serve.text.command_line import command_line
 
@@ -38,9 +37,12 @@ PromptsOption = Annotated[
     typer.Option(help="Prompts, one a line, or captions, to draw from. Default: classes, or the model's examples."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OF_AN_OPEN_LOOP = ("trace", "load", "rate", "burstiness", "slo_scale", "best_effort", "compare")
+OF_REPLICAS = ("router", "digest_ms", "ingress", "load_s")
 
 
 def bench(
+    context: typer.Context,
     url: Annotated[str, typer.Argument(help="The server, as http://127.0.0.1:8000.")],
     trace: Annotated[str | None, TRACE] = None,
     load: Annotated[float, typer.Option(help="Rate as a multiple of the saturated full-budget throughput.")] = 1.0,
@@ -95,6 +97,16 @@ def bench(
     from elit_serve.bench.simulate.workload import scales_of
     from elit_serve.photographs import read_prompts
 
+    if closed_loop:
+        refuse_given(context, OF_AN_OPEN_LOOP, "left out: --closed-loop asks again once answered, with no target")
+    else:
+        refuse_given(context, ("warm_up",), "--closed-loop beside it")
+    if rate is not None:
+        refuse_given(context, ("load",), "left out: --rate says it")
+    if no_target:
+        refuse_given(context, ("slo_scale", "best_effort"), "left out beside --no-target")
+    if not compare:
+        refuse_given(context, ("policy", "bias", "quality"), "--compare beside it")
     if recorded_targets and (no_target or closed_loop):
         raise InvalidInput("recorded-targets", True, "neither --no-target nor --closed-loop, which have no targets")
     options = LoadOptions(
@@ -143,7 +155,7 @@ def _load(options: LoadOptions, records: Path | None, policy: str | None) -> tup
     from elit_serve.clock import MonotonicClock
     from elit_serve.files.records import write_records
 
-    if records is not None and not records.parent.is_dir():  # found out before the run, not after it
+    if records is not None and (records.is_dir() or not records.parent.is_dir()):  # before the run, not after it
         raise InvalidInput("records", str(records), "a file in a folder that exists")
     if policy is not None:
         check_comparable(options, policy)
@@ -187,6 +199,7 @@ def soak(
 
 
 def simulate(
+    context: typer.Context,
     trace: Annotated[str, TRACE] = "poisson",
     *,
     cost: Annotated[Path, typer.Option(help="A latency/<device>.json: what the simulated device takes.")],
@@ -278,6 +291,14 @@ def simulate(
     from elit_serve.bench.simulate.workload import Mix, scales_of
 
     fewest, most = replica_range(replicas)
+    if most == 1:
+        refuse_given(context, OF_REPLICAS, "--replicas of more than 1 beside it")
+    elif fewest == most:
+        refuse_given(context, ("load_s",), "--replicas MIN-MAX beside it: of so many none has to load")
+    else:
+        refuse_given(context, ("router", "ingress"), "--replicas of one number beside it, as 4")
+    if most > 1:
+        refuse_given(context, ("policy",), "left out: with --replicas each has the elastic policy")
     options = SimulateOptions(
         replicas=(fewest, most),
         routers=ALL_ROUTERS if router == "all" else tuple(router.split(",")),
@@ -321,7 +342,9 @@ def simulate(
     if len(chosen) > 1:
         raise InvalidInput("decisions", decisions, f"only one of {', '.join(instead)} at a time")
     run = chosen[0] if chosen else run_comparison
-    report, table = run(options, Console(stderr=True))
+    if run not in (run_comparison, run_scaled_fleet):
+        refuse_given(context, ("plot",), "left out: drawn are policies side by side, and a fleet of --replicas MIN-MAX")
+    report, table = run(options, open_console(stderr=True))
     show(report, [table], as_json=as_json)
 
 
@@ -332,4 +355,4 @@ def show(report: Mapping[str, object], tables: Iterable[Table], *, as_json: bool
         typer.echo(json.dumps({**report, **made_by}, indent=2))
     else:
         for table in tables:
-            Console().print(table)
+            open_console().print(table)

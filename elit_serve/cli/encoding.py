@@ -65,7 +65,8 @@ def encode(
         part="held out" if held_out else "training",
         captioned=captions,
     )
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("encoding")
         index = encode_data(
             data,

@@ -18,6 +18,7 @@ from elit_serve.cli.options import (
     SizeOption,
     ThreadsOption,
     integers,
+    open_console,
 )
 from elit_serve.errors import InvalidInput
 from elit_serve.pictures import format_of, write_file
@@ -203,14 +204,12 @@ def _draw_here(
         ]
         save_image(budget_sheet(pipeline, rows, conditions=conditions, seed=seed), output)
     elif attention is not None:
-        from rich.console import Console
-
         from elit_serve.evaluation.report.attention_maps import figures_table, halved_levels, write_attention
 
         read_at = halved_levels(pipeline.config.levels) if budget is None else [plan.levels[0]]
         records = write_attention(pipeline, plan, condition=conditions[0], seed=seed, levels=read_at, folder=attention)
         records[0].picture.save(output)
-        Console(stderr=True).print(figures_table(records))
+        open_console(stderr=True).print(figures_table(records))
     else:
         pipeline.run(conditions, [seed], plan)[0].save(output)
 

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
-from elit_serve.cli.options import integers
+from elit_serve.cli.options import integers, refuse_given
 from elit_serve.errors import InvalidInput
+
+OF_A_FOLDER = ("sizes", "max_tokens", "steps", "guidance_scale")
+OF_A_FILE = ("classes", "levels", "heads", "dtype", "autoencoder", "preview_autoencoder", "max_shard_mb")
 
 
 def import_(
+    context: typer.Context,
     file: Annotated[
         Path, typer.Argument(help="A .pt file of ELIT-SiT or SiT weights, or a folder with a pipeline of diffusers.")
     ],
@@ -81,6 +85,9 @@ def import_(
             raise InvalidInput(
                 "destination", str(destination), "left out: a folder of diffusers becomes a model itself"
             )
+        refuse_given(context, OF_A_FILE, "left out: a folder of diffusers has its own, and stays as it is")
+        if window is None:
+            refuse_given(context, ("head", "tail"), "--window beside it, which puts ELIT inside the folder's model")
         written = import_folder(
             file.resolve(),
             sizes=() if sizes is None else sizes.split(","),
@@ -94,6 +101,8 @@ def import_(
         )
         typer.echo(f"{file}: {', '.join(written.weights.files)}")
         return
+    if file.exists():
+        refuse_given(context, OF_A_FOLDER, "left out: it is of a folder of diffusers, and this is a file")
     if destination is None or source is None or license_text is None:
         raise InvalidInput("destination, --source, --license", None, "all three beside a file of weights")
     from elit_serve.engine.checkpoint import weight_dtype

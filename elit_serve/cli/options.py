@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from elit_serve.errors import InvalidInput
 
@@ -33,6 +36,26 @@ ChangesOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads for torch. Default: torch's own choice.")]
+
+
+PIPED_COLUMNS = 400
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """For people. Where nobody's terminal says how wide it is, no figure of a table is cut off."""
+    console = Console(stderr=stderr)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(stderr=stderr, width=PIPED_COLUMNS)
+
+
+def refuse_given(context: typer.Context, options: Iterable[str], allowed: str) -> None:
+    """Raises `InvalidInput` for the first of these options that was given, since it would be ignored."""
+    for name in options:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = context.params[name]
+            raise InvalidInput(name.replace("_", "-"), value if isinstance(value, int | float) else str(value), allowed)
 
 
 def integers(field: str, text: str) -> list[int]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from elit_serve.cli.options import (
     DeviceOption,
@@ -18,6 +17,7 @@ from elit_serve.cli.options import (
     SizeOption,
     ThreadsOption,
     integers,
+    open_console,
 )
 from elit_serve.plans.levels import check_level
 
@@ -128,7 +128,7 @@ def sweep(
         writes_defaults=write_defaults,
         threads=threads,
     )
-    run_sweep_command(pipeline, open_features(features, pipeline.device), against, words, Console())
+    run_sweep_command(pipeline, open_features(features, pipeline.device), against, words, open_console())
 
 
 def grids(
@@ -184,7 +184,7 @@ def grids(
         repeats=repeats,
         writes=write,
     )
-    run_grids_command(pipeline, open_features(features, pipeline.device), options, Console())
+    run_grids_command(pipeline, open_features(features, pipeline.device), options, open_console())
 
 
 def calibrate(
@@ -222,7 +222,7 @@ def calibrate(
         levels=[check_level(level, trained) for level in chosen],
         num_samples=samples,
         prompts=asked,
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
     )
     file = out or pipeline.path / "skips.json"
     write_skips(calibration, file)
@@ -265,7 +265,7 @@ def precision(
     ).with_prompts_read()
     pipeline = Pipeline.load(model, device=device, dtype=dtype, quantize=quantize, threads=threads)
     options = PrecisionOptions(against=against, out=out, plans=plan or (), max_repeats=max_repeats, writes=write)
-    run_precision_command(pipeline, open_features(features, pipeline.device), options, Console())
+    run_precision_command(pipeline, open_features(features, pipeline.device), options, open_console())
 
 
 def served(

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from elit_serve.cli.options import ChangesOption, DeviceOption, RecipeArgument, ThreadsOption
+from elit_serve.cli.options import ChangesOption, DeviceOption, RecipeArgument, ThreadsOption, open_console
 from elit_serve.text.command_line import command_line
 
 
@@ -44,6 +43,6 @@ def profile_training(
         warm_up=warm_up,
         device=choose_device(device),
         command=command_line(),
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
     )
-    Console().print(speed_table(speed))
+    open_console().print(speed_table(speed))

@@ -161,6 +161,10 @@ def _comparison(options: SimulateOptions) -> Comparison:
     for name in names:
         if contender(name).takes_strides and coarsening is None:
             raise InvalidInput("policy", name, "--strides beside it, which says what longer steps keep of quality")
+    if coarsening is not None and not any(contender(name).takes_strides for name in names):
+        raise InvalidInput(
+            "strides", options.strides, "--policy elastic-strides beside them, which alone takes longer steps"
+        )
     if options.mix != PLAIN and (rivals := [name for name in names if not contender(name).serves_all]):
         raise InvalidInput("policy", ", ".join(rivals), "elastic or fixed: others know one kind of request")
     if options.mix.other_sizes and len(table.shapes) == 1:
