@@ -78,15 +78,7 @@ def order_of(
     condition = _condition(request, model)
     shape = model.sizes.shape_of(request.size)
     seeds = _seeds(request, settings)
-    plan = model.plan(
-        budget=request.budget,
-        levels=request.levels,
-        strides=request.strides,
-        steps=request.steps,
-        guidance=_guidance(request.guidance, model),
-        skips=_skips(request, cost, shape.name),
-        size=request.size,
-    )
+    plan = _plan(request, model, _skips(request, cost, shape.name))
     if len(seeds) * plan.num_steps > settings.max_image_steps:
         raise InvalidInput(
             "steps", plan.num_steps, f"at most {settings.max_image_steps} steps over all images of a request"
@@ -195,6 +187,27 @@ def _seeds(request: GenerateRequest, settings: Settings) -> tuple[int, ...]:
     if first + request.n - 1 > MAX_SEED:
         raise InvalidInput("seed", first, f"at most {MAX_SEED - request.n + 1} with n = {request.n}")
     return tuple(range(first, first + request.n))
+
+
+def _plan(request: GenerateRequest, model: ServedModel, skips: Skips) -> Plan:
+    """What the request says of it, and the rest as the model recommends. What is wrong is told in fields of requests:
+    these have a weak budget where plans have a weak level."""
+    try:
+        return model.plan(
+            budget=request.budget,
+            levels=request.levels,
+            strides=request.strides,
+            steps=request.steps,
+            guidance=_guidance(request.guidance, model),
+            skips=skips,
+            size=request.size,
+        )
+    except InvalidInput as error:
+        if error.field != "guidance.weak_level" or not isinstance(error.value, int):
+            raise
+        weak_budget = model.budgets.of_level(error.value)
+        allowed = "below the budget of every step, because autoguidance needs a weaker pass"
+        raise InvalidInput("guidance.weak_budget", weak_budget, allowed) from error
 
 
 def _guidance(request: GuidanceRequest, model: ServedModel) -> Guidance | None:
