@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -143,6 +144,16 @@ def _turning_problems(recipe: Recipe, spec: BackboneSpec, theirs: BackboneSpec) 
     if theirs.kind != spec.kind:
         return [f"a {spec.kind}; it is a {theirs.kind}"]
     decided = preset_conditions(spec.kind)  # by the data or by [text]
-    compared = [each.name for each in fields(spec) if each.name not in (*SIDES, *decided)]
-    values = ((name, getattr(spec, name), getattr(theirs, name)) for name in compared)
-    return [f"one whose {name} is {ours}; it is {other}" for name, ours, other in values if ours != other]
+    return _differences(spec, theirs, leaving_out=(*SIDES, *decided))
+
+
+def _differences(ours: Any, theirs: Any, *, within: str = "", leaving_out: Collection[str] = ()) -> list[str]:
+    """Of two specs of one class, by the names that a recipe has for them."""
+    problems = []
+    for name in (each.name for each in fields(ours) if each.name not in leaving_out):
+        our, their = getattr(ours, name), getattr(theirs, name)
+        if is_dataclass(our) and type(our) is type(their):
+            problems += _differences(our, their, within=f"{within}{name}.")
+        elif our != their:
+            problems.append(f"one whose {within}{name} is {our}; it is {their}")
+    return problems

@@ -237,6 +237,16 @@ def test_a_plain_model_that_does_not_fit_is_refused(
         train_here(make_turned(backbone=backbone))
 
 
+def test_an_elastic_model_whose_latents_are_others_is_refused_by_the_key_that_differs(
+    make_turned: MakeRecipe, train_here: Train, tmp_path: Path
+) -> None:
+    small = train_here(make_turned(training={"steps": 1}))
+    export(small.path, tmp_path / "small", dtype="float32")
+    other = {"interface": {**ELASTIC["interface"], "head": 0, "core": 2}}
+    with pytest.raises(InvalidInput, match=r"one whose interface\.head is 0; it is 1; one whose interface\.core is"):
+        train_here(make_turned(upcycle={"model": str(tmp_path / "small")}, backbone=other), "other")
+
+
 def test_a_model_that_has_learned_the_positions_of_one_size_is_refused_for_others(
     make_recipe: MakeRecipe, make_turned: MakeRecipe, tmp_path: Path
 ) -> None:
