@@ -16,7 +16,7 @@ from elit_serve.errors import InvalidInput
 from elit_serve.text.command_line import command_line
 
 if TYPE_CHECKING:
-    from elit_serve.bench.load.run import LoadOptions
+    from elit_serve.bench.load.run import LoadOptions, LoadReport
 
 TRACE = typer.Option(
     help="Arrivals: an arrival log, Azure trace or list of seconds, poisson, gamma:cv=C, ramp:from=A,to=B, "
@@ -95,6 +95,7 @@ def bench(
     """
     from elit_serve.bench.load.run import LoadOptions
     from elit_serve.bench.simulate.workload import scales_of
+    from elit_serve.files.records import write_records
     from elit_serve.photographs import read_prompts
 
     if closed_loop:
@@ -133,8 +134,12 @@ def bench(
         timeout_s=timeout,
         api_key=api_key,
     )
-    report, tables = _load(options, records, policy if compare else None)
+    if records is not None and (records.is_dir() or not records.parent.is_dir()):  # before the run, not after it
+        raise InvalidInput("records", str(records), "a file in a folder that exists")
+    run, report, tables = _load(options, policy if compare else None)
     show(report, tables, as_json=as_json, secret=api_key)
+    if records is not None:  # last, so that the report is told also where they find no room
+        write_records(records, run.records)
 
 
 def _arrivals(trace: str | None, burstiness: float | None) -> str:
@@ -147,27 +152,22 @@ def _arrivals(trace: str | None, burstiness: float | None) -> str:
     return burstiness_trace(burstiness)
 
 
-def _load(options: LoadOptions, records: Path | None, policy: str | None) -> tuple[dict[str, object], list[Table]]:
-    """What came of it, beside the simulation of a policy if one is named."""
+def _load(options: LoadOptions, policy: str | None) -> tuple[LoadReport, dict[str, object], list[Table]]:
+    """What came of it, and how it is told, beside the simulation of a policy if one is named."""
     from elit_serve.bench.load.compare import check_comparable, comparison, comparison_table, simulated
     from elit_serve.bench.load.report import summary_table
     from elit_serve.bench.load.run import run_load
     from elit_serve.clock import MonotonicClock
-    from elit_serve.files.records import write_records
 
-    if records is not None and (records.is_dir() or not records.parent.is_dir()):  # before the run, not after it
-        raise InvalidInput("records", str(records), "a file in a folder that exists")
     if policy is not None:
         check_comparable(options, policy)
     report = run_load(options, clock=MonotonicClock())
-    if records is not None:
-        write_records(records, report.records)
     table = summary_table(f"{report.target.model.id} at {options.url}", report.summary)
     if policy is None:
-        return report.as_dict(), [table]
+        return report, report.as_dict(), [table]
     expected = simulated(report, options, policy)
     compared = comparison(report.summary, expected, policy)
-    return {**report.as_dict(), **compared}, [table, comparison_table(report.summary, expected, policy)]
+    return report, {**report.as_dict(), **compared}, [table, comparison_table(report.summary, expected, policy)]
 
 
 def soak(

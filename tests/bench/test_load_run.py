@@ -87,6 +87,13 @@ def test_a_closed_loop_runs_at_full_budget_unless_told_otherwise(tiny_server_url
     assert report.summary.budget == 1
 
 
+def test_a_report_is_told_where_its_records_find_no_room(tiny_server_url: str) -> None:
+    done = bench(tiny_server_url, "--rate", "40", "--requests", "4", "--no-target", "--records", "/dev/full", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["completed"] == 4
+    assert done.stderr == "error: records: '/dev/full' is not allowed; it cannot be written: No space left on device\n"
+
+
 def test_without_a_cost_file_targets_are_known_for_the_models_own_steps_only(tiny_server_url: str) -> None:
     with pytest.raises(InvalidInput, match="steps"):
         run(LoadOptions(url=tiny_server_url, rate=1.0, steps=2))
@@ -135,6 +142,7 @@ def test_the_command_prints_a_table(tiny_server_url: str) -> None:
         (["http://127.0.0.1:1", "--slo-scale", "2,x"], ["slo-scale", "2,x"]),
         (["http://127.0.0.1:1", "--compare"], ["compare", "--cost"]),
         (["http://127.0.0.1:1", "--records", "missing/r.jsonl"], ["records", "missing/r.jsonl"]),
+        (["http://127.0.0.1:1", "--records", "/tmp"], ["records", "/tmp"]),
         (["http://127.0.0.1:1", "--cost", "no-such-file.json"], ["cost", "no-such-file.json"]),
     ],
 )
