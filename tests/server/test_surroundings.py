@@ -143,14 +143,15 @@ def test_the_openapi_document_has_an_example_that_works(server: Any) -> None:
     answers = document["paths"]["/v1/generate"]["post"]["responses"]
     bare = {"image/png", "image/jpeg", "image/webp", "application/x-safetensors"}
     assert set(answers["200"]["content"]) == {"application/json", *bare}
-    assert set(answers) == {"200", "400", "404", "406", "413", "422", "500", "503", "504"}
+    assert set(answers) == {"200", "400", "404", "406", "413", "415", "422", "500", "503", "504"}
 
 
 def test_the_examples_can_be_planned_and_the_statuses_of_a_plan_are_documented(server: Any) -> None:
     document = server.client.get("/openapi.json").json()
     for example in document["components"]["schemas"]["GenerateRequest"]["examples"]:
         assert server.client.post("/v1/plan", json=example).status_code == 200
-    assert set(document["paths"]["/v1/plan"]["post"]["responses"]) == {"200", "400", "404", "413", "422", "503"}
+    answers = document["paths"]["/v1/plan"]["post"]["responses"]
+    assert set(answers) == {"200", "400", "404", "413", "415", "422", "503"}
 
 
 def test_the_examples_for_openai_s_route_work_and_its_statuses_are_documented(server: Any) -> None:
@@ -160,7 +161,7 @@ def test_the_examples_for_openai_s_route_work_and_its_statuses_are_documented(se
     for example in examples:
         assert server.client.post("/v1/images/generations", json=example).status_code == 200
     answers = document["paths"]["/v1/images/generations"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "404", "413", "500", "503", "504", "default"}
+    assert set(answers) == {"200", "400", "404", "413", "415", "500", "503", "504", "default"}
 
 
 @pytest.mark.parametrize(
