@@ -272,7 +272,7 @@ def test_a_damaged_model_is_one_line(tiny_model_dir: Path) -> None:
 
 def test_output_that_has_no_room_is_one_line() -> None:
     command = [sys.executable, "-m", "elit_serve.cli", "describe", "dit-b/2"]
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr == "error: what the command prints or writes cannot be written: No space left on device\n"
