@@ -73,5 +73,9 @@ def test_who_waits_for_one_that_is_gone_is_told(listener: socket.socket) -> None
 
 
 def test_whoever_interrupts_a_wait_for_one_that_is_there_is_heard(listener: socket.socket) -> None:
-    with pytest.raises(KeyboardInterrupt), Cluster("", [post_of(listener, patience_s=0)]).watched():
-        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt), Cluster("", [post_of(listener, patience_s=0)]).watched():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
