@@ -8,6 +8,7 @@ where there is padding, whose states are 0. Padding stands at the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Self
 
 import torch
@@ -24,6 +25,32 @@ class TextTokens(NamedTuple):
     def of(cls, condition: Tensor) -> Self:
         """The tokens of packed texts [B, T, D + 1]."""
         return cls(condition[..., :-1], condition[..., -1] > 0)
+
+
+class ReadText(NamedTuple):
+    """Texts as the blocks of a backbone have read them, where that is the same at every step of a picture. words: keys
+    and values for all L blocks [B, L, 2, H, T, E]. mask: bool [B, T], where there is a token."""
+
+    words: Tensor
+    mask: Tensor
+
+
+Told = Tensor | ReadText  # what a backbone is told of texts: packed, or read once for all steps
+
+
+def opened(told: Told) -> TextTokens | ReadText:
+    """As a backbone reads it."""
+    return TextTokens.of(told) if isinstance(told, Tensor) else told
+
+
+def for_each(change: Callable[[Tensor], Tensor], told: Told) -> Told:
+    """The same with all tensors changed."""
+    return change(told) if isinstance(told, Tensor) else ReadText(*map(change, told))
+
+
+def tensors_of(told: Told) -> tuple[Tensor, ...]:
+    """All of them."""
+    return (told,) if isinstance(told, Tensor) else told
 
 
 def packed(states: Tensor, mask: Tensor, length: int) -> Tensor:

@@ -35,7 +35,7 @@ from elit_serve.nn.backbones.dense.elit_qwen_image import ElitQwenImageSpec
 from elit_serve.nn.backbones.table import KINDS
 from elit_serve.nn.latents import watch_latents
 from elit_serve.nn.reuse import CoreChange
-from elit_serve.nn.text import packed
+from elit_serve.nn.text import for_each, packed
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable
@@ -116,6 +116,14 @@ def test_a_core_is_skipped_with_what_it_changed(model: torch.nn.Module) -> None:
         assert change.value is not None
         assert change.value.shape == (3, *model.spec.core_shape(level))
         assert_near(model(x, t, condition, level, changes=[change]), velocity)
+
+
+def test_what_it_has_read_of_prompts_once_is_what_it_reads_at_every_step(model: torch.nn.Module) -> None:
+    x, t, condition = inputs(model.spec)
+    read = model.read_once(condition)
+    assert torch.equal(model(x, t, read, 8), model(x, t, condition, 8))
+    several = torch.cat([x, x]), t.repeat(2), for_each(lambda each: each.repeat(2, *[1] * (each.dim() - 1)), read)
+    assert_near(model(*several, [8, 3]), model(*several[:2], condition.repeat(2, 1, 1), [8, 3]))
 
 
 def test_another_order_of_the_latents_keeps_other_ones(model: torch.nn.Module) -> None:

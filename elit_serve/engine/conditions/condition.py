@@ -40,8 +40,9 @@ class ConditionSlots(Protocol):
     def without(self, slot: int) -> int:
         """The index of what a weak pass that drops the condition is told for the picture in this slot."""
 
-    def at(self, index: Tensor) -> Tensor:
-        """What the model is told, for each index [B] on the device: slots, and what `without` gives."""
+    def at(self, index: Tensor) -> Any:
+        """What the model is told (`Backbone.read_once`), for each index [B] on the device: slots,
+        and what `without` gives."""
 
 
 class Conditions(Protocol):

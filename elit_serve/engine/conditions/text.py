@@ -14,6 +14,7 @@ from elit_serve.engine.text_encoders import CachedEncoder, TextEncoder
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import TextConfig
 from elit_serve.nn import Backbone
+from elit_serve.nn.text import Told, for_each, tensors_of
 from elit_serve.plans.bounds import MAX_PROMPT
 
 
@@ -36,7 +37,7 @@ class TextCondition:
 
 
 class TextSlots:
-    """Encoded prompts [rows, T, D + 1]: first of all slots, and then what weak passes are told.
+    """What the model is told of prompts, read once: first those of all slots, and then what weak passes are told.
 
     That is the negative or the empty prompt of each slot, where the model has these; else one row, what the model has
     learned for no text.
@@ -44,28 +45,31 @@ class TextSlots:
 
     def __init__(self, num_slots: int, encoder: TextEncoder, model: Backbone, *, has_negatives: bool) -> None:
         rows = 2 * num_slots if has_negatives else num_slots + 1
-        size, device = (encoder.max_tokens, encoder.dim + 1), next(model.parameters()).device
-        self._rows = torch.zeros((rows, *size), dtype=encoder.dtype, device=device)
-        self._num_slots, self._encoder, self._has_negatives = num_slots, encoder, has_negatives
-        if not has_negatives:
-            with torch.no_grad():
-                self._rows[num_slots:] = model.null_like(self._rows[num_slots:])
+        size, device = (1, encoder.max_tokens, encoder.dim + 1), next(model.parameters()).device
+        no_text = torch.zeros(size, dtype=encoder.dtype, device=device)
+        self._num_slots, self._encoder, self._model, self._has_negatives = num_slots, encoder, model, has_negatives
+        with torch.no_grad():
+            nothing = model.read_once(no_text if has_negatives else model.null_like(no_text))
+            self._rows = for_each(lambda each: each.repeat(rows, *[1] * (each.dim() - 1)), nothing)
 
+    @torch.no_grad()
     def put(self, slots: Sequence[int], conditions: Sequence[Condition]) -> None:
         """Encodes them together."""
-        told = [_checked(condition) for condition in conditions]
-        rows, texts = [*slots], [each.prompt for each in told]
+        wanted = [_checked(condition) for condition in conditions]
+        rows, texts = [*slots], [each.prompt for each in wanted]
         if self._has_negatives:
             rows += [self.without(slot) for slot in slots]
-            texts += [each.negative or "" for each in told]
-        for row, tokens in zip(rows, self._encoder.encode(texts), strict=True):
-            self._rows[row].copy_(tokens)
+            texts += [each.negative or "" for each in wanted]
+        told = self._model.read_once(self._encoder.encode(texts))
+        for count, row in enumerate(rows):
+            for kept, made in zip(tensors_of(self._rows), tensors_of(told), strict=True):
+                kept[row].copy_(made[count])
 
     def without(self, slot: int) -> int:
         return self._num_slots + slot if self._has_negatives else self._num_slots
 
-    def at(self, index: Tensor) -> Tensor:
-        return self._rows.index_select(0, index)
+    def at(self, index: Tensor) -> Told:
+        return for_each(lambda each: each.index_select(0, index), self._rows)
 
 
 class TextConditions(Sequence[TextCondition]):

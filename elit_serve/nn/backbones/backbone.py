@@ -178,6 +178,11 @@ class Backbone(nn.Module):
         """What stands for no condition, in place of each of these: condition [B, ...] -> [B, ...]."""
         raise NotImplementedError
 
+    def read_once(self, condition: Tensor) -> Any:
+        """What its forward pass takes in place of a condition [B, ...] at every step of a picture, where a part of the
+        work on it is the same at all of them: a tensor, or a named tuple of tensors, each [B, ...]."""
+        return condition
+
     def compilable(self) -> list[nn.Module]:
         """The modules worth compiling, one by one."""
         return []

@@ -24,7 +24,7 @@ from elit_serve.nn.backbones.transformer import AUTOENCODER_FACTOR
 from elit_serve.nn.fields import InvalidSpec, SpecProblem, parse, whole
 from elit_serve.nn.flops import Flops
 from elit_serve.nn.reuse import CoreChange
-from elit_serve.nn.text import TextTokens
+from elit_serve.nn.text import ReadText, TextTokens, opened
 from elit_serve.plans.bounds import MAX_TEXT_DIM, MAX_TEXT_TOKENS, MAX_TOKENS
 from elit_serve.plans.size import nearest_multiples
 
@@ -186,7 +186,7 @@ class Dense(Backbone):
         """In which it computes."""
         return next(each.dtype for each in self.parameters() if each.dtype.itemsize > 1)  # quantised ones have another
 
-    def mask_of(self, text: TextTokens) -> Tensor:
+    def mask_of(self, text: TextTokens | ReadText) -> Tensor:
         """What is added to scores of its tokens: [B, 1, 1, T], 0 where there is one, else -inf."""
         return torch.zeros_like(text.mask, dtype=self.dtype).masked_fill_(~text.mask, -torch.inf)[:, None, None]
 
@@ -208,20 +208,21 @@ class Dense(Backbone):
         self,
         x: Tensor,
         t: Tensor,
-        condition: Tensor,
+        condition: Any,
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
         own_levels: Tensor | None = None,
     ) -> Tensor:
-        """Velocity [B, C, H, W] at x [B, C, H, W], t [B], prompts [B, T, D + 1]. What `changes` skips is all blocks."""
+        """Velocity [B, C, H, W] at x [B, C, H, W], t [B], prompts [B, T, D + 1] or read once. What
+        `changes` skips is all blocks."""
         assert latent_order is None, f"{self.spec.kind} has no latents"
         assert level == 1, level
         assert own_levels is None, f"{self.spec.kind} has one level"
         change = changes[0] if changes else None
-        return -self.theirs(x.to(self.dtype), 1 - t, TextTokens.of(condition), change)
+        return -self.theirs(x.to(self.dtype), 1 - t, opened(condition), change)
 
-    def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens, change: CoreChange | None) -> Tensor:
+    def theirs(self, x: Tensor, sigma: Tensor, text: Any, change: CoreChange | None) -> Tensor:
         """What diffusers' module answers, noise - data [B, C, H, W], at x [B, C, H, W] and sigma [B]."""
         raise NotImplementedError
 

@@ -23,7 +23,8 @@ from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.kept import Kept, only_kept
 from elit_serve.nn.reuse import CoreChange, through_core
-from elit_serve.nn.text import TextTokens
+from elit_serve.nn.text import Told as ToldText
+from elit_serve.nn.text import opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +47,17 @@ class ElitPRX(ElitDense, PRX):
         self,
         x: Tensor,
         t: Tensor,
-        condition: Tensor,
+        condition: ToldText,
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
         own_levels: Tensor | None = None,
     ) -> Tensor:
         """Velocity at a level, or at several levels in one call, as `nn.backbones.elit.Elit.forward`, of prompts
-        [B, T, D + 1]."""
+        [B, T, D + 1] or read once."""
         levels, layout, window = self.levels_of(level), self.layout(x.shape, x.device), self.spec.interface.window
         head, _, tail = self.split_blocks()
-        told = self.told(x, 1 - t, TextTokens.of(condition))
+        told = self.told(x, 1 - t, opened(condition))
         tokens = self.img_in(patchify(x.to(self.dtype), patch=self.spec.patch, window=window))  # [B, N, D]
         tokens = run_blocks(head, tokens, told, layout.turns)
         count = len(levels)

@@ -22,7 +22,7 @@ from elit_serve.nn.fused import EPS, Residual, attend_with_words, gelu_times, no
 from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.layers import settled
 from elit_serve.nn.reuse import CoreChange, through_core
-from elit_serve.nn.text import TextTokens
+from elit_serve.nn.text import ReadText, TextTokens
 
 PUBLISHED: dict[str, Any] = {"patch": 2, "dim": 1792, "depth": 16, "num_heads": 28}
 LONG_TEXT = {**PRESET_TEXT, "max_tokens": 256}  # of presets: as many places as its pipeline fills
@@ -63,15 +63,16 @@ class PRXSpec(DenseSpec):
         return int(self.dim * self.mlp_ratio)
 
     def blocks_flops(self, tokens: int) -> float:
-        """Queries, keys, values and output of image tokens, keys and values of text, attention, and gated MLPs."""
+        """Queries, keys, values and output of image tokens, keys and values of text (which training computes at every
+        step, and a server once for a picture), attention, and gated MLPs."""
         projections = 8 * tokens * self.dim**2 + 4 * self.max_tokens * self.dim**2
         attention = 4 * tokens * (tokens + self.max_tokens) * self.dim
         return self.depth * (projections + attention + 6 * tokens * self.dim * self.mlp_dim)
 
 
 class Told(NamedTuple):
-    """What all blocks are told alike. vector: of time [B, D]. words: of the text [B, T, D]. seen: which of these there
-    are, to be added to scores [B, 1, 1, T]."""
+    """What all blocks are told alike. vector: of time [B, D]. words: of the text [B, T, D], or what all L blocks have
+    read of it [B, L, 2, H, T, E], see `ReadText`. seen: which words there are, to be added to scores [B, 1, 1, T]."""
 
     vector: Tensor
     words: Tensor
@@ -79,7 +80,7 @@ class Told(NamedTuple):
 
 
 class PRXBlock(nn.Module):
-    """A block of diffusers' PRX, with its children under their names, by the passes of `fused`."""
+    """A block of diffusers' PRX, with its children under their names, by the passes of `fused`. index: which one."""
 
     attention: Any
     gate_proj: nn.Module
@@ -87,8 +88,9 @@ class PRXBlock(nn.Module):
     down_proj: nn.Module
     modulation: nn.Module
 
-    def __init__(self, theirs: nn.Module) -> None:
+    def __init__(self, theirs: nn.Module, index: int) -> None:
         super().__init__()
+        self.index = index
         for name, child in theirs.named_children():
             self.add_module(name, child)
 
@@ -112,10 +114,17 @@ class PRXBlock(nn.Module):
         weights = theirs.norm_q.weight, theirs.norm_k.weight
         q, k = (part.transpose(1, 2) for part in norm_rotate(qkv[:, :, :2], weights, rope, pairs=True))  # [B, H, N, E]
         v = qkv[:, :, 2].transpose(1, 2)
-        words_k, words_v = theirs.txt_kv_proj(told.words).unflatten(-1, (2, heads, size)).permute(2, 0, 3, 1, 4)
-        words_k = F.rms_norm(words_k, (size,), theirs.norm_added_k.weight.to(words_k.dtype), EPS)  # [B, H, T, E]
+        is_read = told.words.dim() == 6
+        words_k, words_v = told.words[:, self.index].unbind(1) if is_read else self.read(told.words)
         made = attend_with_words(q, k, v, words_k, words_v, told.seen, seen_tokens)
         return theirs.to_out[0](made.transpose(1, 2).flatten(2))
+
+    def read(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, T, E] of words [B, T, D], which no time changes."""
+        theirs = self.attention
+        of_words = theirs.txt_kv_proj(words).unflatten(-1, (2, theirs.heads, theirs.head_dim))  # [B, T, 2, H, E]
+        k, v = of_words.permute(2, 0, 3, 1, 4)
+        return F.rms_norm(k, (theirs.head_dim,), theirs.norm_added_k.weight.to(k.dtype), EPS), v
 
 
 class PRX(Dense):
@@ -132,7 +141,7 @@ class PRX(Dense):
 
     def __init__(self, spec: PRXSpec) -> None:
         super().__init__(spec)
-        self.blocks = nn.ModuleList(map(PRXBlock, self.blocks))
+        self.blocks = nn.ModuleList([PRXBlock(block, index) for index, block in enumerate(self.blocks)])
 
     def every_block(self) -> Iterable[nn.Module]:
         return self.blocks
@@ -167,7 +176,15 @@ class PRX(Dense):
         )
         return self.time_in(waves.to(self.dtype))
 
-    def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens, change: CoreChange | None) -> Tensor:
+    def read_once(self, condition: Tensor) -> ReadText:
+        """Keys and values of all blocks for prompts [B, T, D + 1]: a twelfth of a step's time, with 256 tokens."""
+        text = TextTokens.of(condition)
+        words = self.txt_in(text.states.to(self.dtype))
+        blocks: Iterable[Any] = self.blocks
+        read = [torch.stack(block.read(words), dim=1) for block in blocks]  # [B, 2, H, T, E] each
+        return ReadText(torch.stack(read, dim=1), text.mask)
+
+    def theirs(self, x: Tensor, sigma: Tensor, text: TextTokens | ReadText, change: CoreChange | None) -> Tensor:
         height, width = x.shape[-2:]
         told = self.told(x, sigma, text)
         tokens = self.img_in(patchify(x, patch=self.spec.patch, window=ONE))  # [B, N, D]
@@ -176,13 +193,14 @@ class PRX(Dense):
         patches = self.final_layer(tokens, told.vector)  # [B, N, C * P * P]
         return unpatchify(patches, patch=self.spec.patch, window=ONE, height=height, width=width)
 
-    def told(self, x: Tensor, sigma: Tensor, text: TextTokens) -> Told:
+    def told(self, x: Tensor, sigma: Tensor, text: TextTokens | ReadText) -> Told:
         """What blocks are told of samples [B, C, H, W] at sigma [B]."""
         vector = self.embedded_noise_level(sigma)  # [B, D]
         if self.spec.knows_size:
             height, width = (torch.full((len(x),), float(side), device=x.device) for side in x.shape[-2:])
             vector = vector + self.resolution_embedder(height, width, dtype=vector.dtype)
-        return Told(vector, self.txt_in(text.states.to(self.dtype)), self.mask_of(text))
+        words = text.words if isinstance(text, ReadText) else self.txt_in(text.states.to(self.dtype))
+        return Told(vector, words, self.mask_of(text))
 
 
 def run_blocks(
