@@ -125,22 +125,32 @@ def is_ready(client: httpx.Client) -> bool:
 
 @pytest.fixture(scope="module")
 def watched(prometheus: Prometheus, fleet_url: str) -> Prometheus:
-    """Prometheus at the moment when it has seen pictures made for every kind of caller, and one request refused."""
-    counters = ('elit_generations_total{outcome="done"}', 'elit_refusals_total{reason="infeasible"}')
+    """Prometheus at the moment when it has seen pictures made for every kind of caller, and one request refused.
+
+    What a replica counts may be seen later than what the server in front of it counts.
+    """
+    counters = (
+        'elit_generations_total{outcome="done"}',
+        'elit_refusals_total{reason="infeasible"}',
+        "elit_promises_kept_total",
+        "sum(elit_step_seconds_count)",
+    )
 
     def counted(then: Prometheus) -> list[float]:
         values = [value for counter in counters for value in then.values(counter)]
         return values if len(values) == len(counters) else []
 
-    done, infeasible = eventually(lambda: counted(prometheus), "the server is scraped")
+    done, infeasible, kept, steps = eventually(lambda: counted(prometheus), "the server is scraped")
     with httpx.Client(base_url=fleet_url, timeout=PATIENCE_S) as client:
         for wish in ({"latency_ms": 30_000}, {"budget": 0.5}, {}):
-            assert client.post("/v1/generate", json={"label": "tulip", **wish}).status_code == 200
+            made = client.post("/v1/generate", json={"label": "tulip", **wish})
+            assert made.status_code == 200
+            steps += made.json()["steps"]
         assert client.post("/v1/generate", json={"label": "tulip", "latency_ms": 0.01}).status_code == 422
 
     def seen() -> Prometheus | None:
         then = Prometheus(prometheus.client, time.time() - 1)  # no scrape of that moment is still on its way
-        return then if counted(then) == [done + 3, infeasible + 1] else None
+        return then if counted(then) == [done + 3, infeasible + 1, kept + 1, steps] else None
 
     return eventually(seen, "all of this is scraped")
 
