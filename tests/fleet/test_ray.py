@@ -68,10 +68,10 @@ def test_refusals_are_those_of_a_server_without_replicas(served: Served, tiny_se
 
 
 def test_both_replicas_work_and_everything_that_they_do_is_counted(served: Served) -> None:
-    before = served.client.get("/load").json()["totals"]["pictures"]
+    before = all_counted(served)
     with ThreadPoolExecutor(8) as callers:
         list(callers.map(lambda seed: served.picture({"label": "rose", "seed": seed}), range(16)))
-    eventually(lambda: served.client.get("/load").json()["totals"]["pictures"] == before + 16)
+    eventually(lambda: counted(served) == before + 16)
     assert served.client.get("/health").json()["status"] == "ok"
 
 
@@ -204,6 +204,20 @@ def test_a_server_whose_raylet_is_killed_tells_its_callers_and_ends(simulated: S
     assert simulated.process.wait(30) == 1
     assert simulated.log.read_text(encoding="utf-8").count("Ray is gone: the raylet of this machine") == 1
     eventually(lambda: not any(b"ray" in command_of(pid) for pid in started))
+
+
+def counted(served: Served) -> int:
+    """Pictures of which replicas have told, as they do a few times a second."""
+    return int(served.client.get("/load").json()["totals"]["pictures"])
+
+
+def all_counted(served: Served) -> int:
+    """The same once replicas have told of all that earlier tests had them make."""
+    last = -1
+    while (now := counted(served)) != last:
+        last = now
+        time.sleep(1)
+    return now
 
 
 def picture_at(url: str) -> bytes:
