@@ -35,20 +35,20 @@ class ReadText(NamedTuple):
     mask: Tensor
 
 
-Told = Tensor | ReadText  # what a backbone is told of texts: packed, or read once for all steps
+TextInput = Tensor | ReadText  # what a backbone is told of texts: packed, or read once for all steps
 
 
-def opened(told: Told) -> TextTokens | ReadText:
+def opened(told: TextInput) -> TextTokens | ReadText:
     """As a backbone reads it."""
     return TextTokens.of(told) if isinstance(told, Tensor) else told
 
 
-def for_each(change: Callable[[Tensor], Tensor], told: Told) -> Told:
+def for_each(change: Callable[[Tensor], Tensor], told: TextInput) -> TextInput:
     """The same with all tensors changed."""
     return change(told) if isinstance(told, Tensor) else ReadText(*map(change, told))
 
 
-def tensors_of(told: Told) -> tuple[Tensor, ...]:
+def tensors_of(told: TextInput) -> tuple[Tensor, ...]:
     """All of them."""
     return (told,) if isinstance(told, Tensor) else told
 

@@ -14,7 +14,7 @@ from elit_serve.engine.text_encoders import CachedEncoder, TextEncoder
 from elit_serve.errors import InvalidInput
 from elit_serve.files.config import TextConfig
 from elit_serve.nn import Backbone
-from elit_serve.nn.text import Told, for_each, tensors_of
+from elit_serve.nn.text import TextInput, for_each, tensors_of
 from elit_serve.plans.bounds import MAX_PROMPT
 
 
@@ -68,7 +68,7 @@ class TextSlots:
     def without(self, slot: int) -> int:
         return self._num_slots + slot if self._has_negatives else self._num_slots
 
-    def at(self, index: Tensor) -> Told:
+    def at(self, index: Tensor) -> TextInput:
         return for_each(lambda each: each.index_select(0, index), self._rows)
 
 

@@ -23,8 +23,7 @@ from elit_serve.nn.fused import Residual
 from elit_serve.nn.interface import patchify, unpatchify
 from elit_serve.nn.kept import Kept, only_kept
 from elit_serve.nn.reuse import CoreChange, through_core
-from elit_serve.nn.text import Told as ToldText
-from elit_serve.nn.text import opened
+from elit_serve.nn.text import TextInput, opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class ElitPRX(ElitDense, PRX):
         self,
         x: Tensor,
         t: Tensor,
-        condition: ToldText,
+        condition: TextInput,
         level: int | Sequence[int] = 1,
         latent_order: Tensor | None = None,
         changes: Sequence[CoreChange] = (),
