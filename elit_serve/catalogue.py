@@ -103,7 +103,9 @@ class ModelQuality:
     def table(self) -> QualityTable:
         """What the scheduler reads."""
         levels = {level: self._worth(quality) for level, quality in self.file.levels.items()}
-        return QualityTable(levels=levels, plans=tuple(self._measured(plan) for plan in self.served))
+        return QualityTable(
+            levels=levels, plans=tuple(self._measured(plan) for plan in self.served), late=self.file.late
+        )
 
     @cached_property
     def served(self) -> tuple[PlanQuality, ...]:

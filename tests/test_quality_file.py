@@ -181,6 +181,41 @@ def test_a_schedule_has_its_own_quality_and_any_other_the_mean_of_its_steps(make
     assert quality.of(Plan(levels=(4, 1), guidance=ccfg)) == pytest.approx((0.45 + 0.3) / 2)
 
 
+@pytest.mark.parametrize("late", [1.0, 2.0, 3.2])
+def test_how_much_late_steps_count_is_read_off_schedules_with_the_guidance_of_the_default_plan(
+    make_quality: Make, late: float
+) -> None:
+    """Levels 1 and 4 are worth 0.4 and 0.8; half of the steps at either, in both orders."""
+    content = make_quality()
+    usual = content["plans"][3]
+
+    def like_usual(name: str, levels: list[list[int]], value: float, **changes: object) -> dict[str, object]:
+        return {**usual, "name": name, "levels": levels, "quality": {"value": value, "half_width": 0.01}, **changes}
+
+    first, unguided = 0.5**late, {**usual["guidance"], "method": "none"}
+    content["plans"] += [
+        like_usual("low", [[1, 4]], 0.4),
+        like_usual("up", [[1, 2], [4, 2]], 0.8 - 0.4 * first),
+        like_usual("down", [[4, 2], [1, 2]], 0.4 + 0.4 * first),
+        like_usual("up unguided", [[1, 2], [4, 2]], 0.1, guidance=unguided),
+    ]
+    del content["plans"][2]  # a schedule of other values
+    quality = parsed(content)
+    assert quality.file.late == pytest.approx(late)
+    assert quality.file.late_error(quality.file.late) == pytest.approx(0, abs=1e-9)
+    assert (quality.file.late_error(1) > 0.05) == (late > 1)
+    ccfg = Guidance(method="ccfg", scale=2.0, weak_level=1)
+    assert quality.of(Plan(levels=(1, 4, 4, 4), guidance=ccfg)) == pytest.approx(0.8 - 0.4 * 0.25**late)
+    assert quality.of(Plan(levels=(4, 1), guidance=ccfg)) == pytest.approx(0.3 + 0.15 * first)
+
+
+def test_without_a_schedule_all_steps_count_alike(make_quality: Make) -> None:
+    content = make_quality()
+    del content["plans"][2]
+    assert parsed(content).file.late == 1
+    assert parsed(content).file.late_error(2) == 0
+
+
 def test_a_served_plan_is_worth_at_other_levels_what_was_measured_there(make_quality: Make) -> None:
     plans = {plan.name: plan for plan in parsed(make_quality()).table.plans}
     table = parsed(make_quality()).table

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import chain, pairwise, repeat
-from math import log
+from math import log, sqrt
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -26,6 +27,7 @@ from elit_serve.files.time_shift import WrittenShift
 from elit_serve.files.writing import write_whole
 from elit_serve.files.written_skips import WrittenSkips
 from elit_serve.plans.bounds import MAX_COUNT, MAX_STEPS, MIN_MEASURED
+from elit_serve.plans.changed_levels import step_weights
 from elit_serve.plans.estimate import Estimate
 from elit_serve.plans.plan import Plan
 from elit_serve.plans.skips import NO_SKIPS
@@ -36,6 +38,7 @@ OWN_SCALE = (
 )
 MAX_SERVED_PLANS = 12  # each kind of step among them is measured at start-up
 ROUNDING = 1e-6
+LATE = [1 + count / 20 for count in range(61)]  # of which the best is taken: measurements tell no finer
 MAX_FACTOR = 2.0  # neither a precision nor another time grid makes pictures twice as good
 
 
@@ -273,6 +276,38 @@ class Quality(Measured):
             if all(plan.quality.is_surely_above(other.quality) for other in front):
                 front.append(plan)
         return _spread(tuple(front), MAX_SERVED_PLANS)
+
+    @cached_property
+    def late(self) -> float:
+        """How much more late steps count than early ones where levels change, as `QualityTable.late`: fitted to the
+        schedules of changing levels with the default plan's guidance; 1, so that all count alike, without any."""
+        return min(LATE, key=self.late_error) if self._schedules else 1.0
+
+    def late_error(self, late: float) -> float:
+        """Root mean square of what it says of the schedules it is fitted to less what was measured of them; 0 of none.
+
+        late: 1 is the plain mean.
+        """
+        return sqrt(fmean([self._schedule_error(plan, late) ** 2 for plan in self._schedules] or [0.0]))
+
+    def _schedule_error(self, plan: PlanQuality, late: float) -> float:
+        alone = self._worths_like(plan)
+        worths = [alone[level] for level in plan.step_levels]
+        return fmean(worths, step_weights([1] * plan.steps, late)) - plan.quality.value
+
+    @cached_property
+    def _schedules(self) -> list[PlanQuality]:
+        """Of changing levels, each of which is measured alone as well."""
+        default = self.plan(self.default)
+        alike = [
+            plan for plan in self.plans if len(plan.levels) > 1 and plan.is_guided_like(default) and not plan.skips
+        ]
+        return [plan for plan in alike if self._worths_like(plan).keys() >= set(plan.step_levels)]
+
+    def _worths_like(self, plan: PlanQuality) -> dict[int, float]:
+        """Of pictures at one level throughout, by the level, in as many steps with the same guidance."""
+        alone = [other for other in self.plans if len(other.levels) == 1 and other.is_sampled_like(plan.plan)]
+        return {other.step_levels[0]: other.quality.value for other in alone}
 
     def plan(self, name: str) -> PlanQuality:
         return next(plan for plan in self.plans if plan.name == name)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from math import inf, log
 from statistics import fmean
 
+from elit_serve.plans.changed_levels import step_weights
 from elit_serve.plans.coarsening import Coarsening, between
 
 LOWEST_LEVEL_QUALITY = 0.75  # a guess, where nothing is measured: of a picture at the lowest level, 1 being the highest
@@ -64,17 +65,23 @@ class MeasuredPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityTable:
-    """Quality at some levels (more is better), linear in the mean level of a picture's steps between them.
+    """Quality at some levels (more is better), linear between them.
+
+    A picture whose levels change is worth the mean of what pictures at its steps' levels are worth, by what each step
+    weighs, see `plans.changed_levels`.
 
     levels: level -> quality of the default plan, with at least one level. It must not fall with the level, and each
         piece must rise at most as fast as the one before (concave): policies weigh slopes against milliseconds.
     plans: richer plans that requests with open steps and guidance may be given.
+    late: how much more late steps weigh than early ones, at least 1, where all weigh alike.
     """
 
     levels: Mapping[int, float]
     plans: tuple[MeasuredPlan, ...] = ()
+    late: float = 1.0
 
     def __post_init__(self) -> None:
+        assert self.late >= 1, self.late
         assert self.levels, "a quality table needs at least one level"
         slopes = self._slopes
         assert all(slope >= 0 for slope in slopes), f"quality falls with the level: {dict(self.levels)}"
@@ -96,7 +103,7 @@ class QualityTable:
         high, because quality is concave in the level. A step of a stride counts as so many, and what long ones lose
         together comes off.
         """
-        return kept(coarsening, levels, strides) * fmean([self.at(level) for level in levels], strides)
+        return kept(coarsening, levels, strides) * self._mean([self.at(level) for level in levels], strides)
 
     def moved(self, quality: float, measured_at: float, mean_level: float) -> float:
         """What a plan of this quality, measured at one mean level, is worth at another one: it gains or loses the same
@@ -117,7 +124,13 @@ class QualityTable:
         else:
             ((measured_at, quality),) = curve.items()
             worths = [self.moved(quality, measured_at, level) for level in levels]
-        return kept(plan.coarsening, levels, strides) * fmean(worths, strides)
+        return kept(plan.coarsening, levels, strides) * self._mean(worths, strides)
+
+    def _mean(self, worths: Sequence[float], strides: Sequence[int] | None) -> float:
+        """Of a picture's steps, by what they weigh."""
+        if self.late == 1 or min(worths) == max(worths):
+            return fmean(worths, strides)
+        return fmean(worths, step_weights(strides or [1] * len(worths), self.late))
 
     def slope(self, level: float) -> float:
         """What one more latent adds just below this level (at or below the lowest: just above it)."""

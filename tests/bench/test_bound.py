@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,6 +86,13 @@ def test_an_even_level_is_worth_more_than_a_mixture_under_a_concave_quality() ->
     assert ClairvoyantBound(setting, bent).mean_quality([demand]) == pytest.approx(0.9, abs=1e-4)
 
 
+def test_late_steps_that_count_more_may_be_worth_more_than_the_mean() -> None:
+    weighty = replace(QUALITY, late=2.0)
+    assert bound((0, 9), quality=weighty) >= weighty.of_steps([1, 4]) > QUALITY.of_steps([1, 4])
+    assert 0.6 <= bound((0, 6), quality=weighty) < 0.8  # two of the lowest
+    assert bound((0, 12), quality=weighty) == pytest.approx(1.0, abs=1e-4)
+
+
 @given(duals=st.lists(st.floats(0, 10), min_size=2, max_size=2))
 def test_any_duals_certify_a_bound(duals: list[float]) -> None:
     assert textbook_programme().certified(np.array(duals)) >= 2.8 - 1e-9
@@ -131,13 +140,16 @@ def test_no_launch_costs_less_than_the_planes_say(setting: Setting) -> None:
     load=st.floats(0.2, 2.5),
     seed=st.integers(0, 1000),
     lowest=st.floats(0.2, 1.0),
+    late=st.floats(1, 3),
 )
 @settings(max_examples=20, deadline=None)
-def test_no_policy_beats_the_bound(setting: Setting, policy: str, load: float, seed: int, lowest: float) -> None:
-    quality = QualityTable(levels={1: lowest, 8: 1.0})
+def test_no_policy_beats_the_bound(
+    setting: Setting, policy: str, load: float, seed: int, lowest: float, late: float
+) -> None:
+    quality = QualityTable(levels={1: lowest, 8: 1.0}, late=late)
     demands = draw_workload(setting, Gamma(cv=1.5), load=load, slo_scales=(0.8, 1.5, 4), count=12, seed=seed)
     run = simulate(CONTENDERS[policy].make(setting, quality), demands, SimulatedDevice(setting.table))
-    reached = sum(quality.at(fate.mean_level) for fate in run.fates if fate.is_on_time) / 12
+    reached = sum(fate.worth(quality) for fate in run.fates) / 12
     assert reached <= ClairvoyantBound(setting, quality).mean_quality(demands) + 1e-9
 
 

@@ -121,8 +121,11 @@ class ClairvoyantBound:
         programme.rows(none, (each, done, 1), (of, low, -share), (of, excess, -share))
         programme.rows(none, (each, mean_excess, 1), (of, excess, -share))
         programme.rows(none, (each, mean_excess, 1), (each, done, -1))
+        most = (
+            self._quality.late
+        )  # times as much as on average: so much no step weighs more, see `plans.changed_levels`
         for intercept, slope in _pieces(self._setting, self._quality):
-            programme.rows(none, (each, worth, 1), (each, done, -intercept), (each, mean_excess, -slope))
+            programme.rows(none, (each, worth, 1), (each, done, -intercept), (each, mean_excess, -most * slope))
 
     @cached_property
     def _shortest_launch_ms(self) -> float:
