@@ -63,6 +63,18 @@ class MeasuredPlan:
         return None if best == max(curve, default=inf) else (int(best),) * self.num_steps
 
 
+class StepWeights(dict[int, list[float]]):
+    """Remembers `QualityTable.weights`: a decision asks for those of everybody."""
+
+    def __init__(self, late: float) -> None:
+        super().__init__()
+        self._late = late
+
+    def __missing__(self, num_steps: int) -> list[float]:
+        self[num_steps] = [num_steps * weight for weight in step_weights([1] * num_steps, self._late)]
+        return self[num_steps]
+
+
 @dataclass(frozen=True, kw_only=True)
 class QualityTable:
     """Quality at some levels (more is better), linear between them.
@@ -131,6 +143,11 @@ class QualityTable:
         if self.late == 1 or min(worths) == max(worths):
             return fmean(worths, strides)
         return fmean(worths, step_weights(strides or [1] * len(worths), self.late))
+
+    @cached_property
+    def weights(self) -> StepWeights:
+        """What steps weigh, 1 in the mean of a picture's, by how many it has; made when it is asked for."""
+        return StepWeights(self.late)
 
     def slope(self, level: float) -> float:
         """What one more latent adds just below this level (at or below the lowest: just above it)."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from elit_serve.plans.step_kind import StepKind
 from elit_serve.scheduler import CostTable, QualityTable
 from elit_serve.scheduler.costs import CorrectedCosts
-from elit_serve.scheduler.policy.admission import Slowest, admissible, rooms
+from elit_serve.scheduler.policy.admission import Slowest, abreast, admissible, rooms
 from elit_serve.scheduler.policy.pace import Work
 from elit_serve.scheduler.policy.price import Rates
 from elit_serve.scheduler.policy.view import View
@@ -85,3 +87,29 @@ def test_who_may_not_run_so_high_is_planned_as_high_as_it_may() -> None:
     assert (raised.kind.level, raised.solo_s) == (4, work(0, costs, 1.0).solo_s)
     halfway = work(0, costs, 1.0).moved_to(5).raised(16, costs)
     assert (halfway.kind.level, halfway.left, round(halfway.solo_s, 9)) == (16, 5, 0.0525)
+
+
+@pytest.mark.parametrize(
+    ("places", "share"),
+    [([0] * 8, 1.0), ([3] * 8, 1.0), (list(range(10)), 0.01), ([0] * 5 + [9] * 5, 0.0)],
+    ids=["all begin", "all go on", "at all places", "at both ends"],
+)
+def test_pictures_of_a_burst_are_abreast_and_those_of_a_stream_are_not(places: list[int], share: float) -> None:
+    costs = CorrectedCosts(TABLE)
+    works = [work(number, costs, 1.0).moved_to(at) for number, at in enumerate(places)]
+    assert abreast(works) == pytest.approx(share)
+
+
+def test_pictures_abreast_are_worth_more_in_the_same_time_where_late_steps_weigh_more() -> None:
+    """Half the time beyond the least, spent on the second half of the steps: with squares they weigh three quarters."""
+    costs = CorrectedCosts(TABLE)
+    even, late = (
+        Rates(QualityTable(levels={4: 0.5, 16: 1.0}, late=weight), costs, 8, work(0, costs, 1.0).ladder)
+        for weight in (1.0, 2.0)
+    )
+    assert [late.worth_within(times, abreast=0.0) for times in (1.0, 1.5, 2.0)] == pytest.approx([0.5, 0.75, 1.0])
+    assert [late.worth_within(times, abreast=1.0) for times in (1.0, 1.5, 2.0)] == pytest.approx([0.5, 0.875, 1.0])
+    assert late.worth_within(1.5, abreast=0.5) == pytest.approx(0.8125)
+    assert even.worth_within(1.5, abreast=1.0) == pytest.approx(0.75)
+    half_done = work(0, costs, 1.0).moved_to(5)
+    assert (even.worth_left(half_done), late.worth_left(half_done)) == (0.5, 0.75)

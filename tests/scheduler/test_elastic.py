@@ -345,3 +345,19 @@ def test_nobody_is_taken_by_a_plan_with_steps_shorter_than_they_are(quality: Qua
         _, now_s = run_next(scheduler, now_s)
     assert len(taken) == 4
     assert now_s <= 0.45
+
+
+def test_where_late_steps_weigh_more_a_burst_runs_lower_early_and_higher_late(table: CostTable) -> None:
+    """Eight at once, with time for ten steps of 26 ms: 10 ms at level 4, 18 at 8 and 34 at 16."""
+
+    def levels(late: float) -> list[int]:
+        quality = QualityTable(levels=logarithmic(table.levels, lowest=0.5), late=late)
+        scheduler, now_s, found = scheduler_of(table, quality), 0.0, []
+        scheduler.submit([image(number, within_s=0.26) for number in range(8)], now_s)
+        for _ in range(10):
+            launch, now_s = run_next(scheduler, now_s)
+            found.append(launch.kind.level)
+        return found
+
+    assert levels(late=1.0) == [8] * 7 + [16] * 3
+    assert levels(late=2.0) == [4] * 2 + [8] * 3 + [16] * 5

@@ -108,17 +108,17 @@ def rooms(slower: Slower, view: View, most: float) -> list[Room]:
 
 
 class Expected:
-    """What pictures are expected to be worth whose steps are spread over a time of a plan."""
+    """What pictures are expected to be worth whose steps are spread over a time of a plan. abreast: see `abreast`."""
 
-    def __init__(self, within: Sequence[Room], rates: Rates) -> None:
-        self._within, self._rates = within, rates
+    def __init__(self, within: Sequence[Room], rates: Rates, abreast: float) -> None:
+        self._within, self._rates, self._abreast = within, rates, abreast
         self._worths: dict[tuple[int, int] | None, list[float]] = {}
 
     def quality(self, from_s: float, until_s: float, bounds: tuple[int, int] | None = None) -> float:
         """The mean over that time; bounds: the lowest and the highest level that steps may run at."""
         worths = self._worths.get(bounds)
         if worths is None:
-            worths = [self._rates.worth_within(room.times, bounds) for room in self._within]
+            worths = [self._rates.worth_within(room.times, bounds, self._abreast) for room in self._within]
             self._worths[bounds] = worths
         until_s, total = max(until_s, from_s + ROUNDING_S), 0.0
         for (begin_s, end_s, _), worth in zip(self._within, worths, strict=True):
@@ -130,10 +130,20 @@ class Expected:
         """The sum over what is left of everybody's pictures."""
         return sum(
             [
-                (1 - work.at / work.num_steps) * self.quality(begins_s, ends_s, (work.lowest, work.highest))
+                self._rates.worth_left(work) * self.quality(begins_s, ends_s, (work.lowest, work.highest))
                 for work, begins_s, ends_s in plan.spans()
             ]
         )
+
+
+def abreast(works: Sequence[Work]) -> float:
+    """How much these are at one place of their grids: 1 less the variance of their places over that of places which are
+    spread evenly, and at least 0. Those of a burst can all have low levels early and high ones late; among those who
+    are at all places one level must do for early and late steps.
+    """
+    places = [work.at / work.num_steps for work in works]
+    mean = sum(places) / len(places)
+    return max(0.0, 1 - 12 * sum([(place - mean) ** 2 for place in places]) / len(places))
 
 
 def admissible(
@@ -170,8 +180,9 @@ def admissible(
     before = alone.find(most, known=found.times) or alone.find(most)
     if before is None:
         return kept  # there is no plan without them either, so nothing is taken from anybody
-    with_them = Expected(rooms(found, view, most), rates)
-    without = Expected(rooms(before, view, most), rates)
+    share = abreast(together)
+    with_them = Expected(rooms(found, view, most), rates, share)
+    without = Expected(rooms(before, view, most), rates, share)
     gain = with_them.of_all(found.plan) - without.of_all(before.plan)
     ends_s = max(end_s for work, _, end_s in found.plan.spans() if work in newcomers)
     lost = max(0.0, without.quality(0.0, ends_s) - with_them.quality(0.0, ends_s))

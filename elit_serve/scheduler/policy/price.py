@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import ceil, inf, log
 from statistics import fmean
 
+from elit_serve.plans.changed_levels import step_weights
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.mixing import Mixing
-from elit_serve.scheduler.policy.pace import Ladder
+from elit_serve.scheduler.policy.pace import Ladder, Work
 from elit_serve.scheduler.policy.strides import Strides
 from elit_serve.scheduler.quality import QualityTable
 
@@ -47,12 +48,17 @@ class Rates:
         self._strides = None if coarsening is None else Strides(coarsening)
         self._most, self.best_s = max(self._throughout())
         self.throughput = self._rows_s[self._lowest][1] / self.best_s
-        self._expected = None if self._strides is None else self._expectation(self._strides)
+        self._expected = None if self._strides is None else self._expectation(late=1)
+        self._late_high = None if quality.late == 1 else self._expectation(quality.late)
 
     def worth(self, level: int) -> float:
         """As `QualityTable.at`."""
         found = self._worths.get(level)
         return self._quality.at(level) if found is None else found
+
+    def worth_left(self, work: Work) -> float:
+        """The share of a picture's worth that the steps decide which are left."""
+        return float(1 - (work.at / work.num_steps) ** self._quality.late)
 
     def in_mix(self, mixing: Mixing, bounds: tuple[int, int]) -> list[tuple[int, float]]:
         """For each level that is wished for a member with these bounds: its unit in a key, and its worth.
@@ -83,27 +89,31 @@ class Rates:
         level, times = max(taken, default=(self._lowest, 1.0))
         return level, max(1.0, times)
 
-    def worth_within(self, times: float, bounds: tuple[int, int] | None = None) -> float:
+    def worth_within(self, times: float, bounds: tuple[int, int] | None = None, abreast: float = 0.0) -> float:
         """What is expected of an image that takes so many times as long as with the fewest steps at the lowest level:
         linear between levels, and where steps may become longer, with the best strides at that price.
 
-        bounds: the lowest and the highest level; None are the table's.
+        bounds: the lowest and the highest level; None are the table's. abreast: how much all are at one place of their
+        grids, from 0 to 1, where late steps that weigh more can have higher levels than early ones.
         """
-        lowest, highest = bounds or (self._lowest, self._highest)
-        levels = self._costs.levels_within(lowest, highest)
+        levels = self._costs.levels_within(*(bounds or (self._lowest, self._highest)))
         if len(levels) == 1:
             return self.worth(levels[0])  # the only one that may be, and perhaps none of the table's
-        if self._expected is not None:
-            return min(self._expected.worth(times * self.cost_s[levels[0]]), self.worth(levels[-1]))
+        apart = self._worth_within(times, levels, self._expected)
+        if self._late_high is None or not abreast:
+            return apart
+        return apart + abreast * (self._worth_within(times, levels, self._late_high) - apart)
+
+    def _worth_within(self, times: float, levels: Sequence[int], expected: Expectation | None) -> float:
         within_s = times * self.cost_s[levels[0]]
-        below = levels[0]
-        for level in levels[1:]:
+        if expected is not None:
+            return min(expected.worth(within_s), self.worth(levels[-1]))
+        for below, level in pairwise(levels):
             low_s, high_s = self.cost_s[below], self.cost_s[level]
             if within_s < high_s:
                 share = (within_s - low_s) / (high_s - low_s)
                 return self.worth(below) + share * (self.worth(level) - self.worth(below))
-            below = level
-        return self.worth(below)
+        return self.worth(levels[-1])
 
     def best_level(self, levels: Sequence[int], price: float) -> int:
         """The one with the most quality less what it costs an image at this price."""
@@ -134,7 +144,10 @@ class Rates:
 
     def price(self, affordable_s: float) -> float:
         """Quality per second of the table: what the level that can be afforded for all would gain from more. Where
-        steps may become longer, the price at which pictures take what can be afforded for each longest step."""
+        steps may become longer, the price at which pictures take what can be afforded for each longest step.
+
+        All steps count alike here: launches mostly hold pictures at all places.
+        """
         if self._expected is not None:
             return self._expected.price(affordable_s)
         if self._slope_s <= 0:
@@ -155,26 +168,32 @@ class Rates:
                 found.append((self._worths[level] * (1 - loss) * stride / cost_s, longest * cost_s / stride))
         return found
 
-    def _expectation(self, strides: Strides) -> Expectation:
-        """With the best level and stride at every place and price."""
-        num_places = min(PLACES, len(strides.density))
-        middles = [(2 * place + 1) * len(strides.density) // (2 * num_places) for place in range(num_places)]
-        highest = ceil(log(self._most, DEARER))
+    def _expectation(self, late: float) -> Expectation:
+        """With the best level and stride at every place and price. late: see `QualityTable.late`."""
+        strides = self._strides
+        density = [1.0] * PLACES if strides is None else strides.density
+        num_places = min(PLACES, len(density))
+        middles = [density[(2 * place + 1) * len(density) // (2 * num_places)] for place in range(num_places)]
+        weights = [num_places * weight for weight in step_weights([1] * num_places, late)]
+        longest = 1 if strides is None else strides.longest
+        highest = ceil(log(late * self._most, DEARER))
         takes_s, mean_strides, worths = [], [], []
         for power in range(highest - PRICES + 1, highest + 1):
-            found = [self._best(strides, DEARER**power, strides.density[middle]) for middle in middles]
-            takes_s.append(strides.longest * fmean(cost_s / stride for cost_s, stride, _ in found))
+            found = [self._best(DEARER**power, *place) for place in zip(middles, weights, strict=True)]
+            takes_s.append(longest * fmean(cost_s / stride for cost_s, stride, _ in found))
             mean_strides.append(1 / fmean(1 / stride for _, stride, _ in found))
             worths.append(fmean(worth for _, _, worth in found))
         return Expectation(highest, takes_s, mean_strides, worths)
 
-    def _best(self, strides: Strides, price: float, density: float) -> tuple[float, int, float]:
-        """(seconds, stride, worth) of the best step at a place of this density."""
-        best, found = -inf, (0.0, 1, 0.0)
+    def _best(self, price: float, density: float, weight: float) -> tuple[float, int, float]:
+        """(seconds, stride, worth) of the best step at a place of this density that weighs so much."""
+        best, found, strides = -inf, (0.0, 1, 0.0), self._strides
         for level, cost_s in self.cost_s.items():
-            worth = self._worths[level]
-            stride = strides.best(level, price * cost_s / worth, density)
-            kept = worth * (1 - density * strides.losses(level)[stride])
+            worth, stride, loss = self._worths[level], 1, 0.0
+            if strides is not None:
+                stride = strides.best(level, price * cost_s / worth, density)
+                loss = strides.losses(level)[stride]
+            kept = worth * (weight - density * loss)
             gain = kept - price * cost_s / stride
             if gain > best:
                 best, found = gain, (cost_s, stride, kept)

@@ -47,17 +47,19 @@ class Wishes:
         bounds = dict(Counter([work.bounds for work in crowd]))
         if mixing is None or len(bounds) == 1:
             price = rates.price(stretch * head.row[1])
-            cohort = _alike(order, price / rates.mean_stride(price), rates, view)
+            level_price = price / rates.mean_stride(price) / self._weight(order[: view.max_batch])
+            cohort = _alike(order, level_price, rates, view)
         else:
             mix = self._mix_of(bounds, mixing, rates)
             longer = stretch * sum([work.row[1] for work in crowd]) / mix.least_s
             price = rates.price(longer * rates.least_s)
-            cohort = mix.cohort(crowd, price / rates.mean_stride(price), view.costs)
+            level_price = price / rates.mean_stride(price) / self._weight(crowd)
+            cohort = mix.cohort(crowd, level_price, view.costs)
         if all(work.is_hurried for work in cohort.members):
             cohort.level = max(work.lowest for work in cohort.members)
         lowest = min(cohort.distinct, default=head.bounds)[0]
         levels = view.costs.levels_within(lowest, cohort.level)
-        keep_pace(cohort, levels, price / rates.mean_stride(price), view, parking=self._parking)
+        keep_pace(cohort, levels, level_price, view, parking=self._parking)
         return cohort, price
 
     def strides(self, cohort: Cohort, longest: Sequence[int], price: float, view: View) -> list[int]:
@@ -88,6 +90,14 @@ class Wishes:
         if self._mix is None or not self._mix.is_of(bounds, mixing, rates):
             self._mix = Mix(bounds, mixing, rates)
         return self._mix
+
+    def _weight(self, works: Sequence[Work]) -> float:
+        """What a level is worth at the next steps of these, 1 in the mean of a picture's steps: late ones weigh more,
+        so seconds are better spent on them."""
+        if self._quality.late == 1:
+            return 1.0
+        weights = self._quality.weights
+        return sum([weights[work.num_steps][work.at] for work in works]) / len(works)
 
     def _stretch(self, order: Sequence[Work], urgent: Urgent, view: View) -> float:
         """How many times as long as alone at the lowest level each step may take, for all to be in time.
