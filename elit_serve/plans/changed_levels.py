@@ -18,5 +18,10 @@ def step_weights(strides: Sequence[int], late: float) -> list[float]:
     [0.0625, 0.1875, 0.75]
     """
     whole = sum(strides)
-    weights = [(covered / whole) ** late for covered in accumulate(strides, initial=0)]
+    weights = [weight_until(covered / whole, late) for covered in accumulate(strides, initial=0)]
     return [after - before for before, after in pairwise(weights)]
+
+
+def weight_until(share: float, late: float) -> float:
+    """What the steps weigh together that cover this first share of the grid, of 1."""
+    return float(share**late)

@@ -8,13 +8,13 @@ from itertools import accumulate, pairwise
 from math import ceil, inf, log
 from statistics import fmean
 
-from elit_serve.plans.changed_levels import step_weights
+from elit_serve.plans.changed_levels import weight_until
 from elit_serve.plans.coarsening import Coarsening
 from elit_serve.scheduler.costs import CorrectedCosts
 from elit_serve.scheduler.mixing import Mixing
 from elit_serve.scheduler.policy.pace import Ladder, Work
 from elit_serve.scheduler.policy.strides import Strides
-from elit_serve.scheduler.quality import QualityTable
+from elit_serve.scheduler.quality import QualityTable, StepWeights
 
 PLACES = 8  # of a grid at which is looked for what a picture takes at a price
 DEARER = 1.25  # the prices that are looked at are whole powers of this
@@ -58,7 +58,7 @@ class Rates:
 
     def worth_left(self, work: Work) -> float:
         """The share of a picture's worth that the steps decide which are left."""
-        return float(1 - (work.at / work.num_steps) ** self._quality.late)
+        return 1 - weight_until(work.at / work.num_steps, self._quality.late)
 
     def in_mix(self, mixing: Mixing, bounds: tuple[int, int]) -> list[tuple[int, float]]:
         """For each level that is wished for a member with these bounds: its unit in a key, and its worth.
@@ -174,7 +174,7 @@ class Rates:
         density = [1.0] * PLACES if strides is None else strides.density
         num_places = min(PLACES, len(density))
         middles = [density[(2 * place + 1) * len(density) // (2 * num_places)] for place in range(num_places)]
-        weights = [num_places * weight for weight in step_weights([1] * num_places, late)]
+        weights = StepWeights(late)[num_places]
         longest = 1 if strides is None else strides.longest
         highest = ceil(log(late * self._most, DEARER))
         takes_s, mean_strides, worths = [], [], []
