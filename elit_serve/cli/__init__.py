@@ -226,6 +226,7 @@ def train(
     import torch
 
     from elit_serve.engine.pipeline import choose_device
+    from elit_serve.trainer.distributed import end_rank
     from elit_serve.trainer.loop import train as run_training
     from elit_serve.trainer.recipe import find_recipe, read_recipe
 
@@ -241,6 +242,7 @@ def train(
         device=choose_device(device),
         console=Console(),
     )
+    end_rank()
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,17 @@ def join_world(device: torch.device) -> Iterator[World]:
         yield World(device=device, rank=rank, size=size)
     finally:
         dist.destroy_process_group()
+
+
+def end_rank() -> None:
+    """Ends a rank that has done its work, with status 0 and without Python's own end; nothing without torchrun.
+
+    DTensor's caches keep the process group of sharded weights past `destroy_process_group`, and with it Gloo's threads.
+    One of them that frees its last tensor while Python ends aborts the process (pytorch/pytorch#179291)."""
+    if _variable("WORLD_SIZE", "1") > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def check_alone() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,6 +121,50 @@ def test_every_kind_finds_its_weights_gathered_where_it_uses_them(kind: str, wor
         if expected is not None:
             assert parameter.grad is not None, name
             torch.testing.assert_close(own_rows(parameter.grad), expected, atol=1e-4, rtol=1e-3, msg=name)
+
+
+RANK_WITH_SLOW_THREADS = """
+import os
+from pathlib import Path
+import torch
+from elit_serve.nn.backbones.table import KINDS, build
+from elit_serve.trainer.distributed import end_rank, join_world
+from elit_serve.trainer.sharding import spread
+
+def starve_gloo():
+    for thread in Path("/proc/self/task").iterdir():
+        if "gloo_runloop" in (thread / "comm").read_text():
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+
+def work():
+    with join_world(torch.device("cpu")) as world:
+        model = build(KINDS["dit"].tiny)
+        spread(model, world)
+        model(torch.randn(2, *model.spec.sample_shape), torch.rand(2), torch.arange(2), model.spec.levels[-1])
+        starve_gloo()
+        world.any(True)
+
+work()
+print("worked")
+end_rank()
+"""
+
+
+def test_a_rank_ends_well_while_a_thread_of_its_process_group_still_holds_a_tensor(tmp_path: Path) -> None:
+    """Such a thread, which gets no time while others work on the one processor, would abort the end of Python."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK_WITH_SLOW_THREADS, encoding="utf-8")
+    processor = str(min(os.sched_getaffinity(0)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        ["taskset", "-c", processor, *launcher, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["worked", "worked"]
 
 
 @pytest.mark.slow
