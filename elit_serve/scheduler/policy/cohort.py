@@ -117,11 +117,12 @@ def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *
     who has no spare step; with l of them it is 1/(1 + l) of that. The first member is never left out.
     """
     members = cohort.members
-    tightest_s = min(paces_s([work for work in members if work.is_promised], view), default=inf)
+    every_s = paces_s(members, view)
+    tightest_s = min([pace_s for pace_s, work in zip(every_s, members, strict=True) if work.is_promised], default=inf)
     if cohort.step_s(cohort.level) <= tightest_s:
         return
-    paces = enumerate(paces_s(members, view))
-    others = sorted([(pace_s, place, members[place].left, members[place].lowest) for place, pace_s in paces if place])
+    paces = enumerate(zip(every_s, members, strict=True))
+    others = sorted([(pace_s, place, work.left, work.lowest) for place, (pace_s, work) in paces if place])
     staying, cohort.level = _cheapest(cohort, others, levels, tightest_s, price, parking)
     cohort.only([0, *sorted(place for _, place, _, _ in staying)])
 
@@ -145,22 +146,24 @@ def _cheapest(
     if cohort.bounds and needed > launches[-1][1]:
         launches.append((highest, needed))
     least, best, found = inf, others, levels[0]
+    lowests = sorted([lowest for _, _, _, lowest in others])
     for level, top in reversed(launches):
-        able, above = others, list[Other]()
-        if needed > top:
-            able = [other for other in others if other[-1] <= top]
-            above = [other for other in others if other[-1] > top]
         row_s = cohort.row_s(level, top)
-        num_staying = bisect_right(row_s, within_s, 1, len(able) + 2) - 1
+        num_staying = bisect_right(row_s, within_s, 1, bisect_right(lowests, top) + 2) - 1
         if not num_staying:
             continue
         step_s = row_s[num_staying]
         lost = num_staying * (rates.worth(highest) - rates.worth(level))
         cost = lost + price * (step_s - num_staying * share_s)
+        if cost >= least:
+            continue  # dearer already without those it leaves out
+        able = others if needed <= top else [other for other in others if other[-1] <= top]
         waiting = able[num_staying - 1 :]
-        if cost >= least or min([*waiting[:1], *above[:1]], default=(inf,))[0] <= step_s:
-            continue  # dearer already without those it leaves out, or one of them cannot wait
-        cost = sum([parking / (1 + (pace_s / step_s - 1) * left) for pace_s, _, left, _ in waiting + above], cost)
+        if needed > top:
+            waiting = sorted([*waiting, *[other for other in others if other[-1] > top]])
+        if waiting and waiting[0][0] <= step_s:
+            continue  # one of them cannot wait
+        cost = sum([parking / (1 + (pace_s / step_s - 1) * left) for pace_s, _, left, _ in waiting], cost)
         if cost < least:
             least, best, found = cost, able[: num_staying - 1], level
     if least == inf:
