@@ -15,8 +15,9 @@ FATES = ("made_again", "no_room", "too_late", "given_up")
 class Observer:
     """Is told what happens, on the thread where it happens; this one does nothing with it."""
 
-    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
-        """observed_ms: what it took on the device; None if it did not run as it was planned."""
+    def step_finished(self, launch: Launch, observed_ms: float | None, gap_ms: float | None) -> None:
+        """observed_ms: what it took on the device; None if it did not run as it was planned. gap_ms: for how long the
+        device had nothing to run before it, though there was work; None where it had rested, or prepared it."""
 
     def images_decoded(self, took_ms: float) -> None:
         """All that ended with a step, on the device. Called on a thread of the encoders."""

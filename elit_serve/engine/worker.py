@@ -332,7 +332,6 @@ class Worker:
         """Waits for a step, and hands what it finished to the encoders."""
         took_ms = [self._wait(part) for part in parts]
         observed_ms = took_ms[0] if len(took_ms) == 1 else None  # else it did not run as it was planned
-        self._observer.step_finished(launch, observed_ms)
         with self._changed:
             now_s = self._clock.now()
             has_decoded = not self._executor.is_asynchronous
@@ -340,6 +339,7 @@ class Worker:
             done = self._scheduler.finished(
                 launch.launch_id, now_s, observed_ms, gap_ms=gap_ms, has_decoded=has_decoded
             )
+        self._observer.step_finished(launch, observed_ms, gap_ms)
         decode_ms = 0.0 if has_decoded else launch.decode_ms
         self._ended_s = now_s + decode_ms / 1000
         self._free_s = now_s + (decode_ms + sum(later.device_ms for later, _ in self._running)) / 1000

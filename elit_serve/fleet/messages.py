@@ -91,9 +91,10 @@ Reply = Taken | Refused | StepRun | Preview | Outcome | Failed  # Taken or Refus
 class StepFinished:
     launch: Launch
     observed_ms: float | None
+    gap_ms: float | None
 
     def tell_to(self, observer: Observer) -> None:
-        observer.step_finished(self.launch, self.observed_ms)
+        observer.step_finished(self.launch, self.observed_ms, self.gap_ms)
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,8 @@ class Events(Observer):
         """All that has happened since the last time."""
         return tuple(self._events.popleft() for _ in range(len(self._events)))
 
-    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
-        self._events.append(StepFinished(launch, observed_ms))
+    def step_finished(self, launch: Launch, observed_ms: float | None, gap_ms: float | None) -> None:
+        self._events.append(StepFinished(launch, observed_ms, gap_ms))
 
     def images_decoded(self, took_ms: float) -> None:
         self._events.append(ImagesDecoded(took_ms))

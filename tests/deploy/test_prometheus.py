@@ -202,7 +202,7 @@ def test_every_query_of_the_dashboard_has_values(watched: Prometheus, dashboard:
         "Pictures that share a step",
         "Where a picture's time goes",
         "HTTP time of /v1/generate",
-        "Device busy",
+        "Device busy, or waiting for the host",
         "Seconds per step",
         "Observed over predicted time of a step",
         "Memory",

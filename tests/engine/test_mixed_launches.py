@@ -55,7 +55,7 @@ class Recorder(Observer):
     def __init__(self) -> None:
         self.launches: list[Launch] = []
 
-    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
+    def step_finished(self, launch: Launch, observed_ms: float | None, gap_ms: float | None) -> None:  # noqa: ARG002
         assert observed_ms is not None
         self.launches.append(launch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -63,10 +64,12 @@ class StepByStep(Executor):
 class Recorder(Observer):
     def __init__(self) -> None:
         self.steps: list[Launch] = []
+        self.gaps_ms: list[float | None] = []
         self.failures: list[tuple[str, int]] = []
 
-    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:  # noqa: ARG002
+    def step_finished(self, launch: Launch, observed_ms: float | None, gap_ms: float | None) -> None:  # noqa: ARG002
         self.steps.append(launch)
+        self.gaps_ms.append(gap_ms)
 
     def images_failed(self, cause: str, num_images: int) -> None:
         self.failures.append((cause, num_images))
@@ -190,6 +193,26 @@ def test_an_arrival_joins_at_the_next_step(make_worker: StartWorker, pipeline: P
     executor.may_run.release(10)
     assert file_of(first) == file_of(second)
     assert [len(pictures) for pictures in executor.launches] == [1, 2, 2, 1]
+
+
+def test_how_long_the_device_had_nothing_to_run_is_told_of_a_step_that_did_not_come_at_once(
+    make_worker: StartWorker, pipeline: Pipeline
+) -> None:
+    """Before the first there was no work."""
+    executor, recorder = StepByStep(pipeline), Recorder()
+    worker = make_worker(executor, recorder)
+    worker.start()
+    future = worker.submit(order(pipeline, steps=2, level=2))
+    executor.may_run.release()
+    for _ in range(2):
+        assert executor.has_started.acquire(timeout=60)
+    time.sleep(0.2)
+    executor.may_run.release()
+    file_of(future)
+    first_ms, second_ms = recorder.gaps_ms
+    assert first_ms is None
+    assert second_ms is not None
+    assert second_ms >= 200
 
 
 class Watched(Executor):

@@ -115,8 +115,8 @@ MESSAGES: list[Message] = [
         counters=Counters(promised=3, kept=2),
         waiting=Counter({"somebody": 2}),
         events=(
-            StepFinished(LAUNCH, 4.5),
-            StepFinished(LAUNCH, None),
+            StepFinished(LAUNCH, 4.5, 0.2),
+            StepFinished(LAUNCH, None, None),
             ImagesDecoded(2.5),
             Spent((None, "somebody"), (Cost(), Cost(flops=1.0, device_ms=2.0))),
             ImagesFailed("nan", 3),

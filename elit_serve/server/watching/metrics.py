@@ -43,6 +43,7 @@ STEP_SECONDS_BUCKETS = (
     *(0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05),
     *(0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0),
 )
+GAP_SECONDS_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 COHORT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
@@ -199,6 +200,12 @@ class Metrics:
             STEP_SECONDS_BUCKETS,
             model=names,
         )
+        self.gap_seconds = self._histogram(
+            "elit_gap_seconds",
+            "Seconds that the device had nothing to run before each step, though there was work.",
+            GAP_SECONDS_BUCKETS,
+            model=names,
+        )
         self.cost_ratio = self._histogram(
             "elit_cost_ratio",
             "Observed time of each step over what was predicted for it.",
@@ -259,17 +266,20 @@ class EngineMetrics(Observer):
         self._cohort = metrics.cohort.labels(model)
         self._step_seconds = metrics.step_seconds.labels(model)
         self._decode_seconds = metrics.decode_seconds.labels(model)
+        self._gap_seconds = metrics.gap_seconds.labels(model)
         self._cost_ratio = metrics.cost_ratio.labels(model)
         self._spent = {
             key: (metrics.flops.labels(model, key), metrics.device_seconds.labels(model, key)) for key in metrics.keys
         }
 
-    def step_finished(self, launch: Launch, observed_ms: float | None) -> None:
+    def step_finished(self, launch: Launch, observed_ms: float | None, gap_ms: float | None) -> None:
         self._cohort.observe(len(launch.request_ids))
         self._step_level.observe(launch.kind.level)
         if observed_ms is not None:
             self._step_seconds.observe(observed_ms / 1000)
             self._cost_ratio.observe(observed_ms / launch.predicted_ms)
+        if gap_ms is not None:
+            self._gap_seconds.observe(max(gap_ms, 0.0) / 1000)
 
     def images_decoded(self, took_ms: float) -> None:
         self._decode_seconds.observe(took_ms / 1000)
