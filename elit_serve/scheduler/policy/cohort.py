@@ -157,13 +157,14 @@ def _cheapest(
         cost = lost + price * (step_s - num_staying * share_s)
         if cost >= least:
             continue  # dearer already without those it leaves out
-        able = others if needed <= top else [other for other in others if other[-1] <= top]
-        waiting = able[num_staying - 1 :]
+        able, above = others, list[Other]()
         if needed > top:
-            waiting = sorted([*waiting, *[other for other in others if other[-1] > top]])
-        if waiting and waiting[0][0] <= step_s:
+            able = [other for other in others if other[-1] <= top]
+            above = [other for other in others if other[-1] > top]
+        waiting = able[num_staying - 1 :]
+        if min([*waiting[:1], *above[:1]], default=(inf,))[0] <= step_s:
             continue  # one of them cannot wait
-        cost = sum([parking / (1 + (pace_s / step_s - 1) * left) for pace_s, _, left, _ in waiting], cost)
+        cost = sum([parking / (1 + (pace_s / step_s - 1) * left) for pace_s, _, left, _ in waiting + above], cost)
         if cost < least:
             least, best, found = cost, able[: num_staying - 1], level
     if least == inf:
