@@ -19,7 +19,7 @@ import elit_serve
 from elit_serve.cli.benchmarks import bench, simulate, soak
 from elit_serve.cli.captioning import caption
 from elit_serve.cli.encoding import encode
-from elit_serve.cli.evaluation import evaluate
+from elit_serve.cli.evaluation import evaluate, report
 from elit_serve.cli.first_process import end_when_told
 from elit_serve.cli.generation import generate
 from elit_serve.cli.importing import import_
@@ -283,6 +283,7 @@ for command in (
     profile_training,
     generate,
     evaluate,
+    report,
     sweep,
     grids,
     calibrate,

@@ -1,4 +1,4 @@
-"""`elit-serve evaluate`."""
+"""`elit-serve evaluate` and `elit-serve report`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,6 @@ from elit_serve.cli.options import (
     integers,
 )
 from elit_serve.text.command_line import readable
-
-
-def _report(folder: Path | None) -> None:
-    """`--report DIR`: tells what is measured already, and measures nothing."""
-    if folder is None:
-        return
-    from elit_serve.evaluation.report.page import write_page
-
-    typer.echo(f"{write_page(folder)}")
-    raise typer.Exit
 
 
 def evaluate(
@@ -56,14 +46,6 @@ def evaluate(
     interval_start: Annotated[float | None, typer.Option(help="Guide from this time on. Default: the model's.")] = None,
     interval_end: Annotated[float | None, typer.Option(help="Guide up to this time. Default: the model's.")] = None,
     weak_budget: Annotated[float | None, typer.Option(help="Budget of the weak pass of ag and ccfg.")] = None,
-    report: Annotated[  # noqa: ARG001 (its callback has done it before the other options are looked at)
-        Path | None,
-        typer.Option(
-            callback=_report,
-            is_eager=True,
-            help="Only write DIR/report.html from the evaluation.json and quality.json there; excludes the rest.",
-        ),
-    ] = None,
     size: SizeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -101,3 +83,15 @@ def evaluate(
     plan = pipeline.plan(steps=steps, guidance=replace(chosen, interval=(start, end)))
     extractor = open_features(features, pipeline.device)
     typer.echo(run_evaluation(pipeline, plan, extractor, options, Console(stderr=True)))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder of evaluate or sweep.")],
+) -> None:
+    """Make one HTML page of what is measured: FOLDER/report.html.
+
+    From the evaluation.json and quality.json there, with pictures and a latency file beside them; measures nothing.
+    """
+    from elit_serve.evaluation.report.page import write_page
+
+    typer.echo(f"{write_page(folder)}")

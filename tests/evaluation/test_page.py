@@ -237,7 +237,7 @@ def test_an_inception_score_has_a_column_where_there_is_one(folder: Path) -> Non
 
 
 def test_bad_folders_are_refused(folder: Path) -> None:
-    with pytest.raises(InvalidInput, match="report"):
+    with pytest.raises(InvalidInput, match="folder"):
         write_page(folder / "nowhere")
     with pytest.raises(InvalidInput, match=r"evaluation\.json"):
         write_page(folder / "attention")
@@ -272,10 +272,10 @@ def test_an_evaluation_of_a_plan_that_cannot_be_is_named(folder: Path) -> None:
         write_page(folder)
 
 
-def test_the_command_needs_the_folder_only(
+def test_the_command_writes_it_and_says_where(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["elit-serve", "evaluate", "--report", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["elit-serve", "report", str(folder)])
     with pytest.raises(SystemExit) as caught:
         main()
     assert not caught.value.code

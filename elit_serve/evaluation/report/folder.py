@@ -91,7 +91,7 @@ class Measurements:
 def read_measurements(folder: Path) -> Measurements:
     """Reads a folder's evaluation.json, quality.json (one of them must be there) and latency.json or latency/*.json."""
     if not folder.is_dir():
-        raise InvalidInput("report", str(folder), "a folder that an evaluation has written")
+        raise InvalidInput("folder", str(folder), "a folder that an evaluation has written")
     latency = _read_latency(folder)
     quality = read_quality(folder / "quality.json") if (folder / "quality.json").is_file() else None
     evaluation = read_evaluation(folder)
@@ -99,7 +99,7 @@ def read_measurements(folder: Path) -> Measurements:
         _check_comparable(folder, evaluation, quality)
     first = evaluation or quality
     if first is None:
-        raise InvalidInput("report", str(folder), "a folder with evaluation.json, quality.json or both")
+        raise InvalidInput("folder", str(folder), "a folder with evaluation.json, quality.json or both")
     return Measurements(
         model=first.model,
         model_hash=first.model_hash,
