@@ -178,7 +178,7 @@ def qwen3(num_layers: int) -> Any:
 
 
 def flux2_klein() -> Any:
-    """FLUX.2-klein, whose prompts are three of the inner states of a language model, the last behind 27 layers."""
+    """FLUX.2-klein, whose prompts are three inner states of a language model, the last behind 27 of 30 layers."""
     from diffusers import (
         AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
@@ -210,7 +210,7 @@ def flux2_klein() -> Any:
     return Flux2KleinPipeline(
         transformer=randomised(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        text_encoder=randomised(qwen3(28)),
+        text_encoder=randomised(qwen3(30)),
         tokenizer=tokenizer(1024),
         vae=randomised(vae),
     )

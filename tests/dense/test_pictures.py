@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from dense.conftest import Made
 from dense.folders import FAMILIES, IMPORTED, SIZE, WIDE
 from dense.theirs import their_picture
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from elit_serve.catalogue import read_config
 from elit_serve.engine.pipeline import Pipeline
+from elit_serve.engine.text_encoders import open_encoder
+from elit_serve.files.config import TextConfig
 from elit_serve.plans.guidance import Guidance
 from elit_serve.plans.skips import NO_SKIPS, SkipRule
 
@@ -43,6 +49,24 @@ def test_a_picture_of_another_size_has_the_time_grid_of_that_size(family: str, m
     only_wide = Pipeline.load(model_of(family), device="cpu", sizes=[WIDE])
     assert only_wide.plan(steps=4).times == wide.times
     assert only_wide.config.sampling.time_shift == wide.time_shift
+
+
+def test_layers_of_a_text_encoder_whose_states_nobody_reads_are_not_run(
+    model_of: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ran = model_of("flux2-klein"), []
+    told = read_config(model).conditions
+    assert isinstance(told, TextConfig)
+    encoder = open_encoder(told, model, torch.device("cpu"))
+    forward = Qwen3DecoderLayer.forward
+
+    def counted(self: Qwen3DecoderLayer, *arguments: Any, **named: Any) -> Any:
+        ran.append(self)
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(Qwen3DecoderLayer, "forward", counted)
+    encoder.encode([PROMPT])
+    assert len(ran) == 28  # of 30; its pipeline reads the states behind 9, 18 and 27
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -23,6 +23,7 @@ from elit_serve.files.opening import MAX_JSON_BYTES, MAX_TOKENIZER_BYTES, read_f
 from elit_serve.nn.text import packed
 
 PACKAGES = ("diffusers", "transformers", "ftfy")
+KLEIN_LAYERS = 28  # of 36: it takes the states behind 9, 18 and 27, and a last layer's is normed besides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,12 @@ class PipelineText:
     encoder: the class of its text encoder and its configuration, of the folder where both lie.
     encode: prompts and the most tokens of each that are kept -> their states [B, T, D] and mask [B, T], by a pipeline
         without its other parts.
+    layers: how many of the encoder's layers that needs; None is all of them.
     """
 
     encoder: Callable[[Path], tuple[Any, Any]]
     encode: Callable[[Any, list[str], int], tuple[Tensor, Tensor]]
+    layers: int | None = None
 
 
 def _t5gemma_encoder(folder: Path) -> tuple[Any, Any]:
@@ -99,7 +102,7 @@ def _of_z_image(pipeline: Any, prompts: list[str], max_tokens: int) -> tuple[Ten
 PIPELINES = {
     "PRXPipeline": PipelineText(encoder=_t5gemma_encoder, encode=_of_prx),
     "QwenImagePipeline": PipelineText(encoder=_qwen_encoder, encode=_of_qwen_image),
-    "Flux2KleinPipeline": PipelineText(encoder=_qwen3_encoder, encode=_of_flux2_klein),
+    "Flux2KleinPipeline": PipelineText(encoder=_qwen3_encoder, encode=_of_flux2_klein, layers=KLEIN_LAYERS),
     "ZImagePipeline": PipelineText(encoder=_qwen3_encoder, encode=_of_z_image),
 }
 
@@ -173,6 +176,8 @@ def _open(name: str, model: Path, dtype: torch.dtype, device: torch.device) -> A
         raise CheckpointError(model, [problem]) from None
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(model, [f"text_encoder: tensor {missing[0]} is missing, and {len(missing) - 1} more"])
+    if PIPELINES[name].layers is not None:
+        encoder.layers = encoder.layers[: PIPELINES[name].layers]
     encoder = encoder.to(device).eval().requires_grad_(False)
     others = dict.fromkeys(("transformer", "vae", "scheduler"))
     with warnings.catch_warnings():
