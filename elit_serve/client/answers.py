@@ -251,7 +251,8 @@ class PromptInfo(Answer):
 
 class Model(Answer):
     """A model that a server serves. classes: by id; none of a model of prompts. prompts: what it does with these; None
-    of a model of classes. sizes: what a request may ask for, the default first."""
+    of a model of classes. sizes: what a request may ask for, the default first. response_ms: what its predictions count
+    for HTTP."""
 
     id: str
     hash: str = ""
@@ -264,6 +265,7 @@ class Model(Answer):
     device: str = ""
     simulated: str | None = None
     dtype: str = ""
+    response_ms: float = 0.0
     quality: MeasuredQuality | None = None
 
 

@@ -161,6 +161,7 @@ def model_info(engine: Engine, loaded_at: int) -> ModelInfo:
         device=model.device_name,
         simulated=model.simulated,
         dtype=model.precision,
+        response_ms=engine.settings.response_ms,
         quality=_measured_quality(model),
     )
 

@@ -148,6 +148,7 @@ class ModelInfo(BaseModel):
         "are made."
     )
     dtype: str
+    response_ms: float = Field(description="What every prediction counts for HTTP: `--response-ms`.")
     quality: MeasuredQuality | None = Field(description="Null without measurements.")
 
 

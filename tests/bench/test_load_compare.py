@@ -17,15 +17,17 @@ from elit_serve.bench.load.compare import (
     comparison_table,
     predicted,
 )
-from elit_serve.bench.load.plan import Capacity, open_calls
+from elit_serve.bench.load.compare import simulated as as_predicted
+from elit_serve.bench.load.plan import Capacity, full_plan, open_calls
 from elit_serve.bench.load.report import Summary
-from elit_serve.bench.load.run import LoadOptions
+from elit_serve.bench.load.run import LoadOptions, LoadReport, Target
 from elit_serve.bench.load.sender import PlannedCall
 from elit_serve.bench.simulate.arrivals import open_arrivals
 from elit_serve.bench.simulate.device import Charges, SimulatedDevice
 from elit_serve.bench.simulate.quality_file import read_measurements
 from elit_serve.bench.simulate.workload import Setting, draw_workload
 from elit_serve.catalogue import bundled_models
+from elit_serve.client import GuidanceInfo, LevelInfo, Model, SamplingInfo
 from elit_serve.errors import InvalidInput
 from elit_serve.plans.levels import Budgets
 from elit_serve.plans.step_kind import StepKind
@@ -68,6 +70,20 @@ def test_a_device_is_charged_what_a_server_adds() -> None:
         calls, WISH, scheduler=scheduler, device=SimulatedDevice(TABLE, charges=charges), budgets=BUDGETS
     )
     assert figures.e2el_ms.median == pytest.approx(2.0 + 4 * 10 + 3 * 1.0 + 2.0 + 0.5)
+
+
+@pytest.mark.parametrize(("response_ms", "refused"), [(0.0, {}), (8.0, {"infeasible": 1})])
+def test_a_promise_counts_as_much_for_http_as_the_servers_do(response_ms: float, refused: dict[str, int]) -> None:
+    """The picture takes 42 ms alone, and 2.61 that a server adds where it has rested."""
+    levels = tuple(LevelInfo(level=level, budget=level / 4, latency_ms=1.0) for level in WISH.levels)
+    sampling = SamplingInfo(steps=4, guidance=GuidanceInfo(method="ccfg", scale=2.0, weak_level=1, interval=(0.0, 0.75)))
+    model = Model(id="m", classes=("a",), levels=levels, sampling=sampling, response_ms=response_ms)
+    plan, calls = full_plan(sampling, 4, full_level=4), (call(0.0, 49.0), call(1.0, 100.0))
+    target = Target(model=model, table=TABLE, plan=plan, subjects=THREE)
+    report = LoadReport(facts={}, target=target, calls=calls, records=(), summary=simulated(list(calls)))
+    figures = as_predicted(report, COMPARABLE, "fixed")
+    assert figures.refused == refused
+    assert figures.completed == 2 - len(refused)
 
 
 def test_lonely_requests_take_what_the_table_says() -> None:

@@ -104,6 +104,16 @@ def test_the_alternatives_are_the_levels_that_the_request_allows(server: Any) ->
     assert [(other["level"], other["fits"]) for other in bounded] == [(2, None), (3, None)]
 
 
+def test_a_model_says_what_its_predictions_count_for_http(start_server: Any) -> None:
+    ((without,), (with_five,)) = (
+        start_server(settings=Settings(response_ms=response_ms)).client.get("/v1/models").json()["data"]
+        for response_ms in (0, 5)
+    )
+    assert (without["response_ms"], with_five["response_ms"]) == (0, 5)
+    for before, after in zip(without["levels"], with_five["levels"], strict=True):
+        assert after["latency_ms"] == before["latency_ms"] + 5
+
+
 def test_the_smallest_target_of_a_refusal_is_where_the_alternatives_begin(
     start_server: Any, tiny_model_dir: Path, make_quality: Callable[..., dict[str, Any]]
 ) -> None:

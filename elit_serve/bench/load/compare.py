@@ -107,8 +107,8 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
     """The figures that the simulator predicts for a run, with a policy of this name.
 
     On a device that is as much slower than its cost table as the server has observed, or as `bias` says, and that is
-    charged what a server adds. Requests that leave their plan open get one of those that `quality` has, as a server
-    gives them.
+    charged what a server adds; promises count as much for HTTP as the server's do. Requests that leave their plan open
+    get one of those that `quality` has, as a server gives them.
     """
     check_comparable(options, policy)
     table, budgets = report.target.table, budgets_of(report.target.model)
@@ -124,7 +124,8 @@ def simulated(report: LoadReport, options: LoadOptions, policy: str) -> Summary:
     measured = None if options.quality is None else read_measurements(options.quality)
     bias = options.bias if options.bias is not None else (report.correction or 1.0) - 1
     device = SimulatedDevice(table, bias=bias, charges=AS_SERVED)
-    scheduler = as_served(table, policy, measured, is_open=options.budget is None and options.steps is None)
+    promised = replace(table, overhead_ms=table.overhead_ms + report.target.model.response_ms)
+    scheduler = as_served(promised, policy, measured, is_open=options.budget is None and options.steps is None)
     return predicted(report.calls, wish, scheduler=scheduler, device=device, budgets=budgets)
 
 
