@@ -76,7 +76,8 @@ def test_a_device_is_charged_what_a_server_adds() -> None:
 def test_a_promise_counts_as_much_for_http_as_the_servers_do(response_ms: float, refused: dict[str, int]) -> None:
     """The picture takes 42 ms alone, and 2.61 that a server adds where it has rested."""
     levels = tuple(LevelInfo(level=level, budget=level / 4, latency_ms=1.0) for level in WISH.levels)
-    sampling = SamplingInfo(steps=4, guidance=GuidanceInfo(method="ccfg", scale=2.0, weak_level=1, interval=(0.0, 0.75)))
+    guidance = GuidanceInfo(method="ccfg", scale=2.0, weak_level=1, interval=(0.0, 0.75))
+    sampling = SamplingInfo(steps=4, guidance=guidance)
     model = Model(id="m", classes=("a",), levels=levels, sampling=sampling, response_ms=response_ms)
     plan, calls = full_plan(sampling, 4, full_level=4), (call(0.0, 49.0), call(1.0, 100.0))
     target = Target(model=model, table=TABLE, plan=plan, subjects=THREE)
