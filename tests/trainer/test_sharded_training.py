@@ -164,7 +164,7 @@ def test_a_rank_ends_well_while_a_thread_of_its_process_group_still_holds_a_tens
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.split() == ["worked", "worked"]
+    assert ended.stdout.count("worked") == 2  # each by itself, so one may come between another and its end of line
 
 
 @pytest.mark.slow
