@@ -75,7 +75,7 @@ def test_a_plan_of_many_steps_that_nobody_waits_for_makes_the_same_picture(share
     pipeline = Pipeline.load(shared_tiny_model_dir, device="cuda", dtype="float32")
     plan = Plan(levels=(4,) * LAUNCHES, guidance=Guidance(method="ccfg", scale=2.0, weak_level=1))
     noise, condition = initial_noise([7], pipeline.shapes[0].size), pipeline.conditions[0]
-    made = []
+    made, samples = [], []
     for executor in (Executor(pipeline, num_slots=1), GraphExecutor(pipeline, num_slots=1)):
         if isinstance(executor, GraphExecutor):
             executor.capture([(kind, 1) for kind in set(plan.step_kinds(pipeline.shapes[0].name))])
@@ -83,7 +83,9 @@ def test_a_plan_of_many_steps_that_nobody_waits_for_makes_the_same_picture(share
                 torch.cuda._sleep(1_000_000_000)  # for half a second, in which all steps are enqueued
         pictures = offline.pictures_of([condition], [7], plan, pipeline.shapes[0], noise)
         offline.run(executor, pictures, plan)
+        samples.append(executor.samples(pictures))  # from a stream of its own, with all steps still to come
         (sample,) = executor.collect(pictures).result()
         assert isinstance(sample, Tensor)
         made.append(sample.float())
+    torch.testing.assert_close(samples[1], samples[0], atol=1e-2, rtol=0)
     torch.testing.assert_close(made[1], made[0], atol=1.5, rtol=0)  # of 255

@@ -132,6 +132,14 @@ class GraphExecutor(Executor):
             ended.record(self._steps)
         return _EnqueuedStep(started, ended)
 
+    def samples(self, pictures: Sequence[Picture]) -> Tensor:
+        """Whichever stream asks: after the steps that are on their way, and before those that are launched later."""
+        asking = torch.cuda.current_stream(self._device)
+        asking.wait_stream(self._steps)
+        copies = super().samples(pictures)
+        self._steps.wait_stream(asking)
+        return copies
+
     def watch(self, pictures: Sequence[Picture]) -> None:
         with torch.cuda.stream(self._steps):
             super().watch(pictures)
