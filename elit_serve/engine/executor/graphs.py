@@ -135,6 +135,8 @@ class GraphExecutor(Executor):
     def samples(self, pictures: Sequence[Picture]) -> Tensor:
         """Whichever stream asks: after the steps that are on their way, and before those that are launched later."""
         asking = torch.cuda.current_stream(self._device)
+        if asking == self._steps:
+            return super().samples(pictures)
         asking.wait_stream(self._steps)
         copies = super().samples(pictures)
         self._steps.wait_stream(asking)
