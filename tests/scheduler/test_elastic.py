@@ -264,6 +264,19 @@ def test_who_can_wait_is_left_out_unless_launches_cost_more_than_their_members(
     assert (launch.kind.level, len(launch.request_ids)) == (level, members)
 
 
+def test_of_those_who_can_wait_whoever_has_the_most_steps_to_spare_is_left_out(table: CostTable) -> None:
+    """Not who could take longest over each step: that is the one at its last, and it would be there all the longer."""
+    costs = CorrectedCosts(table)
+    works = [
+        Work(image(i, within_s=latest_s), costs, latest_s=latest_s, margin_s=0.0, order=latest_s).moved_to(10 - left)
+        for i, (latest_s, left) in enumerate([(0.024, 2), (0.03, 1), (0.2, 10)])
+    ]
+    view = View(now_s=0.0, start_s=0.0, costs=costs, max_batch=8, num_waiting=0)
+    steep = QualityTable(levels={4: 0.1, 8: 0.4, 16: 1.0})
+    cohort, _ = Wishes(steep, parking=2.0).cohort(works, Urgent(0.0, 0.1), view)
+    assert (cohort.level, [work.request_id for work in cohort.members]) == (16, [0, 1])
+
+
 def test_hundreds_of_promises_are_planned_and_kept(table: CostTable) -> None:
     """Saturated at the lowest level, 8 images take 100 ms, so 200 take 2.5 s."""
     scheduler = scheduler_of(table, ALL_ALIKE)

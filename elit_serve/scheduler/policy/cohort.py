@@ -114,7 +114,7 @@ def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *
     whichever costs least: in quality, and in time at `price`, since few in a launch take longer each.
 
     levels: from the lowest that may be to the one that is wished. parking: what it costs besides to leave somebody out
-    who has no spare step; with l of them it is 1/(1 + l) of that. The first member is never left out.
+    who has no spare step; with l of them it is 1/(1 + l) of that. Those with the most are left out, never the first.
     """
     members = cohort.members
     every_s = paces_s(members, view)
@@ -122,9 +122,9 @@ def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *
     if cohort.step_s(cohort.level) <= tightest_s:
         return
     paces = enumerate(zip(every_s, members, strict=True))
-    others = sorted([(pace_s, place, work.left, work.lowest) for place, (pace_s, work) in paces if place])
+    others = [(pace_s, place, work.left, work.lowest) for place, (pace_s, work) in paces if place]
     staying, cohort.level = _cheapest(cohort, others, levels, tightest_s, price, parking)
-    cohort.only([0, *sorted(place for _, place, _, _ in staying)])
+    cohort.only([0, *sorted([place for _, place, _, _ in staying])])
 
 
 def _cheapest(
@@ -136,7 +136,7 @@ def _cheapest(
     Nobody is left out who has no step to spare. If there is no other way, it runs at the lowest level without those who
     can wait, however long it takes.
 
-    others: all but the first, the laxest last.
+    others: all but the first.
     """
     rates, first, highest = cohort.rates, cohort.members[0], levels[-1]
     needed = max([lowest for _, _, _, lowest in others], default=0)
@@ -145,7 +145,7 @@ def _cheapest(
     share_s = cohort.row_s(*launches[-1])[num_all] / num_all
     if cohort.bounds and needed > launches[-1][1]:
         launches.append((highest, needed))
-    least, best, found = inf, others, levels[0]
+    least, found = inf, (0, 0, 0, 0.0)
     lowests = sorted([lowest for _, _, _, lowest in others])
     for level, top in reversed(launches):
         row_s = cohort.row_s(level, top)
@@ -157,19 +157,27 @@ def _cheapest(
         cost = lost + price * (step_s - num_staying * share_s)
         if cost >= least:
             continue  # dearer already without those it leaves out
-        able, above = others, list[Other]()
+        spare = sorted([(pace_s / step_s - 1) * left for pace_s, _, left, lowest in others if lowest <= top])
+        waiting = spare[num_staying - 1 :]
         if needed > top:
-            able = [other for other in others if other[-1] <= top]
-            above = [other for other in others if other[-1] > top]
-        waiting = able[num_staying - 1 :]
-        if min([*waiting[:1], *above[:1]], default=(inf,))[0] <= step_s:
+            waiting += [(pace_s / step_s - 1) * left for pace_s, _, left, lowest in others if lowest > top]
+        if waiting and min(waiting) <= 0:
             continue  # one of them cannot wait
-        cost = sum([parking / (1 + (pace_s / step_s - 1) * left) for pace_s, _, left, _ in waiting + above], cost)
+        cost = sum([parking / (1 + steps) for steps in waiting], cost)
         if cost < least:
-            least, best, found = cost, able[: num_staying - 1], level
+            least, found = cost, (level, top, num_staying, step_s)
     if least == inf:
-        best = others if cohort.bounds else [other for other in others if other[-1] <= found]
-        row_s = cohort.row_s(found)
-        while best and best[-1][0] > row_s[len(best) + 1] > within_s:
-            best = best[:-1]
-    return best, found
+        return _without_who_can_wait(cohort, others, levels[0], within_s), levels[0]
+    level, top, num_staying, step_s = found
+    able = [other for other in others if other[-1] <= top]
+    able.sort(key=lambda other: (other[0] / step_s - 1) * other[2])  # as `spare`
+    return able[: num_staying - 1], level
+
+
+def _without_who_can_wait(cohort: Cohort, others: list[Other], level: int, within_s: float) -> list[Other]:
+    """Who stays at this level where no launch is short enough: those who cannot wait for it."""
+    staying = sorted(others if cohort.bounds else [other for other in others if other[-1] <= level])
+    row_s = cohort.row_s(level)
+    while staying and staying[-1][0] > row_s[len(staying) + 1] > within_s:
+        staying.pop()
+    return staying
