@@ -14,6 +14,8 @@ from elit_serve.bench.simulate.workload import Mix, draw_workload, mixed, scales
 from elit_serve.scheduler import CostTable, ElasticPolicy, QualityTable, RequestScheduler
 from elit_serve.scheduler.costs import DEVIATION, CorrectedCosts
 from elit_serve.scheduler.drive import Driver
+from elit_serve.scheduler.policy.pace import Work
+from elit_serve.scheduler.policy.promises import reserve_s
 from elit_serve.scheduler.policy.view import View
 from elit_serve.scheduler.requests import Demand
 from elit_serve.scheduler.state import Tracked
@@ -119,6 +121,16 @@ def test_a_promise_keeps_its_margin_where_plans_are_made_anew(table: CostTable, 
     policy = ElasticPolicy(quality)
     policy.resume([Tracked(demand=demand)], view)
     assert policy.owed(view)[0].due_s < promised.due_s, "what it does not know it plans as the device is now"
+
+
+def test_what_a_launch_of_many_may_take_longer_is_kept_beside_what_promises_have_to_spare(table: CostTable) -> None:
+    """Two tenths of 10 ms, or of 2 ms, where a promise has three tenths of 6 ms for a step of its own."""
+    costs = CorrectedCosts(table)
+    view = View(now_s=0.0, start_s=0.0, costs=costs, max_batch=8, num_waiting=0)
+    work = Work(image(0), costs, latest_s=0.99, margin_s=0.0018, order=0.99)
+    assert reserve_s([work], 0.010, 3.0, view) == pytest.approx(0.0002)
+    assert reserve_s([work], 0.002, 3.0, view) == 0
+    assert reserve_s([], 0.010, 3.0, view) == 0, "nobody has a promise"
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])

@@ -7,7 +7,7 @@ from math import inf
 
 from elit_serve.scheduler.policy.cohort import Cohort
 from elit_serve.scheduler.policy.pace import Work
-from elit_serve.scheduler.policy.promises import Promises
+from elit_serve.scheduler.policy.promises import Promises, reserve_s
 from elit_serve.scheduler.policy.view import View
 
 
@@ -42,20 +42,21 @@ def granted_level(
 def _safe_level(
     promises: Promises, cohort: Cohort, levels: Sequence[int], view: View, start_s: float, margin: float
 ) -> int | None:
-    """The highest of `levels` at which these, who count as run, leave every promise a way to be kept. start_s: of
-    their step, behind what is to be done before."""
+    """The highest of `levels` at which these, who count as run, leave every promise a way to be kept, though their next
+    launch take longer than predicted. start_s: of their step, behind what is to be done before."""
     correction = view.costs.correction
     ending = [work for work in cohort.members if not work.left]
     decode_s, late_s = _decoding(ending, correction)
     due_s = min([work.due_s - late_s for work in ending if work.is_promised], default=inf)
     spare = margin * view.costs.deviation
+    next_s = reserve_s(cohort.members, correction * cohort.step_s(levels[0]), margin, view)
     has_tried = False
     for candidate in reversed(levels):
         step_s = correction * cohort.step_s(candidate)
         end_s = start_s + step_s
         if end_s + spare * step_s > due_s:
             continue
-        free_s = end_s + decode_s
+        free_s = end_s + decode_s + next_s
         if promises.certificate.may_start(free_s, correction) or (
             not has_tried and promises.replan_with_slack(free_s, view)
         ):

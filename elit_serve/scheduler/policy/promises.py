@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 
 from elit_serve.scheduler.policy.pace import Work
 from elit_serve.scheduler.policy.plan import Certificate, plan
 from elit_serve.scheduler.policy.view import View
 
+NEXT_LAUNCH = 2 / 3  # of the margin is kept for the launch that follows: two standard deviations in place of three
 REPLAN_SLOWDOWN = 1.3  # a new plan is made with this to spare, so that it serves several decisions
 
 
@@ -52,6 +54,13 @@ class Promises:
         if found is not None:
             self.certificate = found
         return found is not None
+
+
+def reserve_s(members: Iterable[Work], step_s: float, margin: float, view: View) -> float:
+    """What a launch of these that takes so many seconds may take longer than predicted, beyond what each promise has to
+    spare for a step of its own: a launch of many is far longer than a step alone. margin: see `ElasticSettings`."""
+    own_s = min([work.margin_s for work in members if work.is_promised], default=inf)
+    return max(0.0, NEXT_LAUNCH * margin * view.costs.deviation * step_s - own_s)
 
 
 def plan_with_slack(works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:
