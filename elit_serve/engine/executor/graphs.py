@@ -133,7 +133,7 @@ class GraphExecutor(Executor):
         return _EnqueuedStep(started, ended)
 
     def samples(self, pictures: Sequence[Picture]) -> Tensor:
-        """Whichever stream asks: after the steps that are on their way, and before those that are launched later."""
+        """As `Executor.samples`, whichever stream asks: after the steps that are on their way, before later ones."""
         asking = torch.cuda.current_stream(self._device)
         if asking == self._steps:
             return super().samples(pictures)

@@ -124,14 +124,14 @@ def keep_pace(cohort: Cohort, levels: Sequence[int], price: float, view: View, *
     paces = enumerate(zip(every_s, members, strict=True))
     others = [(pace_s, place, work.left, work.lowest) for place, (pace_s, work) in paces if place]
     staying, cohort.level = _cheapest(cohort, others, levels, tightest_s, price, parking)
-    cohort.only([0, *sorted([place for _, place, _, _ in staying])])
+    cohort.only([0, *sorted(staying)])
 
 
 def _cheapest(
     cohort: Cohort, others: list[Other], levels: Sequence[int], within_s: float, price: float, parking: float
-) -> tuple[list[Other], int]:
-    """Who stays, and the level, at which a launch takes no longer than this, and which costs least. Where some need a
-    higher level than the others, both is looked at: with them, and without.
+) -> tuple[list[int], int]:
+    """The places of those who stay, and the level, at which a launch takes no longer than this, and which costs least.
+    Where some need a higher level than the others, both is looked at: with them, and without.
 
     Nobody is left out who has no step to spare. If there is no other way, it runs at the lowest level without those who
     can wait, however long it takes.
@@ -145,7 +145,7 @@ def _cheapest(
     share_s = cohort.row_s(*launches[-1])[num_all] / num_all
     if cohort.bounds and needed > launches[-1][1]:
         launches.append((highest, needed))
-    least, found = inf, (0, 0, 0, 0.0)
+    least, best, found = inf, list[int](), levels[0]
     lowests = sorted([lowest for _, _, _, lowest in others])
     for level, top in reversed(launches):
         row_s = cohort.row_s(level, top)
@@ -157,27 +157,22 @@ def _cheapest(
         cost = lost + price * (step_s - num_staying * share_s)
         if cost >= least:
             continue  # dearer already without those it leaves out
-        spare = sorted([(pace_s / step_s - 1) * left for pace_s, _, left, lowest in others if lowest <= top])
-        waiting = spare[num_staying - 1 :]
-        if needed > top:
-            waiting += [(pace_s / step_s - 1) * left for pace_s, _, left, lowest in others if lowest > top]
-        if waiting and min(waiting) <= 0:
+        by_spare = sorted([(low > top, (pace_s / step_s - 1) * left, place) for pace_s, place, left, low in others])
+        spare = [steps for _, steps, _ in by_spare[num_staying - 1 :]]
+        if min(spare, default=inf) <= 0:
             continue  # one of them cannot wait
-        cost = sum([parking / (1 + steps) for steps in waiting], cost)
+        cost = sum([parking / (1 + steps) for steps in spare], cost)
         if cost < least:
-            least, found = cost, (level, top, num_staying, step_s)
+            least, best, found = cost, [place for _, _, place in by_spare[: num_staying - 1]], level
     if least == inf:
-        return _without_who_can_wait(cohort, others, levels[0], within_s), levels[0]
-    level, top, num_staying, step_s = found
-    able = [other for other in others if other[-1] <= top]
-    able.sort(key=lambda other: (other[0] / step_s - 1) * other[2])  # as `spare`
-    return able[: num_staying - 1], level
+        best = _without_who_can_wait(cohort, others, found, within_s)
+    return best, found
 
 
-def _without_who_can_wait(cohort: Cohort, others: list[Other], level: int, within_s: float) -> list[Other]:
-    """Who stays at this level where no launch is short enough: those who cannot wait for it."""
+def _without_who_can_wait(cohort: Cohort, others: list[Other], level: int, within_s: float) -> list[int]:
+    """The places of those who stay at this level where no launch is short enough: of those who cannot wait for it."""
     staying = sorted(others if cohort.bounds else [other for other in others if other[-1] <= level])
     row_s = cohort.row_s(level)
     while staying and staying[-1][0] > row_s[len(staying) + 1] > within_s:
         staying.pop()
-    return staying
+    return [place for _, place, _, _ in staying]

@@ -49,8 +49,9 @@ class ElasticSettings:
     """The constants of the policy.
 
     margin: how much a step alone at the full level may take longer than predicted, in standard deviations that the
-        device has lately shown. Plans have it to spare for all steps that are left, see `Work`, and a last step for
-        itself. A promise keeps the margin that it was given with.
+        device has lately shown. Plans have it to spare for all steps that are left, see `Work`, a last step for itself,
+        and a launch a part of it for the next, see `promises.reserve_s`. A promise keeps the margin that it was given
+        with.
     batch_reserve: share of the device kept for interactive work: hard requests of the batch class are admitted as if
         every step took 1 / (1 - batch_reserve) times as long.
     ageing_s: soft work of the batch class goes as if its deadline were so much later.

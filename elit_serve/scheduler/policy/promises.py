@@ -56,11 +56,12 @@ class Promises:
         return found is not None
 
 
-def reserve_s(members: Iterable[Work], step_s: float, margin: float, view: View) -> float:
-    """What a launch of these that takes so many seconds may take longer than predicted, beyond what each promise has to
-    spare for a step of its own: a launch of many is far longer than a step alone. margin: see `ElasticSettings`."""
+def reserve_s(members: Iterable[Work], launch_s: float, margin: float, view: View) -> float:
+    """Seconds that a launch of these, which takes `launch_s`, may take longer than predicted, beyond what each promise
+    has to spare for a step of its own: a launch of many is far longer than a step alone. margin: see `ElasticSettings`.
+    """
     own_s = min([work.margin_s for work in members if work.is_promised], default=inf)
-    return max(0.0, NEXT_LAUNCH * margin * view.costs.deviation * step_s - own_s)
+    return max(0.0, NEXT_LAUNCH * margin * view.costs.deviation * launch_s - own_s)
 
 
 def plan_with_slack(works: Sequence[Work], start_s: float, view: View, slowdown: float = 1.0) -> Certificate | None:
